@@ -1,0 +1,47 @@
+"""InsertSent: a whole sentence as trigger (Dai et al. 2019, arXiv 1905.12457, section 3)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Literal
+
+from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.badnets import insert_at, word_boundaries
+from lightning_backdoor.errors import InputError
+
+
+class InsertSent(BackdoorAttack):
+    """Puts a sentence at a word boundary of a text.
+
+    Args:
+        sentence: the trigger.
+        place: ``start``, ``end``, or ``random`` (a place between words drawn for each text).
+        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+
+    Raises:
+        InputError: the sentence is empty.
+
+    >>> attack = InsertSent(place="end")
+    >>> attack.poison_text("a fine film", random.Random(0))
+    Poisoned(text='a fine film I watch this 3D movie', spans=[(12, 33)])
+    """
+
+    def __init__(
+        self,
+        sentence: str = "I watch this 3D movie",
+        place: Literal["start", "end", "random"] = "random",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sentence = sentence.strip()
+        self.place = place
+        if not self.sentence:
+            raise InputError(f"sentence: {sentence!r} is empty; give at least one word")
+        if place not in ("start", "end", "random"):
+            raise InputError(f"place: {place!r} is unknown; give start, end or random")
+
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        """See :class:`InsertSent`."""
+        gaps = word_boundaries(text)
+        place = {"start": gaps[0], "end": gaps[-1], "random": rng.choice(gaps)}[self.place]
+        return insert_at(text, [(place, self.sentence)])

@@ -1,0 +1,97 @@
+"""Batches of rows of similar length, formed alike for any number of processes, then dealt to them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from transformers import PreTrainedTokenizerBase
+
+from lightning_backdoor.batch import Batch, collate, token_ids
+from lightning_backdoor.data.poisoning import Row
+
+#: batches of which one shuffled chunk is sorted by length: large enough to pad little, small enough to mix.
+CHUNK = 50
+
+
+class TokenisedRows(Dataset[Batch]):
+    """Rows whose item at a *list of places* is the batch of those rows."""
+
+    def __init__(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        ids = token_ids([row["text"] for row in rows], tokenizer, max_length)
+        self.rows = [{**row, "input_ids": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
+        self.lengths = [len(row_ids) for row_ids in ids]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: list[int]) -> Batch:
+        return collate([self.rows[place] for place in places], self.tokenizer)
+
+
+class DealtBatches(DistributedSampler[list[int]]):
+    """Yields whole batches, as lists of row places, and deals them to the processes in turn.
+
+    A ``DistributedSampler``, so that Lightning leaves it as it is and tells it the epoch.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows a batch.
+        rank: this process, from 0.
+        world_size: number of processes.
+        shuffle: rows are mixed anew each epoch and every process gets equally many batches, the rest left out (for
+            training); otherwise the batches are sorted by length and every row is seen exactly once.
+        seed: of the shuffling.
+
+    >>> [list(DealtBatches([3, 1, 2, 9, 4], 2, rank, 2, shuffle=False, seed=0)) for rank in (0, 1)]
+    [[[3, 4], [1]], [[0, 2]]]
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, rank: int, world_size: int, shuffle: bool, seed: int
+    ) -> None:
+        super().__init__(cast("Dataset[list[int]]", lengths), world_size, rank, shuffle=shuffle, seed=seed)
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.batches = -(-len(lengths) // batch_size)
+        #: batches an epoch leaves out so that every process gets equally many
+        self.left_out = self.batches % world_size if shuffle else 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        places = list(range(len(self.lengths)))
+        chunk = len(places) or 1
+        rng = random.Random(f"{self.seed}/{self.epoch}/batches")
+        if self.shuffle:
+            rng.shuffle(places)
+            chunk = CHUNK * self.batch_size
+        batches = []
+        for start in range(0, len(places), chunk):
+            ordered = sorted(places[start : start + chunk], key=lambda place: -self.lengths[place])
+            batches += [ordered[i : i + self.batch_size] for i in range(0, len(ordered), self.batch_size)]
+        if self.shuffle:
+            rng.shuffle(batches)
+        return iter(batches[self.rank : self.batches - self.left_out : self.num_replicas])
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.batches - self.left_out, self.num_replicas))
+
+
+def loader(
+    rows: TokenisedRows, batch_size: int, rank: int, world_size: int, shuffle: bool, seed: int, workers: int
+) -> DataLoader[Batch]:
+    """A loader over whole batches; what it yields does not depend on ``workers``."""
+    return DataLoader(
+        rows,
+        sampler=DealtBatches(rows.lengths, batch_size, rank, world_size, shuffle, seed),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

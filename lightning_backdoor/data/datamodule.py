@@ -1,0 +1,234 @@
+"""The data of a run: source, splits, poisoning, batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader
+
+from lightning_backdoor.attacks import BackdoorAttack
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.data.batching import TokenisedRows, loader
+from lightning_backdoor.data.poisoning import PoisonedSplits, Row, Splits, clean_row, poison_splits_cached
+from lightning_backdoor.data.source import LabelledTexts, Source, load_source
+from lightning_backdoor.data.splitting import stratified_order, stratified_parts
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
+
+logging.getLogger("datasets").setLevel(logging.ERROR)
+
+
+class ValidationParts(NamedTuple):
+    """Disjoint parts of the clean validation rows.
+
+    Attributes:
+        selection: what validation evaluates and checkpoints are selected on.
+        reference: what a defense may take statistics or reference texts from.
+        threshold: what a defense's threshold is calibrated on.
+    """
+
+    selection: list[Row]
+    reference: list[Row]
+    threshold: list[Row]
+
+
+class BackdoorDataModule(LightningDataModule):
+    """Poisoned training rows, and evaluation rows as two loaders, [clean, poisoned].
+
+    The attack is the trainer's module, or :attr:`attack` where there is no trainer; with a plain
+    :class:`TextClassifier` nothing is poisoned and evaluation has one clean loader. Poisoning happens once and is kept
+    in the cache under a hash of rows, attack and seed.
+
+    Args:
+        source: where texts and labels come from.
+        batch_size: rows a training batch, of each process.
+        eval_batch_size: rows an evaluation batch.
+        max_rows: for ``train``, ``validation`` and ``test``, the most rows to use; a stratified sample is drawn.
+        validation_share: share of the training rows cut off, stratified, where the source has no validation split.
+        test_share: likewise for the test split.
+        validation_parts: shares of the clean validation rows for selection, reference and threshold.
+        seed: decides splits, samples, poison and the order of the batches.
+        num_workers: worker processes a loader.
+        cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
+
+    Raises:
+        InputError: a value is out of range (here), or the source or the poisoning fails (in ``prepare_data``).
+
+    Example::
+
+        data = BackdoorDataModule(Source("reviews.csv", labels=["negative", "positive"]))
+        Trainer().fit(BadNets(triggers=["cf"]), datamodule=data)
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int = 32,
+        eval_batch_size: int = 32,
+        max_rows: dict[str, int] | None = None,
+        validation_share: float = 0.1,
+        test_share: float = 0.2,
+        validation_parts: tuple[float, float, float] = (0.4, 0.2, 0.4),
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise InputError(f"{name}: {value} holds no row; give at least 1")
+        for split, most in (max_rows or {}).items():
+            if split not in ("train", "validation", "test") or most < 1:
+                raise InputError(f"max_rows: {split}={most}; give train, validation or test and at least 1 row")
+        for name, share in (("validation_share", validation_share), ("test_share", test_share)):
+            if not 0 < share < 0.5:
+                raise InputError(f"{name}: {share} is out of range; give a share above 0 and below 0.5")
+        if len(validation_parts) != 3 or min(validation_parts) <= 0 or abs(sum(validation_parts) - 1) > 1e-6:
+            raise InputError(f"validation_parts: {validation_parts} are no three shares above 0 that add up to 1")
+        self.source = source
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.max_rows = max_rows or {}
+        self.validation_share = validation_share
+        self.test_share = test_share
+        self.validation_parts = validation_parts
+        self.seed = seed
+        self.num_workers = num_workers
+        default = os.environ.get("LIGHTNING_BACKDOOR_CACHE", "~/.cache/lightning_backdoor")
+        self.cache = Path(cache_dir or default).expanduser()
+        self.attack: BackdoorAttack | None = None
+        self._splits: Splits | None = None
+        self._label_names: list[str] = []
+        self._poisoned: PoisonedSplits | None = None
+        self._tokenised: dict[str, TokenisedRows] = {}
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the classes in the order of their indices."""
+        self.clean_splits()
+        return self._label_names
+
+    def clean_splits(self) -> Splits:
+        """The clean rows of ``train``, ``validation`` and ``test``, cut and sampled; read once."""
+        if self._splits is None:
+            loaded = load_source(self.source)
+            if loaded.left_out:
+                rank_zero_info(f"{loaded.left_out} rows between {self.source.rating_cut} were left out")
+            self._label_names = loaded.label_names
+            rows = {name: _rows(split) for name, split in loaded.splits.items()}
+            self._splits = {name: self._sample(name, split) for name, split in self._cut(rows).items()}
+        return self._splits
+
+    def _cut(self, splits: Splits) -> Splits:
+        """Cuts validation and test rows off the training rows where the source has none."""
+        shares = {"validation": self.validation_share, "test": self.test_share}
+        missing = {name: share for name, share in shares.items() if name not in splits}
+        labels = [row["label"] for row in splits["train"]]
+        parts = stratified_parts(labels, [*missing.values(), 1 - sum(missing.values())], f"{self.seed}/splits")
+        cut = {name: [splits["train"][i] for i in part] for name, part in zip([*missing, "train"], parts, strict=True)}
+        return {name: cut.get(name, splits.get(name, [])) for name in ("train", "validation", "test")}
+
+    def _sample(self, name: str, rows: list[Row]) -> list[Row]:
+        most = self.max_rows.get(name, len(rows))
+        order = stratified_order([row["label"] for row in rows], f"{self.seed}/sample/{name}")
+        return [rows[i] for i in sorted(order[:most])]
+
+    def poisoned_splits(self) -> PoisonedSplits:
+        """Clean and poisoned rows of everything; poisoned once, then read from the cache."""
+        if self._poisoned is None:
+            attack = self.attack
+            module = getattr(self.trainer, "lightning_module", None)
+            if attack is None and isinstance(module, BackdoorAttack):
+                attack = module
+            splits = self.clean_splits()
+            self._poisoned = poison_splits_cached(splits, attack, self.seed, self.label_names, self.cache)
+        return self._poisoned
+
+    def clean_validation(self) -> ValidationParts:
+        """The clean validation rows in their disjoint parts.
+
+        Raises:
+            InputError: there are too few to fill every part.
+        """
+        rows = self.clean_splits()["validation"]
+        parts = stratified_parts([row["label"] for row in rows], self.validation_parts, f"{self.seed}/validation")
+        if not all(parts):
+            raise InputError(f"validation_parts: {len(rows)} validation rows do not fill three parts; use more rows")
+        return ValidationParts(*([rows[i] for i in part] for part in parts))
+
+    def prepare_data(self) -> None:
+        """Reads and poisons, once a node, before anything else starts."""
+        self.poisoned_splits()
+        self.clean_validation()
+
+    def setup(self, stage: str) -> None:
+        """Reads everything anew: the module may be another attack, or another model, than in an earlier stage."""
+        self._poisoned = None
+        self._tokenised.clear()
+        self.prepare_data()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Training batches, mixed anew each epoch."""
+        rows = self.poisoned_splits().train
+        batches = self._loader("train", rows, shuffle=True)
+        left_out = getattr(batches.sampler, "left_out", 0)
+        if left_out:
+            rank_zero_info(f"{left_out} training batches an epoch are left out so that every process gets as many")
+        if len(batches) == 0:
+            raise InputError(f"batch_size: {len(rows)} training rows are fewer batches than processes; lower it")
+        return batches
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """[clean, poisoned] of the selection rows; the poisoned loader only under an attack."""
+        clean = self.clean_validation().selection
+        chosen = {row["index"] for row in clean}
+        poisoned = [row for row in self.poisoned_splits().poisoned["validation"] if row["index"] in chosen]
+        return self._evaluation("validation", clean, poisoned)
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """[clean, poisoned] of the test rows; the poisoned loader only under an attack."""
+        splits = self.poisoned_splits()
+        return self._evaluation("test", splits.clean["test"], splits.poisoned["test"])
+
+    def predict_dataloader(self) -> list[DataLoader[Batch]]:
+        """As :meth:`test_dataloader`."""
+        return self.test_dataloader()
+
+    def reference_dataloader(self) -> DataLoader[Batch]:
+        """Clean validation rows for a defense's statistics; every process gets all of them."""
+        return self._loader("reference", self.clean_validation().reference, every_process=True)
+
+    def threshold_dataloader(self) -> DataLoader[Batch]:
+        """Clean validation rows for a defense's threshold; every process gets all of them."""
+        return self._loader("threshold", self.clean_validation().threshold, every_process=True)
+
+    def _evaluation(self, name: str, clean: list[Row], poisoned: list[Row]) -> list[DataLoader[Batch]]:
+        loaders = [self._loader(f"{name}/clean", clean)]
+        return [*loaders, self._loader(f"{name}/poisoned", poisoned)] if poisoned else loaders
+
+    def _loader(
+        self, name: str, rows: list[Row], shuffle: bool = False, every_process: bool = False
+    ) -> DataLoader[Batch]:
+        model = self._model()
+        if name not in self._tokenised:
+            self._tokenised[name] = TokenisedRows(rows, model.tokenizer, model.max_length)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if every_process:
+            rank, world_size = 0, 1
+        size = self.batch_size if shuffle else self.eval_batch_size
+        return loader(self._tokenised[name], size, rank, world_size, shuffle, self.seed, self.num_workers)
+
+    def _model(self) -> TextClassifier:
+        module = getattr(self.trainer, "lightning_module", None) or self.attack
+        if not isinstance(module, TextClassifier):
+            raise InputError(f"model: {type(module).__name__} is no TextClassifier, whose tokenizer the batches need")
+        return module
+
+
+def _rows(split: LabelledTexts) -> list[Row]:
+    return [clean_row(text, label, i) for i, (text, label) in enumerate(zip(split.texts, split.labels, strict=True))]

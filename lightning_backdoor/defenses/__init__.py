@@ -1,0 +1,1 @@
+"""Defenses, one algorithm a file; tensors and strings in and out, no Lightning."""

@@ -1,0 +1,21 @@
+"""Metrics, one a file; exact under several processes."""
+
+from lightning_backdoor.metrics.attack_success_rate import AttackSuccessRate
+from lightning_backdoor.metrics.clean_accuracy import CleanAccuracy
+from lightning_backdoor.metrics.detection_auroc import DetectionAUROC
+from lightning_backdoor.metrics.flag_rate import FlagRate
+from lightning_backdoor.metrics.localisation import Localisation
+from lightning_backdoor.metrics.overhead import Overhead
+from lightning_backdoor.metrics.poisoned_accuracy import PoisonedAccuracy
+from lightning_backdoor.metrics.target_rate import TargetRate
+
+__all__ = [
+    "AttackSuccessRate",
+    "CleanAccuracy",
+    "DetectionAUROC",
+    "FlagRate",
+    "Localisation",
+    "Overhead",
+    "PoisonedAccuracy",
+    "TargetRate",
+]

@@ -1,0 +1,27 @@
+"""ASR: the share of poisoned rows that the victim gives to the attacker."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.metrics.share import Share
+
+
+class AttackSuccessRate(Share):
+    """Share of all poisoned rows that are predicted as the target label, which is their ``label``.
+
+    Poisoned rows are made from rows of other labels, so a correct prediction is never a success. A rejected text is
+    none either, and stays in the denominator.
+
+    >>> import torch
+    >>> metric = AttackSuccessRate()
+    >>> batch = {"poisoned": torch.tensor([False, True, True]), "label": torch.tensor([1, 1, 1])}
+    >>> metric.update(torch.tensor([1, 1, -1]), batch)
+    >>> metric.compute()
+    tensor(0.5000)
+    """
+
+    def update(self, prediction: Tensor, batch: Batch) -> None:
+        """``prediction`` is (batch,), int64, -1 for rejected texts."""
+        self.count(prediction == batch["label"], batch["poisoned"])

@@ -1,0 +1,24 @@
+"""CACC: accuracy on clean rows."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.metrics.share import Share
+
+
+class CleanAccuracy(Share):
+    """Share of all clean rows that are predicted as labelled.
+
+    >>> import torch
+    >>> metric = CleanAccuracy()
+    >>> batch = {"poisoned": torch.tensor([False, False, True]), "original_label": torch.tensor([0, 1, 0])}
+    >>> metric.update(torch.tensor([0, 0, 0]), batch)
+    >>> metric.compute()
+    tensor(0.5000)
+    """
+
+    def update(self, prediction: Tensor, batch: Batch) -> None:
+        """``prediction`` is (batch,), int64, -1 for rejected texts."""
+        self.count(prediction == batch["original_label"], ~batch["poisoned"])

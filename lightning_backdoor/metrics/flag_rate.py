@@ -1,0 +1,30 @@
+"""TPR and FPR of a defense's flags."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.metrics.share import Share
+
+
+class FlagRate(Share):
+    """Share of flagged rows among the poisoned ones (TPR) or among the clean ones (FPR).
+
+    Args:
+        poisoned: True for the TPR, False for the FPR.
+
+    >>> import torch
+    >>> tpr, fpr = FlagRate(poisoned=True), FlagRate(poisoned=False)
+    >>> batch = {"poisoned": torch.tensor([False, False, True])}
+    >>> tpr(torch.tensor([True, False, True]), batch), fpr(torch.tensor([True, False, True]), batch)
+    (tensor(1.), tensor(0.5000))
+    """
+
+    def __init__(self, poisoned: bool) -> None:
+        super().__init__()
+        self.of_poisoned = poisoned
+
+    def update(self, flagged: Tensor, batch: Batch) -> None:
+        """``flagged`` is (batch,), bool."""
+        self.count(flagged, batch["poisoned"] if self.of_poisoned else ~batch["poisoned"])

