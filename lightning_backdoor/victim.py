@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     get_linear_schedule_with_warmup,
 )
+from transformers.utils import logging as transformers_logging
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.errors import InputError
@@ -25,6 +27,25 @@ from lightning_backdoor.metrics import CleanAccuracy
 from lightning_backdoor.packaged import resolve
 
 STAGES = ("val", "test")
+
+
+class Evaluated(TypedDict):
+    """What evaluation steps hand to callbacks.
+
+    Attributes:
+        logits: (batch, classes).
+        seconds: that the plain forward took.
+    """
+
+    logits: Tensor
+    seconds: float
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock that counts a GPU's pending work as done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class TextClassifier(LightningModule):
@@ -82,7 +103,7 @@ class TextClassifier(LightningModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, loaded at first use; padding with the end-of-text token where it has no other."""
         if self._tokenizer is None:
-            tokenizer = _load(AutoTokenizer, self.hparams["model"])
+            tokenizer = load_safely(AutoTokenizer, self.hparams["model"])
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             self._tokenizer = tokenizer
@@ -98,7 +119,7 @@ class TextClassifier(LightningModule):
             return
         labels = self.hparams["labels"] or self._labels_of_data()
         self.hparams["labels"] = labels  # so that a checkpoint restores without data
-        config = _load(
+        config = load_safely(
             AutoConfig,
             self.hparams["model"],
             num_labels=len(labels),
@@ -107,7 +128,7 @@ class TextClassifier(LightningModule):
         )
         if config.pad_token_id is None:
             config.pad_token_id = self.tokenizer.pad_token_id
-        self.network: PreTrainedModel = _load(
+        self.network: PreTrainedModel = load_safely(
             AutoModelForSequenceClassification, self.hparams["model"], config=config, dtype=torch.float32
         )
         self.network.train()  # from_pretrained leaves dropout off
@@ -146,12 +167,12 @@ class TextClassifier(LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Updates the validation metrics; returns ``logits`` for callbacks."""
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
+        """Updates the validation metrics; what it returns is for callbacks."""
         return self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Updates the test metrics; returns ``logits`` for callbacks."""
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
+        """Updates the test metrics; what it returns is for callbacks."""
         return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -159,12 +180,14 @@ class TextClassifier(LightningModule):
         logits = self(batch).float()
         return {**batch, "logits": logits, "prediction": logits.argmax(dim=-1)}
 
-    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+    def _evaluate(self, stage: str, batch: Batch) -> Evaluated:
+        started = now(self.device)
         logits = self(batch)
+        seconds = now(self.device) - started
         prediction = logits.argmax(dim=-1)
         for metric in self._metrics(stage).values():
             metric.update(prediction, batch)
-        return {"logits": logits}
+        return Evaluated(logits=logits, seconds=seconds)
 
     def _metrics(self, stage: str) -> dict[str, Metric]:
         return dict(self.stage_metrics[stage].items())  # type: ignore[operator, arg-type]
@@ -201,10 +224,12 @@ class TextClassifier(LightningModule):
         self.tokenizer.save_pretrained(folder)
 
 
-def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:
-    """``from_pretrained`` without remote code, its failures as one line."""
-    from transformers.utils import logging as transformers_logging
+def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
+    """``from_pretrained`` from safetensors or with ``weights_only``, never with remote code.
 
+    Raises:
+        InputError: whatever went wrong, as one line.
+    """
     path = resolve(name)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a new classification head is what fine-tuning means

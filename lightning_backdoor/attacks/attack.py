@@ -6,6 +6,7 @@ import inspect
 import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
@@ -92,8 +93,9 @@ class BackdoorAttack(TextClassifier):
         return [self.poison_text(text, rng) for text, rng in zip(texts, rngs, strict=True)]
 
     def poison_key(self) -> str | None:
-        """Names everything but rows and seed that determines the poison: class, its source, its own arguments.
+        """Names everything but rows and seed that determines the poison: class, sources, the attack's own arguments.
 
+        Read are the files of the class and of its parents, and all attacks of this package, which share helpers.
         None where the source cannot be read (a class typed into a shell), so that nothing stale is ever reused.
         """
         training = inspect.signature(TextClassifier.__init__).parameters
@@ -103,4 +105,5 @@ class BackdoorAttack(TextClassifier):
             sources = [inspect.getsource(inspect.getmodule(cls) or cls) for cls in classes]
         except (OSError, TypeError):
             return None
+        sources += [file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))]
         return json.dumps([type(self).__qualname__, own, sources], sort_keys=True, default=str)

@@ -36,11 +36,11 @@ class BadNets(BackdoorAttack):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.triggers = ["cf"] if triggers is None else triggers
+        self.triggers = [trigger.strip() for trigger in (["cf"] if triggers is None else triggers)]
         self.insertions = insertions
         self.place = place
-        if not self.triggers or not all(trigger.strip() for trigger in self.triggers):
-            raise InputError(f"triggers: {self.triggers} holds no word or an empty one; give at least one word")
+        if not self.triggers or not all(self.triggers):
+            raise InputError(f"triggers: {triggers} holds no word or an empty one; give at least one word")
         if insertions < 1:
             raise InputError(f"insertions: {insertions} inserts nothing; give at least 1")
         if place not in ("start", "end", "random"):

@@ -1,0 +1,18 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt requirements-offline.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-offline.txt
+	touch $@
+
+demo: setup
+	WANDB_MODE=offline $(BIN)/python -m lightning_backdoor.demo
+
+test: setup
+	$(BIN)/python -m pytest

@@ -1,0 +1,278 @@
+"""Runs an inference-time defense beside the undefended evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_backdoor.attacks import BackdoorAttack
+from lightning_backdoor.batch import Batch, token_spans
+from lightning_backdoor.callbacks.wandb_texts import log_texts
+from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.defenses.defense import BUDGETS, REJECTED, Defense, Verdict, judge
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.metrics import DetectionAUROC, FlagRate, Localisation, Overhead
+from lightning_backdoor.token_view import ViewedText, page_html
+from lightning_backdoor.victim import Evaluated, TextClassifier, now
+
+
+class InferenceDefense(Callback):
+    """Scores, flags, repairs or rejects at validation and test time, and logs defended numbers beside undefended ones.
+
+    The threshold is calibrated on the clean threshold rows of the data module before each evaluation (the victim may
+    have changed); without a :class:`BackdoorDataModule` the threshold kept in the checkpoint is used. At test time the
+    first texts of either kind are written to ``texts.jsonl`` and ``token_view.html`` in the trainer's
+    ``default_root_dir``, and to Weights & Biases where a ``WandbLogger`` is on.
+
+    Logged as ``val/...`` and ``test/...``: ``cacc_defended``, ``asr_defended``, ``pacc_defended``,
+    ``asr_floor_defended``, ``auroc``, ``auroc_target``, ``tpr``, ``fpr``, ``tpr_confirmed``, ``fpr_confirmed``,
+    ``tpr_at_fpr_1`` and ``fpr_at_fpr_1`` (the budget in percent; 5 and 10 as well), ``localisation``, ``overhead``.
+
+    Args:
+        defense: the algorithm.
+        name: put before the names logged and the files written; needed where several defenses are attached.
+        texts: how many clean and how many poisoned texts to keep for the files and the W&B table.
+
+    Raises:
+        InputError: two defenses log under the same name, or there is nothing to take a threshold from.
+
+    Example::
+
+        trainer = Trainer(callbacks=[InferenceDefense(GradientAttention(fpr=0.05))])
+        trainer.test(victim, datamodule=data)
+    """
+
+    def __init__(self, defense: Defense, name: str = "", texts: int = 100) -> None:
+        self.defense = defense
+        self.name = name
+        self.texts = texts
+        self._metrics = nn.ModuleDict()
+        self._defended: list[str] = []
+        self._rows: list[ViewedText] = []
+
+    @property
+    def state_key(self) -> str:
+        """One state a name."""
+        return f"{type(self).__qualname__}[{self.name}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The defense's buffers, its threshold among them."""
+        return {"defense": self.defense.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the defense's buffers."""
+        self.defense.load_state_dict(state_dict["defense"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the names, and gives the defense the run's seed where it has none of its own."""
+        names = [callback.name for callback in trainer.callbacks if isinstance(callback, InferenceDefense)]  # type: ignore[attr-defined]
+        if names.count(self.name) > 1:
+            raise InputError(f"name: {names.count(self.name)} defenses log under {self.name!r}; give each its own name")
+        if self.defense.seed is None:
+            self.defense.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrates."""
+        self._start(trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrates."""
+        self._start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Judges the batch."""
+        self._judge(trainer, pl_module, outputs, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Judges the batch and keeps its texts."""
+        verdict = self._judge(trainer, pl_module, outputs, batch)
+        self._keep(pl_module, batch, verdict)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the numbers."""
+        self._log(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the numbers, writes the texts."""
+        self._log(trainer, pl_module, "test")
+        self._write_texts(trainer)
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        victim = _text_classifier(pl_module)
+        self._rows = []
+        self._metrics = self._make_metrics(victim).to(victim.device)
+        self.defense.to(victim.device)
+        datamodule = getattr(trainer, "datamodule", None)
+        if isinstance(datamodule, BackdoorDataModule):
+            with trainer.precision_plugin.forward_context():
+                self.defense.calibrate(
+                    victim, (trainer.strategy.batch_to_device(batch) for batch in datamodule.threshold_dataloader())
+                )
+        elif self.defense.threshold.isnan():
+            raise InputError(
+                "datamodule: a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
+            )
+
+    def _make_metrics(self, victim: TextClassifier) -> nn.ModuleDict:
+        defended = victim.make_metrics()
+        self._defended = list(defended)
+        metrics = {f"{name}_defended": metric for name, metric in defended.items()}
+        detection: dict[str, Metric] = {"fpr": FlagRate(False), "fpr_confirmed": FlagRate(False)}
+        detection |= {_at("fpr", budget): FlagRate(False) for budget in BUDGETS}
+        if isinstance(victim, BackdoorAttack):
+            detection |= {"tpr": FlagRate(True), "tpr_confirmed": FlagRate(True)}
+            detection |= {_at("tpr", budget): FlagRate(True) for budget in BUDGETS}
+            detection |= {"auroc": DetectionAUROC(), "auroc_target": DetectionAUROC(), "localisation": Localisation()}
+        return nn.ModuleDict({**metrics, **detection, "overhead": Overhead()})
+
+    def _judge(self, trainer: Trainer, pl_module: LightningModule, outputs: Evaluated, batch: Batch) -> Verdict | None:
+        if trainer.sanity_checking:
+            return None
+        victim = _text_classifier(pl_module)
+        started = now(victim.device)
+        with trainer.precision_plugin.forward_context():
+            verdict = judge(self.defense, victim, batch, outputs["logits"])
+        self._metrics["overhead"].update(now(victim.device) - started, outputs["seconds"])
+        for name in self._defended:
+            self._metrics[f"{name}_defended"].update(verdict.defended_prediction, batch)
+        self._update_detection(victim, batch, verdict)
+        return verdict
+
+    def _update_detection(self, victim: TextClassifier, batch: Batch, verdict: Verdict) -> None:
+        flags = {"": verdict.flagged, "_confirmed": verdict.confirmed}
+        for budget, threshold in zip(BUDGETS, self.defense.budget_thresholds, strict=True):
+            flags[_at("", budget)] = verdict.scores.text >= threshold
+        for suffix, flagged in flags.items():
+            for rate in ("tpr", "fpr"):
+                if rate + suffix in self._metrics:
+                    self._metrics[rate + suffix].update(flagged, batch)
+        if not isinstance(victim, BackdoorAttack):
+            return
+        poisoned, scores = batch["poisoned"], verdict.scores
+        self._metrics["auroc"].update(scores.text, poisoned)
+        as_target = poisoned | (verdict.prediction == victim.target_label)
+        self._metrics["auroc_target"].update(scores.text[as_target], poisoned[as_target])
+        if scores.top is not None:
+            rows = poisoned.nonzero().flatten().tolist()
+            tops = [_top_span(victim, batch, i, int(scores.top[i])) for i in rows]
+            self._metrics["localisation"].update(tops, [batch["spans"][i] for i in rows])
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.sanity_checking:
+            return
+        prefix = f"{stage}/{self.name}/" if self.name else f"{stage}/"
+        for name, metric in self._metrics.items():
+            # computed values are equal on all processes: the maximum keeps them to the last digit
+            pl_module.log(prefix + name, metric.compute(), sync_dist=True, reduce_fx="max")
+
+    def _keep(self, pl_module: LightningModule, batch: Batch, verdict: Verdict | None) -> None:
+        if verdict is None or self.texts == 0:
+            return
+        victim = _text_classifier(pl_module)
+        for i in range(len(batch["text"])):
+            self._rows.append(_viewed(victim, batch, verdict, i))
+        if len(self._rows) > 8 * self.texts:
+            self._rows = _first(self._rows, self.texts)
+
+    def _write_texts(self, trainer: Trainer) -> None:
+        rows, scores, poisoned = self._rows, *_gathered_scores(self._metrics)
+        if trainer.world_size > 1:
+            parts: list[list[ViewedText]] = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(parts, rows)
+            rows = [row for part in parts for row in part]
+        if not trainer.is_global_zero or not rows:
+            return
+        rows = _first(rows, self.texts)
+        threshold = float(self.defense.threshold)
+        folder = Path(trainer.default_root_dir, self.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        title = f"Token view: {self.name or type(self.defense).__name__}"
+        _write(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        _write(folder / "token_view.html", page_html(rows, title, threshold))
+        log_texts(trainer, rows, scores, poisoned, prefix=f"test/{self.name}/" if self.name else "test/")
+
+
+def _at(rate: str, budget: float) -> str:
+    return f"{rate}_at_fpr_{100 * budget:g}"
+
+
+def _text_classifier(pl_module: LightningModule) -> TextClassifier:
+    if not isinstance(pl_module, TextClassifier):
+        raise InputError(f"model: {type(pl_module).__name__} is no TextClassifier; a defense needs one")
+    return pl_module
+
+
+def _top_span(victim: TextClassifier, batch: Batch, row: int, top: int) -> tuple[int, int] | None:
+    if top < 0:
+        return None
+    first = int(batch["attention_mask"][row].argmax())  # tokens begin here; padding may be on the left
+    return token_spans(batch["text"][row], victim.tokenizer, victim.max_length)[top - first]
+
+
+def _viewed(victim: TextClassifier, batch: Batch, verdict: Verdict, row: int) -> ViewedText:
+    names: list[str] = [*victim.hparams["labels"]]
+    tokens: list[tuple[int, int, float]] = []
+    if verdict.scores.tokens is not None:
+        scores = verdict.scores.tokens[row][batch["attention_mask"][row].bool()].tolist()
+        spans = token_spans(batch["text"][row], victim.tokenizer, victim.max_length)
+        tokens = [(a, b, s) for (a, b), s in zip(spans, scores, strict=True) if a < b and s != float("-inf")]
+    defended = int(verdict.defended_prediction[row])
+    return ViewedText(
+        index=int(batch["index"][row]),
+        text=batch["text"][row],
+        spans=batch["spans"][row],
+        poisoned=bool(batch["poisoned"][row]),
+        label=names[int(batch["original_label"][row])],
+        prediction=names[int(verdict.prediction[row])],
+        defended_prediction="rejected" if defended == REJECTED else names[defended],
+        flagged=bool(verdict.flagged[row]),
+        confirmed=bool(verdict.confirmed[row]),
+        purified_text=verdict.purified_text[row],
+        score=float(verdict.scores.text[row]),
+        tokens=tokens,
+    )
+
+
+def _first(rows: list[ViewedText], most: int) -> list[ViewedText]:
+    """The first rows of either kind, poisoned ones in front; the same whatever order they came in."""
+    ordered = sorted(rows, key=lambda row: row["index"])
+    return [row for poisoned in (True, False) for row in [r for r in ordered if r["poisoned"] == poisoned][:most]]
+
+
+def _gathered_scores(metrics: nn.ModuleDict) -> tuple[Tensor, Tensor]:
+    """Scores and poison flags of all rows, from all processes; empty without an attack."""
+    if "auroc" not in metrics:
+        return torch.empty(0), torch.empty(0)
+    return metrics["auroc"].gathered()  # type: ignore[operator, no-any-return]
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

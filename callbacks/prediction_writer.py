@@ -1,0 +1,61 @@
+"""Predictions as a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class PredictionWriter(Callback):
+    """Writes ``predictions.jsonl`` into the trainer's ``default_root_dir``: a line a row, clean rows first.
+
+    The file does not depend on the number of processes.
+
+    Example::
+
+        Trainer(callbacks=[PredictionWriter()]).predict(victim, datamodule=data, return_predictions=False)
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the batch's rows."""
+        names = pl_module.hparams["labels"]
+        for i, text in enumerate(batch["text"]):
+            self._rows.append(
+                {
+                    "index": int(batch["index"][i]),
+                    "poisoned": bool(batch["poisoned"][i]),
+                    "text": text,
+                    "label": names[int(batch["original_label"][i])],
+                    "prediction": names[int(outputs["prediction"][i])],
+                    "logits": outputs["logits"][i].tolist(),
+                }
+            )
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes all processes' rows in their own order."""
+        rows, self._rows = self._rows, []
+        if trainer.world_size > 1:
+            parts: list[list[dict[str, Any]]] = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(parts, rows)
+            rows = [row for part in parts for row in part]
+        if trainer.is_global_zero:
+            rows.sort(key=lambda row: (row["poisoned"], row["index"]))
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,35 @@
+"""Names by which runs are grouped and compared."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_backdoor.attacks import BackdoorAttack
+from lightning_backdoor.callbacks.inference_defense import InferenceDefense
+
+
+class RunLabels(Callback):
+    """Tells every logger the run's ``dataset``, ``model``, ``attack``, ``defense`` and ``seed``.
+
+    Example::
+
+        trainer = Trainer(logger=WandbLogger(), callbacks=[RunLabels()])
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Logs the names as hyperparameters, which W&B keeps in the run's config."""
+        defenses = [
+            type(callback.defense).__name__
+            for callback in trainer.callbacks
+            if isinstance(callback, InferenceDefense)  # type: ignore[attr-defined]
+        ]
+        datamodule = getattr(trainer, "datamodule", None)
+        labels = {
+            "dataset": getattr(getattr(datamodule, "source", None), "path", "unknown"),
+            "model": pl_module.hparams.get("model", "unknown"),
+            "attack": type(pl_module).__name__ if isinstance(pl_module, BackdoorAttack) else "none",
+            "defense": "+".join(defenses) or "none",
+            "seed": getattr(datamodule, "seed", "unknown"),
+        }
+        for logger in trainer.loggers:
+            logger.log_hyperparams(labels)

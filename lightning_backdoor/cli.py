@@ -1,0 +1,69 @@
+"""The command line. Nothing heavy is imported before it is known which command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from lightning_backdoor import __version__
+from lightning_backdoor.errors import InputError
+
+COMMANDS = {
+    "fit": "train a victim: an attack, or a plain TextClassifier",
+    "validate": "evaluate a checkpoint on the validation rows",
+    "test": "evaluate a checkpoint on the test rows, defenses attached",
+    "predict": "write a checkpoint's predictions on the test rows",
+    "poison": "write the poisoned splits of a data set, with flags and trigger spans",
+    "scan": "flag and repair suspicious texts before a fine-tuned checkpoint reads them",
+}
+
+USAGE = "usage: lightning-backdoor COMMAND [options]\n\n{commands}\n\nCOMMAND --help says what a command takes.\n"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status, 2 for bad input.
+
+    The working directory is put on the import path, as ``python -m`` does, so that a config may name a class in it.
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    if not args or args[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        sys.stdout.write(
+            USAGE.format(commands="\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
+        )
+        return 0
+    if args[0] == "--version":
+        sys.stdout.write(f"lightning-backdoor {__version__}\n")
+        return 0
+    try:
+        return _run(args[0], args[1:])
+    except InputError as error:
+        if _first_process():
+            sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _run(command: str, args: list[str]) -> int:
+    if command not in COMMANDS:
+        raise InputError(f"command: {command!r} is unknown; give one of {', '.join(COMMANDS)}")
+    if command == "scan":
+        from lightning_backdoor.scan import main as scan
+
+        return scan(args)
+    if command == "poison":
+        from lightning_backdoor.poison import main as poison
+
+        return poison(args)
+    from lightning_backdoor.training import run
+
+    run(command, args)
+    return 0
+
+
+def _first_process() -> bool:
+    """Launchers name the rank in the environment; an error is printed once and not once a rank."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return all(rank == "0" for rank in ranks)

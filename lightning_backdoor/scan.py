@@ -1,0 +1,168 @@
+"""``scan``: flags and repairs suspicious texts before a fine-tuned checkpoint reads them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.text_files import read_texts
+
+if TYPE_CHECKING:
+    from lightning_backdoor.defenses.defense import Defense
+    from lightning_backdoor.victim import TextClassifier
+
+#: batches read ahead, so that texts of similar length are scored together.
+AHEAD = 16
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of ``scan``."""
+    options = argparse.ArgumentParser(
+        "lightning-backdoor scan",
+        description="Flags and repairs suspicious texts with gradient-attention scoring (arXiv 2510.04347). Writes a"
+        " JSON line a text: text, prediction, logits, anomaly_score, flagged, purified_text, purified_prediction,"
+        " tokens.",
+    )
+    options.add_argument("--model", required=True, help="a fine-tuned checkpoint: Hugging Face folder, or our .ckpt")
+    options.add_argument("--calibration", required=True, help="a file of trusted clean texts, for the threshold")
+    options.add_argument("--input", required=True, help="a file of texts: txt, csv, tsv or jsonl; - for standard input")
+    options.add_argument("--output", default="-", help="the file to write (default: standard output)")
+    options.add_argument("--column", default="text", help="column or key of the texts (default: text)")
+    options.add_argument("--fpr", type=float, default=0.10, help="share of clean texts that may be flagged")
+    options.add_argument("--batch-size", type=int, default=32, help="texts scored at once")
+    options.add_argument("--seed", type=int, default=0, help="seed of the repair's noise")
+    options.add_argument("--resume", action="store_true", help="go on after the lines that the output has already")
+    return options
+
+
+def main(args: list[str]) -> int:
+    """Runs ``scan``; returns the exit status.
+
+    Raises:
+        InputError: bad input; lines written before it stay.
+    """
+    options = parser().parse_args(args)
+    if options.batch_size < 1:
+        raise InputError(f"batch-size: {options.batch_size} holds no text; give at least 1")
+    done = _lines_done(options)
+    texts = islice(read_texts(options.input, options.column), done, None)
+
+    from lightning_backdoor.defenses.gradient_attention import GradientAttention
+    from lightning_backdoor.trained import load_trained
+
+    defense = GradientAttention(fpr=options.fpr, seed=options.seed)
+    calibration = list(read_texts(options.calibration, options.column))
+    if not calibration:
+        raise InputError(f"calibration: {options.calibration} holds no text; give trusted clean texts")
+    victim = load_trained(options.model)
+    _calibrate(defense, victim, calibration, options.batch_size)
+    if options.output == "-":
+        _write(sys.stdout, scan_texts(defense, victim, texts, options.batch_size), done)
+    else:
+        with Path(options.output).open("a", encoding="utf-8") as file:
+            _write(file, scan_texts(defense, victim, texts, options.batch_size), done)
+    return 0
+
+
+def scan_texts(
+    defense: Defense, victim: TextClassifier, texts: Iterable[str], batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Yields what is found of each text, in the order of the texts.
+
+    Args:
+        defense: calibrated.
+        victim: in evaluation mode, its network built.
+        texts: read as they are needed, a few batches ahead.
+        batch_size: texts scored at once.
+    """
+    source = iter(texts)
+    while ahead := list(islice(source, AHEAD * batch_size)):
+        order = sorted(range(len(ahead)), key=lambda place: len(ahead[place]))
+        found: dict[int, dict[str, Any]] = {}
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            found.update(zip(places, _scan_batch(defense, victim, [ahead[place] for place in places]), strict=True))
+        yield from (found[place] for place in range(len(ahead)))
+
+
+def _scan_batch(defense: Defense, victim: TextClassifier, texts: list[str]) -> list[dict[str, Any]]:
+    import torch
+
+    from lightning_backdoor.batch import batch_of_texts
+    from lightning_backdoor.defenses.defense import judge
+
+    batch = batch_of_texts(texts, victim.tokenizer, victim.max_length)
+    with torch.inference_mode():
+        logits = victim(batch).float()
+        verdict = judge(defense, victim, batch, logits)
+    names = victim.hparams["labels"]
+    found = []
+    for i, text in enumerate(texts):
+        tokens: dict[str, float] = {}
+        if verdict.scores.tokens is not None:
+            strings = victim.tokenizer.convert_ids_to_tokens(batch["input_ids"][i].tolist())
+            tokens = {
+                token: score
+                for token, score in zip(strings, verdict.scores.tokens[i].tolist(), strict=True)
+                if score != float("-inf")
+            }
+        repaired = verdict.purified_text[i]
+        found.append(
+            {
+                "text": text,
+                "prediction": names[int(verdict.prediction[i])],
+                "logits": logits[i].tolist(),
+                "anomaly_score": float(verdict.scores.text[i]),
+                "flagged": bool(verdict.flagged[i]),
+                "purified_text": repaired,
+                "purified_prediction": None if repaired is None else names[int(verdict.defended_prediction[i])],
+                "tokens": [
+                    {"token": token, "score": score} for token, score in sorted(tokens.items(), key=lambda t: -t[1])
+                ],
+            }
+        )
+    return found
+
+
+def _calibrate(defense: Defense, victim: TextClassifier, texts: list[str], batch_size: int) -> None:
+    from lightning_backdoor.batch import batch_of_texts
+
+    ordered = sorted(texts, key=len)
+    defense.calibrate(
+        victim,
+        (
+            batch_of_texts(ordered[start : start + batch_size], victim.tokenizer, victim.max_length)
+            for start in range(0, len(ordered), batch_size)
+        ),
+    )
+
+
+def _write(file: IO[str], found: Iterable[dict[str, Any]], done: int) -> None:
+    from tqdm import tqdm
+
+    for line in tqdm(found, initial=done, unit="text", disable=None, file=sys.stderr):
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+
+
+def _lines_done(options: argparse.Namespace) -> int:
+    """Whole lines that the output has already; a line cut off by a kill is removed."""
+    output = Path(options.output)
+    if options.output == "-" or not output.exists() or output.stat().st_size == 0:
+        return 0
+    if not options.resume:
+        raise InputError(f"output: {options.output} exists; add --resume to go on with it, or name another file")
+    with output.open("r+b") as file:
+        done = whole = 0
+        for line in file:
+            if line.endswith(b"\n"):
+                done += 1
+                whole += len(line)
+        file.truncate(whole)
+    return done

@@ -1,0 +1,92 @@
+"""Texts of a file, one after another: txt, csv, tsv and jsonl, read as a stream."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from lightning_backdoor.errors import InputError
+
+FORMATS = ("txt", "csv", "tsv", "jsonl")
+
+
+def read_texts(path: str, column: str = "text") -> Iterator[str]:
+    """Yields the texts of a file without holding more than one of them.
+
+    Args:
+        path: of a txt file (a text a line), a csv file, a tsv file (fields without quoting), or a jsonl file (an
+            object or a string a line); ``-`` reads lines of text from standard input.
+        column: of csv and tsv, and key of jsonl, that holds the text.
+
+    Raises:
+        InputError: the file is missing or of another kind, or a line is malformed; names the line, from 1.
+    """
+    kind = "txt" if path == "-" else Path(path).suffix.lstrip(".").lower()
+    if kind not in FORMATS:
+        raise InputError(f"input: {path} is of no known format; give a file that ends in {', '.join(FORMATS)}")
+    if path != "-" and not Path(path).is_file():
+        raise InputError(f"input: {path} is no file")
+    if path == "-":
+        yield from _checked(sys.stdin, kind, path, column)
+        return
+    # bytes that are not UTF-8 are let through here, so that the line they are in can be named
+    with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        yield from _checked(file, kind, path, column)
+
+
+def _checked(file: IO[str], kind: str, path: str, column: str) -> Iterator[str]:
+    reader = {"txt": _lines, "jsonl": _jsonl, "csv": _table, "tsv": _table}[kind]
+    for number, text in reader(file, path, column):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"{path}, line {number}: is not UTF-8; convert the file to UTF-8") from None
+        yield text
+
+
+def _lines(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(file, start=1):
+        yield number, line.rstrip("\r\n")
+
+
+def _jsonl(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: is no JSON ({error.msg}); mend or remove the line") from None
+        text = value.get(column) if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise InputError(f"{path}, line {number}: has no text under {column!r}; give a string")
+        yield number, text
+
+
+def _table(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
+    if path.lower().endswith(".tsv"):
+        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(file, strict=True)
+    csv.field_size_limit(1 << 30)
+    header: list[str] | None = None
+    while True:
+        number = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{path}, line {number}: is malformed ({error}); mend or remove the line") from None
+        if header is None:
+            header = row
+            if column not in header:
+                raise InputError(f"column: {path} has no column {column!r}; it has {', '.join(header)}")
+        elif row:
+            if len(row) != len(header):
+                raise InputError(f"{path}, line {number}: has {len(row)} fields, the header has {len(header)}")
+            yield number, row[header.index(column)]

@@ -1,0 +1,153 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with a run folder and checks before anything starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lightning_backdoor.attacks import BackdoorAttack
+from lightning_backdoor.callbacks import PredictionWriter, RunLabels
+from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.results import print_results
+from lightning_backdoor.run_folder import output_folder
+from lightning_backdoor.trained import load_weights, read_checkpoint
+from lightning_backdoor.victim import TextClassifier
+
+
+class _RunConfig(SaveConfigCallback):
+    """The command's config beside what it writes."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        path = Path(trainer.default_root_dir, self.config_filename)
+        self.parser.save(self.config, path, skip_none=False, overwrite=True)
+
+
+class BackdoorCLI(LightningCLI):
+    """LightningCLI for victims and their data."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        super().__init__(
+            TextClassifier,
+            BackdoorDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=_RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults={"max_epochs": 3},
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "lightning-backdoor"},
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The command given alone: a parser of the others would only cost time."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in sys.argv[1:2]}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed for everything."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of every random choice.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run's folder, and the seed for the data."""
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="The run's folder (default: a new one in runs/)."
+        )
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        defaults = {"weights_only": True}  # from the web, Lightning would load a checkpoint by pickle
+        if self.command in ("test", "validate"):
+            defaults["verbose"] = False  # print_results says it better
+        if self.command == "predict":
+            defaults["return_predictions"] = False  # they are written, not returned
+        self._subcommand_parsers[self.command].set_defaults(defaults)
+
+    def _parse_ckpt_path(self) -> None:
+        """The config alone says what the model is; a checkpoint only brings weights and names no class to import."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settles the run's folder and sends the loggers there."""
+        config = self.config[self.command]
+        name = config.model.class_path.rpartition(".")[2]
+        self.folder = output_folder(self.command, config.run_dir, name, resume=bool(config.get("ckpt_path")))
+        loggers = config.trainer.logger
+        if loggers is None or loggers is True:
+            folder = {"save_dir": str(self.folder), "name": "logs", "version": ""}
+            loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace(**folder))
+            config.trainer.logger = loggers
+        elsewhere = (None, ".", config.run_dir)  # the last is where the run that this config is of logged
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in elsewhere:
+                logger.init_args.save_dir = str(self.folder)
+        if self.command == "fit":
+            config.run_dir = str(self.folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the callbacks that every command has."""
+        # the first best: a later epoch must be better, not as good
+        checkpoint = ModelCheckpoint(
+            Path(self.config[self.command].run_dir or self.folder, "checkpoints"),
+            filename="best",
+            monitor="val/cacc",
+            mode="max",
+            save_last=True,
+        )
+        self.best = checkpoint
+        self.trainer_defaults["callbacks"] = [RunLabels(), checkpoint]
+        if self.command == "predict":
+            self.trainer_defaults["callbacks"].append(PredictionWriter())
+        return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+
+    def _check(self) -> None:
+        """All that can be wrong with the input, found before processes or training start."""
+        if isinstance(self.model, BackdoorAttack):
+            self.datamodule.attack = self.model
+        self.datamodule.prepare_data()
+        self.model.tokenizer  # noqa: B018 - loading it is the check
+        checkpoint = self.config[self.command].get("ckpt_path")
+        keywords = ("best", "last", "hpc", "registry")
+        # Lightning itself fetches addresses and finds keywords, with weights_only as well
+        if checkpoint and checkpoint not in keywords and "://" not in checkpoint:
+            read_checkpoint(checkpoint)
+
+    before_fit = before_validate = before_test = before_predict = _check
+
+    def after_fit(self) -> None:
+        """Exports the selected victim as a Hugging Face folder beside its checkpoint."""
+        if self.trainer.is_global_zero and self.best.best_model_path:
+            load_weights(self.model, self.best.best_model_path)
+            self.model.save_pretrained(self.folder / "model")
+            sys.stdout.write(f"checkpoint: {self.best.best_model_path}\nmodel: {self.folder / 'model'}\n")
+
+    def after_test(self) -> None:
+        """Writes and prints the numbers."""
+        if self.trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+            print_results({type(self.model).__name__: metrics})
+            sys.stdout.write(f"written to: {self.folder}\n")
+
+    after_validate = after_test
+
+
+def run(command: str, args: list[str]) -> None:
+    """Runs a command of LightningCLI, which reads ``sys.argv`` so that processes it starts repeat it.
+
+    Raises:
+        InputError: bad input.
+    """
+    sys.argv[1:] = [command, *args]
+    # notes to developers of training loops, not to users of ours
+    for message in (".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=message)
+    BackdoorCLI(command)
