@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_backdoor.attacks import BackdoorAttack
@@ -53,7 +53,7 @@ class InferenceDefense(Callback):
         self.defense = defense
         self.name = name
         self.texts = texts
-        self._metrics = nn.ModuleDict()
+        self._metrics: dict[str, Metric] = {}
         self._defended: list[str] = []
         self._rows: list[ViewedText] = []
 
@@ -72,7 +72,7 @@ class InferenceDefense(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the names, and gives the defense the run's seed where it has none of its own."""
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, InferenceDefense)]  # type: ignore[attr-defined]
+        names = [callback.name for callback in attached(trainer)]
         if names.count(self.name) > 1:
             raise InputError(f"name: {names.count(self.name)} defenses log under {self.name!r}; give each its own name")
         if self.defense.seed is None:
@@ -125,7 +125,7 @@ class InferenceDefense(Callback):
             return
         victim = _text_classifier(pl_module)
         self._rows = []
-        self._metrics = self._make_metrics(victim).to(victim.device)
+        self._metrics = {name: metric.to(victim.device) for name, metric in self._make_metrics(victim).items()}
         self.defense.to(victim.device)
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, BackdoorDataModule):
@@ -138,17 +138,17 @@ class InferenceDefense(Callback):
                 "datamodule: a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
             )
 
-    def _make_metrics(self, victim: TextClassifier) -> nn.ModuleDict:
+    def _make_metrics(self, victim: TextClassifier) -> dict[str, Metric]:
         defended = victim.make_metrics()
         self._defended = list(defended)
-        metrics = {f"{name}_defended": metric for name, metric in defended.items()}
+        metrics: dict[str, Any] = {f"{name}_defended": metric for name, metric in defended.items()}
         detection: dict[str, Metric] = {"fpr": FlagRate(False), "fpr_confirmed": FlagRate(False)}
         detection |= {_at("fpr", budget): FlagRate(False) for budget in BUDGETS}
         if isinstance(victim, BackdoorAttack):
             detection |= {"tpr": FlagRate(True), "tpr_confirmed": FlagRate(True)}
             detection |= {_at("tpr", budget): FlagRate(True) for budget in BUDGETS}
             detection |= {"auroc": DetectionAUROC(), "auroc_target": DetectionAUROC(), "localisation": Localisation()}
-        return nn.ModuleDict({**metrics, **detection, "overhead": Overhead()})
+        return {**metrics, **detection, "overhead": Overhead()}
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, outputs: Evaluated, batch: Batch) -> Verdict | None:
         if trainer.sanity_checking:
@@ -217,6 +217,12 @@ class InferenceDefense(Callback):
         log_texts(trainer, rows, scores, poisoned, prefix=f"test/{self.name}/" if self.name else "test/")
 
 
+def attached(trainer: Trainer) -> list[InferenceDefense]:
+    """The inference-time defenses among a trainer's callbacks."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, InferenceDefense)]
+
+
 def _at(rate: str, budget: float) -> str:
     return f"{rate}_at_fpr_{100 * budget:g}"
 
@@ -264,11 +270,10 @@ def _first(rows: list[ViewedText], most: int) -> list[ViewedText]:
     return [row for poisoned in (True, False) for row in [r for r in ordered if r["poisoned"] == poisoned][:most]]
 
 
-def _gathered_scores(metrics: nn.ModuleDict) -> tuple[Tensor, Tensor]:
+def _gathered_scores(metrics: dict[str, Metric]) -> tuple[Tensor, Tensor]:
     """Scores and poison flags of all rows, from all processes; empty without an attack."""
-    if "auroc" not in metrics:
-        return torch.empty(0), torch.empty(0)
-    return metrics["auroc"].gathered()  # type: ignore[operator, no-any-return]
+    auroc = metrics.get("auroc")
+    return auroc.gathered() if isinstance(auroc, DetectionAUROC) else (torch.empty(0), torch.empty(0))
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_backdoor.attacks import BackdoorAttack
-from lightning_backdoor.callbacks.inference_defense import InferenceDefense
+from lightning_backdoor.callbacks.inference_defense import attached
 
 
 class RunLabels(Callback):
@@ -18,11 +18,7 @@ class RunLabels(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Logs the names as hyperparameters, which W&B keeps in the run's config."""
-        defenses = [
-            type(callback.defense).__name__
-            for callback in trainer.callbacks
-            if isinstance(callback, InferenceDefense)  # type: ignore[attr-defined]
-        ]
+        defenses = [type(callback.defense).__name__ for callback in attached(trainer)]
         datamodule = getattr(trainer, "datamodule", None)
         labels = {
             "dataset": getattr(getattr(datamodule, "source", None), "path", "unknown"),

@@ -58,12 +58,15 @@ def token_spans(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) 
     """
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} keeps no character offsets; use a fast tokenizer")
-    offsets = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)["offset_mapping"]
+    encoding = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
     spans = []
-    for start, end in offsets or [(0, 0)]:
-        space = len(text[start:end]) - len(text[start:end].lstrip())
+    for token, (start, end) in zip(
+        tokenizer.convert_ids_to_tokens(encoding["input_ids"]), encoding["offset_mapping"], strict=True
+    ):
+        # a word-start marker of its own (▁) claims the first character of the word after it
+        space = end - start if token == "▁" else len(text[start:end]) - len(text[start:end].lstrip())
         spans.append((start + space, end))
-    return spans
+    return spans or [(0, 0)]
 
 
 def pad(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:

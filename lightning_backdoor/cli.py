@@ -40,9 +40,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(args[0], args[1:])
-    except InputError as error:
+    except Exception as error:
+        bad_input = _input_error(error)
+        if bad_input is None:
+            raise
         if _first_process():
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {bad_input}\n")
         return 2
 
 
@@ -61,6 +64,13 @@ def _run(command: str, args: list[str]) -> int:
 
     run(command, args)
     return 0
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The bad input behind an error; jsonargparse wraps what constructors raise in errors of its own."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _first_process() -> bool:

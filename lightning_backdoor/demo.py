@@ -13,6 +13,7 @@ from rich.console import Console
 from lightning_backdoor.results import print_results
 
 ATTACKS = {"BadNets": "badnets", "InsertSent": "insertsent"}
+CONFIGS = ("data/movie_reviews", "defense/gradient_attention", "trainer/wandb", "trainer/demo")
 
 
 def main(configs: Path = Path("configs"), runs: Path = Path("runs")) -> None:

@@ -58,7 +58,8 @@ def main(args: list[str]) -> int:
 
 
 def _poison(args: list[str]) -> dict[str, list[Row]]:
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ArgumentParser
+    from jsonargparse._actions import ActionConfigFile
 
     from lightning_backdoor.attacks import BackdoorAttack
     from lightning_backdoor.data import BackdoorDataModule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ VARIABLE = "LIGHTNING_BACKDOOR_RUN"
 
 
 def output_folder(command: str, run_dir: str | None, name: str, resume: bool) -> Path:
-    """The folder that a command writes to, made and remembered for the processes it will start.
+    """The folder that a command writes to, not made yet, and remembered for the processes it will start.
 
     ``fit`` writes to the run's folder itself; other commands to a folder of their own in it (``test``, ``test-2``...),
     so that nothing written before is lost.
@@ -34,7 +35,6 @@ def output_folder(command: str, run_dir: str | None, name: str, resume: bool) ->
         folder = _new(folder / command)
     elif (folder / "config.yaml").exists() and not resume:
         raise InputError(f"run_dir: {folder} holds a run already; go on with --ckpt_path or give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     os.environ[VARIABLE] = str(folder.resolve())
     return folder.resolve()
 
@@ -45,7 +45,7 @@ def _shared_stamp() -> str:
         return "-".join(os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise InputError("run_dir: processes started by torchrun need one folder in common; give --run_dir")
-    return time.strftime("%Y%m%d-%H%M%S")
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # two runs may start in the same second
 
 
 def _new(folder: Path) -> Path:

@@ -63,7 +63,8 @@ def pieces(text: str, tokens: Sequence[tuple[int, int, float]], spans: Spans) ->
     [('a ', 0.0, False), ('cf', 0.85, True), (' film', 0.0, False)]
     """
     highest = max((score for _, _, score in tokens if math.isfinite(score)), default=0.0)
-    edges = sorted({0, len(text), *(edge for start, end, *_ in [*tokens, *spans] for edge in (start, end))})
+    bounds = [(start, end) for start, end, _ in tokens] + list(spans)
+    edges = sorted({0, len(text), *(edge for pair in bounds for edge in pair)})
     result = []
     for start, end in pairwise(edges):
         score = max((s for a, b, s in tokens if a <= start and end <= b), default=0.0)

@@ -83,7 +83,7 @@ class BackdoorCLI(LightningCLI):
         loggers = config.trainer.logger
         if loggers is None or loggers is True:
             folder = {"save_dir": str(self.folder), "name": "logs", "version": ""}
-            loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace(**folder))
+            loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace(**folder))  # type: ignore[no-untyped-call]
             config.trainer.logger = loggers
         elsewhere = (None, ".", config.run_dir)  # the last is where the run that this config is of logged
         for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -119,6 +119,7 @@ class BackdoorCLI(LightningCLI):
         # Lightning itself fetches addresses and finds keywords, with weights_only as well
         if checkpoint and checkpoint not in keywords and "://" not in checkpoint:
             read_checkpoint(checkpoint)
+        self.folder.mkdir(parents=True, exist_ok=True)  # only now: bad input leaves no empty folder behind
 
     before_fit = before_validate = before_test = before_predict = _check
 

@@ -190,7 +190,7 @@ class TextClassifier(LightningModule):
         return Evaluated(logits=logits, seconds=seconds)
 
     def _metrics(self, stage: str) -> dict[str, Metric]:
-        return dict(self.stage_metrics[stage].items())  # type: ignore[operator, arg-type]
+        return dict(self.stage_metrics[stage].items())  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics as ``val/...``."""
@@ -206,7 +206,8 @@ class TextClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a linear schedule over all steps of the run, accumulation and devices counted in."""
-        decayed, kept = [], []
+        decayed: list[Tensor] = []
+        kept: list[Tensor] = []
         for parameter in self.parameters():
             if parameter.requires_grad:
                 (decayed if parameter.dim() > 1 else kept).append(parameter)  # biases and norms are vectors
@@ -233,6 +234,9 @@ def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
     path = resolve(name)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a new classification head is what fine-tuning means
+    bars = transformers_logging.is_progress_bar_enabled() and Path(path).exists()
+    if bars:  # a bar is for downloads
+        transformers_logging.disable_progress_bar()
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
     except Exception as error:  # transformers raises whatever its many loaders do
@@ -240,3 +244,5 @@ def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
         raise InputError(f"model: {name!r} cannot be loaded as a safe checkpoint: {reason[:300]}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

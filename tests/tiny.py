@@ -143,7 +143,7 @@ def _wordpiece(special: list[str]) -> dict[str, int]:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=260, special_tokens=special, show_progress=False)
+    trainer = trainers.WordPieceTrainer(vocab_size=700, special_tokens=special, show_progress=False)
     vocabulary: dict[str, int] = _trained(tokenizer, trainer)["vocab"]
     return vocabulary
 
@@ -153,7 +153,7 @@ def _byte_level_bpe(special: list[str]) -> tuple[dict[str, int], list[tuple[str,
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=480, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     model = _trained(tokenizer, trainer)
     return model["vocab"], [(left, right) for left, right in model["merges"]]

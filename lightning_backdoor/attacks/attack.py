@@ -66,7 +66,7 @@ class BackdoorAttack(TextClassifier):
             raise InputError(f"label_policy: {label_policy!r} is unknown; give dirty, clean or mixed")
         self.target_label = target_label
         self.poison_rate = poison_rate
-        self.label_policy = label_policy
+        self.label_policy: str = label_policy
 
     def make_metrics(self) -> nn.ModuleDict:
         """CACC, ASR, PACC and the floor of the ASR."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.attacks import BackdoorAttack
@@ -19,8 +18,6 @@ from lightning_backdoor.data.source import LabelledTexts, Source, load_source
 from lightning_backdoor.data.splitting import stratified_order, stratified_parts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
-
-logging.getLogger("datasets").setLevel(logging.ERROR)
 
 
 class ValidationParts(NamedTuple):
@@ -79,6 +76,8 @@ class BackdoorDataModule(LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
+        # with fewer poisoned batches than processes some have none; the metrics are summed over all processes
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise InputError(f"{name}: {value} holds no row; give at least 1")
@@ -209,6 +208,12 @@ class BackdoorDataModule(LightningDataModule):
 
     def _evaluation(self, name: str, clean: list[Row], poisoned: list[Row]) -> list[DataLoader[Batch]]:
         loaders = [self._loader(f"{name}/clean", clean)]
+        processes = self.trainer.world_size if self.trainer else 1
+        if -(-len(clean) // self.eval_batch_size) < processes:
+            raise InputError(
+                f"eval_batch_size: {len(clean)} clean {name} rows in batches of {self.eval_batch_size} leave some of"
+                f" {processes} processes without any; lower it"
+            )
         return [*loaders, self._loader(f"{name}/poisoned", poisoned)] if poisoned else loaders
 
     def _loader(

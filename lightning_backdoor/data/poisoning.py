@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict
@@ -81,6 +81,7 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Ro
         "mixed": lambda row: True,
     }[attack.label_policy]
     candidates = [place for place, row in enumerate(rows) if qualifies(row)]
+    candidates.sort(key=lambda place: rows[place]["index"])  # the same choice whatever the order of the rows
     if wanted == 0:
         raise InputError(f"poison_rate: {attack.poison_rate} of {len(rows)} training rows is no row; raise it")
     if wanted > len(candidates):
@@ -139,30 +140,41 @@ def poison_splits_cached(
     """:func:`poison_splits`, kept on disk under a hash of all that determines it.
 
     A folder appears in the cache only when it is complete, so that processes may share it and a kill leaves no half.
+
+    Raises:
+        InputError: the cache cannot be written, or see :func:`poison_splits`.
     """
     key = attack.poison_key() if attack is not None else None
     if attack is None or key is None:
         return poison_splits(splits, attack, seed, labels)
-    content = json.dumps([key, seed, list(labels), splits], sort_keys=True).encode()
+    this_code = Path(__file__).read_text(encoding="utf-8")
+    content = json.dumps([this_code, key, seed, list(labels), splits], sort_keys=True).encode()
     folder = cache / "poisoned" / hashlib.sha256(content).hexdigest()
     if not folder.exists():
         result = poison_splits(splits, attack, seed, labels)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
-        _write(partial / "train.jsonl", result.train)
-        for name, rows in result.poisoned.items():
-            _write(partial / f"{name}.jsonl", rows)
         try:
-            partial.replace(folder)
-        except OSError:  # another process was first, with the same content
-            shutil.rmtree(partial)
+            _write({"train": result.train, **result.poisoned}, folder)
+        except OSError as error:
+            raise InputError(f"cache_dir: {cache} cannot be written ({error}); name another folder") from error
     poisoned = {name: _read(folder / f"{name}.jsonl") for name in ("validation", "test")}
     return PoisonedSplits(_read(folder / "train.jsonl"), {name: splits[name] for name in poisoned}, poisoned)
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+def _write(splits: Splits, folder: Path) -> None:
+    """One file a split; the folder appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
+    try:
+        partial.mkdir()
+        for name, rows in splits.items():
+            with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        partial.replace(folder)
+    except OSError:
+        if not folder.exists():  # otherwise another process was first, with the same content
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read(path: Path) -> list[Row]:

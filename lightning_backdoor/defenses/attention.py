@@ -117,8 +117,9 @@ AttentionMaskInterface.register(CAPTURING, sdpa_mask)  # without it BERT-like mo
 def _attention_switched(network: PreTrainedModel) -> Iterator[bool]:
     """Runs the network on the capturing attention, or on its own where it cannot switch; yields whether it did."""
     before = network.config._attn_implementation
-    # ask first: for a model that cannot switch, set_attn_implementation would warn once a batch
-    if not network._can_set_attn_implementation():
+    # ask first: for a model that cannot switch, set_attn_implementation would warn once a batch, and one that does
+    # without SDPA may have terms in its attention that SDPA drops
+    if not (network._can_set_attn_implementation() and network._supports_sdpa):
         yield False
         return
     network.set_attn_implementation(CAPTURING)
@@ -203,7 +204,7 @@ def attention_and_gradient(
         finally:
             _collector.reset(token)
         if not captured:
-            for layer in output.attentions:
+            for layer in [layer for layer in output.attentions or () if layer is not None]:
                 collector.add(torch.einsum("bhij,bi->bj", layer.detach().float(), weight.float()) / layer.shape[1])
         if collector.layers != network.config.num_hidden_layers:
             raise RuntimeError(

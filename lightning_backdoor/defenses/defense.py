@@ -108,7 +108,7 @@ class Defense(nn.Module):
             InputError: there are no clean texts.
         """
         scores = [self.score(victim, batch).text.float().cpu() for batch in clean_batches]
-        if not scores:
+        if not any(len(part) for part in scores):
             raise InputError("calibration: no clean texts; a threshold needs clean validation rows")
         clean = torch.cat(scores)
         self.threshold.copy_(threshold_at_fpr(clean, self.fpr))
@@ -143,7 +143,7 @@ def predict(victim: Victim, texts: Sequence[str]) -> Tensor:
     """The victim's predictions, (texts,), int64, on its own device."""
     batch = batch_of_texts(texts, victim.tokenizer, victim.max_length)
     device = victim.network.device
-    logits = victim.network(
+    logits: Tensor = victim.network(
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
     ).logits
     return logits.argmax(dim=-1)

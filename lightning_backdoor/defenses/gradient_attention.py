@@ -24,10 +24,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
-from lightning_backdoor.batch import Batch, token_spans
+from lightning_backdoor.batch import Batch, token_ids, token_spans
 from lightning_backdoor.defenses.attention import attention_and_gradient
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.defenses.repair import noisy, replace_spans
+
+UNCUT = 1 << 30  # tokens
 
 
 class TokenScores(NamedTuple):
@@ -112,7 +114,8 @@ def is_content(token: str) -> bool:
 def kept_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """(vocabulary,), bool: tokens that are scored, neither special nor stop word nor punctuation."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    kept = torch.tensor([token is not None and is_content(token) for token in tokens])
+    # decoded, since byte-level BPE spells a dash or a line break in letters (âĢĶ, Ċ)
+    kept = torch.tensor([bool(token) and is_content(tokenizer.convert_tokens_to_string([token])) for token in tokens])
     kept[tokenizer.all_special_ids] = False
     return kept
 
@@ -181,4 +184,8 @@ class GradientAttention(Defense):
         spans = token_spans(text, victim.tokenizer, victim.max_length)
         start, end = spans[top]
         noise = noisy(text[start:end], random.Random(f"{self.seed or 0}/{text}"))
-        return replace_spans(text, [span for span, token in zip(spans, ids, strict=True) if token == ids[top]], noise)
+        token = ids[top]
+        if len(ids) >= victim.max_length:  # beyond the cut too, or a dropped token would let the next one in
+            (ids,) = token_ids([text], victim.tokenizer, UNCUT)
+            spans = token_spans(text, victim.tokenizer, UNCUT)
+        return replace_spans(text, [span for span, other in zip(spans, ids, strict=True) if other == token], noise)

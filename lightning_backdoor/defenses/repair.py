@@ -32,14 +32,19 @@ def noisy(word: str, rng: random.Random) -> str:
 def replace_spans(text: str, spans: Spans, replacement: str) -> str:
     """The text with the characters of every span replaced; all others stay.
 
-    A dropped word takes one of the two spaces around it along.
+    A dropped word takes one of the two spaces around it along. Spans that share characters (bytes of one character)
+    are replaced once, the last of them.
 
     >>> replace_spans("a cf film cf", [(2, 4), (10, 12)], "")
     'a film'
     >>> replace_spans("so Good, good!", [(3, 7), (9, 13)], "gqood")
     'so gqood, gqood!'
     """
+    done = len(text)
     for start, end in sorted(spans, reverse=True):
+        if start == end or end > done:
+            continue
+        done = start
         if not replacement:
             after_space = start > 0 and text[start - 1].isspace()
             if after_space and (end == len(text) or text[end].isspace()):

@@ -1,0 +1,59 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from lightning_backdoor.victim import TextClassifier
+from tests.shared_files import shared_path
+from tests.tiny import DECODER, ENCODERS, loaded, tiny_victim
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The folder of a tiny victim of a kind, made once a session."""
+    root = tmp_path_factory.mktemp("tiny")
+    made: dict[str, str] = {}
+
+    def folder(kind: str) -> str:
+        if kind not in made:
+            made[kind] = tiny_victim(kind, root / kind)
+        return made[kind]
+
+    return folder
+
+
+@pytest.fixture(params=ENCODERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each encoder in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def victim(kind: str, tiny_folder: Callable[[str], str]) -> TextClassifier:
+    """A tiny victim of each architecture in turn, fresh for each test."""
+    return loaded(tiny_folder(kind))
+
+
+@pytest.fixture
+def bert(tiny_folder: Callable[[str], str]) -> TextClassifier:
+    """A tiny BERT, where the architecture does not matter."""
+    return loaded(tiny_folder("bert"))
+
+
+@pytest.fixture
+def decoder(tiny_folder: Callable[[str], str]) -> TextClassifier:
+    """A tiny decoder with causal attention and grouped keys."""
+    return loaded(tiny_folder(DECODER))
+
+
+@pytest.fixture(scope="session")
+def backdoored() -> TextClassifier:
+    """The shared MiniLM with a BadNets backdoor (``cf``); skips the test where it is absent."""
+    folder = shared_path("models/minilm-sst2-badnets-cf")
+    victim = TextClassifier(model=str(folder), labels=["negative", "positive"])
+    victim.configure_model()
+    return victim.eval()

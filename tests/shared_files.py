@@ -1,0 +1,25 @@
+"""The folder ``shared`` beside the repository: real data, a real victim, published figures. Not part of the project."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared_path(name: str) -> Path:
+    """A file or folder of ``shared``; skips the test where it is absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs shared/{name} beside the repository")
+    return path
+
+
+def sst2(split: str, rows: int | None = None) -> list[tuple[str, int]]:
+    """The first rows (text, label) of an SST-2 split; skips the test where it is absent."""
+    with shared_path(f"data/sst2/{split}.tsv").open(encoding="utf-8", newline="") as file:
+        lines = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(line["text"], int(line["label"])) for line in lines][:rows]
