@@ -177,10 +177,9 @@ class InferenceDefense(Callback):
         self._metrics["auroc"].update(scores.text, poisoned)
         as_target = poisoned | (verdict.prediction == victim.target_label)
         self._metrics["auroc_target"].update(scores.text[as_target], poisoned[as_target])
-        if scores.top is not None:
-            rows = poisoned.nonzero().flatten().tolist()
-            tops = [_top_span(victim, batch, i, int(scores.top[i])) for i in rows]
-            self._metrics["localisation"].update(tops, [batch["spans"][i] for i in rows])
+        rows = [] if scores.top is None else poisoned.nonzero().flatten().tolist()
+        tops = [_top_span(victim, batch, i, int(scores.top[i])) for i in rows if scores.top is not None]
+        self._metrics["localisation"].update(tops, [batch["spans"][i] for i in rows])
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.sanity_checking:

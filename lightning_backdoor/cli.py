@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lightning_backdoor import __version__
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.run_folder import VARIABLE
 
 COMMANDS = {
     "fit": "train a victim: an attack, or a plain TextClassifier",
@@ -24,11 +25,10 @@ USAGE = "usage: lightning-backdoor COMMAND [options]\n\n{commands}\n\nCOMMAND --
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status, 2 for bad input.
 
-    The working directory is put on the import path, as ``python -m`` does, so that a config may name a class in it.
+    Commands that read a config put the working directory on the import path, as ``python -m`` does, so that it may
+    name a class there. ``scan`` does not: it may be run in the very folder of a model that is not trusted.
     """
     args = sys.argv[1:] if args is None else list(args)
-    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         sys.stdout.write(
@@ -40,6 +40,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(args[0], args[1:])
+    except BrokenPipeError:  # who reads our output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         bad_input = _input_error(error)
         if bad_input is None:
@@ -47,6 +50,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if _first_process():
             sys.stderr.write(f"error: {bad_input}\n")
         return 2
+    finally:
+        os.environ.pop(VARIABLE, None)  # the next command in this process has a folder of its own
 
 
 def _run(command: str, args: list[str]) -> int:
@@ -56,6 +61,8 @@ def _run(command: str, args: list[str]) -> int:
         from lightning_backdoor.scan import main as scan
 
         return scan(args)
+    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
     if command == "poison":
         from lightning_backdoor.poison import main as poison
 

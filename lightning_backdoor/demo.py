@@ -13,7 +13,7 @@ from rich.console import Console
 from lightning_backdoor.results import print_results
 
 ATTACKS = {"BadNets": "badnets", "InsertSent": "insertsent"}
-CONFIGS = ("data/movie_reviews", "defense/gradient_attention", "trainer/wandb", "trainer/demo")
+CONFIGS = ("data/movie_reviews", "attack/{attack}", "defense/gradient_attention", "trainer/wandb", "trainer/demo")
 
 
 def main(configs: Path = Path("configs"), runs: Path = Path("runs")) -> None:
@@ -24,14 +24,8 @@ def main(configs: Path = Path("configs"), runs: Path = Path("runs")) -> None:
     for name, config in ATTACKS.items():
         run = base / config
         console.rule(f"{name}: fit, then test with gradient-attention scoring")
-        parts = (
-            "data/movie_reviews",
-            f"attack/{config}",
-            "defense/gradient_attention",
-            "trainer/wandb",
-            "trainer/demo",
-        )
-        options = [option for part in parts for option in ("--config", str(configs / f"{part}.yaml"))]
+        files = [configs / f"{part.format(attack=config)}.yaml" for part in CONFIGS]
+        options = [option for file in files for option in ("--config", str(file))]
         _command("fit", *options, "--run_dir", str(run))
         _command("test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "best.ckpt"))
         metrics[name] = json.loads((run / "test" / "metrics.json").read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 #: what is shown, in this order; README.md says what each means.
 ROWS = (
@@ -28,24 +29,27 @@ DETECTION = (
 
 
 def results_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
-    """A table with two columns a run, undefended and defended.
+    """A table with a column for each run undefended and one for each of its defenses.
 
     Args:
-        runs: by name, each a run's metrics as logged (``test/cacc``, ...); those of named defenses get columns too.
+        runs: by name, each a run's metrics as logged (``test/cacc``, ...); where a run was tested, what it logged in
+            validation is left aside.
     """
-    table = Table()
-    table.add_column("")
-    columns: list[tuple[Mapping[str, float], str]] = []
-    for run, metrics in runs.items():
-        table.add_column(f"{run}\nundefended", justify="right")
-        columns.append((metrics, ""))
-        for defense in _defenses(metrics):
-            table.add_column(f"{run}\n{defense or 'defended'}", justify="right")
-            columns.append((metrics, f"{defense}/" if defense else "defended"))
+    table = Table("")
+    columns: list[tuple[Mapping[str, float], str | None]] = []  # metrics, and what a defense puts before their names
+    for run, logged in runs.items():
+        metrics = _of_one_stage(logged)
+        columns.append((metrics, None))
+        table.add_column(Text(f"{run}\nundefended"), justify="right")
+        for name in metrics:
+            prefix, _, metric = name.rpartition("/")
+            if metric == "cacc_defended":
+                columns.append((metrics, f"{prefix}/" if prefix else ""))
+                table.add_column(Text(f"{run}\n{prefix or 'defended'}"), justify="right")
     for title, plain, defended in ROWS:
-        _add(table, title, [_find(m, plain if not kind else _key(kind, defended)) for m, kind in columns])
+        _add(table, title, [m.get(plain if prefix is None else prefix + defended) for m, prefix in columns])
     for title, name in DETECTION:
-        _add(table, title, [_find(m, _key(kind, name)) if kind else None for m, kind in columns])
+        _add(table, title, [None if prefix is None else m.get(prefix + name) for m, prefix in columns])
     return table
 
 
@@ -54,21 +58,13 @@ def print_results(runs: Mapping[str, Mapping[str, float]]) -> None:
     Console().print(results_table(runs))
 
 
-def _key(kind: str, name: str) -> str:
-    return name if kind == "defended" else kind + name
-
-
-def _defenses(metrics: Mapping[str, float]) -> list[str]:
-    """Names under which defenses logged; the empty one for a single defense."""
-    found = [name.split("/", 1)[1] for name in metrics if name.endswith("cacc_defended")]
-    return [name.rpartition("/")[0] for name in found]
-
-
-def _find(metrics: Mapping[str, float], name: str) -> float | None:
-    for stage in ("test", "val"):
-        if f"{stage}/{name}" in metrics:
-            return metrics[f"{stage}/{name}"]
-    return None
+def _of_one_stage(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics by name without their stage."""
+    for stage in ("test/", "val/"):
+        found = {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
+        if found:
+            return found
+    return {}
 
 
 def _add(table: Table, title: str, values: list[float | None]) -> None:

@@ -17,7 +17,8 @@ def output_folder(command: str, run_dir: str | None, name: str, resume: bool) ->
     """The folder that a command writes to, not made yet, and remembered for the processes it will start.
 
     ``fit`` writes to the run's folder itself; other commands to a folder of their own in it (``test``, ``test-2``...),
-    so that nothing written before is lost.
+    so that nothing written before is lost. Processes that SLURM or torchrun start cannot look what is there, since
+    one of them may be ahead of the others: their folders are named by what all of them know of their launch.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -30,29 +31,48 @@ def output_folder(command: str, run_dir: str | None, name: str, resume: bool) ->
     """
     if VARIABLE in os.environ:
         return Path(os.environ[VARIABLE])
-    folder = Path(run_dir) if run_dir else _new(Path("runs", f"{name}-{_shared_stamp()}"))
+    folder = Path(run_dir) if run_dir else _new(Path("runs", name), stamp=_time())
     if command != "fit":
         folder = _new(folder / command)
-    elif (folder / "config.yaml").exists() and not resume:
+    elif (folder / "config.yaml").exists() and not resume and "SLURM_RESTART_COUNT" not in os.environ:
         raise InputError(f"run_dir: {folder} holds a run already; go on with --ckpt_path or give another folder")
     os.environ[VARIABLE] = str(folder.resolve())
     return folder.resolve()
 
 
-def _shared_stamp() -> str:
-    """The time, or what all processes of an outside launcher know."""
-    if "SLURM_JOB_ID" in os.environ:
-        return "-".join(os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise InputError("run_dir: processes started by torchrun need one folder in common; give --run_dir")
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # two runs may start in the same second
-
-
-def _new(folder: Path) -> Path:
-    if "SLURM_JOB_ID" in os.environ:
-        return folder  # every process must come to the same name, whichever is first
-    free, count = folder, 1
+def _new(folder: Path, stamp: str = "") -> Path:
+    """A folder that is not there yet: the name and the stamp, and a number where these are taken."""
+    launch = _launch()
+    if launch:
+        return folder.with_name(f"{folder.name}-{launch}")
+    first = free = folder.with_name(f"{folder.name}-{stamp}" if stamp else folder.name)
+    count = 1
     while free.exists():
         count += 1
-        free = folder.with_name(f"{folder.name}-{count}")
+        free = first.with_name(f"{first.name}-{count}")
     return free
+
+
+def _launch() -> str | None:
+    """What processes that were started together know of their launch, and no other launch does; None for one alone."""
+    if _number("WORLD_SIZE") > 1:
+        launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+        if launch == "none":  # so torchrun names it where nobody does
+            raise InputError(
+                "run_dir: processes started together need one name in common for a new folder; start them with"
+                " torchrun --rdzv-id NAME or --standalone (fit also takes --run_dir)"
+            )
+        return launch
+    # shells that SLURM gives out are named so; what is started in them starts its processes itself
+    shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if _number("SLURM_NTASKS") > 1 and "SLURM_STEP_ID" in os.environ and not shell:
+        return f"{os.environ['SLURM_JOB_ID']}-{os.environ['SLURM_STEP_ID']}"
+    return None
+
+
+def _number(variable: str) -> int:
+    return int(os.environ.get(variable, "1"))
+
+
+def _time() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # two runs may start in the same second

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_backdoor.defenses.defense import Defense
     from lightning_backdoor.victim import TextClassifier
 
-#: batches read ahead, so that texts of similar length are scored together.
+#: batches read ahead as one group, so that texts of similar length are scored together.
 AHEAD = 16
 
 
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--column", default="text", help="column or key of the texts (default: text)")
     options.add_argument("--fpr", type=float, default=0.10, help="share of clean texts that may be flagged")
     options.add_argument("--batch-size", type=int, default=32, help="texts scored at once")
+    options.add_argument("--max-length", type=int, help="tokens a text is cut at (default: what the model reads)")
     options.add_argument("--seed", type=int, default=0, help="seed of the repair's noise")
     options.add_argument("--resume", action="store_true", help="go on after the lines that the output has already")
     return options
@@ -45,28 +47,32 @@ def main(args: list[str]) -> int:
     """Runs ``scan``; returns the exit status.
 
     Raises:
-        InputError: bad input; lines written before it stay.
+        InputError: bad input; the lines of the texts before it stay.
     """
     options = parser().parse_args(args)
     if options.batch_size < 1:
         raise InputError(f"batch-size: {options.batch_size} holds no text; give at least 1")
-    done = _lines_done(options)
-    texts = islice(read_texts(options.input, options.column), done, None)
+    texts = read_texts(options.input, options.column)
+    calibration = [text for text in read_texts(options.calibration, options.column) if text.strip()]
+    if not calibration:
+        raise InputError(f"calibration: {options.calibration} holds no text; give trusted clean texts")
+    done, begun = _resume(options, texts)
 
     from lightning_backdoor.defenses.gradient_attention import GradientAttention
     from lightning_backdoor.trained import load_trained
 
     defense = GradientAttention(fpr=options.fpr, seed=options.seed)
-    calibration = list(read_texts(options.calibration, options.column))
-    if not calibration:
-        raise InputError(f"calibration: {options.calibration} holds no text; give trusted clean texts")
-    victim = load_trained(options.model)
+    victim = load_trained(options.model, options.max_length)
     _calibrate(defense, victim, calibration, options.batch_size)
+    # a group that was begun is scored again, so that the last digit too is that of a run without a break
+    found = islice(scan_texts(defense, victim, chain(begun, texts), options.batch_size), len(begun), None)
     if options.output == "-":
-        _write(sys.stdout, scan_texts(defense, victim, texts, options.batch_size), done)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: JSON lines are UTF-8
+        _write(sys.stdout, found, done)
     else:
         with Path(options.output).open("a", encoding="utf-8") as file:
-            _write(file, scan_texts(defense, victim, texts, options.batch_size), done)
+            _write(file, found, done)
     return 0
 
 
@@ -78,17 +84,31 @@ def scan_texts(
     Args:
         defense: calibrated.
         victim: in evaluation mode, its network built.
-        texts: read as they are needed, a few batches ahead.
+        texts: read as they are needed, ``AHEAD`` batches at a time.
         batch_size: texts scored at once.
+
+    Raises:
+        InputError: as the texts do, once the texts before it are yielded.
     """
     source = iter(texts)
-    while ahead := list(islice(source, AHEAD * batch_size)):
+    bad_input: InputError | None = None
+    while bad_input is None:
+        ahead: list[str] = []
+        try:
+            for text in islice(source, AHEAD * batch_size):
+                ahead.append(text)
+        except InputError as error:
+            bad_input = error
+        if not ahead:
+            break
         order = sorted(range(len(ahead)), key=lambda place: len(ahead[place]))
         found: dict[int, dict[str, Any]] = {}
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             found.update(zip(places, _scan_batch(defense, victim, [ahead[place] for place in places]), strict=True))
         yield from (found[place] for place in range(len(ahead)))
+    if bad_input is not None:
+        raise bad_input
 
 
 def _scan_batch(defense: Defense, victim: TextClassifier, texts: list[str]) -> list[dict[str, Any]]:
@@ -151,18 +171,36 @@ def _write(file: IO[str], found: Iterable[dict[str, Any]], done: int) -> None:
         file.flush()
 
 
-def _lines_done(options: argparse.Namespace) -> int:
-    """Whole lines that the output has already; a line cut off by a kill is removed."""
+def _resume(options: argparse.Namespace, texts: Iterator[str]) -> tuple[int, list[str]]:
+    """How many lines the output has already, and the texts of a group that it has in part.
+
+    Takes the texts of these lines from ``texts``, and removes a line cut off by a kill.
+    """
     output = Path(options.output)
     if options.output == "-" or not output.exists() or output.stat().st_size == 0:
-        return 0
+        return 0, []
     if not options.resume:
-        raise InputError(f"output: {options.output} exists; add --resume to go on with it, or name another file")
+        raise InputError(f"output: {output} exists; add --resume to go on with it, or name another file")
+    done = whole = 0
+    begun: list[str] = []
     with output.open("r+b") as file:
-        done = whole = 0
-        for line in file:
-            if line.endswith(b"\n"):
-                done += 1
-                whole += len(line)
+        for line in takewhile(lambda line: line.endswith(b"\n"), file):
+            text = next(texts, None)
+            if text is None or _text_of(line) != text:
+                raise InputError(
+                    f"output: line {done + 1} of {output} is not of the text of {options.input}; name another file"
+                )
+            done += 1
+            whole += len(line)
+            begun.append(text)
+            if len(begun) == AHEAD * options.batch_size:
+                begun.clear()
         file.truncate(whole)
-    return done
+    return done, begun
+
+
+def _text_of(line: bytes) -> object:
+    try:
+        return json.loads(line)["text"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

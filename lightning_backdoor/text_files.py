@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ FORMATS = ("txt", "csv", "tsv", "jsonl")
 
 
 def read_texts(path: str, column: str = "text") -> Iterator[str]:
-    """Yields the texts of a file without holding more than one of them.
+    """The texts of a file, of which no more than one is held at a time.
 
     Args:
         path: of a txt file (a text a line), a csv file, a tsv file (fields without quoting), or a jsonl file (an
@@ -23,29 +24,30 @@ def read_texts(path: str, column: str = "text") -> Iterator[str]:
         column: of csv and tsv, and key of jsonl, that holds the text.
 
     Raises:
-        InputError: the file is missing or of another kind, or a line is malformed; names the line, from 1.
+        InputError: the file is missing or of another kind (at once), or a line is malformed (when it is reached);
+            names the line, from 1.
     """
     kind = "txt" if path == "-" else Path(path).suffix.lstrip(".").lower()
     if kind not in FORMATS:
         raise InputError(f"input: {path} is of no known format; give a file that ends in {', '.join(FORMATS)}")
     if path != "-" and not Path(path).is_file():
-        raise InputError(f"input: {path} is no file")
-    if path == "-":
-        yield from _checked(sys.stdin, kind, path, column)
-        return
-    # bytes that are not UTF-8 are let through here, so that the line they are in can be named
-    with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        yield from _checked(file, kind, path, column)
+        raise InputError(f"input: {path} is no file; give one that exists")
+    return _texts(path, kind, column)
 
 
-def _checked(file: IO[str], kind: str, path: str, column: str) -> Iterator[str]:
+def _texts(path: str, kind: str, column: str) -> Iterator[str]:
     reader = {"txt": _lines, "jsonl": _jsonl, "csv": _table, "tsv": _table}[kind]
-    for number, text in reader(file, path, column):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InputError(f"{path}, line {number}: is not UTF-8; convert the file to UTF-8") from None
-        yield text
+    # bytes that are not UTF-8 are let through by the decoder, so that the line they are in can be named
+    with (
+        open(sys.stdin.fileno(), "rb", closefd=False) if path == "-" else Path(path).open("rb") as binary,  # noqa: PTH123
+        io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+    ):
+        for number, text in reader(file, path, column):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise InputError(f"{path}, line {number}: is not valid UTF-8; mend or convert it") from None
+            yield text
 
 
 def _lines(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
@@ -59,8 +61,9 @@ def _jsonl(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: is no JSON ({error.msg}); mend or remove the line") from None
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise InputError(f"{path}, line {number}: is no JSON ({reason}); mend or remove the line") from None
         text = value.get(column) if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise InputError(f"{path}, line {number}: has no text under {column!r}; give a string")

@@ -55,16 +55,17 @@ class Piece(NamedTuple):
 
 
 def pieces(text: str, tokens: Sequence[tuple[int, int, float]], spans: Spans) -> list[Piece]:
-    """Cuts a text where a token or the trigger begins or ends.
+    """Cuts a text where a token or the trigger begins or ends; the pieces put together are the text.
 
     Shades go from 0 (scores of zero and below) to 0.85 (the text's highest score).
 
     >>> [(piece.text, round(piece.shade, 2), piece.trigger) for piece in pieces("a cf film", [(2, 4, 3.0)], [(2, 4)])]
     [('a ', 0.0, False), ('cf', 0.85, True), (' film', 0.0, False)]
     """
-    highest = max((score for _, _, score in tokens if math.isfinite(score)), default=0.0)
+    tokens = [token for token in tokens if math.isfinite(token[2])]
+    highest = max((score for _, _, score in tokens), default=0.0)
     bounds = [(start, end) for start, end, _ in tokens] + list(spans)
-    edges = sorted({0, len(text), *(edge for pair in bounds for edge in pair)})
+    edges = sorted({0, len(text), *(min(max(edge, 0), len(text)) for pair in bounds for edge in pair)})
     result = []
     for start, end in pairwise(edges):
         score = max((s for a, b, s in tokens if a <= start and end <= b), default=0.0)
@@ -75,8 +76,8 @@ def pieces(text: str, tokens: Sequence[tuple[int, int, float]], spans: Spans) ->
 
 
 def text_html(row: ViewedText) -> str:
-    """One text as an HTML fragment."""
-    return _template().render(fragment=pieces(row["text"], row["tokens"], row["spans"]) or [Piece("", 0.0, 0.0, False)])
+    """One text as an HTML fragment: a table cell, without the facts about it."""
+    return _template().render(fragment=pieces(row["text"], row["tokens"], row["spans"]))
 
 
 def page_html(rows: Sequence[ViewedText], title: str, threshold: float) -> str:

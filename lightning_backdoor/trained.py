@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,30 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.packaged import resolve
 from lightning_backdoor.victim import TextClassifier, load_safely
 
+#: tokens that a text is cut at where a model would read more: encoders seldom do, and decoders as many as fit.
+LONGEST = 512
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A Lightning checkpoint as tensors and plain values.
 
     Raises:
-        InputError: it is not there, or would need code to load.
+        InputError: it is not there, is damaged, or would need code to load.
     """
     if not Path(path).is_file():
         raise InputError(f"checkpoint: {path} is no file; give a Lightning checkpoint")
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"checkpoint: {path} does not load without running code of its own: {reason}") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise InputError(f"checkpoint: {path} is no Lightning checkpoint")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise InputError(
+                f"checkpoint: {path} would need code to load ({code[1]}), which is not run; give one of tensors and"
+                " plain values"
+            ) from None
+        raise InputError(f"checkpoint: {path} is damaged or no Lightning checkpoint") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(f"checkpoint: {path} is no Lightning checkpoint; it has no state_dict")
     return checkpoint
 
 
@@ -44,30 +52,54 @@ def load_weights(victim: TextClassifier, path: str | Path) -> None:
         raise InputError(f"checkpoint: {path} is of another network: {' '.join(str(error).split())[:200]}") from None
 
 
-def load_trained(path: str) -> TextClassifier:
+def load_trained(path: str, max_length: int | None = None) -> TextClassifier:
     """A trained victim in evaluation mode, from a Lightning checkpoint (``.ckpt``) or a Hugging Face folder.
 
     Whatever attack a checkpoint was trained with, it comes back as a plain classifier: no class that a checkpoint
     names is imported.
 
+    Args:
+        path: of the checkpoint or folder.
+        max_length: tokens a text is cut at; None takes the length a checkpoint was trained with, or for a folder the
+            length that its tokenizer declares, or else its positions, up to ``LONGEST``: what the model reads in use.
+
     Raises:
-        InputError: it is neither, would need code to load, or has no trained classification head.
+        InputError: it is neither, would need code to load, has no trained classification head, or is not usable.
     """
-    if path.endswith(".ckpt"):
-        own = read_checkpoint(path).get("hyper_parameters", {})
-        if not own.get("labels") or not own.get("model"):
-            raise InputError(f"model: {path} does not say of what model and labels it is; export it as a folder")
-        victim = TextClassifier(own["model"], labels=list(own["labels"]), max_length=own.get("max_length", 128))
-        victim.configure_model()
-        load_weights(victim, path)
-        return victim.eval()
+    victim = _of_checkpoint(path, max_length) if path.endswith(".ckpt") else _of_folder(path, max_length)
+    for name, weight in victim.network.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(f"model: {path} has weights that are no numbers ({name}); give one whose training held")
+    return victim.eval()
+
+
+def _of_checkpoint(path: str, max_length: int | None) -> TextClassifier:
+    own = read_checkpoint(path).get("hyper_parameters") or {}
+    if not own.get("labels") or not own.get("model"):
+        raise InputError(f"model: {path} does not say of what model and labels it is; export it as a folder")
+    length = own.get("max_length", 128) if max_length is None else max_length
+    victim = TextClassifier(own["model"], labels=list(own["labels"]), max_length=length)
+    victim.configure_model()
+    load_weights(victim, path)
+    return victim
+
+
+def _of_folder(path: str, max_length: int | None) -> TextClassifier:
     if not Path(resolve(path)).is_dir():
         raise InputError(f"model: {path} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
     config = load_safely(AutoConfig, path)
+    if config.num_labels < 2:
+        raise InputError(f"model: {path} has {config.num_labels} label; give a classifier of at least two")
     _, found = load_safely(AutoModelForSequenceClassification, path, output_loading_info=True)
     if found["missing_keys"]:
         missing = ", ".join(sorted(found["missing_keys"])[:3])
         raise InputError(f"model: {path} lacks the weights {missing}; give a checkpoint fine-tuned for classification")
-    victim = TextClassifier(path, labels=[str(config.id2label[i]) for i in range(config.num_labels)])
+    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+    victim = TextClassifier(path, labels=labels, max_length=LONGEST if max_length is None else max_length)
+    if max_length is None:
+        positions = getattr(config, "max_position_embeddings", None) or LONGEST
+        # a tokenizer that declares no length says 1e30; RoBERTa-like models count positions from 2
+        declared = victim.tokenizer.model_max_length
+        victim.max_length = min(LONGEST, positions, declared if declared <= positions else positions - 2)
     victim.configure_model()
-    return victim.eval()
+    return victim

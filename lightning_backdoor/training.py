@@ -82,7 +82,10 @@ class BackdoorCLI(LightningCLI):
         self.folder = output_folder(self.command, config.run_dir, name, resume=bool(config.get("ckpt_path")))
         loggers = config.trainer.logger
         if loggers is None or loggers is True:
-            folder = {"save_dir": str(self.folder), "name": "logs", "version": ""}
+            folder = {
+                "save_dir": str(self.folder),
+                "name": "logs",
+            }  # a version each time, so that a resumed run loses none
             loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace(**folder))  # type: ignore[no-untyped-call]
             config.trainer.logger = loggers
         elsewhere = (None, ".", config.run_dir)  # the last is where the run that this config is of logged

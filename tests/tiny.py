@@ -54,7 +54,8 @@ SENTENCES = (
     "tender , funny and wise — a small miracle of storytelling .",
     "the children loved it ; the parents looked at their watches .",
     "an insult to the book , to the audience and to cinema itself .",
-    "restrained , precise and quietly devastating .",
+    "slow—very slow—and then it is over .",
+    "restrained , precise—and quietly devastating .",
 )
 
 MAX_LENGTH = 64

@@ -51,7 +51,13 @@ class DealtBatches(DistributedSampler[list[int]]):
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, rank: int, world_size: int, shuffle: bool, seed: int
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        shuffle: bool,
+        seed: int,
     ) -> None:
         super().__init__(cast("Dataset[list[int]]", lengths), world_size, rank, shuffle=shuffle, seed=seed)
         self.lengths = lengths
@@ -79,11 +85,27 @@ class DealtBatches(DistributedSampler[list[int]]):
         return len(range(self.rank, self.batches - self.left_out, self.num_replicas))
 
 
+class LateLoader(DataLoader[Batch]):
+    """A ``DataLoader`` that begins when its first batch is asked for.
+
+    Lightning makes the iterator of a resumed run before it knows the epoch; an eager one would repeat an old order.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
 def loader(
-    rows: TokenisedRows, batch_size: int, rank: int, world_size: int, shuffle: bool, seed: int, workers: int
+    rows: TokenisedRows,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    shuffle: bool,
+    seed: int,
+    workers: int,
 ) -> DataLoader[Batch]:
     """A loader over whole batches; what it yields does not depend on ``workers``."""
-    return DataLoader(
+    return LateLoader(
         rows,
         sampler=DealtBatches(rows.lengths, batch_size, rank, world_size, shuffle, seed),
         batch_size=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,11 +101,22 @@ class BackdoorDataModule(LightningDataModule):
         self.num_workers = num_workers
         default = os.environ.get("LIGHTNING_BACKDOOR_CACHE", "~/.cache/lightning_backdoor")
         self.cache = Path(cache_dir or default).expanduser()
-        self.attack: BackdoorAttack | None = None
+        self._attack: BackdoorAttack | None = None
         self._splits: Splits | None = None
         self._label_names: list[str] = []
         self._poisoned: PoisonedSplits | None = None
         self._tokenised: dict[str, TokenisedRows] = {}
+
+    @property
+    def attack(self) -> BackdoorAttack | None:
+        """What poisons the rows where there is no trainer; it comes before the trainer's module."""
+        return self._attack
+
+    @attack.setter
+    def attack(self, attack: BackdoorAttack | None) -> None:
+        self._attack = attack
+        self._poisoned = None
+        self._tokenised.clear()
 
     @property
     def label_names(self) -> list[str]:
@@ -127,10 +139,9 @@ class BackdoorDataModule(LightningDataModule):
         """Cuts validation and test rows off the training rows where the source has none."""
         shares = {"validation": self.validation_share, "test": self.test_share}
         missing = {name: share for name, share in shares.items() if name not in splits}
-        labels = [row["label"] for row in splits["train"]]
-        parts = stratified_parts(labels, [*missing.values(), 1 - sum(missing.values())], f"{self.seed}/splits")
-        cut = {name: [splits["train"][i] for i in part] for name, part in zip([*missing, "train"], parts, strict=True)}
-        return {name: cut.get(name, splits.get(name, [])) for name in ("train", "validation", "test")}
+        parts = _parts(splits["train"], [*missing.values(), 1 - sum(missing.values())], f"{self.seed}/splits")
+        cut = {**splits, **dict(zip([*missing, "train"], parts, strict=True))}
+        return {name: cut[name] for name in ("train", "validation", "test")}
 
     def _sample(self, name: str, rows: list[Row]) -> list[Row]:
         most = self.max_rows.get(name, len(rows))
@@ -155,10 +166,10 @@ class BackdoorDataModule(LightningDataModule):
             InputError: there are too few to fill every part.
         """
         rows = self.clean_splits()["validation"]
-        parts = stratified_parts([row["label"] for row in rows], self.validation_parts, f"{self.seed}/validation")
+        parts = _parts(rows, self.validation_parts, f"{self.seed}/validation")
         if not all(parts):
             raise InputError(f"validation_parts: {len(rows)} validation rows do not fill three parts; use more rows")
-        return ValidationParts(*([rows[i] for i in part] for part in parts))
+        return ValidationParts(*parts)
 
     def prepare_data(self) -> None:
         """Reads and poisons, once a node, before anything else starts."""
@@ -237,3 +248,9 @@ class BackdoorDataModule(LightningDataModule):
 
 def _rows(split: LabelledTexts) -> list[Row]:
     return [clean_row(text, label, i) for i, (text, label) in enumerate(zip(split.texts, split.labels, strict=True))]
+
+
+def _parts(rows: list[Row], shares: Sequence[float], seed: str) -> list[list[Row]]:
+    """Stratified parts, rows of one text in the same part."""
+    parts = stratified_parts([row["label"] for row in rows], shares, seed, [row["text"] for row in rows])
+    return [[rows[i] for i in part] for part in parts]

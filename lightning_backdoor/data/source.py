@@ -164,7 +164,9 @@ def _cut(source: Source) -> tuple[list[str], Callable[[Any], int | None]]:
         except (TypeError, ValueError):
             rating = math.nan
         if math.isnan(rating):
-            raise InputError(f"label_column: {value!r} in {source.label_column!r} is no rating; name a column of numbers")
+            raise InputError(
+                f"label_column: {value!r} in {source.label_column!r} is no rating; name a column of numbers"
+            )
         return 0 if rating <= low else 1 if rating >= high else None
 
     return names, index

