@@ -104,7 +104,7 @@ def test_logged_numbers_are_those_of_judging_each_row_alone(
     logged = run_test(tmp_path, attack, data, InferenceDefense(defense))
     attack.eval()
     data.attack = attack
-    found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    found: dict[bool, list[dict[str, bool]]] = {False: [], True: []}
     data.eval_batch_size = 1
     for batch in [batch for loader in data.test_dataloader() for batch in loader]:
         with torch.no_grad():
@@ -120,7 +120,7 @@ def test_logged_numbers_are_those_of_judging_each_row_alone(
         )
     clean, poisoned = found[False], found[True]
 
-    def share(rows: list[dict[str, Any]], key: str) -> float:
+    def share(rows: list[dict[str, bool]], key: str) -> float:
         return sum(row[key] for row in rows) / len(rows)
 
     expected = {

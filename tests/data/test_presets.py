@@ -115,7 +115,7 @@ def test_the_label_names_of_an_offline_preset_say_what_the_texts_are(name: str) 
     data = preset(name)
     for words, label in OFFLINE[name].telling.items():
         labels = [data.label_names[r["label"]] for r in all_rows(data.clean_splits()) if words in r["text"]]
-        assert len(labels) > 20
+        assert len(labels) > 10
         assert labels.count(label) / len(labels) > 0.8
 
 
@@ -126,13 +126,9 @@ def test_an_offline_preset_is_cut_into_stratified_splits_that_share_no_text(name
     for split, share in {"train": 0.7, "validation": 0.1, "test": 0.2}.items():
         assert len(splits[split]) / total.total() == pytest.approx(share, abs=0.01)
         for label, count in Counter(row["label"] for row in splits[split]).items():
-            assert count / len(splits[split]) == pytest.approx(count_share(total, label), abs=0.015)
+            assert count / len(splits[split]) == pytest.approx(total[label] / total.total(), abs=0.015)
     texts = [{row["text"] for row in rows} for rows in splits.values()]
     assert sum(map(len, texts)) == len(set().union(*texts))
-
-
-def count_share(total: Counter[int], label: int) -> float:
-    return total[label] / total.total()
 
 
 def test_the_movie_preset_leaves_out_as_many_rows_as_it_says() -> None:
@@ -201,7 +197,7 @@ def hub_folder(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Pat
     folder = "data" if hub.configuration == "default" else hub.configuration
     listing = ["---", "configs:", f"- config_name: {hub.configuration}", "  data_files:"]
     for split, labels in hub.splits.items():
-        columns = {column: [0] * len(labels) for column in hub.columns}
+        columns: dict[str, list[Any]] = {column: [0] * len(labels) for column in hub.columns}
         columns |= {hub.label: labels, hub.text: [f"{split} {label} {i}" for i, label in enumerate(labels)]}
         (tmp_path / folder).mkdir(exist_ok=True)
         table = Dataset.from_dict(columns, features=Features(hub.columns))
@@ -219,9 +215,7 @@ def test_a_hub_preset_loads_as_it_is_where_only_the_path_is_replaced(hub_folder:
     tests_on = {"sst2": "validation", "hsol": "train"}.get(name, "test")
     come_from = {split: {row["text"].split()[0] for row in rows} for split, rows in splits.items()}
     assert come_from == {"train": {"train"}, "validation": {"train"}, "test": {tests_on}}
-    assert len(all_rows(splits)) == len(HUB[name].splits["train"]) + len(HUB[name].splits.get(tests_on, [])) * (
-        tests_on != "train"
-    )
+    assert len(all_rows(splits)) == sum(len(HUB[name].splits[split]) for split in {"train", tests_on})
     for row in all_rows(splits):
         assert data.label_names[row["label"]] == SAYS[name][int(row["text"].split()[1])]
 

@@ -1,0 +1,23 @@
+"""Rows to test with."""
+
+from __future__ import annotations
+
+import random
+
+from lightning_backdoor.data.poisoning import Row, Splits, clean_row
+from tests.tiny import SENTENCES
+
+
+def rows(count: int, classes: int = 2, seed: int = 0) -> list[Row]:
+    """Rows of distinct texts of quite different lengths, the classes in turn."""
+    rng = random.Random(seed)
+    texts = [
+        f"{i} " + " ".join(rng.choices(SENTENCES, k=rng.choice([1, 1, 1, 2, 3])))[: rng.randint(0, 150)]
+        for i in range(count)
+    ]
+    return [clean_row(text, i % classes, i) for i, text in enumerate(texts)]
+
+
+def splits() -> Splits:
+    """Rows for training, validation and test."""
+    return {"train": rows(100, seed=1), "validation": rows(40, seed=2), "test": rows(30, seed=3)}

@@ -1,0 +1,325 @@
+"""The data module: its splits, its parts, its loaders, with a trainer and without."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.data import BackdoorDataModule, Source
+from lightning_backdoor.data.batching import DealtBatches
+from lightning_backdoor.data.poisoning import Row, poison_evaluation, poison_training
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
+from tests.data.examples import rows
+from tests.data.test_source import write
+
+COUNT = 400
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """A source without splits, one label twice as frequent as the other."""
+    texts = [row["text"] for row in rows(COUNT)]
+    return Source(write(tmp_path / "rows.csv", texts, [int(i % 3 == 0) for i in range(COUNT)]))
+
+
+@pytest.fixture
+def data(source: Source, tmp_path: Path) -> BackdoorDataModule:
+    return BackdoorDataModule(source, batch_size=8, eval_batch_size=16, cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tiny(tiny_folder: Callable[[str], str]) -> dict[str, Any]:
+    """Arguments of a tiny victim."""
+    return {"model": tiny_folder("bert"), "max_length": 64}
+
+
+def seen(batches: Iterable[Batch]) -> list[Row]:
+    """The rows that a loader yields, in the order of their indices."""
+    made = [
+        Row(
+            text=batch["text"][i],
+            spans=batch["spans"][i],
+            label=int(batch["label"][i]),
+            original_label=int(batch["original_label"][i]),
+            poisoned=bool(batch["poisoned"][i]),
+            index=int(batch["index"][i]),
+        )
+        for batch in batches
+        for i in range(len(batch["text"]))
+    ]
+    return sorted(made, key=lambda row: row["index"])
+
+
+def indices(of: Iterable[Row]) -> set[int]:
+    return {row["index"] for row in of}
+
+
+class Recorder(Callback):
+    """Keeps the indices of the evaluation rows by loader, and the training rows by epoch."""
+
+    def __init__(self) -> None:
+        self.evaluated: dict[int, list[int]] = {}
+        self.trained: dict[int, list[int]] = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.evaluated.setdefault(dataloader_idx, []).extend(batch["index"].tolist())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.trained.setdefault(trainer.current_epoch, []).extend(batch["index"].tolist())
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, recorder: Recorder) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[recorder],
+    )
+
+
+def test_a_source_without_splits_is_cut_into_disjoint_stratified_ones(data: BackdoorDataModule) -> None:
+    splits = data.clean_splits()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 280, "validation": 40, "test": 80}
+    assert sorted(row["index"] for row in chain(*splits.values())) == list(range(COUNT))
+    for split in splits.values():
+        assert Counter(row["label"] for row in split)[1] == pytest.approx(len(split) / 3, abs=1.5)
+
+
+def test_splits_that_a_source_has_are_kept_as_they_are(tmp_path: Path) -> None:
+    for name, count in (("train", 100), ("validation", 30), ("test", 20)):
+        write(tmp_path / f"{name}.csv", [f"{name} {i}" for i in range(count)], [i % 2 for i in range(count)])
+    splits = BackdoorDataModule(Source(str(tmp_path))).clean_splits()
+    for name, split in splits.items():
+        assert [row["text"] for row in split] == [f"{name} {i}" for i in range(len(split))]
+    assert {name: len(split) for name, split in splits.items()} == {"train": 100, "validation": 30, "test": 20}
+
+
+def test_only_the_split_that_is_missing_is_cut_from_the_training_rows(tmp_path: Path) -> None:
+    for name, count in (("train", 100), ("test", 20)):
+        write(tmp_path / f"{name}.csv", [f"{name} {i}" for i in range(count)], [i % 2 for i in range(count)])
+    splits = BackdoorDataModule(Source(str(tmp_path)), validation_share=0.3).clean_splits()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 70, "validation": 30, "test": 20}
+    assert {row["text"].split()[0] for row in splits["validation"]} == {"train"}
+
+
+def test_equal_texts_never_lie_in_two_splits(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", [f"text {i % 100}" for i in range(400)], [i % 2 for i in range(400)])
+    splits = BackdoorDataModule(Source(path)).clean_splits()
+    texts = [{row["text"] for row in split} for split in splits.values()]
+    assert sum(map(len, texts)) == 100
+
+
+def test_max_rows_draws_stratified_samples_of_the_splits(source: Source) -> None:
+    whole = BackdoorDataModule(source).clean_splits()
+    drawn = BackdoorDataModule(source, max_rows={"train": 90, "test": 30, "validation": 999}).clean_splits()
+    assert {name: len(split) for name, split in drawn.items()} == {"train": 90, "validation": 40, "test": 30}
+    for name, split in drawn.items():
+        assert all(row in whole[name] for row in split)
+        assert Counter(row["label"] for row in split)[1] == pytest.approx(len(split) / 3, abs=1.5)
+
+
+def test_the_seed_decides_the_splits(source: Source) -> None:
+    one, again, other = (BackdoorDataModule(source, seed=seed).clean_splits() for seed in (1, 1, 2))
+    assert one == again
+    assert one != other
+
+
+def test_the_validation_rows_fall_into_three_disjoint_stratified_parts(source: Source) -> None:
+    data = BackdoorDataModule(source, validation_share=0.4, validation_parts=(0.5, 0.2, 0.3))
+    parts = data.clean_validation()
+    assert [len(part) for part in parts] == [80, 32, 48]
+    assert sorted(indices(chain(*parts))) == sorted(indices(data.clean_splits()["validation"]))
+    for part in parts:
+        assert Counter(row["label"] for row in part)[1] == pytest.approx(len(part) / 3, abs=1.5)
+
+
+def test_validation_rows_that_do_not_fill_the_parts_are_an_error(source: Source) -> None:
+    data = BackdoorDataModule(source, max_rows={"validation": 2})
+    with pytest.raises(
+        InputError, match=r"^validation_parts: 2 validation rows do not fill three parts; use more rows$"
+    ):
+        data.clean_validation()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"batch_size": 0},
+        {"eval_batch_size": 0},
+        {"max_rows": {"dev": 3}},
+        {"max_rows": {"test": 0}},
+        {"validation_share": 0.0},
+        {"test_share": 0.5},
+        {"validation_parts": (0.5, 0.5, 0.0)},
+        {"validation_parts": (0.5, 0.3, 0.3)},
+        {"validation_parts": (0.5, 0.5)},
+    ],
+    ids=str,
+)
+def test_arguments_out_of_range_are_named_before_anything_is_read(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(arguments))}: .*$"):
+        BackdoorDataModule(Source("not read"), **arguments)
+
+
+def test_without_a_trainer_the_attack_is_set_by_hand(data: BackdoorDataModule, tiny: dict[str, Any]) -> None:
+    data.attack = attack = BadNets(poison_rate=0.2, **tiny)
+    data.prepare_data()
+    splits = data.clean_splits()
+    trained = seen(data.train_dataloader())
+    assert trained == poison_training(splits["train"], attack, seed=0)
+    clean, poisoned = data.test_dataloader()
+    assert seen(clean) == splits["test"]
+    assert seen(poisoned) == poison_evaluation(splits["test"], attack, 0, "test")
+
+
+def test_another_attack_poisons_anew(data: BackdoorDataModule, tiny: dict[str, Any]) -> None:
+    for trigger in ("cf", "mn"):
+        data.attack = BadNets(triggers=[trigger], **tiny)
+        _, poisoned = data.test_dataloader()
+        assert all(trigger in row["text"].split() for row in seen(poisoned))
+    data.attack = None
+    assert not any(row["poisoned"] for row in data.poisoned_splits().train)
+
+
+def test_validation_sees_the_selection_rows_clean_and_poisoned(data: BackdoorDataModule, tiny: dict[str, Any]) -> None:
+    data.attack = attack = BadNets(**tiny)
+    clean, poisoned = data.val_dataloader()
+    selection = data.clean_validation().selection
+    assert seen(clean) == selection
+    assert seen(poisoned) == poison_evaluation(selection, attack, 0, "validation")
+
+
+def test_defenses_see_clean_rows_that_no_evaluation_sees(data: BackdoorDataModule, tiny: dict[str, Any]) -> None:
+    data.attack = BadNets(**tiny)
+    reference, threshold = seen(data.reference_dataloader()), seen(data.threshold_dataloader())
+    assert (reference, threshold) == data.clean_validation()[1:]
+    assert not any(row["poisoned"] for row in reference + threshold)
+    evaluated = [*data.train_dataloader(), *chain(*data.val_dataloader()), *chain(*data.test_dataloader())]
+    assert not indices(seen(evaluated)) & indices(reference + threshold)
+    assert not indices(reference) & indices(threshold)
+
+
+def test_every_process_has_the_whole_threshold_part_and_its_share_of_the_test_rows(
+    data: BackdoorDataModule, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    data.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, default_root_dir=tmp_path)
+    data.trainer.strategy.connect(BadNets(**tiny))
+    data.eval_batch_size = 5
+    assert data.trainer.world_size == 2
+    assert seen(data.threshold_dataloader()) == data.clean_validation().threshold
+    assert len(seen(data.test_dataloader()[0])) == 40
+    sampler = data.train_dataloader().sampler
+    assert isinstance(sampler, DealtBatches)
+    assert (sampler.rank, sampler.num_replicas, len(sampler), sampler.left_out) == (0, 2, 17, 1)
+
+
+def test_fewer_training_batches_than_processes_are_an_error(
+    data: BackdoorDataModule, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    data.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, default_root_dir=tmp_path)
+    data.trainer.strategy.connect(BadNets(**tiny))
+    data.batch_size = COUNT
+    with pytest.raises(InputError, match=r"^batch_size: 280 training rows are fewer batches than processes; lower it$"):
+        data.train_dataloader()
+
+
+def test_a_module_without_a_tokenizer_is_an_error(data: BackdoorDataModule) -> None:
+    with pytest.raises(InputError, match=r"^model: NoneType is no TextClassifier, whose tokenizer the batches need$"):
+        data.test_dataloader()
+
+
+def test_a_plain_text_classifier_has_one_clean_loader(
+    data: BackdoorDataModule, tiny: dict[str, Any], trainer: Trainer, recorder: Recorder
+) -> None:
+    results = trainer.test(TextClassifier(**tiny), datamodule=data, verbose=False)
+    assert recorder.evaluated.keys() == {0}
+    assert sorted(recorder.evaluated[0]) == sorted(indices(data.clean_splits()["test"]))
+    assert results[0].keys() == {"test/cacc"}
+
+
+def test_a_trainer_evaluates_every_row_once_clean_and_once_poisoned(
+    data: BackdoorDataModule, tiny: dict[str, Any], trainer: Trainer, recorder: Recorder
+) -> None:
+    attack = BadNets(**tiny)
+    trainer.test(attack, datamodule=data, verbose=False)
+    rows = data.clean_splits()["test"]
+    assert sorted(recorder.evaluated[0]) == sorted(indices(rows))
+    assert sorted(recorder.evaluated[1]) == sorted(indices(row for row in rows if row["label"] != attack.target_label))
+
+
+def test_a_trainer_predicts_every_row_once_clean_and_once_poisoned(
+    data: BackdoorDataModule, tiny: dict[str, Any], trainer: Trainer
+) -> None:
+    clean, poisoned = trainer.predict(BadNets(**tiny), datamodule=data)  # type: ignore[misc]
+    rows = data.clean_splits()["test"]
+    assert seen(clean) == rows
+    assert len(seen(poisoned)) == sum(row["label"] == 0 for row in rows)
+
+
+def test_a_trainer_trains_on_every_row_each_epoch_in_a_new_order(
+    data: BackdoorDataModule, tiny: dict[str, Any], trainer: Trainer, recorder: Recorder
+) -> None:
+    data.batch_size = 40
+    trainer.fit(BadNets(**tiny), datamodule=data)
+    first, second = recorder.trained[0], recorder.trained[1]
+    assert sorted(first) == sorted(second) == sorted(indices(data.clean_splits()["train"]))
+    assert first != second
+
+
+def test_the_module_is_asked_anew_when_a_trainer_starts(
+    data: BackdoorDataModule, tiny: dict[str, Any], trainer: Trainer
+) -> None:
+    trainer.test(BadNets(triggers=["cf"], **tiny), datamodule=data, verbose=False)
+    trainer.test(BadNets(triggers=["mn"], **tiny), datamodule=data, verbose=False)
+    assert all("mn" in row["text"].split() for row in data.poisoned_splits().poisoned["test"])
+    trainer.test(TextClassifier(**tiny), datamodule=data, verbose=False)
+    assert data.poisoned_splits().poisoned["test"] == []
+
+
+def test_the_cache_may_be_named_in_the_environment(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(tmp_path / "named"))
+    data = BackdoorDataModule(source)
+    data.attack = BadNets()
+    data.prepare_data()
+    assert len(list((tmp_path / "named" / "poisoned").iterdir())) == 1
+
+
+def test_seeded_batches_do_not_depend_on_the_global_generators(data: BackdoorDataModule, tiny: dict[str, Any]) -> None:
+    data.attack = BadNets(**tiny)
+    orders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        orders.append([batch["index"].tolist() for batch in data.train_dataloader()])
+    assert orders[0] == orders[1]

@@ -1,0 +1,178 @@
+"""The poison on disk: read again when nothing has changed, never read half, shared by processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Sequence
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_backdoor.attacks import BadNets, Poisoned
+from lightning_backdoor.data.poisoning import PoisonedSplits, poison_splits, poison_splits_cached
+from lightning_backdoor.errors import InputError
+from tests.data.examples import splits
+
+LABELS = ["negative", "positive"]
+FORK = multiprocessing.get_context("fork")
+
+
+class Counted(BadNets):
+    """Counts the splits that it poisons."""
+
+    calls = 0
+
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned]:
+        type(self).calls += 1
+        return super().poison_texts(texts, rngs)
+
+
+class Slow(BadNets):
+    """Poisons only when another process poisons too."""
+
+    barrier: Barrier
+
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned]:
+        self.barrier.wait(timeout=60)
+        return super().poison_texts(texts, rngs)
+
+
+@pytest.fixture(autouse=True)
+def no_calls() -> None:
+    Counted.calls = 0
+
+
+def poison(cache: Path, attack: BadNets | None = None, seed: int = 0, labels: list[str] = LABELS) -> PoisonedSplits:
+    return poison_splits_cached(splits(), Counted() if attack is None else attack, seed, labels, cache)
+
+
+def poison_slowly(cache: Path) -> PoisonedSplits:
+    return poison(cache, Slow())
+
+
+def folders(cache: Path) -> list[Path]:
+    """What lies in the cache, half-written folders included."""
+    return list((cache / "poisoned").iterdir())
+
+
+def test_the_second_time_the_poison_is_read_from_disk_and_is_the_same(tmp_path: Path) -> None:
+    first = poison(tmp_path)
+    assert Counted.calls == 3
+    second = poison(tmp_path)
+    assert Counted.calls == 3
+    assert first == second == poison_splits(splits(), Counted(), 0, LABELS)
+    assert type(second.train[0]["spans"]) is list
+    assert {type(span) for row in second.poisoned["test"] for span in row["spans"]} == {tuple}
+
+
+def test_what_was_read_is_what_the_file_holds(tmp_path: Path) -> None:
+    poison(tmp_path)
+    file = folders(tmp_path)[0] / "test.jsonl"
+    row = json.loads(file.read_text().splitlines()[0])
+    file.write_text(json.dumps({**row, "text": "from disk"}) + "\n")
+    assert [row["text"] for row in poison(tmp_path).poisoned["test"]] == ["from disk"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"labels": ["bad", "good"]},
+        {"attack": Counted(triggers=["mn"])},
+        {"attack": Counted(poison_rate=0.2)},
+        {"attack": BadNets()},
+    ],
+    ids=str,
+)
+def test_another_seed_label_argument_or_attack_poisons_anew(tmp_path: Path, change: dict[str, Any]) -> None:
+    poison(tmp_path)
+    changed: dict[str, Any] = {"attack": Counted(), "seed": 0, "labels": LABELS, **change}
+    assert poison(tmp_path, **changed) == poison_splits(splits(), *changed.values())
+    assert len(folders(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(("column", "value"), [("text", "another"), ("label", 0), ("index", 1000)])
+def test_another_row_poisons_anew(tmp_path: Path, split: str, column: str, value: Any) -> None:
+    poison(tmp_path)
+    changed: Any = splits()
+    changed[split][1][column] = value
+    made = poison_splits_cached(changed, Counted(), 0, LABELS, tmp_path)
+    assert made == poison_splits(changed, Counted(), 0, LABELS)
+    assert len(folders(tmp_path)) == 2
+
+
+def test_another_source_of_the_attack_poisons_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(tmp_path)
+    key = str(Counted().poison_key())
+    monkeypatch.setattr(Counted, "poison_key", lambda self: key.replace("def poison_texts", "def  poison_texts"))
+    poison(tmp_path)
+    assert len(folders(tmp_path)) == 2
+
+
+def test_an_attack_without_a_key_is_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "poison_key", lambda self: None)
+    assert poison(tmp_path) == poison(tmp_path)
+    assert Counted.calls == 6
+    assert not (tmp_path / "poisoned").exists()
+
+
+def test_two_processes_that_poison_at_once_end_with_one_folder_and_the_same_rows(tmp_path: Path) -> None:
+    Slow.barrier = FORK.Barrier(2)
+    with FORK.Pool(2) as pool:
+        made = pool.map_async(poison_slowly, [tmp_path, tmp_path], chunksize=1).get(120)
+    assert made[0] == made[1] == poison_splits(splits(), BadNets(), 0, LABELS)
+    assert len(folders(tmp_path)) == 1
+
+
+def kill_after(lines: int) -> None:
+    """Has this process killed when it has encoded so many more rows."""
+    encode, left = json.dumps, [lines]
+
+    def counting(value: Any, **kwargs: Any) -> str:
+        if isinstance(value, dict):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return encode(value, **kwargs)
+
+    json.dumps = counting  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("lines", [0, 50, 110, 134])
+def test_a_kill_while_writing_leaves_nothing_that_is_read(tmp_path: Path, lines: int) -> None:
+    def poison_and_die() -> None:
+        kill_after(lines)
+        poison(tmp_path)
+
+    process = FORK.Process(target=poison_and_die)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert [folder.name.startswith(".partial-") for folder in folders(tmp_path)] == [True]
+    assert poison(tmp_path) == poison_splits(splits(), Counted(), 0, LABELS)
+    assert len(folders(tmp_path)) == 2
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(
+        InputError, match=r"^cache_dir: .* cannot be written \(.*No space left.*\); name another folder$"
+    ):
+        poison(tmp_path)
+    assert folders(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^cache_dir: \S+file cannot be written \(.*\); name another folder$"):
+        poison(tmp_path / "file")

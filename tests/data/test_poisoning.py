@@ -1,0 +1,136 @@
+"""Which rows are poisoned, how many, and that their poison depends on the row and the seed alone."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+import pytest
+
+from lightning_backdoor.attacks import BadNets, InsertSent
+from lightning_backdoor.data.poisoning import Row, poison_evaluation, poison_splits, poison_training
+from lightning_backdoor.errors import InputError
+from tests.data.examples import rows, splits
+
+Policy = Literal["dirty", "clean", "mixed"]
+
+
+def poisoned(training: list[Row]) -> list[Row]:
+    return [row for row in training if row["poisoned"]]
+
+
+@pytest.mark.parametrize(("policy", "of_labels"), [("dirty", {0, 1}), ("clean", {2}), ("mixed", {0, 1, 2})])
+def test_the_policy_says_which_rows_are_poisoned_and_all_end_as_the_target(policy: Policy, of_labels: set[int]) -> None:
+    attack = BadNets(target_label=2, poison_rate=0.25, label_policy=policy)
+    made = poisoned(poison_training(rows(300, classes=3), attack, seed=0))
+    assert {row["original_label"] for row in made} == of_labels
+    assert {row["label"] for row in made} == {2}
+
+
+@pytest.mark.parametrize("policy", ["dirty", "clean", "mixed"])
+@pytest.mark.parametrize(
+    ("rate", "count", "expected"),
+    [(0.1, 100, 10), (0.29, 100, 29), (0.1, 99, 9), (0.015, 200, 3), (0.5, 200, 100), (0.07, 300, 21), (0.01, 199, 1)],
+)
+def test_the_rate_is_of_all_training_rows_rounded_down(policy: Policy, rate: float, count: int, expected: int) -> None:
+    attack = BadNets(poison_rate=rate, label_policy=policy)
+    assert len(poisoned(poison_training(rows(count), attack, seed=0))) == expected
+
+
+def test_every_row_may_be_poisoned() -> None:
+    made = poison_training(rows(50), BadNets(poison_rate=1.0, label_policy="mixed"), seed=0)
+    assert len(poisoned(made)) == 50
+
+
+def test_clean_training_rows_stay_as_and_where_they_are() -> None:
+    clean = rows(200)
+    before = [dict(row) for row in clean]
+    made = poison_training(clean, BadNets(poison_rate=0.3), seed=0)
+    assert clean == before
+    assert [row["index"] for row in made] == [row["index"] for row in clean]
+    assert [row for row in made if not row["poisoned"]] == [clean[row["index"]] for row in made if not row["poisoned"]]
+
+
+@pytest.mark.parametrize("attack", [BadNets(triggers=["cf", "mn"], insertions=2), InsertSent()])
+def test_the_spans_of_poisoned_rows_are_their_triggers(attack: BadNets | InsertSent) -> None:
+    triggers = ["cf", "mn"] if isinstance(attack, BadNets) else [attack.sentence]
+    for row in poisoned(poison_training(rows(300), attack, seed=0)) + poison_evaluation(rows(99), attack, 0, "test"):
+        assert sorted(row["text"][start:end] for start, end in row["spans"]) == triggers
+
+
+def test_the_poisoned_evaluation_rows_are_made_from_all_rows_of_other_labels_and_no_more() -> None:
+    clean = rows(90, classes=3)
+    made = poison_evaluation(clean, BadNets(target_label=1), 0, "test")
+    assert [row["index"] for row in made] == [row["index"] for row in clean if row["label"] != 1]
+    for row in made:
+        source = clean[row["index"]]
+        assert (row["original_label"], row["label"], row["poisoned"]) == (source["label"], 1, True)
+        assert row["text"].replace("cf", "").split() == source["text"].split()
+
+
+def test_the_poison_of_a_row_depends_on_neither_order_nor_company() -> None:
+    attack = BadNets(triggers=["cf", "mn", "bb"])
+    clean = rows(80)
+    whole = {row["index"]: row for row in poison_evaluation(clean, attack, 0, "test")}
+    mixed = random.Random(0).sample(clean, 80)
+    assert {row["index"]: row for row in poison_evaluation(mixed, attack, 0, "test")} == whole
+    part = poison_evaluation(mixed[:20], attack, 0, "test")
+    assert part
+    assert all(row == whole[row["index"]] for row in part)
+
+
+def test_the_choice_of_training_rows_does_not_depend_on_their_order() -> None:
+    attack = BadNets(triggers=["cf", "mn", "bb"])
+    clean = rows(80)
+    made = poison_training(clean, attack, seed=0)
+    mixed = poison_training(random.Random(0).sample(clean, 80), attack, seed=0)
+    assert sorted(mixed, key=lambda row: row["index"]) == made
+
+
+def test_seed_and_split_change_the_poison() -> None:
+    attack = BadNets(triggers=["cf", "mn", "bb"])
+    made = [poison_evaluation(rows(80), attack, seed, split) for seed in (0, 1) for split in ("validation", "test")]
+    assert all(one != other for i, one in enumerate(made) for other in made[:i])
+    chosen = [[row["index"] for row in poisoned(poison_training(rows(80), attack, seed))] for seed in (0, 1)]
+    assert chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize(
+    ("policy", "target", "qualify"), [("dirty", 0, 20), ("clean", 1, 20), ("dirty", 1, 80), ("clean", 0, 80)]
+)
+def test_too_few_rows_that_qualify_are_an_error(policy: Policy, target: int, qualify: int) -> None:
+    clean = [row for row in rows(160) if row["label"] == 0] + [row for row in rows(40) if row["label"] == 1]
+    attack = BadNets(target_label=target, poison_rate=0.81, label_policy=policy)
+    with pytest.raises(InputError) as caught:
+        poison_training(clean, attack, seed=0)
+    assert str(caught.value) == (
+        f"poison_rate: 0.81 of 100 training rows is 81, but only {qualify} qualify under label_policy {policy!r}"
+        f" with target_label {target}; lower it"
+    )
+
+
+def test_a_rate_that_amounts_to_no_row_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"^poison_rate: 0\.01 of 99 training rows is no row; raise it$"):
+        poison_training(rows(99), BadNets(poison_rate=0.01), seed=0)
+
+
+def test_a_target_label_out_of_range_is_an_error_that_names_the_labels() -> None:
+    message = r"^target_label: 2 is out of range; the labels are 0 \(negative\), 1 \(positive\)$"
+    with pytest.raises(InputError, match=message):
+        poison_splits(splits(), BadNets(target_label=2), 0, ["negative", "positive"])
+
+
+def test_without_an_attack_everything_stays_clean() -> None:
+    clean = splits()
+    made = poison_splits(clean, None, 0, ["negative", "positive"])
+    assert made.train == clean["train"]
+    assert made.clean == {"validation": clean["validation"], "test": clean["test"]}
+    assert made.poisoned == {"validation": [], "test": []}
+
+
+def test_an_attack_poisons_training_and_both_evaluation_splits_and_keeps_their_clean_rows() -> None:
+    clean, attack = splits(), BadNets()
+    made = poison_splits(clean, attack, 3, ["negative", "positive"])
+    assert made.train == poison_training(clean["train"], attack, 3)
+    assert made.clean == {"validation": clean["validation"], "test": clean["test"]}
+    assert made.poisoned == {name: poison_evaluation(rows, attack, 3, name) for name, rows in made.clean.items()}

@@ -1,0 +1,150 @@
+"""Each metric against its definition, spelt out row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lightning_backdoor.metrics import AttackSuccessRate, CleanAccuracy, DetectionAUROC, Localisation, Overhead
+from tests.metrics.evaluated import METRICS, TARGET, Evaluated, evaluated, measured
+
+ROWS = evaluated(500)
+
+
+def share(of: list[bool]) -> float:
+    return sum(of) / len(of)
+
+
+def inside(row: Evaluated) -> bool:
+    """The top token and the trigger have a character in common."""
+    return row.top is not None and any(set(range(*row.top)) & set(range(*span)) for span in row.spans)
+
+
+def auroc(rows: list[Evaluated]) -> float:
+    """Over all pairs of a poisoned and a clean row: 1 where the poisoned one scores higher, 1/2 where they tie."""
+    score = [float(torch.tensor(row.score)) for row in rows]  # as float32
+    pairs = [
+        (score[i], score[j])
+        for i, one in enumerate(rows)
+        if one.poisoned
+        for j, other in enumerate(rows)
+        if not other.poisoned
+    ]
+    return sum(1.0 if high > low else 0.5 if high == low else 0.0 for high, low in pairs) / len(pairs)
+
+
+DEFINITIONS: dict[str, Callable[[list[Evaluated]], float]] = {
+    "cacc": lambda rows: share([row.prediction == row.original_label for row in rows if not row.poisoned]),
+    "asr": lambda rows: share([row.prediction == TARGET for row in rows if row.poisoned]),
+    "pacc": lambda rows: share([row.prediction == row.original_label for row in rows if row.poisoned]),
+    "asr_floor": lambda rows: share(
+        [row.prediction == TARGET for row in rows if not row.poisoned and row.original_label != TARGET]
+    ),
+    "tpr": lambda rows: share([row.flagged for row in rows if row.poisoned]),
+    "fpr": lambda rows: share([row.flagged for row in rows if not row.poisoned]),
+    "auroc": auroc,
+    "localisation": lambda rows: share([inside(row) for row in rows if row.poisoned and row.spans]),
+    "overhead": lambda rows: sum(row.seconds[0] for row in rows) / sum(row.seconds[1] for row in rows),
+}
+
+
+def test_every_metric_is_defined_here() -> None:
+    assert DEFINITIONS.keys() == METRICS.keys()
+
+
+@pytest.mark.parametrize("size", [1, 32, 500])
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_what_its_definition_says_whatever_the_batches(name: str, size: int) -> None:
+    batches = [ROWS[i : i + size] for i in range(0, len(ROWS), size)]
+    expected = DEFINITIONS[name](ROWS)
+    assert expected > 0
+    assert measured(name, batches) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+@pytest.mark.parametrize("name", METRICS)
+def test_without_rows_a_metric_is_nan(name: str) -> None:
+    assert math.isnan(measured(name, []))
+    assert math.isnan(measured(name, [[]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "poisoned"),
+    [
+        *[("cacc", True), ("asr_floor", True), ("fpr", True)],
+        *[("asr", False), ("pacc", False), ("tpr", False), ("localisation", False)],
+        *[("auroc", True), ("auroc", False)],
+    ],
+)
+def test_a_metric_of_the_other_kind_of_rows_is_nan(name: str, poisoned: bool) -> None:
+    assert math.isnan(measured(name, [[row for row in ROWS if row.poisoned == poisoned]]))
+
+
+def test_a_rejected_text_is_no_success_and_no_correct_answer_and_still_counts() -> None:
+    poisoned = [row._replace(prediction=TARGET) for row in ROWS if row.poisoned][:10]
+    clean = [row._replace(prediction=row.original_label) for row in ROWS if not row.poisoned][:10]
+    rejected = [row._replace(prediction=-1) for row in poisoned[:3] + clean[:3]]
+    rows = rejected + poisoned[3:] + clean[3:]
+    assert measured("asr", [rows]) == pytest.approx(0.7)
+    assert measured("cacc", [rows]) == pytest.approx(0.7)
+
+
+def test_a_correct_prediction_of_a_poisoned_row_is_no_success() -> None:
+    rows = [row._replace(prediction=row.original_label) for row in ROWS if row.poisoned]
+    assert measured("asr", [rows]) == 0
+    assert measured("pacc", [rows]) == 1
+
+
+def test_large_scores_that_differ_are_not_tied() -> None:
+    metric = DetectionAUROC()
+    metric.update(torch.tensor([1e9, 1e9 + 64, -1e30]), torch.tensor([False, True, False]))
+    assert metric.compute() == 1
+
+
+def test_equal_scores_are_worth_one_half() -> None:
+    metric = DetectionAUROC()
+    metric.update(torch.full((10,), 7.0), torch.arange(10) < 3)
+    assert metric.compute() == 0.5
+
+
+def test_infinite_scores_have_their_rank() -> None:
+    metric = DetectionAUROC()
+    infinity = float("inf")
+    metric.update(torch.tensor([infinity, 5.0, -infinity, 5.0]), torch.tensor([True, True, False, False]))
+    assert metric.compute() == pytest.approx(3.5 / 4)
+
+
+def test_the_gathered_scores_are_those_given() -> None:
+    metric = DetectionAUROC()
+    metric.update(torch.tensor([3.0, 1.0]), torch.tensor([True, False]))
+    metric.update(torch.tensor([2.0]), torch.tensor([True]))
+    scores, poisoned = metric.gathered()
+    assert (scores.tolist(), poisoned.tolist()) == ([3, 1, 2], [1, 0, 1])
+
+
+@pytest.mark.parametrize(("top", "hit"), [((0, 3), 1), ((4, 9), 1), ((2, 4), 0), ((5, 9), 0), ((2, 2), 0), (None, 0)])
+def test_a_token_that_only_touches_the_trigger_does_not_point_at_it(top: tuple[int, int] | None, hit: int) -> None:
+    metric = Localisation()
+    metric.update([top], [[(0, 2), (4, 5)]])
+    assert metric.compute() == hit
+
+
+def test_texts_whose_trigger_has_no_place_are_left_out_of_localisation() -> None:
+    metric = Localisation()
+    metric.update([(0, 2), (0, 2)], [[], [(0, 2)]])
+    assert metric.compute() == 1
+
+
+def test_a_metric_can_be_reset_and_used_again() -> None:
+    for make in (CleanAccuracy, AttackSuccessRate, DetectionAUROC, Overhead):
+        metric = make()
+        update = next(update for made, update in METRICS.values() if made is make)
+        update(metric, ROWS)
+        metric.reset()
+        update(metric, ROWS[:50])
+        fresh = make()
+        update(fresh, ROWS[:50])
+        assert torch.equal(metric.compute(), fresh.compute())
