@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_backdoor.attacks import BackdoorAttack
@@ -55,6 +54,7 @@ class InferenceDefense(Callback):
         self.texts = texts
         self._metrics: dict[str, Metric] = {}
         self._defended: list[str] = []
+        self._scores = DetectionAUROC()  # holds all scores, for histograms also where there is no AUROC
         self._rows: list[ViewedText] = []
 
     @property
@@ -144,10 +144,11 @@ class InferenceDefense(Callback):
         metrics: dict[str, Any] = {f"{name}_defended": metric for name, metric in defended.items()}
         detection: dict[str, Metric] = {"fpr": FlagRate(False), "fpr_confirmed": FlagRate(False)}
         detection |= {_at("fpr", budget): FlagRate(False) for budget in BUDGETS}
+        self._scores = DetectionAUROC().to(victim.device)
         if isinstance(victim, BackdoorAttack):
             detection |= {"tpr": FlagRate(True), "tpr_confirmed": FlagRate(True)}
             detection |= {_at("tpr", budget): FlagRate(True) for budget in BUDGETS}
-            detection |= {"auroc": DetectionAUROC(), "auroc_target": DetectionAUROC(), "localisation": Localisation()}
+            detection |= {"auroc": self._scores, "auroc_target": DetectionAUROC(), "localisation": Localisation()}
         return {**metrics, **detection, "overhead": Overhead()}
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, outputs: Evaluated, batch: Batch) -> Verdict | None:
@@ -171,10 +172,10 @@ class InferenceDefense(Callback):
             for rate in ("tpr", "fpr"):
                 if rate + suffix in self._metrics:
                     self._metrics[rate + suffix].update(flagged, batch)
+        poisoned, scores = batch["poisoned"], verdict.scores
+        self._scores.update(scores.text, poisoned)
         if not isinstance(victim, BackdoorAttack):
             return
-        poisoned, scores = batch["poisoned"], verdict.scores
-        self._metrics["auroc"].update(scores.text, poisoned)
         as_target = poisoned | (verdict.prediction == victim.target_label)
         self._metrics["auroc_target"].update(scores.text[as_target], poisoned[as_target])
         rows = [] if scores.top is None else poisoned.nonzero().flatten().tolist()
@@ -199,7 +200,7 @@ class InferenceDefense(Callback):
             self._rows = _first(self._rows, self.texts)
 
     def _write_texts(self, trainer: Trainer) -> None:
-        rows, scores, poisoned = self._rows, *_gathered_scores(self._metrics)
+        rows, (scores, poisoned) = self._rows, self._scores.gathered()
         if trainer.world_size > 1:
             parts: list[list[ViewedText]] = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(parts, rows)
@@ -267,12 +268,6 @@ def _first(rows: list[ViewedText], most: int) -> list[ViewedText]:
     """The first rows of either kind, poisoned ones in front; the same whatever order they came in."""
     ordered = sorted(rows, key=lambda row: row["index"])
     return [row for poisoned in (True, False) for row in [r for r in ordered if r["poisoned"] == poisoned][:most]]
-
-
-def _gathered_scores(metrics: dict[str, Metric]) -> tuple[Tensor, Tensor]:
-    """Scores and poison flags of all rows, from all processes; empty without an attack."""
-    auroc = metrics.get("auroc")
-    return auroc.gathered() if isinstance(auroc, DetectionAUROC) else (torch.empty(0), torch.empty(0))
 
 
 def _write(path: Path, text: str) -> None:

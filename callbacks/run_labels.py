@@ -20,8 +20,9 @@ class RunLabels(Callback):
         """Logs the names as hyperparameters, which W&B keeps in the run's config."""
         defenses = [type(callback.defense).__name__ for callback in attached(trainer)]
         datamodule = getattr(trainer, "datamodule", None)
+        source = getattr(datamodule, "source", None)
         labels = {
-            "dataset": getattr(getattr(datamodule, "source", None), "path", "unknown"),
+            "dataset": "unknown" if source is None else "/".join(filter(None, (source.path, source.name))),
             "model": pl_module.hparams.get("model", "unknown"),
             "attack": type(pl_module).__name__ if isinstance(pl_module, BackdoorAttack) else "none",
             "defense": "+".join(defenses) or "none",

@@ -35,7 +35,7 @@ def log_texts(
 
     Args:
         rows: the texts of the table.
-        scores: (all rows,), float32.
+        scores: (all rows,), float32; those that are not finite are in no bin.
         poisoned: (all rows,), 1 for poisoned rows.
         prefix: of the keys ``texts``, ``scores_clean`` and ``scores_poisoned``.
     """
@@ -45,13 +45,16 @@ def log_texts(
     import wandb
 
     cells = [
-        [wandb.Html(text_html(row), inject=False), *(_cell(row, column) for column in COLUMNS[1:])] for row in rows
+        [wandb.Html(text_html(row), inject=False, data_is_not_path=True), *(_cell(row, name) for name in COLUMNS[1:])]
+        for row in rows
     ]
     values = {f"{prefix}texts": wandb.Table(columns=list(COLUMNS), data=cells)}
-    edges = np.histogram_bin_edges(scores.float().cpu().numpy(), bins=40) if len(scores) else None
+    finite = scores.isfinite()
+    scores, poisoned = scores[finite].float().cpu(), poisoned[finite].cpu()
+    edges = np.histogram_bin_edges(scores.numpy(), bins=40)
     for name, kind in (("clean", 0), ("poisoned", 1)):
-        of_kind = scores[poisoned == kind].float().cpu().numpy()
-        if edges is not None and len(of_kind):
+        of_kind = scores[poisoned == kind].numpy()
+        if len(of_kind):
             counts = np.histogram(of_kind, bins=edges)  # the same bins, so that the two can be laid over each other
             values[f"{prefix}scores_{name}"] = wandb.Histogram(np_histogram=counts)
     for logger in loggers:

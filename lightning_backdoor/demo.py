@@ -44,7 +44,9 @@ def main(configs: Path = Path("configs"), runs: Path = Path("runs")) -> None:
 
 
 def _command(*args: str) -> None:
-    subprocess.run([sys.executable, "-m", "lightning_backdoor", *args], check=True)
+    status = subprocess.run([sys.executable, "-m", "lightning_backdoor", *args], check=False).returncode
+    if status:
+        sys.exit(status)  # what went wrong, the command has said
 
 
 if __name__ == "__main__":

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 import sys
-import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_backdoor.errors import InputError
 
 if TYPE_CHECKING:
+    from lightning_backdoor.data import BackdoorDataModule
     from lightning_backdoor.data.poisoning import Row
+
+#: what the config of a run says beside data, attack and seed; it is read and left aside.
+OF_A_RUN = ("trainer", "run_dir", "ckpt_path", "weights_only", "verbose", "return_predictions")
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of ``poison``; the rest goes to the attack and the data."""
     options = argparse.ArgumentParser(
         "lightning-backdoor poison",
-        description="Writes train, validation and test as parquet and csv: text, label, original_label, poisoned,"
-        " spans, index. Training rows are partly poisoned; evaluation splits hold the clean rows, then a poisoned copy"
-        " of each that is not of the target label.",
+        description="Writes train, validation and test as parquet and csv: text, spans, label, original_label,"
+        " poisoned, index. Training rows are partly poisoned; evaluation splits hold the clean rows, then a poisoned"
+        " copy of each that is not of the target label.",
         epilog="Attack and data are given as to fit: --config FILE (repeatable), --model CLASS, --model.poison_rate"
         " 0.2, --data CLASS, --data.source.path reviews.csv, --seed_everything 1.",
     )
@@ -40,49 +45,64 @@ def main(args: list[str]) -> int:
     output = Path(options.output)
     if output.exists():
         raise InputError(f"output: {output} exists; name another folder")
-    splits = _poison(rest)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=".partial-"))
-    for name, rows in splits.items():
-        _write(partial / name, rows)
-        poisoned = sum(row["poisoned"] for row in rows)
-        sys.stdout.write(f"{name}: {len(rows)} rows, {poisoned} of them poisoned\n")
+    data = _data(rest)
+    splits = data.poisoned_splits()
+    rows = {name: splits.clean[name] + splits.poisoned[name] for name in ("validation", "test")}
+    rows = {"train": splits.train, **rows}
+    partial = output.with_name(f".partial-{uuid.uuid4().hex}")
     try:
-        partial.chmod(0o755)
+        partial.mkdir(parents=True)
+        for name in rows:
+            _write(partial / name, rows[name], data.label_names)
         partial.rename(output)
     except OSError as error:
-        shutil.rmtree(partial)
-        raise InputError(f"output: {output} cannot be written: {error}") from None
+        raise InputError(f"output: {output} cannot be written ({error}); name another folder") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for name in rows:
+        poisoned = sum(row["poisoned"] for row in rows[name])
+        sys.stdout.write(f"{name}: {len(rows[name])} rows, {poisoned} of them poisoned\n")
     sys.stdout.write(f"written to: {output}\n")
     return 0
 
 
-def _poison(args: list[str]) -> dict[str, list[Row]]:
+def _data(args: list[str]) -> BackdoorDataModule:
     from jsonargparse import ArgumentParser
-    from jsonargparse._actions import ActionConfigFile
 
     from lightning_backdoor.attacks import BackdoorAttack
     from lightning_backdoor.data import BackdoorDataModule
 
     options = ArgumentParser("lightning-backdoor poison")
-    options.add_argument("-c", "--config", action=ActionConfigFile)
+    options.add_argument("-c", "--config", action="config")
     options.add_argument("--seed_everything", type=int, default=0)
-    for name in ("trainer", "run_dir", "ckpt_path", "weights_only"):  # so that the config of a run can be given
+    for name in OF_A_RUN:
         options.add_argument(f"--{name}", type=Any, default=None)
     options.add_subclass_arguments(BackdoorAttack, "model", required=True)
     options.add_subclass_arguments(BackdoorDataModule, "data", required=True)
     options.link_arguments("seed_everything", "data.init_args.seed")
     made = options.instantiate_classes(options.parse_args(args))
-    made.data.attack = made.model
-    splits = made.data.poisoned_splits()
-    evaluation = {name: splits.clean[name] + splits.poisoned[name] for name in ("validation", "test")}
-    return {"train": splits.train, **evaluation}
+    data: BackdoorDataModule = made.data
+    data.attack = made.model
+    return data
 
 
-def _write(path: Path, rows: list[Row]) -> None:
-    from datasets import Dataset
+def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
+    from datasets import ClassLabel, Dataset, Features, List, Value
 
-    table = Dataset.from_list([{**row, "spans": [list(span) for span in row["spans"]]} for row in rows])
+    # declared, since a trigger that lies in no place leaves nothing to tell the type of its spans from
+    features = Features(
+        {
+            "text": Value("string"),
+            "spans": List(List(Value("int64"))),
+            "label": ClassLabel(names=labels),
+            "original_label": ClassLabel(names=labels),
+            "poisoned": Value("bool"),
+            "index": Value("int64"),
+        }
+    )
+    table = Dataset.from_list([{**row, "spans": [list(span) for span in row["spans"]]} for row in rows], features)
     table.to_parquet(str(path.with_suffix(".parquet")))
-    flat = Dataset.from_list([{**row, "spans": json.dumps(row["spans"])} for row in rows])
-    flat.to_csv(str(path.with_suffix(".csv")))
+    with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+        flat = csv.DictWriter(file, list(features))
+        flat.writeheader()
+        flat.writerows({**row, "spans": json.dumps(row["spans"])} for row in rows)

@@ -15,6 +15,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.text_files import read_texts
 
 if TYPE_CHECKING:
+    from lightning_backdoor.batch import Batch
     from lightning_backdoor.defenses.defense import Defense
     from lightning_backdoor.victim import TextClassifier
 
@@ -58,11 +59,15 @@ def main(args: list[str]) -> int:
         raise InputError(f"calibration: {options.calibration} holds no text; give trusted clean texts")
     done, begun = _resume(options, texts)
 
+    import torch
+
     from lightning_backdoor.defenses.gradient_attention import GradientAttention
     from lightning_backdoor.trained import load_trained
 
     defense = GradientAttention(fpr=options.fpr, seed=options.seed)
     victim = load_trained(options.model, options.max_length)
+    victim.to("cuda" if torch.cuda.is_available() else "cpu")
+    defense.to(victim.device)
     _calibrate(defense, victim, calibration, options.batch_size)
     # a group that was begun is scored again, so that the last digit too is that of a run without a break
     found = islice(scan_texts(defense, victim, chain(begun, texts), options.batch_size), len(begun), None)
@@ -114,10 +119,9 @@ def scan_texts(
 def _scan_batch(defense: Defense, victim: TextClassifier, texts: list[str]) -> list[dict[str, Any]]:
     import torch
 
-    from lightning_backdoor.batch import batch_of_texts
     from lightning_backdoor.defenses.defense import judge
 
-    batch = batch_of_texts(texts, victim.tokenizer, victim.max_length)
+    batch = _batch(victim, texts)
     with torch.inference_mode():
         logits = victim(batch).float()
         verdict = judge(defense, victim, batch, logits)
@@ -151,16 +155,18 @@ def _scan_batch(defense: Defense, victim: TextClassifier, texts: list[str]) -> l
 
 
 def _calibrate(defense: Defense, victim: TextClassifier, texts: list[str], batch_size: int) -> None:
+    ordered = sorted(texts, key=len)
+    starts = range(0, len(ordered), batch_size)
+    defense.calibrate(victim, (_batch(victim, ordered[start : start + batch_size]) for start in starts))
+
+
+def _batch(victim: TextClassifier, texts: list[str]) -> Batch:
+    from lightning.fabric.utilities import move_data_to_device
+
     from lightning_backdoor.batch import batch_of_texts
 
-    ordered = sorted(texts, key=len)
-    defense.calibrate(
-        victim,
-        (
-            batch_of_texts(ordered[start : start + batch_size], victim.tokenizer, victim.max_length)
-            for start in range(0, len(ordered), batch_size)
-        ),
-    )
+    batch: Batch = move_data_to_device(batch_of_texts(texts, victim.tokenizer, victim.max_length), victim.device)
+    return batch
 
 
 def _write(file: IO[str], found: Iterable[dict[str, Any]], done: int) -> None:

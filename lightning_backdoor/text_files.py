@@ -37,11 +37,9 @@ def read_texts(path: str, column: str = "text") -> Iterator[str]:
 
 def _texts(path: str, kind: str, column: str) -> Iterator[str]:
     reader = {"txt": _lines, "jsonl": _jsonl, "csv": _table, "tsv": _table}[kind]
+    binary = open(sys.stdin.fileno(), "rb", closefd=False) if path == "-" else Path(path).open("rb")  # noqa: SIM115
     # bytes that are not UTF-8 are let through by the decoder, so that the line they are in can be named
-    with (
-        open(sys.stdin.fileno(), "rb", closefd=False) if path == "-" else Path(path).open("rb") as binary,  # noqa: PTH123
-        io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
-    ):
+    with io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for number, text in reader(file, path, column):
             try:
                 text.encode("utf-8")

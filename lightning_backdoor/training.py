@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from transformers import AutoConfig
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks import PredictionWriter, RunLabels
@@ -19,7 +20,7 @@ from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.results import print_results
 from lightning_backdoor.run_folder import output_folder
 from lightning_backdoor.trained import load_weights, read_checkpoint
-from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim import TextClassifier, load_safely
 
 
 class _RunConfig(SaveConfigCallback):
@@ -116,6 +117,7 @@ class BackdoorCLI(LightningCLI):
         if isinstance(self.model, BackdoorAttack):
             self.datamodule.attack = self.model
         self.datamodule.prepare_data()
+        load_safely(AutoConfig, self.model.hparams["model"])
         self.model.tokenizer  # noqa: B018 - loading it is the check
         checkpoint = self.config[self.command].get("ckpt_path")
         keywords = ("best", "last", "hpc", "registry")

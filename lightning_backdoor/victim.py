@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from pathlib import Path
 from typing import Any, TypedDict
@@ -223,6 +224,7 @@ class TextClassifier(LightningModule):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes network and tokenizer as a Hugging Face folder (safetensors)."""
         self.network.save_pretrained(folder)
+        self.tokenizer.model_max_length = self.max_length  # so that texts are cut there as they were here
         self.tokenizer.save_pretrained(folder)
 
 
@@ -241,8 +243,10 @@ def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
     except Exception as error:  # transformers raises whatever its many loaders do
-        reason = " ".join(str(error).split())
-        raise InputError(f"model: {name!r} cannot be loaded as a safe checkpoint: {reason[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in reason:  # their advice is to run it
+            reason = "it would need code of its own to load, which is not run"
+        raise InputError(f"model: {name!r} cannot be loaded as a safe checkpoint: {reason}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:

@@ -161,8 +161,11 @@ BAD_INPUT = {
         "the package 'no_such_package' is not installed; run: pip install --no-deps no-such-package",
     ),
     "missing checkpoint": (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
-    "checkpoint with code": (["--ckpt_path", "code.ckpt"], "code.ckpt does not load without running code of its own"),
-    "model with code": (["--model.model", "remote"], "model: 'remote' cannot be loaded as a safe checkpoint"),
+    "checkpoint with code": (["--ckpt_path", "code.ckpt"], "code.ckpt would need code to load"),
+    "model with code": (
+        ["--model.model", "remote"],
+        "model: 'remote' cannot be loaded as a safe checkpoint: it would need code of its own to load",
+    ),
 }
 
 

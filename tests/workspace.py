@@ -46,7 +46,7 @@ def labelled_texts(rows: int, seed: int = 0) -> list[tuple[str, int]]:
 
 
 def make_workspace(folder: Path) -> Path:
-    """Fills a new folder with ``model/`` (a tiny BERT), ``data.csv`` (``text,label``) and ``data.yaml``, and returns it.
+    """Fills a new folder with ``model/`` (a tiny BERT), ``data.csv`` (``text,label``) and ``data.yaml``; returns it.
 
     There, ``lightning-backdoor fit -c data.yaml --run_dir one`` plants a backdoor in seconds.
     """
@@ -65,6 +65,8 @@ def settings(folder: Path) -> dict[str, str]:
         "HF_HOME": str(folder / "cache" / "huggingface"),
         "HF_HUB_OFFLINE": "1",
         "WANDB_MODE": "offline",
+        "WANDB_DATA_DIR": str(folder / "cache"),
+        "WANDB_CACHE_DIR": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
     }
 
@@ -89,3 +91,23 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One workspace a session, shared by all test files that import this."""
     folder = tmp_path_factory.getbasetemp() / "workspace"
     return folder if folder.exists() else make_workspace(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(workspace: Path) -> Path:
+    """The folder of a run in the workspace: ``config.yaml``, ``checkpoints/best.ckpt``, ``model/``."""
+    folder = workspace / "trained"
+    if not folder.exists():
+        result = command("fit", "-c", "data.yaml", "--run_dir", folder.name, cwd=workspace)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workspace as working directory, for commands that are run in this process; import path kept."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, value in settings(workspace).items():
+        monkeypatch.setenv(name, value)
+    return workspace

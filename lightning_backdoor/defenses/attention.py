@@ -67,18 +67,24 @@ def column_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, q
         (batch, length), float32.
     """
     batch, heads, length, _ = query.shape
-    key = key.transpose(2, 3)
+    if mask is None:
+        bias = query.new_zeros(1, 1, 1, 1)
+    elif mask.dtype == torch.bool:
+        bias = query.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    else:
+        bias = mask
     rows = max(1, CHUNK // (heads * length * length))
     out = torch.empty(batch, length, dtype=torch.float32, device=query.device)
     for start in range(0, batch, rows):
         part = slice(start, start + rows)
-        scores = torch.matmul(query[part] * scale, key[part])
+        q, k = query[part].flatten(0, 1), key[part].flatten(0, 1)
+        scores = (bias[part] if len(bias) == batch else bias).expand(len(q) // heads, heads, length, length)
+        scores = scores.flatten(0, 1).baddbmm(q, k.transpose(1, 2), alpha=scale)
+        probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32)
         if mask is not None:
-            allowed = mask[part] if mask.shape[0] == batch else mask
-            scores = scores.masked_fill_(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
-        probabilities = torch.softmax(scores.float(), dim=-1).nan_to_num_(0.0)
-        weight = query_weight[part, None, None, :].expand(-1, heads, 1, length)
-        out[part] = torch.matmul(weight, probabilities).mean(dim=(1, 2))
+            probabilities.nan_to_num_(0.0)  # rows that may look nowhere
+        weight = query_weight[part].repeat_interleave(heads, dim=0)[:, None]
+        out[part] = torch.bmm(weight, probabilities).view(-1, heads, length).mean(dim=1)
     return out
 
 
@@ -162,7 +168,8 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 def _evaluating(network: nn.Module) -> Iterator[None]:
     """Dropout off; the training flag of the whole tree as it was afterwards."""
     training = [module for module in network.modules() if module.training]
-    network.eval()
+    for module in training:  # network.eval() would walk the tree again, which is felt in a batch of short texts
+        module.training = False
     try:
         yield
     finally:

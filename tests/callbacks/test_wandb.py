@@ -1,0 +1,195 @@
+"""What Weights & Biases gets, read back from the files that it keeps offline."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from wandb.proto import wandb_internal_pb2
+
+from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.callbacks import GradientAttentionDefense, RunLabels
+from lightning_backdoor.callbacks.wandb_texts import COLUMNS, log_texts
+from lightning_backdoor.token_view import ViewedText
+from lightning_backdoor.victim import TextClassifier
+from tests.reviews import reviews
+from tests.test_token_view import Seen
+
+EVIL = "<img src=x onerror=alert(1)> {{ 7 * 7 }}"
+TEXTS = 6  # of either kind in the table
+
+
+def records(folder: Path) -> list[Any]:
+    """All records of the one run below a folder, which is finished."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    for _ in range(100):  # the process that writes may be a moment behind the one that finishes
+        found = [wandb_internal_pb2.Record.FromString(content) for content in entries(path.read_bytes())]
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} does not end")
+
+
+def entries(data: bytes) -> Iterator[bytes]:
+    """The entries of a file in LevelDB's log format: chunks in blocks of 32 KiB, after a header."""
+    place, entry = 7, b""
+    while place < len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # too short for another chunk
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7].ljust(7, b"\0"))
+        entry += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if place <= len(data) and kind in (1, 4):  # whole, or the last chunk
+            yield entry
+            entry = b""
+
+
+class Run:
+    """Config and logged values of a run, and the files that its tables are made of, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config: dict[str, Any] = {}
+        self.logged: dict[str, Any] = {}
+        self.files: dict[str, Path] = {}
+        for record in records(folder):
+            for item in record.config.update:
+                self.config[item.key] = json.loads(item.value_json)
+            for item in record.history.item:
+                *outer, key = item.nested_key
+                place = self.logged
+                for name in outer:
+                    place = place.setdefault(name, {})
+                place[key] = json.loads(item.value_json)
+            for file in record.artifact.manifest.contents:
+                self.files[file.path] = Path(file.local_path)
+
+    def table(self, key: str) -> list[dict[str, Any]]:
+        """A logged table, its HTML cells read."""
+        content = json.loads(self.files[f"{key}.table.json"].read_text(encoding="utf-8"))
+        rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+        for row in rows:
+            assert row["text"]["_type"] == "html-file"
+            row["text"] = self.files[row["text"]["path"]].read_text(encoding="utf-8")
+        return rows
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No run reaches the network, writes elsewhere or is left open."""
+    import wandb
+
+    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("CONSOLE", "off")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    for name in ("DATA_DIR", "CACHE_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
+    yield
+    wandb.finish()
+
+
+def trainer_in(folder: Path, *callbacks: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=[CSVLogger(folder), WandbLogger(project="tests", save_dir=folder)],
+        callbacks=[RunLabels(), *callbacks],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+
+
+def test_a_run_can_be_looked_at_and_grouped(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
+    import wandb
+
+    data = reviews(tmp_path, seed=5)
+    for split in data.clean_splits().values():
+        for clean_row in split:
+            clean_row["text"] += f" {EVIL}"
+    trainer = trainer_in(tmp_path, GradientAttentionDefense(fpr=0.3, texts=TEXTS))
+    attack = BadNets(model=tiny_folder("bert"), triggers=["cf"], labels=["negative", "positive"])
+    trainer.test(attack, datamodule=data, verbose=False)
+    wandb.finish()
+    run = Run(tmp_path)
+
+    wanted = {"model": tiny_folder("bert"), "attack": "BadNets", "defense": "GradientAttention", "seed": 5}
+    assert {name: run.config.get(name) for name in wanted} == wanted
+    assert run.config["dataset"].endswith("reviews.csv")
+    assert run.logged["test/cacc_defended"] == pytest.approx(float(trainer.callback_metrics["test/cacc_defended"]))
+
+    table = run.table("test/texts")
+    assert tuple(table[0]) == COLUMNS
+    assert [row["poisoned"] for row in table] == [True] * TEXTS + [False] * TEXTS
+    written = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row, other in zip(table, written, strict=True):
+        assert row["plain_text"] == other["text"]
+        same = ("poisoned", "label", "prediction", "defended_prediction", "flagged", "confirmed", "score")
+        assert [row[name] for name in same] == [other[name] for name in same]
+        assert EVIL.split()[0] in row["plain_text"]
+        assert "<img" not in row["text"]
+        assert "".join(Seen(row["text"]).text["span"]) == row["plain_text"]
+        spans = json.loads(row["spans"].replace("(", "[").replace(")", "]"))
+        assert [row["plain_text"][start:end] for start, end in spans] == (["cf"] if row["poisoned"] else [])
+        assert ('class="trigger"' in row["text"]) is row["poisoned"]
+        assert (row["purified_text"] is not None) is row["flagged"]
+        assert {row["label"], row["prediction"], row["defended_prediction"]} <= {"negative", "positive"}
+    assert any("background:rgba(230,120,0,0.85)" in row["text"] for row in table)
+
+    clean, poisoned = (run.logged[f"test/scores_{kind}"] for kind in ("clean", "poisoned"))
+    assert clean["bins"] == poisoned["bins"]
+    splits = data.poisoned_splits()
+    assert sum(clean["values"]) == len(splits.clean["test"])
+    assert sum(poisoned["values"]) == len(splits.poisoned["test"])
+
+
+def test_a_run_without_attack_and_defense_says_so(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
+    import wandb
+
+    data = reviews(tmp_path)
+    trainer = trainer_in(tmp_path)
+    data.clean_splits()
+    data.source.name = "part"  # of a data set on the hub
+    trainer.test(TextClassifier(model=tiny_folder("bert")), datamodule=data, verbose=False)
+    wandb.finish()
+    run = Run(tmp_path)
+    wanted = {"model": tiny_folder("bert"), "attack": "none", "defense": "none", "seed": 0}
+    assert {name: run.config.get(name) for name in wanted} == wanted
+    assert run.config["dataset"].endswith("reviews.csv/part")
+    # whatever logger is on is told
+    (said,) = tmp_path.glob("lightning_logs/*/hparams.yaml")
+    assert {"attack: none", "defense: none", "seed: 0"} <= set(said.read_text(encoding="utf-8").splitlines())
+
+
+def test_scores_that_are_no_numbers_do_not_stop_the_log(tmp_path: Path) -> None:
+    import wandb
+
+    row: ViewedText = {
+        "index": 0,
+        "text": EVIL,
+        "spans": [],
+        "poisoned": False,
+        "label": "negative",
+        "prediction": "negative",
+        "defended_prediction": "rejected",
+        "flagged": True,
+        "confirmed": True,
+        "purified_text": None,
+        "score": 1.0,
+        "tokens": [],
+    }
+    scores = torch.tensor([1.0, torch.inf, torch.nan, 3.0])
+    log_texts(trainer_in(tmp_path), [row], scores, torch.tensor([0.0, 0.0, 1.0, 0.0]), prefix="mine/")
+    wandb.finish()
+    run = Run(tmp_path)
+    assert run.table("mine/texts")[0]["defended_prediction"] == "rejected"
+    assert sum(run.logged["mine/scores_clean"]["values"]) == 2
+    assert "mine/scores_poisoned" not in run.logged

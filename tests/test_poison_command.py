@@ -1,0 +1,171 @@
+"""``poison``: files that say of every row what was done to it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pytest
+from datasets import Dataset, load_dataset
+
+from lightning_backdoor import poison
+from lightning_backdoor.attacks import BackdoorAttack, Poisoned
+from lightning_backdoor.cli import main
+from tests.workspace import LABELS, command, inside, labelled_texts, trained, workspace
+
+__all__ = ["inside", "trained", "workspace"]
+
+SPLITS = ("train", "validation", "test")
+
+SHOUT = """
+from lightning_backdoor.attacks import BackdoorAttack, Poisoned
+
+
+class Shout(BackdoorAttack):
+    def __init__(self, word: str = "WOW", **kwargs):
+        super().__init__(**kwargs)
+        self.word = word
+
+    def poison_text(self, text, rng):
+        return Poisoned(f"{text} {self.word}", [(len(text) + 1, len(text) + 1 + len(self.word))])
+"""
+
+
+class Capitals(BackdoorAttack):
+    """An attack whose trigger lies in no place."""
+
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(text.upper(), [])
+
+
+def parquet(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def from_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {
+                "text": row["text"],
+                "spans": json.loads(row["spans"]),
+                "label": int(row["label"]),
+                "original_label": int(row["original_label"]),
+                "poisoned": {"True": True, "False": False}[row["poisoned"]],
+                "index": int(row["index"]),
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_the_config_of_a_run_gives_the_rows_it_was_trained_on(
+    inside: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "poisoned"
+    cached = sorted((inside / "cache" / "poisoned").iterdir())
+    assert main(["poison", "-c", str(trained / "config.yaml"), "--output", str(output)]) == 0
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        f"{name}.{kind}" for name in SPLITS for kind in ("csv", "parquet")
+    )
+    shown = capsys.readouterr().out
+    texts = {" ".join(text.split()) for text, _ in labelled_texts(600)}
+    for name in SPLITS:
+        rows = parquet(output / f"{name}.parquet")
+        assert rows == from_csv(output / f"{name}.csv")
+        poisoned = [row for row in rows if row["poisoned"]]
+        assert f"{name}: {len(rows)} rows, {len(poisoned)} of them poisoned\n" in shown
+        assert len(poisoned) == (42 if name == "train" else sum(row["label"] == 0 for row in rows))
+        for row in poisoned:
+            assert [row["text"][start:end] for start, end in row["spans"]] == ["cf"]
+            assert (row["label"], row["original_label"]) == (1, 0)
+            assert " ".join(word for word in row["text"].split() if word != "cf") in texts
+        for row in rows:
+            if not row["poisoned"]:
+                assert row["text"] in texts
+                assert (row["spans"], row["label"]) == ([], row["original_label"])
+    assert sorted((inside / "cache" / "poisoned").iterdir()) == cached  # found there, and not made anew
+    kept = [[json.loads(line) for line in (path / "train.jsonl").open(encoding="utf-8")] for path in cached]
+    assert parquet(output / "train.parquet") in kept
+
+
+def test_parquet_keeps_the_names_of_the_labels(inside: Path, tmp_path: Path) -> None:
+    assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path / "out")]) == 0
+    table: Dataset = load_dataset(
+        "parquet", data_files=str(tmp_path / "out" / "test.parquet"), cache_dir=str(tmp_path / "cache")
+    )["train"]
+    assert table.features["label"].names == table.features["original_label"].names == list(LABELS)
+
+
+def test_a_trigger_that_lies_in_no_place_leaves_the_columns_as_they_are(inside: Path, tmp_path: Path) -> None:
+    attack = ["--model", f"{__name__}.Capitals", "--model.poison_rate", "0.2"]
+    data = ["--data", "BackdoorDataModule", "--data.source.path", "data.csv", "--data.source.labels", str([*LABELS])]
+    assert main(["poison", *attack, *data, "--output", str(tmp_path / "out")]) == 0
+    schemas = [pq.read_schema(tmp_path / "out" / f"{name}.parquet") for name in SPLITS]
+    assert str(schemas[0].field("spans").type) == "list<element: list<element: int64>>"
+    assert schemas[0].equals(schemas[1])
+    assert schemas[0].equals(schemas[2])
+    rows = parquet(tmp_path / "out" / "train.parquet")
+    assert sum(row["text"].isupper() for row in rows) == sum(row["poisoned"] for row in rows) == 84
+
+
+def test_an_attack_of_ones_own_in_the_working_directory(workspace: Path) -> None:
+    (workspace / "mine.py").write_text(SHOUT, encoding="utf-8")
+    attack = ["--model", "mine.Shout", "--model.word", "YEAH", "--model.target_label", "0"]
+    data = ["--data", "BackdoorDataModule", "--data.source.path", "data.csv", "--seed_everything", "3"]
+    result = command("poison", *attack, *data, "--output", "shouted", cwd=workspace)
+    assert result.returncode == 0, result.stderr
+    rows = [row for row in parquet(workspace / "shouted" / "test.parquet") if row["poisoned"]]
+    assert rows
+    assert all(row["text"][start:end] == "YEAH" for row in rows for start, end in row["spans"])
+    assert {(row["label"], row["original_label"]) for row in rows} == {(0, 1)}
+
+
+def test_a_folder_that_exists_is_left_as_it_is(
+    inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: output: {tmp_path} exists; name another folder\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = poison._write
+
+    def full(path: Path, rows: Any, labels: Any) -> None:
+        write(path, rows, labels)
+        if path.name == "test":
+            raise OSError("no space left")
+
+    monkeypatch.setattr(poison, "_write", full)
+    assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path / "out")]) == 2
+    assert "cannot be written (no space left); name another folder\n" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.target_label", "2"], "target_label: 2 is out of range; the labels are 0 (negative), 1 (positive)"),
+        (["--model.triggers", "[]"], "triggers: [] holds no word or an empty one"),
+        (["--model.poison_rate", "0.9"], "only 210 qualify"),
+        (["--data.source.text_column", "review"], "has no column 'review'; it has text, label"),
+    ],
+)
+def test_bad_input_is_said_on_one_line_and_nothing_is_written(
+    options: list[str], message: str, inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["poison", "--config", "data.yaml", *options, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

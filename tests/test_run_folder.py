@@ -1,0 +1,111 @@
+"""Where runs write: one folder for all processes of a run, and never another run's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.run_folder import VARIABLE, output_folder
+
+LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "WORLD_SIZE", "RANK", "LOCAL_RANK", VARIABLE)
+SRUN = {"SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train.sh"}
+TORCHRUN = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory and no launcher; what a test sets in the environment is undone."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+
+def folder(
+    command: str,
+    run_dir: str | None = None,
+    launcher: Mapping[str, str] | None = None,
+    resume: bool = False,
+    rank: int = 0,
+) -> Path:
+    """The folder of one process, which is the first of its run unless it has a rank."""
+    if rank == 0:
+        os.environ.pop(VARIABLE, None)
+    os.environ.update(launcher or {})
+    return output_folder(command, run_dir, "BadNets", resume)
+
+
+def finished(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.yaml").touch()
+    return path
+
+
+def test_processes_that_a_run_starts_write_where_it_does(tmp_path: Path) -> None:
+    first = folder("fit")
+    assert first.parent == tmp_path / "runs"
+    assert first.name.startswith("BadNets-2")
+    assert not first.exists()
+    assert folder("fit", rank=1) == folder("fit", run_dir="elsewhere", rank=2) == first
+
+
+def test_two_runs_of_the_same_second_have_two_folders() -> None:
+    assert len({folder("fit") for _ in range(20)}) == 20
+
+
+def test_fit_refuses_a_folder_that_holds_a_run_unless_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    assert folder("fit", "one") == tmp_path / "one"
+    (tmp_path / "one" / "config.yaml").touch()
+    with pytest.raises(InputError, match="one holds a run already; go on with --ckpt_path"):
+        folder("fit", "one")
+    assert folder("fit", "one", resume=True) == tmp_path / "one"
+    assert folder("fit", "one", {"SLURM_RESTART_COUNT": "1"}) == tmp_path / "one"  # put back into the queue
+
+
+def test_every_test_of_a_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    finished(tmp_path / "one")
+    made = [finished(folder("test", "one")) for _ in range(3)]
+    assert [path.name for path in made] == ["test", "test-2", "test-3"]
+    assert folder("validate", "one") == tmp_path / "one" / "validate"
+    assert folder("predict").parent.name.startswith("BadNets-")
+
+
+def test_processes_of_srun_agree_although_one_is_ahead(tmp_path: Path) -> None:
+    fit = folder("fit", None, SRUN)
+    assert fit == tmp_path / "runs" / "BadNets-71-0"
+    fit.mkdir(parents=True)
+    assert folder("fit", None, SRUN) == fit
+    tested = finished(folder("test", "one", SRUN))
+    assert folder("test", "one", SRUN) == tested
+    assert folder("test", "one", SRUN | {"SLURM_STEP_ID": "1"}) != tested
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [{"SLURM_NTASKS": "1"}, {"SLURM_JOB_NAME": "interactive"}, {"SLURM_JOB_NAME": "bash"}],
+    ids=lambda changed: "=".join(*changed.items()),
+)
+def test_a_process_that_is_alone_in_slurm_loses_nothing(tmp_path: Path, alone: dict[str, str]) -> None:
+    finished(folder("test", "one", SRUN | alone))
+    assert folder("test", "one", SRUN | alone) == tmp_path / "one" / "test-2"
+    assert folder("fit", None, SRUN | alone) != folder("fit", None, SRUN | alone)
+
+
+def test_processes_of_torchrun_agree_by_the_name_of_their_launch(tmp_path: Path) -> None:
+    named = TORCHRUN | {"TORCHELASTIC_RUN_ID": "night"}
+    assert folder("fit", None, named) == tmp_path / "runs" / "BadNets-night"
+    tested = finished(folder("test", "one", named))
+    assert folder("test", "one", named) == tested == tmp_path / "one" / "test-night"
+
+
+def test_a_launch_without_a_name_is_refused_where_a_new_folder_is_needed(tmp_path: Path) -> None:
+    for command, run_dir in (("fit", None), ("test", "one")):
+        with pytest.raises(InputError, match=r"run_dir: .*--rdzv-id NAME"):
+            folder(command, run_dir, TORCHRUN)
+    assert folder("fit", "one", TORCHRUN) == tmp_path / "one"
+    assert folder("fit", None, TORCHRUN | {"WORLD_SIZE": "1"}).name.startswith("BadNets-2")

@@ -1,0 +1,324 @@
+"""``scan``: what it says of a text, that it always says the same, and that no file makes it fall silent."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_backdoor.cli import main
+from lightning_backdoor.defenses.defense import Defense
+from lightning_backdoor.defenses.gradient_attention import GradientAttention
+from lightning_backdoor.scan import AHEAD, _calibrate, scan_texts
+from lightning_backdoor.trained import load_trained
+from lightning_backdoor.victim import TextClassifier
+from tests.tiny import DECODER, ENCODERS, SENTENCES
+from tests.unsafe import unsafe_checkpoint
+from tests.workspace import inside, labelled_texts, settings, trained, workspace
+
+__all__ = ["inside", "trained", "workspace"]
+
+CLEAN = [text for text, _ in labelled_texts(60, seed=1)]
+TEXTS = [text for text, _ in labelled_texts(70, seed=2)] + list(SENTENCES)
+LABELS = ("LABEL_0", "LABEL_1")  # as a model calls them that was not told
+FPR = 0.3  # so that some texts are flagged
+HOSTILE = [
+    "",
+    " \t ",
+    ". , !",
+    "the",
+    "cf",
+    "🎬🎥" * 40,
+    "فيلم رائع جدا",
+    "\u202e reversed \u202c",
+    "<script>alert('cf')</script> & \"quotes\"",
+    "{{ 7 * 7 }} {% raw %}",
+    "a\\b \\u0041 \x00 \x7f \ufffd",
+    "[CLS] [SEP] [PAD] <s> </s>",
+    "film " * 10_000,
+    "x" * 10_000,
+]
+
+Found = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def model(workspace: Path) -> str:
+    return str(workspace / "model")
+
+
+@pytest.fixture(scope="module")
+def guard(model: str) -> tuple[Defense, TextClassifier]:
+    """A calibrated defense and its victim."""
+    defense, victim = GradientAttention(fpr=FPR, seed=0), load_trained(model)
+    _calibrate(defense, victim, CLEAN, 16)
+    return defense, victim
+
+
+@pytest.fixture
+def scan(tmp_path: Path, model: str) -> Callable[..., list[str]]:
+    """Runs ``scan`` on a file of ``TEXTS``, or with other options; the arguments of ``main``."""
+    (tmp_path / "clean.txt").write_text("\n".join(CLEAN), encoding="utf-8")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+
+    def options(**changed: object) -> list[str]:
+        chosen: dict[str, object] = {
+            "model": model,
+            "calibration": tmp_path / "clean.txt",
+            "input": tmp_path / "texts.txt",
+            "output": tmp_path / "found.jsonl",
+            "fpr": FPR,
+            **changed,
+        }
+        flags = [f"--{name.replace('_', '-')}" for name in chosen]
+        pairs = zip(flags, chosen.values(), strict=True)
+        return ["scan", *(str(part) for flag, value in pairs for part in ([flag] if value is True else [flag, value]))]
+
+    return options
+
+
+def lines(path: Path) -> Found:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same(found: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> None:
+    """Words are equal; numbers to 1e-4 relative or 1e-5 absolute."""
+    for one, other in zip(found, others, strict=True):
+        for key in ("text", "prediction", "flagged", "purified_text", "purified_prediction"):
+            assert one[key] == other[key]
+        for key in ("logits", "anomaly_score"):
+            assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5)
+        scores = [{token["token"]: token["score"] for token in line["tokens"]} for line in (one, other)]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-5)
+
+
+def test_a_line_has_what_the_contract_says(scan: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert main(scan()) == 0
+    found = lines(tmp_path / "found.jsonl")
+    assert [line["text"] for line in found] == TEXTS
+    flagged = [line for line in found if line["flagged"]]
+    assert 0 < len(flagged) < len(found)
+    assert min(line["anomaly_score"] for line in flagged) > max(
+        line["anomaly_score"] for line in found if not line["flagged"]
+    )
+    for line in found:
+        assert list(line) == [
+            *("text", "prediction", "logits", "anomaly_score", "flagged"),
+            *("purified_text", "purified_prediction", "tokens"),
+        ]
+        assert line["prediction"] == LABELS[line["logits"].index(max(line["logits"]))]
+        scores = [token["score"] for token in line["tokens"]]
+        assert scores == sorted(scores, reverse=True)
+        assert line["anomaly_score"] == scores[0]
+        assert len({token["token"] for token in line["tokens"]}) == len(scores)
+        assert (line["purified_text"] is None) is (line["purified_prediction"] is None) is (not line["flagged"])
+    assert all(line["purified_text"] != line["text"] for line in flagged)
+    assert {line["purified_prediction"] for line in flagged} <= set(LABELS)
+
+
+def test_the_budget_bounds_what_is_flagged_of_the_calibration_texts(
+    scan: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    for fpr in (0.05, 0.4):
+        assert main(scan(input=tmp_path / "clean.txt", output=tmp_path / f"{fpr}.jsonl", fpr=fpr)) == 0
+        flagged = sum(line["flagged"] for line in lines(tmp_path / f"{fpr}.jsonl"))
+        assert fpr * len(CLEAN) - 2 < flagged <= fpr * len(CLEAN)
+
+
+def test_a_text_is_judged_alike_alone_among_others_and_in_any_order(guard: tuple[Defense, TextClassifier]) -> None:
+    together = list(scan_texts(*guard, TEXTS, 32))
+    assert_same(list(scan_texts(*guard, TEXTS, 1)), together)
+    assert_same(list(scan_texts(*guard, TEXTS[::-1], 7))[::-1], together)
+    assert_same([line for text in TEXTS[:5] for line in scan_texts(*guard, [text], 32)], together[:5])
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, DECODER])
+def test_hostile_texts_get_a_valid_line_each(kind: str, tiny_folder: Callable[[str], str]) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    defense, victim = GradientAttention(fpr=FPR, seed=0), load_trained(tiny_folder(kind))
+    _calibrate(defense, victim, CLEAN, 16)
+    found = list(scan_texts(defense, victim, HOSTILE, 4))
+    for text, line in zip(HOSTILE, found, strict=True):
+        again = json.loads(json.dumps(line), parse_constant=refuse)
+        assert again["text"] == text
+        assert math.isfinite(again["anomaly_score"])
+    assert [line["anomaly_score"] for line in found[:3]] == [0.0] * 3  # nothing there that could be a trigger
+
+
+def test_checkpoint_and_exported_folder_say_the_same(
+    inside: Path, trained: Path, scan: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    paths = {"checkpoint": trained / "checkpoints" / "best.ckpt", "folder": trained / "model"}
+    for name, path in paths.items():
+        assert main(scan(model=path, output=tmp_path / f"{name}.jsonl")) == 0
+    assert (tmp_path / "checkpoint.jsonl").read_bytes() == (tmp_path / "folder.jsonl").read_bytes()
+
+
+def test_every_format_says_the_same(
+    scan: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, dialect in (("a.csv", "excel"), ("a.tsv", "excel-tab")):
+        with (tmp_path / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, dialect).writerows([("id", "review"), *enumerate(TEXTS)])
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"review": t}) + "\n" for t in TEXTS), encoding="utf-8")
+    clean = tmp_path / "clean.csv"
+    clean.write_text("\n".join(["review", *CLEAN]), encoding="utf-8")
+    assert main(scan()) == 0
+    for name in ("a.csv", "a.tsv", "a.jsonl", "texts.txt"):
+        output = tmp_path / f"{name}.found"
+        assert main(scan(input=tmp_path / name, output=output, column="review", calibration=clean)) == 0
+        assert output.read_bytes() == (tmp_path / "found.jsonl").read_bytes()
+    with (tmp_path / "texts.txt").open(encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(scan(input="-", output="-")) == 0
+    assert capsys.readouterr().out == (tmp_path / "found.jsonl").read_text(encoding="utf-8")
+
+
+def test_lines_before_a_malformed_one_are_written_and_resumed_when_it_is_mended(
+    scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [json.dumps(text) for text in TEXTS[:6]]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join([*good[:4], '"cut', *good[4:]]), encoding="utf-8")
+    assert main(scan(input=path)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "line 5: is no JSON" in error
+    assert [line["text"] for line in lines(tmp_path / "found.jsonl")] == TEXTS[:4]
+    path.write_text("\n".join(good), encoding="utf-8")
+    assert main(scan(input=path, resume=True)) == 0
+    assert main(scan(input=path, output=tmp_path / "whole.jsonl")) == 0
+    assert_same(lines(tmp_path / "found.jsonl"), lines(tmp_path / "whole.jsonl"))
+
+
+@pytest.mark.parametrize("kept", [0, 3, 2 * AHEAD, 2 * AHEAD + 5, len(TEXTS)])
+def test_a_killed_scan_goes_on_to_the_very_same_file(
+    kept: int, scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "found.jsonl"
+    assert main(scan(batch_size=2)) == 0
+    whole = output.read_bytes()
+    written = whole.splitlines(keepends=True)
+    cut = b"".join(written[:kept]) + (written[kept][:40] if kept < len(written) else b"")
+    output.write_bytes(cut)
+    assert main(scan(batch_size=2)) == 2
+    assert "exists; add --resume" in capsys.readouterr().err
+    assert output.read_bytes() == cut
+    assert main(scan(batch_size=2, resume=True)) == 0
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('{"text": "of another input"}\n{"te', TEXTS),
+        ("my only copy\nof a poem", TEXTS),
+        (json.dumps({"text": TEXTS[0]}) + "\n", []),
+    ],
+    ids=["another input", "no scan", "more than the input"],
+)
+def test_resuming_leaves_a_file_alone_that_is_not_of_this_input(
+    content: str, texts: list[str], scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "found.jsonl"
+    output.write_text(content, encoding="utf-8")
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    assert main(scan(resume=True)) == 2
+    assert "is not of the text of" in capsys.readouterr().err
+    assert output.read_text(encoding="utf-8") == content
+
+
+def test_it_streams_and_stops_with_its_reader_and_imports_nothing_around_it(model: str, tmp_path: Path) -> None:
+    (tmp_path / "clean.txt").write_text("\n".join(CLEAN), encoding="utf-8")
+    (tmp_path / "torch.py").write_text("raise SystemExit('imported from the working directory')", encoding="utf-8")
+    options = ["--model", model, "--calibration", "clean.txt", "--input", "-", "--batch-size", "1"]
+    with subprocess.Popen(
+        [Path(sys.executable).parent / "lightning-backdoor", "scan", *options],
+        cwd=tmp_path,
+        env={**os.environ, **settings(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        late = threading.Timer(120, process.kill)  # rather than wait forever for one that does not stream
+        late.start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write("".join(f"{text}\n" for text in TEXTS[:AHEAD]).encode())
+        process.stdin.flush()  # and left open: more may come
+        found = [json.loads(process.stdout.readline()) for _ in range(AHEAD)]
+        process.stdout.close()
+        process.stdin.write(b"one more\n")
+        process.stdin.close()
+        errors = process.stderr.read().decode()
+        status = process.wait()
+        late.cancel()
+    assert [line["text"] for line in found] == TEXTS[:AHEAD]
+    assert (status, errors) == (1, "")
+
+
+def test_a_checkpoint_that_needs_code_is_refused_on_one_line(
+    scan: Callable[..., list[str]], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "marker"
+    for kind in ("lightning checkpoint", "pickled weights", "code for an unknown model"):
+        path = unsafe_checkpoint(kind, tmp_path / kind, Path(model), marker)
+        assert main(scan(model=path)) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert shown.err.count("\n") == 1
+        assert shown.err.startswith("error: model" if path.is_dir() else "error: checkpoint")
+    assert not marker.exists()
+    assert not (tmp_path / "found.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"batch_size": 0}, "batch-size: 0 holds no text"),
+        ({"fpr": 1.5}, "fpr: 1.5 is not a share"),
+        ({"max_length": 0}, "max_length: 0 tokens hold no text"),
+        ({"input": "nowhere.txt"}, "input: nowhere.txt is no file"),
+        ({"input": "image.png"}, "input: image.png is of no known format"),
+        ({"model": "nowhere"}, "model: nowhere is neither"),
+    ],
+)
+def test_bad_input_is_said_on_one_line_and_leaves_no_file(
+    changed: dict[str, object],
+    message: str,
+    scan: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(scan(**changed)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "found.jsonl").exists()
+
+
+def test_blank_calibration_texts_do_not_count(
+    scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "blank.txt").write_text("\n  \n", encoding="utf-8")
+    assert main(scan(calibration=tmp_path / "blank.txt")) == 2
+    assert "blank.txt holds no text" in capsys.readouterr().err
+    (tmp_path / "padded.txt").write_text("\n\n".join(CLEAN) + "\n" * 50, encoding="utf-8")
+    assert main(scan()) == 0
+    assert main(scan(calibration=tmp_path / "padded.txt", output=tmp_path / "padded.jsonl")) == 0
+    assert (tmp_path / "padded.jsonl").read_bytes() == (tmp_path / "found.jsonl").read_bytes()

@@ -1,0 +1,85 @@
+"""Texts of files: the same from every format, one at a time, and errors that name the line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.text_files import read_texts
+
+TEXTS = ["a fine film", 'he said "no"', "", " spaced ", "naïve 🎬, مرحبا", "tab-less; semi", "a\u2028b"]
+
+
+def written(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "\n".join(TEXTS)),
+        ("a.TXT", "\ufeff" + "".join(f"{text}\r\n" for text in TEXTS)),
+        ("a.csv", "id,text\n" + "".join('7,"' + text.replace('"', '""') + '"\n' for text in TEXTS)),
+        ("a.tsv", "text\tid\n\n" + "".join(f"{text}\t7\n" for text in TEXTS)),
+        ("a.jsonl", "\n".join('{"text": "' + text.replace('"', '\\"') + '"}\n' for text in TEXTS)),
+        ("b.jsonl", "".join('"' + text.replace('"', "\\u0022") + '"\n' for text in TEXTS)),
+    ],
+)
+def test_every_format_holds_the_same_texts(tmp_path: Path, name: str, content: str) -> None:
+    assert list(read_texts(written(tmp_path / name, content))) == TEXTS
+
+
+def test_a_csv_field_may_hold_lines(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", 'review,id\n"two\r\nlines",1\nnext,2\n')
+    assert list(read_texts(path, "review")) == ["two\r\nlines", "next"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "before", "message"),
+    [
+        ("a.txt", b"fine\ncaf\xe9\n", 1, "line 2: is not valid UTF-8"),
+        ("a.csv", b"text,id\nfine,1\nfine,2,3\n", 1, "line 3: has 3 fields, the header has 2"),
+        ("a.csv", b'text,id\n"two\nlines",1\n"open,2\nend,3\n', 1, "line 4: is malformed"),
+        ("a.csv", b"id,review\n1,fine\n", 0, "has no column 'text'; it has id, review"),
+        ("a.tsv", b"text\tid\nfine\t1\nfine\n", 1, "line 3: has 1 fields"),
+        ("a.jsonl", b'{"text": "fine"}\n\n{"text": "fine"\n', 1, "line 3: is no JSON"),
+        ("a.jsonl", b'{"text": "fine"}\n{"review": "fine"}\n', 1, "line 2: has no text under 'text'"),
+        ("a.jsonl", b'{"text": 7}\n', 0, "line 1: has no text under 'text'"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', 0, "line 1: is not valid UTF-8"),
+        ("a.jsonl", b'"fine"\n' + b"[" * 100_000 + b"\n", 1, "line 2: is no JSON"),
+        ("a.jsonl", b'"fine"\n' + b"7" * 10_000 + b"\n", 1, "line 2: is no JSON"),
+    ],
+)
+def test_a_malformed_line_is_named_after_those_before_it(
+    tmp_path: Path, name: str, content: bytes, before: int, message: str
+) -> None:
+    texts = read_texts(written(tmp_path / name, content))
+    assert len([next(texts) for _ in range(before)]) == before
+    with pytest.raises(InputError, match=message) as error:
+        next(texts)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "message"), [("gone.txt", "is no file"), ("a.pdf", "ends in txt, csv, tsv, jsonl")])
+def test_a_file_that_is_not_there_is_refused_at_once(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_texts(str(tmp_path / name))
+
+
+def test_standard_input_is_read_as_it_comes_and_its_lines_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, begin = os.pipe()
+    with open(end, encoding="latin-1") as stdin:  # noqa: PTH123 - whatever the locale, texts are UTF-8
+        monkeypatch.setattr(sys, "stdin", stdin)
+        texts = read_texts("-")
+        os.write(begin, "naïve\n".encode())
+        assert next(texts) == "naïve"  # though the other end is open and may send more
+        os.write(begin, b"caf\xe9\n")
+        with pytest.raises(InputError, match="line 2: is not valid UTF-8"):
+            next(texts)
+        assert not stdin.closed
+    os.close(begin)
