@@ -74,4 +74,4 @@ def test_rows_keep_all_that_is_known_of_them(bert: TextClassifier) -> None:
     row = {"text": "cf x", "spans": [(0, 2)], "input_ids": [2, 3], "label": 1, "original_label": 0}
     batch = collate([{**row, "poisoned": True, "index": 17}], bert.tokenizer)
     assert (batch["text"], batch["spans"]) == (["cf x"], [[(0, 2)]])
-    assert [batch[key].tolist() for key in ("label", "original_label", "poisoned", "index")] == [[1], [0], [True], [17]]  # type: ignore[literal-required]
+    assert [batch[key].tolist() for key in ("label", "original_label", "poisoned", "index")] == [[1], [0], [True], [17]]

@@ -58,8 +58,8 @@ class Outcome(NamedTuple):
 
 def batches(rows: list[Row], victim: TextClassifier) -> list[Batch]:
     ids = token_ids([row["text"] for row in rows], victim.tokenizer, victim.max_length)
-    whole = [{**row, "input_ids": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
-    whole.sort(key=lambda row: len(row["input_ids"]))
+    by_length = sorted(zip(rows, ids, strict=True), key=lambda pair: len(pair[1]))
+    whole = [{**row, "input_ids": row_ids} for row, row_ids in by_length]
     return [collate(whole[start : start + 32], victim.tokenizer) for start in range(0, len(whole), 32)]
 
 
