@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from torchmetrics import Metric
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch, token_spans
+from lightning_backdoor.callbacks.gathering import of_all_processes
 from lightning_backdoor.callbacks.wandb_texts import log_texts
 from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.data.batching import TokenisedRows
 from lightning_backdoor.defenses.defense import BUDGETS, REJECTED, Defense, Verdict, judge
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics import DetectionAUROC, FlagRate, Localisation, Overhead
@@ -40,7 +43,8 @@ class InferenceDefense(Callback):
         texts: how many clean and how many poisoned texts to keep for the files and the W&B table.
 
     Raises:
-        InputError: two defenses log under the same name, or there is nothing to take a threshold from.
+        InputError: two defenses log under the same name (in Python, of two alike the Trainer itself says so), or there
+            is nothing to take a threshold from.
 
     Example::
 
@@ -50,6 +54,7 @@ class InferenceDefense(Callback):
 
     def __init__(self, defense: Defense, name: str = "", texts: int = 100) -> None:
         self.defense = defense
+        self._own_seed = defense.seed
         self.name = name
         self.texts = texts
         self._metrics: dict[str, Metric] = {}
@@ -72,10 +77,8 @@ class InferenceDefense(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the names, and gives the defense the run's seed where it has none of its own."""
-        names = [callback.name for callback in attached(trainer)]
-        if names.count(self.name) > 1:
-            raise InputError(f"name: {names.count(self.name)} defenses log under {self.name!r}; give each its own name")
-        if self.defense.seed is None:
+        check_names(trainer.callbacks)  # type: ignore[attr-defined]
+        if self._own_seed is None:
             self.defense.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,6 +88,18 @@ class InferenceDefense(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrates."""
         self._start(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Tells the defense where a set begins."""
+        self._begin_set(trainer.val_dataloaders, batch_idx, dataloader_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Tells the defense where a set begins."""
+        self._begin_set(trainer.test_dataloaders, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self,
@@ -126,7 +141,8 @@ class InferenceDefense(Callback):
         victim = _text_classifier(pl_module)
         self._rows = []
         self._metrics = {name: metric.to(victim.device) for name, metric in self._make_metrics(victim).items()}
-        self.defense.to(victim.device)
+        with torch.inference_mode(False):  # buffers moved inside it could not be written again
+            self.defense.to(victim.device)
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, BackdoorDataModule):
             with trainer.precision_plugin.forward_context():
@@ -137,6 +153,12 @@ class InferenceDefense(Callback):
             raise InputError(
                 "datamodule: a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
             )
+
+    def _begin_set(self, loaders: Any, batch_idx: int, dataloader_idx: int) -> None:
+        loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
+        rows = getattr(loader, "dataset", None)
+        if batch_idx == 0 and isinstance(rows, TokenisedRows):
+            self.defense.begin_set(max(rows.lengths))
 
     def _make_metrics(self, victim: TextClassifier) -> dict[str, Metric]:
         defended = victim.make_metrics()
@@ -158,7 +180,10 @@ class InferenceDefense(Callback):
         started = now(victim.device)
         with trainer.precision_plugin.forward_context():
             verdict = judge(self.defense, victim, batch, outputs["logits"])
-        self._metrics["overhead"].update(now(victim.device) - started, outputs["seconds"])
+        seconds = now(victim.device) - started
+        if verdict.scores.logits is None:  # such a defense needs the plain forward as well
+            seconds += outputs["seconds"]
+        self._metrics["overhead"].update(seconds, outputs["seconds"])
         for name in self._defended:
             self._metrics[f"{name}_defended"].update(verdict.defended_prediction, batch)
         self._update_detection(victim, batch, verdict)
@@ -201,10 +226,7 @@ class InferenceDefense(Callback):
 
     def _write_texts(self, trainer: Trainer) -> None:
         rows, (scores, poisoned) = self._rows, self._scores.gathered()
-        if trainer.world_size > 1:
-            parts: list[list[ViewedText]] = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(parts, rows)
-            rows = [row for part in parts for row in part]
+        rows = of_all_processes(trainer, rows)
         if not trainer.is_global_zero or not rows:
             return
         rows = _first(rows, self.texts)
@@ -215,6 +237,18 @@ class InferenceDefense(Callback):
         _write(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         _write(folder / "token_view.html", page_html(rows, title, threshold))
         log_texts(trainer, rows, scores, poisoned, prefix=f"test/{self.name}/" if self.name else "test/")
+
+
+def check_names(callbacks: Sequence[Callback]) -> None:
+    """Makes sure that no two defenses log under one name.
+
+    Raises:
+        InputError: they do.
+    """
+    names = [callback.name for callback in callbacks if isinstance(callback, InferenceDefense)]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"name: {names.count(name)} defenses log under {name!r}; give each its own name")
 
 
 def attached(trainer: Trainer) -> list[InferenceDefense]:

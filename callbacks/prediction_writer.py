@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_backdoor.callbacks.gathering import of_all_processes
 
 
 class PredictionWriter(Callback):
@@ -49,10 +50,7 @@ class PredictionWriter(Callback):
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes all processes' rows in their own order."""
         rows, self._rows = self._rows, []
-        if trainer.world_size > 1:
-            parts: list[list[dict[str, Any]]] = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(parts, rows)
-            rows = [row for part in parts for row in part]
+        rows = of_all_processes(trainer, rows)
         if trainer.is_global_zero:
             rows.sort(key=lambda row: (row["poisoned"], row["index"]))
             folder = Path(trainer.default_root_dir)

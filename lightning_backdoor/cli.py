@@ -58,6 +58,8 @@ def _run(command: str, args: list[str]) -> int:
     if command not in COMMANDS:
         raise InputError(f"command: {command!r} is unknown; give one of {', '.join(COMMANDS)}")
     if command == "scan":
+        # python -m puts the working directory on the path
+        sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]  # noqa: PTH109
         from lightning_backdoor.scan import main as scan
 
         return scan(args)
@@ -76,7 +78,7 @@ def _run(command: str, args: list[str]) -> int:
 def _input_error(error: BaseException | None) -> InputError | None:
     """The bad input behind an error; jsonargparse wraps what constructors raise in errors of its own."""
     while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -28,7 +29,8 @@ def main(configs: Path = Path("configs"), runs: Path = Path("runs")) -> None:
         options = [option for file in files for option in ("--config", str(file))]
         _command("fit", *options, "--run_dir", str(run))
         _command("test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "best.ckpt"))
-        metrics[name] = json.loads((run / "test" / "metrics.json").read_text(encoding="utf-8"))
+        logged = json.loads((run / "test" / "metrics.json").read_text(encoding="utf-8"))
+        metrics[name] = {key: math.nan if value is None else value for key, value in logged.items()}
     console.rule("Movie reviews, all-MiniLM-L6-v2, gradient-attention scoring at 10 % FPR")
     print_results(metrics)
     for name, config in ATTACKS.items():

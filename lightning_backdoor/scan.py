@@ -123,8 +123,7 @@ def _scan_batch(defense: Defense, victim: TextClassifier, texts: list[str]) -> l
 
     batch = _batch(victim, texts)
     with torch.inference_mode():
-        logits = victim(batch).float()
-        verdict = judge(defense, victim, batch, logits)
+        verdict = judge(defense, victim, batch)
     names = victim.hparams["labels"]
     found = []
     for i, text in enumerate(texts):
@@ -141,7 +140,7 @@ def _scan_batch(defense: Defense, victim: TextClassifier, texts: list[str]) -> l
             {
                 "text": text,
                 "prediction": names[int(verdict.prediction[i])],
-                "logits": logits[i].tolist(),
+                "logits": verdict.logits[i].tolist(),
                 "anomaly_score": float(verdict.scores.text[i]),
                 "flagged": bool(verdict.flagged[i]),
                 "purified_text": repaired,

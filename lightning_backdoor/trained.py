@@ -46,8 +46,12 @@ def load_weights(victim: TextClassifier, path: str | Path) -> None:
     Raises:
         InputError: see :func:`read_checkpoint`, or they are weights of another network.
     """
+    _load_state(victim, read_checkpoint(path)["state_dict"], path)
+
+
+def _load_state(victim: TextClassifier, state: dict[str, Any], path: str | Path) -> None:
     try:
-        victim.load_state_dict(read_checkpoint(path)["state_dict"])
+        victim.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"checkpoint: {path} is of another network: {' '.join(str(error).split())[:200]}") from None
 
@@ -74,13 +78,15 @@ def load_trained(path: str, max_length: int | None = None) -> TextClassifier:
 
 
 def _of_checkpoint(path: str, max_length: int | None) -> TextClassifier:
-    own = read_checkpoint(path).get("hyper_parameters") or {}
-    if not own.get("labels") or not own.get("model"):
+    checkpoint = read_checkpoint(path)
+    own = checkpoint.get("hyper_parameters")
+    if not isinstance(own, dict) or not own.get("labels") or not own.get("model"):
         raise InputError(f"model: {path} does not say of what model and labels it is; export it as a folder")
     length = own.get("max_length", 128) if max_length is None else max_length
     victim = TextClassifier(own["model"], labels=list(own["labels"]), max_length=length)
     victim.configure_model()
-    load_weights(victim, path)
+    # an attack may have weights of its own; the classifier is the network
+    _load_state(victim, {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}, path)
     return victim
 
 

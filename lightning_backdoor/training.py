@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from transformers import AutoConfig
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks import PredictionWriter, RunLabels
+from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.results import print_results
 from lightning_backdoor.run_folder import output_folder
 from lightning_backdoor.trained import load_weights, read_checkpoint
@@ -28,7 +31,10 @@ class _RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         path = Path(trainer.default_root_dir, self.config_filename)
-        self.parser.save(self.config, path, skip_none=False, overwrite=True)
+        config = self.config.clone()
+        if stage == "fit":
+            config.ckpt_path = None  # or a test with this config would test what training went on from
+        self.parser.save(config, path, skip_none=False, overwrite=True)
 
 
 class BackdoorCLI(LightningCLI):
@@ -36,6 +42,7 @@ class BackdoorCLI(LightningCLI):
 
     def __init__(self, command: str) -> None:
         self.command = command
+        self.best: ModelCheckpoint | None = None
         super().__init__(
             TextClassifier,
             BackdoorDataModule,
@@ -79,14 +86,14 @@ class BackdoorCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settles the run's folder and sends the loggers there."""
         config = self.config[self.command]
+        if config.trainer.default_root_dir is not None:
+            raise InputError(f"default_root_dir: {config.trainer.default_root_dir} is not used; give --run_dir")
         name = config.model.class_path.rpartition(".")[2]
         self.folder = output_folder(self.command, config.run_dir, name, resume=bool(config.get("ckpt_path")))
         loggers = config.trainer.logger
         if loggers is None or loggers is True:
-            folder = {
-                "save_dir": str(self.folder),
-                "name": "logs",
-            }  # a version each time, so that a resumed run loses none
+            # Lightning numbers its versions, so that a resumed run loses none of its log
+            folder = {"save_dir": str(self.folder), "name": "logs"}
             loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace(**folder))  # type: ignore[no-untyped-call]
             config.trainer.logger = loggers
         elsewhere = (None, ".", config.run_dir)  # the last is where the run that this config is of logged
@@ -98,18 +105,23 @@ class BackdoorCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks that every command has."""
-        # the first best: a later epoch must be better, not as good
-        checkpoint = ModelCheckpoint(
-            Path(self.config[self.command].run_dir or self.folder, "checkpoints"),
-            filename="best",
-            monitor="val/cacc",
-            mode="max",
-            save_last=True,
-        )
-        self.best = checkpoint
-        self.trainer_defaults["callbacks"] = [RunLabels(), checkpoint]
+        config = self._get(self.config_init, "trainer")
+        callbacks: list[Callback] = [RunLabels()]
+        if config.enable_checkpointing is not False:
+            validated = config.limit_val_batches != 0
+            self.best = ModelCheckpoint(
+                Path(self.config[self.command].run_dir or self.folder, "checkpoints"),
+                filename="best",
+                monitor="val/cacc" if validated else None,
+                mode="max",  # the first best: a later epoch must be better, not as good
+                save_last=True,
+            )
+            callbacks.append(self.best)
         if self.command == "predict":
-            self.trainer_defaults["callbacks"].append(PredictionWriter())
+            callbacks.append(PredictionWriter())
+        given = config.callbacks or []
+        check_names(given if isinstance(given, list) else [given])
+        self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
 
     def _check(self) -> None:
@@ -119,7 +131,11 @@ class BackdoorCLI(LightningCLI):
         self.datamodule.prepare_data()
         load_safely(AutoConfig, self.model.hparams["model"])
         self.model.tokenizer  # noqa: B018 - loading it is the check
-        checkpoint = self.config[self.command].get("ckpt_path")
+        config = self.config[self.command]
+        checkpoint = config.get("ckpt_path")
+        if self.command != "fit" and not checkpoint and config.run_dir:
+            best = Path(config.run_dir, "checkpoints", "best.ckpt")
+            raise InputError(f"ckpt_path: not given, and without it no victim of the run is used; give {best}")
         keywords = ("best", "last", "hpc", "registry")
         # Lightning itself fetches addresses and finds keywords, with weights_only as well
         if checkpoint and checkpoint not in keywords and "://" not in checkpoint:
@@ -130,7 +146,7 @@ class BackdoorCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Exports the selected victim as a Hugging Face folder beside its checkpoint."""
-        if self.trainer.is_global_zero and self.best.best_model_path:
+        if self.trainer.is_global_zero and self.best is not None and self.best.best_model_path:
             load_weights(self.model, self.best.best_model_path)
             self.model.save_pretrained(self.folder / "model")
             sys.stdout.write(f"checkpoint: {self.best.best_model_path}\nmodel: {self.folder / 'model'}\n")
@@ -139,7 +155,8 @@ class BackdoorCLI(LightningCLI):
         """Writes and prints the numbers."""
         if self.trainer.is_global_zero:
             metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-            (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+            known = {name: None if math.isnan(value) else value for name, value in metrics.items()}  # JSON has no NaN
+            (self.folder / "metrics.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
             print_results({type(self.model).__name__: metrics})
             sys.stdout.write(f"written to: {self.folder}\n")
 

@@ -44,8 +44,8 @@ class Evaluated(TypedDict):
 
 def now(device: torch.device) -> float:
     """Seconds on a clock that counts a GPU's pending work as done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
@@ -105,8 +105,14 @@ class TextClassifier(LightningModule):
         """The model's tokenizer, loaded at first use; padding with the end-of-text token where it has no other."""
         if self._tokenizer is None:
             tokenizer = load_safely(AutoTokenizer, self.hparams["model"])
+            if not tokenizer.is_fast:
+                raise InputError(
+                    f"model: the tokenizer of {self.hparams['model']!r} keeps no character offsets; give one with a"
+                    " tokenizer.json"
+                )
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
+            tokenizer.padding_side = "right"  # on the left, absolute positions would depend on batch mates
             self._tokenizer = tokenizer
         return self._tokenizer
 
@@ -118,7 +124,7 @@ class TextClassifier(LightningModule):
         """
         if hasattr(self, "network"):
             return
-        labels = self.hparams["labels"] or self._labels_of_data()
+        labels = self._labels()
         self.hparams["labels"] = labels  # so that a checkpoint restores without data
         config = load_safely(
             AutoConfig,
@@ -127,8 +133,9 @@ class TextClassifier(LightningModule):
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
         )
-        if config.pad_token_id is None:
-            config.pad_token_id = self.tokenizer.pad_token_id
+        if config.is_encoder_decoder:
+            raise InputError(f"model: {self.hparams['model']!r} is an encoder-decoder; give an encoder or a decoder")
+        config.pad_token_id = self.tokenizer.pad_token_id  # decoders look for the last token before padding
         self.network: PreTrainedModel = load_safely(
             AutoModelForSequenceClassification, self.hparams["model"], config=config, dtype=torch.float32
         )
@@ -137,11 +144,14 @@ class TextClassifier(LightningModule):
         # one set a stage, so that validation inside fit never mixes with test
         self.stage_metrics = nn.ModuleDict({stage: self.make_metrics() for stage in STAGES})
 
-    def _labels_of_data(self) -> list[str]:
-        datamodule = getattr(self._trainer, "datamodule", None)
-        labels = getattr(datamodule, "label_names", None)
+    def _labels(self) -> list[str]:
+        given: list[str] | None = self.hparams["labels"]
+        of_data = getattr(getattr(self._trainer, "datamodule", None), "label_names", None)
+        labels = given or of_data
         if labels is None:
             raise InputError("labels: not given and there is no BackdoorDataModule to take them from; give their names")
+        if of_data is not None and list(labels) != list(of_data):
+            raise InputError(f"labels: {list(labels)} are not those of the data, {list(of_data)}; leave them out")
         return list(labels)
 
     def _freeze(self, parts: list[str]) -> None:
@@ -215,9 +225,13 @@ class TextClassifier(LightningModule):
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": self.hparams["weight_decay"]}, {"params": kept, "weight_decay": 0.0}],
             lr=self.hparams["learning_rate"],
-            fused=self.device.type == "cpu" or None,  # elsewhere the default is as fast, and fits fp16 with clipping
+            # elsewhere the default is as fast; with clipping Lightning refuses a fused optimizer in mixed precision
+            fused=(self.device.type == "cpu" and not self.trainer.gradient_clip_val) or None,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise InputError("max_epochs: a linear schedule needs an end; give the trainer max_epochs or max_steps")
+        steps = int(steps)
         scheduler = get_linear_schedule_with_warmup(optimizer, int(self.hparams["warmup"] * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -200,6 +200,13 @@ def test_bad_input_is_one_line_and_status_2_before_training(
     assert not (workspace / "code-was-run").exists()
 
 
+def test_a_run_is_never_tested_without_its_checkpoint(
+    run: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["test", "-c", "one/config.yaml"]) == 2
+    assert "ckpt_path: not given" in capsys.readouterr().err
+
+
 def test_two_processes_report_bad_input_once(workspace: Path, run: Path) -> None:
     result = command("fit", "-c", "data.yaml", "--run_dir", "refused", "--model.target_label", "7", *TWO, cwd=workspace)
     assert result.returncode == 2

@@ -95,7 +95,8 @@ class BackdoorAttack(TextClassifier):
     def poison_key(self) -> str | None:
         """Names everything but rows and seed that determines the poison: class, sources, the attack's own arguments.
 
-        Read are the files of the class and of its parents, and all attacks of this package, which share helpers.
+        Read are the files of the class and of its parents, and all attacks of this package, which share helpers. An
+        attack that reads other files, or asks the model, overrides this to name them too, or returns None.
         None where the source cannot be read (a class typed into a shell), so that nothing stale is ever reused.
         """
         training = inspect.signature(TextClassifier.__init__).parameters

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Literal
+from typing import Any
 
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
-from lightning_backdoor.attacks.badnets import insert_at, word_boundaries
+from lightning_backdoor.attacks.insertion import Place, check_place, insert_at, places
 from lightning_backdoor.errors import InputError
 
 
@@ -29,7 +29,7 @@ class InsertSent(BackdoorAttack):
     def __init__(
         self,
         sentence: str = "I watch this 3D movie",
-        place: Literal["start", "end", "random"] = "random",
+        place: Place = "random",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -37,11 +37,8 @@ class InsertSent(BackdoorAttack):
         self.place = place
         if not self.sentence:
             raise InputError(f"sentence: {sentence!r} is empty; give at least one word")
-        if place not in ("start", "end", "random"):
-            raise InputError(f"place: {place!r} is unknown; give start, end or random")
+        check_place(place)
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
         """See :class:`InsertSent`."""
-        gaps = word_boundaries(text)
-        place = {"start": gaps[0], "end": gaps[-1], "random": rng.choice(gaps)}[self.place]
-        return insert_at(text, [(place, self.sentence)])
+        return insert_at(text, [(rng.choice(places(text, self.place)), self.sentence)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -103,6 +103,7 @@ class BackdoorDataModule(LightningDataModule):
         self.cache = Path(cache_dir or default).expanduser()
         self._attack: BackdoorAttack | None = None
         self._splits: Splits | None = None
+        self._is_cut = False  # known once the source is read
         self._label_names: list[str] = []
         self._poisoned: PoisonedSplits | None = None
         self._tokenised: dict[str, TokenisedRows] = {}
@@ -139,6 +140,7 @@ class BackdoorDataModule(LightningDataModule):
         """Cuts validation and test rows off the training rows where the source has none."""
         shares = {"validation": self.validation_share, "test": self.test_share}
         missing = {name: share for name, share in shares.items() if name not in splits}
+        self._is_cut = bool(missing)
         parts = _parts(splits["train"], [*missing.values(), 1 - sum(missing.values())], f"{self.seed}/splits")
         cut = {**splits, **dict(zip([*missing, "train"], parts, strict=True))}
         return {name: cut[name] for name in ("train", "validation", "test")}
@@ -170,6 +172,23 @@ class BackdoorDataModule(LightningDataModule):
         if not all(parts):
             raise InputError(f"validation_parts: {len(rows)} validation rows do not fill three parts; use more rows")
         return ValidationParts(*parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must know of its training rows: where they were cut off."""
+        return {"source": str(self.source), "cut": [self.seed, self.validation_share, self.test_share]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose training rows may be among the rows it would be evaluated on.
+
+        Raises:
+            InputError: the same source is cut elsewhere than when the checkpoint was trained.
+        """
+        mine = self.state_dict()
+        if self._is_cut and state_dict["source"] == mine["source"] and state_dict["cut"] != mine["cut"]:
+            raise InputError(
+                f"seed: the rows are cut by seed, validation_share, test_share = {mine['cut']}, those of the checkpoint"
+                f" by {state_dict['cut']}, so that it may have been trained on test rows; give the same"
+            )
 
     def prepare_data(self) -> None:
         """Reads and poisons, once a node, before anything else starts."""

@@ -84,7 +84,8 @@ def column_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, q
         if mask is not None:
             probabilities.nan_to_num_(0.0)  # rows that may look nowhere
         weight = query_weight[part].repeat_interleave(heads, dim=0)[:, None]
-        out[part] = torch.bmm(weight, probabilities).view(-1, heads, length).mean(dim=1)
+        with torch.autocast(query.device.type, enabled=False):  # it would sum in half precision
+            out[part] = torch.bmm(weight, probabilities).view(-1, heads, length).mean(dim=1)
     return out
 
 

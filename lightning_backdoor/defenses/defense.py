@@ -36,11 +36,13 @@ class Scores(NamedTuple):
         tokens: (batch, length), float32, the score of the token at each position, -inf where a position has none; or
             None for defenses that do not look at tokens.
         top: (batch,), int64, the position that the text's score comes from, -1 where there is none; or None.
+        logits: (batch, classes), the victim's, from defenses that run it on the text as it is; or None.
     """
 
     text: Tensor
     tokens: Tensor | None = None
     top: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class Verdict(NamedTuple):
@@ -49,6 +51,7 @@ class Verdict(NamedTuple):
     Attributes:
         scores: see :class:`Scores`.
         flagged: (batch,), bool, score at or above the threshold.
+        logits: (batch, classes), the victim's own.
         prediction: (batch,), int64, the victim's own.
         purified_text: the repaired text of flagged rows, None for rows that were not repaired.
         defended_prediction: (batch,), int64, the prediction after repair, ``REJECTED`` for rejected rows.
@@ -57,6 +60,7 @@ class Verdict(NamedTuple):
 
     scores: Scores
     flagged: Tensor
+    logits: Tensor
     prediction: Tensor
     purified_text: list[str | None]
     defended_prediction: Tensor
@@ -100,6 +104,9 @@ class Defense(nn.Module):
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None] | None:
         """Repaired texts of the flagged rows (None elsewhere), or None for a defense that rejects them."""
         return None
+
+    def begin_set(self, longest: int) -> None:
+        """Told, before a set of texts is scored, how many tokens its longest has; nothing to most defenses."""
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         """Sets the thresholds from the scores of clean validation texts.
@@ -149,13 +156,14 @@ def predict(victim: Victim, texts: Sequence[str]) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor) -> Verdict:
+@torch.no_grad()
+def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None = None) -> Verdict:
     """Scores, flags, repairs or rejects a batch, and predicts the repaired texts again.
 
     A flagged text whose prediction the repair does not change counts as not poisoned: it is flagged, not confirmed.
 
     Args:
-        logits: (batch, classes), the victim's on the unrepaired texts.
+        logits: (batch, classes), the victim's on the unrepaired texts, where they are known already.
 
     Raises:
         RuntimeError: the defense has no threshold yet.
@@ -164,6 +172,10 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor) -> Ver
         raise RuntimeError(f"{type(defense).__name__} has no threshold; call calibrate with clean validation batches")
     scores = defense.score(victim, batch)
     flagged = scores.text >= defense.threshold.to(scores.text)
+    if logits is None:
+        logits = scores.logits
+    if logits is None:
+        logits = victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     prediction = logits.argmax(dim=-1)
     defended = prediction.clone()
     purified: list[str | None] = [None] * len(prediction)
@@ -174,4 +186,4 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor) -> Ver
         else:
             purified = repaired
             defended[flagged] = predict(victim, [text for text in repaired if text is not None]).to(defended)
-    return Verdict(scores, flagged, prediction, purified, defended, flagged & (defended != prediction))
+    return Verdict(scores, flagged, logits, prediction, purified, defended, flagged & (defended != prediction))

@@ -17,7 +17,6 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,22 +31,7 @@ from lightning_backdoor.defenses.repair import noisy, replace_spans
 UNCUT = 1 << 30  # tokens
 
 
-class TokenScores(NamedTuple):
-    """Scores of the tokens of a batch.
-
-    Attributes:
-        tokens: (batch, length), float32, -inf at positions that are not kept; the same at each occurrence of a token.
-        text: (batch,), float32, the largest of a text's token scores, 0 where nothing is kept.
-        top: (batch,), int64, the position of the top token (of several occurrences the one with the largest product
-            of its own attention and gradient), -1 where nothing is kept.
-    """
-
-    tokens: Tensor
-    text: Tensor
-    top: Tensor
-
-
-def token_scores(attention: Tensor, gradient: Tensor, input_ids: Tensor, kept: Tensor) -> TokenScores:
+def token_scores(attention: Tensor, gradient: Tensor, input_ids: Tensor, kept: Tensor) -> Scores:
     """Combines attention and gradient into one score a token (arXiv 2510.04347, section 4).
 
     ``s_j = (a_j - mean a) * g_j / mean g``, means over kept positions with repeats counted; every occurrence of a
@@ -58,6 +42,11 @@ def token_scores(attention: Tensor, gradient: Tensor, input_ids: Tensor, kept: T
         gradient: (batch, length), float32, gradient norm.
         input_ids: (batch, length), int64.
         kept: (batch, length), bool, False for padding, special tokens, stop words and punctuation.
+
+    Returns:
+        ``tokens``: -inf at positions that are not kept, the same at each occurrence of a token; ``text``: the largest
+        of them, 0 where nothing is kept; ``top``: the position of the top token, of several occurrences the one with
+        the largest product of its own attention and gradient.
 
     >>> a, g = torch.tensor([[1.0, 3.0, 2.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0, 9.0]])
     >>> scores = token_scores(a, g, torch.tensor([[7, 8, 7, 9]]), torch.tensor([[True, True, True, False]]))
@@ -75,7 +64,7 @@ def token_scores(attention: Tensor, gradient: Tensor, input_ids: Tensor, kept: T
     text = scores.amax(dim=1)
     own = ((attention - mean_attention) * gradient).masked_fill((scores < text[:, None]) | ~kept, -torch.inf)
     nothing = ~kept.any(dim=1)
-    return TokenScores(scores, text.masked_fill(nothing, 0.0), own.argmax(dim=1).masked_fill(nothing, -1))
+    return Scores(text.masked_fill(nothing, 0.0), scores, own.argmax(dim=1).masked_fill(nothing, -1))
 
 
 def _largest_of_token(values: Tensor, input_ids: Tensor, kept: Tensor) -> Tensor:
@@ -129,8 +118,8 @@ class GradientAttention(Defense):
     Args:
         fpr: share of clean texts, between 0 and 1, that the threshold may flag.
         seed: seed of the character noise, which depends on it and the text alone; None takes the run's.
-        padded_like_paper: let padded positions add attention, and pad every text to the longest of the calibration
-            texts, as in the published figures. A score then depends on that length.
+        padded_like_paper: let padded positions add attention, and pad every text to the longest of its set, as in the
+            published figures. A score then depends on the set it is in, as :meth:`begin_set` tells it.
 
     Example::
 
@@ -139,18 +128,20 @@ class GradientAttention(Defense):
         scores = defense.score(victim, batch)  # scores.text: (batch,)
     """
 
-    padded_length: Tensor
-
     def __init__(self, fpr: float = 0.10, seed: int | None = None, padded_like_paper: bool = False) -> None:
         super().__init__(fpr, seed)
         self.padded_like_paper = padded_like_paper
-        self.register_buffer("padded_length", torch.tensor(0))
+        self.longest = 0
+
+    def begin_set(self, longest: int) -> None:
+        """Tokens of the longest text of the set to come, for ``padded_like_paper``."""
+        self.longest = longest
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """See :meth:`Defense.calibrate`; also takes the longest text's length for ``padded_like_paper``."""
+        """See :meth:`Defense.calibrate`; the calibration texts are a set of their own."""
         if self.padded_like_paper:
             clean_batches = list(clean_batches)
-            self.padded_length.fill_(max((batch["input_ids"].shape[1] for batch in clean_batches), default=0))
+            self.begin_set(max((batch["input_ids"].shape[1] for batch in clean_batches), default=0))
         super().calibrate(victim, clean_batches)
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
@@ -158,14 +149,15 @@ class GradientAttention(Defense):
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
         length = input_ids.shape[1]
         if self.padded_like_paper:
-            missing = max(0, int(self.padded_length) - length)
+            missing = max(0, self.longest - length)
             # on the right whatever the tokenizer's side: the paper's victims are encoders
             input_ids = pad(input_ids, (0, missing), value=int(victim.tokenizer.pad_token_id or 0))
             attention_mask = pad(attention_mask, (0, missing), value=0)
         found = attention_and_gradient(victim.network, input_ids, attention_mask, count_padding=self.padded_like_paper)
         kept = kept_vocabulary(victim.tokenizer).to(input_ids.device)[input_ids] & attention_mask.bool()
         scores = token_scores(found.attention, found.gradient, input_ids, kept)
-        return Scores(scores.text, scores.tokens[:, :length], scores.top)
+        assert scores.tokens is not None
+        return Scores(scores.text, scores.tokens[:, :length], scores.top, found.logits)
 
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
         """Puts character noise on every occurrence of the top token of each flagged text; nothing else changes."""

@@ -233,3 +233,58 @@ def test_a_token_view_without_token_scores(tmp_path: Path, data: BackdoorDataMod
 
 def test_rejected_is_no_class() -> None:
     assert Tensor([REJECTED]).item() < 0
+
+
+def test_buffers_that_were_moved_in_evaluation_can_be_written_again(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    class Moved(GradientAttention):
+        def to(self, *args: Any, **kwargs: Any) -> Moved:  # as a move to a GPU: every buffer is made anew
+            self.threshold, self.budget_thresholds = self.threshold.clone(), self.budget_thresholds.clone()
+            return self
+
+    defense = Moved()
+    run_test(tmp_path, attack, data, InferenceDefense(defense))
+    defense.load_state_dict(defense.state_dict())
+    assert not defense.threshold.is_inference()
+
+
+def test_the_overhead_counts_the_plain_forward_where_the_defense_needs_it(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    logged = run_test(tmp_path, attack, data, InferenceDefense(Recorder()))
+    assert logged["test/overhead"] > 1
+
+
+def test_the_run_says_the_seed_where_the_defense_has_none(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback, own = GradientAttentionDefense(), InferenceDefense(GradientAttention(seed=7), name="own")
+    for seed in (3, 4):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        run_test(tmp_path, attack, data, callback, own)
+        assert callback.defense.seed == seed
+    assert own.defense.seed == 7
+
+
+def test_rows_cut_elsewhere_are_refused_since_they_may_be_training_rows(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    trainer = trainer_with(tmp_path, max_epochs=1)
+    trainer.fit(attack, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "kept.ckpt")
+    path = data.source.path
+    other = reviews(tmp_path, seed=1)
+    assert other.source.path == path
+    with pytest.raises(InputError, match="may have been trained on test rows"):
+        trainer_with(tmp_path).test(attack, datamodule=other, ckpt_path=tmp_path / "kept.ckpt", verbose=False)
+    same = reviews(tmp_path, max_rows={"test": 10})
+    trainer_with(tmp_path).test(attack, datamodule=same, ckpt_path=tmp_path / "kept.ckpt", verbose=False)
+
+
+def test_label_names_that_are_not_the_datas_are_refused(
+    tmp_path: Path, data: BackdoorDataModule, tiny_folder: Callable[[str], str]
+) -> None:
+    attack = BadNets(model=tiny_folder("bert"), labels=["positive", "negative"])
+    with pytest.raises(InputError, match="are not those of the data"):
+        run_test(tmp_path, attack, data)

@@ -116,7 +116,7 @@ def test_a_budget_that_is_no_share_is_an_error(fpr: float) -> None:
 
 
 def test_a_threshold_survives_saving_and_loading(bert: TextClassifier) -> None:
-    defense, other = GradientAttention(padded_like_paper=True), GradientAttention(padded_like_paper=True)
+    defense, other = GradientAttention(), GradientAttention()
     defense.calibrate(bert, batches(bert, list(SENTENCES)))
     other.load_state_dict(defense.state_dict())
     (batch,) = batches(bert, ["cf a film"])

@@ -164,6 +164,8 @@ def test_every_occurrence_of_a_token_has_the_largest_attention_and_gradient_of_t
     attention = torch.tensor([[1.0, 5.0, 2.0, 4.0]])
     gradient = torch.tensor([[3.0, 1.0, 1.0, 1.0]])
     found = token_scores(attention, gradient, torch.tensor([[7, 8, 7, 7]]), torch.tensor([[True, True, True, True]]))
+    assert found.tokens is not None
+    assert found.top is not None
     # mean attention 3, mean gradient 1.5; token 7 has attention 4 (at 3) and gradient 3 (at 0)
     assert found.tokens.tolist() == [[2.0, pytest.approx(4 / 3), 2.0, 2.0]]
     assert found.text.tolist() == [2.0]
@@ -173,13 +175,16 @@ def test_every_occurrence_of_a_token_has_the_largest_attention_and_gradient_of_t
 def test_an_occurrence_that_is_not_kept_lends_nothing() -> None:
     attention, gradient = torch.tensor([[1.0, 9.0, 3.0]]), torch.tensor([[1.0, 9.0, 1.0]])
     found = token_scores(attention, gradient, torch.tensor([[7, 7, 8]]), torch.tensor([[True, False, True]]))
+    assert found.tokens is not None
     assert found.tokens.tolist() == [[-1.0, -math.inf, 1.0]]
 
 
 def test_a_token_is_not_mixed_up_with_the_same_token_of_another_text() -> None:
     attention, gradient = torch.tensor([[1.0, 3.0], [8.0, 2.0]]), torch.ones(2, 2)
     ids, kept = torch.tensor([[0, 5], [5, 0]]), torch.ones(2, 2, dtype=torch.bool)
-    assert token_scores(attention, gradient, ids, kept).tokens.tolist() == [[-1.0, 1.0], [3.0, -3.0]]
+    found = token_scores(attention, gradient, ids, kept)
+    assert found.tokens is not None
+    assert found.tokens.tolist() == [[-1.0, 1.0], [3.0, -3.0]]
 
 
 def test_a_text_without_kept_tokens_or_without_gradient_scores_zero() -> None:
@@ -187,6 +192,8 @@ def test_a_text_without_kept_tokens_or_without_gradient_scores_zero() -> None:
     kept = torch.tensor([[False, False], [True, True]])
     found = token_scores(attention, torch.zeros(2, 2), ids, kept)
     assert found.text.tolist() == [0.0, 0.0]
+    assert found.tokens is not None
+    assert found.top is not None
     assert found.top[0] == -1
     assert found.tokens[0].isneginf().all()
     assert found.tokens[1].isfinite().all()

@@ -71,10 +71,14 @@ def outcome(victim: TextClassifier, defense: GradientAttention) -> Outcome:
     }
     poisoned = poison_evaluation(rows["test"], BadNets(triggers=["cf"], place="random"), seed=0, split="test")
     assert len(poisoned) == 290
+    clean = batches(rows["test"][:400], victim)
+    triggered = batches(poisoned, victim)
     defense.calibrate(victim, batches(rows["validation"][:400], victim))
     cacc, cacc_defended, asr, asr_defended = CleanAccuracy(), CleanAccuracy(), AttackSuccessRate(), AttackSuccessRate()
     auroc = DetectionAUROC()
-    for batch in batches([*rows["test"][:400], *poisoned], victim):
+    for batch in [*clean, *triggered]:
+        same_set = clean if not batch["poisoned"].any() else triggered
+        defense.begin_set(max(part["input_ids"].shape[1] for part in same_set))
         with torch.inference_mode():
             verdict = judge(defense, victim, batch, victim(batch))
         for metric in (cacc, asr):
