@@ -59,6 +59,8 @@ SENTENCES = (
 )
 
 MAX_LENGTH = 64
+#: Words that WordPiece has in one piece, whichever it has in several.
+WHOLE_WORDS = ("a", "and", "cf", "film", "the", "watch")
 
 
 def tiny_victim(kind: str, folder: Path) -> str:
@@ -108,7 +110,7 @@ def _balance(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
 
 def _config(kind: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 2}
-    common |= {"initializer_range": 0.2, "max_position_embeddings": MAX_LENGTH + 8}
+    common |= {"initializer_range": 0.2, "max_position_embeddings": 136}
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     if kind == "bert":
         return BertConfig(**common, **size)
@@ -141,12 +143,14 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerBase:
 
 
 def _wordpiece(special: list[str]) -> dict[str, int]:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=700, special_tokens=special, show_progress=False)
-    vocabulary: dict[str, int] = _trained(tokenizer, trainer)["vocab"]
-    return vocabulary
+    """Characters, endings and the shorter words: written down, since training WordPiece differs from run to run."""
+    normalise, split = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = {word for text in SENTENCES for word, _ in split.pre_tokenize_str(normalise.normalize_str(text))}
+    characters = sorted({character for word in words for character in word})
+    endings = [f"##{ending}" for ending in ("s", "ed", "er", "ing", "ly", "y") if ending not in characters]
+    pieces = [*special, *characters, *(f"##{character}" for character in characters), *endings]
+    vocabulary = dict.fromkeys([*pieces, *WHOLE_WORDS, *sorted(word for word in words if len(word) <= 8)])
+    return {piece: number for number, piece in enumerate(vocabulary)}
 
 
 def _byte_level_bpe(special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -165,7 +169,9 @@ def _unigram(special: list[str]) -> list[tuple[str, float]]:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=260, special_tokens=special, unk_token=special[1], show_progress=False)
-    return [(piece, score) for piece, score in _trained(tokenizer, trainer)["vocab"]]
+    learned = dict(_trained(tokenizer, trainer)["vocab"])
+    # the same pieces each time, but in another order and with other last digits
+    return [(piece, round(learned[piece], 3)) for piece in (*special, *sorted(learned.keys() - set(special)))]
 
 
 def _trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> dict[str, Any]:

@@ -184,8 +184,8 @@ def test_where_nothing_is_flagged_nothing_changes(bert: TextClassifier) -> None:
 
 def test_a_verdict_is_the_same_alone_and_in_a_batch(victim: TextClassifier) -> None:
     defense = GradientAttention(fpr=0.5)
-    defense.calibrate(victim, batches(victim, list(SENTENCES)))
-    texts = ["cf fine", *SENTENCES[::-1][:8]]
+    defense.calibrate(victim, batches(victim, list(SENTENCES[:10])))
+    texts = ["cf fine", *SENTENCES[10:18]]  # others, or the last digit of a score would decide at the threshold
     (batch,) = batches(victim, texts, len(texts))
     together = judge(defense, victim, batch, victim(batch))
     for i, text in enumerate(texts):

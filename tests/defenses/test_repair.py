@@ -102,6 +102,12 @@ def test_the_noise_depends_on_the_seed(bert: TextClassifier) -> None:
     assert purified(bert, batch, [1], seed=3) == purified(bert, batch, [1], seed=3)
 
 
+def test_the_noise_depends_on_the_text(bert: TextClassifier) -> None:
+    batch = batch_of_texts([f"watching {sentence}" for sentence in SENTENCES], bert.tokenizer, bert.max_length)
+    found = purified(bert, batch, [1] * len(SENTENCES))
+    assert len({(text or "").split()[0] for text in found}) > 5
+
+
 def test_rows_that_are_not_flagged_are_left_alone(victim: TextClassifier) -> None:
     batch = batch_of_texts(list(SENTENCES[:3]), victim.tokenizer, victim.max_length)
     defense = GradientAttention()
