@@ -91,7 +91,6 @@ def outcome(victim: TextClassifier, defense: GradientAttention) -> Outcome:
 
 def test_scored_without_padding_it_defends_as_well_as_published(backdoored: TextClassifier) -> None:
     found = outcome(backdoored, GradientAttention(fpr=0.10))
-    print(found)
     assert found.cacc == pytest.approx(0.873, abs=0.005)
     assert found.asr >= 0.99
     assert found.asr_defended <= 0.59
@@ -101,7 +100,6 @@ def test_scored_without_padding_it_defends_as_well_as_published(backdoored: Text
 
 def test_padded_like_paper_it_gives_the_published_figures(backdoored: TextClassifier) -> None:
     found = outcome(backdoored, GradientAttention(fpr=0.10, padded_like_paper=True))
-    print(found)
     assert found.auroc == pytest.approx(0.919, abs=0.01)
     assert found.asr_defended == pytest.approx(0.355, abs=0.04)
     assert found.cacc_defended == pytest.approx(0.848, abs=0.03)
