@@ -28,10 +28,10 @@ from lightning_backdoor.victim import Evaluated, TextClassifier, now
 class InferenceDefense(Callback):
     """Scores, flags, repairs or rejects at validation and test time, and logs defended numbers beside undefended ones.
 
-    The threshold is calibrated on the clean threshold rows of the data module before each evaluation (the victim may
-    have changed); without a :class:`BackdoorDataModule` the threshold kept in the checkpoint is used. At test time the
-    first texts of either kind are written to ``texts.jsonl`` and ``token_view.html`` in the trainer's
-    ``default_root_dir``, and to Weights & Biases where a ``WandbLogger`` is on.
+    Before each evaluation (the victim may have changed) the defense learns from the clean reference rows of the data
+    module and is calibrated on its clean threshold rows; without a :class:`BackdoorDataModule` what the checkpoint
+    keeps is used. At test time the first texts of either kind are written to ``texts.jsonl`` and ``token_view.html`` in
+    the trainer's ``default_root_dir``, and to Weights & Biases where a ``WandbLogger`` is on.
 
     Logged as ``val/...`` and ``test/...``: ``cacc_defended``, ``asr_defended``, ``pacc_defended``,
     ``asr_floor_defended``, ``auroc``, ``auroc_target``, ``tpr``, ``fpr``, ``tpr_confirmed``, ``fpr_confirmed``,
@@ -145,10 +145,10 @@ class InferenceDefense(Callback):
             self.defense.to(victim.device)
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, BackdoorDataModule):
+            on_device = trainer.strategy.batch_to_device
             with trainer.precision_plugin.forward_context():
-                self.defense.calibrate(
-                    victim, (trainer.strategy.batch_to_device(batch) for batch in datamodule.threshold_dataloader())
-                )
+                self.defense.learn(victim, (on_device(batch) for batch in datamodule.reference_dataloader()))
+                self.defense.calibrate(victim, (on_device(batch) for batch in datamodule.threshold_dataloader()))
         elif self.defense.threshold.isnan():
             raise InputError(
                 "datamodule: a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"

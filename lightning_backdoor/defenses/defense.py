@@ -105,6 +105,13 @@ class Defense(nn.Module):
         """Repaired texts of the flagged rows (None elsewhere), or None for a defense that rejects them."""
         return None
 
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        """Takes statistics or texts from clean validation rows, before :meth:`calibrate` and from other rows than it.
+
+        Nothing to most defenses; one that needs it keeps what it takes in buffers or in its extra state, so that a
+        checkpoint has it.
+        """
+
     def begin_set(self, longest: int) -> None:
         """Told, before a set of texts is scored, how many tokens its longest has; nothing to most defenses."""
 
