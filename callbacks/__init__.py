@@ -2,7 +2,8 @@
 
 from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
+from lightning_backdoor.callbacks.muscle_lora import MuScleLoRA
 from lightning_backdoor.callbacks.prediction_writer import PredictionWriter
 from lightning_backdoor.callbacks.run_labels import RunLabels
 
-__all__ = ["GradientAttentionDefense", "InferenceDefense", "PredictionWriter", "RunLabels"]
+__all__ = ["GradientAttentionDefense", "InferenceDefense", "MuScleLoRA", "PredictionWriter", "RunLabels"]

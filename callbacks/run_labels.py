@@ -9,7 +9,9 @@ from lightning_backdoor.callbacks.inference_defense import attached
 
 
 class RunLabels(Callback):
-    """Tells every logger the run's ``dataset``, ``model``, ``attack``, ``defense`` and ``seed``.
+    """Tells every logger the run's ``dataset``, ``model``, ``attack``, ``defense``, ``training_defense`` and ``seed``.
+
+    ``defense`` names all defenses, the training-time one first; attach this after them.
 
     Example::
 
@@ -19,6 +21,9 @@ class RunLabels(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Logs the names as hyperparameters, which W&B keeps in the run's config."""
         defenses = [type(callback.defense).__name__ for callback in attached(trainer)]
+        trained_under: str | None = getattr(pl_module, "training_defense", None)
+        if trained_under:
+            defenses.insert(0, trained_under.partition("(")[0])
         datamodule = getattr(trainer, "datamodule", None)
         source = getattr(datamodule, "source", None)
         labels = {
@@ -26,6 +31,7 @@ class RunLabels(Callback):
             "model": pl_module.hparams.get("model", "unknown"),
             "attack": type(pl_module).__name__ if isinstance(pl_module, BackdoorAttack) else "none",
             "defense": "+".join(defenses) or "none",
+            "training_defense": trained_under or "none",
             "seed": getattr(datamodule, "seed", "unknown"),
         }
         for logger in trainer.loggers:

@@ -82,6 +82,11 @@ def _of_checkpoint(path: str, max_length: int | None) -> TextClassifier:
     own = checkpoint.get("hyper_parameters")
     if not isinstance(own, dict) or not own.get("labels") or not own.get("model"):
         raise InputError(f"model: {path} does not say of what model and labels it is; export it as a folder")
+    if checkpoint.get("training_defense"):
+        raise InputError(
+            f"model: {path} was trained under {checkpoint['training_defense']}; give the model folder that its run"
+            " exported"
+        )
     length = own.get("max_length", 128) if max_length is None else max_length
     victim = TextClassifier(own["model"], labels=list(own["labels"]), max_length=length)
     victim.configure_model()

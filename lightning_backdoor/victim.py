@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -94,6 +95,9 @@ class TextClassifier(LightningModule):
         if not 0 <= warmup < 1:
             raise InputError(f"warmup: {warmup} is not a share of the steps; give a number from 0 to below 1")
         self.max_length = max_length
+        #: what a training-time defense made of the network, and the function that makes a plain copy of it for export
+        self.training_defense: str | None = None
+        self.merged: Callable[[PreTrainedModel], PreTrainedModel] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def make_metrics(self) -> nn.ModuleDict:
@@ -235,9 +239,27 @@ class TextClassifier(LightningModule):
         scheduler = get_linear_schedule_with_warmup(optimizer, int(self.hparams["warmup"] * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Names the training-time defense."""
+        checkpoint["training_defense"] = self.training_defense
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses weights that were trained under another training-time defense, or under one here and none there.
+
+        Raises:
+            InputError: they were.
+        """
+        theirs = checkpoint.get("training_defense")
+        if theirs != self.training_defense:
+            raise InputError(
+                f"checkpoint: trained under {theirs or 'no training-time defense'}, here is"
+                f" {self.training_defense or 'none'}; attach the same callback, or give the run's exported model folder"
+            )
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes network and tokenizer as a Hugging Face folder (safetensors)."""
-        self.network.save_pretrained(folder)
+        """Writes network and tokenizer as a Hugging Face folder (safetensors), plain whatever it was trained under."""
+        network = self.network if self.merged is None else self.merged(self.network)
+        network.save_pretrained(folder)
         self.tokenizer.model_max_length = self.max_length  # so that texts are cut there as they were here
         self.tokenizer.save_pretrained(folder)
 
