@@ -26,6 +26,9 @@ from lightning_backdoor.defenses.muscle_lora import (
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 
+#: in which a reference batch is computed on a CPU.
+PARTS = 4
+
 
 class MuScleLoRA(Callback):
     """Trains the victim so that it learns no backdoor: MuScleLoRA (arXiv 2402.12026), a training-time defense.
@@ -176,25 +179,36 @@ class MuScleLoRA(Callback):
     ) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients of this step's reference batch."""
         step = f"{self.seed}/{trainer.global_step}/reference"
-        batch = self._batch(victim, random.Random(step).sample(self._reference, self._batch_size))
-        batch = trainer.strategy.batch_to_device(batch)
+        rows = random.Random(step).sample(self._reference, self._batch_size)
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # in fp16 small gradients would vanish
-        with (
-            torch.enable_grad(),
-            _dropout_of(random.Random(step).getrandbits(63), victim.device),
-            torch.autocast(victim.device.type, enabled=False) if scaled else trainer.precision_plugin.forward_context(),
-        ):
-            loss = torch.nn.functional.cross_entropy(victim(batch).float(), batch["label"])
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return loss.detach(), [
-            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
-        ]
+        total = torch.zeros((), device=victim.device)
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        with torch.enable_grad(), _dropout_of(random.Random(step).getrandbits(63), victim.device):
+            for batch in _parts(rows, victim):
+                batch = trainer.strategy.batch_to_device(batch)
+                with (
+                    torch.autocast(victim.device.type, enabled=False)
+                    if scaled
+                    else trainer.precision_plugin.forward_context()
+                ):
+                    losses = torch.nn.functional.cross_entropy(victim(batch).float(), batch["label"], reduction="sum")
+                loss = losses / len(rows)
+                total += loss.detach()
+                for gradient, more in zip(
+                    gradients, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+                ):
+                    if more is not None:
+                        gradient += more
+        return total, gradients
 
-    @staticmethod
-    def _batch(victim: TextClassifier, rows: list[Row]) -> Batch:
-        ids = token_ids([row["text"] for row in rows], victim.tokenizer, victim.max_length)
-        tokenised = [{**row, "input_ids": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
-        return collate(tokenised, victim.tokenizer)
+
+def _parts(rows: list[Row], victim: TextClassifier) -> list[Batch]:
+    """The batch in parts of similar length on a CPU, where padding costs more than the parts do."""
+    size = max(1, -(-len(rows) // PARTS)) if victim.device.type == "cpu" else len(rows)
+    ids = token_ids([row["text"] for row in rows], victim.tokenizer, victim.max_length)
+    tokenised = [{**row, "input_ids": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
+    tokenised.sort(key=lambda row: len(row["input_ids"]))
+    return [collate(tokenised[start : start + size], victim.tokenizer) for start in range(0, len(rows), size)]
 
 
 @contextmanager

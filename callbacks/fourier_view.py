@@ -1,0 +1,231 @@
+"""Which frequencies the victim learns first."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.data.batching import TokenisedRows
+from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.fourier import filter_weights, relative_errors, squared_distances
+from lightning_backdoor.victim import TextClassifier
+
+COLUMNS = ("step", "mapping", "width", "low", "high")
+#: one line of ``fourier.csv``
+Record = dict[str, Any]
+
+
+class FourierView(Callback):
+    """Low- and high-frequency errors of the clean and of the backdoor mapping while training (arXiv 2402.12026).
+
+    The clean mapping is what the victim makes of clean training rows, the backdoor mapping of poisoned ones, each a
+    sample that is the same throughout; ``lightning_backdoor.fourier`` has the definitions. An input is the mean of its
+    word embeddings as they are before training (the published code pads and flattens all of them, so that a distance
+    depends on the longest row), an output the victim's probabilities, and the rows are training rows (there: validation
+    rows). It takes the rows' own word for which are poisoned: a view for an analyst, used for nothing else. Training is
+    left as it would be without it.
+
+    Logged as ``fourier/clean_low``, ``fourier/clean_high``, ``fourier/backdoor_low``, ``fourier/backdoor_high`` for the
+    middle one of the widths. When training ends, ``fourier.csv`` (a line a step, mapping and width) and
+    ``fourier.html`` (heat maps over frequency and step, to be opened anywhere) are written to the trainer's
+    ``default_root_dir``, and the heat maps go to Weights & Biases where a ``WandbLogger`` is on.
+
+    Args:
+        every_n_steps: optimizer steps from one measurement to the next; the first and the last step are measured too.
+        rows: how many clean and how many poisoned rows are sampled at most.
+        widths: of the filter, above 0, as shares of the median squared distance between clean rows; a frequency is one
+            over a width.
+
+    Raises:
+        InputError: a value is out of range, the model is no :class:`TextClassifier`, or the data are no
+            :class:`BackdoorDataModule`.
+
+    Example::
+
+        Trainer(callbacks=[FourierView()]).fit(BadNets(triggers=["cf"]), datamodule=data)
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 20,
+        rows: int = 128,
+        widths: Sequence[float] = (0.0625, 0.08, 0.1, 0.125, 0.16, 0.25, 0.5),
+    ) -> None:
+        if every_n_steps < 1:
+            raise InputError(f"every_n_steps: {every_n_steps} is never; give at least 1")
+        if rows < 2:
+            raise InputError(f"rows: {rows} have no distance; give at least 2")
+        if not widths or min(widths) <= 0:
+            raise InputError(f"widths: {list(widths)} filter nothing; give one or more numbers above 0")
+        self.every_n_steps = every_n_steps
+        self.rows = rows
+        self.widths = sorted(widths)
+        self._records: list[Record] = []
+        self._distances: dict[str, Tensor] = {}
+        self._batches: dict[str, list[Batch]] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Distances of other rows are of no use."""
+        return self._generate_state_key(rows=self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, and the distances between the rows before training."""
+        return {"records": self._records, "distances": self._distances}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the checkpoint was."""
+        self._records = list(state_dict["records"])
+        self._distances = dict(state_dict["distances"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Draws the rows."""
+        if stage != "fit":
+            return
+        victim, data = _text_classifier(pl_module), getattr(trainer, "datamodule", None)
+        if not isinstance(data, BackdoorDataModule):
+            raise InputError(
+                f"datamodule: {type(data).__name__} does not tell poisoned rows; give a BackdoorDataModule"
+            )
+        self._records, self._distances = [], {}
+        train = data.poisoned_splits().train
+        kinds = {"clean": False, "backdoor": True}
+        of_kind = {name: [row for row in train if row["poisoned"] is kind] for name, kind in kinds.items()}
+        self._batches = {
+            name: self._sample(rows, f"{data.seed}/fourier/{name}", victim, data.eval_batch_size)
+            for name, rows in of_kind.items()
+            if len(rows) > 1
+        }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures distances, and the victim before its first step."""
+        if not self._distances:
+            self._distances = {
+                name: squared_distances(torch.cat([self._inputs(trainer, pl_module, batch) for batch in batches])).cpu()
+                for name, batches in self._batches.items()
+            }
+        if not self._records:
+            self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measures where it is time to."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures the last step and writes the files."""
+        self._measure(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "fourier.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self._records)
+        figure = heat_maps(self._records)
+        figure.write_html(folder / "fourier.html", include_plotlyjs=True)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                logger.experiment.log({"fourier/heat_maps": wandb.Plotly(figure)})
+
+    def _sample(self, rows: list[Row], seed: str, victim: TextClassifier, size: int) -> list[Batch]:
+        chosen = random.Random(seed).sample(rows, min(self.rows, len(rows)))
+        tokenised = TokenisedRows(chosen, victim.tokenizer, victim.max_length)
+        # no data loader: its iterators draw from the training's random numbers
+        places = sorted(range(len(chosen)), key=lambda place: tokenised.lengths[place])
+        return [tokenised[places[start : start + size]] for start in range(0, len(places), size)]
+
+    @torch.no_grad()
+    def _inputs(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> Tensor:
+        """The mean of each text's word embeddings, (batch, dimensions)."""
+        batch = trainer.strategy.batch_to_device(batch)
+        embedded: Tensor = _text_classifier(pl_module).network.get_input_embeddings()(batch["input_ids"])
+        mask = batch["attention_mask"][:, :, None]
+        return (embedded * mask).sum(dim=1) / mask.sum(dim=1)
+
+    @torch.no_grad()
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Every process alike on its own copy of the victim: nothing waits for another."""
+        step = trainer.global_step
+        if self._records and self._records[-1]["step"] == step:
+            return
+        victim = _text_classifier(pl_module)
+        first = next(iter(self._distances.values()))  # the clean rows', where there are any
+        unit = float(first[~torch.eye(len(first), dtype=torch.bool)].median())
+        for name, batches in self._batches.items():
+            with evaluating(victim), trainer.precision_plugin.forward_context():
+                logits = torch.cat([victim(trainer.strategy.batch_to_device(batch)) for batch in batches])
+            outputs = logits.float().softmax(dim=1)
+            labels = torch.cat([batch["label"] for batch in batches]).to(outputs.device)
+            wanted = one_hot(labels, outputs.shape[1]).to(outputs)
+            distances = self._distances[name].to(outputs)
+            for width in self.widths:
+                low, high = relative_errors(wanted, outputs, filter_weights(distances, width * unit))
+                record = {"step": step, "mapping": name, "width": width, "low": float(low), "high": float(high)}
+                self._records.append(record)
+        self._log(trainer, step)
+
+    def _log(self, trainer: Trainer, step: int) -> None:
+        middle = self.widths[len(self.widths) // 2]
+        now = [record for record in self._records if record["step"] == step and record["width"] == middle]
+        values = {f"fourier/{record['mapping']}_{part}": record[part] for record in now for part in ("low", "high")}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within, and each part's own mode again after it."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def heat_maps(records: Sequence[Record]) -> Any:
+    """A plotly figure of relative errors over frequency and step: a row a mapping, low parts left, high parts right."""
+    import plotly.graph_objects as go  # takes a second
+    from plotly.subplots import make_subplots
+
+    mappings = list(dict.fromkeys(record["mapping"] for record in records))
+    steps = sorted({record["step"] for record in records})
+    widths = sorted({record["width"] for record in records}, reverse=True)
+    at = {(record["mapping"], record["width"], record["step"]): record for record in records}
+    titles = [f"{name}, {part}" for name in mappings for part in ("low", "high")]
+    figure = make_subplots(len(mappings), 2, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True)
+    for i, name in enumerate(mappings, start=1):
+        for j, part in enumerate(("low", "high"), start=1):
+            errors = [[at[name, width, step][part] for step in steps] for width in widths]
+            frequencies = [f"{1 / width:.3g}" for width in widths]
+            figure.add_trace(go.Heatmap(x=steps, y=frequencies, z=errors, coloraxis="coloraxis"), row=i, col=j)
+        figure.update_yaxes(title_text="frequency (1 / width)", type="category", row=i, col=1)
+    figure.update_xaxes(title_text="step", row=len(mappings))
+    colours = {"colorscale": "RdBu_r", "cmin": 0, "cmax": 1, "colorbar": {"title": {"text": "relative error"}}}
+    return figure.update_layout(title_text="Relative error by frequency and step", coloraxis=colours)
+
+
+def _text_classifier(pl_module: LightningModule) -> TextClassifier:
+    if not isinstance(pl_module, TextClassifier):
+        raise InputError(f"model: {type(pl_module).__name__} is no TextClassifier, whose texts the Fourier view reads")
+    return pl_module

@@ -1,0 +1,158 @@
+"""STRIP for text: STRIP-ViTA (arXiv 1911.10312).
+
+A trigger rules its text: overwrite half of the words, and the victim is as sure as before. A text is copied several
+times, words of each copy are replaced by telling words of a clean text, and the victim's mean entropy over the copies
+is low where a trigger survived in them. The defaults are OpenBackdoor's, and so is the drawing of places with
+replacement: some are drawn twice, and of "half the words" about four tenths change.
+
+Where OpenBackdoor's code differs, and why ours does not follow it: it averages over the wrong axis, over copies of
+*different* texts (it lays the entropies out as copies by texts, but they come text by text), so that a score says
+little of its text; a clean text that has too few words lends words that it does not have (ours begins again); texts of
+one word stay as they are; the TF-IDF and the threshold come from the same rows.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_backdoor.batch import Batch, pad, token_ids
+from lightning_backdoor.defenses.defense import Defense, Scores, Victim
+from lightning_backdoor.defenses.gradient_attention import stop_words
+from lightning_backdoor.errors import InputError
+
+WORD = re.compile(r"\w\w+")
+
+
+def words_by_tfidf(texts: Sequence[str]) -> list[list[str]]:
+    """The distinct words of each text, those of the highest TF-IDF first, ties in the order of the text.
+
+    Words are lower case, of at least two characters and no stop words. The TF-IDF of a word in a text is
+    ``count * (ln((1 + texts) / (1 + texts with the word)) + 1)``: raw counts, smoothed idf, not normalised, as the
+    published code has it. Texts without such words have no list.
+
+    >>> words_by_tfidf(["A dull film, a film.", "The dull plot", "It is what it is"])
+    [['film', 'dull'], ['plot', 'dull']]
+    """
+    counts = [Counter(word for word in WORD.findall(text.lower()) if word not in stop_words()) for text in texts]
+    found_in = Counter(word for count in counts for word in count)
+    idf = {word: math.log((1 + len(texts)) / (1 + found)) + 1 for word, found in found_in.items()}
+    return [sorted(count, key=lambda word: -count[word] * idf[word]) for count in counts if count]
+
+
+def perturbed(text: str, lenders: Sequence[Sequence[str]], replaced: float, rng: random.Random) -> str:
+    """A copy of the text with some words replaced by the first words of one lender.
+
+    Args:
+        text: any text; words are what white space parts, and become parted by single spaces.
+        lenders: words of clean texts, see :func:`words_by_tfidf`, of which one is drawn; where it has fewer words than
+            are replaced, it begins again.
+        replaced: replacements a word of the text, rounded down, but at least one where there is a word.
+        rng: draws the lender, then the places, with replacement.
+
+    >>> copy = perturbed("a dull film , all said", [["plot"]], 0.5, random.Random(0))
+    >>> len(copy.split()), 1 <= copy.count("plot") <= 3
+    (6, True)
+    >>> perturbed("liked", [["film", "dull"]], 0.5, random.Random(0))
+    'film'
+    """
+    words = text.split()
+    lender = rng.choice(lenders)
+    if words:
+        wanted = max(1, int(replaced * len(words) + 1e-9))  # 0.29 * 100 is 28.999…
+        for i, place in enumerate(rng.choices(range(len(words)), k=wanted)):
+            words[place] = lender[i % len(lender)]
+    return " ".join(words)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of each row's softmax, in float32; (texts, classes) to (texts,).
+
+    >>> entropy(torch.tensor([[0.0, 0.0], [200.0, -200.0]])).tolist()
+    [0.6931471824645996, 0.0]
+    """
+    log_p = logits.float().log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1) + 0.0  # no negative zero
+
+
+class Strip(Defense):
+    """STRIP (STRIP-ViTA, arXiv 1911.10312): rejects texts of which the victim stays sure, whatever is done to them.
+
+    A text's score is minus the mean entropy, in nats, over the copies *of that text*. It depends on the text, the seed
+    and the learned words alone. An empty text has nothing to replace and is scored as it is.
+
+    Args:
+        copies: perturbed copies a text.
+        replaced: replacements in each copy, as a share of the text's words, above 0 and at most 1.
+        fpr: share of clean texts, between 0 and 1, that the threshold may flag: the paper's FRR.
+        seed: seed of the copies; None takes the run's.
+
+    Raises:
+        InputError: a value is out of range.
+
+    Example::
+
+        defense = Strip()
+        defense.learn(victim, clean_reference_batches)
+        defense.calibrate(victim, clean_threshold_batches)
+        scores = defense.score(victim, batch)  # scores.text: (batch,)
+    """
+
+    def __init__(self, copies: int = 5, replaced: float = 0.5, fpr: float = 0.01, seed: int | None = None) -> None:
+        super().__init__(fpr=fpr, seed=seed)
+        if copies < 1:
+            raise InputError(f"copies: {copies} leave nothing to score; give at least 1")
+        if not 0 < replaced <= 1:
+            raise InputError(f"replaced: {replaced} is not a share of the words; give a number above 0 and at most 1")
+        self.copies = copies
+        self.replaced = replaced
+        self._lenders: list[list[str]] = []
+
+    def get_extra_state(self) -> list[list[str]]:
+        """The learned words, as checkpoints keep them."""
+        return self._lenders
+
+    def set_extra_state(self, state: list[list[str]]) -> None:
+        """Takes the learned words out of a checkpoint."""
+        self._lenders = state
+
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        """Takes the words of the clean texts, ordered by TF-IDF.
+
+        Raises:
+            InputError: there are none.
+        """
+        self._lenders = words_by_tfidf([text for batch in clean_batches for text in batch["text"]])
+        if not self._lenders:
+            raise InputError("reference rows: no words in the clean texts; STRIP needs some to put into its copies")
+
+    @torch.no_grad()
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        """Minus the mean entropy, in nats, over the copies of each text.
+
+        Raises:
+            RuntimeError: nothing was learned.
+        """
+        if not self._lenders:
+            raise RuntimeError("Strip has no words to put into its copies; call learn with clean reference batches")
+        copies = [copy for text in batch["text"] for copy in self._copies(text)]
+        ids = token_ids(copies, victim.tokenizer, victim.max_length)
+        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))  # little padding
+        device = victim.network.device
+        entropies = torch.empty(len(ids), device=device)
+        for start in range(0, len(ids), len(batch["text"])):
+            places = order[start : start + len(batch["text"])]
+            input_ids, mask = pad([ids[place] for place in places], victim.tokenizer)
+            logits = victim.network(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits
+            entropies[places] = entropy(logits)
+        return Scores(-entropies.view(-1, self.copies).mean(dim=1))  # a row holds the copies of one text
+
+    def _copies(self, text: str) -> list[str]:
+        rng = random.Random(f"{self.seed or 0}/strip/{text}")
+        return [perturbed(text, self._lenders, self.replaced, rng) for _ in range(self.copies)]

