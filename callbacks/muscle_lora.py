@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_backdoor.batch import Batch, collate, token_ids
+from lightning_backdoor.batch import Batch
 from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.data.batching import TokenisedRows
 from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.defenses.muscle_lora import (
     align,
@@ -26,8 +27,7 @@ from lightning_backdoor.defenses.muscle_lora import (
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 
-#: in which a reference batch is computed on a CPU.
-PARTS = 4
+PARTS = 4  # in which a reference batch is computed on a CPU
 
 
 class MuScleLoRA(Callback):
@@ -106,7 +106,7 @@ class MuScleLoRA(Callback):
         self.min_reference_loss = min_reference_loss
         self.min_reference_gradient_norm = min_reference_gradient_norm
         self.seed = seed
-        self._reference: list[Row] = []
+        self._reference: TokenisedRows | None = None
         self._batch_size = 0
 
     def __str__(self) -> str:
@@ -128,7 +128,7 @@ class MuScleLoRA(Callback):
         if pl_module.training_defense != str(self):
             self._insert(pl_module)
         if stage == "fit" and self.alignment:
-            self._draw(trainer)
+            self._draw(trainer, pl_module)
 
     def _insert(self, victim: TextClassifier) -> None:
         if victim.training_defense is not None:
@@ -141,19 +141,14 @@ class MuScleLoRA(Callback):
         victim.training_defense = str(self)
         victim.merged = merged
 
-    def _draw(self, trainer: Trainer) -> None:
+    def _draw(self, trainer: Trainer, victim: TextClassifier) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, BackdoorDataModule):
             raise InputError("datamodule: alignment needs the clean validation rows of a BackdoorDataModule")
-        rows = datamodule.clean_validation().reference
-        if len(rows) < self.reference_size:
-            raise InputError(
-                f"reference_size: {self.reference_size} is more than the {len(rows)} reference rows of the clean"
-                " validation rows; lower it, or raise the second of validation_parts"
-            )
         if self.seed is None:
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        self._reference = random.Random(f"{self.seed}/reference").sample(rows, self.reference_size)
+        rows = reference_rows(datamodule, self.reference_size, self.seed)
+        self._reference = TokenisedRows(rows, victim.tokenizer, victim.max_length)
         self._batch_size = min(datamodule.batch_size, self.reference_size)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -179,36 +174,45 @@ class MuScleLoRA(Callback):
     ) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients of this step's reference batch."""
         step = f"{self.seed}/{trainer.global_step}/reference"
-        rows = random.Random(step).sample(self._reference, self._batch_size)
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # in fp16 small gradients would vanish
+        precision = trainer.precision_plugin.forward_context
         total = torch.zeros((), device=victim.device)
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
         with torch.enable_grad(), _dropout_of(random.Random(step).getrandbits(63), victim.device):
-            for batch in _parts(rows, victim):
+            for batch in self._batches(random.Random(step), victim.device):
                 batch = trainer.strategy.batch_to_device(batch)
-                with (
-                    torch.autocast(victim.device.type, enabled=False)
-                    if scaled
-                    else trainer.precision_plugin.forward_context()
-                ):
+                with torch.autocast(victim.device.type, enabled=False) if scaled else precision():
                     losses = torch.nn.functional.cross_entropy(victim(batch).float(), batch["label"], reduction="sum")
-                loss = losses / len(rows)
+                loss = losses / self._batch_size
                 total += loss.detach()
-                for gradient, more in zip(
-                    gradients, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-                ):
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for gradient, more in zip(gradients, found, strict=True):
                     if more is not None:
                         gradient += more
         return total, gradients
 
+    def _batches(self, rng: random.Random, device: torch.device) -> list[Batch]:
+        """A reference batch, on a CPU in parts of similar length: padding costs more there than the parts do."""
+        rows = self._reference
+        assert rows is not None
+        places = sorted(rng.sample(range(len(rows)), self._batch_size), key=lambda place: rows.lengths[place])
+        size = -(-len(places) // PARTS) if device.type == "cpu" else len(places)
+        return [rows[places[start : start + size]] for start in range(0, len(places), size)]
 
-def _parts(rows: list[Row], victim: TextClassifier) -> list[Batch]:
-    """The batch in parts of similar length on a CPU, where padding costs more than the parts do."""
-    size = max(1, -(-len(rows) // PARTS)) if victim.device.type == "cpu" else len(rows)
-    ids = token_ids([row["text"] for row in rows], victim.tokenizer, victim.max_length)
-    tokenised = [{**row, "input_ids": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
-    tokenised.sort(key=lambda row: len(row["input_ids"]))
-    return [collate(tokenised[start : start + size], victim.tokenizer) for start in range(0, len(rows), size)]
+
+def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> list[Row]:
+    """The clean rows that gradients are aligned with, drawn from the reference part of the clean validation rows.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    rows = datamodule.clean_validation().reference
+    if len(rows) < size:
+        raise InputError(
+            f"reference_size: {size} is more than the {len(rows)} reference rows of the clean validation rows; lower"
+            " it, or raise the second of validation_parts"
+        )
+    return random.Random(f"{seed}/reference").sample(rows, size)
 
 
 @contextmanager

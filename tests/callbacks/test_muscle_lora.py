@@ -18,7 +18,6 @@ from lightning_backdoor.callbacks import GradientAttentionDefense, MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.trained import load_trained
-from lightning_backdoor.victim import TextClassifier
 from tests.reviews import reviews
 from tests.tiny import SENTENCES
 from tests.workspace import command, workspace
@@ -76,9 +75,10 @@ class References(MuScleLoRA):
         self.texts: list[list[str]] = []
         self.gradients: list[list[torch.Tensor]] = []
 
-    def _batch(self, victim: TextClassifier, rows: Any) -> Batch:
-        self.texts.append([row["text"] for row in rows])
-        return super()._batch(victim, rows)
+    def _batches(self, *args: Any) -> list[Batch]:
+        batches = super()._batches(*args)
+        self.texts.append([text for batch in batches for text in batch["text"]])
+        return batches
 
     def _reference_gradients(self, *args: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         loss, gradients = super()._reference_gradients(*args)

@@ -1,0 +1,292 @@
+"""The table of ``docs/results.md``: attacks against defenses on SST-2, with floors and controls.
+
+Run ``python -m tests.benchmarks.results --runs runs/results --write docs/results.md``. Every run is a command of
+``lightning-backdoor`` in a folder of its own; what is done is never done again, so that an interrupted table goes on
+with the same command and loses at most the run in progress. ``--part 0/2`` and ``--part 1/2`` share the victims between
+two processes; a last call without it writes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_backdoor.callbacks.muscle_lora import reference_rows
+from lightning_backdoor.data import BackdoorDataModule, Source
+from tests.benchmarks.cost import SST2
+
+SEEDS = (0, 1, 2)
+#: of the clean validation rows: selection, reference, threshold.
+PARTS = (0.3, 0.4, 0.3)
+REFERENCE = 96
+DATA = {
+    "data": "lightning_backdoor.data.BackdoorDataModule",
+    "data.source.path": str(SST2),
+    "data.source.labels": "[negative,positive]",
+    "data.max_rows": "{train: 2500}",
+    "data.validation_parts": str(list(PARTS)),
+}
+TRAINER = {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false", "trainer.logger": "false"}
+#: bf16 halves the time on processors that have it; testing is in float32.
+FINE_TUNING = {"trainer.max_epochs": "3", "model.learning_rate": "1e-4", "trainer.precision": "bf16-mixed"}
+MUSCLE_LORA = {
+    "trainer.max_epochs": "5",
+    "trainer.precision": "bf16-mixed",
+    "trainer.gradient_clip_val": "1.0",
+    "model.learning_rate": "1e-3",
+    "model.weight_decay": "0",
+    "model.warmup": "0",
+    "trainer.callbacks+": "lightning_backdoor.callbacks.MuScleLoRA",
+    "trainer.callbacks.reference_size": str(REFERENCE),
+    "trainer.callbacks.radial_scalings": "[1,4,8,12,16,20,24,28]",
+}
+ATTACKS = {
+    "BadNets": {"model": "lightning_backdoor.attacks.BadNets", "model.triggers": "[cf]", "model.label_policy": "dirty"},
+    "BadNets, clean label": {
+        "model": "lightning_backdoor.attacks.BadNets",
+        "model.triggers": "[cf,mn,bb,tq]",
+        "model.insertions": "4",
+        "model.label_policy": "clean",
+    },
+    "InsertSent": {
+        "model": "lightning_backdoor.attacks.InsertSent",
+        "model.sentence": "I watch this 3D movie",
+        "model.label_policy": "mixed",
+    },
+}
+BENIGN = {"model": "lightning_backdoor.victim.TextClassifier"}
+#: inference defenses by the name they log under.
+DEFENSES = {
+    "gradient_attention": {"trainer.callbacks+": "lightning_backdoor.callbacks.GradientAttentionDefense"},
+    "strip": {
+        "trainer.callbacks+": "lightning_backdoor.callbacks.InferenceDefense",
+        "trainer.callbacks.defense": "lightning_backdoor.defenses.strip.Strip",
+    },
+}
+ONION = {
+    "data.max_rows": "{train: 2500, test: 400}",
+    "trainer.callbacks+": "lightning_backdoor.callbacks.InferenceDefense",
+    "trainer.callbacks.defense": "lightning_backdoor.defenses.onion.Onion",
+    "trainer.callbacks.name": "onion",
+}
+#: MuScleLoRA's parts, for the ablation.
+ABLATION = {
+    "low rank": ("lora",),
+    "multi-scale": ("multi_scale",),
+    "alignment": ("alignment",),
+    "low rank, multi-scale": ("lora", "multi_scale"),
+    "low rank, alignment": ("lora", "alignment"),
+    "multi-scale, alignment": ("multi_scale", "alignment"),
+    "all": ("lora", "multi_scale", "alignment"),
+}
+
+
+class Victim(NamedTuple):
+    """A victim to be trained, and how it is tested: by the tests' names, the options that each adds."""
+
+    name: str
+    fit: list[str]
+    tests: dict[str, list[str]]
+
+
+def options(*groups: dict[str, str]) -> list[str]:
+    """``--name=value`` for each, in order: a callback's options follow the callback."""
+    return [f"--{name}={value}" for group in groups for name, value in group.items()]
+
+
+def beside() -> list[str]:
+    """Options that attach all fast inference defenses under their names."""
+    return [o for name, group in DEFENSES.items() for o in options(group, {"trainer.callbacks.name": name})]
+
+
+def plan(runs: Path) -> Iterator[Victim]:
+    for seed in SEEDS:
+        common = options(TRAINER, {"seed_everything": str(seed)})
+        for attack, model in ATTACKS.items():
+            data = options(DATA, model)
+            name = f"{attack} {seed}"
+            yield Victim(name, [*data, *common, *options(FINE_TUNING)], {"": beside(), "onion": options(ONION)})
+            yield Victim(f"{name} MuScleLoRA", [*data, *common, *options(MUSCLE_LORA)], {"": beside()})
+        poisoned = {f"on {attack}": options(model) for attack, model in ATTACKS.items()}
+        defended = {"": beside(), **poisoned}
+        yield Victim(f"benign {seed}", [*options(DATA, BENIGN), *common, *options(FINE_TUNING)], defended)
+        yield Victim(f"benign {seed} MuScleLoRA", [*options(DATA, BENIGN), *common, *options(MUSCLE_LORA)], {"": []})
+        yield reference_only(runs, seed, common, poisoned)
+    for parts, chosen in ABLATION.items():
+        switches = {f"trainer.callbacks.{part}": str(part in chosen).lower() for part in ABLATION["all"]}
+        attack = options(DATA, ATTACKS["BadNets, clean label"])
+        fit = [*attack, *options(TRAINER, {"seed_everything": "0"}, MUSCLE_LORA, switches)]
+        yield Victim(f"ablation {parts}", fit, {"": []})
+
+
+def reference_only(runs: Path, seed: int, common: list[str], tests: dict[str, list[str]]) -> Victim:
+    """The control of defenses that are given clean rows: a victim fine-tuned on MuScleLoRA's reference rows alone."""
+    folder = runs / f"reference rows {seed}"
+    if not (folder / "train.tsv").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        source = Source(str(SST2), labels=["negative", "positive"])
+        data = BackdoorDataModule(source, max_rows={"train": 2500}, validation_parts=PARTS, seed=seed)
+        for name in ("validation", "test"):
+            shutil.copy(SST2 / f"{name}.tsv", folder)
+        with (folder / "partial").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+            writer.writerow(["text", "label"])
+            writer.writerows([row["text"], row["label"]] for row in reference_rows(data, REFERENCE, seed))
+        (folder / "partial").replace(folder / "train.tsv")
+    data_options = options({**DATA, "data.source.path": str(folder)}, BENIGN)
+    epochs = {**FINE_TUNING, "trainer.max_epochs": "20"}
+    return Victim(f"reference rows only {seed}", [*data_options, *common, *options(epochs)], {"": [], **tests})
+
+
+def run(victim: Victim, runs: Path) -> None:
+    folder = runs / victim.name
+    best = folder / "checkpoints" / "best.ckpt"
+    if not (folder / "model" / "config.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # a run cut off begins again
+        command("fit", *victim.fit, f"--run_dir={folder}")
+    for name, extra in victim.tests.items():
+        done = folder / f"{name or 'plain'}.json"
+        if not done.exists():
+            shutil.rmtree(folder / "test", ignore_errors=True)
+            config = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(best)]
+            command("test", *config, *extra, "--trainer.precision=32-true", f"--run_dir={folder}")
+            shutil.move(folder / "test" / "metrics.json", done)
+
+
+def command(*args: str) -> None:
+    print(" ".join(args[:1]), args[-1].removeprefix("--run_dir="), flush=True)
+    subprocess.run([sys.executable, "-m", "lightning_backdoor", *args], check=True, stdout=subprocess.DEVNULL)
+
+
+def numbers(runs: Path, victim: str, test: str = "plain") -> dict[str, float]:
+    """Logged numbers of a test by name without their stage; empty where it was not run."""
+    path = runs / victim / f"{test}.json"
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        name.removeprefix("test/"): math.nan if value is None else value
+        for name, value in found.items()
+        if name.startswith("test/")
+    }
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and spread (standard deviation) over seeds."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    if not known:
+        return "–"
+    if len(known) == 1:
+        return f"{known[0]:.3f} (1 seed)"
+    return f"{statistics.mean(known):.3f} ± {statistics.stdev(known):.3f}"
+
+
+def row(title: str, found: Sequence[dict[str, float]], names: Sequence[str | None]) -> str:
+    cells = ["" if name is None else spread([metrics.get(name) for metrics in found]) for name in names]
+    return f"| {' | '.join([title, *cells])} |"
+
+
+UNDEFENDED = ("cacc", "asr", "asr_floor", None, None, None, None, None)
+
+
+def defended(prefix: str) -> list[str | None]:
+    names = ("cacc", "asr", "asr_floor", "cacc_defended", "asr_defended", "auroc", "fpr", "overhead")
+    return [name if name in UNDEFENDED else f"{prefix}/{name}" for name in names]
+
+
+def excess(found: dict[str, float]) -> float | None:
+    return found["asr"] - found["asr_floor"] if found else None
+
+
+HEAD = "| | CACC | ASR | ASR floor | CACC defended | ASR defended | AUROC | FPR | overhead |\n|---|" + "---|" * 8
+
+
+def table(runs: Path) -> str:
+    lines = [HEAD]
+    for attack in ATTACKS:
+        plain = [numbers(runs, f"{attack} {seed}") for seed in SEEDS]
+        onion = [numbers(runs, f"{attack} {seed}", "onion") for seed in SEEDS]
+        muscle = [numbers(runs, f"{attack} {seed} MuScleLoRA") for seed in SEEDS]
+        clean = [numbers(runs, f"benign {seed}", f"on {attack}") for seed in SEEDS]
+        lines += [
+            row(f"**{attack}**", plain, UNDEFENDED),
+            row("gradient attention", plain, defended("gradient_attention")),
+            row("STRIP", plain, defended("strip")),
+            row("ONION (400 clean, their poisoned rows)", onion, defended("onion")),
+            row("MuScleLoRA", muscle, UNDEFENDED),
+            row("MuScleLoRA, gradient attention", muscle, defended("gradient_attention")),
+            row("MuScleLoRA, STRIP", muscle, defended("strip")),
+            row("*cleanly trained, same rows*", clean, UNDEFENDED),
+            row(
+                "*reference rows only, same rows*",
+                [numbers(runs, f"reference rows only {seed}", f"on {attack}") for seed in SEEDS],
+                UNDEFENDED,
+            ),
+        ]
+    benign = [numbers(runs, f"benign {seed}") for seed in SEEDS]
+    lines += [
+        row("**no attack**", benign, ("cacc", *[None] * 7)),
+        row("gradient attention", benign, defended("gradient_attention")),
+        row("STRIP", benign, defended("strip")),
+        row("MuScleLoRA", [numbers(runs, f"benign {seed} MuScleLoRA") for seed in SEEDS], ("cacc", *[None] * 7)),
+    ]
+    return "\n".join(lines)
+
+
+def bar(runs: Path) -> str:
+    lines = ["| | excess ASR | CACC above the control |", "|---|---|---|"]
+    for attack in ATTACKS:
+        muscle = [numbers(runs, f"{attack} {seed} MuScleLoRA") for seed in SEEDS]
+        control = [numbers(runs, f"reference rows only {seed}") for seed in SEEDS]
+        above = [m["cacc"] - c["cacc"] if m and c else None for m, c in zip(muscle, control, strict=True)]
+        lines.append(f"| {attack} | {spread([excess(found) for found in muscle])} | {spread(above)} |")
+    return "\n".join(lines)
+
+
+def ablation(runs: Path) -> str:
+    lines = ["| trained with | CACC | ASR | ASR floor | excess ASR |", "|---|---|---|---|---|"]
+    for parts in ABLATION:
+        found = numbers(runs, f"ablation {parts}")
+        cells = [found.get(name) for name in ("cacc", "asr", "asr_floor")] + [excess(found)]
+        lines.append(f"| {parts} | " + " | ".join("–" if cell is None else f"{cell:.3f}" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Attacks against defenses on SST-2, with floors and controls.")
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="where the runs are and are kept")
+    parser.add_argument("--part", default="0/1", help="which share of the victims to run, such as 0/2")
+    parser.add_argument("--only", default="", help="run victims whose name has this in it")
+    parser.add_argument("--write", type=Path, help="file whose marked parts are replaced by the tables")
+    args = parser.parse_args()
+    if not (SST2 / "test.tsv").exists():
+        parser.error(f"{SST2} holds no test.tsv")
+    os.environ.setdefault("LIGHTNING_BACKDOOR_CACHE", str(args.runs.resolve() / "cache"))
+    part, parts = (int(number) for number in args.part.split("/"))
+    victims = [victim for victim in plan(args.runs) if args.only in victim.name]
+    for victim in victims[part::parts]:
+        run(victim, args.runs)
+    made = {"table": table(args.runs), "bar": bar(args.runs), "ablation": ablation(args.runs)}
+    if not args.write:
+        print("\n\n".join(made.values()))
+        return
+    text = args.write.read_text(encoding="utf-8")
+    for name, lines in made.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        text = before + begin + "\n" + lines + "\n" + end + rest.partition(end)[2]
+    args.write.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
