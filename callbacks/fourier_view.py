@@ -101,7 +101,7 @@ class FourierView(Callback):
                 f"datamodule: {type(data).__name__} does not tell poisoned rows; give a BackdoorDataModule"
             )
         self._records, self._distances = [], {}
-        train = data.poisoned_splits().train
+        train = data.training_rows()
         kinds = {"clean": False, "backdoor": True}
         of_kind = {name: [row for row in train if row["poisoned"] is kind] for name, kind in kinds.items()}
         self._batches = {

@@ -106,6 +106,7 @@ class MuScleLoRA(Callback):
         self.min_reference_loss = min_reference_loss
         self.min_reference_gradient_norm = min_reference_gradient_norm
         self.seed = seed
+        self._seed = 0
         self._reference: TokenisedRows | None = None
         self._batch_size = 0
 
@@ -145,9 +146,10 @@ class MuScleLoRA(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, BackdoorDataModule):
             raise InputError("datamodule: alignment needs the clean validation rows of a BackdoorDataModule")
-        if self.seed is None:
-            self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        rows = reference_rows(datamodule, self.reference_size, self.seed)
+        if self.max_raw_gradient_ratio > 0 and (trainer.max_epochs or 0) < 1:
+            raise InputError("max_epochs: the share of the raw gradient grows up to the last epoch; give their number")
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
+        rows = reference_rows(datamodule, self.reference_size, self._seed)
         self._reference = TokenisedRows(rows, victim.tokenizer, victim.max_length)
         self._batch_size = min(datamodule.batch_size, self.reference_size)
 
@@ -162,8 +164,8 @@ class MuScleLoRA(Callback):
         learned = loss <= self.min_reference_loss or mean_norm(reference) <= self.min_reference_gradient_norm
         ratio: float | None = 0.0
         if learned:
-            epochs = trainer.max_epochs or 0
-            ratio = raw_gradient_ratio(trainer.current_epoch, epochs, self.start_epoch, self.max_raw_gradient_ratio)
+            epoch, epochs = trainer.current_epoch, trainer.max_epochs or 0
+            ratio = raw_gradient_ratio(epoch, epochs, self.start_epoch, self.max_raw_gradient_ratio)
         if ratio is not None:
             for parameter, gradient in zip(parameters, reference, strict=True):
                 assert parameter.grad is not None
@@ -173,7 +175,7 @@ class MuScleLoRA(Callback):
         self, trainer: Trainer, victim: TextClassifier, parameters: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients of this step's reference batch."""
-        step = f"{self.seed}/{trainer.global_step}/reference"
+        step = f"{self._seed}/{trainer.global_step}/reference"
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # in fp16 small gradients would vanish
         precision = trainer.precision_plugin.forward_context
         total = torch.zeros((), device=victim.device)
@@ -218,6 +220,7 @@ def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> list
 @contextmanager
 def _dropout_of(seed: int, device: torch.device) -> Iterator[None]:
     """The same dropout on every process, and none of it missing from the random numbers of training."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
+    with torch.random.fork_rng(devices, device_type=kind):
         torch.manual_seed(seed)
         yield

@@ -64,9 +64,7 @@ def main() -> None:
             return seconds_a_step(data, args.model, args.clock, MuScleLoRA)
 
         def theirs() -> float:
-            return seconds_a_step(
-                data, args.model, args.clock, lambda: MuScleLoRA(multi_scale=False, alignment=False)
-            )
+            return seconds_a_step(data, args.model, args.clock, lambda: MuScleLoRA(multi_scale=False, alignment=False))
 
         pairs = list(alternate(ours, theirs, args.rounds))
     caption = f"medians of paired ratios, {args.clock} clock; {args.threads} threads of {os.cpu_count()} cores; "

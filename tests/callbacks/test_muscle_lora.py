@@ -297,6 +297,13 @@ def test_too_few_reference_rows_are_an_error_before_training(
         trainer_with(tmp_path, MuScleLoRA()).fit(make(), datamodule=data)
 
 
+def test_a_run_without_a_number_of_epochs_is_an_error_before_training(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    with pytest.raises(InputError, match=r"^max_epochs: the share of the raw gradient grows"):
+        trainer_with(tmp_path, MuScleLoRA(**SMALL), max_epochs=-1, max_steps=3).fit(make(), datamodule=data)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
