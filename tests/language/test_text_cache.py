@@ -1,0 +1,106 @@
+"""The cache of what was computed from texts: shared by processes, surviving kills, plain about damage."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.text_cache import TextCache, content_hash
+
+FORK = multiprocessing.get_context("fork")
+
+
+def put_many(folder: Path, name: str, count: int) -> None:
+    for i in range(count):
+        TextCache("test", folder).put({f"{name} {i}": name.encode(), f"both {i}": name.encode()})
+
+
+def put_for_ever(folder: Path, report: Connection) -> None:
+    for i in range(1 << 30):
+        TextCache("test", folder).put({f"{i} {j}": b"x" * 1000 for j in range(20)})
+        report.send(i)
+
+
+def test_what_is_put_is_there_for_the_same_computation_and_text_alone(tmp_path: Path) -> None:
+    TextCache("one", tmp_path).put({"a film": b"1", "à film": b"2", "\ud800": b"3"})
+    assert TextCache("one", tmp_path).get(["à film", "A film", "a film", "\ud800", "a film"]) == [
+        b"2",
+        None,
+        b"1",
+        b"3",
+        b"1",
+    ]
+    assert TextCache("other", tmp_path).get(["a film"]) == [None]
+
+
+def test_many_texts_are_found_at_once(tmp_path: Path) -> None:
+    cache, texts = TextCache("test", tmp_path), [str(i) for i in range(3000)]
+    cache.put({text: text.encode() for text in texts[::2]})
+    assert cache.get(texts) == [text.encode() if i % 2 == 0 else None for i, text in enumerate(texts)]
+
+
+def test_processes_write_at_once_and_the_first_value_stays(tmp_path: Path) -> None:
+    writers = [FORK.Process(target=put_many, args=(tmp_path, name, 30)) for name in ("left", "right")]
+    for writer in writers:
+        writer.start()
+    seen: dict[str, bytes] = {}
+    both = [f"both {i}" for i in range(30)]
+    while any(writer.is_alive() for writer in writers):
+        for text, value in zip(both, TextCache("test", tmp_path).get(both), strict=True):
+            assert value is None or seen.setdefault(text, value) == value
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    for name in ("left", "right"):
+        assert TextCache("test", tmp_path).get([f"{name} {i}" for i in range(30)]) == [name.encode()] * 30
+
+
+def test_a_killed_writer_loses_nothing_it_had_put(tmp_path: Path) -> None:
+    here, there = FORK.Pipe(duplex=False)
+    writer = FORK.Process(target=put_for_ever, args=(tmp_path, there))
+    writer.start()
+    done = 0
+    while done < 20:
+        done = here.recv()
+    assert writer.pid is not None
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    texts = [f"{i} {j}" for i in range(done + 1) for j in range(20)]
+    assert set(TextCache("test", tmp_path).get(texts)) == {b"x" * 1000}
+    TextCache("test", tmp_path).put({"after": b"the kill"})
+
+
+def test_a_damaged_cache_is_bad_input(tmp_path: Path) -> None:
+    cache = TextCache("test", tmp_path)
+    cache.put({"a film": b"1"})
+    cache.path.write_bytes(b"no database at all" * 500)
+    with pytest.raises(InputError, match=r"^cache_dir: .* remove language/texts\.sqlite"):
+        cache.get(["a film"])
+
+
+def test_a_cache_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^cache_dir: "):
+        TextCache("test", tmp_path / "file").put({"a film": b"1"})
+
+
+def test_the_default_folder_is_that_of_the_data_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(tmp_path))
+    TextCache("test").put({"a film": b"1"})
+    assert TextCache("test", tmp_path).get(["a film"]) == [b"1"]
+
+
+def test_a_models_identity_is_its_content(tmp_path: Path) -> None:
+    def folder(name: str, weights: bytes, other: bytes = b"") -> str:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+        (tmp_path / name / "notes.md").write_bytes(other)
+        return content_hash(tmp_path / name)
+
+    assert folder("a", b"1") == folder("b", b"1", b"a note") != folder("c", b"2")
