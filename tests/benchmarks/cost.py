@@ -197,7 +197,7 @@ class Clock:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
-        self.taken = 0.0
+        self.taken: float = 0.0
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         self.taken = -self.now()

@@ -1,6 +1,6 @@
 """What a step under MuScleLoRA costs, over a step of plain LoRA on the same batches; read, not asserted.
 
-Run ``python tests/benchmarks/muscle_lora.py``; see ``cost.py`` for how pairs are measured.
+Run ``python -m tests.benchmarks.muscle_lora``; see ``cost.py`` for how pairs are measured.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cost import BATCH_SIZE, CLOCKS, SST2, Clock, Line, alternate, report
 from lightning.pytorch import Callback, Trainer, seed_everything
 from rich.console import Console
 
 from lightning_backdoor.callbacks import MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.victim import TextClassifier
+from tests.benchmarks.cost import BATCH_SIZE, CLOCKS, SST2, Clock, Line, alternate, report
 
 STEPS = 20
 

@@ -126,8 +126,9 @@ def plan(runs: Path) -> Iterator[Victim]:
         yield reference_only(runs, seed, common, poisoned)
     for parts, chosen in ABLATION.items():
         switches = {f"trainer.callbacks.{part}": str(part in chosen).lower() for part in PARTS_OF_MUSCLE_LORA}
-        attack = options(DATA, ATTACKS["BadNets, clean label"])
-        fit = [*attack, *options(TRAINER, {"seed_everything": "0"}, MUSCLE_LORA, switches)]
+        rate = {} if "lora" in chosen else {"model.learning_rate": FINE_TUNING["model.learning_rate"]}
+        groups = (DATA, ATTACKS["BadNets, clean label"], TRAINER, {"seed_everything": "0"}, MUSCLE_LORA, switches, rate)
+        fit = options(*groups)
         yield Victim(f"ablation {parts}", fit, {"": []})
 
 

@@ -83,7 +83,8 @@ def test_the_mean_norm_leaves_out_zeros() -> None:
 
 def logits(victim: TextClassifier) -> torch.Tensor:
     with torch.no_grad():
-        return victim(batch_of_texts(SENTENCES, victim.tokenizer, victim.max_length))
+        found: torch.Tensor = victim(batch_of_texts(SENTENCES, victim.tokenizer, victim.max_length))
+    return found
 
 
 def trained(victim: TextClassifier) -> None:
@@ -108,7 +109,8 @@ def test_every_architecture_merges_into_a_plain_model(tiny_folder: Folder, kind:
     assert not torch.allclose(changed, before, atol=1e-3)
     inserted = set(victim.network.state_dict())
     victim.network = merged(victim.network)
-    assert {name: parameter.shape for name, parameter in victim.network.state_dict().items()} == plain != inserted
+    assert {name: parameter.shape for name, parameter in victim.network.state_dict().items()} == plain
+    assert inserted != set(plain)
     torch.testing.assert_close(logits(victim), changed, rtol=1e-4, atol=1e-5)
 
 
