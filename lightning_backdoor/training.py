@@ -13,7 +13,6 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from transformers import AutoConfig
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks import PredictionWriter, RunLabels
@@ -23,7 +22,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.results import print_results
 from lightning_backdoor.run_folder import output_folder
 from lightning_backdoor.trained import load_weights, read_checkpoint
-from lightning_backdoor.victim import TextClassifier, load_safely
+from lightning_backdoor.victim import TextClassifier
 
 
 class _RunConfig(SaveConfigCallback):
@@ -129,7 +128,7 @@ class BackdoorCLI(LightningCLI):
         if isinstance(self.model, BackdoorAttack):
             self.datamodule.attack = self.model
         self.datamodule.prepare_data()
-        load_safely(AutoConfig, self.model.hparams["model"])
+        self.model.load_config()
         self.model.tokenizer  # noqa: B018 - loading it is the check
         config = self.config[self.command]
         checkpoint = config.get("ckpt_path")

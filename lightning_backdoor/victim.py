@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     get_linear_schedule_with_warmup,
@@ -130,15 +131,11 @@ class TextClassifier(LightningModule):
             return
         labels = self._labels()
         self.hparams["labels"] = labels  # so that a checkpoint restores without data
-        config = load_safely(
-            AutoConfig,
-            self.hparams["model"],
+        config = self.load_config(
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
         )
-        if config.is_encoder_decoder:
-            raise InputError(f"model: {self.hparams['model']!r} is an encoder-decoder; give an encoder or a decoder")
         config.pad_token_id = self.tokenizer.pad_token_id  # decoders look for the last token before padding
         self.network: PreTrainedModel = load_safely(
             AutoModelForSequenceClassification, self.hparams["model"], config=config, dtype=torch.float32
@@ -147,6 +144,21 @@ class TextClassifier(LightningModule):
         self._freeze(self.hparams["freeze"] or [])
         # one set a stage, so that validation inside fit never mixes with test
         self.stage_metrics = nn.ModuleDict({stage: self.make_metrics() for stage in STAGES})
+
+    def load_config(self, **kwargs: Any) -> PreTrainedConfig:
+        """The model's configuration, without its weights.
+
+        Raises:
+            InputError: it cannot be loaded, is of an encoder-decoder, or has fewer positions than ``max_length``.
+        """
+        name = self.hparams["model"]
+        config: PreTrainedConfig = load_safely(AutoConfig, name, **kwargs)
+        if config.is_encoder_decoder:
+            raise InputError(f"model: {name!r} is an encoder-decoder; give an encoder or a decoder")
+        positions = getattr(config, "max_position_embeddings", None) or self.max_length
+        if self.max_length > positions:
+            raise InputError(f"max_length: {self.max_length} is beyond the {positions} positions of {name!r}; lower it")
+        return config
 
     def _labels(self) -> list[str]:
         given: list[str] | None = self.hparams["labels"]

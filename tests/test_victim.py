@@ -103,6 +103,13 @@ def test_freezing_what_is_not_there_is_refused(model: str) -> None:
         TextClassifier(model=model, labels=["a", "b"], freeze=["decoder"]).configure_model()
 
 
+def test_texts_longer_than_the_model_reads_are_refused_before_its_weights_are_loaded(model: str) -> None:
+    assert TextClassifier(model, max_length=136).load_config()
+    for loading in (TextClassifier.load_config, TextClassifier.configure_model):
+        with pytest.raises(InputError, match=r"^max_length: 137 is beyond the 136 positions of '.*'; lower it$"):
+            loading(TextClassifier(model, labels=["no", "yes"], max_length=137))
+
+
 @pytest.mark.parametrize("option", [{"max_length": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}])
 def test_values_out_of_range_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(option))):
