@@ -79,8 +79,8 @@ class FourierView(Callback):
 
     @property
     def state_key(self) -> str:
-        """Distances of other rows are of no use."""
-        return self._generate_state_key(rows=self.rows)
+        """Distances of other rows, or errors at other widths, are of no use."""
+        return self._generate_state_key(rows=self.rows, widths=self.widths)
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, and the distances between the rows before training."""
@@ -109,6 +109,8 @@ class FourierView(Callback):
             for name, rows in of_kind.items()
             if len(rows) > 1
         }
+        if not self._batches:
+            raise InputError(f"max_rows: {len(train)} training rows have no two of a kind to compare; use more")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures distances, and the victim before its first step."""

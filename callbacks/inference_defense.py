@@ -64,8 +64,8 @@ class InferenceDefense(Callback):
 
     @property
     def state_key(self) -> str:
-        """One state a name."""
-        return f"{type(self).__qualname__}[{self.name}]"
+        """One state a name and kind of defense: thresholds of one are of no use to another."""
+        return f"{type(self).__qualname__}[{self.name}, {type(self.defense).__qualname__}]"
 
     def state_dict(self) -> dict[str, Any]:
         """The defense's buffers, its threshold among them."""

@@ -44,7 +44,8 @@ class MuScleLoRA(Callback):
         alignment: put gradients along those of the reference rows.
         lora_rank: rank of the updates.
         lora_alpha: weight of the updates.
-        lora_targets: names of the layers that are updated; by default queries and values.
+        lora_targets: names of the layers that are updated; by default those that peft has for the architecture,
+            queries and values in most.
         radial_scalings: 1 to 9 for large models as published; for bert-base 1, 4, 8, 12, 16, 20, 24, 28, for
             roberta-base 1, 2, 4, 6, 8, 10, 12, 14, 16.
         inner_rank: rank of the multi-scale layer a scaling.
@@ -119,7 +120,9 @@ class MuScleLoRA(Callback):
             scalings = "+".join(f"{scaling:g}" for scaling in self.radial_scalings)
             parts.append(f"multi_scale={scalings}/{self.inner_rank}/{self.alpha:g}")
         if self.alignment:
-            parts.append("alignment")
+            floors = f"{self.min_reference_loss:g}/{self.min_reference_gradient_norm:g}"
+            blend = f"{self.start_epoch}/{self.max_raw_gradient_ratio:g}"
+            parts.append(f"alignment={self.reference_size}/{floors}/{blend}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -191,7 +194,12 @@ class MuScleLoRA(Callback):
                 for gradient, more in zip(gradients, found, strict=True):
                     if more is not None:
                         gradient += more
-        return total, gradients
+        if trainer.world_size > 1:  # other kernels on another device would give it other last digits, then weights
+            whole = torch.cat([total.flatten(), *(gradient.flatten().to(total) for gradient in gradients)])
+            torch.distributed.broadcast(whole, 0)
+            total, *flat = torch.split(whole, [1, *(gradient.numel() for gradient in gradients)])
+            gradients = [one.view_as(gradient).to(gradient) for one, gradient in zip(flat, gradients, strict=True)]
+        return total.squeeze(), gradients
 
     def _batches(self, rng: random.Random, device: torch.device) -> list[Batch]:
         """A reference batch, on a CPU in parts of similar length: padding costs more there than the parts do."""

@@ -11,7 +11,7 @@ from lightning_backdoor.callbacks.inference_defense import attached
 class RunLabels(Callback):
     """Tells every logger the run's ``dataset``, ``model``, ``attack``, ``defense``, ``training_defense`` and ``seed``.
 
-    ``defense`` names all defenses, the training-time one first; attach this after them.
+    ``defense`` names all defenses, those of the training rows and of training first; attach this after them.
 
     Example::
 
@@ -25,6 +25,9 @@ class RunLabels(Callback):
         if trained_under:
             defenses.insert(0, trained_under.partition("(")[0])
         datamodule = getattr(trainer, "datamodule", None)
+        data_defense = getattr(datamodule, "data_defense", None)
+        if data_defense is not None:
+            defenses.insert(0, f"{type(data_defense).__name__} on training rows")
         source = getattr(datamodule, "source", None)
         labels = {
             "dataset": "unknown" if source is None else "/".join(filter(None, (source.path, source.name))),

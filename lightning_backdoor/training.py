@@ -128,6 +128,8 @@ class BackdoorCLI(LightningCLI):
         if isinstance(self.model, BackdoorAttack):
             self.datamodule.attack = self.model
         self.datamodule.prepare_data()
+        if self.command == "fit":
+            self.datamodule.training_rows()
         self.model.load_config()
         self.model.tokenizer  # noqa: B018 - loading it is the check
         config = self.config[self.command]

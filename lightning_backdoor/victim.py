@@ -155,8 +155,8 @@ class TextClassifier(LightningModule):
         config: PreTrainedConfig = load_safely(AutoConfig, name, **kwargs)
         if config.is_encoder_decoder:
             raise InputError(f"model: {name!r} is an encoder-decoder; give an encoder or a decoder")
-        positions = getattr(config, "max_position_embeddings", None) or self.max_length
-        if self.max_length > positions:
+        positions = getattr(config, "max_position_embeddings", None) or 0
+        if self.max_length > positions > 0:  # some count positions relatively, and say -1 or nothing
             raise InputError(f"max_length: {self.max_length} is beyond the {positions} positions of {name!r}; lower it")
         return config
 

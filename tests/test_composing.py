@@ -43,10 +43,12 @@ def numbers(run: Path, *options: str) -> dict[str, float]:
 def test_a_hardened_victim_is_tested_under_three_defenses_at_once(hardened: Path) -> None:
     alone = numbers(hardened)
     together = numbers(hardened, *config("onion", "strip", "gradient_attention"))
-    assert {name: together[name] for name in alone} == alone
-    for prefix in ("", "onion/", "strip/"):
-        for name in ("cacc_defended", "asr_defended", "auroc", "overhead"):
-            assert together[f"test/{prefix}{name}"] >= 0
+    strip = numbers(hardened, *config("strip"))
+    assert alone.items() <= together.items()
+    of_strip = {name for name in strip if name.startswith("test/strip/") and not name.endswith("overhead")}
+    assert "test/strip/asr_defended" in of_strip
+    assert {name: together[name] for name in of_strip} == {name: strip[name] for name in of_strip}
+    assert {f"test/{prefix}auroc" for prefix in ("", "onion/", "strip/")} <= together.keys()
     assert json.loads((hardened / "model" / "config.json").read_text())["architectures"] == [
         "BertForSequenceClassification"
     ]

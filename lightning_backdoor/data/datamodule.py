@@ -112,7 +112,7 @@ class BackdoorDataModule(LightningDataModule):
         self._is_cut = False  # known once the source is read
         self._label_names: list[str] = []
         self._poisoned: PoisonedSplits | None = None
-        self._training: list[Row] | None = None
+        self._defended: tuple[list[Row], list[Row]] | None = None  # training rows before and after
         self._tokenised: dict[str, TokenisedRows] = {}
 
     @property
@@ -123,7 +123,7 @@ class BackdoorDataModule(LightningDataModule):
     @attack.setter
     def attack(self, attack: BackdoorAttack | None) -> None:
         self._attack = attack
-        self._poisoned = self._training = None
+        self._poisoned = None
         self._tokenised.clear()
 
     @property
@@ -174,12 +174,14 @@ class BackdoorDataModule(LightningDataModule):
         Raises:
             InputError: it leaves none.
         """
-        if self._training is None:
-            rows = self.poisoned_splits().train
-            self._training = rows if self.data_defense is None else self._defended(rows, self.data_defense)
-        return self._training
+        rows = self.poisoned_splits().train
+        if self.data_defense is None:
+            return rows
+        if self._defended is None or self._defended[0] != rows:  # asked once, however often the data are set up
+            self._defended = rows, self._defend(rows, self.data_defense)
+        return self._defended[1]
 
-    def _defended(self, rows: list[Row], defense: DataDefense) -> list[Row]:
+    def _defend(self, rows: list[Row], defense: DataDefense) -> list[Row]:
         trusted = [row["text"] for row in self.clean_validation().threshold]
         texts = defense.clean([row["text"] for row in rows], trusted)
         kept = [(row, text) for row, text in zip(rows, texts, strict=True) if text is not None]
@@ -225,12 +227,12 @@ class BackdoorDataModule(LightningDataModule):
         """Reads, poisons, and defends what is trained on, once a node, before anything else starts."""
         self.poisoned_splits()
         self.clean_validation()
-        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.training_rows()
 
     def setup(self, stage: str) -> None:
         """Reads everything anew: the module may be another attack, or another model, than in an earlier stage."""
-        self._poisoned = self._training = None
+        self._poisoned = None
         self._tokenised.clear()
         self.prepare_data()
 

@@ -165,7 +165,8 @@ def threshold_at_fpr(clean_scores: Tensor, fpr: float) -> Tensor:
     """
     ordered = clean_scores.float().sort(descending=True).values
     allowed = int(fpr * len(ordered) + 1e-9)  # 0.29 * 100 is 28.999…
-    return torch.nextafter(ordered[min(allowed, len(ordered) - 1)], torch.tensor(torch.inf))
+    lowest = ordered[min(allowed, len(ordered) - 1)]
+    return torch.nextafter(lowest, torch.full_like(lowest, torch.inf))
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ def insert_lora(network: PreTrainedModel, rank: int, alpha: int, targets: Sequen
         network: a sequence classifier.
         rank: of the updates.
         alpha: weight of the updates, divided by the rank.
-        targets: names of the layers; by default queries and values.
+        targets: names of the layers; by default those that peft has for the architecture, in most queries and values.
 
     Raises:
         InputError: the architecture is not known and no targets are given, or it has no such layers.

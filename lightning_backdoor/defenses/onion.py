@@ -133,7 +133,7 @@ class Onion(Defense):
         """Largest suspicion of each text, and the suspicion of the word that each of the victim's tokens lies in."""
         found = self._suspicions(batch["text"], victim)
         mask = batch["attention_mask"].bool().cpu()
-        tokens = torch.full(mask.shape, -torch.inf)
+        tokens = torch.full(mask.shape, -torch.inf, dtype=torch.float32)
         top = torch.full((len(found),), -1)
         for row, (text, suspicion) in enumerate(zip(batch["text"], found, strict=True)):
             places = mask[row].nonzero().flatten().tolist()
@@ -212,7 +212,7 @@ def lowest_threshold(
     words = torch.cat(list(found))
     ordered = words[words.isfinite()].sort(descending=True).values
     enough = right(texts) - accuracy_budget * len(texts) - 1e-9
-    chosen = torch.tensor(HIGHEST)
+    chosen = torch.tensor(HIGHEST, dtype=torch.float32)
     for step in range(CANDIDATES if len(ordered) else 0):
         threshold = _above(float(ordered[step * len(ordered) // CANDIDATES]))
         forms = [without_outliers(text, one, float(threshold)) for text, one in zip(texts, found, strict=True)]
@@ -228,4 +228,4 @@ def _largest(suspicion: Tensor) -> Tensor:
 
 def _above(bar: float) -> Tensor:
     """The lowest float32 above a bar: at or above it is above the bar."""
-    return torch.nextafter(torch.tensor(bar), torch.tensor(torch.inf))
+    return torch.nextafter(*torch.tensor([bar, torch.inf], dtype=torch.float32).unbind())

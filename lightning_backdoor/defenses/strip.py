@@ -145,7 +145,7 @@ class Strip(Defense):
         ids = token_ids(copies, victim.tokenizer, victim.max_length)
         order = sorted(range(len(ids)), key=lambda place: len(ids[place]))  # little padding
         device = victim.network.device
-        entropies = torch.empty(len(ids), device=device)
+        entropies = torch.empty(len(ids), dtype=torch.float32, device=device)
         for start in range(0, len(ids), len(batch["text"])):
             places = order[start : start + len(batch["text"])]
             input_ids, mask = pad([ids[place] for place in places], victim.tokenizer)

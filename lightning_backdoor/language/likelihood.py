@@ -101,7 +101,9 @@ def log_probabilities(head: nn.Module, hidden: Tensor, positions: Tensor, target
 def plain_log_likelihoods(network: PreTrainedModel, rows: Sequence[list[int]]) -> list[float]:
     """log P of each row's tokens after the first, every row read whole in batches of similar length; 0 for none."""
     found = [0.0] * len(rows)
-    for chunk in passes([len(row) if len(row) > 1 else 0 for row in rows], limits(network.device)):
+    best = limits(network.device)
+    tokens = min(best.tokens, best.logits // network.get_output_embeddings().weight.shape[0])
+    for chunk in passes([len(row) if len(row) > 1 else 0 for row in rows], best._replace(tokens=tokens)):
         ids, lengths = _padded([rows[i] for i in chunk], network.device)
         real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         logits = network(input_ids=ids, attention_mask=real.long(), use_cache=False).logits[:, :-1].float()

@@ -11,7 +11,7 @@ import io
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,7 +131,8 @@ class Perplexity:
             InputError: the model cannot be loaded, or the cache cannot be used.
         """
         if self._cache is None:
-            self._cache = TextCache(f"leave-one-out perplexity/{self._identity()}", self.cache_dir)
+            with _of_language_model():
+                self._cache = TextCache(f"leave-one-out perplexity/{self._identity()}", self.cache_dir)
         known = self._cache.get(texts)
         missing = list(dict.fromkeys(text for text, value in zip(texts, known, strict=True) if value is None))
         if missing:
@@ -140,7 +141,8 @@ class Perplexity:
         return [LeaveOneOut(values[0], values[1:]) for values in (array("d", value or b"").tolist() for value in known)]
 
     def _compute(self, texts: Sequence[str], cache: TextCache) -> None:
-        network, tokenizer = self._loaded()
+        with _of_language_model():
+            network, tokenizer = self._loaded()
         bar = tqdm(total=sum(map(_count, texts)), desc="perplexity", unit=" words", disable=None, leave=False, delay=3)
         with bar:
             for group in groups(texts):
@@ -155,7 +157,7 @@ class Perplexity:
             name, options = self.model, {}
             if path is not None and path.is_file():
                 name, options = str(path.parent), {"gguf_file": path.name}
-            device = self._device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+            device = self._device or _default_device()
             # the bar of reading GGUF cannot be switched off otherwise
             quietly = redirect_stderr(io.StringIO()) if options else nullcontext()
             with undisturbed(device), torch.inference_mode(False), quietly:  # weights are ordinary tensors
@@ -183,6 +185,20 @@ class Perplexity:
             return content_hash(path)
         config = load_safely(AutoConfig, self.model)
         return f"{self.model}@{getattr(config, '_commit_hash', None)}"
+
+
+@contextmanager
+def _of_language_model() -> Iterator[None]:
+    """Errors in the option's own name, not in that of the victim's."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"language_{error}" if str(error).startswith("model:") else str(error)) from error
+
+
+def _default_device() -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def _count(text: str) -> int:

@@ -18,6 +18,7 @@ from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefe
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Victim, judge
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
+from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.reviews import reviews
@@ -209,11 +210,31 @@ def test_a_benign_victim_shows_what_the_defense_costs(
     assert not any("asr" in name or "tpr" in name for name in logged)
 
 
+@pytest.mark.parametrize("defense", [GradientAttention, Strip])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_mixed_precision(tmp_path: Path, data: BackdoorDataModule, attack: BadNets, precision: str) -> None:
-    trainer = trainer_with(tmp_path, GradientAttentionDefense(), precision=precision)
+def test_low_precision(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets, precision: str, defense: type[Defense]
+) -> None:
+    trainer = trainer_with(tmp_path, InferenceDefense(defense()), precision=precision)
     trainer.test(attack, datamodule=data, verbose=False)
     assert trainer.callback_metrics["test/auroc"].isfinite()
+
+
+def test_thresholds_of_one_defense_are_not_taken_for_those_of_another(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    trainer = trainer_with(tmp_path, InferenceDefense(Strip()), max_epochs=1)
+    trainer.fit(attack, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    loaders = data.test_dataloader()
+    fresh = BadNets(model=attack.hparams["model"], labels=["negative", "positive"])
+    with pytest.raises(InputError, match="threshold needs a BackdoorDataModule, or a checkpoint that has it"):
+        trainer_with(tmp_path, InferenceDefense(GradientAttention())).test(
+            fresh, loaders, ckpt_path=tmp_path / "one.ckpt", weights_only=True
+        )
+    tester = trainer_with(tmp_path, InferenceDefense(Strip()))
+    tester.test(fresh, loaders, ckpt_path=tmp_path / "one.ckpt", weights_only=True, verbose=False)
+    assert tester.callback_metrics["test/auroc"].isfinite()
 
 
 def test_texts_are_kept_up_to_the_number_asked_for(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:

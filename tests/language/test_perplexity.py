@@ -183,10 +183,10 @@ def test_models_do_not_read_each_others_results(language_model: Model, tmp_path:
 
 @pytest.mark.parametrize("model", ["missing.gguf", "package://lightning_backdoor/py.typed", __file__])
 def test_a_file_that_is_no_gguf_file_is_bad_input(tmp_path: Path, model: str) -> None:
-    with pytest.raises(InputError, match=r"^model: .* is no GGUF file"):
+    with pytest.raises(InputError, match=r"^language_model: .* is no GGUF file"):
         Perplexity(model, str(tmp_path)).leave_one_out(["a film"])
 
 
 def test_an_encoder_is_no_language_model(tiny_folder: Model, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^model: .* is no causal language model"):
+    with pytest.raises(InputError, match=r"^language_model: .* is no causal language model"):
         Perplexity(tiny_folder("bert"), str(tmp_path)).leave_one_out(["a film"])
