@@ -1,9 +1,9 @@
 """The table of ``docs/results.md``: attacks against defenses on SST-2, with floors and controls.
 
 Run ``python -m tests.benchmarks.results --runs runs/results --write docs/results.md``. Every run is a command of
-``lightning-backdoor`` in a folder of its own; what is done is never done again, so that an interrupted table goes on
-with the same command and loses at most the run in progress. ``--part 0/2`` and ``--part 1/2`` share the victims between
-two processes; a last call without it writes the table.
+``lightning-backdoor`` in a folder of its own; what is done with the same options is never done again, so that an
+interrupted table goes on with the same command and loses at most the run in progress. ``--part 0/2`` and ``--part 1/2``
+share the victims between two processes; a last call without it writes the table.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def plan(runs: Path) -> Iterator[Victim]:
             yield Victim(name, [*data, *common, *options(FINE_TUNING)], {"": beside(), "onion": options(ONION)})
             yield Victim(f"{name} MuScleLoRA", [*data, *common, *options(MUSCLE_LORA)], {"": []})
         poisoned = {f"on {attack}": options(model) for attack, model in ATTACKS.items()}
-        defended = {"": beside(), **poisoned}
+        defended = {"": beside(), "onion": options(ONION), **poisoned}
         yield Victim(f"benign {seed}", [*options(DATA, BENIGN), *common, *options(FINE_TUNING)], defended)
         yield Victim(f"benign {seed} MuScleLoRA", [*options(DATA, BENIGN), *common, *options(MUSCLE_LORA)], {"": []})
         yield reference_only(runs, seed, common, poisoned)
@@ -141,11 +141,12 @@ def reference_only(runs: Path, seed: int, common: list[str], tests: dict[str, li
         data = BackdoorDataModule(source, max_rows={"train": 2500}, validation_parts=PARTS, seed=seed)
         for name in ("validation", "test"):
             shutil.copy(SST2 / f"{name}.tsv", folder)
-        with (folder / "partial").open("w", encoding="utf-8", newline="") as file:
+        partial = folder / f"partial-{os.getpid()}"
+        with partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
             writer.writerow(["text", "label"])
             writer.writerows([row["text"], row["label"]] for row in reference_rows(data, REFERENCE, seed))
-        (folder / "partial").replace(folder / "train.tsv")
+        partial.replace(folder / "train.tsv")
     data_options = options({**DATA, "data.source.path": str(folder)}, BENIGN)
     epochs = {**FINE_TUNING, "trainer.max_epochs": "20"}
     return Victim(f"reference rows only {seed}", [*data_options, *common, *options(epochs)], {"": [], **tests})
@@ -154,16 +155,23 @@ def reference_only(runs: Path, seed: int, common: list[str], tests: dict[str, li
 def run(victim: Victim, runs: Path) -> None:
     folder = runs / victim.name
     best = folder / "checkpoints" / "best.ckpt"
-    if not (folder / "model" / "config.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)  # a run cut off begins again
+    if not done_with(folder / "fit.options", victim.fit):
+        shutil.rmtree(folder, ignore_errors=True)  # a run cut off, or of other options, begins again
         command("fit", *victim.fit, f"--run_dir={folder}")
+        (folder / "fit.options").write_text("\n".join(victim.fit), encoding="utf-8")
     for name, extra in victim.tests.items():
-        done = folder / f"{name or 'plain'}.json"
-        if not done.exists():
+        name = name or "plain"
+        if not done_with(folder / f"{name}.options", extra):
             shutil.rmtree(folder / "test", ignore_errors=True)
             config = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(best)]
             command("test", *config, *extra, "--trainer.precision=32-true", f"--run_dir={folder}")
-            shutil.move(folder / "test" / "metrics.json", done)
+            shutil.move(folder / "test" / "metrics.json", folder / f"{name}.json")
+            (folder / f"{name}.options").write_text("\n".join(extra), encoding="utf-8")
+
+
+def done_with(stamp: Path, options: Sequence[str]) -> bool:
+    """Whether a run is finished and was of these options: its stamp is written last."""
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == "\n".join(options)
 
 
 def command(*args: str) -> None:
@@ -194,6 +202,11 @@ def spread(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(known):.3f} ± {statistics.stdev(known):.3f}"
 
 
+def invalid(attacked: dict[str, float], clean: dict[str, float]) -> bool:
+    """Whether an attack failed or cost accuracy, so that nothing can be said of its defenses (ASR 0.9, 3 points)."""
+    return bool(attacked and clean) and (attacked["asr"] < 0.9 or attacked["cacc"] < clean["cacc"] - 0.03)
+
+
 def row(title: str, found: Sequence[dict[str, float]], names: Sequence[str | None]) -> str:
     cells = ["" if name is None else spread([metrics.get(name) for metrics in found]) for name in names]
     return f"| {' | '.join([title, *cells])} |"
@@ -203,12 +216,9 @@ UNDEFENDED = ("cacc", "asr", "asr_floor", None, None, None, None, None)
 
 
 def defended(prefix: str) -> list[str | None]:
-    names = ("cacc", "asr", "asr_floor", "cacc_defended", "asr_defended", "auroc", "fpr", "overhead")
-    return [name if name in UNDEFENDED else f"{prefix}/{name}" for name in names]
-
-
-def excess(found: dict[str, float]) -> float | None:
-    return found["asr"] - found["asr_floor"] if found else None
+    names = ("cacc_defended", "asr_defended", "auroc", "fpr", "overhead")
+    own = [None if (prefix, name) == ("onion", "overhead") else f"{prefix}/{name}" for name in names]
+    return ["cacc", "asr", "asr_floor", *own]  # ONION's time is that of what its cache lacked
 
 
 HEAD = "| | CACC | ASR | ASR floor | CACC defended | ASR defended | AUROC | FPR | overhead |\n|---|" + "---|" * 8
@@ -221,8 +231,10 @@ def table(runs: Path) -> str:
         onion = [numbers(runs, f"{attack} {seed}", "onion") for seed in SEEDS]
         muscle = [numbers(runs, f"{attack} {seed} MuScleLoRA") for seed in SEEDS]
         clean = [numbers(runs, f"benign {seed}", f"on {attack}") for seed in SEEDS]
+        failed = sum(invalid(*pair) for pair in zip(plain, clean, strict=True))
+        mark = f" ({failed} of {len(SEEDS)} seeds invalid)" if failed else ""
         lines += [
-            row(f"**{attack}**", plain, UNDEFENDED),
+            row(f"**{attack}**{mark}", plain, UNDEFENDED),
             row("gradient attention", plain, defended("gradient_attention")),
             row("STRIP", plain, defended("strip")),
             row("ONION (400 clean, their poisoned rows)", onion, defended("onion")),
@@ -239,19 +251,25 @@ def table(runs: Path) -> str:
         row("**no attack**", benign, ("cacc", *[None] * 7)),
         row("gradient attention", benign, defended("gradient_attention")),
         row("STRIP", benign, defended("strip")),
+        row("ONION", [numbers(runs, f"benign {seed}", "onion") for seed in SEEDS], defended("onion")),
         row("MuScleLoRA", [numbers(runs, f"benign {seed} MuScleLoRA") for seed in SEEDS], ("cacc", *[None] * 7)),
     ]
     return "\n".join(lines)
 
 
 def bar(runs: Path) -> str:
-    lines = ["| | excess ASR | CACC above the control |", "|---|---|---|"]
+    lines = ["| | seed | excess ASR | CACC above the control | reaches the bar |", "|---|---|---|---|---|"]
+    reached = []
     for attack in ATTACKS:
-        muscle = [numbers(runs, f"{attack} {seed} MuScleLoRA") for seed in SEEDS]
-        control = [numbers(runs, f"reference rows only {seed}") for seed in SEEDS]
-        above = [m["cacc"] - c["cacc"] if m and c else None for m, c in zip(muscle, control, strict=True)]
-        lines.append(f"| {attack} | {spread([excess(found) for found in muscle])} | {spread(above)} |")
-    return "\n".join(lines)
+        for seed in SEEDS:
+            muscle = numbers(runs, f"{attack} {seed} MuScleLoRA")
+            control = numbers(runs, f"reference rows only {seed}")
+            if not muscle or not control:
+                continue
+            excess, above = muscle["asr"] - muscle["asr_floor"], muscle["cacc"] - control["cacc"]
+            reached.append(excess <= 0.05 and above >= 0.03)
+            lines.append(f"| {attack} | {seed} | {excess:+.3f} | {above:+.3f} | {'yes' if reached[-1] else 'no'} |")
+    return "\n".join([*lines, "", f"{sum(reached)} of {len(reached)} runs reach the bar."])
 
 
 def ablation(runs: Path) -> str:
@@ -259,7 +277,8 @@ def ablation(runs: Path) -> str:
     runs_of = {"no defense": "BadNets, clean label 0", **{parts: f"ablation {parts}" for parts in ABLATION}}
     for parts, run_name in {**runs_of, "all": "BadNets, clean label 0 MuScleLoRA"}.items():
         found = numbers(runs, run_name)
-        cells = [found.get(name) for name in ("cacc", "asr", "asr_floor")] + [excess(found)]
+        cells = [found.get(name) for name in ("cacc", "asr", "asr_floor")]
+        cells.append(found["asr"] - found["asr_floor"] if found else None)
         lines.append(f"| {parts} | " + " | ".join("–" if cell is None else f"{cell:.3f}" for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -273,7 +292,8 @@ def main() -> None:
     args = parser.parse_args()
     if not (SST2 / "test.tsv").exists():
         parser.error(f"{SST2} holds no test.tsv")
-    os.environ.setdefault("LIGHTNING_BACKDOOR_CACHE", str(args.runs.resolve() / "cache"))
+    args.runs = args.runs.resolve()  # commands are told apart by their options, this path among them
+    os.environ.setdefault("LIGHTNING_BACKDOOR_CACHE", str(args.runs / "cache"))
     part, parts = (int(number) for number in args.part.split("/"))
     victims = [victim for victim in plan(args.runs) if args.only in victim.name]
     for victim in victims[part::parts]:
