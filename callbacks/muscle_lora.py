@@ -25,9 +25,8 @@ from lightning_backdoor.defenses.muscle_lora import (
     raw_gradient_ratio,
 )
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.passes import limits, passes
 from lightning_backdoor.victim import TextClassifier
-
-PARTS = 4  # in which a reference batch is computed on a CPU
 
 
 class MuScleLoRA(Callback):
@@ -202,12 +201,12 @@ class MuScleLoRA(Callback):
         return total.squeeze(), gradients
 
     def _batches(self, rng: random.Random, device: torch.device) -> list[Batch]:
-        """A reference batch, on a CPU in parts of similar length: padding costs more there than the parts do."""
+        """A reference batch, in parts of similar length where padding costs more than the parts do."""
         rows = self._reference
         assert rows is not None
-        places = sorted(rng.sample(range(len(rows)), self._batch_size), key=lambda place: rows.lengths[place])
-        size = -(-len(places) // PARTS) if device.type == "cpu" else len(places)
-        return [rows[places[start : start + size]] for start in range(0, len(places), size)]
+        places = rng.sample(range(len(rows)), self._batch_size)
+        parts = passes([rows.lengths[place] for place in places], limits(device))
+        return [rows[[places[i] for i in part]] for part in parts]
 
 
 def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> list[Row]:

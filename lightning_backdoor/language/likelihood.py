@@ -17,34 +17,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from lightning_backdoor.passes import limits, passes
+
 PROBE = ([3, 1, 4, 1, 5, 2, 6], [3, 1, 4, 5, 2, 6], [1, 4, 1, 5, 2, 6], [3, 1, 4, 1, 5])
 
 
 KeysAndValues = list[tuple[Tensor, Tensor]]  # a layer
 
 
-class Limits(NamedTuple):
-    """What a device reads best.
-
-    Attributes:
-        tokens: a pass, padding included.
-        overhead: tokens that could be read in the time that a pass takes for itself: to read the weights on a
-            processor, to start its kernels elsewhere.
-        logits: held at once.
-    """
-
-    tokens: int
-    overhead: int
-    logits: int
-
-
-ON_PROCESSOR = Limits(tokens=512, overhead=16, logits=1 << 23)
-ELSEWHERE = Limits(tokens=8192, overhead=2048, logits=1 << 26)
-
-
-def limits(device: torch.device) -> Limits:
-    """Those of the device."""
-    return ON_PROCESSOR if device.type == "cpu" else ELSEWHERE
+def logits_at_once(head: nn.Module, device: torch.device) -> int:
+    """Tokens whose logits may be held at once."""
+    assert isinstance(head.weight, Tensor)
+    return max(1, (1 << 23 if device.type == "cpu" else 1 << 26) // head.weight.shape[0])
 
 
 class Variant(NamedTuple):
@@ -85,10 +69,8 @@ def log_probabilities(head: nn.Module, hidden: Tensor, positions: Tensor, target
         (n,), float32.
     """
     out = torch.empty(len(positions), device=hidden.device)
-    assert isinstance(head.weight, Tensor)
-    vocabulary = head.weight.shape[0]
     distinct, row = torch.unique_consecutive(positions, return_inverse=True)
-    size = max(1, limits(hidden.device).logits // vocabulary)
+    size = logits_at_once(head, hidden.device)
     starts = range(0, len(distinct), size)
     bounds = torch.searchsorted(row, torch.tensor([*starts, len(distinct)], device=row.device)).tolist()
     for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
@@ -102,7 +84,7 @@ def plain_log_likelihoods(network: PreTrainedModel, rows: Sequence[list[int]]) -
     """log P of each row's tokens after the first, every row read whole in batches of similar length; 0 for none."""
     found = [0.0] * len(rows)
     best = limits(network.device)
-    tokens = min(best.tokens, best.logits // network.get_output_embeddings().weight.shape[0])
+    tokens = min(best.tokens, logits_at_once(network.get_output_embeddings(), network.device))
     for chunk in passes([len(row) if len(row) > 1 else 0 for row in rows], best._replace(tokens=tokens)):
         ids, lengths = _padded([rows[i] for i in chunk], network.device)
         real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
@@ -224,34 +206,6 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     """Ids (rows, at least one), padded on the right, where causal attention never looks; and the lengths."""
     ids = pad_sequence([torch.tensor(row or [0], dtype=torch.long) for row in rows], batch_first=True)
     return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
-
-
-def passes(sizes: Sequence[int], best: Limits) -> list[list[int]]:
-    """Which rows to read together, each pass padded to its longest, so that the time of all passes is least.
-
-    Args:
-        sizes: tokens to read of each row; rows without any are in no pass.
-        best: tokens a pass, where a longer row has a pass of its own, and its overhead.
-
-    >>> passes([9, 1, 10, 0, 1, 1], Limits(tokens=64, overhead=4, logits=0))
-    [[0, 2], [1, 4, 5]]
-    """
-    order = sorted((i for i, size in enumerate(sizes) if size), key=lambda i: sizes[i])
-    ends = [k for k in range(1, len(order) + 1) if k == len(order) or sizes[order[k - 1]] < sizes[order[k]]]
-    starts = [0, *ends[:-1]]
-    cost, begin = [0.0], []  # of the rows up to an end, and where the last stretch of alike rows begins
-    for k, end in enumerate(ends):
-        longest = sizes[order[end - 1]]
-        costs = [cost[j] + (end - starts[j]) * longest + best.overhead for j in range(k + 1)]
-        cost.append(min(costs))
-        begin.append(costs.index(cost[-1]))
-    found, k = [], len(ends)
-    while k:
-        stretch = order[starts[begin[k - 1]] : ends[k - 1]]
-        count = max(1, best.tokens // sizes[stretch[-1]])
-        found += [stretch[at : at + count] for at in range(0, len(stretch), count)]
-        k = begin[k - 1]
-    return found
 
 
 @contextmanager
