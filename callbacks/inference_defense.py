@@ -219,10 +219,11 @@ class InferenceDefense(Callback):
         if verdict is None or self.texts == 0:
             return
         victim = _text_classifier(pl_module)
-        for i in range(len(batch["text"])):
-            self._rows.append(_viewed(victim, batch, verdict, i))
-        if len(self._rows) > 8 * self.texts:
-            self._rows = _first(self._rows, self.texts)
+        kept = {kind: [row["index"] for row in self._rows if row["poisoned"] is kind] for kind in (True, False)}
+        for i, (kind, index) in enumerate(zip(batch["poisoned"].tolist(), batch["index"].tolist(), strict=True)):
+            if len(kept[kind]) < self.texts or index < max(kept[kind]):  # others are not among the first
+                self._rows.append(_viewed(victim, batch, verdict, i))
+        self._rows = _first(self._rows, self.texts)
 
     def _write_texts(self, trainer: Trainer) -> None:
         rows, (scores, poisoned) = self._rows, self._scores.gathered()
