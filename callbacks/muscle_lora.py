@@ -25,7 +25,7 @@ from lightning_backdoor.defenses.muscle_lora import (
     raw_gradient_ratio,
 )
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.passes import limits, passes
+from lightning_backdoor.passes import Limits, limits, passes
 from lightning_backdoor.victim import TextClassifier
 
 
@@ -205,7 +205,9 @@ class MuScleLoRA(Callback):
         rows = self._reference
         assert rows is not None
         places = rng.sample(range(len(rows)), self._batch_size)
-        parts = passes([rows.lengths[place] for place in places], limits(device))
+        tokens, overhead = limits(device)
+        # a pass forth and back takes more for itself than one forth
+        parts = passes([rows.lengths[place] for place in places], Limits(4 * tokens, 4 * overhead))
         return [rows[[places[i] for i in part]] for part in parts]
 
 
