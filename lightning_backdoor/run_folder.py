@@ -75,4 +75,4 @@ def _number(variable: str) -> int:
 
 
 def _time() -> str:
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # two runs may start in the same second
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"  # two runs may start in the same second

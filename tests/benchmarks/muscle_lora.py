@@ -62,11 +62,11 @@ def main() -> None:
         data = BackdoorDataModule(Source(str(args.data)), batch_size=BATCH_SIZE, max_rows=rows, cache_dir=folder)
 
         def pairs(max_length: int) -> list[Pair]:
-            def of(**parts: bool) -> float:
+            def of(whole: bool = True) -> float:
                 victim = TextClassifier(args.model, max_length=max_length)
-                return seconds_a_step(data, victim, args.clock, MuScleLoRA(**parts))
+                return seconds_a_step(data, victim, args.clock, MuScleLoRA(multi_scale=whole, alignment=whole))
 
-            return list(alternate(of, lambda: of(multi_scale=False, alignment=False), args.rounds))
+            return list(alternate(of, lambda: of(whole=False), args.rounds))
 
         lines = [
             Line("MuScleLoRA step / LoRA step, training batches of similar length", "s", "", pairs(128)),
