@@ -1,6 +1,6 @@
 """Low and high frequencies of a mapping from texts to classes, as in MuScleLoRA's paper (arXiv 2402.12026).
 
-Its Fourier analysis (section 3) asks which frequencies a victim learns first, on clean rows and on poisoned ones. A
+Its Fourier analysis asks which frequencies a victim learns first, on clean rows and on poisoned ones. A
 Fourier transform over embeddings of hundreds of dimensions is out of reach, so a Gaussian filter over the inputs stands
 in for it, after the filtering method of the frequency principle (Xu et al., arXiv 1901.06523): what the filter keeps of
 labels or outputs is their low-frequency part, the rest their high-frequency part.

@@ -1,8 +1,8 @@
 """MuScleLoRA (arXiv 2402.12026): training that learns no backdoor, by low rank, many scales and aligned gradients.
 
 A backdoor is a low-frequency mapping and converges first. So the victim is trained through few parameters (LoRA), of
-which those in the pooler or head see their input at several frequencies at once (section 4.1), and along nothing but
-the gradient of trusted clean rows (section 4.2). Three parts, each of use alone:
+which those in the pooler or head see their input at several frequencies at once, and along nothing but the gradient
+of trusted clean rows. Three parts, each of use alone:
 
 - :func:`insert_lora`: low-rank updates in the attention layers; backbone, pooler and classifier are frozen.
 - :func:`insert_multi_scale`: the dense layer before the classifier becomes a :class:`MultiScaleLinear`.
@@ -32,7 +32,7 @@ DENSE = ("{base}.pooler.dense", "{base}.pooler", "pooler.dense", "classifier.den
 
 
 class MultiScaleLinear(nn.Module):
-    """A frozen linear layer with a trained low-rank update at several radial scalings (arXiv 2402.12026, equation 5).
+    """A frozen linear layer with a trained low-rank update at several radial scalings (arXiv 2402.12026).
 
     ``y = x Wᵀ + b + (alpha / inner_rank) x (R (L ∘ k))ᵀ`` with ``k`` holding each scaling ``inner_rank`` times.
 
@@ -178,7 +178,7 @@ def _submodule(network: nn.Module, place: str) -> nn.Module | None:
 
 
 def align(task: Tensor, reference: Tensor, raw_ratio: float = 0.0) -> Tensor:
-    """A gradient put along that of clean rows (arXiv 2402.12026, equations 6 and 7).
+    """A gradient put along that of clean rows (arXiv 2402.12026).
 
     ``a = |g · r| / ‖r‖² r``, always along ``+r``; blended, ``(1 - raw_ratio) a + raw_ratio g``. Where the reference is
     zero, the gradient stays.
