@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
@@ -14,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch
+from lightning_backdoor.cache_folder import cache_folder
 from lightning_backdoor.data.batching import TokenisedRows, loader
 from lightning_backdoor.data.poisoning import PoisonedSplits, Row, Splits, clean_row, poison_splits_cached
 from lightning_backdoor.data.source import LabelledTexts, Source, load_source
@@ -104,8 +103,7 @@ class BackdoorDataModule(LightningDataModule):
         self.validation_parts = validation_parts
         self.seed = seed
         self.num_workers = num_workers
-        default = os.environ.get("LIGHTNING_BACKDOOR_CACHE", "~/.cache/lightning_backdoor")
-        self.cache = Path(cache_dir or default).expanduser()
+        self.cache = cache_folder(cache_dir)
         self.data_defense = data_defense
         self._attack: BackdoorAttack | None = None
         self._splits: Splits | None = None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from lightning_backdoor.cache_folder import cache_folder
 from lightning_backdoor.errors import InputError
 
 PATIENCE = 120.0  # seconds to wait for another process's transaction
@@ -38,9 +38,8 @@ class TextCache:
     """
 
     def __init__(self, what: str, cache_dir: str | Path | None = None) -> None:
-        default = os.environ.get("LIGHTNING_BACKDOOR_CACHE", "~/.cache/lightning_backdoor")
         self.what = what
-        self.path = Path(cache_dir or default).expanduser() / "language" / "texts.sqlite"
+        self.path = cache_folder(cache_dir) / "language" / "texts.sqlite"
 
     def get(self, texts: Sequence[str]) -> list[bytes | None]:
         """The bytes of each text, None where there are none."""
