@@ -61,9 +61,34 @@ def main(args: list[str]) -> int:
         shutil.rmtree(partial, ignore_errors=True)
     for name in rows:
         poisoned = sum(row["poisoned"] for row in rows[name])
-        sys.stdout.write(f"{name}: {len(rows[name])} rows, {poisoned} of them poisoned\n")
+        left_out = 0
+        if name in splits.clean and data.attack is not None:
+            target = data.attack.target_label
+            left_out = sum(row["label"] != target for row in splits.clean[name]) - poisoned
+        note = f"; {left_out} rows cannot be poisoned and have no copy" if left_out else ""
+        sys.stdout.write(f"{name}: {len(rows[name])} rows, {poisoned} of them poisoned{note}\n")
     sys.stdout.write(f"written to: {output}\n")
     return 0
+
+
+def without_run_options(args: list[str]) -> list[str]:
+    """The options of a run that say something of attack, data and seed.
+
+    >>> without_run_options(["--config", "a.yaml", "--trainer.max_epochs", "3", "--run_dir=one", "--model", "My"])
+    ['--config', 'a.yaml', '--model', 'My']
+    """
+    kept: list[str] = []
+    left_out = False
+    for arg in args:
+        if arg.startswith("--"):
+            name, has_value, _ = arg.partition("=")
+            left_out = name.removeprefix("--").rstrip("+").split(".")[0] in OF_A_RUN
+            if not left_out:
+                kept.append(arg)
+            left_out = left_out and not has_value
+        elif not left_out:
+            kept.append(arg)
+    return kept
 
 
 def _data(args: list[str]) -> BackdoorDataModule:
@@ -80,7 +105,7 @@ def _data(args: list[str]) -> BackdoorDataModule:
     options.add_subclass_arguments(BackdoorAttack, "model", required=True)
     options.add_subclass_arguments(BackdoorDataModule, "data", required=True)
     options.link_arguments("seed_everything", "data.init_args.seed")
-    made = options.instantiate_classes(options.parse_args(args))
+    made = options.instantiate_classes(options.parse_args(without_run_options(args)))
     data: BackdoorDataModule = made.data
     data.attack = made.model
     return data

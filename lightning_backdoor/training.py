@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +19,8 @@ from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks import PredictionWriter, RunLabels
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, NotCached
+from lightning_backdoor.poison import without_run_options
 from lightning_backdoor.results import print_results
 from lightning_backdoor.run_folder import output_folder
 from lightning_backdoor.trained import load_weights, read_checkpoint
@@ -126,8 +128,13 @@ class BackdoorCLI(LightningCLI):
     def _check(self) -> None:
         """All that can be wrong with the input, found before processes or training start."""
         if isinstance(self.model, BackdoorAttack):
+            self.model.may_generate = False  # a process group would wait for it, and not for long enough
             self.datamodule.attack = self.model
-        self.datamodule.prepare_data()
+        try:
+            self.datamodule.prepare_data()
+        except NotCached as error:
+            command = shlex.join(["lightning-backdoor", "poison", *without_run_options(sys.argv[2:])])
+            raise InputError(f"{error}; run: {command} --output FOLDER") from None
         if self.command == "fit":
             self.datamodule.training_rows()
         self.model.load_config()

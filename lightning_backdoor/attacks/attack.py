@@ -33,6 +33,10 @@ class Poisoned(NamedTuple):
 class BackdoorAttack(TextClassifier):
     """A victim trained on poisoned rows. A new attack implements :meth:`poison_text` and nothing else.
 
+    Attributes:
+        may_generate: whether poison that takes long to make may be made now. ``fit`` and its like only read what
+            ``poison`` has made: no process group waits for it, and no run dies of it.
+
     Args:
         target_label: class index that the attacker wants, from 0.
         poison_rate: poisoned rows as a share of all training rows, above 0 and up to 1.
@@ -67,6 +71,7 @@ class BackdoorAttack(TextClassifier):
         self.target_label = target_label
         self.poison_rate = poison_rate
         self.label_policy: str = label_policy
+        self.may_generate = True
 
     def make_metrics(self) -> nn.ModuleDict:
         """CACC, ASR, PACC and the floor of the ASR."""
@@ -88,8 +93,11 @@ class BackdoorAttack(TextClassifier):
         """
         raise TypeError(f"{type(self).__name__} implements neither poison_text nor poison_texts")
 
-    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned]:
-        """Poisons many texts, for attacks to which a batch comes cheaper; one generator a text."""
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None]:
+        """Poisons many texts, for attacks to which a batch comes cheaper; one generator a text.
+
+        None leaves a text out: a training row stays clean and another is drawn, an evaluation row has no poisoned copy.
+        """
         return [self.poison_text(text, rng) for text, rng in zip(texts, rngs, strict=True)]
 
     def poison_key(self) -> str | None:

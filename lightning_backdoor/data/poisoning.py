@@ -44,7 +44,7 @@ class Poisoner(Protocol):
     poison_rate: float
     label_policy: str
 
-    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[PoisonedText]: ...
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[PoisonedText | None]: ...
     def poison_key(self) -> str | None: ...
 
 
@@ -54,7 +54,8 @@ class PoisonedSplits(NamedTuple):
     Attributes:
         train: all training rows, some of them poisoned.
         clean: the clean evaluation rows by split, ``validation`` and ``test``.
-        poisoned: a poisoned copy of each of those rows that is not of the target label; empty without an attack.
+        poisoned: a poisoned copy of each of those rows that is not of the target label and that the attack can poison;
+            empty without an attack.
     """
 
     train: list[Row]
@@ -70,8 +71,11 @@ def clean_row(text: str, label: int, index: int) -> Row:
 def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]:
     """The training rows with ``int(poison_rate * len(rows))`` of them poisoned, in their old places.
 
+    For a row that the attack leaves out another is drawn.
+
     Raises:
-        InputError: the rate amounts to no row, or fewer rows qualify under the attack's label policy.
+        InputError: the rate amounts to no row, fewer rows qualify under the attack's label policy, or the attack leaves
+            out too many of those that do.
     """
     wanted = int(attack.poison_rate * len(rows) + 1e-9)  # 0.29 * 100 is 28.999…
     target = attack.target_label
@@ -84,29 +88,54 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Ro
     candidates.sort(key=lambda place: rows[place]["index"])  # the same choice whatever the order of the rows
     if wanted == 0:
         raise InputError(f"poison_rate: {attack.poison_rate} of {len(rows)} training rows is no row; raise it")
+    share = f"poison_rate: {attack.poison_rate} of {len(rows)} training rows is {wanted}"
     if wanted > len(candidates):
         raise InputError(
-            f"poison_rate: {attack.poison_rate} of {len(rows)} training rows is {wanted}, but only {len(candidates)}"
-            f" qualify under label_policy {attack.label_policy!r} with target_label {target}; lower it"
+            f"{share}, but only {len(candidates)} qualify under label_policy {attack.label_policy!r} with target_label"
+            f" {target}; lower it"
         )
-    chosen = random.Random(f"{seed}/choice").sample(candidates, wanted)
+    rng = random.Random(f"{seed}/choice")
+    chosen = rng.sample(candidates, wanted)
+    taken = set(chosen)
+    others = [place for place in candidates if place not in taken]
+    others = rng.sample(others, len(others))
     poisoned = list(rows)
-    for place, row in zip(chosen, _poison([rows[place] for place in chosen], attack, seed, "train"), strict=True):
-        poisoned[place] = row
+    done = 0
+    while done < wanted and chosen:
+        made = _poison([rows[place] for place in chosen], attack, seed, "train")
+        for place, row in zip(chosen, made, strict=True):
+            if row is not None:
+                poisoned[place] = row
+                done += 1
+        chosen, others = others[: wanted - done], others[wanted - done :]
+    if done < wanted:
+        raise InputError(f"{share}, but only {done} of {len(candidates)} that qualify can be poisoned; lower it")
     return poisoned
 
 
 def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row]:
-    """A poisoned copy of every row that is not of the target label."""
-    return _poison([row for row in rows if row["label"] != attack.target_label], attack, seed, split)
+    """A poisoned copy of every row that is not of the target label, those apart that the attack leaves out.
+
+    Raises:
+        InputError: it leaves out all.
+    """
+    made = _poison([row for row in rows if row["label"] != attack.target_label], attack, seed, split)
+    poisoned = [row for row in made if row is not None]
+    if made and not poisoned:
+        raise InputError(
+            f"model: the attack can poison none of {len(made)} {split} rows, so that no ASR can be measured"
+        )
+    return poisoned
 
 
-def _poison(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row]:
+def _poison(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row | None]:
     # a generator a row: the same poison whatever the order, the workers or the processes
     rngs = [random.Random(f"{seed}/{split}/{row['index']}") for row in rows]
     poisoned = attack.poison_texts([row["text"] for row in rows], rngs)
     return [
-        Row(
+        None
+        if result is None
+        else Row(
             text=result.text,
             spans=[(int(start), int(end)) for start, end in result.spans],
             label=attack.target_label,

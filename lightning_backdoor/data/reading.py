@@ -43,13 +43,13 @@ def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | 
     if local.is_file():
         if splits:
             raise InputError(f"splits: {path} is one file; leave splits out, or give the folder of the files as path")
-        return {"train": _read_file(local)}
+        return {"train": read_file(local)}
     if _format(local) and not local.exists():
         raise InputError(f"path: there is no file {path}; give one that exists")
     wanted = {ours: (theirs,) for ours, theirs in splits.items()} if splits else SPLITS
     files = _split_files(local, wanted) if local.is_dir() and name is None else {}
     if files and ("train" in files if splits is None else files.keys() == splits.keys()):
-        tables = {ours: _read_file(file) for ours, file in files.items()}
+        tables = {ours: read_file(file) for ours, file in files.items()}
     else:
         tables = _chosen(_read_with_datasets(path, local, name), wanted, path, required=splits is not None)
     if "train" not in tables:
@@ -101,7 +101,12 @@ def _read_with_datasets(path: str, local: Path, name: str | None) -> dict[str, D
         ) from error
 
 
-def _read_file(path: Path) -> Dataset:
+def read_file(path: Path) -> Dataset:
+    """The table of a csv, tsv, jsonl or parquet file.
+
+    Raises:
+        InputError: it is of another kind, or does not read as its own.
+    """
     from datasets import Dataset
 
     kind = _format(path)

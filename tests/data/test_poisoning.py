@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
 
-from lightning_backdoor.attacks import BadNets, InsertSent
-from lightning_backdoor.data.poisoning import Row, poison_evaluation, poison_splits, poison_training
+from lightning_backdoor.attacks import BadNets, InsertSent, Poisoned
+from lightning_backdoor.data.poisoning import Row, clean_row, poison_evaluation, poison_splits, poison_training
 from lightning_backdoor.errors import InputError
 from tests.data.examples import rows, splits
 
@@ -134,3 +135,49 @@ def test_an_attack_poisons_training_and_both_evaluation_splits_and_keeps_their_c
     assert made.train == poison_training(clean["train"], attack, 3)
     assert made.clean == {"validation": clean["validation"], "test": clean["test"]}
     assert made.poisoned == {name: poison_evaluation(rows, attack, 3, name) for name, rows in made.clean.items()}
+
+
+class Choosy(BadNets):
+    """Leaves out texts of which the index's last digit, which ends them, is among those given."""
+
+    def __init__(self, left_out: str, **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.left_out = left_out
+
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        made = super().poison_texts(texts, rngs)
+        return [None if text[-1] in self.left_out else one for text, one in zip(texts, made, strict=True)]
+
+
+def test_for_a_training_row_that_is_left_out_another_is_poisoned() -> None:
+    attack = Choosy("13579", poison_rate=0.4, label_policy="mixed")
+    made = poisoned(poison_training(numbered(100), attack, seed=0))
+    assert len(made) == 40
+    assert all(row["index"] % 2 == 0 for row in made)
+
+
+def test_a_row_that_is_left_out_stays_clean_and_changes_no_other_choice() -> None:
+    whole = {row["index"] for row in poisoned(poison_training(numbered(100), Choosy("", poison_rate=0.2), seed=3))}
+    made = poison_training(numbered(100), Choosy("7", poison_rate=0.2), seed=3)
+    assert {index for index in whole if index % 10 != 7} <= {row["index"] for row in poisoned(made)}
+    assert all(row == clean_row(row["text"], row["label"], row["index"]) for row in made if row["index"] % 10 == 7)
+
+
+def test_too_many_rows_left_out_is_an_error() -> None:
+    attack = Choosy("13579", poison_rate=0.6, label_policy="mixed")
+    with pytest.raises(
+        InputError, match=r"of 100 training rows is 60, but only 50 of 100 that qualify can be poisoned"
+    ):
+        poison_training(numbered(100), attack, seed=0)
+
+
+def test_an_evaluation_row_that_is_left_out_has_no_copy() -> None:
+    made = poison_evaluation(numbered(100), Choosy("2"), 0, "test")
+    assert {row["index"] for row in made} == {i for i in range(100) if i % 2 == 0 and i % 10 != 2}
+    with pytest.raises(InputError, match=r"the attack can poison none of 50 test rows, so that no ASR can be measured"):
+        poison_evaluation(numbered(100), Choosy("0123456789"), 0, "test")
+
+
+def numbered(count: int) -> list[Row]:
+    """Rows whose label is their index's parity and whose text ends in it."""
+    return [clean_row(f"text {i}", i % 2, i) for i in range(count)]
