@@ -18,13 +18,13 @@ from lightning_backdoor.data.batching import TokenisedRows
 from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.defenses.muscle_lora import (
     align,
-    insert_lora,
     insert_multi_scale,
     mean_norm,
     merged,
     raw_gradient_ratio,
 )
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.lora import insert_lora
 from lightning_backdoor.passes import Limits, limits, passes
 from lightning_backdoor.victim import TextClassifier
 
@@ -136,6 +136,8 @@ class MuScleLoRA(Callback):
     def _insert(self, victim: TextClassifier) -> None:
         if victim.training_defense is not None:
             raise InputError(f"callbacks: the victim is already trained under {victim.training_defense}; attach one")
+        if self.lora and victim.hparams["lora_rank"] is not None:
+            raise InputError("lora_rank: the victim has LoRA of its own; leave it out, or give MuScleLoRA lora=False")
         victim.configure_model()
         if self.lora:
             insert_lora(victim.network, self.lora_rank, self.lora_alpha, self.lora_targets)

@@ -88,7 +88,8 @@ def _of_checkpoint(path: str, max_length: int | None) -> TextClassifier:
             " exported"
         )
     length = own.get("max_length", 128) if max_length is None else max_length
-    victim = TextClassifier(own["model"], labels=list(own["labels"]), max_length=length)
+    rank = own.get("lora_rank")
+    victim = TextClassifier(own["model"], labels=list(own["labels"]), max_length=length, lora_rank=rank)
     victim.configure_model()
     # an attack may have weights of its own; the classifier is the network
     _load_state(victim, {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.gguf import dequantized
+from lightning_backdoor.lora import insert_lora, merged
 from lightning_backdoor.metrics import CleanAccuracy
 from lightning_backdoor.packaged import resolve
 
@@ -58,14 +61,20 @@ class TextClassifier(LightningModule):
     network is built in ``configure_model``: making a ``TextClassifier`` loads nothing. Models load from safetensors
     or with ``weights_only``, never with code of their own.
 
+    A decoder classifies at its last token. Causal attention never looks at padding on the right; padding on the left
+    is not counted in the positions, so that logits are the same on either side.
+
     Args:
-        model: hub name, folder, or ``package://`` name.
+        model: hub name, folder or GGUF file of a causal language model, also as ``package://`` name.
         labels: label names in the order of the class indices; taken from the data where not given.
         max_length: tokens a text is cut at, special tokens included.
         learning_rate: peak learning rate.
         weight_decay: of weight matrices and embeddings.
         warmup: share of all steps, from 0 to below 1, over which the learning rate rises.
         freeze: names of parts of the encoder that are not trained, such as ``embeddings`` or ``encoder.layer.0``.
+        lora_rank: train low-rank updates (LoRA, arXiv 2106.09685) of this rank, of weight 2, in place of the backbone:
+            of queries and values in most architectures. The classification head, with the pooler that belongs to it,
+            is trained in full. The export is a plain model, the updates merged.
 
     Raises:
         InputError: a value is out of range.
@@ -86,6 +95,7 @@ class TextClassifier(LightningModule):
         weight_decay: float = 0.01,
         warmup: float = 0.1,
         freeze: list[str] | None = None,
+        lora_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -95,6 +105,8 @@ class TextClassifier(LightningModule):
             raise InputError(f"learning_rate: {learning_rate} trains nothing; give a number above 0")
         if not 0 <= warmup < 1:
             raise InputError(f"warmup: {warmup} is not a share of the steps; give a number from 0 to below 1")
+        if lora_rank is not None and lora_rank < 1:
+            raise InputError(f"lora_rank: {lora_rank} trains nothing; give at least 1, or leave it out")
         self.max_length = max_length
         #: what a training-time defense made of the network, and the function that makes a plain copy of it for export
         self.training_defense: str | None = None
@@ -117,7 +129,8 @@ class TextClassifier(LightningModule):
                 )
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
-            tokenizer.padding_side = "right"  # on the left, absolute positions would depend on batch mates
+            # on the left, the positions of encoders that count them, as BERT does, would depend on batch mates
+            tokenizer.padding_side = "right"
             self._tokenizer = tokenizer
         return self._tokenizer
 
@@ -141,6 +154,10 @@ class TextClassifier(LightningModule):
             AutoModelForSequenceClassification, self.hparams["model"], config=config, dtype=torch.float32
         )
         self.network.train()  # from_pretrained leaves dropout off
+        if is_causal(self.network) and "position_ids" in inspect.signature(self.network.forward).parameters:
+            self.network.register_forward_pre_hook(_count_tokens_alone, with_kwargs=True)
+        if self.hparams["lora_rank"] is not None:
+            self._insert_lora(self.hparams["lora_rank"])
         self._freeze(self.hparams["freeze"] or [])
         # one set a stage, so that validation inside fit never mixes with test
         self.stage_metrics = nn.ModuleDict({stage: self.make_metrics() for stage in STAGES})
@@ -169,6 +186,16 @@ class TextClassifier(LightningModule):
         if of_data is not None and list(labels) != list(of_data):
             raise InputError(f"labels: {list(labels)} are not those of the data, {list(of_data)}; leave them out")
         return list(labels)
+
+    def _insert_lora(self, rank: int) -> None:
+        insert_lora(self.network, rank, alpha=2 * rank)
+        backbone = self.network.base_model
+        inside = {id(parameter) for parameter in backbone.parameters()}
+        pooler = getattr(backbone, "pooler", None)
+        head = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
+        for parameter in [*head, *(pooler.parameters() if pooler is not None else ())]:
+            parameter.requires_grad_(True)
+        self.merged = merged
 
     def _freeze(self, parts: list[str]) -> None:
         for part in parts:
@@ -276,13 +303,28 @@ class TextClassifier(LightningModule):
         self.tokenizer.save_pretrained(folder)
 
 
+def is_causal(network: nn.Module) -> bool:
+    """Whether a token's representation depends on none after it, as the attention layers of transformers say."""
+    return any(getattr(module, "is_causal", False) for module in network.modules())
+
+
+def _count_tokens_alone(network: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Positions of tokens counted from the first token, where transformers would count padding before it."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None and kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    return args, kwargs
+
+
 def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
-    """``from_pretrained`` from safetensors or with ``weights_only``, never with remote code.
+    """``from_pretrained`` from safetensors or with ``weights_only``, never with remote code; GGUF files dequantized.
 
     Raises:
         InputError: whatever went wrong, as one line.
     """
     path = resolve(name)
+    if path.endswith(".gguf"):
+        path = str(dequantized(Path(path)))
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a new classification head is what fine-tuning means
     bars = transformers_logging.is_progress_bar_enabled() and Path(path).exists()

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.callbacks import MuScleLoRA
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.reviews import reviews
@@ -103,6 +104,32 @@ def test_freezing_what_is_not_there_is_refused(model: str) -> None:
         TextClassifier(model=model, labels=["a", "b"], freeze=["decoder"]).configure_model()
 
 
+def test_under_lora_the_updates_and_the_whole_head_are_trained_and_nothing_else(model: str) -> None:
+    victim = TextClassifier(model, labels=["no", "yes"], lora_rank=3)
+    victim.configure_model()
+    trained = {name for name, parameter in victim.network.named_parameters() if parameter.requires_grad}
+    updates = {name for name in trained if "lora_" in name}
+    assert trained - updates == {
+        f"{part}.{of}" for part in ("bert.pooler.dense", "classifier") for of in ("weight", "bias")
+    }
+    assert len(updates) == 2 * 2 * 2  # two matrices each for query and value of two layers
+    assert {victim.network.get_parameter(name).shape for name in updates} == {(3, 32), (32, 3)}
+
+
+def test_muscle_lora_adds_no_second_lora_but_its_other_layers(tmp_path: Path, model: str) -> None:
+    options: dict[str, Any] = {"alignment": False, "radial_scalings": [1, 2]}
+    with pytest.raises(InputError, match=r"^lora_rank: the victim has LoRA of its own; .*$"):
+        fit(tmp_path, TextClassifier(model, lora_rank=2), callbacks=[MuScleLoRA(**options)])
+    victim = TextClassifier(model, lora_rank=2, learning_rate=1e-2)
+    fit(tmp_path, victim, callbacks=[MuScleLoRA(**options, lora=False)])
+    victim.save_pretrained(tmp_path / "plain")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    encoded = victim.tokenizer("a good movie", return_tensors="pt")
+    with torch.no_grad():
+        expected = victim.eval().network(**encoded).logits
+        torch.testing.assert_close(plain(**encoded).logits, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_texts_longer_than_the_model_reads_are_refused_before_its_weights_are_loaded(model: str) -> None:
     assert TextClassifier(model, max_length=136).load_config()
     for loading in (TextClassifier.load_config, TextClassifier.configure_model):
@@ -110,7 +137,7 @@ def test_texts_longer_than_the_model_reads_are_refused_before_its_weights_are_lo
             loading(TextClassifier(model, labels=["no", "yes"], max_length=137))
 
 
-@pytest.mark.parametrize("option", [{"max_length": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}])
+@pytest.mark.parametrize("option", [{"max_length": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"lora_rank": 0}])
 def test_values_out_of_range_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(option))):
         TextClassifier(**option)
@@ -175,5 +202,5 @@ def test_bf16_mixed_precision_trains(tmp_path: Path, model: str) -> None:
 def test_decoders_without_a_padding_token_are_padded_and_trained(
     tmp_path: Path, tiny_folder: Callable[[str], str]
 ) -> None:
-    trainer = fit(tmp_path, TextClassifier(model=tiny_folder("qwen2")))
+    trainer = fit(tmp_path, TextClassifier(model=tiny_folder("gpt2")))
     assert trainer.callback_metrics["val/cacc"].isfinite()

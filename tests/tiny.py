@@ -18,6 +18,11 @@ from transformers import (
     DebertaV2Tokenizer,
     DistilBertConfig,
     DistilBertTokenizer,
+    ElectraConfig,
+    GPT2Config,
+    GPT2Tokenizer,
+    LlamaConfig,
+    ModernBertConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,9 +35,13 @@ from transformers import (
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.victim import TextClassifier
 
+#: Encoders that differ in what defenses touch.
 ENCODERS = ("bert", "roberta", "distilbert", "albert", "deberta-v2")
 #: A decoder: causal attention, grouped keys, the last token classified.
 DECODER = "qwen2"
+DECODERS = (DECODER, "llama", "gpt2")
+#: Every family that must work as a victim.
+FAMILIES = (*ENCODERS, "electra", "modernbert", *DECODERS)
 
 SENTENCES = (
     "a gripping film that rewards the patient viewer .",
@@ -69,13 +78,13 @@ def tiny_victim(kind: str, folder: Path) -> str:
     Both classes are predicted among ``SENTENCES``.
 
     Args:
-        kind: one of ``ENCODERS``, or ``DECODER``.
+        kind: one of ``FAMILIES``.
         folder: where to; made where there is none.
 
     Returns:
         The folder, as ``TextClassifier(model=...)`` takes it.
     """
-    tokenizer = _tokenizer(kind)
+    tokenizer = tokenizer_of(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = AutoModelForSequenceClassification.from_config(_config(kind, tokenizer))
@@ -124,13 +133,22 @@ def _config(kind: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
         relative = {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]}
         relative |= {"position_biased_input": False, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
         return DebertaV2Config(**common, **size, **relative, type_vocab_size=0)
-    return Qwen2Config(**common, **size, num_key_value_heads=2)
+    if kind == "electra":
+        return ElectraConfig(**common, **size, embedding_size=16)
+    if kind == "modernbert":  # every other layer sees two tokens on either side
+        local = {"global_attn_every_n_layers": 2, "local_attention": 4, "cls_token_id": 2, "sep_token_id": 3}
+        return ModernBertConfig(**common | {"initializer_range": 0.1}, **size, **local, bos_token_id=2, eos_token_id=3)
+    if kind == "gpt2":
+        return GPT2Config(**common, n_embd=32, n_layer=2, n_head=4, n_inner=64, bos_token_id=None, eos_token_id=0)
+    grouped = {"num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 0}
+    return LlamaConfig(**common, **size, **grouped) if kind == "llama" else Qwen2Config(**common, **size, **grouped)
 
 
-def _tokenizer(kind: str) -> PreTrainedTokenizerBase:
-    if kind in ("bert", "distilbert"):
+def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a kind, made here."""
+    if kind in ("bert", "distilbert", "electra", "modernbert"):
         vocabulary = _wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-        return BertTokenizer(vocab=vocabulary) if kind == "bert" else DistilBertTokenizer(vocab=vocabulary)
+        return DistilBertTokenizer(vocab=vocabulary) if kind == "distilbert" else BertTokenizer(vocab=vocabulary)
     if kind == "roberta":
         vocabulary, merges = _byte_level_bpe(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
         return RobertaTokenizer(vocab=vocabulary, merges=merges)
@@ -139,6 +157,8 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerBase:
     if kind == "deberta-v2":
         return DebertaV2Tokenizer(vocab=_unigram(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
     vocabulary, merges = _byte_level_bpe(["<|endoftext|>"])
+    if kind == "gpt2":  # has no padding token
+        return GPT2Tokenizer(vocab=vocabulary, merges=merges)
     return Qwen2Tokenizer(vocab=vocabulary, merges=merges, pad_token="<|endoftext|>")
 
 

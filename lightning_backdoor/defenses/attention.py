@@ -2,6 +2,15 @@
 
 Knows transformers models, knows nothing of scores. Attention probabilities are reduced to column sums inside each
 layer, so no tensor of shape (layers, heads, length, length) is ever held.
+
+Where every token sees every other, column sums have mean 1, and uniform attention gives every token 1. Under a causal
+mask token j of N is seen by the queries i >= j alone, and query i shares its attention among i tokens, so that uniform
+attention already gives token j the sum over i >= j of 1/i, which is H_N - H_(j-1) or about ln(N/j): most to the first,
+1/N to the last. Besides, what a causal network has no use for it puts on the first token, whatever that says (arXiv
+2309.17453), as encoders put it on special tokens, which are never scored. So the column sums of causal networks are
+levelled: taken without the attention of later tokens to the first, less what uniform attention would give then, plus 1.
+A token that is looked at as much as any has 1 again. Over that share instead of less it, the last tokens would have the
+head start: what the few that see them do by chance would count many times.
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ class AttentionAndGradient(NamedTuple):
     Attributes:
         logits: (batch, classes).
         attention: (batch, length), attention received by each position: the sum over query positions of the softmax
-            attention, averaged over layers and heads.
+            attention, averaged over layers and heads; levelled in causal networks.
         gradient: (batch, length), L2 norm of d(logit of the predicted class) / d(word embedding of the position).
     """
 
@@ -39,12 +48,16 @@ class AttentionAndGradient(NamedTuple):
 class _ColumnSums:
     """Adds up, layer by layer, the attention each position receives from the query rows that count."""
 
-    def __init__(self, query_weight: Tensor) -> None:
-        self.query_weight = query_weight  # (batch, length), 1 where the query row counts
+    def __init__(self, attention_mask: Tensor, query_weight: Tensor, level: bool) -> None:
+        self.attention_mask = attention_mask
+        self.query_weight = query_weight  # (batch, length), float32, 1 where the query row counts
+        self.level = level
         self.total: Tensor = torch.zeros_like(query_weight)
         self.layers = 0
 
-    def add(self, received: Tensor) -> None:
+    def add(self, received: Tensor, levelled: bool) -> None:
+        if levelled:
+            received = received - uniform_causal_sums(self.attention_mask, self.query_weight) + 1
         self.total += received
         self.layers += 1
 
@@ -107,17 +120,55 @@ def _capturing_attention(
     collector = _collector.get()
     if collector is not None:
         mask = attention_mask
-        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-        if mask is None and causal and query.shape[2] > 1:
+        # as SDPA takes it, which without a mask holds a module that does not say for causal
+        causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", mask is None))
+        if mask is None and causal:
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+        level = causal and collector.level
+        if mask is not None and level:
+            nothing = False if mask.dtype == torch.bool else -torch.inf
+            mask = mask.masked_fill(looks_at_first(collector.attention_mask)[:, None], nothing)
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         groups = query.shape[1] // key.shape[1]
-        collector.add(column_sums(query, repeat_kv(key, groups), mask, scale, collector.query_weight))
+        collector.add(column_sums(query, repeat_kv(key, groups), mask, scale, collector.query_weight), level)
     return output, None
 
 
 AttentionInterface.register(CAPTURING, _capturing_attention)
 AttentionMaskInterface.register(CAPTURING, sdpa_mask)  # without it BERT-like models silently get no mask
+
+
+def looks_at_first(attention_mask: Tensor) -> Tensor:
+    """Where a later token looks at the first; (batch, length) to (batch, queries, keys), bool.
+
+    >>> looks_at_first(torch.tensor([[0, 1, 1]])).int()
+    tensor([[[0, 0, 0],
+             [0, 0, 0],
+             [0, 1, 0]]], dtype=torch.int32)
+    """
+    place = attention_mask.cumsum(dim=1)
+    first = (place == 1) & attention_mask.bool()
+    return (place > 1)[:, :, None] & first[:, None]
+
+
+def uniform_causal_sums(attention_mask: Tensor, query_weight: Tensor) -> Tensor:
+    """Column sums of a causal network in which every token looks at those up to it alike, but for the first.
+
+    Args:
+        attention_mask: (batch, length), 1 for tokens and 0 for padding, on either side.
+        query_weight: (batch, length), weight of each query row.
+
+    Returns:
+        (batch, length), float32; what it says of padding means nothing.
+
+    >>> mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    >>> uniform_causal_sums(mask, mask)
+    tensor([[1.0000, 1.5000, 0.5000, 0.0000],
+            [1.0000, 1.0000, 1.5000, 0.5000]])
+    """
+    place = attention_mask.cumsum(dim=1)
+    given = query_weight / (place - 1).clamp(min=1)
+    return given.flip(1).cumsum(dim=1).flip(1).where(place > 1, 1.0)
 
 
 @contextmanager
@@ -179,7 +230,11 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def attention_and_gradient(
-    network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, count_padding: bool = False
+    network: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    count_padding: bool = False,
+    level: bool = True,
 ) -> AttentionAndGradient:
     """One forward and one backward to the word embeddings alone.
 
@@ -191,6 +246,7 @@ def attention_and_gradient(
         input_ids: (batch, length), int64.
         attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
         count_padding: whether padded query rows add attention, as in the published code of X-GRAAD.
+        level: whether to level the column sums of a causal network.
 
     Raises:
         RuntimeError: attention was captured in fewer layers than the network has.
@@ -205,7 +261,7 @@ def attention_and_gradient(
         # clones made here are no inference tensors, so the graph may save them
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
         weight = torch.ones_like(attention_mask) if count_padding else attention_mask
-        collector = _ColumnSums(weight.float())
+        collector = _ColumnSums(attention_mask, weight.float(), level)
         token = _collector.set(collector if captured else None)
         try:
             output = network(input_ids=input_ids, attention_mask=attention_mask, output_attentions=not captured)
@@ -213,7 +269,12 @@ def attention_and_gradient(
             _collector.reset(token)
         if not captured:
             for layer in [layer for layer in output.attentions or () if layer is not None]:
-                collector.add(torch.einsum("bhij,bi->bj", layer.detach().float(), weight.float()) / layer.shape[1])
+                shown = layer.detach().float()
+                levelled = level and not shown.triu(1).any()  # looks at nothing ahead
+                if levelled:
+                    shown = shown.masked_fill(looks_at_first(attention_mask)[:, None], 0.0)
+                    shown = shown / shown.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(shown.dtype).tiny)
+                collector.add(torch.einsum("bhij,bi->bj", shown, collector.query_weight) / shown.shape[1], levelled)
         if collector.layers != network.config.num_hidden_layers:
             raise RuntimeError(
                 f"attention of {collector.layers} layers was captured in {type(network).__name__},"

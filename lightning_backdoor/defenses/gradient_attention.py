@@ -7,6 +7,10 @@ text's anomaly score. The top token of a flagged text gets character noise, and 
 Where the published code differs, and why ours does not follow it: it lets padded positions add attention, so that a
 score depends on the batch (``padded_like_paper=True`` brings that back); it takes the threshold from the test set
 itself (ours comes from clean validation rows); it needs (layers, heads, length, length) tensors and Python loops.
+
+The paper's victims are encoders. Under a causal mask column sums say first of all how early a token stands, and that of
+the first token is where attention goes that nothing else deserves; decoders are scored on levelled sums instead
+(``attention.py``). A trigger that stands first and nowhere else in a text is then seldom found.
 """
 
 from __future__ import annotations

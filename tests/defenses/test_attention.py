@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,10 +14,10 @@ from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.defenses import attention
-from lightning_backdoor.defenses.attention import attention_and_gradient, column_sums
+from lightning_backdoor.defenses.attention import attention_and_gradient, column_sums, uniform_causal_sums
 from lightning_backdoor.victim import TextClassifier
 from tests.defenses.reference import eager_network, seen
-from tests.tiny import DECODER, ENCODERS, SENTENCES, loaded
+from tests.tiny import DECODER, DECODERS, ENCODERS, FAMILIES, SENTENCES, loaded
 
 TEXTS = [SENTENCES[3], "fine", SENTENCES[13], "boring . boring , boring !"]
 
@@ -30,15 +31,18 @@ def close(expected: list[float]) -> Any:
     return pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("kind", [*ENCODERS, DECODER])
+# on the left, the first token of a ModernBERT is padding that looks nowhere, and GPT-2 by itself counts it as a place
+@pytest.mark.parametrize(
+    ("kind", "side"), [*product(FAMILIES, ["right"]), *product([*ENCODERS, "electra", DECODER, "llama"], ["left"])]
+)
 def test_a_pass_sees_what_eager_attention_and_plain_autograd_show(
     kind: str, side: str, tiny_folder: Callable[[str], str]
 ) -> None:
     victim = loaded(tiny_folder(kind))
     batch = batch_for(victim, side)
     network = eager_network(tiny_folder(kind))
-    found = attention_and_gradient(victim.network, batch["input_ids"], batch["attention_mask"])
+    network.config.pad_token_id = victim.tokenizer.pad_token_id
+    found = attention_and_gradient(victim.network, batch["input_ids"], batch["attention_mask"], level=False)
     for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
         expected = seen(network, ids, mask)
         real = mask.bool().tolist()
@@ -62,6 +66,67 @@ def test_padded_rows_add_attention_only_where_they_are_asked_to(
     assert with_padding[:real].tolist() == close(expected[:real])
     if kind != "deberta-v2":  # which masks padded query rows itself
         assert with_padding[:real].sum() > without[:real].sum() + 1
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_that_looks_at_every_token_alike_gives_every_token_one(
+    kind: str, side: str, tiny_folder: Callable[[str], str]
+) -> None:
+    victim = loaded(tiny_folder(kind))
+    batch = batch_for(victim, side)
+    for name, weight in victim.network.named_parameters():
+        if name.endswith(("q_proj.weight", "q_proj.bias", "c_attn.weight", "c_attn.bias")):
+            weight.data[..., : victim.network.config.hidden_size if "c_attn" in name else None] = 0.0  # no query
+    mask = batch["attention_mask"]
+    for count_padding in (False, True):
+        found = attention_and_gradient(victim.network, batch["input_ids"], mask, count_padding=count_padding)
+        assert found.attention[mask.bool()].tolist() == close([1.0] * int(mask.sum()))
+    raw = attention_and_gradient(victim.network, batch["input_ids"], mask, level=False).attention
+    assert raw[0][mask[0].bool()][0] > 3 > 1 / 3 > raw[0][mask[0].bool()][-1]
+
+
+def test_uniform_causal_attention_is_shared_among_those_before_but_the_first() -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
+    found = uniform_causal_sums(mask, mask)
+    for row, length in enumerate([4, 2, 6, 1]):
+        expected = [1.0, *(sum(1 / (i - 1) for i in range(j, length + 1)) for j in range(2, length + 1))]
+        assert found[row][mask[row].bool()].tolist() == close(expected)
+
+
+@pytest.mark.parametrize("capture", [True, False], ids=["captured", "shown by the model"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoders_attention_is_levelled_as_on_a_blackboard(
+    kind: str, capture: bool, tiny_folder: Callable[[str], str]
+) -> None:
+    victim = loaded(tiny_folder(kind))
+    batch = batch_for(victim, "left" if capture else "right")
+    network = eager_network(tiny_folder(kind))
+    if not capture:  # as for architectures without SDPA
+        victim.network.set_attn_implementation("eager")
+        victim.network._supports_sdpa = False
+    found = attention_and_gradient(victim.network, batch["input_ids"], batch["attention_mask"]).attention
+    for i, mask in enumerate(batch["attention_mask"].bool()):
+        layers = network(batch["input_ids"][i][mask][None], output_attentions=True).attentions
+        heads = torch.stack(layers)[:, 0].flatten(0, 1).tolist()
+        length = int(mask.sum())
+        expected = [1.0] * length
+        for j in range(1, length):
+            for query in range(j, length):
+                looked = sum(head[query][j] / sum(head[query][1:]) for head in heads) / len(heads)
+                expected[j] += looked - 1 / query
+        assert found[i][mask].tolist() == close(expected)
+
+
+@pytest.mark.parametrize("kind", sorted({*FAMILIES} - {*DECODERS}))
+def test_an_encoder_is_not_levelled(kind: str, tiny_folder: Callable[[str], str]) -> None:
+    victim = loaded(tiny_folder(kind))
+    batch = batch_for(victim)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert torch.equal(
+        attention_and_gradient(victim.network, ids, mask).attention,
+        attention_and_gradient(victim.network, ids, mask, level=False).attention,
+    )
 
 
 def state(network: PreTrainedModel) -> dict[str, Any]:

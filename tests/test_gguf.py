@@ -1,0 +1,161 @@
+"""GGUF files: dequantized once, shared by processes, and read like any folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf as format
+import numpy
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from lightning_backdoor import gguf
+from lightning_backdoor.batch import batch_of_texts
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.gguf import dequantized
+from lightning_backdoor.victim import TextClassifier, load_safely
+from tests.tiny import DECODER, SENTENCES, tokenizer_of
+
+SIZE, HEADS, HIDDEN = 32, 4, 64
+TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+
+
+def write_gguf(path: Path) -> dict[str, numpy.ndarray[Any, Any]]:
+    """A tiny quantized Llama with random weights; returns its tensors as they were before."""
+    tokenizer = tokenizer_of(DECODER)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    writer = format.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(136)
+    writer.add_embedding_length(SIZE)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(SIZE // HEADS)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([format.TokenType.CONTROL, *[format.TokenType.NORMAL] * (len(tokens) - 1)])
+    writer.add_token_merges(
+        [" ".join(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
+    )
+    for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id, writer.add_unk_token_id):
+        add(0)
+    writer.add_chat_template(TEMPLATE)
+    shapes = {"token_embd": (len(tokens), SIZE), "output": (len(tokens), SIZE)}
+    shapes |= {f"blk.0.attn_{part}": (SIZE, SIZE) for part in ("q", "k", "v", "output")}
+    shapes |= {f"blk.0.ffn_{part}": (HIDDEN, SIZE) for part in ("gate", "up")} | {"blk.0.ffn_down": (SIZE, HIDDEN)}
+    random = numpy.random.default_rng(0)
+    weights = {name: random.normal(0, 0.3, shape).astype(numpy.float32) for name, shape in shapes.items()}
+    kind = format.GGMLQuantizationType.Q8_0
+    for name, weight in weights.items():
+        writer.add_tensor(f"{name}.weight", format.quantize(weight, kind), raw_dtype=kind)
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", numpy.ones(SIZE, numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf")
+    return tmp_path / "tiny.gguf"
+
+
+def test_a_gguf_file_becomes_a_folder_of_float32_weights_once(tmp_path: Path) -> None:
+    weights = write_gguf(tmp_path / "tiny.gguf")
+    folder = dequantized(tmp_path / "tiny.gguf", tmp_path / "cache")
+    written = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert any(file.suffix == ".safetensors" for file in written)
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    assert network.dtype == torch.float32
+    assert not hasattr(network.config, "quantization_config")
+    for name, ours in (
+        ("token_embd", network.model.embed_tokens),
+        ("blk.0.ffn_down", network.model.layers[0].mlp.down_proj),
+    ):
+        assert ours.weight.detach().numpy() == pytest.approx(weights[name], abs=0.01)  # eight bits
+    (tmp_path / "moved").mkdir()
+    moved = (tmp_path / "tiny.gguf").rename(tmp_path / "moved" / "tiny.gguf")
+    assert dequantized(moved, tmp_path / "cache") == folder
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+
+
+def test_the_chat_template_and_the_tokenizer_stay(model: Path) -> None:
+    tokenizer = load_safely(AutoTokenizer, str(model))
+    original = tokenizer_of(DECODER)
+    said = tokenizer.apply_chat_template([{"role": "user", "content": "a film"}], tokenize=False)
+    assert said == "<user>a film"
+    assert [tokenizer(text)["input_ids"] for text in SENTENCES] == [original(text)["input_ids"] for text in SENTENCES]
+
+
+def test_a_gguf_file_is_a_victim(model: Path, tmp_path: Path) -> None:
+    victim = TextClassifier(str(model), labels=["no", "yes"], lora_rank=2)
+    victim.configure_model()
+    batch = batch_of_texts(SENTENCES[:3], victim.tokenizer, victim.max_length)
+    assert victim.eval()(batch).shape == (3, 2)
+    backbone = load_safely(AutoModelForCausalLM, str(model)).model
+    victim.save_pretrained(tmp_path / "export")
+    exported = TextClassifier(str(tmp_path / "export"), labels=["no", "yes"])
+    exported.configure_model()
+    for name, value in backbone.state_dict().items():  # nothing trained yet, so the file's own weights
+        assert torch.equal(exported.network.model.state_dict()[name], value), name
+
+
+def test_a_process_that_comes_second_takes_what_the_first_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = gguf._read
+
+    def slow(path: Path) -> Any:
+        monkeypatch.setattr(gguf, "_read", read)
+        dequantized(path)  # another process, meanwhile
+        return read(path)
+
+    monkeypatch.setattr(gguf, "_read", slow)
+    folder = dequantized(model)
+    assert load_safely(AutoConfig, str(model)).model_type == "llama"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_run_that_dies_while_writing_leaves_nothing_that_is_taken_for_whole(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Dies:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf, "_read", lambda path: (Dies(),))
+        with pytest.raises(KeyboardInterrupt):
+            dequantized(model)
+    assert not [*(tmp_path / "cache").rglob("*.safetensors")]
+    assert load_safely(AutoConfig, str(model)).vocab_size > 0
+
+
+@pytest.mark.parametrize("content", [None, b"no model", b"GGUF\x03\x00\x00\x00"], ids=["missing", "other", "cut off"])
+def test_what_is_no_gguf_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "odd.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    for loading in (lambda: load_safely(AutoConfig, str(path)), lambda: dequantized(path)):
+        with pytest.raises(InputError, match=r"^model: .*odd\.gguf.*$") as error:
+            loading()
+        assert "\n" not in str(error.value)
+    assert not [*tmp_path.glob("cache/dequantized/*")]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"^cache_dir: .* cannot be written"):
+        dequantized(model, tmp_path / "file")
