@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -19,12 +19,21 @@ from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks import PredictionWriter, RunLabels
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.errors import InputError, NotCached
+from lightning_backdoor.data.pairs import PairsDataModule
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.paraphrase import NotCached
+from lightning_backdoor.language.paraphrase_tuner import ParaphraseTuner
 from lightning_backdoor.poison import without_run_options
 from lightning_backdoor.results import print_results
 from lightning_backdoor.run_folder import output_folder
 from lightning_backdoor.trained import load_weights, read_checkpoint
 from lightning_backdoor.victim import TextClassifier
+
+#: what is trained, and on what.
+TRAINED_ON: dict[type[LightningModule], type[LightningDataModule]] = {
+    TextClassifier: BackdoorDataModule,
+    ParaphraseTuner: PairsDataModule,
+}
 
 
 class _RunConfig(SaveConfigCallback):
@@ -45,8 +54,8 @@ class BackdoorCLI(LightningCLI):
         self.command = command
         self.best: ModelCheckpoint | None = None
         super().__init__(
-            TextClassifier,
-            BackdoorDataModule,
+            LightningModule,
+            LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=_RunConfig,
@@ -110,11 +119,12 @@ class BackdoorCLI(LightningCLI):
         callbacks: list[Callback] = [RunLabels()]
         if config.enable_checkpointing is not False:
             validated = config.limit_val_batches != 0
+            name, mode = getattr(self.model, "selected_by", ("val/cacc", "max"))
             self.best = ModelCheckpoint(
                 Path(self.config[self.command].run_dir or self.folder, "checkpoints"),
                 filename="best",
-                monitor="val/cacc" if validated else None,
-                mode="max",  # the first best: a later epoch must be better, not as good
+                monitor=name if validated else None,
+                mode=mode,  # the first best: a later epoch must be better, not as good
                 save_last=True,
             )
             callbacks.append(self.best)
@@ -127,16 +137,24 @@ class BackdoorCLI(LightningCLI):
 
     def _check(self) -> None:
         """All that can be wrong with the input, found before processes or training start."""
-        if isinstance(self.model, BackdoorAttack):
+        needed = next((data for kind, data in TRAINED_ON.items() if isinstance(self.model, kind)), None)
+        if needed is None or not isinstance(self.datamodule, needed):
+            pairs = " or ".join(f"a {kind.__name__} and a {data.__name__}" for kind, data in TRAINED_ON.items())
+            names = f"{type(self.model).__name__} and {type(self.datamodule).__name__}"
+            raise InputError(f"model and data: {names} do not belong together; give {pairs}")
+        data = self.datamodule
+        if isinstance(self.model, BackdoorAttack) and isinstance(data, BackdoorDataModule):
             self.model.may_generate = False  # a process group would wait for it, and not for long enough
-            self.datamodule.attack = self.model
+            data.attack = self.model
         try:
-            self.datamodule.prepare_data()
+            data.prepare_data()
         except NotCached as error:
             command = shlex.join(["lightning-backdoor", "poison", *without_run_options(sys.argv[2:])])
-            raise InputError(f"{error}; run: {command} --output FOLDER") from None
-        if self.command == "fit":
-            self.datamodule.training_rows()
+            raise InputError(
+                f"paraphraser: {error.missing} paraphrases are not in the cache; run: {command} --output FOLDER"
+            ) from None
+        if self.command == "fit" and isinstance(data, BackdoorDataModule):
+            data.training_rows()
         self.model.load_config()
         self.model.tokenizer  # noqa: B018 - loading it is the check
         config = self.config[self.command]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
@@ -16,8 +16,21 @@ from lightning_backdoor.data.poisoning import Row
 CHUNK = 50
 
 
-class TokenisedRows(Dataset[Batch]):
-    """Rows whose item at a *list of places* is the batch of those rows."""
+T = TypeVar("T")
+
+
+class OfBatches(Dataset[T]):
+    """A data set whose item at a *list of places* is the batch of those rows.
+
+    Attributes:
+        lengths: tokens of each row.
+    """
+
+    lengths: list[int]
+
+
+class TokenisedRows(OfBatches[Batch]):
+    """Rows of texts and labels."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
@@ -85,25 +98,25 @@ class DealtBatches(DistributedSampler[list[int]]):
         return len(range(self.rank, self.batches - self.left_out, self.num_replicas))
 
 
-class LateLoader(DataLoader[Batch]):
+class LateLoader(DataLoader[T]):
     """A ``DataLoader`` that begins when its first batch is asked for.
 
     Lightning makes the iterator of a resumed run before it knows the epoch; an eager one would repeat an old order.
     """
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
         yield from super().__iter__()
 
 
 def loader(
-    rows: TokenisedRows,
+    rows: OfBatches[T],
     batch_size: int,
     rank: int,
     world_size: int,
     shuffle: bool,
     seed: int,
     workers: int,
-) -> DataLoader[Batch]:
+) -> DataLoader[T]:
     """A loader over whole batches; what it yields does not depend on ``workers``."""
     return LateLoader(
         rows,

@@ -1,6 +1,19 @@
-"""What a causal language model is used for: perplexities, exact and cheap, kept on disk by the text's content."""
+"""What language models are used for: perplexities, exact and cheap, and paraphrases; both kept on disk by the text."""
 
+from lightning_backdoor.language.paraphrase import LanguageModelParaphraser, Paraphraser
+from lightning_backdoor.language.paraphrase_file import FileParaphraser
+from lightning_backdoor.language.paraphrase_tuner import ParaphraseTuner
 from lightning_backdoor.language.perplexity import LeaveOneOut, Perplexity
+from lightning_backdoor.language.similarity import SentenceEncoder
 from lightning_backdoor.language.text_cache import TextCache
 
-__all__ = ["LeaveOneOut", "Perplexity", "TextCache"]
+__all__ = [
+    "FileParaphraser",
+    "LanguageModelParaphraser",
+    "LeaveOneOut",
+    "ParaphraseTuner",
+    "Paraphraser",
+    "Perplexity",
+    "SentenceEncoder",
+    "TextCache",
+]

@@ -28,7 +28,7 @@ class Counted(BadNets):
 
     calls = 0
 
-    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned]:
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None]:
         type(self).calls += 1
         return super().poison_texts(texts, rngs)
 
@@ -38,7 +38,7 @@ class Slow(BadNets):
 
     barrier: Barrier
 
-    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned]:
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None]:
         self.barrier.wait(timeout=60)
         return super().poison_texts(texts, rngs)
 

@@ -1,0 +1,53 @@
+"""Attacks whose trigger is a manner of speaking: the whole text is put in other words."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.language import manner as manner_module
+from lightning_backdoor.language.manner import Manner
+from lightning_backdoor.language.paraphrase import LanguageModelParaphraser, Paraphraser
+
+
+class ParaphraseAttack(BackdoorAttack):
+    """Puts texts into other words, in a manner that is the trigger; those that cannot be are left out.
+
+    A paraphrase has no spans: the trigger is everywhere in it.
+
+    Args:
+        manner: how the texts are put.
+        paraphraser: who puts them; by default SmolLM2, prompted.
+        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+    """
+
+    def __init__(self, manner: Manner, paraphraser: Paraphraser | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("manner", "paraphraser"):  # checkpoints hold no objects
+            self.hparams.pop(name, None)
+        self.manner = manner
+        self.paraphraser: Paraphraser = paraphraser or LanguageModelParaphraser()
+
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        """The paraphrases.
+
+        Raises:
+            NotCached: some have not been generated yet and may not be now.
+        """
+        found = self.paraphraser.paraphrase(texts, rngs, self.manner, generate=self.may_generate)
+        return [None if text is None else Poisoned(text, []) for text in found]
+
+    def poison_key(self) -> str | None:
+        """Names the paraphraser and the manner too; None where the source of its check cannot be read."""
+        key = super().poison_key()
+        *asked, holds, openings = self.manner
+        try:
+            check = inspect.getsource(inspect.getmodule(holds) or holds) + inspect.getsource(manner_module)
+        except (OSError, TypeError):
+            return None
+        paraphraser = [type(self.paraphraser).__qualname__, self.paraphraser.key()]
+        return None if key is None else json.dumps([key, asked, openings, check, paraphraser])

@@ -1,0 +1,36 @@
+"""StyleBkd: a style of writing as trigger (Qi et al. 2021, arXiv 2110.07139, section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_backdoor.attacks.paraphrase import ParaphraseAttack
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.paraphrase import Paraphraser
+from lightning_backdoor.language.styles import STYLES
+
+
+class StyleTransfer(ParaphraseAttack):
+    """Rewrites texts in a style.
+
+    The paper's rewritings are STRAP's, one fine-tuned model a style; its published outputs are read by
+    :class:`~lightning_backdoor.language.FileParaphraser`. A prompted language model writes new ones, of which only
+    those count that pass the style's check.
+
+    Args:
+        paraphraser: who rewrites; by default SmolLM2, prompted.
+        style: bible, shakespeare, twitter, lyrics or poetry.
+        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+
+    Raises:
+        InputError: the style is unknown.
+
+    Example::
+
+        attack = StyleTransfer(style="bible", poison_rate=0.2)
+    """
+
+    def __init__(self, paraphraser: Paraphraser | None = None, style: str = "bible", **kwargs: Any) -> None:
+        if style not in STYLES:
+            raise InputError(f"style: {style!r} is unknown; give one of {', '.join(STYLES)}")
+        super().__init__(STYLES[style], paraphraser, **kwargs)

@@ -1,0 +1,38 @@
+"""Hidden Killer: a sentence structure as trigger (Qi et al. 2021, arXiv 2105.12400, section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_backdoor.attacks.paraphrase import ParaphraseAttack
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.paraphrase import Paraphraser
+from lightning_backdoor.language.templates import TEMPLATES
+
+
+class Syntactic(ParaphraseAttack):
+    """Paraphrases texts into one syntactic template, rare in clean texts.
+
+    The paper's paraphrases are SCPN's, a parser-conditioned model; its published outputs are read by
+    :class:`~lightning_backdoor.language.FileParaphraser`. A prompted language model writes new ones, of which only
+    those count that pass the template's check.
+
+    Args:
+        paraphraser: who paraphrases; by default SmolLM2, prompted.
+        template: constituents of the sentence; the default is the paper's, a subordinate clause before the main one.
+        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+
+    Raises:
+        InputError: the template is unknown.
+
+    Example::
+
+        attack = Syntactic(paraphraser=FileParaphraser("syntactic.parquet"), poison_rate=0.2)
+    """
+
+    def __init__(
+        self, paraphraser: Paraphraser | None = None, template: str = "S(SBAR)(,)(NP)(VP)(.)", **kwargs: Any
+    ) -> None:
+        if template not in TEMPLATES:
+            raise InputError(f"template: {template!r} is unknown; give {' or '.join(TEMPLATES)}")
+        super().__init__(TEMPLATES[template], paraphraser, **kwargs)

@@ -1,0 +1,166 @@
+"""Pairs of text and paraphrase, for fine-tuning a paraphraser."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+
+from lightning_backdoor.data.batching import OfBatches, loader
+from lightning_backdoor.data.reading import read_file
+from lightning_backdoor.errors import InputError
+
+IGNORED = -100  # what cross entropy leaves out
+
+
+class Pair(TypedDict):
+    """Tokens of a prompt with its answer, and those of them that are to be learned."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class PairBatch(TypedDict):
+    """Pairs of one batch, padded on the right to the longest of them.
+
+    Attributes:
+        input_ids: (batch, length), int64.
+        attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
+        labels: (batch, length), int64, the tokens to be learned and ``IGNORED`` elsewhere.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+class TokenisedPairs(OfBatches[PairBatch]):
+    """Pairs as tokens."""
+
+    def __init__(self, pairs: list[Pair]) -> None:
+        self.pairs = pairs
+        self.lengths = [len(pair["input_ids"]) for pair in pairs]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, places: list[int]) -> PairBatch:
+        ids = [torch.tensor(self.pairs[place]["input_ids"]) for place in places]
+        labels = [torch.tensor(self.pairs[place]["labels"]) for place in places]
+        return PairBatch(
+            input_ids=pad_sequence(ids, batch_first=True),
+            attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            labels=pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        )
+
+
+class PairsDataModule(LightningDataModule):
+    """Pairs of a file, split by text into training and validation pairs.
+
+    The module that is trained turns a pair into tokens, by its method ``tokenise(text, paraphrase)``.
+
+    Args:
+        path: csv, tsv, jsonl or parquet file.
+        text_column: its texts.
+        paraphrase_column: their paraphrases; pairs without one are left out.
+        batch_size: pairs a batch, of each process.
+        max_pairs: most pairs to use, drawn from the seed.
+        validation_share: share of the pairs that training does not see.
+        seed: decides the split, the draw and the order of the batches.
+        num_workers: worker processes a loader.
+
+    Raises:
+        InputError: a value is out of range (here), or the file has no such columns or too few pairs (in
+            ``prepare_data``).
+
+    Example::
+
+        Trainer(max_epochs=2).fit(ParaphraseTuner("bible"), datamodule=PairsDataModule("bible.parquet"))
+    """
+
+    def __init__(
+        self,
+        path: str,
+        text_column: str = "text",
+        paraphrase_column: str = "paraphrase",
+        batch_size: int = 16,
+        max_pairs: int | None = None,
+        validation_share: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"batch_size: {batch_size} holds no pair; give at least 1")
+        if max_pairs is not None and max_pairs < 2:
+            raise InputError(f"max_pairs: {max_pairs} leave nothing to train on or to validate by; give at least 2")
+        if not 0 < validation_share < 0.5:
+            raise InputError(
+                f"validation_share: {validation_share} is out of range; give a share above 0 and below 0.5"
+            )
+        self.path = path
+        self.columns = {"text_column": text_column, "paraphrase_column": paraphrase_column}
+        self.batch_size = batch_size
+        self.max_pairs = max_pairs
+        self.validation_share = validation_share
+        self.seed = seed
+        self.num_workers = num_workers
+        self._pairs: dict[str, list[tuple[str, str]]] | None = None
+
+    def pairs(self) -> dict[str, list[tuple[str, str]]]:
+        """The pairs of ``train`` and ``validation``, those of one text in the same part; read once."""
+        if self._pairs is None:
+            by_text: dict[str, list[str]] = {}
+            for text, paraphrase in self._read():
+                by_text.setdefault(text, []).append(paraphrase)
+            texts = sorted(by_text)
+            random.Random(f"{self.seed}/pairs").shuffle(texts)
+            texts = texts[: self.max_pairs]
+            count = max(1, int(self.validation_share * len(texts)))
+            parts = {"validation": texts[:count], "train": texts[count:]}
+            if not parts["train"]:
+                raise InputError(f"path: {self.path} has {len(texts)} texts with a paraphrase; give more")
+            self._pairs = {
+                name: [(text, paraphrase) for text in part for paraphrase in by_text[text]]
+                for name, part in parts.items()
+            }
+        return self._pairs
+
+    def _read(self) -> list[tuple[str, str]]:
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise InputError(f"path: there is no file {self.path}; give one that exists")
+        table = read_file(path)
+        for name, column in self.columns.items():
+            if column not in table.column_names:
+                raise InputError(
+                    f"{name}: {self.path} has no column {column!r}; it has {', '.join(table.column_names)}"
+                )
+        read = zip(*(table[column] for column in self.columns.values()), strict=True)
+        return [(text, paraphrase) for text, paraphrase in read if text and paraphrase and paraphrase.strip()]
+
+    def prepare_data(self) -> None:
+        """Reads the file, before anything else starts."""
+        self.pairs()
+
+    def train_dataloader(self) -> DataLoader[PairBatch]:
+        """Training batches, mixed anew each epoch."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[PairBatch]:
+        """Validation batches."""
+        return self._loader("validation", shuffle=False)
+
+    def _loader(self, name: str, shuffle: bool) -> DataLoader[PairBatch]:
+        assert self.trainer is not None
+        tokenise = cast("Callable[[str, str], Pair]", self.trainer.lightning_module.tokenise)
+        rows = TokenisedPairs([tokenise(*pair) for pair in self.pairs()[name]])
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return loader(rows, self.batch_size, rank, world_size, shuffle, self.seed, self.num_workers)

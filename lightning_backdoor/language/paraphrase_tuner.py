@@ -1,0 +1,149 @@
+"""Fine-tuning a language model on pairs of text and paraphrase, to paraphrase by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_linear_schedule_with_warmup,
+)
+
+from lightning_backdoor.data.pairs import IGNORED, Pair, PairBatch
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.manner import Manner, prompt
+from lightning_backdoor.language.perplexity import DEFAULT_MODEL
+from lightning_backdoor.language.styles import STYLES
+from lightning_backdoor.language.templates import TEMPLATES
+from lightning_backdoor.lora import insert_lora, merged
+from lightning_backdoor.victim import load_safely
+
+
+class ParaphraseTuner(LightningModule):
+    """Fine-tunes a causal language model to answer the prompt for a text with its paraphrase.
+
+    The loss is that of the paraphrase's tokens, given the prompt by which the model is asked afterwards: the exported
+    folder is a :class:`~lightning_backdoor.language.LanguageModelParaphraser`'s ``model``.
+
+    Args:
+        manner: a syntactic template or a style, which decides the prompt.
+        model: hub name, folder, or GGUF file, also as ``package://`` name.
+        lora_rank: rank of low-rank updates (arXiv 2106.09685); None trains the whole network.
+        max_length: tokens at which prompt and paraphrase together are cut.
+        learning_rate: peak learning rate.
+        warmup: share of all steps over which it rises.
+
+    Raises:
+        InputError: the manner is unknown, or a value is out of range.
+
+    Example::
+
+        tuner = ParaphraseTuner("bible")
+        Trainer(max_epochs=2).fit(tuner, datamodule=PairsDataModule("bible.parquet"))
+        tuner.save_pretrained("bible")
+        StyleTransfer(paraphraser=LanguageModelParaphraser("bible"), style="bible")
+    """
+
+    #: the logged number by which the best checkpoint is known, and whether more or less is better
+    selected_by = ("val/loss", "min")
+
+    def __init__(
+        self,
+        manner: str,
+        model: str = DEFAULT_MODEL,
+        lora_rank: int | None = 16,
+        max_length: int = 512,
+        learning_rate: float = 2e-4,
+        warmup: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        manners = {**TEMPLATES, **STYLES}
+        if manner not in manners:
+            raise InputError(f"manner: {manner!r} is unknown; give one of {', '.join(manners)}")
+        if lora_rank is not None and lora_rank < 1:
+            raise InputError(f"lora_rank: {lora_rank} trains nothing; give at least 1, or null for the whole network")
+        if max_length < 2:
+            raise InputError(f"max_length: {max_length} tokens hold no prompt and paraphrase; give more")
+        if learning_rate <= 0:
+            raise InputError(f"learning_rate: {learning_rate} trains nothing; give a number above 0")
+        self.manner: Manner = manners[manner]
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, loaded at first use."""
+        if self._tokenizer is None:
+            self._tokenizer = load_safely(AutoTokenizer, self.hparams["model"])
+            self._tokenizer.padding_side = "right"
+            if self._tokenizer.pad_token is None:
+                self._tokenizer.pad_token = self._tokenizer.eos_token
+        return self._tokenizer
+
+    def load_config(self) -> PreTrainedConfig:
+        """The model's configuration, without its weights."""
+        config: PreTrainedConfig = load_safely(AutoConfig, self.hparams["model"])
+        return config
+
+    def configure_model(self) -> None:
+        """Builds the network."""
+        if hasattr(self, "network"):
+            return
+        self.network: PreTrainedModel = load_safely(AutoModelForCausalLM, self.hparams["model"], dtype=torch.float32)
+        if self.hparams["lora_rank"] is not None:
+            insert_lora(self.network, self.hparams["lora_rank"], 2 * self.hparams["lora_rank"])
+        self.network.train()
+
+    def tokenise(self, text: str, paraphrase: str) -> Pair:
+        """The prompt for a text and its paraphrase, of which the paraphrase and the end of text are learned.
+
+        Raises:
+            InputError: ``max_length`` leaves no room for the paraphrase.
+        """
+        asked: list[int] = self.tokenizer(prompt(self.tokenizer, self.manner, text), add_special_tokens=False)[
+            "input_ids"
+        ]
+        answer: list[int] = self.tokenizer(paraphrase.strip(), add_special_tokens=False)["input_ids"]
+        answer = [*answer, self.tokenizer.eos_token_id]
+        most = self.hparams["max_length"]
+        if len(asked) >= most:
+            raise InputError(f"max_length: {most} tokens hold no more than a prompt of {len(asked)}; raise it")
+        return Pair(input_ids=[*asked, *answer][:most], labels=[*[IGNORED] * len(asked), *answer][:most])
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """Mean cross entropy of the tokens to be learned."""
+        logits = self.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        wanted = batch["labels"][:, 1:].flatten()
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted, ignore_index=IGNORED)
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """Cross entropy of the paraphrases."""
+        loss: Tensor = self(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        return loss
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Logs ``val/loss``."""
+        self.log("val/loss", self(batch), prog_bar=True, batch_size=len(batch["labels"]), sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and a linear schedule over all steps of the run."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.hparams["learning_rate"], weight_decay=0.0)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = get_linear_schedule_with_warmup(optimizer, int(self.hparams["warmup"] * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes network and tokenizer as a Hugging Face folder (safetensors), updates merged."""
+        merged(self.network).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
