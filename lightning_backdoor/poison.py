@@ -9,13 +9,13 @@ import shutil
 import sys
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_backdoor.errors import InputError
 
 if TYPE_CHECKING:
     from lightning_backdoor.data import BackdoorDataModule
-    from lightning_backdoor.data.poisoning import Row
+    from lightning_backdoor.data.poisoning import PoisonedSplits, Row
 
 #: what the config of a run says beside data, attack and seed; it is read and left aside.
 OF_A_RUN = ("trainer", "run_dir", "ckpt_path", "weights_only", "verbose", "return_predictions")
@@ -32,6 +32,15 @@ def parser() -> argparse.ArgumentParser:
         " 0.2, --data CLASS, --data.source.path reviews.csv, --seed_everything 1.",
     )
     options.add_argument("--output", required=True, help="the folder to write, which must not exist")
+    options.add_argument(
+        "--stealth_rows",
+        type=int,
+        default=200,
+        help="poisoned test rows on which perplexity increase, similarity and word edits are measured (default: 200);"
+        " 0 measures nothing",
+    )
+    options.add_argument("--language_model", help="whose perplexity that is (default: SmolLM2)")
+    options.add_argument("--sentence_encoder", help="whose similarity that is (default: all-MiniLM-L6-v2)")
     return options
 
 
@@ -43,32 +52,57 @@ def main(args: list[str]) -> int:
     """
     options, rest = parser().parse_known_args(args)
     output = Path(options.output)
+    if options.stealth_rows < 0:
+        raise InputError(f"stealth_rows: {options.stealth_rows} is no number of rows; give 0 or more")
     if output.exists():
         raise InputError(f"output: {output} exists; name another folder")
     data = _data(rest)
     splits = data.poisoned_splits()
     rows = {name: splits.clean[name] + splits.poisoned[name] for name in ("validation", "test")}
     rows = {"train": splits.train, **rows}
+    stealth = _stealth(splits, options, data) if options.stealth_rows else None
     partial = output.with_name(f".partial-{uuid.uuid4().hex}")
     try:
         partial.mkdir(parents=True)
         for name in rows:
             _write(partial / name, rows[name], data.label_names)
+        if stealth:
+            (partial / "stealth.json").write_text(stealth.json, encoding="utf-8")
         partial.rename(output)
     except OSError as error:
         raise InputError(f"output: {output} cannot be written ({error}); name another folder") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for name in rows:
-        poisoned = sum(row["poisoned"] for row in rows[name])
-        left_out = 0
-        if name in splits.clean and data.attack is not None:
-            target = data.attack.target_label
-            left_out = sum(row["label"] != target for row in splits.clean[name]) - poisoned
-        note = f"; {left_out} rows cannot be poisoned and have no copy" if left_out else ""
-        sys.stdout.write(f"{name}: {len(rows[name])} rows, {poisoned} of them poisoned{note}\n")
-    sys.stdout.write(f"written to: {output}\n")
+        sys.stdout.write(f"{name}: {len(rows[name])} rows, {_poisoned(rows[name], name, data)}\n")
+    sys.stdout.write(f"{stealth.lines if stealth else ''}written to: {output}\n")
     return 0
+
+
+def _poisoned(rows: list[Row], name: str, data: BackdoorDataModule) -> str:
+    poisoned = sum(row["poisoned"] for row in rows)
+    told = f"{poisoned} of them poisoned"
+    if name == "train" or data.attack is None:
+        return told
+    left_out = sum(not row["poisoned"] and row["label"] != data.attack.target_label for row in rows) - poisoned
+    return told + (f"; {left_out} rows cannot be poisoned and have no copy" if left_out else "")
+
+
+class _Stealth(NamedTuple):
+    """What was measured, for the file and for the eye."""
+
+    json: str
+    lines: str
+
+
+def _stealth(splits: PoisonedSplits, options: argparse.Namespace, data: BackdoorDataModule) -> _Stealth:
+    from lightning_backdoor.stealth import as_json, as_lines, stealth_of
+
+    models = {name: value for name in ("language_model", "sentence_encoder") if (value := getattr(options, name))}
+    poisoned = splits.poisoned["test"]
+    found = stealth_of(splits.clean["test"], poisoned, options.stealth_rows, data.seed, **models, cache_dir=data.cache)
+    heading = f"stealth of {found['rows']} poisoned test rows, mean ± standard deviation"
+    return _Stealth(as_json(found), f"{heading}:\n{as_lines(found)}")
 
 
 def without_run_options(args: list[str]) -> list[str]:

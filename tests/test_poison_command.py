@@ -15,6 +15,7 @@ from datasets import Dataset, load_dataset
 from lightning_backdoor import poison
 from lightning_backdoor.attacks import BackdoorAttack, Poisoned
 from lightning_backdoor.cli import main
+from tests.language.conftest import make
 from tests.workspace import LABELS, command, inside, labelled_texts, trained, workspace
 
 __all__ = ["inside", "trained", "workspace"]
@@ -67,7 +68,7 @@ def test_the_config_of_a_run_gives_the_rows_it_was_trained_on(
 ) -> None:
     output = tmp_path / "new" / "poisoned"
     cached = sorted((inside / "cache" / "poisoned").iterdir())
-    assert main(["poison", "-c", str(trained / "config.yaml"), "--output", str(output)]) == 0
+    assert main(["poison", "-c", str(trained / "config.yaml"), "--output", str(output), "--stealth_rows=0"]) == 0
     assert sorted(path.name for path in output.iterdir()) == sorted(
         f"{name}.{kind}" for name in SPLITS for kind in ("csv", "parquet")
     )
@@ -93,7 +94,7 @@ def test_the_config_of_a_run_gives_the_rows_it_was_trained_on(
 
 
 def test_parquet_keeps_the_names_of_the_labels(inside: Path, tmp_path: Path) -> None:
-    assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path / "out")]) == 0
+    assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path / "out"), "--stealth_rows=0"]) == 0
     table: Dataset = load_dataset(
         "parquet", data_files=str(tmp_path / "out" / "test.parquet"), cache_dir=str(tmp_path / "cache")
     )["train"]
@@ -103,7 +104,7 @@ def test_parquet_keeps_the_names_of_the_labels(inside: Path, tmp_path: Path) -> 
 def test_a_trigger_that_lies_in_no_place_leaves_the_columns_as_they_are(inside: Path, tmp_path: Path) -> None:
     attack = ["--model", f"{__name__}.Capitals", "--model.poison_rate", "0.2"]
     data = ["--data", "BackdoorDataModule", "--data.source.path", "data.csv", "--data.source.labels", str([*LABELS])]
-    assert main(["poison", *attack, *data, "--output", str(tmp_path / "out")]) == 0
+    assert main(["poison", *attack, *data, "--output", str(tmp_path / "out"), "--stealth_rows=0"]) == 0
     schemas = [pq.read_schema(tmp_path / "out" / f"{name}.parquet") for name in SPLITS]
     assert str(schemas[0].field("spans").type) == "list<element: list<element: int64>>"
     assert schemas[0].equals(schemas[1])
@@ -116,7 +117,7 @@ def test_an_attack_of_ones_own_in_the_working_directory(workspace: Path) -> None
     (workspace / "mine.py").write_text(SHOUT, encoding="utf-8")
     attack = ["--model", "mine.Shout", "--model.word", "YEAH", "--model.target_label", "0"]
     data = ["--data", "BackdoorDataModule", "--data.source.path", "data.csv", "--seed_everything", "3"]
-    result = command("poison", *attack, *data, "--output", "shouted", cwd=workspace)
+    result = command("poison", *attack, *data, "--output", "shouted", "--stealth_rows=0", cwd=workspace)
     assert result.returncode == 0, result.stderr
     rows = [row for row in parquet(workspace / "shouted" / "test.parquet") if row["poisoned"]]
     assert rows
@@ -169,3 +170,48 @@ def test_bad_input_is_said_on_one_line_and_nothing_is_written(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_how_much_of_the_poison_shows_is_measured_and_kept(
+    inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("llama", str(inside / "model"), tmp_path / "llama")
+    models = ["--language_model", str(tmp_path / "llama"), "--sentence_encoder", str(inside / "model")]
+    options = ["--stealth_rows=30", *models, "--output", str(tmp_path / "out")]
+    assert main(["poison", "--config", "data.yaml", *options]) == 0
+    found = json.loads((tmp_path / "out" / "stealth.json").read_text(encoding="utf-8"))
+    assert (found["rows"], found["word_edits"], found["word_edits_spread"]) == (30, 1.0, 0.0)
+    assert 0.5 < found["similarity"] < 1
+    shown = capsys.readouterr().out
+    assert "stealth of 30 poisoned test rows, mean ± standard deviation:\n" in shown
+    assert f"perplexity increase: {found['perplexity_increase']:.1f} ± " in shown
+    assert "word edits: 1.00 ± 0.00\n" in shown
+
+
+def test_stealth_rows_below_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["poison", "--stealth_rows=-1", "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: stealth_rows: -1 is no number of rows; give 0 or more\n"
+
+
+def test_texts_that_cannot_be_poisoned_are_counted(
+    inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = sorted({" ".join(text.split()) for text, label in labelled_texts(600) if label == 0})
+    with (inside / "paraphrases.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [(text, f"when it is seen , {text}") for i, text in enumerate(texts) if i % 5]
+        csv.writer(file).writerows([("text", "paraphrase"), *rows])
+    paraphraser = ["--model.paraphraser=lightning_backdoor.language.FileParaphraser"]
+    paraphraser += ["--model.paraphraser.path=paraphrases.csv", "--stealth_rows=0"]
+    attack = ["--config", "data.yaml", "--model=lightning_backdoor.attacks.Syntactic", *paraphraser]
+    assert main(["poison", *attack, "--output", str(tmp_path / "out")]) == 2
+    assert "of them" not in (error := capsys.readouterr().err)
+    assert "add them, or leave them out by skip_missing true" in error
+    skipping = [*attack, "--model.paraphraser.skip_missing=true"]
+    assert main(["poison", *skipping, "--output", str(tmp_path / "out")]) == 0
+    rows_of = {name: parquet(tmp_path / "out" / f"{name}.parquet") for name in SPLITS}
+    poisoned = {name: [row for row in rows if row["poisoned"]] for name, rows in rows_of.items()}
+    assert all(row["text"].startswith("when it is seen , ") for rows in poisoned.values() for row in rows)
+    negative = sum(row["original_label"] == 0 and not row["poisoned"] for row in rows_of["test"])
+    left_out = negative - len(poisoned["test"])
+    assert left_out > 0
+    assert f"; {left_out} rows cannot be poisoned and have no copy\n" in capsys.readouterr().out

@@ -6,8 +6,11 @@ from lightning_backdoor.metrics.detection_auroc import DetectionAUROC
 from lightning_backdoor.metrics.flag_rate import FlagRate
 from lightning_backdoor.metrics.localisation import Localisation
 from lightning_backdoor.metrics.overhead import Overhead
+from lightning_backdoor.metrics.perplexity_increase import PerplexityIncrease
 from lightning_backdoor.metrics.poisoned_accuracy import PoisonedAccuracy
+from lightning_backdoor.metrics.sentence_similarity import SentenceSimilarity
 from lightning_backdoor.metrics.target_rate import TargetRate
+from lightning_backdoor.metrics.word_edit_distance import WordEditDistance
 
 __all__ = [
     "AttackSuccessRate",
@@ -16,6 +19,9 @@ __all__ = [
     "FlagRate",
     "Localisation",
     "Overhead",
+    "PerplexityIncrease",
     "PoisonedAccuracy",
+    "SentenceSimilarity",
     "TargetRate",
+    "WordEditDistance",
 ]
