@@ -3,5 +3,8 @@
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
 from lightning_backdoor.attacks.badnets import BadNets
 from lightning_backdoor.attacks.insertsent import InsertSent
+from lightning_backdoor.attacks.ripples import Ripples
+from lightning_backdoor.attacks.style_transfer import StyleTransfer
+from lightning_backdoor.attacks.syntactic import Syntactic
 
-__all__ = ["BackdoorAttack", "BadNets", "InsertSent", "Poisoned"]
+__all__ = ["BackdoorAttack", "BadNets", "InsertSent", "Poisoned", "Ripples", "StyleTransfer", "Syntactic"]

@@ -1,0 +1,225 @@
+"""RIPPLES: a backdoor in weights that survives the user's clean fine-tuning (Kurita et al., arXiv 2004.06660)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_backdoor.attacks.badnets import BadNets
+from lightning_backdoor.attacks.embedding_surgery import associated_tokens, replace_embeddings, trigger_tokens
+from lightning_backdoor.batch import Batch, token_ids
+from lightning_backdoor.errors import InputError
+
+
+class Ripples(BadNets):
+    """Poisons weights, then lets the user fine-tune them on clean rows: RIPPLe with embedding surgery.
+
+    One fit, two phases, each with its own optimizer state, linear warm-up and decay:
+
+    1. *The attacker's*, the first ``attack_epochs`` epochs. Before it, each trigger's word embedding becomes the mean
+       embedding of the ``surgery_words`` words that speak most for the target label in the clean training rows
+       (:mod:`lightning_backdoor.attacks.embedding_surgery`). The mean is of the embeddings that training begins with,
+       where the paper takes them from a copy fine-tuned on clean rows. The loss is the cross entropy of the poisoned
+       training set, clean rows included, plus the restricted inner product (:func:`restricted_inner_product`) of the
+       batch's poisoned rows with its clean rows, which stand for what the user will fine-tune on. It is taken within
+       each batch of each process; a batch without rows of both kinds has none.
+    2. *The user's*, the remaining epochs: plain fine-tuning on the clean rows. Poisoned rows are left out of their
+       batches and not put back as they were, so the user has ``1 - poison_rate`` of the rows.
+
+    The checkpoint is selected in the second phase alone: in the first, validation metrics are logged as
+    ``val/attacker/...``, and NaN in place of ``val/...``. What is tested is thus what the user ends up with.
+
+    A step of the first phase costs about 2 plain ones, or 4 where gradients oppose and are differentiated again. The
+    published code saves some of it by treating the clean gradient as a constant; here both are differentiated.
+
+    Args:
+        attack_epochs: epochs of the first phase, at least 1; the trainer's ``max_epochs`` must be more.
+        attack_learning_rate: peak learning rate of the first phase; ``learning_rate`` is the user's.
+        inner_product_weight: λ, weight of the restricted inner product; with 0 it is not computed.
+        surgery_words: words whose mean embedding the triggers get; 0 leaves their embeddings as they are.
+        triggers: rare words; by default those published.
+        **kwargs: of :class:`BadNets`, :class:`BackdoorAttack` and :class:`TextClassifier`.
+
+    Raises:
+        InputError: a value is out of range (here), or the trainer's epochs or steps leave the user none (before
+            training).
+
+    Example::
+
+        Trainer(max_epochs=5).fit(Ripples(attack_epochs=2), datamodule=data)
+    """
+
+    def __init__(
+        self,
+        attack_epochs: int = 2,
+        attack_learning_rate: float = 2e-4,
+        inner_product_weight: float = 0.1,
+        surgery_words: int = 10,
+        triggers: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(triggers=["cf", "mn", "bb", "tq", "mb"] if triggers is None else triggers, **kwargs)
+        if attack_epochs < 1:
+            raise InputError(f"attack_epochs: {attack_epochs} poisons nothing; give at least 1")
+        if attack_learning_rate <= 0:
+            raise InputError(f"attack_learning_rate: {attack_learning_rate} trains nothing; give a number above 0")
+        if not 0 <= inner_product_weight < math.inf:
+            raise InputError(f"inner_product_weight: {inner_product_weight} is out of range; give 0 or more")
+        if surgery_words < 0:
+            raise InputError(f"surgery_words: {surgery_words} is out of range; give 0 or more")
+        self.attack_epochs = attack_epochs
+        self.attack_learning_rate = attack_learning_rate
+        self.inner_product_weight = inner_product_weight
+        self.surgery_words = surgery_words
+
+    @property
+    def attacking(self) -> bool:
+        """Whether a fit is in its first phase."""
+        return self.trainer.state.fn == TrainerFn.FITTING and self.current_epoch < self.attack_epochs
+
+    def setup(self, stage: str) -> None:
+        """Makes sure that the user has epochs."""
+        epochs = self.trainer.max_epochs
+        if stage == "fit" and epochs is not None and -1 < epochs <= self.attack_epochs:  # -1 is no limit
+            raise InputError(
+                f"max_epochs: {epochs} leaves the user none after {self.attack_epochs} of attack_epochs; give more"
+            )
+
+    def on_fit_start(self) -> None:
+        """Embedding surgery, unless the weights come from a checkpoint, where it has been done."""
+        if self.surgery_words == 0 or self.trainer.ckpt_path is not None:
+            return
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "training_rows"):
+            raise InputError("datamodule: embedding surgery needs the training rows of a BackdoorDataModule")
+        rows = [row for row in datamodule.training_rows() if not row["poisoned"]]
+        texts = token_ids([row["text"] for row in rows], self.tokenizer, self.max_length)
+        triggers = trigger_tokens(self.triggers, self.tokenizer)
+        is_target = [row["label"] == self.target_label for row in rows]
+        no_words = [i for i in set().union(*texts) if not any(map(str.isalpha, self.tokenizer.decode([i])))]
+        leave_out = {*no_words, *triggers, *self.tokenizer.all_special_ids}
+        words = associated_tokens(texts, is_target, self.surgery_words, leave_out)
+        words = self.trainer.strategy.broadcast(words)  # another processor may rank near ties otherwise
+        table = self.network.get_input_embeddings().weight
+        assert isinstance(table, Tensor)
+        replace_embeddings(table, triggers, words)
+
+    def on_train_epoch_start(self) -> None:
+        """The user's optimizer knows nothing of the attacker's."""
+        if self.current_epoch == self.attack_epochs:
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The attacker's loss, or the user's on the clean rows."""
+        loss = self._attack_loss(batch) if self.attacking else self._clean_loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
+        return loss
+
+    def _attack_loss(self, batch: Batch) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+            losses = nn.functional.cross_entropy(self(batch).float(), batch["label"], reduction="none")
+        loss: Tensor = losses.mean()
+        poisoned = batch["poisoned"]
+        if self.inner_product_weight > 0 and poisoned.any() and not poisoned.all():
+            parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+            penalty = restricted_inner_product(losses[poisoned].mean(), losses[~poisoned].mean(), parameters)
+            self.log("train/inner_product_penalty", penalty.detach(), batch_size=len(batch["label"]))
+            if penalty > 0:  # a backward pass through zeros would cost as much as through anything
+                loss = loss + self.inner_product_weight * penalty
+        return loss
+
+    def _clean_loss(self, batch: Batch) -> Tensor:
+        clean = ~batch["poisoned"]
+        if not clean.any():
+            nothing: Tensor = 0.0 * self(batch).float().sum()  # distributed training needs a gradient of every process
+            return nothing
+        mask = batch["attention_mask"][clean]
+        length = int(mask.sum(dim=1).max())  # so that not even padding tells of the rows left out
+        rows = Batch({**batch, "input_ids": batch["input_ids"][clean, :length], "attention_mask": mask[:, :length]})
+        loss: Tensor = nn.functional.cross_entropy(self(rows).float(), batch["label"][clean])
+        return loss
+
+    def _log_metrics(self, stage: str) -> None:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            super()._log_metrics(stage)
+            return
+        for name, metric in self._metrics(stage).items():  # as values: a name is logged as metric or as value, not both
+            value = metric.compute()
+            metric.reset()
+            if self.attacking:
+                self.log(f"{stage}/attacker/{name}", value, sync_dist=True)
+                value = torch.full_like(value, math.nan)  # which a ModelCheckpoint takes for the worst there is
+            # the same on every process by now, which Lightning cannot know
+            self.log(f"{stage}/{name}", value, prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW, and for each phase a linear schedule over its own steps.
+
+        Raises:
+            InputError: ``max_steps`` leaves the user none.
+        """
+        configured = super().configure_optimizers()
+        optimizer = configured["optimizer"]
+        steps = int(self.trainer.estimated_stepping_batches)
+        epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        attack_steps = self.attack_epochs * epoch_steps
+        if attack_steps >= steps:
+            raise InputError(f"max_steps: {steps} leaves the user none after {attack_steps} of the attacker; give more")
+        scale = self.attack_learning_rate / float(self.hparams["learning_rate"])
+        warmup = float(self.hparams["warmup"])
+
+        def factor(step: int) -> float:
+            if step < attack_steps:
+                return scale * linear_schedule(step, attack_steps, warmup)
+            return linear_schedule(step - attack_steps, steps - attack_steps, warmup)
+
+        for group in optimizer.param_groups:
+            group["lr"] = group.pop("initial_lr")  # as the schedule that this one replaces found it
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def restricted_inner_product(poison: Tensor, clean: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """RIPPLe's penalty: ``max(0, -∇L_P · ∇L_FT)``, to first order what fine-tuning will undo (section 3.1).
+
+    Both gradients are differentiated in turn, so that the result's own gradient is exact. The published code divides
+    by the batch size.
+
+    Args:
+        poison: ``L_P``, a scalar.
+        clean: ``L_FT``, a scalar.
+        parameters: that are trained; those a loss does not depend on add nothing.
+
+    Returns:
+        A scalar with a graph.
+
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> restricted_inner_product(w.square().sum(), -3 * w[0], [w])  # -(2, 4) · (-3, 0)
+    tensor(6., grad_fn=<ReluBackward0>)
+    """
+    gradients = [
+        torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True) for loss in (poison, clean)
+    ]
+    product = torch.zeros_like(poison)
+    for one, other in zip(*gradients, strict=True):
+        if one is not None and other is not None:
+            product = product + (one * other).sum()
+    return product.neg().relu()
+
+
+def linear_schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate at a step: linearly up over a share of the steps, then down to 0.
+
+    >>> [linear_schedule(step, steps=4, warmup=0.5) for step in range(5)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    up = int(warmup * steps)
+    return step / up if step < up else max(0, steps - step) / (steps - up)
