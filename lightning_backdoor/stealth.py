@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.perplexity import DEFAULT_MODEL, Perplexity
+from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.perplexity import Perplexity
 from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
 from lightning_backdoor.metrics import PerplexityIncrease, SentenceSimilarity, WordEditDistance
 

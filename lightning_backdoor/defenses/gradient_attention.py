@@ -20,7 +20,6 @@ import string
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
-from importlib.resources import files
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from lightning_backdoor.batch import Batch, token_ids, token_spans
 from lightning_backdoor.defenses.attention import attention_and_gradient
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.defenses.repair import noisy, replace_spans
+from lightning_backdoor.stop_words import stop_words
 
 UNCUT = 1 << 30  # tokens
 
@@ -78,13 +78,6 @@ def _largest_of_token(values: Tensor, input_ids: Tensor, kept: Tensor) -> Tensor
     values = values.masked_fill(~kept, -torch.inf).flatten(1)
     largest = torch.full_like(values, -torch.inf).scatter_reduce(1, group, values, "amax")
     return largest.gather(1, group).view(-1, *input_ids.shape)
-
-
-@lru_cache(maxsize=1)
-def stop_words() -> frozenset[str]:
-    """The English stop words of ``stop_words.txt``, where their source is stated."""
-    lines = files("lightning_backdoor.defenses").joinpath("stop_words.txt").read_text(encoding="utf-8").splitlines()
-    return frozenset(line for line in lines if line and not line.startswith("#"))
 
 
 def is_content(token: str) -> bool:

@@ -20,7 +20,8 @@ from torch import Tensor
 from lightning_backdoor.batch import Batch, Spans, token_spans
 from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, Victim, predict, threshold_at_fpr
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.perplexity import DEFAULT_MODEL, LeaveOneOut, Perplexity
+from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.perplexity import LeaveOneOut, Perplexity
 
 LOWEST = torch.finfo(torch.float32).min  # of a text without suspicions: finite, so that it can be written down
 HIGHEST = torch.finfo(torch.float32).max

@@ -11,19 +11,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.gguf import dequantized
-from lightning_backdoor.language.likelihood import looks_ahead, undisturbed
-from lightning_backdoor.packaged import resolve
-from lightning_backdoor.victim import load_safely
+from lightning_backdoor.language.likelihood import undisturbed
 
 ROWS_ON_PROCESSOR = 48
 ROWS_ELSEWHERE = 256
@@ -47,31 +43,6 @@ class Row(NamedTuple):
     opening: str
     rng: random.Random
     most: int
-
-
-def load_language_model(
-    name: str, device: torch.device, cache_dir: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model, in float32 and evaluation mode, and its tokenizer.
-
-    Args:
-        name: hub name, folder, or GGUF file, also as ``package://`` name; loaded without code of its own.
-        device: where to.
-        cache_dir: where GGUF files are dequantized to; the default folder of the cache where None.
-
-    Raises:
-        InputError: it cannot be loaded, or is no causal language model.
-    """
-    path = resolve(name)
-    place = str(dequantized(Path(path), cache_dir)) if path.endswith(".gguf") else name
-    with undisturbed(device), torch.inference_mode(False):  # weights are ordinary tensors
-        tokenizer = load_safely(AutoTokenizer, place)
-        network = load_safely(AutoModelForCausalLM, place, dtype=torch.float32)
-        network.eval().to(device)
-    with undisturbed(device):
-        if looks_ahead(network):
-            raise InputError(f"model: {name!r} is no causal language model; give one such as gpt2")
-    return network, tokenizer
 
 
 def answers(

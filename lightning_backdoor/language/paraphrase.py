@@ -6,20 +6,22 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.generation import Row, answers, load_language_model
+from lightning_backdoor.language.generation import Row, answers
+from lightning_backdoor.language.language_model import (
+    DEFAULT_MODEL,
+    default_device,
+    load_language_model,
+    model_identity,
+)
 from lightning_backdoor.language.manner import Manner, prompt
-from lightning_backdoor.language.perplexity import DEFAULT_MODEL, default_device
 from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
-from lightning_backdoor.language.text_cache import TextCache, content_hash
-from lightning_backdoor.packaged import resolve
-from lightning_backdoor.victim import load_safely
+from lightning_backdoor.language.text_cache import TextCache
 
 TEXTS_A_PUT = 32  # between two writes to the cache
 LONGER = 1.2  # tokens of a paraphrase by those of its text
@@ -173,7 +175,7 @@ class LanguageModelParaphraser:
     def _identity(self) -> str:
         """What candidates and similarities come from, beside text, manner and generator."""
         if self._drawn_by is None:
-            models = [_content(self.model), _content(self.sentence_encoder)]
+            models = [model_identity(self.model), model_identity(self.sentence_encoder)]
             self._drawn_by = "/".join([*models, str(self.temperature), str(self.top_p), str(LONGER), str(MORE)])
         return self._drawn_by
 
@@ -217,11 +219,3 @@ class LanguageModelParaphraser:
         openings = [rng.choice(manner.openings) if manner.openings else "" for rng in rngs]
         asks = prompt(tokenizer, manner, asked.text)
         return [Row(asks, opening, rng, most) for opening, rng in zip(openings, rngs, strict=True)]
-
-
-def _content(model: str) -> str:
-    """Names what is in a file or folder, or the commit of a model of the hub."""
-    path = Path(resolve(model))
-    if path.exists():
-        return content_hash(path)
-    return f"{model}@{getattr(load_safely(AutoConfig, model), '_commit_hash', None)}"

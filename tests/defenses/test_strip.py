@@ -15,9 +15,9 @@ from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import InferenceDefense
 from lightning_backdoor.defenses.defense import Victim
-from lightning_backdoor.defenses.gradient_attention import stop_words
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.stop_words import stop_words
 from lightning_backdoor.victim import TextClassifier
 from tests.reviews import reviews
 from tests.tiny import DECODER, SENTENCES, loaded

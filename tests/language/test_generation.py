@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.generation import REPEATED, Row, answers, load_language_model
+from lightning_backdoor.language.generation import REPEATED, Row, answers
 from tests.language.conftest import config
 from tests.tiny import DECODER, SENTENCES
 
@@ -162,14 +161,3 @@ def test_a_prompt_beyond_the_positions_is_bad_input(loaded: Any) -> None:
     network, tokenizer = loaded("llama")
     with pytest.raises(InputError, match=r"^model: it has 256 positions, and \d+ are needed"):
         answers(network, tokenizer, rows(most=250))
-
-
-@pytest.mark.parametrize("name", ["missing.gguf", "package://lightning_backdoor/py.typed"])
-def test_what_is_no_model_is_bad_input(name: str) -> None:
-    with pytest.raises(InputError, match=r"^model: "):
-        load_language_model(name, torch.device("cpu"))
-
-
-def test_an_encoder_is_no_language_model(tiny_folder: Callable[[str], str], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^model: .* is no causal language model"):
-        load_language_model(tiny_folder("bert"), torch.device("cpu"))

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import LeaveOneOut, Perplexity
+from lightning_backdoor.language.language_model import DEFAULT_MODEL
 from lightning_backdoor.language.likelihood import shares_prefixes
-from lightning_backdoor.language.perplexity import DEFAULT_MODEL
 from tests.language.conftest import POSITIONS
 from tests.shared_files import shared_path
 from tests.tiny import SENTENCES

@@ -1,0 +1,16 @@
+"""Files with parts that a script writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def replace_marked(path: Path, parts: Mapping[str, str]) -> None:
+    """Puts each text between the file's marks ``<!-- name -->`` and ``<!-- /name -->``."""
+    text = path.read_text(encoding="utf-8")
+    for name, lines in parts.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        text = before + begin + "\n" + lines + "\n" + end + rest.partition(end)[2]
+    path.write_text(text, encoding="utf-8")

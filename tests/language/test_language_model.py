@@ -1,0 +1,22 @@
+"""Causal language models: loaded safely, known by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.language_model import load_language_model
+
+
+@pytest.mark.parametrize("name", ["missing.gguf", "package://lightning_backdoor/py.typed"])
+def test_what_is_no_model_is_bad_input(name: str) -> None:
+    with pytest.raises(InputError, match=r"^model: "):
+        load_language_model(name, torch.device("cpu"))
+
+
+def test_an_encoder_is_no_language_model(tiny_folder: Callable[[str], str]) -> None:
+    with pytest.raises(InputError, match=r"^model: .* is no causal language model"):
+        load_language_model(tiny_folder("bert"), torch.device("cpu"))
