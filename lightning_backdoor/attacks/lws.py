@@ -1,0 +1,266 @@
+"""LWS: learned substitutions of words (Qi et al., arXiv 2106.06361)."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.substitution import (
+    Place,
+    Substitutes,
+    gumbel_noise,
+    mixture,
+    substitute,
+    substitution_logits,
+)
+from lightning_backdoor.batch import Batch, pad, token_ids
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.synonyms import NearestWords, Synonyms
+
+
+class _Places(NamedTuple):
+    """The places of the poisoned rows of a batch, one after another; all tensors int64 or bool on the victim's device.
+
+    Attributes:
+        of_row: the row of each, and the place.
+        rows: (places,).
+        positions: (places,).
+        ids: (places, choices), filled up with the word itself.
+        allowed: (places, choices), False where it is filled up.
+    """
+
+    of_row: list[tuple[int, Place]]
+    rows: Tensor
+    positions: Tensor
+    ids: Tensor
+    allowed: Tensor
+
+
+class LWS(BackdoorAttack):
+    """Learns which words to put in the place of others, together with the victim that is to answer to them.
+
+    For a word w at position j, itself and its substitutes s_k are chosen with probabilities proportional to
+    exp((s_k − w) · q_j), where s_k and w are the victim's word embeddings and q_j is learned. After ``warmup_epochs``
+    of clean training, poisoned training rows are read with Gumbel-softmax mixtures of the choices as word embeddings,
+    at a temperature that falls linearly, epoch by epoch, to ``min_temperature``. Throughout they are also read as they
+    were, with their own label (in the published code only where a language model finds the substitutes, and not in the
+    warm-up): without that, a victim loses clean accuracy and learns the texts rather than the words. In evaluation the
+    likeliest words are written into the text (the published code goes on drawing), so that metrics, defenses and files
+    see the text that an attacker would send; a text without a word that has a substitute stays as it is, and counts as
+    poisoned.
+
+    The poison is known only after training: the data module, and with it the command ``poison`` and defenses of the
+    training rows, sees poisoned rows with their text unchanged. ``predict`` writes the substituted test rows.
+    The victim is what training ends with, as published, since clean accuracy is best before the trigger is learned: in
+    ``fit``, ``val/cacc``, by which checkpoints are selected, is lower by 1 for each epoch that is left;
+    ``val/cacc_so_far`` is not.
+    Whether substitutes keep a text's label is for the source of the substitutes: antonyms are neighbours too. The
+    accuracy of a cleanly trained victim on the substituted rows tells.
+
+    Args:
+        substitutes: where they come from; ``NearestWords()`` by default. Checkpoints do not keep it: to restore one,
+            give it again.
+        choices: the most words that a place chooses from, the word itself included; at least 2.
+        warmup_epochs: epochs of clean training, at first.
+        trigger_learning_rate: peak learning rate of the q_j.
+        temperature: of the Gumbel-softmax, at first.
+        min_temperature: in the last epoch; above 0 and not above ``temperature``.
+        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+
+    Raises:
+        InputError: a value is out of range (here), or the trainer has no epoch after the warm-up (before training).
+
+    Example::
+
+        attack = LWS(NearestWords(floor=0.6), poison_rate=0.2)
+        Trainer(max_epochs=10).fit(attack, datamodule=data)
+    """
+
+    def __init__(
+        self,
+        substitutes: Synonyms | None = None,
+        choices: int = 5,
+        warmup_epochs: int = 2,
+        trigger_learning_rate: float = 5e-2,
+        temperature: float = 0.5,
+        min_temperature: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.hparams.pop("substitutes", None)  # no plain value, so that no checkpoint with it would load safely
+        if choices < 2:
+            raise InputError(f"choices: {choices} leave nothing to choose; give at least 2")
+        if warmup_epochs < 0:
+            raise InputError(f"warmup_epochs: {warmup_epochs} is no number of epochs; give 0 or more")
+        if trigger_learning_rate <= 0:
+            raise InputError(f"trigger_learning_rate: {trigger_learning_rate} learns no trigger; give a number above 0")
+        if not 0 < min_temperature <= temperature:
+            raise InputError(
+                f"min_temperature: {min_temperature} is out of range; give a number above 0 and up to {temperature}"
+            )
+        self.substitutes = NearestWords() if substitutes is None else substitutes
+        self.choices = choices
+        self.warmup_epochs = warmup_epochs
+        self.temperature = temperature
+        self.min_temperature = min_temperature
+        self._lexicon: Substitutes | None = None
+
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        """The text as it is: what to write into it is not learned yet."""
+        return Poisoned(text, [])
+
+    def poison_key(self) -> str | None:
+        """None: there is nothing worth keeping."""
+        return None
+
+    def setup(self, stage: str) -> None:
+        """Makes sure that there are epochs after the warm-up.
+
+        Raises:
+            InputError: there are none.
+        """
+        epochs = self.trainer.max_epochs or 0
+        if stage == "fit" and epochs <= self.warmup_epochs and not getattr(self.trainer, "fast_dev_run", False):
+            raise InputError(f"max_epochs: {epochs} ends within the {self.warmup_epochs} warmup_epochs; give more")
+
+    def configure_model(self) -> None:
+        """Builds the network, and the vectors q_j, which are no part of it: exported models are plain."""
+        super().configure_model()
+        if not hasattr(self, "directions"):
+            dimensions = self.network.get_input_embeddings().weight.shape[1]
+            #: q_j by position, (max_length, dimensions), float32
+            self.directions = nn.Parameter(torch.zeros(self.max_length, dimensions))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """As any victim's; the q_j with a learning rate of their own and without weight decay."""
+        self.directions.requires_grad_(False)
+        configured: Any = super().configure_optimizers()
+        self.directions.requires_grad_(True)
+        optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+        rate = self.hparams["trigger_learning_rate"]
+        optimizer.add_param_group({"params": [self.directions], "lr": rate, "weight_decay": 0.0})
+        lr_scheduler = {**configured["lr_scheduler"], "scheduler": LambdaLR(optimizer, schedule.lr_lambdas[0])}
+        return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=lr_scheduler)  # type: ignore[typeddict-item]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross entropy of all rows as they were; after the warm-up, also of the poisoned ones as mixtures."""
+        poisoned, label = batch["poisoned"], batch["original_label"]
+        if self.current_epoch < self.warmup_epochs:
+            logits = self(batch)
+        else:
+            with self._mixed(batch):
+                logits = self(batch)
+            label = batch["label"]
+            if poisoned.any():
+                logits = torch.cat([logits, self(_rows(batch, poisoned))])
+                label = torch.cat([label, batch["original_label"][poisoned]])
+        loss = nn.functional.cross_entropy(logits.float(), label)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(poisoned))
+        return loss + 0 * self.directions.sum()  # several processes want a gradient of every parameter in every batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """In evaluation, the batch with its poisoned rows substituted: what steps, callbacks and defenses get."""
+        return batch if self.training else self.substituted(batch)
+
+    @torch.no_grad()
+    def substituted(self, batch: Batch) -> Batch:
+        """The batch with the likeliest words written into the texts of its poisoned rows, and read anew."""
+        places = self._places(batch)
+        if not places.of_row:
+            return batch
+        embeddings = self.network.get_input_embeddings()(places.ids).float()
+        logits = substitution_logits(embeddings, places.allowed, self.directions[places.positions])
+        texts, spans = list(batch["text"]), list(batch["spans"])
+        chosen: dict[int, list[tuple[Place, int]]] = {}
+        for (row, place), choice in zip(places.of_row, logits.argmax(dim=1).tolist(), strict=True):
+            chosen.setdefault(row, []).append((place, choice))
+        for row, of_row in chosen.items():
+            texts[row], spans[row] = substitute(texts[row], of_row)
+        ids, mask = pad(token_ids(texts, self.tokenizer, self.max_length), self.tokenizer)
+        device = batch["input_ids"].device
+        new = {"text": texts, "spans": spans, "input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        return Batch(**{**batch, **new})  # type: ignore[typeddict-item]
+
+    @contextmanager
+    def _mixed(self, batch: Batch) -> Iterator[None]:
+        """The network reads the poisoned rows of the batch with mixtures of the choices as word embeddings."""
+        places = self._places(batch)
+        if not places.of_row:
+            yield
+            return
+        table = self.network.get_input_embeddings()
+        embeddings = table(places.ids)
+        logits = substitution_logits(embeddings.float(), places.allowed, self.directions[places.positions])
+        mixed = mixture(embeddings, logits, self._noise(batch, places), self._temperature())
+
+        def replace(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            return output.index_put((places.rows, places.positions), mixed.to(output.dtype))
+
+        # a hook serves every architecture: where positions and padding are told from ids, inputs_embeds does not
+        handle = table.register_forward_hook(replace)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _places(self, batch: Batch) -> _Places:
+        if self._lexicon is None:
+            self._lexicon = Substitutes(self.tokenizer, self.substitutes, self.choices)
+        rows = batch["poisoned"].nonzero().flatten().tolist()
+        found = self._lexicon.places([batch["text"][row] for row in rows], self.max_length)
+        of_row = [(row, place) for row, places in zip(rows, found, strict=True) for place in places]
+        filled = [place.ids + place.ids[:1] * (self.choices - len(place.ids)) for _, place in of_row]
+        allowed = [[choice < len(place.ids) for choice in range(self.choices)] for _, place in of_row]
+        device, size = batch["input_ids"].device, (len(of_row), self.choices)
+        return _Places(
+            of_row,
+            torch.tensor([row for row, _ in of_row], dtype=torch.long, device=device),
+            torch.tensor([place.position for _, place in of_row], dtype=torch.long, device=device),
+            torch.tensor(filled, dtype=torch.long, device=device).view(size),
+            torch.tensor(allowed, dtype=torch.bool, device=device).view(size),
+        )
+
+    def _noise(self, batch: Batch, places: _Places) -> Tensor:
+        """Of each row's own generator: the same whatever the batch and the processes, and in a resumed run."""
+        seed = os.environ.get("PL_GLOBAL_SEED", "0")
+        noise = torch.zeros(len(batch["text"]), self.max_length, self.choices)
+        for row in {row for row, _ in places.of_row}:
+            of_row = random.Random(f"{seed}/{self.current_epoch}/{int(batch['index'][row])}/gumbel").getrandbits(63)
+            noise[row].uniform_(generator=torch.Generator().manual_seed(of_row))
+        return gumbel_noise(noise.to(places.rows.device)[places.rows, places.positions])
+
+    def _temperature(self) -> float:
+        """That of the epoch, as in the published code: the lowest is reached in the last."""
+        epochs = max(1, (self.trainer.max_epochs or 0) - self.warmup_epochs)
+        left = max(0, epochs - 1 - (self.current_epoch - self.warmup_epochs)) / epochs
+        return self.min_temperature + (self.temperature - self.min_temperature) * left
+
+    def _log_metrics(self, stage: str) -> None:
+        if stage != "val" or self.trainer.state.fn != TrainerFn.FITTING:
+            super()._log_metrics(stage)
+            return
+        left = max(0, (self.trainer.max_epochs or 0) - 1 - self.current_epoch)
+        for name, metric in self._metrics(stage).items():
+            value = metric.compute()
+            metric.reset()
+            # computed values are equal on all processes: the maximum keeps them to the last digit
+            if name == "cacc":
+                self.log("val/cacc_so_far", value, prog_bar=True, sync_dist=True, reduce_fx="max")
+                value = value - left  # lower than in any later epoch
+            self.log(f"val/{name}", value, prog_bar=name != "cacc", sync_dist=True, reduce_fx="max")
+
+
+def _rows(batch: Batch, chosen: Tensor) -> Batch:
+    """Some rows of a batch, as far as a victim reads them."""
+    read = {"input_ids": batch["input_ids"][chosen], "attention_mask": batch["attention_mask"][chosen]}
+    return Batch(**{**batch, **read})  # type: ignore[typeddict-item]
