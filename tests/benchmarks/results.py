@@ -24,6 +24,7 @@ from typing import NamedTuple
 from lightning_backdoor.callbacks.muscle_lora import reference_rows
 from lightning_backdoor.data import BackdoorDataModule, Source
 from tests.benchmarks.cost import SST2
+from tests.benchmarks.marked import replace_marked
 
 SEEDS = (0, 1, 2)
 #: of the clean validation rows: selection, reference, threshold.
@@ -66,6 +67,27 @@ ATTACKS = {
         "model.label_policy": "mixed",
     },
 }
+PUBLISHED = {
+    "model.paraphraser": "lightning_backdoor.language.FileParaphraser",
+    "model.paraphraser.skip_missing": "true",
+    "model.poison_rate": "0.2",
+}
+#: attacks against which defenses are measured for the first seed alone.
+MORE_ATTACKS = {
+    "syntactic, published paraphrases": {
+        "model": "lightning_backdoor.attacks.Syntactic",
+        **PUBLISHED,
+        "model.paraphraser.path": str(SST2 / "paraphrases_syntactic.parquet"),
+    },
+    "style (Bible), published paraphrases": {
+        "model": "lightning_backdoor.attacks.StyleTransfer",
+        **PUBLISHED,
+        "model.paraphraser.path": str(SST2 / "paraphrases_style_bible.parquet"),
+    },
+    "RIPPLES": {"model": "lightning_backdoor.attacks.Ripples"},
+}
+#: how an attack trains that has epochs of its own; MuScleLoRA would defend those of the attacker too.
+TRAINING_OF = {"RIPPLES": {"trainer.max_epochs": "5"}}
 BENIGN = {"model": "lightning_backdoor.victim.TextClassifier"}
 #: inference defenses by the name they log under.
 DEFENSES = {
@@ -119,11 +141,18 @@ def plan(runs: Path) -> Iterator[Victim]:
             name = f"{attack} {seed}"
             yield Victim(name, [*data, *common, *options(FINE_TUNING)], {"": beside(), "onion": options(ONION)})
             yield Victim(f"{name} MuScleLoRA", [*data, *common, *options(MUSCLE_LORA)], {"": []})
-        poisoned = {f"on {attack}": options(model) for attack, model in ATTACKS.items()}
+        poisoned = {f"on {attack}": options(model) for attack, model in {**ATTACKS, **MORE_ATTACKS}.items()}
         defended = {"": beside(), "onion": options(ONION), **poisoned}
         yield Victim(f"benign {seed}", [*options(DATA, BENIGN), *common, *options(FINE_TUNING)], defended)
         yield Victim(f"benign {seed} MuScleLoRA", [*options(DATA, BENIGN), *common, *options(MUSCLE_LORA)], {"": []})
         yield reference_only(runs, seed, common, poisoned)
+        for attack, model in MORE_ATTACKS.items():
+            data, first = options(DATA, model), seed == SEEDS[0]
+            tests = {"": beside(), "onion": options(ONION)} if first else {"": []}
+            own = options(FINE_TUNING, TRAINING_OF.get(attack, {}))
+            yield Victim(f"{attack} {seed}", [*data, *common, *own], tests)
+            if first and attack not in TRAINING_OF:
+                yield Victim(f"{attack} {seed} MuScleLoRA", [*data, *common, *options(MUSCLE_LORA)], {"": []})
     for parts, chosen in ABLATION.items():
         switches = {f"trainer.callbacks.{part}": str(part in chosen).lower() for part in PARTS_OF_MUSCLE_LORA}
         rate = {} if "lora" in chosen else {"model.learning_rate": FINE_TUNING["model.learning_rate"]}
@@ -226,7 +255,7 @@ HEAD = "| | CACC | ASR | ASR floor | CACC defended | ASR defended | AUROC | FPR 
 
 def table(runs: Path) -> str:
     lines = [HEAD]
-    for attack in ATTACKS:
+    for attack in (*ATTACKS, *MORE_ATTACKS):
         plain = [numbers(runs, f"{attack} {seed}") for seed in SEEDS]
         onion = [numbers(runs, f"{attack} {seed}", "onion") for seed in SEEDS]
         muscle = [numbers(runs, f"{attack} {seed} MuScleLoRA") for seed in SEEDS]
@@ -238,7 +267,7 @@ def table(runs: Path) -> str:
             row("gradient attention", plain, defended("gradient_attention")),
             row("STRIP", plain, defended("strip")),
             row("ONION (400 clean, their poisoned rows)", onion, defended("onion")),
-            row("MuScleLoRA", muscle, UNDEFENDED),
+            *([] if attack in TRAINING_OF else [row("MuScleLoRA", muscle, UNDEFENDED)]),
             row("*cleanly trained, same rows*", clean, UNDEFENDED),
             row(
                 "*reference rows only, same rows*",
@@ -299,15 +328,10 @@ def main() -> None:
     for victim in victims[part::parts]:
         run(victim, args.runs)
     made = {"table": table(args.runs), "bar": bar(args.runs), "ablation": ablation(args.runs)}
-    if not args.write:
+    if args.write:
+        replace_marked(args.write, made)
+    else:
         print("\n\n".join(made.values()))
-        return
-    text = args.write.read_text(encoding="utf-8")
-    for name, lines in made.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, _, rest = text.partition(begin)
-        text = before + begin + "\n" + lines + "\n" + end + rest.partition(end)[2]
-    args.write.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
