@@ -120,14 +120,18 @@ class BackdoorCLI(LightningCLI):
         if config.enable_checkpointing is not False:
             validated = config.limit_val_batches != 0
             name, mode = getattr(self.model, "selected_by", ("val/cacc", "max"))
+            checkpoints = Path(self.config[self.command].run_dir or self.folder, "checkpoints")
             self.best = ModelCheckpoint(
-                Path(self.config[self.command].run_dir or self.folder, "checkpoints"),
+                checkpoints,
                 filename="best",
                 monitor=name if validated else None,
                 mode=mode,  # the first best: a later epoch must be better, not as good
-                save_last=True,
             )
             callbacks.append(self.best)
+            # save_last would write it with a new best alone; after the best, whose state it keeps, and of another mode,
+            # since without validation nothing else tells their states apart
+            other = "min" if mode == "max" else "max"
+            callbacks.append(ModelCheckpoint(checkpoints, filename="last", mode=other, enable_version_counter=False))
         if self.command == "predict":
             callbacks.append(PredictionWriter())
         given = config.callbacks or []

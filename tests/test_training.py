@@ -121,6 +121,18 @@ def test_two_processes_predict_the_same(workspace: Path, run: Path) -> None:
     assert len({(row["index"], row["poisoned"]) for row in rows}) == 180
 
 
+def test_the_last_checkpoint_is_of_the_last_epoch_and_the_best_of_the_first_best(
+    workspace: Path, in_process: pytest.MonkeyPatch
+) -> None:
+    learns_nothing = ["--model.learning_rate", "1e-12", "--trainer.max_epochs", "3"]
+    assert main(["fit", "-c", "data.yaml", *learns_nothing, "--run_dir", "flat"]) == 0
+    epochs = {
+        name: torch.load(workspace / "flat" / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
+        for name in ("best", "last")
+    }
+    assert epochs == {"best": 0, "last": 2}
+
+
 def test_a_run_is_resumed_in_its_folder_and_never_overwritten(
     workspace: Path, run: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
