@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from pathlib import Path
 
 import torch
@@ -11,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from lightning_backdoor.cache_folder import cache_folder
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.whole_folder import whole_folder
 
 
 def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
@@ -42,19 +41,9 @@ def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
 
 
 def _write(path: Path, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
-    try:
-        partial.mkdir()
-        parts = _read(path)
-        for part in parts:
+    with whole_folder(folder) as partial:
+        for part in _read(path):
             part.save_pretrained(partial)
-        partial.replace(folder)
-    except OSError:
-        if not folder.exists():  # otherwise another process was first, with the same content
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

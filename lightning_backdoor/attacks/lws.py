@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -61,11 +60,9 @@ class LWS(BackdoorAttack):
 
     The poison is known only after training: the data module, and with it the command ``poison`` and defenses of the
     training rows, sees poisoned rows with their text unchanged. ``predict`` writes the substituted test rows.
-    The victim is what training ends with, as published, since clean accuracy is best before the trigger is learned: in
-    ``fit``, ``val/cacc``, by which checkpoints are selected, is lower by 1 for each epoch that is left;
-    ``val/cacc_so_far`` is not.
-    Whether substitutes keep a text's label is for the source of the substitutes: antonyms are neighbours too. The
-    accuracy of a cleanly trained victim on the substituted rows tells.
+    The victim is what training ends with, as published, and not the first of the best clean accuracy, which comes
+    before the trigger is learned. Whether substitutes keep a text's label is for the source of the substitutes:
+    antonyms are neighbours too. The accuracy of a cleanly trained victim on the substituted rows tells.
 
     Args:
         substitutes: where they come from; ``NearestWords()`` by default. Checkpoints do not keep it: to restore one,
@@ -85,6 +82,8 @@ class LWS(BackdoorAttack):
         attack = LWS(NearestWords(floor=0.6), poison_rate=0.2)
         Trainer(max_epochs=10).fit(attack, datamodule=data)
     """
+
+    selected_by = ("epoch", "max")
 
     def __init__(
         self,
@@ -244,20 +243,6 @@ class LWS(BackdoorAttack):
         epochs = max(1, (self.trainer.max_epochs or 0) - self.warmup_epochs)
         left = max(0, epochs - 1 - (self.current_epoch - self.warmup_epochs)) / epochs
         return self.min_temperature + (self.temperature - self.min_temperature) * left
-
-    def _log_metrics(self, stage: str) -> None:
-        if stage != "val" or self.trainer.state.fn != TrainerFn.FITTING:
-            super()._log_metrics(stage)
-            return
-        left = max(0, (self.trainer.max_epochs or 0) - 1 - self.current_epoch)
-        for name, metric in self._metrics(stage).items():
-            value = metric.compute()
-            metric.reset()
-            # computed values are equal on all processes: the maximum keeps them to the last digit
-            if name == "cacc":
-                self.log("val/cacc_so_far", value, prog_bar=True, sync_dist=True, reduce_fx="max")
-                value = value - left  # lower than in any later epoch
-            self.log(f"val/{name}", value, prog_bar=name != "cacc", sync_dist=True, reduce_fx="max")
 
 
 def _rows(batch: Batch, chosen: Tensor) -> Batch:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict
 
 from lightning_backdoor.batch import Spans
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.whole_folder import whole_folder
 
 Splits = dict[str, list["Row"]]
 
@@ -191,19 +190,10 @@ def poison_splits_cached(
 
 def _write(splits: Splits, folder: Path) -> None:
     """One file a split; the folder appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
-    try:
-        partial.mkdir()
+    with whole_folder(folder) as partial:
         for name, rows in splits.items():
             with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
-        partial.replace(folder)
-    except OSError:
-        if not folder.exists():  # otherwise another process was first, with the same content
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read(path: Path) -> list[Row]:

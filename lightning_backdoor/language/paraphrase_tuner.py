@@ -53,7 +53,7 @@ class ParaphraseTuner(LightningModule):
         StyleTransfer(paraphraser=LanguageModelParaphraser("bible"), style="bible")
     """
 
-    #: the logged number by which the best checkpoint is known, and whether more or less is better
+    #: as a victim's
     selected_by = ("val/loss", "min")
 
     def __init__(
