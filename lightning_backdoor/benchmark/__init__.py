@@ -1,0 +1,1 @@
+"""The matrix: datasets, models, attacks, defenses and seeds, run from one file and compared in one table."""

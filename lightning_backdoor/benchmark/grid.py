@@ -1,0 +1,325 @@
+"""A grid in one YAML file: its axes, and the victims and cells that they span."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache, cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lightning_backdoor import __version__
+from lightning_backdoor.errors import InputError
+
+Fragment = dict[str, Any]
+
+AXES = ("datasets", "models", "attacks", "defenses")
+KEYS = (*AXES, "seeds", "exclude", "base", "test", "wandb", "cluster")
+#: the class path of victims that are not attacked.
+BENIGN = "lightning_backdoor.victim.TextClassifier"
+#: what a control is called among the defenses: the benign victim, on the rows that an attack poisoned.
+CLEAN_TRAINING = "clean training"
+#: what every run of a grid has unless the grid says otherwise.
+DEFAULTS: Fragment = {
+    "trainer": {"devices": 1, "enable_progress_bar": False, "enable_model_summary": False},
+    "data": {"class_path": "lightning_backdoor.data.BackdoorDataModule"},
+    "model": {"class_path": BENIGN},
+}
+
+
+class Victim(NamedTuple):
+    """What is trained once and shared by all its cells.
+
+    Attributes:
+        id: a hash of all that determines it.
+        dataset: name on its axis; so are ``model``, ``attack`` and ``training``, the defense it is trained under.
+        config: of ``fit``.
+    """
+
+    id: str
+    dataset: str
+    model: str
+    attack: str
+    training: str
+    seed: int
+    config: Fragment
+
+
+class Cell(NamedTuple):
+    """One row of the table: a victim under an inference-time defense.
+
+    Attributes:
+        id: a hash of all that determines it, its victim included.
+        attack: name on its axis of the attack whose poison it is tested with.
+        defense: name on its axis, or ``CLEAN_TRAINING``.
+        victim: that is tested.
+        config: what ``test`` is given beside the config that the victim was trained with.
+    """
+
+    id: str
+    attack: str
+    defense: str
+    victim: Victim
+    config: Fragment
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Where the cell is in the grid, as ``--only`` and ``exclude`` name it and the table shows it."""
+        of_victim = {"dataset": self.victim.dataset, "model": self.victim.model}
+        return {**of_victim, "attack": self.attack, "defense": self.defense, "seed": str(self.victim.seed)}
+
+
+class Grid:
+    """A grid as read: its axes by name, and the cells they span.
+
+    Every entry of an axis is the path of a YAML file from the grid's own folder, a mapping with ``class_path`` and
+    ``init_args``, or a mapping with any of ``data``, ``model`` and ``trainer``, as the commands take it. A model may
+    also be a name alone. An entry of ``defenses`` is null, or names what is attached in ``training``, in ``inference``,
+    or in both; a class path is that of a callback in training, and of a
+    :class:`lightning_backdoor.defenses.defense.Defense` at inference.
+
+    ``base`` is below all entries, ``test`` above the config of every test; later ones win: base, dataset, model,
+    attack, defense. ``exclude`` lists mappings from ``dataset``, ``model``, ``attack``, ``defense`` or ``seed`` to a
+    name or names; a cell that fits all of a mapping is left out.
+
+    Args:
+        path: of the YAML file.
+
+    Raises:
+        InputError: it is missing or malformed, or leaves no cell; names the key and the value.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = _read(path)
+        unknown = sorted(content.keys() - set(KEYS))
+        if unknown:
+            raise InputError(f"{path}: {unknown[0]!r} is unknown; give {', '.join(KEYS)}")
+        self.axes = {axis: self._axis(axis, content.get(axis)) for axis in AXES}
+        self.seeds = _seeds(path, content.get("seeds", [0]))
+        self.base = merged(DEFAULTS, self._fragment("base", content.get("base") or {}, ""))
+        self.test = self._fragment("test", content.get("test") or {}, "")
+        self.exclude = self._excludes(content.get("exclude") or [])
+        self.wandb: dict[str, Any] = _mapping(path, "wandb", content.get("wandb"))
+        self.cluster: dict[str, Any] = _mapping(path, "cluster", content.get("cluster"))
+        if not self.cells:
+            raise InputError(f"{path}: exclude leaves no cell; exclude less")
+
+    def _axis(self, axis: str, entries: Any) -> dict[str, Any]:
+        if not isinstance(entries, dict) or not entries:
+            raise InputError(f"{self.path}: {axis} is {entries!r}; give names, and under each what it stands for")
+        if axis != "defenses":
+            return {str(name): self._fragment(f"{axis}.{name}", entry, axis) for name, entry in entries.items()}
+        return {str(name): self._defense(str(name), entry) for name, entry in entries.items()}
+
+    def _defense(self, name: str, entry: Any) -> dict[str, Fragment]:
+        kinds = ("training", "inference")
+        entry = {} if entry is None else entry
+        if name == CLEAN_TRAINING:
+            raise InputError(f"{self.path}: defenses.{name} is what the control is called; give another name")
+        if not isinstance(entry, dict) or not set(entry) <= set(kinds):
+            raise InputError(
+                f"{self.path}: defenses.{name} is {entry!r}; give training or inference, and what under it"
+            )
+        return {kind: self._fragment(f"defenses.{name}.{kind}", entry.get(kind) or {}, kind) for kind in kinds}
+
+    def _fragment(self, name: str, entry: Any, kind: str) -> Fragment:
+        if kind == "models" and isinstance(entry, str) and not _is_yaml(entry):
+            return {"model": {"init_args": {"model": entry}}}
+        if isinstance(entry, str) and _is_yaml(entry):
+            entry = _read(self.path.parent / entry)
+        if isinstance(entry, dict) and "class_path" in entry:
+            slots: dict[str, Fragment] = {
+                "datasets": {"data": entry},
+                "models": {"model": entry},
+                "attacks": {"model": entry},
+                "training": {"trainer": {"callbacks+": [entry]}},
+                "inference": {"trainer": {"callbacks+": [_inference(entry)]}},
+            }
+            if kind in slots:
+                return slots[kind]
+        if not isinstance(entry, dict) or not set(entry) <= {"data", "model", "trainer"}:
+            raise InputError(
+                f"{self.path}: {name} is {entry!r}; give the path of a YAML file, a class_path with init_args, or any"
+                " of data, model and trainer"
+            )
+        return entry
+
+    def _excludes(self, excludes: Any) -> list[dict[str, set[str]]]:
+        known = {axis.removesuffix("s"): {*names} for axis, names in self.axes.items()}
+        known["seed"] = {str(seed) for seed in self.seeds}
+        result = []
+        for rule in excludes if isinstance(excludes, list) else [excludes]:
+            if not isinstance(rule, dict) or not rule or not set(rule) <= set(known):
+                raise InputError(f"{self.path}: exclude has {rule!r}; give {', '.join(known)} and a name or names each")
+            names = {
+                key: {str(v) for v in (value if isinstance(value, list) else [value])} for key, value in rule.items()
+            }
+            for key, given in names.items():
+                if given - known[key]:
+                    unknown = ", ".join(sorted(given - known[key]))
+                    raise InputError(
+                        f"{self.path}: exclude names no {key}: {unknown}; the grid has {', '.join(sorted(known[key]))}"
+                    )
+            result.append(names)
+        return result
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All cells, in the order of the axes, seeds before defenses; each attack begins with its control."""
+        victims: dict[tuple[str, ...], Victim] = {}
+
+        def victim(dataset: str, model: str, attack: str, defense: str, seed: int) -> Victim:
+            training = self.axes["defenses"][defense]["training"] if defense else {}
+            key = (dataset, model, attack, json.dumps(training, sort_keys=True), str(seed))
+            if key not in victims:
+                names = (("datasets", dataset), ("models", model), ("attacks", attack))
+                config = merged(self.base, *(self.axes[axis][name] for axis, name in names), training)
+                config["seed_everything"] = seed
+                trained_under = defense if training else ""
+                victims[key] = Victim(_id(config), dataset, model, attack, trained_under, seed, config)
+            return victims[key]
+
+        result: list[Cell] = []
+        benign = next((name for name, entry in self.axes["attacks"].items() if _is_benign(entry)), None)
+        for dataset, model, attack, seed in product(*(self.axes[axis] for axis in AXES[:3]), self.seeds):
+            places = {"dataset": dataset, "model": model, "attack": attack, "seed": str(seed)}
+            defenses = [name for name in self.axes["defenses"] if not self._excluded({**places, "defense": name})]
+            if benign not in (None, attack) and defenses and not self._excluded({**places, "attack": benign or ""}):
+                control = victim(dataset, model, benign or "", "", seed)
+                poison = {"model": self.axes["attacks"][attack].get("model", {})}
+                result.append(_cell(attack, CLEAN_TRAINING, control, merged(poison, self.test)))
+            for defense in defenses:
+                inference = _unnamed(self.axes["defenses"][defense]["inference"])
+                config = merged(inference, self.test)
+                result.append(_cell(attack, defense, victim(dataset, model, attack, defense, seed), config))
+        return result
+
+    def _excluded(self, places: Mapping[str, str]) -> bool:
+        return any(all(places.get(key) in names for key, names in rule.items()) for rule in self.exclude)
+
+
+def merged(*fragments: Fragment) -> Fragment:
+    """Configs laid over each other: mappings are merged, ``NAME+`` appends to the list ``NAME``, all else is replaced.
+
+    >>> merged({"trainer": {"callbacks": ["A"], "devices": 1}}, {"trainer": {"callbacks+": ["B"], "devices": 2}})
+    {'trainer': {'callbacks': ['A', 'B'], 'devices': 2}}
+    """
+    result: Fragment = {}
+    for fragment in fragments:
+        for key, value in fragment.items():
+            name = key.removesuffix("+")
+            if key != name:
+                result[name] = [*(result.get(name) or []), *(value if isinstance(value, list) else [value])]
+            elif isinstance(value, dict):
+                below = result.get(name)
+                result[name] = merged(below if isinstance(below, dict) else {}, value)
+            else:
+                result[name] = value
+    return result
+
+
+def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
+    """The cells that fit all of some conditions ``key=NAME`` or ``key=NAME,NAME``.
+
+    Raises:
+        InputError: a condition is malformed or fits no cell.
+    """
+    chosen = list(cells)
+    for condition in only:
+        key, _, value = condition.partition("=")
+        if key not in ("dataset", "model", "attack", "defense", "seed") or not value:
+            raise InputError(f"only: {condition!r} is no condition; give dataset, model, attack, defense or seed =NAME")
+        left = [cell for cell in chosen if cell.names[key] in (value, *value.split(","))]
+        if not left:
+            known = ", ".join(dict.fromkeys(cell.names[key] for cell in chosen))
+            raise InputError(f"only: {condition!r} fits no cell; there is {known}")
+        chosen = left
+    return chosen
+
+
+def _cell(attack: str, defense: str, victim: Victim, config: Fragment) -> Cell:
+    return Cell(_id([victim.id, config]), attack, defense, victim, config)
+
+
+def _id(content: Any) -> str:
+    """A hash of a config and of the files that it names, under this version of the library."""
+    files = {name: digest for name in sorted(_strings(content)) if (digest := _digest(name))}
+    return hashlib.sha256(json.dumps([__version__, content, files], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _strings(content: Any) -> Iterable[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from _strings(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _strings(value)
+
+
+@cache
+def _digest(name: str) -> str | None:
+    """Of the file of this name, or of the module in the working directory whose class this is."""
+    module = Path(name.partition(".")[0] + ".py") if re.fullmatch(r"\w+(\.\w+)+", name) else None
+    for path in filter(None, (Path(name), module)):
+        try:
+            if path.is_file():
+                return hashlib.sha256(path.read_bytes()).hexdigest()
+        except (OSError, ValueError):  # a name too long for a file, or with a zero byte in it, is a text
+            continue
+    return None
+
+
+def _is_benign(fragment: Fragment) -> bool:
+    return bool(fragment.get("model", {}).get("class_path") == BENIGN)
+
+
+def _inference(entry: Fragment) -> Fragment:
+    return {"class_path": "lightning_backdoor.callbacks.InferenceDefense", "init_args": {"defense": entry}}
+
+
+def _unnamed(fragment: Fragment) -> Fragment:
+    """A fragment whose one callback logs under no name of its own: a cell has but one defense."""
+    callbacks = fragment.get("trainer", {}).get("callbacks+")
+    if not isinstance(callbacks, list) or len(callbacks) != 1:
+        return fragment
+    arguments = {name: value for name, value in callbacks[0].get("init_args", {}).items() if name != "name"}
+    return {**fragment, "trainer": {**fragment["trainer"], "callbacks+": [{**callbacks[0], "init_args": arguments}]}}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"config: {path} is no file that can be read; give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config: {path} is no YAML ({' '.join(str(error).split())[:150]}); mend it") from None
+    if not isinstance(content, dict):
+        raise InputError(f"config: {path} holds no mapping; give keys and values")
+    return content
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _seeds(path: Path, seeds: Any) -> list[int]:
+    given = seeds if isinstance(seeds, list) else [seeds]
+    if not given or not all(type(seed) is int and seed >= 0 for seed in given) or len(set(given)) < len(given):
+        raise InputError(f"{path}: seeds is {seeds!r}; give different whole numbers from 0")
+    return given
+
+
+def _mapping(path: Path, key: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {key} is {value!r}; give names and values")
+    return value
