@@ -4,7 +4,16 @@ from lightning_backdoor.callbacks.fourier_view import FourierView
 from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
 from lightning_backdoor.callbacks.muscle_lora import MuScleLoRA
+from lightning_backdoor.callbacks.outcome_writer import OutcomeWriter
 from lightning_backdoor.callbacks.prediction_writer import PredictionWriter
 from lightning_backdoor.callbacks.run_labels import RunLabels
 
-__all__ = ["FourierView", "GradientAttentionDefense", "InferenceDefense", "MuScleLoRA", "PredictionWriter", "RunLabels"]
+__all__ = [
+    "FourierView",
+    "GradientAttentionDefense",
+    "InferenceDefense",
+    "MuScleLoRA",
+    "OutcomeWriter",
+    "PredictionWriter",
+    "RunLabels",
+]

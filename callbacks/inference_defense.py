@@ -15,12 +15,14 @@ from torchmetrics import Metric
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch, token_spans
 from lightning_backdoor.callbacks.gathering import of_all_processes
+from lightning_backdoor.callbacks.outcome_writer import batch_outcomes, write_all
 from lightning_backdoor.callbacks.wandb_texts import log_texts
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.batching import TokenisedRows
 from lightning_backdoor.defenses.defense import BUDGETS, REJECTED, Defense, Verdict, judge
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics import DetectionAUROC, FlagRate, Localisation, Overhead
+from lightning_backdoor.outcomes import Outcome
 from lightning_backdoor.token_view import ViewedText, page_html
 from lightning_backdoor.victim import Evaluated, TextClassifier, now
 
@@ -30,8 +32,9 @@ class InferenceDefense(Callback):
 
     Before each evaluation (the victim may have changed) the defense learns from the clean reference rows of the data
     module and is calibrated on its clean threshold rows; without a :class:`BackdoorDataModule` what the checkpoint
-    keeps is used. At test time the first texts of either kind are written to ``texts.jsonl`` and ``token_view.html`` in
-    the trainer's ``default_root_dir``, and to Weights & Biases where a ``WandbLogger`` is on.
+    keeps is used. At test time what became of each row is written to ``outcomes.csv`` in the trainer's
+    ``default_root_dir``, and the first texts of either kind to ``texts.jsonl`` and ``token_view.html``, and to Weights
+    & Biases where a ``WandbLogger`` is on.
 
     Logged as ``val/...`` and ``test/...``: ``cacc_defended``, ``asr_defended``, ``pacc_defended``,
     ``asr_floor_defended``, ``auroc``, ``auroc_target``, ``tpr``, ``fpr``, ``tpr_confirmed``, ``fpr_confirmed``,
@@ -61,6 +64,7 @@ class InferenceDefense(Callback):
         self._defended: list[str] = []
         self._scores = DetectionAUROC()  # holds all scores, for histograms also where there is no AUROC
         self._rows: list[ViewedText] = []
+        self._outcomes: list[Outcome] = []
 
     @property
     def state_key(self) -> str:
@@ -124,6 +128,8 @@ class InferenceDefense(Callback):
     ) -> None:
         """Judges the batch and keeps its texts."""
         verdict = self._judge(trainer, pl_module, outputs, batch)
+        if verdict is not None:
+            self._outcomes += batch_outcomes(pl_module, batch, verdict.prediction, verdict)
         self._keep(pl_module, batch, verdict)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,13 +139,14 @@ class InferenceDefense(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the numbers, writes the texts."""
         self._log(trainer, pl_module, "test")
+        write_all(trainer, self._outcomes, Path(trainer.default_root_dir, self.name))
         self._write_texts(trainer)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         victim = _text_classifier(pl_module)
-        self._rows = []
+        self._rows, self._outcomes = [], []
         self._metrics = {name: metric.to(victim.device) for name, metric in self._make_metrics(victim).items()}
         with torch.inference_mode(False):  # buffers moved inside it could not be written again
             self.defense.to(victim.device)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_backdoor.attacks import BackdoorAttack
-from lightning_backdoor.callbacks import PredictionWriter, RunLabels
+from lightning_backdoor.callbacks import InferenceDefense, OutcomeWriter, PredictionWriter, RunLabels
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.pairs import PairsDataModule
@@ -134,8 +134,11 @@ class BackdoorCLI(LightningCLI):
             callbacks.append(ModelCheckpoint(checkpoints, filename="last", mode=other, enable_version_counter=False))
         if self.command == "predict":
             callbacks.append(PredictionWriter())
-        given = config.callbacks or []
-        check_names(given if isinstance(given, list) else [given])
+        given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
+        check_names(given)
+        defended = any(isinstance(callback, InferenceDefense) for callback in given)
+        if self.command == "test" and isinstance(self.model, TextClassifier) and not defended:
+            callbacks.append(OutcomeWriter())
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     get_linear_schedule_with_warmup,
 )
-from transformers.utils import logging as transformers_logging
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.gguf import dequantized
+from lightning_backdoor.loading import load_safely
 from lightning_backdoor.lora import insert_lora, merged
 from lightning_backdoor.metrics import CleanAccuracy
-from lightning_backdoor.packaged import resolve
 
 STAGES = ("val", "test")
 
@@ -115,6 +112,7 @@ class TextClassifier(LightningModule):
         self.training_defense: str | None = None
         self.merged: Callable[[PreTrainedModel], PreTrainedModel] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._random_states: dict[str, Tensor] = {}
 
     def make_metrics(self) -> nn.ModuleDict:
         """The metrics of one stage by logged name; each takes ``update(prediction, batch)``."""
@@ -282,8 +280,11 @@ class TextClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names the training-time defense."""
+        """Names the training-time defense, and keeps where the generators are that dropout draws from."""
         checkpoint["training_defense"] = self.training_defense
+        checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses weights that were trained under another training-time defense, or under one here and none there.
@@ -297,6 +298,15 @@ class TextClassifier(LightningModule):
                 f"checkpoint: trained under {theirs or 'no training-time defense'}, here is"
                 f" {self.training_defense or 'none'}; attach the same callback, or give the run's exported model folder"
             )
+        self._random_states = checkpoint.get("random_states", {})
+
+    def on_train_start(self) -> None:
+        """In a resumed run dropout goes on drawing where it was, of several processes as in the first."""
+        states, self._random_states = self._random_states, {}
+        if "cpu" in states:
+            torch.set_rng_state(states["cpu"].cpu())
+        if "cuda" in states and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes network and tokenizer as a Hugging Face folder (safetensors), plain whatever it was trained under."""
@@ -317,30 +327,3 @@ def _count_tokens_alone(network: nn.Module, args: Any, kwargs: dict[str, Any]) -
     if mask is not None and kwargs.get("position_ids") is None:
         kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
     return args, kwargs
-
-
-def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
-    """``from_pretrained`` from safetensors or with ``weights_only``, never with remote code; GGUF files dequantized.
-
-    Raises:
-        InputError: whatever went wrong, as one line.
-    """
-    path = resolve(name)
-    if path.endswith(".gguf"):
-        path = str(dequantized(Path(path)))
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a new classification head is what fine-tuning means
-    bars = transformers_logging.is_progress_bar_enabled() and Path(path).exists()
-    if bars:  # a bar is for downloads
-        transformers_logging.disable_progress_bar()
-    try:
-        return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
-    except Exception as error:  # transformers raises whatever its many loaders do
-        reason = " ".join(str(error).split())[:300]
-        if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in reason:  # their advice is to run it
-            reason = "it would need code of its own to load, which is not run"
-        raise InputError(f"model: {name!r} cannot be loaded as a safe checkpoint: {reason}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -16,7 +16,8 @@ from lightning_backdoor import gguf
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.gguf import dequantized
-from lightning_backdoor.victim import TextClassifier, load_safely
+from lightning_backdoor.loading import load_safely
+from lightning_backdoor.victim import TextClassifier
 from tests.tiny import DECODER, SENTENCES, tokenizer_of
 
 SIZE, HEADS, HIDDEN = 32, 4, 64

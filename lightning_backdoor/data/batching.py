@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
+import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
@@ -125,6 +126,7 @@ def loader(
         collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # or each pass would draw from that of dropout, and a resumed run one pass more
     )
 
 
