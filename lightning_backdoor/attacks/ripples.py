@@ -37,11 +37,15 @@ class Ripples(BadNets):
     The checkpoint is selected in the second phase alone: in the first, validation metrics are logged as
     ``val/attacker/...``, and NaN in place of ``val/...``. What is tested is thus what the user ends up with.
 
+    The phases may also be two runs, where the user trains in another way than the attacker, such as under a defense.
+    With as many ``attack_epochs`` as the trainer has epochs, the attacker publishes the weights (``model/`` of the
+    run); with ``attack_epochs=0`` the user begins with such weights, given as ``model``.
+
     A step of the first phase costs about 2 plain ones, or 4 where gradients oppose and are differentiated again. The
     published code saves some of it by treating the clean gradient as a constant; here both are differentiated.
 
     Args:
-        attack_epochs: epochs of the first phase, at least 1; the trainer's ``max_epochs`` must be more.
+        attack_epochs: epochs of the first phase, up to the trainer's ``max_epochs``.
         attack_learning_rate: peak learning rate of the first phase; ``learning_rate`` is the user's.
         inner_product_weight: λ, weight of the restricted inner product; with 0 it is not computed.
         surgery_words: words whose mean embedding the triggers get; 0 leaves their embeddings as they are.
@@ -49,7 +53,7 @@ class Ripples(BadNets):
         **kwargs: of :class:`BadNets`, :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
-        InputError: a value is out of range (here), or the trainer's epochs or steps leave the user none (before
+        InputError: a value is out of range (here), or the trainer's epochs or steps end within the first phase (before
             training).
 
     Example::
@@ -67,8 +71,8 @@ class Ripples(BadNets):
         **kwargs: Any,
     ) -> None:
         super().__init__(triggers=["cf", "mn", "bb", "tq", "mb"] if triggers is None else triggers, **kwargs)
-        if attack_epochs < 1:
-            raise InputError(f"attack_epochs: {attack_epochs} poisons nothing; give at least 1")
+        if attack_epochs < 0:
+            raise InputError(f"attack_epochs: {attack_epochs} is out of range; give 0 or more")
         if attack_learning_rate <= 0:
             raise InputError(f"attack_learning_rate: {attack_learning_rate} trains nothing; give a number above 0")
         if not 0 <= inner_product_weight < math.inf:
@@ -86,16 +90,14 @@ class Ripples(BadNets):
         return self.trainer.state.fn == TrainerFn.FITTING and self.current_epoch < self.attack_epochs
 
     def setup(self, stage: str) -> None:
-        """Makes sure that the user has epochs."""
+        """Makes sure that the first phase comes to its end."""
         epochs = self.trainer.max_epochs
-        if stage == "fit" and epochs is not None and -1 < epochs <= self.attack_epochs:  # -1 is no limit
-            raise InputError(
-                f"max_epochs: {epochs} leaves the user none after {self.attack_epochs} of attack_epochs; give more"
-            )
+        if stage == "fit" and epochs is not None and -1 < epochs < self.attack_epochs:  # -1 is no limit
+            raise InputError(f"max_epochs: {epochs} ends within the {self.attack_epochs} attack_epochs; give more")
 
     def on_fit_start(self) -> None:
         """Embedding surgery, unless the weights come from a checkpoint, where it has been done."""
-        if self.surgery_words == 0 or self.trainer.ckpt_path is not None:
+        if 0 in (self.surgery_words, self.attack_epochs) or self.trainer.ckpt_path is not None:
             return
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "training_rows"):
@@ -155,7 +157,7 @@ class Ripples(BadNets):
         for name, metric in self._metrics(stage).items():  # as values: a name is logged as metric or as value, not both
             value = metric.compute()
             metric.reset()
-            if self.attacking:
+            if self.attacking and self.attack_epochs != self.trainer.max_epochs:
                 self.log(f"{stage}/attacker/{name}", value, sync_dist=True)
                 value = torch.full_like(value, math.nan)  # which a ModelCheckpoint takes for the worst there is
             # the same on every process by now, which Lightning cannot know
@@ -165,15 +167,15 @@ class Ripples(BadNets):
         """AdamW, and for each phase a linear schedule over its own steps.
 
         Raises:
-            InputError: ``max_steps`` leaves the user none.
+            InputError: ``max_steps`` ends within the first phase.
         """
         configured = super().configure_optimizers()
         optimizer = configured["optimizer"]
         steps = int(self.trainer.estimated_stepping_batches)
         epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         attack_steps = self.attack_epochs * epoch_steps
-        if attack_steps >= steps:
-            raise InputError(f"max_steps: {steps} leaves the user none after {attack_steps} of the attacker; give more")
+        if attack_steps > steps:
+            raise InputError(f"max_steps: {steps} ends within the {attack_steps} of the attacker; give more")
         scale = self.attack_learning_rate / float(self.hparams["learning_rate"])
         warmup = float(self.hparams["warmup"])
 
@@ -222,4 +224,4 @@ def linear_schedule(step: int, steps: int, warmup: float) -> float:
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     up = int(warmup * steps)
-    return step / up if step < up else max(0, steps - step) / (steps - up)
+    return step / up if step < up else max(0, steps - step) / max(1, steps - up)

@@ -235,21 +235,15 @@ def test_the_victim_is_selected_after_the_users_fine_tuning(tmp_path: Path, mode
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, model: str, epoch: int) -> None:
-    # dropout draws from a generator that a checkpoint does not keep: both runs go without
     ends = []
     for start in (None, tmp_path / "epochs" / f"epoch={epoch}.ckpt"):
         attack = Ripples(model=model, attack_epochs=2, attack_learning_rate=1e-3, learning_rate=1e-3)
-        attack.hparams["labels"] = ["negative", "positive"]
-        attack.configure_model()
-        for module in attack.network.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
         keep = ModelCheckpoint(tmp_path / "epochs", filename="{epoch}", save_top_k=-1)
         options: dict[str, Any] = {"callbacks": [keep], "enable_checkpointing": True, "accumulate_grad_batches": 2}
         fit(tmp_path, attack, ckpt=start, max_epochs=4, **options)
         ends.append(attack.network.state_dict())
     for name, value in ends[0].items():
-        assert torch.allclose(value, ends[1][name], atol=1e-6), name
+        assert torch.equal(value, ends[1][name]), name
 
 
 def test_both_phases_train_in_mixed_precision(tmp_path: Path, model: str) -> None:
@@ -260,17 +254,40 @@ def test_both_phases_train_in_mixed_precision(tmp_path: Path, model: str) -> Non
         assert value.isfinite().all(), name
 
 
-def test_without_epochs_or_steps_for_the_user_nothing_is_trained(tmp_path: Path, model: str) -> None:
-    with pytest.raises(InputError, match=r"^max_epochs: 2 leaves the user none after 2 of attack_epochs; give more$"):
-        fit(tmp_path, Ripples(model=model))
-    with pytest.raises(InputError, match=r"^max_steps: 3 leaves the user none after \d+ of the attacker; give more$"):
+def test_a_run_that_ends_within_the_first_phase_is_not_begun(tmp_path: Path, model: str) -> None:
+    with pytest.raises(InputError, match=r"^max_epochs: 2 ends within the 3 attack_epochs; give more$"):
+        fit(tmp_path, Ripples(model=model, attack_epochs=3))
+    with pytest.raises(InputError, match=r"^max_steps: 3 ends within the \d+ of the attacker; give more$"):
         fit(tmp_path, Ripples(model=model), max_epochs=3, max_steps=3)
+
+
+def test_the_phases_may_be_two_runs(tmp_path: Path, model: str) -> None:
+    best = ModelCheckpoint(tmp_path, filename="best", monitor="val/cacc", mode="max")
+    attacker = Ripples(model=model, attack_epochs=2, attack_learning_rate=1e-3)
+    trainer = fit(tmp_path, attacker, max_epochs=2, callbacks=[best], enable_checkpointing=True)
+    assert trainer.callback_metrics["val/cacc"].isfinite()  # or nothing could be selected
+    assert "val/attacker/cacc" not in trainer.callback_metrics
+    attacker.save_pretrained(tmp_path / "published")
+    tokens = trigger_tokens(attacker.triggers, attacker.tokenizer)
+    published = attacker.network.get_input_embeddings().weight[tokens].detach().clone()  # type: ignore[index]
+    seen: list[bool] = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            seen.append(pl_module.attacking)
+
+    user = Ripples(model=str(tmp_path / "published"), attack_epochs=0, learning_rate=1e-9)
+    fit(tmp_path, user, max_epochs=1, callbacks=[Look()])
+    assert seen
+    assert not any(seen)
+    kept = user.network.get_input_embeddings().weight[tokens]  # type: ignore[index]
+    torch.testing.assert_close(kept, published)  # no second surgery
 
 
 @pytest.mark.parametrize(
     "option",
     [
-        {"attack_epochs": 0},
+        {"attack_epochs": -1},
         {"attack_learning_rate": 0.0},
         {"inner_product_weight": -0.1},
         {"inner_product_weight": math.nan},
