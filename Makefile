@@ -12,7 +12,7 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	WANDB_MODE=offline $(BIN)/python -m lightning_backdoor.demo
+	WANDB_MODE=offline $(BIN)/lightning-backdoor benchmark --config configs/benchmark/demo.yaml --output runs/demo
 
 test: setup
 	$(BIN)/python -m pytest

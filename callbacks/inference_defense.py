@@ -25,6 +25,7 @@ from lightning_backdoor.metrics import DetectionAUROC, FlagRate, Localisation, O
 from lightning_backdoor.outcomes import Outcome
 from lightning_backdoor.token_view import ViewedText, page_html
 from lightning_backdoor.victim import Evaluated, TextClassifier, now
+from lightning_backdoor.whole_file import write_whole
 
 
 class InferenceDefense(Callback):
@@ -242,8 +243,8 @@ class InferenceDefense(Callback):
         folder = Path(trainer.default_root_dir, self.name)
         folder.mkdir(parents=True, exist_ok=True)
         title = f"Token view: {self.name or type(self.defense).__name__}"
-        _write(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        _write(folder / "token_view.html", page_html(rows, title, threshold))
+        write_whole(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_whole(folder / "token_view.html", page_html(rows, title, threshold))
         log_texts(trainer, rows, scores, poisoned, prefix=f"test/{self.name}/" if self.name else "test/")
 
 
@@ -310,10 +311,3 @@ def _first(rows: list[ViewedText], most: int) -> list[ViewedText]:
     """The first rows of either kind, poisoned ones in front; the same whatever order they came in."""
     ordered = sorted(rows, key=lambda row: row["index"])
     return [row for poisoned in (True, False) for row in [r for r in ordered if r["poisoned"] == poisoned][:most]]
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation rows",
     "test": "evaluate a checkpoint on the test rows, defenses attached",
     "predict": "write a checkpoint's predictions on the test rows",
+    "benchmark": "run a grid of attacks and defenses, and compare them",
     "poison": "write the poisoned splits of a data set, with flags and trigger spans",
     "scan": "flag and repair suspicious texts before a fine-tuned checkpoint reads them",
 }
@@ -65,6 +66,10 @@ def _run(command: str, args: list[str]) -> int:
         return scan(args)
     if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    if command == "benchmark":
+        from lightning_backdoor.benchmark.command import main as benchmark
+
+        return benchmark(args)
     if command == "poison":
         from lightning_backdoor.poison import main as poison
 

@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
         score: of the text, higher is more suspicious.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuples have a method of this name, which nobody calls
     poisoned: bool
     label: str
     target_label: str | None

@@ -173,9 +173,12 @@ class BackdoorCLI(LightningCLI):
         # Lightning itself fetches addresses and finds keywords, with weights_only as well
         if checkpoint and checkpoint not in keywords and "://" not in checkpoint:
             read_checkpoint(checkpoint)
+
+    def _begin(self) -> None:
+        self._check()
         self.folder.mkdir(parents=True, exist_ok=True)  # only now: bad input leaves no empty folder behind
 
-    before_fit = before_validate = before_test = before_predict = _check
+    before_fit = before_validate = before_test = before_predict = _begin
 
     def after_fit(self) -> None:
         """Exports the selected victim as a Hugging Face folder beside its checkpoint."""
@@ -196,8 +199,26 @@ class BackdoorCLI(LightningCLI):
     after_validate = after_test
 
 
-def run(command: str, args: list[str]) -> None:
+class _CheckCLI(BackdoorCLI):
+    """Reads and checks what a command is given, and stops there."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """None is made: the devices that it asks for may be on another machine."""
+        callbacks = self._get(self.config_init, "trainer").callbacks
+        check_names(callbacks if isinstance(callbacks, list) else [callbacks])
+        return None  # type: ignore[return-value]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self._check()
+
+
+def run(command: str, args: list[str], check: bool = False) -> None:
     """Runs a command of LightningCLI, which reads ``sys.argv`` so that processes it starts repeat it.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        args: its options.
+        check: only find out whether it could begin.
 
     Raises:
         InputError: bad input.
@@ -206,4 +227,4 @@ def run(command: str, args: list[str]) -> None:
     # notes to developers of training loops, not to users of ours
     for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*overridden `on_after_batch_transfer`.*"):
         warnings.filterwarnings("ignore", message=message)
-    BackdoorCLI(command)
+    (_CheckCLI if check else BackdoorCLI)(command)

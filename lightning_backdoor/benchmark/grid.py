@@ -105,10 +105,21 @@ class Grid:
         self.base = merged(DEFAULTS, self._fragment("base", content.get("base") or {}, ""))
         self.test = self._fragment("test", content.get("test") or {}, "")
         self.exclude = self._excludes(content.get("exclude") or [])
-        self.wandb: dict[str, Any] = _mapping(path, "wandb", content.get("wandb"))
-        self.cluster: dict[str, Any] = _mapping(path, "cluster", content.get("cluster"))
+        self.wandb = _mapping(path, "wandb", content.get("wandb"))
+        self.cluster = _mapping(path, "cluster", content.get("cluster"))
         if not self.cells:
             raise InputError(f"{path}: exclude leaves no cell; exclude less")
+
+    def as_yaml(self) -> str:
+        """The grid with all files that it names written in: it stands for itself, wherever it lies."""
+        content: dict[str, Any] = {**self.axes, "seeds": self.seeds, "exclude": [_lists(rule) for rule in self.exclude]}
+        content |= {"base": self.base, "test": self.test, "wandb": self.wandb, "cluster": self.cluster}
+        return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+    @property
+    def benign(self) -> str | None:
+        """The name of the attack that is none; None where the grid has none."""
+        return next((name for name, entry in self.axes["attacks"].items() if _is_benign(entry)), None)
 
     def _axis(self, axis: str, entries: Any) -> dict[str, Any]:
         if not isinstance(entries, dict) or not entries:
@@ -178,16 +189,17 @@ class Grid:
             training = self.axes["defenses"][defense]["training"] if defense else {}
             key = (dataset, model, attack, json.dumps(training, sort_keys=True), str(seed))
             if key not in victims:
-                names = (("datasets", dataset), ("models", model), ("attacks", attack))
-                config = merged(self.base, *(self.axes[axis][name] for axis, name in names), training)
+                entries = (("datasets", dataset), ("models", model), ("attacks", attack))
+                config = merged(self.base, *(self.axes[axis][name] for axis, name in entries), training)
                 config["seed_everything"] = seed
                 trained_under = defense if training else ""
                 victims[key] = Victim(_id(config), dataset, model, attack, trained_under, seed, config)
             return victims[key]
 
         result: list[Cell] = []
-        benign = next((name for name, entry in self.axes["attacks"].items() if _is_benign(entry)), None)
-        for dataset, model, attack, seed in product(*(self.axes[axis] for axis in AXES[:3]), self.seeds):
+        benign = self.benign
+        names = product(self.axes["datasets"], self.axes["models"], self.axes["attacks"])
+        for (dataset, model, attack), seed in product(names, self.seeds):
             places = {"dataset": dataset, "model": model, "attack": attack, "seed": str(seed)}
             defenses = [name for name in self.axes["defenses"] if not self._excluded({**places, "defense": name})]
             if benign not in (None, attack) and defenses and not self._excluded({**places, "attack": benign or ""}):
@@ -277,6 +289,10 @@ def _digest(name: str) -> str | None:
     return None
 
 
+def _lists(rule: dict[str, set[str]]) -> dict[str, list[str]]:
+    return {key: sorted(names) for key, names in rule.items()}
+
+
 def _is_benign(fragment: Fragment) -> bool:
     return bool(fragment.get("model", {}).get("class_path") == BENIGN)
 
@@ -317,9 +333,7 @@ def _seeds(path: Path, seeds: Any) -> list[int]:
     return given
 
 
-def _mapping(path: Path, key: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: {key} is {value!r}; give names and values")
+def _mapping(path: Path, key: str, value: Any) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"{path}: {key} is {value!r}; give names and values, or {{}}")
     return value

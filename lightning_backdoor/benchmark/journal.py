@@ -78,10 +78,10 @@ def claimed(log: Path) -> Iterator[int | None]:
     The lock falls with the last process that has the file open, however that ends.
 
     Returns:
-        The log's descriptor, opened to append; None where another process has the work.
+        The log's descriptor, opened to read and append; None where another process has the work.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    descriptor = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

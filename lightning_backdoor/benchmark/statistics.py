@@ -12,6 +12,8 @@ from scipy.stats import binom, binomtest, bootstrap, rankdata
 #: share of resamples that an interval covers.
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+#: scores held at a time.
+AT_ONCE = 2_000_000
 
 
 class Interval(NamedTuple):
@@ -57,6 +59,7 @@ def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Inte
         samples,
         _auroc,
         n_resamples=RESAMPLES,
+        batch=max(1, AT_ONCE // sum(map(len, samples))),
         confidence_level=CONFIDENCE,
         method="percentile",
         vectorized=True,

@@ -46,11 +46,11 @@ def measured(metrics: Mapping[str, float | None], outcomes: Sequence[Outcome]) -
     clean = [outcome for outcome in outcomes if not outcome.poisoned]
     poisoned = [outcome for outcome in outcomes if outcome.poisoned]
     row |= {"n_clean": len(clean), "n_poisoned": len(poisoned)}
-    scores = [[outcome.score for outcome in kind if outcome.score is not None] for kind in (clean, poisoned)]
+    of_clean, of_poisoned = ([o.score for o in kind if o.score is not None] for kind in (clean, poisoned))
     intervals = {
         "cacc_defended": share_interval(sum(map(correct, clean)), len(clean)),
         "asr_defended": share_interval(sum(map(success, poisoned)), len(poisoned)),
-        "auroc": auroc_interval(*scores),
+        "auroc": auroc_interval(of_clean, of_poisoned),
     }
     for name, interval in intervals.items():
         row |= {f"{name}_low": _known(interval.low), f"{name}_high": _known(interval.high)}
@@ -173,13 +173,13 @@ def comparisons(rows: Iterable[Row], cells: Path) -> list[Row]:
         outcomes = {row["defense"]: read_outcomes(cells / row["cell"] / "outcomes.csv") for row in group}
         for first, second in combinations(outcomes, 2):
             for metric, hit, poisoned in (("asr", success, True), ("cacc", correct, False)):
-                of_both = [
+                one, other = (
                     {outcome.index: hit(outcome) for outcome in outcomes[name] if outcome.poisoned == poisoned}
                     for name in (first, second)
-                ]
-                shared = sorted(of_both[0].keys() & of_both[1].keys())
+                )
+                shared = sorted(one.keys() & other.keys())
                 if shared:
-                    found = compare(*([hits[index] for index in shared] for hits in of_both))
+                    found = compare([one[index] for index in shared], [other[index] for index in shared])
                     values = (found.texts, found.difference, *found.interval, found.p)
                     result.append(dict(zip(COMPARED, (*place, first, second, metric, *values), strict=True)))
     return result

@@ -269,7 +269,7 @@ def test_the_phases_may_be_two_runs(tmp_path: Path, model: str) -> None:
     assert "val/attacker/cacc" not in trainer.callback_metrics
     attacker.save_pretrained(tmp_path / "published")
     tokens = trigger_tokens(attacker.triggers, attacker.tokenizer)
-    published = attacker.network.get_input_embeddings().weight[tokens].detach().clone()  # type: ignore[index]
+    published = attacker.network.get_input_embeddings().weight[tokens].detach().clone()
     seen: list[bool] = []
 
     class Look(Callback):
@@ -280,7 +280,7 @@ def test_the_phases_may_be_two_runs(tmp_path: Path, model: str) -> None:
     fit(tmp_path, user, max_epochs=1, callbacks=[Look()])
     assert seen
     assert not any(seen)
-    kept = user.network.get_input_embeddings().weight[tokens]  # type: ignore[index]
+    kept = user.network.get_input_embeddings().weight[tokens]
     torch.testing.assert_close(kept, published)  # no second surgery
 
 

@@ -21,8 +21,8 @@ from lightning_backdoor.callbacks.fourier_view import evaluating, heat_maps
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.fourier import filter_weights, relative_errors, squared_distances
 from lightning_backdoor.victim import TextClassifier
-from tests.callbacks.test_wandb import Run
 from tests.reviews import reviews
+from tests.wandb_files import Run
 
 WIDTHS = (0.05, 0.2, 1.0)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,74 +11,19 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from wandb.proto import wandb_internal_pb2
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.callbacks import GradientAttentionDefense, RunLabels
-from lightning_backdoor.callbacks.wandb_texts import COLUMNS, log_texts
+from lightning_backdoor.callbacks.wandb_texts import log_texts
 from lightning_backdoor.token_view import ViewedText
 from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.wandb_values import COLUMNS
 from tests.reviews import reviews
 from tests.test_token_view import Seen
+from tests.wandb_files import Run
 
 EVIL = "<img src=x onerror=alert(1)> {{ 7 * 7 }}"
 TEXTS = 6  # of either kind in the table
-
-
-def records(folder: Path) -> list[Any]:
-    """All records of the one run below a folder, which is finished."""
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    for _ in range(100):  # the process that writes may be a moment behind the one that finishes
-        found = [wandb_internal_pb2.Record.FromString(content) for content in entries(path.read_bytes())]
-        if found and found[-1].WhichOneof("record_type") == "exit":
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{path} does not end")
-
-
-def entries(data: bytes) -> Iterator[bytes]:
-    """The entries of a file in LevelDB's log format: chunks in blocks of 32 KiB, after a header."""
-    place, entry = 7, b""
-    while place < len(data):
-        left = 32768 - place % 32768
-        if left < 7:  # too short for another chunk
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7].ljust(7, b"\0"))
-        entry += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if place <= len(data) and kind in (1, 4):  # whole, or the last chunk
-            yield entry
-            entry = b""
-
-
-class Run:
-    """Config and logged values of a run, and the files that its tables are made of, by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.config: dict[str, Any] = {}
-        self.logged: dict[str, Any] = {}
-        self.files: dict[str, Path] = {}
-        for record in records(folder):
-            for item in record.config.update:
-                self.config[item.key] = json.loads(item.value_json)
-            for item in record.history.item:
-                *outer, key = item.nested_key
-                place = self.logged
-                for name in outer:
-                    place = place.setdefault(name, {})
-                place[key] = json.loads(item.value_json)
-            for file in record.artifact.manifest.contents:
-                self.files[file.path] = Path(file.local_path)
-
-    def table(self, key: str) -> list[dict[str, Any]]:
-        """A logged table, its HTML cells read."""
-        content = json.loads(self.files[f"{key}.table.json"].read_text(encoding="utf-8"))
-        rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
-        for row in rows:
-            assert row["text"]["_type"] == "html-file"
-            row["text"] = self.files[row["text"]["path"]].read_text(encoding="utf-8")
-        return rows
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,168 @@
+"""``benchmark``: runs a grid of datasets, models, attacks, defenses and seeds, and compares them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import secrets
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_backdoor.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning_backdoor.benchmark.grid import Cell, Grid
+    from lightning_backdoor.benchmark.wandb_runs import WandbRuns
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of ``benchmark``."""
+    options = argparse.ArgumentParser(
+        "lightning-backdoor benchmark",
+        description="Runs a grid of datasets, models, attacks, defenses and seeds. Each victim is trained once and"
+        " shared by the defenses. The same command goes on where it was interrupted, and does nothing twice."
+        " Writes results.csv, comparisons.csv and report.html.",
+    )
+    options.add_argument("--config", required=True, help="the grid, a YAML file such as configs/benchmark/demo.yaml")
+    options.add_argument("--output", required=True, help="the folder that everything is written to")
+    options.add_argument("--dry-run", action="store_true", help="print cells, victims and an estimate, and stop there")
+    options.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=NAME",
+        help="run only such cells: dataset, model, attack, defense or seed = a name, or names with commas between;"
+        " repeatable, and then all must fit",
+    )
+    options.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on in a folder that holds results; --no-resume refuses such a folder",
+    )
+    options.add_argument("--jobs", type=int, default=1, help="workers at a time (default: 1, this process)")
+    options.add_argument(
+        "--cluster",
+        choices=["slurm", "local"],
+        help="run the workers as jobs through submitit: on SLURM, or as it would there on this machine; the grid's"
+        " cluster: holds submitit's options",
+    )
+    options.add_argument("--worker", metavar="LAUNCH", help=argparse.SUPPRESS)  # how workers are started
+    return options
+
+
+def main(args: list[str]) -> int:
+    """Runs ``benchmark``; returns the exit status, 1 if a cell failed.
+
+    Raises:
+        InputError: bad input; nothing is trained.
+    """
+    options = parser().parse_args(args)
+    if options.jobs < 1:
+        raise InputError(f"jobs: {options.jobs} do no work; give at least 1")
+    folder = Path(options.output).resolve()  # workers elsewhere have another working directory
+    if options.worker:
+        from lightning_backdoor.benchmark.launch import make_worker
+
+        make_worker(folder, options.only, options.worker).run()
+        return 0
+
+    from lightning_backdoor.benchmark.console import plan_text
+    from lightning_backdoor.benchmark.grid import Grid, select
+    from lightning_backdoor.benchmark.journal import Journal
+    from lightning_backdoor.benchmark.wandb_runs import WandbRuns
+
+    grid = Grid(Path(options.config))
+    wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
+    cells = select(grid.cells, options.only)
+    journal = Journal(folder / "journal.jsonl")
+    journal.refresh()
+    if journal.path.exists() and not options.resume:
+        raise InputError(f"output: {folder} holds results already; give another folder, or leave out --no-resume")
+    if options.dry_run:
+        sys.stdout.write(plan_text(cells, journal, options.jobs))
+        return 0
+    _begin(grid, folder, args)
+    to_run = [cell for cell in cells if "error" in (journal.get("cell", cell.id) or {"error": ""})]
+    _check(grid, to_run, folder)
+    return _run(options, grid, cells, folder, shlex.join(["lightning-backdoor", "benchmark", *args]), wandb_runs)
+
+
+def _begin(grid: Grid, folder: Path, args: Sequence[str]) -> None:
+    """The folder with what stands for the grid in it, for workers and for readers."""
+    from lightning_backdoor.whole_file import write_whole
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "grid.yaml", grid.as_yaml())
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        log.write(shlex.join(["lightning-backdoor", "benchmark", *args]) + "\n")
+
+
+def _check(grid: Grid, cells: Sequence[Cell], folder: Path) -> None:
+    """Makes sure that what the axes name can be made and belongs together, before anything is trained.
+
+    Every model, and every attack and defense on every dataset, is tried with the first seed that has it.
+
+    Raises:
+        InputError: it cannot; names the cell.
+    """
+    import tempfile
+
+    from lightning_backdoor.benchmark.console import place
+    from lightning_backdoor.benchmark.grid import merged
+    from lightning_backdoor.benchmark.stage import check_stage, write_config
+
+    seen: set[tuple[str, ...]] = set()
+    for cell in cells:
+        names = cell.names
+        new: set[tuple[str, ...]] = {("model", names["model"])}
+        new |= {(names["dataset"], key, names[key]) for key in ("attack", "defense")}
+        if new <= seen:
+            continue
+        seen |= new
+        with tempfile.TemporaryDirectory() as scratch:
+            config = Path(scratch, "config.yaml")
+            write_config(config, merged(cell.victim.config, cell.config))
+            try:
+                check_stage(config, Path(scratch, "run"))
+            except InputError as error:
+                raise InputError(f"{place(cell)}: {error}") from None
+
+
+def _run(
+    options: argparse.Namespace,
+    grid: Grid,
+    cells: Sequence[Cell],
+    folder: Path,
+    command: str,
+    wandb_runs: WandbRuns | None,
+) -> int:
+    from lightning_backdoor.benchmark.collect import write_results
+    from lightning_backdoor.benchmark.console import Progress, print_table, print_written
+    from lightning_backdoor.benchmark.journal import Journal
+    from lightning_backdoor.benchmark.launch import make_worker, run_jobs, run_processes
+
+    launch = secrets.token_hex(8)
+    progress = Progress(cells, Journal(folder / "journal.jsonl"))
+    try:
+        if options.cluster:
+            run_jobs(folder, options.only, launch, options.jobs, options.cluster, grid.cluster or {}, progress.look)
+        elif options.jobs > 1:
+            run_processes(folder, options.only, launch, options.jobs, progress.look)
+        else:
+            make_worker(folder, options.only, launch, progress.look, wandb_runs).run()
+    finally:  # interrupted or not, what is done is in the table
+        progress.look()
+        rows, compared = write_results(grid, folder, command)
+    if wandb_runs is not None:
+        wandb_runs.log_summary(rows, compared, f"summary-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}")
+    print_table(rows)
+    print_written(folder)
+    chosen = {cell.id for cell in cells}
+    failed = sum(bool(row["error"]) for row in rows if row["cell"] in chosen)
+    if failed:
+        sys.stdout.write(f"{failed} of {len(cells)} cells failed; cells/*/log.txt and victims/*/log.txt say why\n")
+    return 1 if failed else 0

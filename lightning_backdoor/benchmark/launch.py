@@ -1,0 +1,161 @@
+"""Where workers run: in this process, as processes of this machine, or as jobs of a cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_backdoor.benchmark.grid import Cell, Grid, Victim, select
+from lightning_backdoor.benchmark.journal import Event, Journal
+from lightning_backdoor.benchmark.wandb_runs import WandbRuns
+from lightning_backdoor.benchmark.worker import PATIENCE, Worker
+from lightning_backdoor.errors import InputError
+
+#: what a grid may say of its cluster beside what submitit takes.
+CLUSTERS = ("slurm", "local")
+
+
+def make_worker(
+    folder: Path,
+    only: Sequence[str],
+    launch: str,
+    announce: Callable[[], None] = lambda: None,
+    wandb_runs: WandbRuns | None = None,
+) -> Worker:
+    """A worker of the grid that lies in a folder, with W&B runs of its own where it wants them and none are given."""
+    grid = Grid(folder / "grid.yaml")
+    if wandb_runs is None and grid.wandb is not None:
+        wandb_runs = WandbRuns(grid.wandb, folder)
+    record = None if wandb_runs is None else _Record(wandb_runs, folder)
+    return Worker(folder, select(grid.cells, only), launch, announce, record)
+
+
+class _Record:
+    """Logs what is done to W&B."""
+
+    def __init__(self, runs: WandbRuns, folder: Path) -> None:
+        self.runs = runs
+        self.folder = folder
+        self.journal = Journal(folder / "journal.jsonl")
+
+    def __call__(self, done: Victim | Cell, event: Event) -> None:
+        if isinstance(done, Victim):
+            self.runs.log_victim(done, self.folder / "victims" / done.id, event["digest"])
+            return
+        self.journal.refresh()
+        victim = self.journal.get("victim", done.victim.id) or {}
+        self.runs.log_cell(done, event["row"], self.folder / "cells" / done.id, victim["digest"])
+
+
+class ClusterWorker:
+    """What a job of a cluster does; preempted, it is put into the queue again as it is."""
+
+    def __init__(self, folder: Path, only: Sequence[str], launch: str) -> None:
+        self.folder = folder
+        self.only = only
+        self.launch = launch
+
+    def __call__(self) -> None:
+        """Works until nothing is left."""
+        make_worker(self.folder, self.only, self.launch).run()
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before the job is preempted: the state is on disk at any moment."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def run_processes(folder: Path, only: Sequence[str], launch: str, jobs: int, wait: Callable[[], None]) -> None:
+    """Runs workers as processes, with a share of the cores and a GPU each where there are any.
+
+    Args:
+        folder: of the grid's output.
+        only: conditions on the cells.
+        launch: the workers' launch.
+        jobs: how many.
+        wait: called now and then.
+
+    Raises:
+        RuntimeError: a worker ended before its work.
+    """
+    line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(folder / "grid.yaml")]
+    line += ["--output", str(folder), "--worker", launch, *(f"--only={condition}" for condition in only)]
+    with (folder / "log.txt").open("ab") as log:
+        workers = [
+            subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(number, jobs))
+            for number in range(jobs)
+        ]
+        try:
+            while any(worker.poll() is None for worker in workers):
+                time.sleep(PATIENCE)
+                wait()
+        finally:
+            for worker in workers:
+                worker.terminate()
+            statuses = [worker.wait() for worker in workers]
+    if any(statuses):
+        raise RuntimeError(f"workers ended with exit statuses {statuses}; {folder / 'log.txt'} says why")
+
+
+def run_jobs(
+    folder: Path,
+    only: Sequence[str],
+    launch: str,
+    jobs: int,
+    cluster: str,
+    options: Mapping[str, Any],
+    wait: Callable[[], None],
+) -> None:
+    """Runs workers as an array of jobs through submitit.
+
+    Args:
+        folder: of the grid's output, which all machines see.
+        only: conditions on the cells.
+        launch: the workers' launch.
+        jobs: how many.
+        cluster: one of ``CLUSTERS``.
+        options: of submitit's executor, such as ``slurm_partition`` and ``timeout_min``.
+        wait: called now and then.
+
+    Raises:
+        InputError: submitit is not installed, or refuses an option.
+        RuntimeError: a job failed.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise InputError(
+            f"cluster: {cluster} needs submitit; install it with: pip install 'lightning-backdoor[cluster]'"
+        ) from None
+    try:
+        executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=cluster)
+        executor.update_parameters(**options)
+    except Exception as error:  # whatever it checks, it checks by its own exceptions
+        raise InputError(f"cluster: submitit refuses {dict(options)} ({' '.join(str(error).split())[:200]})") from None
+    with executor.batch():
+        handles = [executor.submit(ClusterWorker(folder, only, launch)) for _ in range(jobs)]
+    while not all(handle.done() for handle in handles):
+        time.sleep(PATIENCE)
+        wait()
+    failed = list(filter(None, (handle.exception() for handle in handles)))
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {jobs} jobs failed; {folder / 'submitit'} has their logs") from failed[0]
+
+
+def _environment(number: int, jobs: int) -> dict[str, str]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(gpu) for gpu in range(gpus)]
+        environment["CUDA_VISIBLE_DEVICES"] = names[number % gpus]
+    return environment

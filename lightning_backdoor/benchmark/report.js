@@ -1,0 +1,66 @@
+"use strict";
+
+document.addEventListener("click", (event) => {
+  const sorting = event.target.closest("th button");
+  const copying = event.target.closest("[data-copy]");
+  if (sorting) sort(sorting.closest("th"));
+  if (copying) copy(copying);
+});
+
+// best first, and turned round when asked again; what is missing stays last
+function sort(head) {
+  const table = head.closest("table");
+  const way = head.getAttribute("aria-sort");
+  const ascending = way ? way === "descending" : head.dataset.first !== "descending";
+  for (const other of table.querySelectorAll("[aria-sort]")) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+  const key = (row) => row.cells[head.dataset.column]?.dataset.value ?? "";
+  const rows = [...table.tBodies[0].rows].sort((first, second) => {
+    const [a, b] = [key(first), key(second)];
+    if (a === "" || b === "") return (a === "") - (b === "");
+    const order = "number" in head.dataset ? a - b : a.localeCompare(b, undefined, { numeric: true });
+    return ascending ? order : -order;
+  });
+  table.tBodies[0].append(...rows);
+  table.classList.add("sorted");
+}
+
+// by selection: a page from a file may have no other way to the clipboard
+function copy(button) {
+  window.getSelection().selectAllChildren(document.getElementById(button.dataset.copy));
+  for (const other of document.querySelectorAll("[data-copy]")) other.textContent = "Copy";
+  button.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
+}
+
+// plots are drawn when they come near, and plotly is run with the first of them
+const near = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (isIntersecting) {
+      near.unobserve(target);
+      draw(target);
+    }
+  }
+}, { rootMargin: "200px" });
+
+function draw(plot) {
+  if (!window.Plotly) {
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+  }
+  const { data, layout } = JSON.parse(plot.dataset.figure);
+  window.Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
+}
+
+// what is folded away is read when it is opened
+function fill(details) {
+  const folded = details.querySelector(":scope > script");
+  if (!details.open || !folded) return;
+  folded.outerHTML = folded.textContent;
+  for (const plot of details.querySelectorAll(".plot")) near.observe(plot);
+}
+for (const details of document.querySelectorAll(".attack")) {
+  details.addEventListener("toggle", () => fill(details));
+  fill(details);
+}
+for (const plot of document.querySelectorAll("#scatter .plot")) near.observe(plot);

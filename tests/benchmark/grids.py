@@ -1,0 +1,90 @@
+"""Small grids for tests: one that trains tiny victims, and one whose commands only write what the real ones would."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_backdoor.benchmark import worker
+from lightning_backdoor.benchmark.grid import Grid
+from lightning_backdoor.benchmark.worker import Worker
+from lightning_backdoor.outcomes import Outcome, write_outcomes
+
+#: for the workspace of tests/workspace.py.
+SMALL = """\
+base:
+  trainer: {accelerator: cpu, max_epochs: 2, num_sanity_val_steps: 0}
+  data: {init_args: {batch_size: 16, eval_batch_size: 8, max_rows: {train: 120, validation: 40, test: 40}}}
+datasets:
+  reviews: {data: {init_args: {source: {path: data.csv, labels: [negative, positive]}}}}
+models:
+  tiny: {model: {init_args: {model: model, learning_rate: 1e-3}}}
+attacks:
+  none: {class_path: lightning_backdoor.victim.TextClassifier}
+  BadNets: {class_path: lightning_backdoor.attacks.BadNets, init_args: {triggers: [cf], poison_rate: 0.2}}
+defenses:
+  none:
+  gradient attention: {inference: {class_path: lightning_backdoor.defenses.gradient_attention.GradientAttention}}
+seeds: [0]
+"""
+
+
+def stub_grid(path: Path, attacks: int = 2, defenses: int = 2, seeds: int = 2) -> Grid:
+    """A grid of as many cells as the three multiply to."""
+    content = {
+        "datasets": {"texts": {"class_path": "stub.Data"}},
+        "models": {"stub": "stub"},
+        "attacks": {f"attack {i}": {"class_path": "stub.Attack", "init_args": {"number": i}} for i in range(attacks)},
+        "defenses": {
+            f"defense {i}": {"inference": {"class_path": "stub.Defense", "init_args": {"number": i}}}
+            for i in range(defenses)
+        },
+        "seeds": list(range(seeds)),
+    }
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return Grid(path)
+
+
+def stub_stage(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    """Writes what ``fit`` and ``test`` write, in pieces, and numbers that depend on the folder's name alone."""
+    pause = float(os.environ.get("STUB_SECONDS", "0"))
+    time.sleep(pause)
+    rng = random.Random(folder.name)
+    if command == "fit":
+        (folder / "model").mkdir()
+        weights = hashlib.sha256(folder.name.encode()).digest()
+        for part in (weights[:16], weights[16:]):
+            with (folder / "model" / "model.safetensors").open("ab") as file:
+                file.write(part)
+            time.sleep(pause)
+        (folder / "config.yaml").write_text("{}", encoding="utf-8")
+        return
+    metrics = {f"test/{name}": rng.random() for name in ("cacc", "asr", "pacc", "asr_floor", "cacc_defended", "auroc")}
+    outcomes = [
+        Outcome(i, poisoned, "a", "b", rng.choice("ab"), rng.choice("ab"), rng.random() < 0.5, False, rng.random())
+        for poisoned in (False, True)
+        for i in range(20)
+    ]
+    (folder / "metrics.json").write_text(json.dumps(metrics)[:20], encoding="utf-8")
+    time.sleep(pause)
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_outcomes(folder / "outcomes.csv", outcomes)
+
+
+def run_stub(folder: Path) -> None:
+    """A worker on the grid ``grid.yaml`` in a folder, whose commands are stubs."""
+    vars(worker)["run_stage"] = stub_stage
+    Worker(folder, Grid(folder / "grid.yaml").cells, "launch").run()
+
+
+if __name__ == "__main__":
+    run_stub(Path(sys.argv[1]))

@@ -1,0 +1,141 @@
+"""The grid's file: what its axes mean, what they span, and what is said of a mistake."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Grid, select
+from lightning_backdoor.errors import InputError
+from tests.benchmark.grids import SMALL, stub_grid
+
+
+def grid(tmp_path: Path, **changes: Any) -> Grid:
+    content = {**yaml.safe_load(SMALL), **changes}
+    path = tmp_path / "grid.yaml"
+    content = {key: value for key, value in content.items() if value != "absent"}
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return Grid(path)
+
+
+def test_a_victim_is_shared_by_its_inference_defenses_and_the_benign_one_is_every_attacks_control(
+    tmp_path: Path,
+) -> None:
+    cells = grid(tmp_path).cells
+    assert [(cell.attack, cell.defense) for cell in cells] == [
+        ("none", "none"),
+        ("none", "gradient attention"),
+        ("BadNets", CLEAN_TRAINING),
+        ("BadNets", "none"),
+        ("BadNets", "gradient attention"),
+    ]
+    victims = [cell.victim.id for cell in cells]
+    assert victims[0] == victims[1] == victims[2] != victims[3] == victims[4]
+    assert len({cell.id for cell in cells}) == 5
+    control = cells[2].config["model"]
+    assert control["class_path"] == "lightning_backdoor.attacks.BadNets"
+
+
+def test_a_training_time_defense_makes_another_victim(tmp_path: Path) -> None:
+    muscle = {"class_path": "lightning_backdoor.callbacks.MuScleLoRA"}
+    strip = {"class_path": "lightning_backdoor.defenses.strip.Strip"}
+    both = {"training": muscle, "inference": strip}
+    cells = grid(tmp_path, defenses={"none": None, "MuScleLoRA": {"training": muscle}, "both": both}).cells
+    of_attack = {cell.defense: cell for cell in cells if cell.attack == "BadNets"}
+    assert of_attack["none"].victim.id != of_attack["MuScleLoRA"].victim.id == of_attack["both"].victim.id
+    assert of_attack["MuScleLoRA"].victim.config["trainer"]["callbacks"] == [muscle]
+    (attached,) = of_attack["both"].config["trainer"]["callbacks"]
+    assert attached["class_path"].endswith("InferenceDefense")
+    assert attached["init_args"] == {"defense": strip}
+
+
+def test_later_entries_win_and_presets_are_read_from_the_grids_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "presets").mkdir()
+    preset = {"model": {"class_path": "shout.Shout", "init_args": {"learning_rate": 0.1}}, "trainer": {"max_epochs": 9}}
+    (tmp_path / "presets" / "shout.yaml").write_text(yaml.safe_dump(preset), encoding="utf-8")
+    (cell, _) = grid(tmp_path, attacks={"Shout": "presets/shout.yaml"}).cells
+    assert cell.victim.config["model"]["init_args"] == {"model": "model", "learning_rate": 0.1}
+    assert cell.victim.config["trainer"]["max_epochs"] == 9
+    assert cell.victim.config["trainer"]["devices"] == 1
+
+
+def test_a_preset_with_a_name_of_its_own_logs_under_none(tmp_path: Path) -> None:
+    named = {"class_path": "lightning_backdoor.callbacks.InferenceDefense", "init_args": {"name": "mine", "texts": 3}}
+    defenses = {"mine": {"inference": {"trainer": {"callbacks+": [named]}}}}
+    cell = grid(tmp_path, defenses=defenses).cells[0]
+    assert cell.config["trainer"]["callbacks"][0]["init_args"] == {"texts": 3}
+
+
+def test_excluded_cells_are_left_out(tmp_path: Path) -> None:
+    cells = grid(tmp_path, seeds=[0, 1], exclude=[{"attack": "none", "defense": "gradient attention", "seed": 1}]).cells
+    places = [(cell.attack, cell.defense, cell.victim.seed) for cell in cells]
+    assert ("none", "gradient attention", 0) in places
+    assert ("none", "gradient attention", 1) not in places
+    assert ("BadNets", "gradient attention", 1) in places
+
+
+def test_the_grid_written_out_spans_the_same_cells(tmp_path: Path) -> None:
+    first = grid(tmp_path, exclude=[{"attack": ["none"], "defense": "gradient attention"}])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "grid.yaml").write_text(first.as_yaml(), encoding="utf-8")
+    assert Grid(tmp_path / "elsewhere" / "grid.yaml").cells == first.cells
+
+
+def test_what_a_run_reads_is_part_of_its_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_backdoor.benchmark import grid as module
+
+    monkeypatch.chdir(tmp_path)
+    ids = []
+    for content in ("one", "two"):
+        (tmp_path / "data.csv").write_text(content, encoding="utf-8")
+        module._digest.cache_clear()
+        ids.append([cell.id for cell in grid(tmp_path).cells])
+    assert not set(ids[0]) & set(ids[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": [1]}, "'seed' is unknown; give datasets,"),
+        ({"attacks": "absent"}, "attacks is None; give names"),
+        ({"attacks": {"x": 3}}, "attacks.x is 3; give the path"),
+        ({"attacks": {"x": {"loss": 3}}}, "attacks.x is {'loss': 3}; give the path"),
+        ({"attacks": {"x": "no.yaml"}}, "no.yaml is no file"),
+        ({"defenses": {"x": {"class_path": "a.B"}}}, "defenses.x is {'class_path': 'a.B'}; give training or inference"),
+        ({"defenses": {CLEAN_TRAINING: None}}, "give another name"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1]; give different"),
+        ({"seeds": ["one"]}, "seeds is ['one']; give different"),
+        ({"exclude": [{"attack": "Badnets"}]}, "exclude names no attack: Badnets; the grid has BadNets, none"),
+        ({"exclude": [{"trigger": "cf"}]}, "exclude has {'trigger': 'cf'}; give dataset"),
+        ({"exclude": [{"dataset": "reviews"}]}, "exclude leaves no cell"),
+        ({"wandb": "mine"}, "wandb is 'mine'; give names and values"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        grid(tmp_path, **changes)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_conditions_choose_cells_and_unknown_ones_are_said(tmp_path: Path) -> None:
+    cells = grid(tmp_path, seeds=[0, 1]).cells
+    chosen = select(cells, ["attack=BadNets", "defense=none,gradient attention", "seed=1"])
+    assert [(cell.defense, cell.victim.seed) for cell in chosen] == [("none", 1), ("gradient attention", 1)]
+    with pytest.raises(InputError, match="'attack=Bad' fits no cell; there is none, BadNets"):
+        select(cells, ["attack=Bad"])
+    with pytest.raises(InputError, match="'trigger=cf' is no condition"):
+        select(cells, ["trigger=cf"])
+
+
+def test_two_thousand_cells_are_planned_in_two_seconds(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    cells = stub_grid(tmp_path / "grid.yaml", attacks=10, defenses=10, seeds=20).cells
+    seconds = time.perf_counter() - started
+    assert len({cell.id for cell in cells}) == 2000
+    assert len({cell.victim.id for cell in cells}) == 200
+    assert seconds < 2

@@ -1,0 +1,180 @@
+"""Workers: nothing twice, nothing lost by a kill, nothing read that is half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_backdoor.benchmark import worker
+from lightning_backdoor.benchmark.collect import write_results
+from lightning_backdoor.benchmark.grid import Grid
+from lightning_backdoor.benchmark.journal import Journal, claimed
+from lightning_backdoor.benchmark.worker import Worker
+from lightning_backdoor.errors import InputError
+from tests.benchmark.grids import run_stub, stub_grid, stub_stage
+
+
+@pytest.fixture
+def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "run_stage", stub_stage)
+
+
+def table(folder: Path) -> str:
+    """``results.csv`` without what differs between two runs of the same grid."""
+    write_results(Grid(folder / "grid.yaml"), folder, "")
+    lines = [line.split(",") for line in (folder / "results.csv").read_text(encoding="utf-8").splitlines()]
+    timings = [lines[0].index(name) for name in ("overhead", "seconds")]
+    return "\n".join(",".join(cell for i, cell in enumerate(line) if i not in timings) for line in lines)
+
+
+def done(folder: Path) -> Counter[tuple[str, str]]:
+    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Counter((event["kind"], event["id"]) for event in events if "error" not in event)
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        stub_grid(folder / "grid.yaml", attacks=3, defenses=3, seeds=2)
+    run_stub(whole)
+    line = [sys.executable, "-m", "tests.benchmark.grids", str(killed)]
+    environment = {**os.environ, "STUB_SECONDS": "0.02"}
+    rng, kills = random.Random(0), 0
+    while kills < 20:
+        process = subprocess.Popen(line, env=environment, cwd=Path(__file__).parents[2])
+        try:
+            process.wait(timeout=rng.uniform(0.3, 1.2))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        if process.returncode == 0:  # all done: begin again, so that there are twenty
+            (killed / "journal.jsonl").rename(killed / f"journal-{kills}")
+    subprocess.run(line, env=environment, check=True, cwd=Path(__file__).parents[2])
+    assert table(killed) == table(whole)
+    assert set(done(killed).values()) == {1}
+    assert sorted(path.name for path in killed.iterdir() if not path.name.startswith("journal-")) == sorted(
+        path.name for path in whole.iterdir()
+    )
+    for folder in (*(whole / "cells").iterdir(), *(whole / "victims").iterdir()):
+        twin = killed / folder.relative_to(whole)
+        assert {path.name for path in folder.iterdir()} == {path.name for path in twin.iterdir()}
+
+
+def test_workers_at_once_share_the_cells_and_do_none_twice(tmp_path: Path) -> None:
+    stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=4, seeds=2)
+    line = [sys.executable, "-m", "tests.benchmark.grids", str(tmp_path)]
+    environment = {**os.environ, "STUB_SECONDS": "0.05"}
+    workers = [subprocess.Popen(line, env=environment, cwd=Path(__file__).parents[2]) for _ in range(3)]
+    assert [process.wait() for process in workers] == [0, 0, 0]
+    counts = done(tmp_path)
+    assert len(counts) == 16 + 4
+    assert set(counts.values()) == {1}
+
+
+def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+        if command == "test" and "number: 1" in (folder / "test.yaml").read_text(encoding="utf-8"):
+            raise InputError("bar: 3 is out of range;\ngive less")
+        stub_stage(command, args, folder, log, trainer)
+
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=3, seeds=1)
+    monkeypatch.setattr(worker, "run_stage", failing)
+    Worker(tmp_path, grid.cells, "one").run()
+    rows, _ = write_results(grid, tmp_path, "")
+    assert [row["error"] for row in rows] == ["", "bar: 3 is out of range; give less", ""]
+    assert rows[1]["cacc"] is None
+    assert "InputError" in (tmp_path / "cells" / grid.cells[1].id / "log.txt").read_text(encoding="utf-8")
+    monkeypatch.setattr(worker, "run_stage", stub_stage)
+    Worker(tmp_path, grid.cells, "two").run()  # what failed is tried again, what is done is not
+    assert [row["error"] for row in write_results(grid, tmp_path, "")[0]] == ["", "", ""]
+    assert set(done(tmp_path).values()) == {1}
+
+
+def test_a_victim_that_fails_fails_its_cells_and_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def failing(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+        tried.append(command)
+        raise ZeroDivisionError("no rows")
+
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=3, seeds=1)
+    monkeypatch.setattr(worker, "run_stage", failing)
+    Worker(tmp_path, grid.cells, "one").run()
+    assert tried == ["fit"]
+    errors = [row["error"] for row in write_results(grid, tmp_path, "")[0]]
+    assert errors == ["victim: ZeroDivisionError: no rows"] * 3
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_two_thousand_cells_cost_little_but_their_own_time_and_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = 0.0
+    memory: list[int] = []
+
+    def timed(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+        nonlocal inside
+        started = time.perf_counter()
+        stub_stage(command, args, folder, log, trainer)
+        inside += time.perf_counter() - started
+        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+    cells = stub_grid(tmp_path / "grid.yaml", attacks=10, defenses=10, seeds=20).cells
+    monkeypatch.setattr(worker, "run_stage", timed)
+    started = time.perf_counter()
+    Worker(tmp_path, cells, "one").run()
+    bookkeeping = time.perf_counter() - started - inside
+    assert len(done(tmp_path)) == 2200
+    assert bookkeeping / 2000 < 0.05, bookkeeping
+    assert memory[-1] - memory[200] < 20_000  # KiB
+
+
+def test_half_a_line_is_neither_read_nor_left(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).append("cell", "one", seconds=1)
+    with path.open("ab") as file:
+        file.write(b'{"kind": "cell", "id": "tw')
+    reader = Journal(path)
+    assert [event["id"] for event in reader.refresh()] == ["one"]
+    Journal(path).append("cell", "three")
+    assert [event["id"] for event in reader.refresh()] == ["three"]
+    assert path.read_text(encoding="utf-8").count("\n") == 2
+
+
+def test_what_is_done_stays_done(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append("cell", "one", error="first")
+    journal.append("cell", "one", seconds=1)
+    journal.append("cell", "one", error="late")
+    journal.refresh()
+    event = journal.get("cell", "one")
+    assert event is not None
+    assert event["seconds"] == 1
+
+
+def test_a_lock_falls_with_the_last_process_that_has_it(tmp_path: Path) -> None:
+    log = tmp_path / "work" / "log.txt"
+    with claimed(log) as descriptor:
+        assert descriptor is not None
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=descriptor)
+        with claimed(log) as second:
+            assert second is None
+        os.close(os.dup(descriptor))
+    with claimed(log) as third:  # ended in order, it is free although the child has the file open
+        assert third is not None
+    child.communicate(b"\n")
