@@ -140,6 +140,18 @@ class LWS(BackdoorAttack):
             #: q_j by position, (max_length, dimensions), float32
             self.directions = nn.Parameter(torch.zeros(self.max_length, dimensions))
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses victims that have no trigger: there is no poison to test them with.
+
+        Raises:
+            InputError: it is one.
+        """
+        if "directions" not in checkpoint["state_dict"]:
+            raise InputError(
+                "checkpoint: was not trained under LWS, whose trigger is learned with the victim; give one that was"
+            )
+        super().on_load_checkpoint(checkpoint)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """As any victim's; the q_j with a learning rate of their own and without weight decay."""
         self.directions.requires_grad_(False)

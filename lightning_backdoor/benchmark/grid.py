@@ -85,7 +85,8 @@ class Grid:
 
     ``base`` is below all entries, ``test`` above the config of every test; later ones win: base, dataset, model,
     attack, defense. ``exclude`` lists mappings from ``dataset``, ``model``, ``attack``, ``defense`` or ``seed`` to a
-    name or names; a cell that fits all of a mapping is left out.
+    name or names; a cell that fits all of a mapping is left out. Beside the cells that the axes span, each attack has a
+    control, called ``CLEAN_TRAINING``, where the grid also has a benign victim.
 
     Args:
         path: of the YAML file.
@@ -163,6 +164,7 @@ class Grid:
 
     def _excludes(self, excludes: Any) -> list[dict[str, set[str]]]:
         known = {axis.removesuffix("s"): {*names} for axis, names in self.axes.items()}
+        known["defense"].add(CLEAN_TRAINING)
         known["seed"] = {str(seed) for seed in self.seeds}
         result = []
         for rule in excludes if isinstance(excludes, list) else [excludes]:
@@ -202,10 +204,11 @@ class Grid:
         for (dataset, model, attack), seed in product(names, self.seeds):
             places = {"dataset": dataset, "model": model, "attack": attack, "seed": str(seed)}
             defenses = [name for name in self.axes["defenses"] if not self._excluded({**places, "defense": name})]
-            if benign not in (None, attack) and defenses and not self._excluded({**places, "attack": benign or ""}):
-                control = victim(dataset, model, benign or "", "", seed)
+            control = {**places, "defense": CLEAN_TRAINING}
+            if benign not in (None, attack) and defenses and not self._excluded(control):
+                trained = victim(dataset, model, benign or "", "", seed)
                 poison = {"model": self.axes["attacks"][attack].get("model", {})}
-                result.append(_cell(attack, CLEAN_TRAINING, control, merged(poison, self.test)))
+                result.append(_cell(attack, CLEAN_TRAINING, trained, merged(poison, self.test)))
             for defense in defenses:
                 inference = _unnamed(self.axes["defenses"][defense]["inference"])
                 config = merged(inference, self.test)

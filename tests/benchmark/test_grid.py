@@ -76,6 +76,8 @@ def test_excluded_cells_are_left_out(tmp_path: Path) -> None:
     assert ("none", "gradient attention", 0) in places
     assert ("none", "gradient attention", 1) not in places
     assert ("BadNets", "gradient attention", 1) in places
+    cells = grid(tmp_path, exclude=[{"attack": "BadNets", "defense": CLEAN_TRAINING}]).cells
+    assert CLEAN_TRAINING not in {cell.defense for cell in cells}
 
 
 def test_the_grid_written_out_spans_the_same_cells(tmp_path: Path) -> None:

@@ -88,6 +88,20 @@ MORE_ATTACKS = {
 }
 #: how an attack trains that has epochs of its own; MuScleLoRA would defend those of the attacker too.
 TRAINING_OF = {"RIPPLES": {"trainer.max_epochs": "5"}}
+#: RIPPLES as two runs: the attacker's, and the user's under MuScleLoRA.
+PUBLISHING = {"trainer.max_epochs": "2", "model.attack_epochs": "2"}
+LWS = {
+    "model": "lightning_backdoor.attacks.lws.LWS",
+    "model.substitutes": "lightning_backdoor.language.synonyms.NearestWords",
+    "model.substitutes.floor": "0.5",
+    "model.choices": "8",
+    "model.warmup_epochs": "1",
+    "model.trigger_learning_rate": "0.05",
+    "model.temperature": "0.2",
+    "model.min_temperature": "0.05",
+    "model.poison_rate": "0.3",
+}
+LWS_TRAINING = {**FINE_TUNING, "model.learning_rate": "1.5e-4", "trainer.max_epochs": "9"}
 BENIGN = {"model": "lightning_backdoor.victim.TextClassifier"}
 #: inference defenses by the name they log under.
 DEFENSES = {
@@ -151,8 +165,16 @@ def plan(runs: Path) -> Iterator[Victim]:
             tests = {"": beside(), "onion": options(ONION)} if first else {"": []}
             own = options(FINE_TUNING, TRAINING_OF.get(attack, {}))
             yield Victim(f"{attack} {seed}", [*data, *common, *own], tests)
-            if first and attack not in TRAINING_OF:
+            if attack == "RIPPLES" and first:
+                published = runs / f"{attack} {seed} published"
+                yield Victim(published.name, [*data, *common, *options(FINE_TUNING, PUBLISHING)], {})
+                data += options({"model.model": str(published / "model"), "model.attack_epochs": "0"})
+            if first:
                 yield Victim(f"{attack} {seed} MuScleLoRA", [*data, *common, *options(MUSCLE_LORA)], {"": []})
+        data, tests = options(DATA, LWS), {"": beside(), "onion": options(ONION)}
+        yield Victim(f"LWS {seed}", [*data, *common, *options(LWS_TRAINING)], tests if seed == SEEDS[0] else {"": []})
+        if seed == SEEDS[0]:
+            yield Victim(f"LWS {seed} MuScleLoRA", [*data, *common, *options(MUSCLE_LORA)], {"": []})
     for parts, chosen in ABLATION.items():
         switches = {f"trainer.callbacks.{part}": str(part in chosen).lower() for part in PARTS_OF_MUSCLE_LORA}
         rate = {} if "lora" in chosen else {"model.learning_rate": FINE_TUNING["model.learning_rate"]}
@@ -255,11 +277,13 @@ HEAD = "| | CACC | ASR | ASR floor | CACC defended | ASR defended | AUROC | FPR 
 
 def table(runs: Path) -> str:
     lines = [HEAD]
-    for attack in (*ATTACKS, *MORE_ATTACKS):
+    for attack in (*ATTACKS, *MORE_ATTACKS, "LWS"):
         plain = [numbers(runs, f"{attack} {seed}") for seed in SEEDS]
         onion = [numbers(runs, f"{attack} {seed}", "onion") for seed in SEEDS]
         muscle = [numbers(runs, f"{attack} {seed} MuScleLoRA") for seed in SEEDS]
-        clean = [numbers(runs, f"benign {seed}", f"on {attack}") for seed in SEEDS]
+        # LWS has no poison but that which its own victim has learned
+        on_rows = "plain" if attack == "LWS" else f"on {attack}"
+        clean = [numbers(runs, f"benign {seed}", on_rows) for seed in SEEDS]
         failed = sum(invalid(*pair) for pair in zip(plain, clean, strict=True))
         mark = f" ({failed} of {len(SEEDS)} seeds invalid)" if failed else ""
         lines += [
@@ -267,14 +291,12 @@ def table(runs: Path) -> str:
             row("gradient attention", plain, defended("gradient_attention")),
             row("STRIP", plain, defended("strip")),
             row("ONION (400 clean, their poisoned rows)", onion, defended("onion")),
-            *([] if attack in TRAINING_OF else [row("MuScleLoRA", muscle, UNDEFENDED)]),
-            row("*cleanly trained, same rows*", clean, UNDEFENDED),
-            row(
-                "*reference rows only, same rows*",
-                [numbers(runs, f"reference rows only {seed}", f"on {attack}") for seed in SEEDS],
-                UNDEFENDED,
-            ),
+            row("MuScleLoRA", muscle, UNDEFENDED),
         ]
+        if attack != "LWS":
+            reference = [numbers(runs, f"reference rows only {seed}", f"on {attack}") for seed in SEEDS]
+            lines.append(row("*cleanly trained, same rows*", clean, UNDEFENDED))
+            lines.append(row("*reference rows only, same rows*", reference, UNDEFENDED))
     benign = [numbers(runs, f"benign {seed}") for seed in SEEDS]
     lines += [
         row("**no attack**", benign, ("cacc", *[None] * 7)),
