@@ -1,0 +1,60 @@
+"""The grids and sweeps that the repository gives: what they name is there, and their commands are understood."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_backdoor.benchmark.grid import Grid
+from lightning_backdoor.training import run
+from tests.workspace import inside, workspace
+
+__all__ = ["inside", "workspace"]
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_grid_names_presets_that_are_there(path: Path) -> None:
+    cells = Grid(path).cells
+    assert len({cell.id for cell in cells}) == len(cells)
+    assert "clean training" in {cell.defense for cell in cells}
+    for cell in cells:
+        assert cell.victim.config["data"]["init_args"]["source"]["path"]
+        assert cell.victim.config["model"]["class_path"].startswith("lightning_backdoor.")
+
+
+def test_the_readmes_grid_is_a_grid(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(# grid.yaml\n.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "grid.yaml").write_text(block, encoding="utf-8")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    grid = Grid(tmp_path / "grid.yaml")
+    assert grid.wandb == {"project": "my-backdoors"}
+    # on either dataset: attacks by defenses by seeds, less what is excluded, and a control of each attack and seed
+    assert len(grid.cells) == 2 * (3 * 3 * 3 - 3 + 2 * 3)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_sweep_makes_commands_that_are_understood(
+    path: Path, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert sweep["command"][:3] == ["${interpreter}", "-m", "lightning_backdoor"]
+    assert sweep["command"][-1] == "${args}"
+    command, *options = sweep["command"][3:-1]
+    options = [re.sub(r"^--config=configs/", f"--config={ROOT}/configs/", option) for option in options]
+    last = [values["values"][-1] for values in sweep["parameters"].values()]
+    args = [f"--{name}={value}" for name, value in zip(sweep["parameters"], last, strict=True)]
+    with pytest.raises(SystemExit) as ended:
+        run(command, [*options, *args, "--print_config"])
+    assert ended.value.code == 0
+    made = yaml.safe_load(capsys.readouterr().out)
+    for name, value in zip(sweep["parameters"], last, strict=True):
+        part, _, argument = name.partition(".")
+        assert (made[part]["init_args"][argument] if argument else made[part]) == value
+    assert len(list(product(*(values["values"] for values in sweep["parameters"].values())))) == 15
