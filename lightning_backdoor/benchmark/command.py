@@ -85,9 +85,8 @@ def main(args: list[str]) -> int:
     if options.dry_run:
         sys.stdout.write(plan_text(cells, journal, options.jobs))
         return 0
+    _check([cell for cell in cells if "error" in (journal.get("cell", cell.id) or {"error": ""})])
     _begin(grid, folder, args)
-    to_run = [cell for cell in cells if "error" in (journal.get("cell", cell.id) or {"error": ""})]
-    _check(grid, to_run, folder)
     return _run(options, grid, cells, folder, shlex.join(["lightning-backdoor", "benchmark", *args]), wandb_runs)
 
 
@@ -101,7 +100,7 @@ def _begin(grid: Grid, folder: Path, args: Sequence[str]) -> None:
         log.write(shlex.join(["lightning-backdoor", "benchmark", *args]) + "\n")
 
 
-def _check(grid: Grid, cells: Sequence[Cell], folder: Path) -> None:
+def _check(cells: Sequence[Cell]) -> None:
     """Makes sure that what the axes name can be made and belongs together, before anything is trained.
 
     Every model, and every attack and defense on every dataset, is tried with the first seed that has it.

@@ -37,8 +37,11 @@ def run_stage(command: str, args: list[str], folder: Path, log: int, trainer: Ma
     if takes_several(trainer):
         _start(command, args, folder, log, trainer)
         return
+    from transformers.utils.logging import disable_progress_bar
+
     from lightning_backdoor.training import run
 
+    disable_progress_bar()  # it would end on the terminal, after the log is closed
     argv, os.environ[VARIABLE] = sys.argv[:], str(folder.resolve())
     try:
         with _output_to(log):

@@ -182,7 +182,7 @@ def test_a_mistake_is_one_line_before_anything_is_trained(
     assert error.startswith("error: ")
     assert said in error
     assert error.count("\n") == 1
-    assert not (inside / "wrong" / "victims").exists()
+    assert not (inside / "wrong").exists()
 
 
 def test_a_folder_with_results_is_refused_where_that_is_asked_for(

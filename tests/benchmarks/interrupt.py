@@ -1,8 +1,8 @@
 """A small grid of real victims, killed with -9 at random moments and gone on with, against one left alone.
 
 Run ``python -m tests.benchmarks.interrupt --kills 20``. It prints at which seconds the grid was killed, and whether
-``results.csv`` is the same but for times, every victim and cell was written down as done once, and no file is left that the
-other has not.
+``results.csv`` is the same but for times, every victim and cell was written down as done once, and no file is left that
+the other has not.
 """
 
 from __future__ import annotations
