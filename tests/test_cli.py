@@ -20,7 +20,9 @@ __all__ = ["inside", "workspace"]
 SCRIPT = Path(sys.executable).parent / "lightning-backdoor"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["scan", "--help"], ["poison", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args", [["--help"], ["scan", "--help"], ["poison", "--help"], ["benchmark", "--help"]], ids=" ".join
+)
 def test_help_answers_within_a_second_and_imports_nothing_heavy(args: list[str]) -> None:
     seconds = []
     for _ in range(3):  # the fastest of three: other processes may be at work
@@ -54,7 +56,10 @@ def test_python_runs_the_package_as_a_command() -> None:
 def test_an_unknown_command_is_said_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fly"]) == 2
     shown = capsys.readouterr()
-    assert shown.err == "error: command: 'fly' is unknown; give one of fit, validate, test, predict, poison, scan\n"
+    assert (
+        shown.err
+        == "error: command: 'fly' is unknown; give one of fit, validate, test, predict, benchmark, poison, scan\n"
+    )
     assert shown.out == ""
 
 

@@ -15,6 +15,7 @@ import yaml
 from lightning_backdoor.benchmark.stage import StageError, run_stage
 from lightning_backdoor.benchmark.table import COLUMNS, TIMINGS
 from lightning_backdoor.cli import main
+from lightning_backdoor.outcomes import read_outcomes
 from tests.benchmark.grids import SMALL
 from tests.workspace import command, inside, workspace
 
@@ -127,6 +128,11 @@ def test_two_processes_a_cell_give_the_numbers_of_one(inside: Path) -> None:
         found += rows(inside / f"{name}-out")
     one, two = found
     assert one["cell"] != two["cell"]
+    outcomes = [
+        [outcome._replace(score=None) for outcome in read_outcomes(inside / out / "cells" / cell / "outcomes.csv")]
+        for out, cell in (("one-out", one["cell"]), ("ddp-out", two["cell"]))
+    ]
+    assert outcomes[0] == outcomes[1]
     for column in COLUMNS[4:-4]:
         if column not in TIMINGS and one[column]:
             assert float(one[column]) == pytest.approx(float(two[column]), abs=1e-6), column

@@ -1,0 +1,46 @@
+"""``outcomes.csv``: the shares that ``test`` logs can be taken from it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lightning_backdoor.cli import main
+from lightning_backdoor.outcomes import read_outcomes
+from tests.workspace import inside, trained, workspace
+
+__all__ = ["inside", "trained", "workspace"]
+
+
+def share(hits: list[bool]) -> float:
+    return sum(hits) / len(hits)
+
+
+@pytest.mark.parametrize("defense", ["", "gradient_attention", "strip"])
+def test_the_file_holds_what_the_numbers_are_made_of(inside: Path, trained: Path, defense: str) -> None:
+    presets = Path(__file__).parents[2] / "configs" / "defense"
+    options = ["--config", str(presets / f"{defense}.yaml")] if defense else []
+    before = set(trained.glob("test*"))
+    checkpoint = str(trained / "checkpoints" / "best.ckpt")
+    assert main(["test", "--config", str(trained / "config.yaml"), "--ckpt_path", checkpoint, *options]) == 0
+    (folder,) = set(trained.glob("test*")) - before
+    logged = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    (path,) = folder.rglob("outcomes.csv")
+    outcomes = read_outcomes(path)
+    clean, poisoned = ([o for o in outcomes if o.poisoned is kind] for kind in (False, True))
+    assert [o.index for o in clean] == sorted(o.index for o in clean)
+    found = {"cacc": share([o.prediction == o.label for o in clean])}
+    found["asr"] = share([o.prediction == o.target_label for o in poisoned])
+    prefix = f"test/{defense}/" if defense == "strip" else "test/"
+    if defense:
+        found["cacc_defended"] = share([o.outcome == o.label for o in clean])
+        found["asr_defended"] = share([o.outcome == o.target_label for o in poisoned])
+        found["fpr"], found["tpr"] = (share([bool(o.flagged) for o in kind]) for kind in (clean, poisoned))
+        found["tpr_confirmed"] = share([bool(o.confirmed) for o in poisoned])
+    else:
+        assert {(o.defended_prediction, o.flagged, o.score) for o in outcomes} == {(None, None, None)}
+    for name, value in found.items():
+        place = "test/" if name in ("cacc", "asr") else prefix
+        assert value == pytest.approx(logged[place + name], abs=1e-6), name
