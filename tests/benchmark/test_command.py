@@ -17,6 +17,7 @@ from lightning_backdoor.benchmark.table import COLUMNS, TIMINGS
 from lightning_backdoor.cli import main
 from lightning_backdoor.outcomes import read_outcomes
 from tests.benchmark.grids import SMALL
+from tests.wandb_files import runs
 from tests.workspace import command, inside, workspace
 
 __all__ = ["inside", "workspace"]
@@ -136,6 +137,28 @@ def test_two_processes_a_cell_give_the_numbers_of_one(inside: Path) -> None:
     for column in COLUMNS[4:-4]:
         if column not in TIMINGS and one[column]:
             assert float(one[column]) == pytest.approx(float(two[column]), abs=1e-6), column
+
+
+def test_without_a_wandb_server_the_grid_finishes_and_its_runs_are_kept(workspace: Path) -> None:
+    grid = write_grid(workspace, "wandb.yaml", wandb={"project": "tests"})
+    nowhere = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    only = ["--only", "attack=BadNets", "--only", "defense=none,gradient attention"]
+    result = command("benchmark", "--config", grid, "--output", "tracked", *only, cwd=workspace, env=nowhere)
+    assert result.returncode == 0, result.stderr
+    assert "[2/2]" in result.stdout
+    assert result.stderr.count("warning: W&B:") == 1
+    kept = runs(workspace / "tracked")
+    assert [run.record.job_type for run in kept] == ["train", "none", "gradient attention", "summary"]
+    for run, row in zip(kept[1:3], rows(workspace / "tracked"), strict=True):
+        assert run.record.run_id == row["cell"]
+        assert run.record.run_group == "reviews/tiny/BadNets"
+        assert run.config["victim"] == row["victim"]
+        for name in ("cacc", "asr", "cacc_defended", "asr_defended", "n_poisoned"):
+            assert (run.summary | run.config)[name] == pytest.approx(float(row[name])), name
+    assert "texts" in kept[2].logged
+    again = command("benchmark", "--config", grid, "--output", "tracked", *only, cwd=workspace)
+    assert again.returncode == 0, again.stderr
+    assert [run.record.job_type for run in runs(workspace / "tracked")][4:] == ["summary"]
 
 
 def test_a_plan_trains_nothing(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
