@@ -72,7 +72,8 @@ def batch_outcomes(
     )  # fmt: skip
     return [
         outcome._replace(
-            defended_prediction="rejected" if defended == REJECTED else names[defended],
+            defended_prediction=None if defended == REJECTED else names[defended],
+            rejected=defended == REJECTED,
             flagged=flagged,
             confirmed=confirmed,
             score=score,

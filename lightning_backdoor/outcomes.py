@@ -17,11 +17,12 @@ class Outcome(NamedTuple):
         label: before poisoning.
         target_label: of the attack, None where there is none.
         prediction: of the victim.
-        defended_prediction: after an inference-time defense, ``rejected`` where it refused; None without one, and so
-            are the others.
+        defended_prediction: after an inference-time defense, None where it refused; None without one, and so are the
+            others.
         flagged: whether the score was at or above the threshold.
         confirmed: whether the repair changed the prediction, or the text was rejected.
         score: of the text, higher is more suspicious.
+        rejected: whether the defense refused the text.
     """
 
     index: int  # type: ignore[assignment]  # tuples have a method of this name, which nobody calls
@@ -33,10 +34,13 @@ class Outcome(NamedTuple):
     flagged: bool | None = None
     confirmed: bool | None = None
     score: float | None = None
+    rejected: bool | None = None
 
     @property
-    def outcome(self) -> str:
-        """What is left to act on: the prediction after the defense, where there is one."""
+    def outcome(self) -> str | None:
+        """What is left to act on: the prediction after the defense, where there is one; None where it refused."""
+        if self.rejected:
+            return None
         return self.prediction if self.defended_prediction is None else self.defended_prediction
 
 
@@ -60,12 +64,17 @@ def read_outcomes(path: Path) -> list[Outcome]:
                 row["target_label"] or None,
                 row["prediction"],
                 row["defended_prediction"] or None,
-                row["flagged"] == "1" if row["flagged"] else None,
-                row["confirmed"] == "1" if row["confirmed"] else None,
+                _flag(row["flagged"]),
+                _flag(row["confirmed"]),
                 float(row["score"]) if row["score"] else None,
+                _flag(row["rejected"]),
             )
             for row in csv.DictReader(file)
         ]
+
+
+def _flag(value: str) -> bool | None:
+    return value == "1" if value else None
 
 
 def _written(value: object) -> object:

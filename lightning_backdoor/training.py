@@ -126,6 +126,7 @@ class BackdoorCLI(LightningCLI):
                 filename="best",
                 monitor=name if validated else None,
                 mode=mode,  # the first best: a later epoch must be better, not as good
+                enable_version_counter=False,
             )
             callbacks.append(self.best)
             # save_last would write it with a new best alone; after the best, whose state it keeps, and of another mode,

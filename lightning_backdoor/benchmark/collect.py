@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 from lightning_backdoor.benchmark.grid import Cell, Grid
-from lightning_backdoor.benchmark.journal import Journal
+from lightning_backdoor.benchmark.journal import Journal, waited_for
 from lightning_backdoor.benchmark.report import report_html
 from lightning_backdoor.benchmark.table import (
     COLUMNS,
@@ -31,13 +30,12 @@ def write_results(grid: Grid, folder: Path, command: str) -> tuple[list[Row], li
         folder: of its output.
         command: that was given, for the report.
     """
-    journal = Journal(folder / "journal.jsonl")
-    journal.refresh()
-    rows = [row for cell in grid.cells if (row := _row(cell, journal)) is not None]
-    mark_valid(rows, grid.benign)
-    compared = comparisons(rows, folder / "cells")
-    with (folder / "log.txt").open("ab") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+    with waited_for(folder / "log.txt"):
+        journal = Journal(folder / "journal.jsonl")
+        journal.refresh()
+        rows = [row for cell in grid.cells if (row := _row(cell, journal, folder)) is not None]
+        mark_valid(rows, grid.benign)
+        compared = comparisons(rows, folder / "cells")
         write_whole(folder / "results.csv", csv_text(rows, COLUMNS))
         write_whole(folder / "comparisons.csv", csv_text(compared, COMPARED))
         page = report_html(grid.path.stem, rows, compared, folder / "cells", grid.as_yaml(), command)
@@ -45,9 +43,10 @@ def write_results(grid: Grid, folder: Path, command: str) -> tuple[list[Row], li
     return rows, compared
 
 
-def _row(cell: Cell, journal: Journal) -> Row | None:
+def _row(cell: Cell, journal: Journal, folder: Path) -> Row | None:
     event = journal.get("cell", cell.id)
-    if event is None:
+    deleted = not (folder / "cells" / cell.id / "outcomes.csv").exists()
+    if event is None or (deleted and "error" not in event):
         return None
     unknown = dict.fromkeys((*METRICS, *INTERVALS, "n_clean", "n_poisoned"))
     ids = {"cell": cell.id, "victim": cell.victim.id}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import secrets
 import shlex
 import sys
@@ -28,7 +29,11 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--config", required=True, help="the grid, a YAML file such as configs/benchmark/demo.yaml")
     options.add_argument("--output", required=True, help="the folder that everything is written to")
-    options.add_argument("--dry-run", action="store_true", help="print cells, victims and an estimate, and stop there")
+    options.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print cells, victims and an estimate, and stop there; classes and their arguments are not looked at",
+    )
     options.add_argument(
         "--only",
         action="append",
@@ -64,18 +69,20 @@ def main(args: list[str]) -> int:
     if options.jobs < 1:
         raise InputError(f"jobs: {options.jobs} do no work; give at least 1")
     folder = Path(options.output).resolve()  # workers elsewhere have another working directory
-    if options.worker:
-        from lightning_backdoor.benchmark.launch import make_worker
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output: {folder} is a file; give a folder")
 
-        make_worker(folder, options.only, options.worker).run()
-        return 0
-
-    from lightning_backdoor.benchmark.console import plan_text
+    from lightning_backdoor.benchmark.console import is_open, plan_text
     from lightning_backdoor.benchmark.grid import Grid, select
     from lightning_backdoor.benchmark.journal import Journal
     from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 
     grid = Grid(Path(options.config))
+    if options.worker:
+        from lightning_backdoor.benchmark.launch import make_worker
+
+        make_worker(grid, folder, options.only, options.worker).run()
+        return 0
     wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
     cells = select(grid.cells, options.only)
     journal = Journal(folder / "journal.jsonl")
@@ -85,19 +92,24 @@ def main(args: list[str]) -> int:
     if options.dry_run:
         sys.stdout.write(plan_text(cells, journal, options.jobs))
         return 0
-    _check([cell for cell in cells if "error" in (journal.get("cell", cell.id) or {"error": ""})])
-    _begin(grid, folder, args)
-    return _run(options, grid, cells, folder, shlex.join(["lightning-backdoor", "benchmark", *args]), wandb_runs)
+    command = shlex.join(["lightning-backdoor", "benchmark", *args])
+    _check([cell for cell in cells if is_open(journal, "cell", cell.id)])
+    kept = _begin(grid, folder, command)
+    return _run(options, grid, kept, cells, folder, command, wandb_runs)
 
 
-def _begin(grid: Grid, folder: Path, args: Sequence[str]) -> None:
-    """The folder with what stands for the grid in it, for workers and for readers."""
+def _begin(grid: Grid, folder: Path, command: str) -> Path:
+    """The folder, with the grid in it under a name of its own, so that workers begun later still find theirs."""
+    from lightning_backdoor.benchmark.journal import waited_for
     from lightning_backdoor.whole_file import write_whole
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "grid.yaml", grid.as_yaml())
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        log.write(shlex.join(["lightning-backdoor", "benchmark", *args]) + "\n")
+    text = grid.as_yaml()
+    kept = folder / "grids" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with waited_for(folder / "log.txt") as log:
+        os.write(log, f"{command}\n".encode())
+        write_whole(kept, text)
+    return kept
 
 
 def _check(cells: Sequence[Cell]) -> None:
@@ -134,6 +146,7 @@ def _check(cells: Sequence[Cell]) -> None:
 def _run(
     options: argparse.Namespace,
     grid: Grid,
+    kept: Path,
     cells: Sequence[Cell],
     folder: Path,
     command: str,
@@ -146,22 +159,27 @@ def _run(
 
     launch = secrets.token_hex(8)
     progress = Progress(cells, Journal(folder / "journal.jsonl"))
+    jobs = min(options.jobs, progress.left())
     try:
-        if options.cluster:
-            run_jobs(folder, options.only, launch, options.jobs, options.cluster, grid.cluster or {}, progress.look)
-        elif options.jobs > 1:
-            run_processes(folder, options.only, launch, options.jobs, progress.look)
+        if options.cluster and jobs:
+            run_jobs(kept, folder, options.only, launch, jobs, options.cluster, grid.cluster or {}, progress.look)
+        elif options.jobs > 1 and jobs:
+            run_processes(kept, folder, options.only, launch, jobs, progress.look)
         else:
-            make_worker(folder, options.only, launch, progress.look, wandb_runs).run()
+            make_worker(grid, folder, options.only, launch, progress.look, wandb_runs).run()
     finally:  # interrupted or not, what is done is in the table
         progress.look()
         rows, compared = write_results(grid, folder, command)
     if wandb_runs is not None:
-        wandb_runs.log_summary(rows, compared, f"summary-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}")
+        wandb_runs.log_summary(rows, compared)
     print_table(rows)
     print_written(folder)
     chosen = {cell.id for cell in cells}
     failed = sum(bool(row["error"]) for row in rows if row["cell"] in chosen)
     if failed:
         sys.stdout.write(f"{failed} of {len(cells)} cells failed; cells/*/log.txt and victims/*/log.txt say why\n")
-    return 1 if failed else 0
+    if progress.left():
+        sys.stdout.write(
+            f"{progress.left()} of {len(cells)} cells are left, since workers ended; the same command goes on\n"
+        )
+    return 1 if failed or progress.left() else 0

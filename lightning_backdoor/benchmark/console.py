@@ -29,9 +29,9 @@ def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
         state = "to run" if event is None else "failed, to run again" if "error" in event else "done"
         lines.append(f"  {place(cell)}: {state}")
     lines.append("victims to be trained:")
-    to_train = [victim for victim in victims.values() if _open(journal, "victim", victim.id)]
+    to_train = [victim for victim in victims.values() if is_open(journal, "victim", victim.id)]
     lines += [f"  {_of_victim(victim)}" for victim in to_train] or ["  none"]
-    to_run = [cell for cell in cells if _open(journal, "cell", cell.id)]
+    to_run = [cell for cell in cells if is_open(journal, "cell", cell.id)]
     return "\n".join([*lines, _estimate(cells, to_train, to_run, journal, jobs), ""])
 
 
@@ -62,9 +62,13 @@ class Progress:
         self._victims = {cell.victim.id: cell.victim for cell in cells}
         self._journal = journal
         journal.refresh()
-        self._settled = {id for id in self._cells if not _open(journal, "cell", id)}
+        self._settled = {id for id in self._cells if not is_open(journal, "cell", id)}
         if self._settled:
             sys.stdout.write(f"{len(self._settled)} of {len(self._cells)} cells are done already\n")
+
+    def left(self) -> int:
+        """How many cells have neither been done nor failed."""
+        return len(self._cells) - len(self._settled)
 
     def look(self) -> None:
         """Prints what was written to the journal since."""
@@ -138,7 +142,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _open(journal: Journal, kind: str, id: str) -> bool:
+def is_open(journal: Journal, kind: str, id: str) -> bool:
+    """Whether a victim or cell is to be run, or failed and is to be run again."""
     event = journal.get(kind, id)
     return event is None or "error" in event
 

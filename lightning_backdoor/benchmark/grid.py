@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from lightning_backdoor import __version__
+from lightning_backdoor.benchmark.identity import identity
+from lightning_backdoor.benchmark.yaml_file import read_yaml
 from lightning_backdoor.errors import InputError
 
 Fragment = dict[str, Any]
@@ -24,6 +23,8 @@ KEYS = (*AXES, "seeds", "exclude", "base", "test", "wandb", "cluster")
 BENIGN = "lightning_backdoor.victim.TextClassifier"
 #: what a control is called among the defenses: the benign victim, on the rows that an attack poisoned.
 CLEAN_TRAINING = "clean training"
+#: what no defense is called among the defenses.
+UNDEFENDED = "none"
 #: what every run of a grid has unless the grid says otherwise.
 DEFAULTS: Fragment = {
     "trainer": {"devices": 1, "enable_progress_bar": False, "enable_model_summary": False},
@@ -79,9 +80,9 @@ class Grid:
 
     Every entry of an axis is the path of a YAML file from the grid's own folder, a mapping with ``class_path`` and
     ``init_args``, or a mapping with any of ``data``, ``model`` and ``trainer``, as the commands take it. A model may
-    also be a name alone. An entry of ``defenses`` is null, or names what is attached in ``training``, in ``inference``,
-    or in both; a class path is that of a callback in training, and of a
-    :class:`lightning_backdoor.defenses.defense.Defense` at inference.
+    also be a name alone, and an attack null, which is none. An entry of ``defenses`` names what is attached in
+    ``training``, in ``inference``, or in both; a class path is that of a callback in training, and of a
+    :class:`lightning_backdoor.defenses.defense.Defense` at inference. Null, no defense, is called ``UNDEFENDED``.
 
     ``base`` is below all entries, ``test`` above the config of every test; later ones win: base, dataset, model,
     attack, defense. ``exclude`` lists mappings from ``dataset``, ``model``, ``attack``, ``defense`` or ``seed`` to a
@@ -97,7 +98,7 @@ class Grid:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = _read(path)
+        content = read_yaml(path)
         unknown = sorted(content.keys() - set(KEYS))
         if unknown:
             raise InputError(f"{path}: {unknown[0]!r} is unknown; give {', '.join(KEYS)}")
@@ -120,7 +121,8 @@ class Grid:
     @property
     def benign(self) -> str | None:
         """The name of the attack that is none; None where the grid has none."""
-        return next((name for name, entry in self.axes["attacks"].items() if _is_benign(entry)), None)
+        classes = {name: merged(self.base, entry)["model"] for name, entry in self.axes["attacks"].items()}
+        return next((name for name, model in classes.items() if model["class_path"] == BENIGN), None)
 
     def _axis(self, axis: str, entries: Any) -> dict[str, Any]:
         if not isinstance(entries, dict) or not entries:
@@ -138,13 +140,19 @@ class Grid:
             raise InputError(
                 f"{self.path}: defenses.{name} is {entry!r}; give training or inference, and what under it"
             )
-        return {kind: self._fragment(f"defenses.{name}.{kind}", entry.get(kind) or {}, kind) for kind in kinds}
+        found = {kind: self._fragment(f"defenses.{name}.{kind}", entry.get(kind) or {}, kind) for kind in kinds}
+        if any(found.values()) == (name == UNDEFENDED):
+            raise InputError(
+                f"{self.path}: defenses.{name} is {entry!r}; what does nothing, and only that, is {UNDEFENDED}"
+            )
+        return found
 
     def _fragment(self, name: str, entry: Any, kind: str) -> Fragment:
+        entry = {} if entry is None and kind == "attacks" else entry
         if kind == "models" and isinstance(entry, str) and not _is_yaml(entry):
             return {"model": {"init_args": {"model": entry}}}
         if isinstance(entry, str) and _is_yaml(entry):
-            entry = _read(self.path.parent / entry)
+            entry = read_yaml(self.path.parent / entry)
         if isinstance(entry, dict) and "class_path" in entry:
             slots: dict[str, Fragment] = {
                 "datasets": {"data": entry},
@@ -195,7 +203,7 @@ class Grid:
                 config = merged(self.base, *(self.axes[axis][name] for axis, name in entries), training)
                 config["seed_everything"] = seed
                 trained_under = defense if training else ""
-                victims[key] = Victim(_id(config), dataset, model, attack, trained_under, seed, config)
+                victims[key] = Victim(identity(config), dataset, model, attack, trained_under, seed, config)
             return victims[key]
 
         result: list[Cell] = []
@@ -208,12 +216,21 @@ class Grid:
             if benign not in (None, attack) and defenses and not self._excluded(control):
                 trained = victim(dataset, model, benign or "", "", seed)
                 poison = {"model": self.axes["attacks"][attack].get("model", {})}
-                result.append(_cell(attack, CLEAN_TRAINING, trained, merged(poison, self.test)))
+                result.append(_cell(attack, CLEAN_TRAINING, trained, _at_test(trained, poison, self.test)))
             for defense in defenses:
                 inference = _unnamed(self.axes["defenses"][defense]["inference"])
-                config = merged(inference, self.test)
-                result.append(_cell(attack, defense, victim(dataset, model, attack, defense, seed), config))
+                trained = victim(dataset, model, attack, defense, seed)
+                result.append(_cell(attack, defense, trained, _at_test(trained, inference, self.test)))
+        self._make_sure_all_differ(result)
         return result
+
+    def _make_sure_all_differ(self, cells: Iterable[Cell]) -> None:
+        seen: dict[str, Cell] = {}
+        for cell in cells:
+            other = seen.setdefault(cell.id, cell)
+            if other is not cell:
+                names = (" · ".join(same.names.values()) for same in (other, cell))
+                raise InputError(f"{self.path}: {' and '.join(names)} are the same; leave one out")
 
     def _excluded(self, places: Mapping[str, str]) -> bool:
         return any(all(places.get(key) in names for key, names in rule.items()) for rule in self.exclude)
@@ -221,6 +238,9 @@ class Grid:
 
 def merged(*fragments: Fragment) -> Fragment:
     """Configs laid over each other: mappings are merged, ``NAME+`` appends to the list ``NAME``, all else is replaced.
+
+    A class takes over no arguments of another that it replaces, but for ``model`` and ``data`` of the config itself:
+    attacks are given the model's, and data sets the base's.
 
     >>> merged({"trainer": {"callbacks": ["A"], "devices": 1}}, {"trainer": {"callbacks+": ["B"], "devices": 2}})
     {'trainer': {'callbacks': ['A', 'B'], 'devices': 2}}
@@ -233,7 +253,9 @@ def merged(*fragments: Fragment) -> Fragment:
                 result[name] = [*(result.get(name) or []), *(value if isinstance(value, list) else [value])]
             elif isinstance(value, dict):
                 below = result.get(name)
-                result[name] = merged(below if isinstance(below, dict) else {}, value)
+                below = below if isinstance(below, dict) else {}
+                other = "class_path" in value and value["class_path"] != below.get("class_path")
+                result[name] = merged({} if other and name not in ("model", "data") else below, value)
             else:
                 result[name] = value
     return result
@@ -250,54 +272,29 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
         key, _, value = condition.partition("=")
         if key not in ("dataset", "model", "attack", "defense", "seed") or not value:
             raise InputError(f"only: {condition!r} is no condition; give dataset, model, attack, defense or seed =NAME")
-        left = [cell for cell in chosen if cell.names[key] in (value, *value.split(","))]
-        if not left:
-            known = ", ".join(dict.fromkeys(cell.names[key] for cell in chosen))
-            raise InputError(f"only: {condition!r} fits no cell; there is {known}")
-        chosen = left
+        known = dict.fromkeys(cell.names[key] for cell in chosen)
+        names = [value] if value in known else value.split(",")  # a name may have a comma in it
+        for name in names:
+            if name not in known:
+                raise InputError(f"only: {condition!r} fits no cell by {name!r}; there is {', '.join(known)}")
+        chosen = [cell for cell in chosen if cell.names[key] in names]
     return chosen
 
 
+def _at_test(victim: Victim, *fragments: Fragment) -> Fragment:
+    """What a test is given beside the victim's own config, whose callbacks it would replace rather than add to."""
+    config = merged(*fragments)
+    if "callbacks" in config.get("trainer", {}):
+        config = merged({"trainer": {"callbacks": victim.config["trainer"].get("callbacks") or []}}, *fragments)
+    return config
+
+
 def _cell(attack: str, defense: str, victim: Victim, config: Fragment) -> Cell:
-    return Cell(_id([victim.id, config]), attack, defense, victim, config)
-
-
-def _id(content: Any) -> str:
-    """A hash of a config and of the files that it names, under this version of the library."""
-    files = {name: digest for name in sorted(_strings(content)) if (digest := _digest(name))}
-    return hashlib.sha256(json.dumps([__version__, content, files], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _strings(content: Any) -> Iterable[str]:
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, dict):
-        for value in content.values():
-            yield from _strings(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _strings(value)
-
-
-@cache
-def _digest(name: str) -> str | None:
-    """Of the file of this name, or of the module in the working directory whose class this is."""
-    module = Path(name.partition(".")[0] + ".py") if re.fullmatch(r"\w+(\.\w+)+", name) else None
-    for path in filter(None, (Path(name), module)):
-        try:
-            if path.is_file():
-                return hashlib.sha256(path.read_bytes()).hexdigest()
-        except (OSError, ValueError):  # a name too long for a file, or with a zero byte in it, is a text
-            continue
-    return None
+    return Cell(identity([victim.id, config]), attack, defense, victim, config)
 
 
 def _lists(rule: dict[str, set[str]]) -> dict[str, list[str]]:
     return {key: sorted(names) for key, names in rule.items()}
-
-
-def _is_benign(fragment: Fragment) -> bool:
-    return bool(fragment.get("model", {}).get("class_path") == BENIGN)
 
 
 def _inference(entry: Fragment) -> Fragment:
@@ -311,18 +308,6 @@ def _unnamed(fragment: Fragment) -> Fragment:
         return fragment
     arguments = {name: value for name, value in callbacks[0].get("init_args", {}).items() if name != "name"}
     return {**fragment, "trainer": {**fragment["trainer"], "callbacks+": [{**callbacks[0], "init_args": arguments}]}}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"config: {path} is no file that can be read; give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config: {path} is no YAML ({' '.join(str(error).split())[:150]}); mend it") from None
-    if not isinstance(content, dict):
-        raise InputError(f"config: {path} holds no mapping; give keys and values")
-    return content
 
 
 def _is_yaml(name: str) -> bool:

@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning_backdoor.errors import InputError
+
 Event = dict[str, Any]
 
 
 class Journal:
     """The events of a folder, by kind and id: the last of each counts, but what is done stays done.
+
+    An event with an ``error`` is of the launch that it names; others are for good.
 
     Args:
         path: of the file; made where there is none.
@@ -24,10 +28,15 @@ class Journal:
         self.path = path
         self._read_to = 0
         self._events: dict[tuple[str, str], Event] = {}
+        self._failed: set[tuple[str, str, str]] = set()
 
     def get(self, kind: str, id: str) -> Event | None:
         """The event of this kind and id as last read; see :meth:`refresh`."""
         return self._events.get((kind, id))
+
+    def failed(self, kind: str, id: str, launch: str) -> bool:
+        """Whether this has failed in a launch, whatever became of it in others."""
+        return (kind, id, launch) in self._failed
 
     def refresh(self) -> list[Event]:
         """Reads what was written since; a line that is not whole yet is left for later."""
@@ -43,6 +52,8 @@ class Journal:
             self._read_to += len(line)
             event = json.loads(line)
             key = (event["kind"], event["id"])
+            if "error" in event:
+                self._failed.add((*key, event["launch"]))
             if "error" not in event or "error" in self._events.get(key, event):
                 self._events[key] = event
             new.append(event)
@@ -75,10 +86,13 @@ def _whole(descriptor: int, step: int = 65536) -> int:
 def claimed(log: Path) -> Iterator[int | None]:
     """Takes a piece of work for this process and those it starts, through its log file, which is the lock.
 
-    The lock falls with the last process that has the file open, however that ends.
+    After a kill, the lock falls with the last process that has the file open; over NFS, with the one that took it.
 
     Returns:
         The log's descriptor, opened to read and append; None where another process has the work.
+
+    Raises:
+        InputError: the file system has no locks.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -88,9 +102,21 @@ def claimed(log: Path) -> Iterator[int | None]:
         except BlockingIOError:
             yield None
             return
+        except OSError as error:
+            raise InputError(
+                f"output: {log.parent} lies on a file system without locks ({error}); give a folder on another"
+            ) from None
         try:
             yield descriptor
         finally:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def waited_for(log: Path) -> Iterator[int]:
+    """As :func:`claimed`, but waits its turn."""
+    with log.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()

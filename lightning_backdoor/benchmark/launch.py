@@ -16,19 +16,16 @@ from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.benchmark.worker import PATIENCE, Worker
 from lightning_backdoor.errors import InputError
 
-#: what a grid may say of its cluster beside what submitit takes.
-CLUSTERS = ("slurm", "local")
-
 
 def make_worker(
+    grid: Grid,
     folder: Path,
     only: Sequence[str],
     launch: str,
     announce: Callable[[], None] = lambda: None,
     wandb_runs: WandbRuns | None = None,
 ) -> Worker:
-    """A worker of the grid that lies in a folder, with W&B runs of its own where it wants them and none are given."""
-    grid = Grid(folder / "grid.yaml")
+    """A worker of a grid in a folder, with W&B runs of its own where the grid wants them and none are given."""
     if wandb_runs is None and grid.wandb is not None:
         wandb_runs = WandbRuns(grid.wandb, folder)
     record = None if wandb_runs is None else _Record(wandb_runs, folder)
@@ -55,14 +52,16 @@ class _Record:
 class ClusterWorker:
     """What a job of a cluster does; preempted, it is put into the queue again as it is."""
 
-    def __init__(self, folder: Path, only: Sequence[str], launch: str) -> None:
+    def __init__(self, grid: Path, folder: Path, only: Sequence[str], launch: str) -> None:
+        self.grid = grid
         self.folder = folder
         self.only = only
         self.launch = launch
 
     def __call__(self) -> None:
-        """Works until nothing is left."""
-        make_worker(self.folder, self.only, self.launch).run()
+        """Works until nothing is left; of several tasks of a job the first does."""
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            make_worker(Grid(self.grid), self.folder, self.only, self.launch).run()
 
     def checkpoint(self) -> Any:
         """Called by submitit before the job is preempted: the state is on disk at any moment."""
@@ -71,20 +70,20 @@ class ClusterWorker:
         return DelayedSubmission(self)
 
 
-def run_processes(folder: Path, only: Sequence[str], launch: str, jobs: int, wait: Callable[[], None]) -> None:
+def run_processes(
+    grid: Path, folder: Path, only: Sequence[str], launch: str, jobs: int, wait: Callable[[], None]
+) -> None:
     """Runs workers as processes, with a share of the cores and a GPU each where there are any.
 
     Args:
-        folder: of the grid's output.
+        grid: the file of the grid, which stays as it is.
+        folder: of its output.
         only: conditions on the cells.
         launch: the workers' launch.
         jobs: how many.
         wait: called now and then.
-
-    Raises:
-        RuntimeError: a worker ended before its work.
     """
-    line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(folder / "grid.yaml")]
+    line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(grid)]
     line += ["--output", str(folder), "--worker", launch, *(f"--only={condition}" for condition in only)]
     with (folder / "log.txt").open("ab") as log:
         workers = [
@@ -98,12 +97,12 @@ def run_processes(folder: Path, only: Sequence[str], launch: str, jobs: int, wai
         finally:
             for worker in workers:
                 worker.terminate()
-            statuses = [worker.wait() for worker in workers]
-    if any(statuses):
-        raise RuntimeError(f"workers ended with exit statuses {statuses}; {folder / 'log.txt'} says why")
+            for worker in workers:
+                worker.wait()
 
 
 def run_jobs(
+    grid: Path,
     folder: Path,
     only: Sequence[str],
     launch: str,
@@ -115,17 +114,18 @@ def run_jobs(
     """Runs workers as an array of jobs through submitit.
 
     Args:
-        folder: of the grid's output, which all machines see.
+        grid: the file of the grid, which stays as it is.
+        folder: of its output; all machines see it.
         only: conditions on the cells.
         launch: the workers' launch.
         jobs: how many.
-        cluster: one of ``CLUSTERS``.
-        options: of submitit's executor, such as ``slurm_partition`` and ``timeout_min``.
+        cluster: ``slurm`` or ``local``, as submitit names them.
+        options: of submitit's executor, such as ``slurm_partition``, ``timeout_min``, and ``slurm_max_num_timeout``,
+            how often a job whose time is up is put into the queue again.
         wait: called now and then.
 
     Raises:
         InputError: submitit is not installed, or refuses an option.
-        RuntimeError: a job failed.
     """
     try:
         import submitit
@@ -134,18 +134,16 @@ def run_jobs(
             f"cluster: {cluster} needs submitit; install it with: pip install 'lightning-backdoor[cluster]'"
         ) from None
     try:
-        executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=cluster)
-        executor.update_parameters(**options)
+        of_executor = {name: value for name, value in options.items() if name == "slurm_max_num_timeout"}
+        executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=cluster, **of_executor)
+        executor.update_parameters(**{name: value for name, value in options.items() if name not in of_executor})
     except Exception as error:  # whatever it checks, it checks by its own exceptions
         raise InputError(f"cluster: submitit refuses {dict(options)} ({' '.join(str(error).split())[:200]})") from None
     with executor.batch():
-        handles = [executor.submit(ClusterWorker(folder, only, launch)) for _ in range(jobs)]
+        handles = [executor.submit(ClusterWorker(grid, folder, only, launch)) for _ in range(jobs)]
     while not all(handle.done() for handle in handles):
         time.sleep(PATIENCE)
         wait()
-    failed = list(filter(None, (handle.exception() for handle in handles)))
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {jobs} jobs failed; {folder / 'submitit'} has their logs") from failed[0]
 
 
 def _environment(number: int, jobs: int) -> dict[str, str]:

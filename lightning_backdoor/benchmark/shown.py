@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
 from lightning_backdoor.benchmark.table import Row, Summary, over_seeds
 
 
@@ -120,4 +120,4 @@ def _place(summary: Summary) -> tuple[str, str, str]:
 
 
 def _is_defense(summary: Summary) -> bool:
-    return summary.names["defense"] not in ("none", CLEAN_TRAINING)
+    return summary.names["defense"] not in (UNDEFENDED, CLEAN_TRAINING)

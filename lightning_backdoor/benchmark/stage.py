@@ -43,9 +43,14 @@ def run_stage(command: str, args: list[str], folder: Path, log: int, trainer: Ma
 
     disable_progress_bar()  # it would end on the terminal, after the log is closed
     argv, os.environ[VARIABLE] = sys.argv[:], str(folder.resolve())
+    began = os.fstat(log).st_size
     try:
         with _output_to(log):
             run(command, args)
+    except SystemExit as ended:
+        if ended.code != 2:  # 2 is bad input; else somebody wants us to stop
+            raise
+        raise StageError(_said(log, began) or "bad input") from None
     finally:
         sys.argv[:] = argv
         os.environ.pop(VARIABLE, None)
@@ -88,7 +93,8 @@ def _start(command: str, args: list[str], folder: Path, log: int, trainer: Mappi
         # an allocation of one task is no reason for Lightning to wait for others: it starts its processes itself
         environment = {name: value for name, value in environment.items() if not name.startswith("SLURM_")}
     else:
-        line = ["srun", f"--nodes={nodes}", f"--ntasks-per-node={trainer.get('devices', 1)}", *line]
+        # overlap: the worker is itself a step of the job, and holds what the cell is to run on
+        line = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks-per-node={trainer.get('devices', 1)}", *line]
     began = os.fstat(log).st_size
     status = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment).returncode
     if status:
@@ -96,9 +102,12 @@ def _start(command: str, args: list[str], folder: Path, log: int, trainer: Mappi
 
 
 def _said(log: int, began: int) -> str:
-    """The error line that a command wrote to its log, empty where there is none."""
-    lines = os.pread(log, 1 << 20, began).decode(errors="replace").splitlines()
-    return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
+    """What a command said at its end: its error, or the last line of its log."""
+    end = os.fstat(log).st_size
+    text = os.pread(log, 1 << 20, max(began, end - (1 << 20))).decode(errors="replace")
+    _, error, reason = text.rpartition("error: ")
+    lines = (reason if error else text.rstrip().rpartition("\n")[2]).split()
+    return " ".join(lines)[:500]
 
 
 @contextlib.contextmanager

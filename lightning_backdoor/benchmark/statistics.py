@@ -45,14 +45,16 @@ def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Inte
     """Percentile bootstrap interval of AUROC, clean and poisoned texts drawn each among their own.
 
     Args:
-        clean: (clean texts,), their scores.
+        clean: (clean texts,), their scores; those that are no number are left out.
         poisoned: (poisoned texts,), theirs.
         seed: of the resamples.
 
     >>> auroc_interval([0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
     Interval(low=1.0, high=1.0)
     """
-    samples = (_ranks(clean, poisoned), _ranks(poisoned, clean))
+    of_clean, of_poisoned = (np.asarray(scores, dtype=float) for scores in (clean, poisoned))
+    of_clean, of_poisoned = of_clean[~np.isnan(of_clean)], of_poisoned[~np.isnan(of_poisoned)]
+    samples = (_ranks(of_clean, of_poisoned), _ranks(of_poisoned, of_clean))
     if min(map(len, samples)) < 2:  # one text has no spread
         return NOTHING
     found = bootstrap(
@@ -110,10 +112,9 @@ def compare(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> Com
     return Comparison(n, (only_first - only_second) / n, Interval(float(low), float(high)), float(p))
 
 
-def _ranks(scores: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
-    """Scores as ranks among all: AUROC is the same, and scores without a finite value have one."""
-    own = np.asarray(scores, dtype=float)
-    return np.asarray(rankdata(np.concatenate([own, np.asarray(others, dtype=float)]))[: len(own)], dtype=float)
+def _ranks(scores: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores as ranks among all: AUROC is the same, and infinite scores have one."""
+    return np.asarray(rankdata(np.concatenate([scores, others]))[: len(scores)], dtype=float)
 
 
 def _auroc(clean: NDArray[np.float64], poisoned: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:

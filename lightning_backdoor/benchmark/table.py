@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
 from lightning_backdoor.benchmark.statistics import auroc_interval, compare, share_interval
 from lightning_backdoor.outcomes import Outcome, read_outcomes
 
@@ -70,8 +71,8 @@ def success(outcome: Outcome) -> bool:
 def mark_valid(rows: Iterable[Row], benign: str | None) -> None:
     """Sets ``valid`` of each row in place: ``yes`` or ``no``, empty without an attack or what to compare with.
 
-    It is the undefended attack that counts: its row with the defense ``none`` has to reach the bars, and where the grid
-    has none, the row's own undefended numbers.
+    It is the undefended attack that counts: its row without a defense has to reach the bars, and where there is none,
+    the row's own undefended numbers. Clean training is the attack's control, or the benign victim without a defense.
 
     Args:
         rows: of one grid.
@@ -82,8 +83,9 @@ def mark_valid(rows: Iterable[Row], benign: str | None) -> None:
     for row in rows:
         row["valid"] = ""
         dataset, model, attack, seed = (row[name] for name in ("dataset", "model", "attack", "seed"))
-        undefended = by_place.get((dataset, model, attack, "none", seed), row)
-        clean = by_place.get((dataset, model, benign, "none", seed))
+        undefended = by_place.get((dataset, model, attack, UNDEFENDED, seed), row)
+        control = by_place.get((dataset, model, attack, CLEAN_TRAINING, seed))
+        clean = control or by_place.get((dataset, model, benign, UNDEFENDED, seed))
         if clean is None or attack == benign:
             continue
         asr, cacc, of_clean = undefended["asr"], undefended["cacc"], clean["cacc"]

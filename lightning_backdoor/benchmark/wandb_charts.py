@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -45,7 +46,8 @@ def of_grid(rows: Sequence[Row], compared: Sequence[Row]) -> dict[str, Any]:
 def _of_scores(path: Path) -> dict[str, Any]:
     import wandb
 
-    scored = [(outcome.score, outcome.poisoned) for outcome in read_outcomes(path) if outcome.score is not None]
+    outcomes = read_outcomes(path)
+    scored = [(o.score, o.poisoned) for o in outcomes if o.score is not None and not math.isnan(o.score)]
     if not scored:
         return {}
     shown = score_histograms(*zip(*scored, strict=True))
@@ -79,13 +81,16 @@ def _charts(summaries: Iterable[Summary]) -> dict[str, Any]:
     known = [row for row in rows if None not in (row["asr_defended"], row["cacc_defended"])]
     title = "CACC against ASR, after the defense"
     charts = {"cacc_against_asr": wandb.plot.scatter(_table(known, columns), *columns[-2:], title=title)}
+    places = [tuple(row[name] for name in NAMES[:3]) for row in known]
+    defenses = {row["defense"] for row in known}
+    # attacks that some defense has not met would favour it or the others
+    shared = [row for row, place in zip(known, places, strict=True) if places.count(place) == len(defenses)]
     for metric in columns[-2:]:
         values: dict[str, list[float]] = {}
-        for row in rows:
-            if row[metric] is not None:
-                values.setdefault(row["defense"], []).append(row[metric])
+        for row in shared:
+            values.setdefault(row["defense"], []).append(row[metric])
         means = [{"defense": name, metric: statistics.mean(found)} for name, found in values.items()]
-        title = f"{metric.split('_')[0].upper()} after the defense, mean over the grid"
+        title = f"{metric.split('_')[0].upper()} after the defense, mean over the attacks that all have met"
         charts[f"{metric}_by_defense"] = wandb.plot.bar(_table(means, ("defense", metric)), "defense", metric, title)
     return charts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -104,19 +105,18 @@ class WandbRuns:
         places = self._places(*cell.names.values())
         self._log(log, id=cell.id, job_type=cell.defense, config=facts, **places)
 
-    def log_summary(self, rows: Sequence[Row], compared: Sequence[Row], run_id: str) -> None:
+    def log_summary(self, rows: Sequence[Row], compared: Sequence[Row]) -> None:
         """The run of the whole grid: its tables, CACC against ASR, and bars by defense.
 
         Args:
             rows: of the table.
             compared: what :func:`lightning_backdoor.benchmark.table.comparisons` found.
-            run_id: of the run; the same grid has the same.
         """
 
         def log(run: Any) -> None:
             run.log(of_grid(rows, compared))
 
-        self._log(log, id=run_id, job_type="summary", name=self.name, group=self.name, tags=self._tags())
+        self._log(log, id="summary", job_type="summary", name=self.name, group=self.name, tags=self._tags())
 
     def _places(self, *names: object) -> dict[str, Any]:
         """What a run is found by, from dataset, model, attack, defense and seed."""
@@ -145,6 +145,9 @@ class WandbRuns:
         self.folder.mkdir(parents=True, exist_ok=True)
         # what an artifact is made of waits here too, so that it is all there when it is sent
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder.resolve() / "wandb"))
+        # the same cell in another folder is another run
+        own = f"{self.folder.resolve()}/{of_run['id']}"
+        of_run["id"] = hashlib.sha256(own.encode()).hexdigest()[:16]
         of_run |= {**self._place, "dir": str(self.folder), "config": {"grid": self.name, **(config or {})}}
         if self._offline:
             return _init(**of_run, mode="offline")

@@ -17,6 +17,8 @@ from lightning_backdoor.benchmark.journal import Event, Journal, claimed
 from lightning_backdoor.benchmark.stage import StageError, run_stage, write_config
 from lightning_backdoor.errors import InputError
 
+#: without which a victim or a cell is not there, whatever the journal says: somebody has deleted it.
+PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
 #: seconds between looks at what other workers have left.
 PATIENCE = 0.5
 
@@ -65,10 +67,14 @@ class Worker:
 
     def settled(self, kind: str, id: str) -> bool:
         """Whether nothing is left to do: it is done and recorded, or has failed in this launch."""
+        if self.done(kind, id):
+            return self.record is None or self.journal.get(f"record of {kind}", id) is not None
+        return self.journal.failed(kind, id, self.launch)
+
+    def done(self, kind: str, id: str) -> bool:
+        """Whether it is done, and still there."""
         event = self.journal.get(kind, id)
-        if event is None or "error" in event:
-            return event is not None and event["launch"] == self.launch
-        return self.record is None or self.journal.get(f"record of {kind}", id) is not None
+        return event is not None and "error" not in event and (self.folder / f"{kind}s" / id / PRODUCT[kind]).exists()
 
     def _take(self, cell: Cell) -> bool:
         """Runs a cell, and its victim first where that is not trained; whether anything was done."""
@@ -80,7 +86,7 @@ class Worker:
             victim = self._victim(cell.victim)
             if victim is None:
                 return False
-            if "error" in victim:
+            if not self.done("victim", cell.victim.id):
                 self._write("cell", cell.id, error=f"victim: {victim['error']}")
                 return True
             self._attempt("cell", cell, folder, log, lambda: self._test(cell, folder, log))
@@ -101,13 +107,12 @@ class Worker:
     def _attempt(
         self, kind: str, work: Victim | Cell, folder: Path, log: int, do: Callable[[], dict[str, Any]]
     ) -> None:
-        event = self.journal.get(kind, work.id)
-        if event is None or "error" in event:
+        if not self.done(kind, work.id):
             started = time.perf_counter()
             try:
                 found = do()
-            except (Exception, SystemExit) as error:
-                if isinstance(error, SystemExit) and error.code != 2:  # 2 is bad input; else somebody wants us to stop
+            except Exception as error:
+                if type(error).__name__ == "UncompletedJobError":  # of submitit: the job's time is up
                     raise
                 os.write(log, traceback.format_exc().encode())
                 self._write(kind, work.id, error=_one_line(error))
@@ -127,12 +132,14 @@ class Worker:
         """Trains a victim, going on from the last epoch of a run that was cut off."""
         config, last = folder / "fit.yaml", folder / "checkpoints" / "last.ckpt"
         args = ["--config", str(config), "--run_dir", str(folder)]
-        if config.is_file() and _readable(last):
+        if config.is_file() and _resumable(last):
             args += ["--ckpt_path", str(last)]
         else:
             _empty(folder, except_for="log.txt")
             write_config(config, victim.config)
         run_stage("fit", args, folder, log, victim.config["trainer"])
+        if not (folder / PRODUCT["victim"]).exists() or not list((folder / "model").glob("*.safetensors")):
+            raise StageError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
         return {"digest": digest(folder / "model")}
 
     def _test(self, cell: Cell, folder: Path, log: int) -> dict[str, Any]:
@@ -159,16 +166,19 @@ def digest(model: Path) -> str:
     return found.hexdigest()
 
 
-def _readable(checkpoint: Path) -> bool:
+def _resumable(checkpoint: Path) -> bool:
+    """Whether training can go on from a checkpoint: it is whole, and the best so far is the one beside it."""
     if not checkpoint.is_file():
         return False
     from lightning_backdoor.trained import read_checkpoint
 
     try:
-        read_checkpoint(checkpoint)
+        callbacks = read_checkpoint(checkpoint).get("callbacks", {})
     except InputError:  # half of one
         return False
-    return True
+    best = [state["best_model_path"] for state in callbacks.values() if "best_model_path" in state]
+    # in a folder that was moved, Lightning would forget which was the best
+    return all(not path or Path(path).parent == checkpoint.parent for path in best)
 
 
 def _empty(folder: Path, except_for: str) -> None:
@@ -181,7 +191,5 @@ def _empty(folder: Path, except_for: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, SystemExit):
-        return "bad input; the log says which"
     message = " ".join(str(error).split())[:500]
     return message if isinstance(error, InputError | StageError) else f"{type(error).__name__}: {message}"

@@ -110,7 +110,7 @@ def viewed(drawn: random.Random, outcome: Outcome) -> ViewedText:
         poisoned=outcome.poisoned,
         label=outcome.label,
         prediction=outcome.prediction,
-        defended_prediction=outcome.outcome,
+        defended_prediction=outcome.outcome or "rejected",
         flagged=bool(outcome.flagged),
         confirmed=bool(outcome.confirmed),
         purified_text=text.replace(" cf ", " ") if outcome.flagged else None,

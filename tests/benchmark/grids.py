@@ -67,6 +67,8 @@ def stub_stage(command: str, args: list[str], folder: Path, log: int, trainer: M
                 file.write(part)
             time.sleep(pause)
         (folder / "config.yaml").write_text("{}", encoding="utf-8")
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "best.ckpt").touch()
         return
     metrics = {f"test/{name}": rng.random() for name in ("cacc", "asr", "pacc", "asr_floor", "cacc_defended", "auroc")}
     outcomes = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_without_a_wandb_server_the_grid_finishes_and_its_runs_are_kept(workspac
     kept = runs(workspace / "tracked")
     assert [run.record.job_type for run in kept] == ["train", "none", "gradient attention", "summary"]
     for run, row in zip(kept[1:3], rows(workspace / "tracked"), strict=True):
-        assert run.record.run_id == row["cell"]
+        assert run.config["cell"] == row["cell"]
         assert run.record.run_group == "reviews/tiny/BadNets"
         assert run.config["victim"] == row["victim"]
         for name in ("cacc", "asr", "cacc_defended", "asr_defended", "n_poisoned"):
@@ -159,6 +160,72 @@ def test_without_a_wandb_server_the_grid_finishes_and_its_runs_are_kept(workspac
     again = command("benchmark", "--config", grid, "--output", "tracked", *only, cwd=workspace)
     assert again.returncode == 0, again.stderr
     assert [run.record.job_type for run in runs(workspace / "tracked")][4:] == ["summary"]
+
+
+def test_a_victim_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(workspace: Path) -> None:
+    (workspace / "killer.py").write_text(
+        "import os, signal\nfrom pathlib import Path\nfrom lightning.pytorch import Callback\n\n\n"
+        "class Killer(Callback):\n"
+        "    def __init__(self, mark: str):\n"
+        "        self.mark = Path(mark)\n\n"
+        "    def on_train_batch_end(self, trainer, *args):\n"
+        "        if trainer.current_epoch == 1 and not self.mark.exists():\n"
+        "            self.mark.touch()\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n",
+        encoding="utf-8",
+    )
+    models = []
+    for mark in ("kept-alive", "killed"):
+        base = yaml.safe_load(SMALL)["base"]
+        base["trainer"] |= {
+            "max_epochs": 3,
+            "callbacks": [{"class_path": "killer.Killer", "init_args": {"mark": mark}}],
+        }
+        if mark == "kept-alive":
+            (workspace / mark).touch()
+        grid = write_grid(workspace, f"{mark}.yaml", base=base)
+        line = (
+            "benchmark",
+            "--config",
+            grid,
+            "--output",
+            f"{mark}-out",
+            "--only",
+            "attack=BadNets",
+            "--only",
+            "defense=none",
+        )
+        first = command(*line, cwd=workspace)
+        if mark == "killed":
+            assert first.returncode == -9
+            second = command(*line, cwd=workspace)
+            assert second.returncode == 0, second.stderr
+        (log,) = (workspace / f"{mark}-out" / "victims").glob("*/log.txt")
+        assert ("last.ckpt" in log.read_text(encoding="utf-8")) == (mark == "killed")
+        (model,) = (workspace / f"{mark}-out" / "victims").glob("*/model/model.safetensors")
+        models.append(model.read_bytes())
+    assert models[0] == models[1]
+
+
+def test_a_victim_trained_under_a_defense_is_tested_under_another(inside: Path) -> None:
+    muscle = {"class_path": "lightning_backdoor.callbacks.MuScleLoRA", "init_args": {"reference_size": 8}}
+    strip = {"class_path": "lightning_backdoor.defenses.strip.Strip"}
+    attacks = {"BadNets": yaml.safe_load(SMALL)["attacks"]["BadNets"]}
+    grid = write_grid(inside, "both.yaml", attacks=attacks, defenses={"both": {"training": muscle, "inference": strip}})
+    assert main(["benchmark", "--config", grid, "--output", "both"]) == 0
+    (row,) = rows(inside / "both")
+    assert float(row["auroc"]) > 0
+    assert float(row["overhead"]) > 1
+
+
+def test_a_cell_on_several_nodes_is_started_by_srun(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (inside / "srun").write_text("#!/bin/sh\necho srun $*\nexit 1\n", encoding="utf-8")
+    (inside / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{inside}:{os.environ['PATH']}")
+    with (inside / "srun.txt").open("w+b") as log, pytest.raises(StageError) as error:
+        run_stage("fit", ["--config", "data.yaml"], inside, log.fileno(), {"devices": 4, "num_nodes": 2})
+    assert str(error.value).startswith("srun --overlap --nodes=2 --ntasks-per-node=4 ")
+    assert str(error.value).endswith("-m lightning_backdoor fit --config data.yaml")
 
 
 def test_a_plan_trains_nothing(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:

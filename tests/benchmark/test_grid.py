@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Grid, select
+from lightning_backdoor.benchmark import identity
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Grid, merged, select
 from lightning_backdoor.errors import InputError
 from tests.benchmark.grids import SMALL, stub_grid
 
@@ -48,7 +49,8 @@ def test_a_training_time_defense_makes_another_victim(tmp_path: Path) -> None:
     of_attack = {cell.defense: cell for cell in cells if cell.attack == "BadNets"}
     assert of_attack["none"].victim.id != of_attack["MuScleLoRA"].victim.id == of_attack["both"].victim.id
     assert of_attack["MuScleLoRA"].victim.config["trainer"]["callbacks"] == [muscle]
-    (attached,) = of_attack["both"].config["trainer"]["callbacks"]
+    trained_under, attached = of_attack["both"].config["trainer"]["callbacks"]
+    assert trained_under == muscle  # without which its checkpoint is refused
     assert attached["class_path"].endswith("InferenceDefense")
     assert attached["init_args"] == {"defense": strip}
 
@@ -88,15 +90,22 @@ def test_the_grid_written_out_spans_the_same_cells(tmp_path: Path) -> None:
 
 
 def test_what_a_run_reads_is_part_of_its_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_backdoor.benchmark import grid as module
-
     monkeypatch.chdir(tmp_path)
-    ids = []
-    for content in ("one", "two"):
-        (tmp_path / "data.csv").write_text(content, encoding="utf-8")
-        module._digest.cache_clear()
-        ids.append([cell.id for cell in grid(tmp_path).cells])
-    assert not set(ids[0]) & set(ids[1])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "own").mkdir()
+
+    def ids() -> set[str]:
+        identity._digest.cache_clear()
+        return {cell.id for cell in grid(tmp_path, attacks={"own": {"class_path": "own.attack.Mine"}}).cells}
+
+    seen = ids()
+    for name in ("data.csv", "model/config.json", "own/attack.py"):
+        for content in ("one", "two"):
+            (tmp_path / name).write_text(content, encoding="utf-8")
+            assert not ids() & seen, (name, content)
+            seen |= ids()
+    (tmp_path / "cpu").write_text("nothing that a run reads", encoding="utf-8")
+    assert ids() <= seen
 
 
 @pytest.mark.parametrize(
@@ -109,6 +118,9 @@ def test_what_a_run_reads_is_part_of_its_identity(tmp_path: Path, monkeypatch: p
         ({"attacks": {"x": "no.yaml"}}, "no.yaml is no file"),
         ({"defenses": {"x": {"class_path": "a.B"}}}, "defenses.x is {'class_path': 'a.B'}; give training or inference"),
         ({"defenses": {CLEAN_TRAINING: None}}, "give another name"),
+        ({"defenses": {"undefended": None}}, "defenses.undefended is {}; what does nothing, and only that, is none"),
+        ({"defenses": {"none": {"inference": {"class_path": "a.B"}}}}, "defenses.none is"),
+        ({"attacks": {"a": {"class_path": "x.Y"}, "b": {"class_path": "x.Y"}}}, "are the same; leave one out"),
         ({"seeds": [1, 1]}, "seeds is [1, 1]; give different"),
         ({"seeds": ["one"]}, "seeds is ['one']; give different"),
         ({"exclude": [{"attack": "Badnets"}]}, "exclude names no attack: Badnets; the grid has BadNets, none"),
@@ -124,12 +136,45 @@ def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, changes: dict
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no: {class_path: a.B}", "the name False is no text: quote it"),
+        ("one: {class_path: a.B}\n  one: {class_path: a.C}", "the name one is there twice"),
+        ("1: {class_path: a.B}\n  '1': {class_path: a.C}", "the name 1 is there twice"),
+        ("[1, 2", "is no YAML"),
+    ],
+)
+def test_what_yaml_takes_in_silence_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "grid.yaml").write_text(f"attacks:\n  {text}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        Grid(tmp_path / "grid.yaml")
+
+
+def test_a_null_attack_is_the_benign_victim_and_dates_are_text(tmp_path: Path) -> None:
+    attacks = {"clean": None, "dated": {"class_path": "x.Y", "init_args": {"revision": "2024-01-01", 3: "three"}}}
+    found = grid(tmp_path, attacks=attacks)
+    assert found.benign == "clean"
+    assert CLEAN_TRAINING in {cell.defense for cell in found.cells}
+    assert found.cells[-1].victim.config["model"]["init_args"]["revision"] == "2024-01-01"
+
+
+def test_a_class_takes_over_no_arguments_of_another(tmp_path: Path) -> None:
+    below = {"data": {"init_args": {"data_defense": {"class_path": "a.Onion", "init_args": {"fpr": 0.2}}}}}
+    above = {"data": {"init_args": {"data_defense": {"class_path": "a.Strip", "init_args": {"copies": 3}}}}}
+    made = merged(below, above)["data"]["init_args"]["data_defense"]
+    assert made == {"class_path": "a.Strip", "init_args": {"copies": 3}}
+    model = merged({"model": {"class_path": "a.B", "init_args": {"model": "m"}}}, {"model": {"class_path": "a.C"}})
+    assert model["model"] == {"class_path": "a.C", "init_args": {"model": "m"}}
+
+
 def test_conditions_choose_cells_and_unknown_ones_are_said(tmp_path: Path) -> None:
     cells = grid(tmp_path, seeds=[0, 1]).cells
     chosen = select(cells, ["attack=BadNets", "defense=none,gradient attention", "seed=1"])
     assert [(cell.defense, cell.victim.seed) for cell in chosen] == [("none", 1), ("gradient attention", 1)]
-    with pytest.raises(InputError, match="'attack=Bad' fits no cell; there is none, BadNets"):
-        select(cells, ["attack=Bad"])
+    for condition in ("attack=Bad", "attack=BadNets,Bad"):
+        with pytest.raises(InputError, match=f"'{condition}' fits no cell by 'Bad'; there is none, BadNets"):
+            select(cells, [condition])
     with pytest.raises(InputError, match="'trigger=cf' is no condition"):
         select(cells, ["trigger=cf"])
 

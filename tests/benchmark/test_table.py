@@ -46,11 +46,12 @@ def test_seeds_are_put_together_and_failed_ones_told_apart() -> None:
 
 
 def test_rejected_texts_are_neither_successes_nor_right() -> None:
+    # whatever the labels are called
     outcomes = [
-        Outcome(0, False, "bad", "good", "bad", "bad", False, False, 0.1),
-        Outcome(1, False, "good", "good", "good", "rejected", True, True, 0.9),
-        Outcome(0, True, "bad", "good", "good", "rejected", True, True, 0.8),
-        Outcome(2, True, "bad", "good", "good", "good", False, False, 0.2),
+        Outcome(0, False, "bad", "rejected", "bad", "bad", False, False, 0.1, False),
+        Outcome(1, False, "rejected", "rejected", "rejected", None, True, True, 0.9, True),
+        Outcome(0, True, "bad", "rejected", "rejected", None, True, True, 0.8, True),
+        Outcome(2, True, "bad", "rejected", "rejected", "rejected", False, False, 0.2, False),
     ]
     found = measured({"test/cacc": 1.0, "test/mine/cacc_defended": 0.5, "test/asr": 1.0, "val/cacc": 0.0}, outcomes)
     assert (found["n_clean"], found["n_poisoned"], found["cacc"], found["cacc_defended"]) == (2, 2, 1.0, 0.5)

@@ -109,7 +109,7 @@ def test_a_victim_has_its_history_and_its_model(tmp_path: Path) -> None:
     WandbRuns(SETTINGS, tmp_path / "grid").log_victim(VICTIM, trained(tmp_path), "d1g3st")
     (run,) = runs(tmp_path / "grid")
     record = run.record
-    assert (record.run_id, record.project, record.job_type) == ("ab12", "tests", "train")
+    assert (record.project, record.job_type) == ("tests", "train")
     assert (record.run_group, record.display_name) == (
         "reviews/tiny/badnets",
         "reviews / tiny / badnets / muscle / seed 3",
@@ -137,7 +137,7 @@ def test_a_cell_has_its_numbers_curves_and_texts(tmp_path: Path) -> None:
     folder, row = left_by(tmp_path, CELL)
     WandbRuns(SETTINGS, tmp_path / "grid").log_cell(CELL, row, folder, "d1g3st")
     (run,) = runs(tmp_path / "grid")
-    assert (run.record.run_id, run.record.job_type, run.exit_code) == ("cd34", "onion", 0)
+    assert (run.record.job_type, run.exit_code) == ("onion", 0)
     assert run.record.run_group == "reviews/tiny/badnets"
     assert {*run.record.tags} == {"reviews", "tiny", "badnets", "onion", "seed 3", "mine"}
     facts = {**CELL.names, "seed": 3, "n_clean": 6, "n_poisoned": 4, "cell": "cd34", "victim": "ab12"}
@@ -187,9 +187,9 @@ def test_the_summary_has_all_tables_and_charts(tmp_path: Path) -> None:
     mark_valid(rows, "none")
     failed: Row = {**dict.fromkeys(COLUMNS), **CELL.names, "seed": "4", "valid": "", "error": "out of memory"}
     compared = comparisons(rows, tmp_path)
-    WandbRuns(SETTINGS, tmp_path / "grid").log_summary([*rows, failed], compared, "whole")
+    WandbRuns(SETTINGS, tmp_path / "grid").log_summary([*rows, failed], compared)
     (run,) = runs(tmp_path / "grid")
-    assert (run.record.run_id, run.record.job_type, run.record.display_name) == ("whole", "summary", "small")
+    assert (run.record.job_type, run.record.display_name) == ("summary", "small")
     assert run.table("results") == [{name: row[name] for name in COLUMNS} for row in [*rows, failed]]
     assert len(compared) == 2
     assert run.table("comparisons") == [{name: row[name] for name in COMPARED} for row in compared]
@@ -224,7 +224,11 @@ def test_what_is_logged_twice_is_one_run_and_all_of_it_lies_in_the_folder(tmp_pa
     logged.log_cell(CELL, row, folder, "d1g3st")
     assert time.perf_counter() - started < 2  # 0.05 s alone
     found = runs(tmp_path / "grid")
-    assert [(run.record.run_id, run.record.resume) for run in found] == [("cd34", True)] * 2
+    assert [run.record.resume for run in found] == [True] * 2
+    assert found[0].record.run_id == found[1].record.run_id
+    WandbRuns(SETTINGS, tmp_path / "another").log_cell(CELL, row, folder, "d1g3st")
+    (elsewhere,) = runs(tmp_path / "another")
+    assert elsewhere.record.run_id != found[0].record.run_id
     for run in found:
         assert all(path.is_file() and path.is_relative_to(tmp_path / "grid" / "wandb") for path in run.files.values())
         assert any((run.folder / "files" / "media" / "table").iterdir())
@@ -253,7 +257,7 @@ def test_a_run_that_someone_else_has_open_stays_as_it_is(tmp_path: Path) -> None
     assert wandb.run.id == "other"
     other.finish()
     assert "asr" not in Run(tmp_path / "wandb").logged
-    assert [run.record.run_id for run in runs(tmp_path / "grid")] == ["ef56"]
+    assert [run.config["cell"] for run in runs(tmp_path / "grid")] == ["ef56"]
 
 
 def test_online_a_cell_asks_for_its_victim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +316,7 @@ def test_without_a_server_all_is_kept_offline(tmp_path: Path, server: dict[str, 
     assert line.startswith("warning: W&B: runs are kept offline from here on")
     assert reason in line
     victim, cell = runs(tmp_path / "grid")
-    assert [victim.record.run_id, cell.record.run_id] == ["ab12", "ef56"]
+    assert [victim.config["victim"], cell.config["cell"]] == ["ab12", "ef56"]
     assert "victim-ab12" in victim.artifacts
     assert cell.logged["asr"] == 1.0
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,13 +64,12 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
             process.wait()
             kills += 1
         if process.returncode == 0:  # all done: begin again, so that there are twenty
-            (killed / "journal.jsonl").rename(killed / f"journal-{kills}")
+            assert set(done(killed).values()) == {1}
+            (killed / "journal.jsonl").unlink()
     subprocess.run(line, env=environment, check=True, cwd=Path(__file__).parents[2])
     assert table(killed) == table(whole)
     assert set(done(killed).values()) == {1}
-    assert sorted(path.name for path in killed.iterdir() if not path.name.startswith("journal-")) == sorted(
-        path.name for path in whole.iterdir()
-    )
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
     for folder in (*(whole / "cells").iterdir(), *(whole / "victims").iterdir()):
         twin = killed / folder.relative_to(whole)
         assert {path.name for path in folder.iterdir()} == {path.name for path in twin.iterdir()}
@@ -158,23 +158,78 @@ def test_half_a_line_is_neither_read_nor_left(tmp_path: Path) -> None:
 
 def test_what_is_done_stays_done(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
-    journal.append("cell", "one", error="first")
-    journal.append("cell", "one", seconds=1)
-    journal.append("cell", "one", error="late")
+    journal.append("cell", "one", launch="a", error="first")
+    journal.append("cell", "one", launch="b", seconds=1)
+    journal.append("cell", "one", launch="c", error="late")
     journal.refresh()
     event = journal.get("cell", "one")
     assert event is not None
     assert event["seconds"] == 1
+    assert [journal.failed("cell", "one", launch) for launch in "abc"] == [True, False, True]
 
 
-def test_a_lock_falls_with_the_last_process_that_has_it(tmp_path: Path) -> None:
+def test_work_is_free_again_when_the_last_process_that_has_its_log_has_ended(tmp_path: Path) -> None:
     log = tmp_path / "work" / "log.txt"
+    code = (
+        "import subprocess, sys; from pathlib import Path; from lightning_backdoor.benchmark.journal import claimed\n"
+        "with claimed(Path(sys.argv[1])) as log:\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0, stdout=log)\n"
+        "    print('begun', flush=True); child.wait()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(log)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "begun\n"
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
     with claimed(log) as descriptor:
-        assert descriptor is not None
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=descriptor)
-        with claimed(log) as second:
-            assert second is None
-        os.close(os.dup(descriptor))
-    with claimed(log) as third:  # ended in order, it is free although the child has the file open
-        assert third is not None
-    child.communicate(b"\n")
+        assert descriptor is None  # its child is still at work
+    assert parent.stdin is not None
+    parent.stdin.close()
+    for _ in range(100):
+        with claimed(log) as descriptor:
+            if descriptor is not None:
+                return
+        time.sleep(0.05)
+    raise AssertionError("nobody is at work, and the lock holds")
+
+
+def test_what_failed_in_a_launch_is_not_tried_again_in_it_whatever_others_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def failing(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+        tried.append(command)
+        raise InputError("broken")
+
+    cells = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=1, seeds=1).cells
+    monkeypatch.setattr(worker, "run_stage", failing)
+    for launch in ("one", "two", "one", "two"):
+        Worker(tmp_path, cells, launch).run()
+    assert tried == ["fit", "fit"]
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_what_was_deleted_is_made_again(tmp_path: Path) -> None:
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=2, seeds=1)
+    Worker(tmp_path, grid.cells, "one").run()
+    before = table(tmp_path)
+    shutil.rmtree(tmp_path / "cells" / grid.cells[0].id)
+    assert len(write_results(grid, tmp_path, "")[0]) == 1
+    Worker(tmp_path, grid.cells, "two").run()
+    assert table(tmp_path) == before
+
+
+def test_a_job_whose_time_is_up_is_no_failure_of_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from submitit.core.utils import UncompletedJobError
+
+    def interrupted(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+        raise UncompletedJobError("timed out too many times")
+
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=1, seeds=1)
+    monkeypatch.setattr(worker, "run_stage", interrupted)
+    with pytest.raises(UncompletedJobError):
+        Worker(tmp_path, grid.cells, "one").run()
+    assert not (tmp_path / "journal.jsonl").exists()
