@@ -94,7 +94,8 @@ class Run:
 
 def runs(folder: Path) -> list[Run]:
     """All offline runs below a folder, in the order in which they began."""
-    return [Run(path) for path in sorted(folder.glob("wandb/offline-run-*"))]
+    found = [Run(path) for path in folder.glob("wandb/offline-run-*")]
+    return sorted(found, key=lambda run: run.record.start_time.ToNanoseconds())
 
 
 def _put(values: dict[str, Any], item: Any) -> None:
