@@ -87,7 +87,7 @@ class Worker:
             if victim is None:
                 return False
             if not self.done("victim", cell.victim.id):
-                self._write("cell", cell.id, error=f"victim: {victim['error']}")
+                self._write("cell", cell.id, error=f"victim: {victim.get('error', 'deleted, and not trained again')}")
                 return True
             self._attempt("cell", cell, folder, log, lambda: self._test(cell, folder, log))
             return True
@@ -176,9 +176,9 @@ def _resumable(checkpoint: Path) -> bool:
         callbacks = read_checkpoint(checkpoint).get("callbacks", {})
     except InputError:  # half of one
         return False
-    best = [state["best_model_path"] for state in callbacks.values() if "best_model_path" in state]
+    best = [Path(state["best_model_path"]) for state in callbacks.values() if "best_model_path" in state]
     # in a folder that was moved, Lightning would forget which was the best
-    return all(not path or Path(path).parent == checkpoint.parent for path in best)
+    return all(path.parent == checkpoint.parent for path in best if path.name == "best.ckpt")
 
 
 def _empty(folder: Path, except_for: str) -> None:
