@@ -265,7 +265,7 @@ def test_an_estimate_comes_from_what_has_run(
             "poison_rate: 2",
         ),
         ({"defenses": {"mine": {"inference": {"class_path": "no.Such"}}}}, "no.Such"),
-        ({"models": {"none": "not/there"}}, "not/there"),
+        ({"models": {"none": "./not/there"}}, "./not/there"),
         ({"wandb": {"projekt": "x"}}, "projekt"),
     ],
 )
