@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lightning_backdoor.benchmark.identity import identity
+from lightning_backdoor.benchmark.identity import forget_files, identity
 from lightning_backdoor.benchmark.yaml_file import read_yaml
 from lightning_backdoor.errors import InputError
 
@@ -193,6 +193,7 @@ class Grid:
     @cached_property
     def cells(self) -> list[Cell]:
         """All cells, in the order of the axes, seeds before defenses; each attack begins with its control."""
+        forget_files()
         victims: dict[tuple[str, ...], Victim] = {}
 
         def victim(dataset: str, model: str, attack: str, defense: str, seed: int) -> Victim:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_backdoor.benchmark import identity
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Grid, merged, select
 from lightning_backdoor.errors import InputError
 from tests.benchmark.grids import SMALL, stub_grid
@@ -95,7 +94,6 @@ def test_what_a_run_reads_is_part_of_its_identity(tmp_path: Path, monkeypatch: p
     (tmp_path / "own").mkdir()
 
     def ids() -> set[str]:
-        identity._digest.cache_clear()
         return {cell.id for cell in grid(tmp_path, attacks={"own": {"class_path": "own.attack.Mine"}}).cells}
 
     seen = ids()
@@ -104,6 +102,8 @@ def test_what_a_run_reads_is_part_of_its_identity(tmp_path: Path, monkeypatch: p
             (tmp_path / name).write_text(content, encoding="utf-8")
             assert not ids() & seen, (name, content)
             seen |= ids()
+    (tmp_path / "lightning_backdoor").mkdir()  # as in a clone of this repository
+    (tmp_path / "lightning_backdoor" / "victim.py").write_text("the same library", encoding="utf-8")
     (tmp_path / "cpu").write_text("nothing that a run reads", encoding="utf-8")
     assert ids() <= seen
 
