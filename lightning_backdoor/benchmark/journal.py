@@ -63,7 +63,7 @@ class Journal:
         """Writes an event down for good; half a line that a kill left behind goes first."""
         line = json.dumps({"kind": kind, "id": id, **facts}).encode() + b"\n"
         with self.path.open("ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file.fileno(), self.path)
             file.truncate(_whole(file.fileno()))
             file.write(line)
             file.flush()
@@ -98,14 +98,10 @@ def claimed(log: Path) -> Iterator[int | None]:
     descriptor = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, log, fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return
-        except OSError as error:
-            raise InputError(
-                f"output: {log.parent} lies on a file system without locks ({error}); give a folder on another"
-            ) from None
         try:
             yield descriptor
         finally:
@@ -118,5 +114,16 @@ def claimed(log: Path) -> Iterator[int | None]:
 def waited_for(log: Path) -> Iterator[int]:
     """As :func:`claimed`, but waits its turn."""
     with log.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file.fileno(), log)
         yield file.fileno()
+
+
+def _lock(descriptor: int, path: Path, how: int = 0) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"output: {path.parent} lies on a file system without locks ({error}); give a folder on another"
+        ) from None

@@ -87,7 +87,9 @@ def run_processes(
     line += ["--output", str(folder), "--worker", launch, *(f"--only={condition}" for condition in only)]
     with (folder / "log.txt").open("ab") as log:
         workers = [
-            subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(number, jobs))
+            subprocess.Popen(
+                line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=worker_environment(number, jobs)
+            )
             for number in range(jobs)
         ]
         try:
@@ -146,7 +148,8 @@ def run_jobs(
         wait()
 
 
-def _environment(number: int, jobs: int) -> dict[str, str]:
+def worker_environment(number: int, jobs: int) -> dict[str, str]:
+    """Environment of one of several workers: its share of the cores, and a GPU where there are several."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -53,8 +53,7 @@ def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Inte
     Interval(low=1.0, high=1.0)
     """
     of_clean, of_poisoned = (np.asarray(scores, dtype=float) for scores in (clean, poisoned))
-    of_clean, of_poisoned = of_clean[~np.isnan(of_clean)], of_poisoned[~np.isnan(of_poisoned)]
-    samples = (_ranks(of_clean, of_poisoned), _ranks(of_poisoned, of_clean))
+    samples = (of_clean[~np.isnan(of_clean)], of_poisoned[~np.isnan(of_poisoned)])
     if min(map(len, samples)) < 2:  # one text has no spread
         return NOTHING
     found = bootstrap(
@@ -110,11 +109,6 @@ def compare(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> Com
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [tail, 1 - tail])
     p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     return Comparison(n, (only_first - only_second) / n, Interval(float(low), float(high)), float(p))
-
-
-def _ranks(scores: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scores as ranks among all: AUROC is the same, and infinite scores have one."""
-    return np.asarray(rankdata(np.concatenate([scores, others]))[: len(scores)], dtype=float)
 
 
 def _auroc(clean: NDArray[np.float64], poisoned: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:

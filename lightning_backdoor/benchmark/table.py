@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -189,16 +190,11 @@ def comparisons(rows: Iterable[Row], cells: Path) -> list[Row]:
 
 def csv_text(rows: Iterable[Row], columns: Sequence[str]) -> str:
     """Rows as csv; numbers to the last digit, what is undefined empty."""
-    lines: list[str] = []
-
-    class _Lines:
-        def write(self, line: str) -> None:
-            lines.append(line)
-
-    writer = csv.writer(_Lines(), lineterminator="\n")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(["" if row[name] is None else row[name] for name in columns] for row in rows)
-    return "".join(lines)
+    return text.getvalue()
 
 
 def _known(value: float | None) -> float | None:

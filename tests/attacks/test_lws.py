@@ -388,3 +388,8 @@ def test_the_source_of_substitutes_is_named_in_a_config_by_class_path(tmp_path: 
     made = parser.instantiate_classes(parser.parse_args(options)).model
     assert isinstance(made.substitutes, SynonymFile)
     assert made.substitutes.candidates(["film"]) == [["movie"]]
+
+
+def test_a_victim_that_learned_no_trigger_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^checkpoint: was not trained under LWS"):
+        LWS().on_load_checkpoint({"state_dict": {}})

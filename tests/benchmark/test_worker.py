@@ -21,7 +21,8 @@ import pytest
 from lightning_backdoor.benchmark import worker
 from lightning_backdoor.benchmark.collect import write_results
 from lightning_backdoor.benchmark.grid import Grid
-from lightning_backdoor.benchmark.journal import Journal, claimed
+from lightning_backdoor.benchmark.journal import Journal, claimed, waited_for
+from lightning_backdoor.benchmark.launch import ClusterWorker, worker_environment
 from lightning_backdoor.benchmark.worker import Worker
 from lightning_backdoor.errors import InputError
 from tests.benchmark.grids import run_stub, stub_grid, stub_stage
@@ -233,3 +234,32 @@ def test_a_job_whose_time_is_up_is_no_failure_of_its_cell(tmp_path: Path, monkey
     with pytest.raises(UncompletedJobError):
         Worker(tmp_path, grid.cells, "one").run()
     assert not (tmp_path / "journal.jsonl").exists()
+
+
+def test_a_file_system_without_locks_is_said_on_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, how: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("lightning_backdoor.benchmark.journal.fcntl.flock", refused)
+    for lock in (claimed, waited_for):
+        with pytest.raises(InputError, match="without locks"), lock(tmp_path / "log.txt"):
+            pass
+    with pytest.raises(InputError, match="without locks"):
+        Journal(tmp_path / "journal.jsonl").append("cell", "one")
+
+
+def test_a_preempted_job_is_queued_again_as_it_is(tmp_path: Path) -> None:
+    job = ClusterWorker(tmp_path / "grid.yaml", tmp_path, ["seed=0"], "launch")
+    assert job.checkpoint().function is job
+
+
+def test_workers_share_the_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    found = [worker_environment(number, 3) for number in range(3)]
+    assert [environment["OMP_NUM_THREADS"] for environment in found] == ["4"] * 3
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in found] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert worker_environment(1, 3)["CUDA_VISIBLE_DEVICES"] == "7"
