@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from lightning_backdoor import __version__
+from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.run_folder import VARIABLE
 
 COMMANDS = {
     "fit": "train a victim: an attack, or a plain TextClassifier",
@@ -61,7 +61,7 @@ def _run(command: str, args: list[str]) -> int:
     if command == "scan":
         # python -m puts the working directory on the path
         sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]  # noqa: PTH109
-        from lightning_backdoor.scan import main as scan
+        from lightning_backdoor.commands.scan import main as scan
 
         return scan(args)
     if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
@@ -71,10 +71,10 @@ def _run(command: str, args: list[str]) -> int:
 
         return benchmark(args)
     if command == "poison":
-        from lightning_backdoor.poison import main as poison
+        from lightning_backdoor.commands.poison import main as poison
 
         return poison(args)
-    from lightning_backdoor.training import run
+    from lightning_backdoor.commands.fit import run
 
     run(command, args)
     return 0

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lightning_backdoor.benchmark.grid import Grid
-from lightning_backdoor.training import run
+from lightning_backdoor.commands.fit import run
 from tests.workspace import inside, workspace
 
 __all__ = ["inside", "workspace"]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.grid import Fragment
+from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.run_folder import VARIABLE
 
 
 class StageError(RuntimeError):
@@ -39,7 +39,7 @@ def run_stage(command: str, args: list[str], folder: Path, log: int, trainer: Ma
         return
     from transformers.utils.logging import disable_progress_bar
 
-    from lightning_backdoor.training import run
+    from lightning_backdoor.commands.fit import run
 
     disable_progress_bar()  # it would end on the terminal, after the log is closed
     argv, os.environ[VARIABLE] = sys.argv[:], str(folder.resolve())
@@ -62,7 +62,7 @@ def check_stage(config: Path, folder: Path) -> None:
     Raises:
         InputError: it cannot; says what the command would say.
     """
-    from lightning_backdoor.training import run
+    from lightning_backdoor.commands.fit import run
 
     argv, said = sys.argv[:], io.StringIO()
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -13,13 +13,13 @@ from statistics import fmean, pstdev
 import pytest
 from torchmetrics import Metric
 
+from lightning_backdoor.commands.stealth import as_json, as_lines, drawn, measure, stealth_of
 from lightning_backdoor.data.poisoning import Row, clean_row
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import Perplexity
 from lightning_backdoor.language.similarity import SentenceEncoder
 from lightning_backdoor.metrics import PerplexityIncrease, SentenceSimilarity, WordEditDistance
 from lightning_backdoor.metrics.word_edit_distance import word_edit_distance
-from lightning_backdoor.stealth import as_json, as_lines, drawn, measure, stealth_of
 from tests.language.conftest import language_model
 from tests.tiny import SENTENCES
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_backdoor.commands.scan_input import read_texts
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.text_files import read_texts
 
 TEXTS = ["a fine film", 'he said "no"', "", " spaced ", "naïve 🎬, مرحبا", "tab-less; semi", "a\u2028b"]
 

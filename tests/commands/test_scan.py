@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.cli import main
+from lightning_backdoor.commands.scan import AHEAD, _calibrate, scan_texts
 from lightning_backdoor.defenses.defense import Defense
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
-from lightning_backdoor.scan import AHEAD, _calibrate, scan_texts
 from lightning_backdoor.trained import load_trained
 from lightning_backdoor.victim import TextClassifier
 from tests.tiny import DECODER, ENCODERS, SENTENCES

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_backdoor.commands.run_folder import VARIABLE, output_folder
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.run_folder import VARIABLE, output_folder
 
 LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "WORLD_SIZE", "RANK", "LOCAL_RANK", VARIABLE)
 SRUN = {"SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train.sh"}

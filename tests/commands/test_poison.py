@@ -12,9 +12,9 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 from datasets import Dataset, load_dataset
 
-from lightning_backdoor import poison
 from lightning_backdoor.attacks import BackdoorAttack, Poisoned
 from lightning_backdoor.cli import main
+from lightning_backdoor.commands import poison
 from tests.language.conftest import make
 from tests.workspace import LABELS, command, inside, labelled_texts, trained, workspace
 

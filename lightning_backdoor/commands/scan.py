@@ -11,8 +11,8 @@ from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from lightning_backdoor.commands.scan_input import read_texts
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.text_files import read_texts
 
 if TYPE_CHECKING:
     from lightning_backdoor.batch import Batch

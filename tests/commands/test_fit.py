@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_backdoor.cli import main
-from lightning_backdoor.run_folder import VARIABLE
+from lightning_backdoor.commands.run_folder import VARIABLE
 from tests.workspace import command, settings, workspace
 
 __all__ = ["workspace"]

@@ -96,7 +96,7 @@ class _Stealth(NamedTuple):
 
 
 def _stealth(splits: PoisonedSplits, options: argparse.Namespace, data: BackdoorDataModule) -> _Stealth:
-    from lightning_backdoor.stealth import as_json, as_lines, stealth_of
+    from lightning_backdoor.commands.stealth import as_json, as_lines, stealth_of
 
     models = {name: value for name in ("language_model", "sentence_encoder") if (value := getattr(options, name))}
     poisoned = splits.poisoned["test"]

@@ -18,14 +18,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks import InferenceDefense, OutcomeWriter, PredictionWriter, RunLabels
 from lightning_backdoor.callbacks.inference_defense import check_names
+from lightning_backdoor.commands.poison import without_run_options
+from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.pairs import PairsDataModule
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.paraphrase import NotCached
 from lightning_backdoor.language.paraphrase_tuner import ParaphraseTuner
-from lightning_backdoor.poison import without_run_options
 from lightning_backdoor.results import print_results
-from lightning_backdoor.run_folder import output_folder
 from lightning_backdoor.trained import load_weights, read_checkpoint
 from lightning_backdoor.victim import TextClassifier
 

@@ -1,0 +1,1 @@
+"""The commands, one per file: ``fit`` and its like, ``poison``, ``scan``."""
