@@ -21,11 +21,11 @@ from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.batching import TokenisedRows
 from lightning_backdoor.defenses.defense import BUDGETS, REJECTED, Defense, Verdict, judge
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.metrics import DetectionAUROC, FlagRate, Localisation, Overhead
 from lightning_backdoor.outcomes import Outcome
 from lightning_backdoor.token_view import ViewedText, page_html
 from lightning_backdoor.victim import Evaluated, TextClassifier, now
-from lightning_backdoor.whole_file import write_whole
 
 
 class InferenceDefense(Callback):

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_backdoor.cache_folder import cache_folder
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.whole_folder import whole_folder
+from lightning_backdoor.files.atomic import whole_folder
+from lightning_backdoor.files.cache import cache_folder
+from lightning_backdoor.files.hashing import content_hash
 
 
 def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
@@ -26,8 +27,6 @@ def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
         InputError: it is no file, no GGUF file, or of an architecture that transformers does not read from GGUF; or
             the cache cannot be written.
     """
-    from lightning_backdoor.language.text_cache import content_hash  # language imports what imports this
-
     if not path.is_file():
         raise InputError(f"model: {path} is no GGUF file; give one, a folder, or a hub name")
     cache = cache_folder(cache_dir)

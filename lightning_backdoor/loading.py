@@ -9,8 +9,8 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.gguf import dequantized
-from lightning_backdoor.packaged import resolve
 
 
 def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:

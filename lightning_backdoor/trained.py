@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.loading import load_safely
-from lightning_backdoor.packaged import resolve
 from lightning_backdoor.victim import TextClassifier
 
 #: tokens that a text is cut at where a model would read more: encoders seldom do, and decoders as many as fit.

@@ -17,7 +17,7 @@ from lightning_backdoor.benchmark.table import (
     csv_text,
     mark_valid,
 )
-from lightning_backdoor.whole_file import write_whole
+from lightning_backdoor.files.atomic import write_whole
 
 
 def write_results(grid: Grid, folder: Path, command: str) -> tuple[list[Row], list[Row]]:

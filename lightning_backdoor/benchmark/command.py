@@ -101,7 +101,7 @@ def main(args: list[str]) -> int:
 def _begin(grid: Grid, folder: Path, command: str) -> Path:
     """The folder, with the grid in it under a name of its own, so that workers begun later still find theirs."""
     from lightning_backdoor.benchmark.journal import waited_for
-    from lightning_backdoor.whole_file import write_whole
+    from lightning_backdoor.files.atomic import write_whole
 
     text = grid.as_yaml()
     kept = folder / "grids" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.cache_folder import cache_folder
 from lightning_backdoor.data.batching import TokenisedRows, loader
 from lightning_backdoor.data.poisoning import PoisonedSplits, Row, Splits, clean_row, poison_splits_cached
 from lightning_backdoor.data.source import LabelledTexts, Source, load_source
 from lightning_backdoor.data.splitting import stratified_order, stratified_parts
 from lightning_backdoor.defenses.defense import DataDefense
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.cache import cache_folder
 from lightning_backdoor.victim import TextClassifier
 
 

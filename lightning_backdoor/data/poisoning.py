@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypedDict
 
 from lightning_backdoor.batch import Spans
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.whole_folder import whole_folder
+from lightning_backdoor.files.atomic import whole_folder
 
 Splits = dict[str, list["Row"]]
 

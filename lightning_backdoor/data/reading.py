@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.packaged import resolve
+from lightning_backdoor.files.packaged import resolve
 
 if TYPE_CHECKING:
     from datasets import Dataset

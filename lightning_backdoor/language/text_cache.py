@@ -7,16 +7,13 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import lru_cache
 from pathlib import Path
 
-from lightning_backdoor.cache_folder import cache_folder
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.cache import cache_folder
 
 PATIENCE = 120.0  # seconds to wait for another process's transaction
 KEYS_A_QUERY = 500
-#: Files of a model's folder that decide what it computes: weights, tokenizer, configuration.
-MODEL_FILES = (".bin", ".gguf", ".json", ".model", ".safetensors", ".txt")
 
 
 class TextCache:
@@ -77,16 +74,3 @@ class TextCache:
                 f"cache_dir: {folder} cannot be used ({error}); remove {self.path.relative_to(folder)} in it, or name"
                 " another folder"
             ) from error
-
-
-@lru_cache(maxsize=8)
-def content_hash(path: Path) -> str:
-    """sha256 of a model file, or of the weights, tokenizer and configuration in a folder; computed once a process."""
-    files = sorted(file for file in path.iterdir() if file.suffix in MODEL_FILES) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.poisoning import Row, Splits
-from lightning_backdoor.packaged import resolve
+from lightning_backdoor.files.packaged import resolve
 
 PRESETS = Path(__file__).parents[2] / "configs" / "data"
 

@@ -17,11 +17,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.language import paraphrase
 from lightning_backdoor.language.generation import Row, answers
 from lightning_backdoor.language.manner import Manner
 from lightning_backdoor.language.paraphrase import LanguageModelParaphraser, NotCached
-from lightning_backdoor.language.text_cache import TextCache, content_hash
+from lightning_backdoor.language.text_cache import TextCache
 from tests.language.conftest import config
 from tests.tiny import DECODER, SENTENCES
 

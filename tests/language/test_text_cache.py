@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.text_cache import TextCache, content_hash
+from lightning_backdoor.files.hashing import content_hash
+from lightning_backdoor.language.text_cache import TextCache
 
 FORK = multiprocessing.get_context("fork")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_backdoor import packaged
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.packaged import resolve
+from lightning_backdoor.files import packaged
+from lightning_backdoor.files.packaged import resolve
 
 
 @pytest.fixture
