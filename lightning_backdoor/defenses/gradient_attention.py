@@ -30,7 +30,7 @@ from lightning_backdoor.batch import Batch, token_ids, token_spans
 from lightning_backdoor.defenses.attention import attention_and_gradient
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.defenses.repair import noisy, replace_spans
-from lightning_backdoor.stop_words import stop_words
+from lightning_backdoor.language.stop_words import stop_words
 
 UNCUT = 1 << 30  # tokens
 

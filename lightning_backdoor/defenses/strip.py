@@ -25,7 +25,7 @@ from torch import Tensor
 from lightning_backdoor.batch import Batch, pad, token_ids
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.stop_words import stop_words
+from lightning_backdoor.language.stop_words import stop_words
 
 WORD = re.compile(r"\w\w+")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_backdoor.stop_words import stop_words
+from lightning_backdoor.language.stop_words import stop_words
 
 
 class Seen(NamedTuple):

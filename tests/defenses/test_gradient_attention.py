@@ -15,7 +15,7 @@ import torch
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.defenses.defense import Scores, judge
 from lightning_backdoor.defenses.gradient_attention import GradientAttention, kept_vocabulary, token_scores
-from lightning_backdoor.stop_words import stop_words
+from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.victim import TextClassifier
 from tests.defenses.reference import content, eager_network, scored, seen
 from tests.tiny import DECODER, ENCODERS, SENTENCES, loaded

@@ -17,7 +17,7 @@ from lightning_backdoor.callbacks import InferenceDefense
 from lightning_backdoor.defenses.defense import Victim
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.stop_words import stop_words
+from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.victim import TextClassifier
 from tests.reviews import reviews
 from tests.tiny import DECODER, SENTENCES, loaded

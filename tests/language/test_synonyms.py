@@ -14,8 +14,8 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModel, AutoTokenizer
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.language.synonyms import NearestWords, SynonymFile, WordNet
-from lightning_backdoor.stop_words import stop_words
 
 MARKS = {"bert": "", "roberta": "Ġ", "albert": "▁"}
 

@@ -9,5 +9,5 @@ from importlib.resources import files
 @lru_cache(maxsize=1)
 def stop_words() -> frozenset[str]:
     """The words of ``stop_words.txt``, where their source is stated."""
-    lines = files("lightning_backdoor").joinpath("stop_words.txt").read_text(encoding="utf-8").splitlines()
+    lines = files("lightning_backdoor.language").joinpath("stop_words.txt").read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if line and not line.startswith("#"))
