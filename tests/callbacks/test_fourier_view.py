@@ -19,7 +19,7 @@ from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import FourierView
 from lightning_backdoor.callbacks.fourier_view import evaluating, heat_maps
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.fourier import filter_weights, relative_errors, squared_distances
+from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
 from lightning_backdoor.victim import TextClassifier
 from tests.reviews import reviews
 from tests.wandb_files import Run

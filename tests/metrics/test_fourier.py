@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from lightning_backdoor.fourier import filter_weights, relative_errors, squared_distances
+from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
 
 INPUTS = torch.tensor([[0.0], [1.0], [3.0]])
 LABELS = one_hot(torch.tensor([0, 1, 0])).float()
