@@ -24,8 +24,8 @@ from lightning_backdoor.defenses.muscle_lora import (
     raw_gradient_ratio,
 )
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.lora import insert_lora
-from lightning_backdoor.passes import Limits, limits, passes
+from lightning_backdoor.models.bucketing import Limits, limits, passes
+from lightning_backdoor.models.lora import insert_lora
 from lightning_backdoor.victim import TextClassifier
 
 

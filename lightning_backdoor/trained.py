@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.packaged import resolve
-from lightning_backdoor.loading import load_safely
+from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.victim import TextClassifier
 
 #: tokens that a text is cut at where a model would read more: encoders seldom do, and decoders as many as fit.

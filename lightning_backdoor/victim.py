@@ -25,9 +25,9 @@ from transformers import (
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.loading import load_safely
-from lightning_backdoor.lora import insert_lora, merged
 from lightning_backdoor.metrics import CleanAccuracy
+from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.lora import insert_lora, merged
 
 STAGES = ("val", "test")
 

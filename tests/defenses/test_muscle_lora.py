@@ -21,7 +21,7 @@ from lightning_backdoor.defenses.muscle_lora import (
     raw_gradient_ratio,
 )
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.lora import insert_lora
+from lightning_backdoor.models.lora import insert_lora
 from lightning_backdoor.victim import TextClassifier
 from tests.shared_files import shared_path
 from tests.tiny import DECODERS, FAMILIES, SENTENCES, loaded

@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lightning_backdoor import gguf
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.gguf import dequantized
-from lightning_backdoor.loading import load_safely
+from lightning_backdoor.models import gguf
+from lightning_backdoor.models.gguf import dequantized
+from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.victim import TextClassifier
 from tests.tiny import DECODER, SENTENCES, tokenizer_of
 

@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.packaged import resolve
-from lightning_backdoor.gguf import dequantized
+from lightning_backdoor.models.gguf import dequantized
 
 
 def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
