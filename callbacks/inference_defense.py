@@ -23,8 +23,8 @@ from lightning_backdoor.defenses.defense import BUDGETS, REJECTED, Defense, Verd
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.metrics import DetectionAUROC, FlagRate, Localisation, Overhead
-from lightning_backdoor.outcomes import Outcome
-from lightning_backdoor.token_view import ViewedText, page_html
+from lightning_backdoor.outputs.outcomes import Outcome
+from lightning_backdoor.outputs.token_view import ViewedText, page_html
 from lightning_backdoor.victim import Evaluated, TextClassifier, now
 
 

@@ -8,8 +8,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from lightning_backdoor.token_view import ViewedText
-from lightning_backdoor.wandb_values import score_histograms, texts_table
+from lightning_backdoor.outputs.token_view import ViewedText
+from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
 
 
 def log_texts(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_backdoor.benchmark.roc import roc
 from lightning_backdoor.benchmark.table import Row, Summary, over_seeds
-from lightning_backdoor.outcomes import Outcome
+from lightning_backdoor.outputs.outcomes import Outcome
 
 # Okabe and Ito's colours without black and yellow, which one of the two backgrounds swallows
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

@@ -16,8 +16,8 @@ from lightning_backdoor.benchmark.figures import Style, histogram, roc_curves, s
 from lightning_backdoor.benchmark.shown import PARTS, SHOWN, lines
 from lightning_backdoor.benchmark.table import NAMES, VALID_ASR, VALID_LOSS, Row
 from lightning_backdoor.benchmark.table_text import latex_table, markdown_table
-from lightning_backdoor.outcomes import Outcome, read_outcomes
-from lightning_backdoor.token_view import ViewedText, pieces
+from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes
+from lightning_backdoor.outputs.token_view import ViewedText, pieces
 
 #: texts of a cell at most: poisoned, clean.
 POISONED_TEXTS, CLEAN_TEXTS = 8, 4

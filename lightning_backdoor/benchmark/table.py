@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
 from lightning_backdoor.benchmark.statistics import auroc_interval, compare, share_interval
-from lightning_backdoor.outcomes import Outcome, read_outcomes
+from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes
 
 Row = dict[str, Any]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning_backdoor.benchmark.roc import roc
 from lightning_backdoor.benchmark.table import COLUMNS, COMPARED, METRICS, NAMES, Row, Summary, over_seeds
-from lightning_backdoor.outcomes import read_outcomes
-from lightning_backdoor.wandb_values import score_histograms, texts_table
+from lightning_backdoor.outputs.outcomes import read_outcomes
+from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
 
 #: a row over its seeds: how many there are, each metric and its spread, how many seeds are valid, what failed.
 OVER_SEEDS = (*NAMES, "seeds", *(name + end for name in METRICS for end in ("", "_spread")), "valid", "errors")

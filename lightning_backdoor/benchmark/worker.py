@@ -144,7 +144,7 @@ class Worker:
 
     def _test(self, cell: Cell, folder: Path, log: int) -> dict[str, Any]:
         from lightning_backdoor.benchmark.table import measured
-        from lightning_backdoor.outcomes import read_outcomes
+        from lightning_backdoor.outputs.outcomes import read_outcomes
 
         _empty(folder, except_for="log.txt")
         config, trained = folder / "test.yaml", self.folder / "victims" / cell.victim.id

@@ -25,7 +25,7 @@ from lightning_backdoor.data.pairs import PairsDataModule
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.paraphrase import NotCached
 from lightning_backdoor.language.paraphrase_tuner import ParaphraseTuner
-from lightning_backdoor.results import print_results
+from lightning_backdoor.outputs.terminal_table import print_results
 from lightning_backdoor.trained import load_weights, read_checkpoint
 from lightning_backdoor.victim import TextClassifier
 

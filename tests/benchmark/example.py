@@ -21,8 +21,8 @@ from lightning_backdoor.benchmark.table import (
     measured,
     success,
 )
-from lightning_backdoor.outcomes import Outcome, write_outcomes
-from lightning_backdoor.token_view import ViewedText
+from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
+from lightning_backdoor.outputs.token_view import ViewedText
 
 GRID = """\
 datasets: {sst2: configs/data/sst2.yaml}

@@ -16,7 +16,7 @@ import yaml
 from lightning_backdoor.benchmark.stage import StageError, run_stage
 from lightning_backdoor.benchmark.table import COLUMNS, TIMINGS
 from lightning_backdoor.cli import main
-from lightning_backdoor.outcomes import read_outcomes
+from lightning_backdoor.outputs.outcomes import read_outcomes
 from tests.benchmark.grids import SMALL
 from tests.wandb_files import runs
 from tests.workspace import command, inside, workspace

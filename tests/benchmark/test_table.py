@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.benchmark.table import INTERVALS, METRICS, Row, comparisons, mark_valid, measured, over_seeds
-from lightning_backdoor.outcomes import Outcome, write_outcomes
+from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 
 
 def row(attack: str, defense: str, seed: int = 0, **values: Any) -> Row:

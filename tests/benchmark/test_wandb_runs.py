@@ -28,9 +28,9 @@ from lightning_backdoor.benchmark.table import (
 )
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.outcomes import Outcome, write_outcomes
-from lightning_backdoor.token_view import ViewedText
-from tests.test_token_view import Seen
+from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
+from lightning_backdoor.outputs.token_view import ViewedText
+from tests.outputs.test_token_view import Seen
 from tests.wandb_files import Run, runs
 
 EVIL = "<img src=x onerror=alert(1)> {{ 7 * 7 }} cf"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_backdoor.cli import main
-from lightning_backdoor.outcomes import read_outcomes
+from lightning_backdoor.outputs.outcomes import read_outcomes
 from tests.workspace import inside, trained, workspace
 
 __all__ = ["inside", "trained", "workspace"]

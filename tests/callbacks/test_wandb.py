@@ -15,11 +15,11 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.callbacks import GradientAttentionDefense, RunLabels
 from lightning_backdoor.callbacks.wandb_texts import log_texts
-from lightning_backdoor.token_view import ViewedText
+from lightning_backdoor.outputs.token_view import ViewedText
+from lightning_backdoor.outputs.wandb_media import COLUMNS
 from lightning_backdoor.victim import TextClassifier
-from lightning_backdoor.wandb_values import COLUMNS
+from tests.outputs.test_token_view import Seen
 from tests.reviews import reviews
-from tests.test_token_view import Seen
 from tests.wandb_files import Run
 
 EVIL = "<img src=x onerror=alert(1)> {{ 7 * 7 }}"

@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from lightning_backdoor.results import print_results, results_table
+from lightning_backdoor.outputs.terminal_table import print_results, results_table
 
 PLAIN = {"test/cacc": 0.91, "test/asr": 0.99, "test/pacc": 0.01, "test/asr_floor": 0.06}
 DEFENDED = {

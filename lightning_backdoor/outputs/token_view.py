@@ -88,5 +88,5 @@ def page_html(rows: Sequence[ViewedText], title: str, threshold: float) -> str:
 
 @lru_cache(maxsize=1)
 def _template() -> Template:
-    environment = Environment(loader=PackageLoader("lightning_backdoor", ""), autoescape=True)
+    environment = Environment(loader=PackageLoader("lightning_backdoor.outputs", ""), autoescape=True)
     return environment.get_template("token_view.html.jinja")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.token_view import ViewedText, page_html, pieces, text_html
+from lightning_backdoor.outputs.token_view import ViewedText, page_html, pieces, text_html
 
 HOSTILE = [
     "<script>alert(1)</script>",

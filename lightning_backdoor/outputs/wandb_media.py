@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_backdoor.token_view import ViewedText, text_html
+from lightning_backdoor.outputs.token_view import ViewedText, text_html
 
 COLUMNS = (
     "text",
