@@ -25,7 +25,7 @@ from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.metrics import DetectionAUROC, FlagRate, Localisation, Overhead
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.outputs.token_view import ViewedText, page_html
-from lightning_backdoor.victim import Evaluated, TextClassifier, now
+from lightning_backdoor.victim.classifier import Evaluated, TextClassifier, now
 
 
 class InferenceDefense(Callback):

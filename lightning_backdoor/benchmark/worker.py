@@ -170,7 +170,7 @@ def _resumable(checkpoint: Path) -> bool:
     """Whether training can go on from a checkpoint: it is whole, and the best so far is the one beside it."""
     if not checkpoint.is_file():
         return False
-    from lightning_backdoor.trained import read_checkpoint
+    from lightning_backdoor.victim.checkpoints import read_checkpoint
 
     try:
         callbacks = read_checkpoint(checkpoint).get("callbacks", {})

@@ -26,8 +26,8 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.paraphrase import NotCached
 from lightning_backdoor.language.paraphrase_tuner import ParaphraseTuner
 from lightning_backdoor.outputs.terminal_table import print_results
-from lightning_backdoor.trained import load_weights, read_checkpoint
 from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.checkpoints import load_weights, read_checkpoint
 
 #: what is trained, and on what.
 TRAINED_ON: dict[type[LightningModule], type[LightningDataModule]] = {

@@ -18,8 +18,8 @@ from lightning_backdoor.batch import Batch, batch_of_texts, token_spans
 from lightning_backdoor.callbacks import MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
-from lightning_backdoor.trained import load_trained
 from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.checkpoints import load_trained
 from tests.reviews import reviews
 from tests.tiny import DECODERS, FAMILIES, SENTENCES, loaded
 

@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.trained import load_trained, load_weights, read_checkpoint
 from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.checkpoints import load_trained, load_weights, read_checkpoint
 from tests.tiny import ENCODERS, SENTENCES, loaded
 from tests.unsafe import KINDS, unsafe_checkpoint
 from tests.workspace import LABELS, inside, trained, workspace
