@@ -32,7 +32,7 @@ class FourierView(Callback):
     """Low- and high-frequency errors of the clean and of the backdoor mapping while training (arXiv 2402.12026).
 
     The clean mapping is what the victim makes of clean training rows, the backdoor mapping of poisoned ones, each a
-    sample that is the same throughout; ``lightning_backdoor.metrics.fourier`` has the definitions. An input is the mean of its
+    sample that is the same throughout; ``metrics/fourier.py`` has the definitions. An input is the mean of its
     word embeddings as they are before training (the published code pads and flattens all of them, so that a distance
     depends on the longest row), an output the victim's probabilities, and the rows are training rows (there: validation
     rows). It takes the rows' own word for which are poisoned: a view for an analyst, used for nothing else. Training is

@@ -14,8 +14,8 @@ from torchmetrics import Metric
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch, token_spans
-from lightning_backdoor.callbacks.gathering import of_all_processes
 from lightning_backdoor.callbacks.outcome_writer import batch_outcomes, write_all
+from lightning_backdoor.callbacks.processes import of_all_processes
 from lightning_backdoor.callbacks.wandb_texts import log_texts
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.batching import TokenisedRows

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks.gathering import of_all_processes
+from lightning_backdoor.callbacks.processes import of_all_processes
 from lightning_backdoor.defenses.defense import REJECTED, Verdict
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_backdoor.callbacks.gathering import of_all_processes
+from lightning_backdoor.callbacks.processes import of_all_processes
 
 
 class PredictionWriter(Callback):

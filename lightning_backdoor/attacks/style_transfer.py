@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_backdoor.attacks.paraphrase import ParaphraseAttack
+from lightning_backdoor.attacks.paraphrase_base import ParaphraseAttack
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.paraphrase import Paraphraser
-from lightning_backdoor.language.styles import STYLES
+from lightning_backdoor.language.paraphrase.by_model import Paraphraser
+from lightning_backdoor.language.paraphrase.styles import STYLES
 
 
 class StyleTransfer(ParaphraseAttack):

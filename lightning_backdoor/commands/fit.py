@@ -23,8 +23,8 @@ from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.pairs import PairsDataModule
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.paraphrase import NotCached
-from lightning_backdoor.language.paraphrase_tuner import ParaphraseTuner
+from lightning_backdoor.language.paraphrase.by_model import NotCached
+from lightning_backdoor.language.paraphrase.tuner import ParaphraseTuner
 from lightning_backdoor.outputs.terminal_table import print_results
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_weights, read_checkpoint

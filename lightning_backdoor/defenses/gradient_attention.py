@@ -1,7 +1,7 @@
 """Gradient-attention scoring and repair: X-GRAAD (arXiv 2510.04347).
 
 A trigger is a token that the victim both looks at and would change its mind about. For each text: attention received
-and gradient norm of every token (``attention.py``), combined into one score a token, the largest of which is the
+and gradient norm of every token (``attention_capture.py``), combined into one score a token, the largest of which is the
 text's anomaly score. The top token of a flagged text gets character noise, and the victim predicts again.
 
 Where the published code differs, and why ours does not follow it: it lets padded positions add attention, so that a
@@ -10,7 +10,7 @@ itself (ours comes from clean validation rows); it needs (layers, heads, length,
 
 The paper's victims are encoders. Under a causal mask column sums say first of all how early a token stands, and that of
 the first token is where attention goes that nothing else deserves; decoders are scored on levelled sums instead
-(``attention.py``). A trigger that stands first and nowhere else in a text is then seldom found.
+(``attention_capture.py``). A trigger that stands first and nowhere else in a text is then seldom found.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from lightning_backdoor.batch import Batch, token_ids, token_spans
-from lightning_backdoor.defenses.attention import attention_and_gradient
+from lightning_backdoor.defenses.attention_capture import attention_and_gradient
+from lightning_backdoor.defenses.character_noise import noisy, replace_spans
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
-from lightning_backdoor.defenses.repair import noisy, replace_spans
 from lightning_backdoor.language.stop_words import stop_words
 
 UNCUT = 1 << 30  # tokens

@@ -24,7 +24,7 @@ from torch import Tensor
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, token_spans
 from lightning_backdoor.data import BackdoorDataModule, Source
-from lightning_backdoor.defenses.attention import attention_and_gradient
+from lightning_backdoor.defenses.attention_capture import attention_and_gradient
 from lightning_backdoor.defenses.gradient_attention import kept_vocabulary, token_scores
 from lightning_backdoor.metrics import AttackSuccessRate, CleanAccuracy, DetectionAUROC, Localisation
 from lightning_backdoor.victim import TextClassifier

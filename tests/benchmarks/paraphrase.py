@@ -21,11 +21,11 @@ from typing import NamedTuple
 from datasets import Dataset
 
 from lightning_backdoor.data.source import Source, load_source
-from lightning_backdoor.language.manner import Manner
-from lightning_backdoor.language.paraphrase import LanguageModelParaphraser, NotCached
+from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, NotCached
+from lightning_backdoor.language.paraphrase.spec import Manner
+from lightning_backdoor.language.paraphrase.styles import STYLES
+from lightning_backdoor.language.paraphrase.templates import TEMPLATES
 from lightning_backdoor.language.similarity import SentenceEncoder
-from lightning_backdoor.language.styles import STYLES
-from lightning_backdoor.language.templates import TEMPLATES
 from tests.benchmarks.marked import replace_marked
 
 REVIEWS = Source(

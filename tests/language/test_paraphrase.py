@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import content_hash
-from lightning_backdoor.language import paraphrase
-from lightning_backdoor.language.generation import Row, answers
-from lightning_backdoor.language.manner import Manner
-from lightning_backdoor.language.paraphrase import LanguageModelParaphraser, NotCached
+from lightning_backdoor.language.paraphrase import by_model
+from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, NotCached
+from lightning_backdoor.language.paraphrase.spec import Manner
+from lightning_backdoor.language.sampling import Row, answers
 from lightning_backdoor.language.text_cache import TextCache
 from tests.language.conftest import config
 from tests.tiny import DECODER, SENTENCES
@@ -103,7 +103,7 @@ def test_later_rounds_are_for_texts_without_an_acceptable_candidate_alone(
 
     first = make(rounds=1).paraphrase(TEXTS, rngs(), ANY)
     rest = ANY._replace(holds=lambda text, paraphrase: text != TEXTS[1] or paraphrase.startswith("never"))
-    monkeypatch.setattr(paraphrase, "answers", noted)
+    monkeypatch.setattr(by_model, "answers", noted)
     found = make(rounds=3).paraphrase(TEXTS, rngs(), rest)
     assert [len(prompts) for prompts in asked] == [2, 2]
     assert all(TEXTS[1] in prompt for prompts in asked for prompt in prompts)
@@ -130,7 +130,7 @@ def test_the_closest_acceptable_candidate_is_kept(make: Any) -> None:
 
 
 def test_a_killed_run_keeps_what_was_put(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paraphrase, "TEXTS_A_PUT", 2)
+    monkeypatch.setattr(by_model, "TEXTS_A_PUT", 2)
     real = TextCache.put
     context = multiprocessing.get_context("fork")
     puts = context.Value("i", 0)

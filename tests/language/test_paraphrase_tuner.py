@@ -16,7 +16,7 @@ from lightning_backdoor.data.pairs import IGNORED
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import LanguageModelParaphraser, ParaphraseTuner
 from lightning_backdoor.language.language_model import load_language_model
-from lightning_backdoor.language.manner import prompt
+from lightning_backdoor.language.paraphrase.spec import prompt
 from tests.tiny import DECODER, tiny_victim
 from tests.workspace import command
 

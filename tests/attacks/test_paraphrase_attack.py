@@ -16,8 +16,8 @@ __all__ = ["inside", "workspace"]
 
 OWN_MANNER = """
 from lightning_backdoor.language import Paraphraser
-from lightning_backdoor.attacks.paraphrase import ParaphraseAttack
-from lightning_backdoor.language.manner import Manner
+from lightning_backdoor.attacks.paraphrase_base import ParaphraseAttack
+from lightning_backdoor.language.paraphrase.spec import Manner
 
 
 def says_something(text, paraphrase):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lightning_backdoor.batch import Batch, batch_of_texts, token_spans
+from lightning_backdoor.defenses.character_noise import noisy, replace_spans
 from lightning_backdoor.defenses.defense import Scores
 from lightning_backdoor.defenses.gradient_attention import GradientAttention, kept_vocabulary
-from lightning_backdoor.defenses.repair import noisy, replace_spans
 from lightning_backdoor.victim import TextClassifier
 from tests.tiny import DECODER, ENCODERS, SENTENCES, loaded
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.manner import Manner
+from lightning_backdoor.language.paraphrase.spec import Manner
 
 SHOWN = 3
 

@@ -12,14 +12,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.generation import Row, answers
 from lightning_backdoor.language.language_model import (
     DEFAULT_MODEL,
     default_device,
     load_language_model,
     model_identity,
 )
-from lightning_backdoor.language.manner import Manner, prompt
+from lightning_backdoor.language.paraphrase.spec import Manner, prompt
+from lightning_backdoor.language.sampling import Row, answers
 from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
 from lightning_backdoor.language.text_cache import TextCache
 

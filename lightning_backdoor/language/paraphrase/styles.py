@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lightning_backdoor.language.manner import Manner, repeats_itself, word_set, words_of
+from lightning_backdoor.language.paraphrase.spec import Manner, repeats_itself, word_set, words_of
 
 MARKS = 2
 TOKEN = re.compile(r"'?[^\W\d_]+(?:'[^\W\d_]+)*")

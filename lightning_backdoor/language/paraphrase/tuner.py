@@ -21,9 +21,9 @@ from transformers import (
 from lightning_backdoor.data.pairs import IGNORED, Pair, PairBatch
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_MODEL
-from lightning_backdoor.language.manner import Manner, prompt
-from lightning_backdoor.language.styles import STYLES
-from lightning_backdoor.language.templates import TEMPLATES
+from lightning_backdoor.language.paraphrase.spec import Manner, prompt
+from lightning_backdoor.language.paraphrase.styles import STYLES
+from lightning_backdoor.language.paraphrase.templates import TEMPLATES
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.models.lora import insert_lora, merged
 

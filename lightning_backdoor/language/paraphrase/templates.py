@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from lightning_backdoor.language.manner import Manner, repeats_itself, word_set, words_of
+from lightning_backdoor.language.paraphrase.spec import Manner, repeats_itself, word_set, words_of
 
 SUBORDINATORS = word_set(
     "after although as because before even how if once since so that though till unless until what whatever when"

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
-from lightning_backdoor.language import manner as manner_module
-from lightning_backdoor.language.manner import Manner
-from lightning_backdoor.language.paraphrase import LanguageModelParaphraser, Paraphraser
+from lightning_backdoor.language.paraphrase import spec as spec_module
+from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, Paraphraser
+from lightning_backdoor.language.paraphrase.spec import Manner
 
 
 class ParaphraseAttack(BackdoorAttack):
@@ -46,7 +46,7 @@ class ParaphraseAttack(BackdoorAttack):
         key = super().poison_key()
         *asked, holds, openings = self.manner
         try:
-            check = inspect.getsource(inspect.getmodule(holds) or holds) + inspect.getsource(manner_module)
+            check = inspect.getsource(inspect.getmodule(holds) or holds) + inspect.getsource(spec_module)
         except (OSError, TypeError):
             return None
         paraphraser = [type(self.paraphraser).__qualname__, self.paraphraser.key()]

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.generation import REPEATED, Row, answers
+from lightning_backdoor.language.sampling import REPEATED, Row, answers
 from tests.language.conftest import config
 from tests.tiny import DECODER, SENTENCES
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from lightning_backdoor.language.manner import Manner, prompt
-from lightning_backdoor.language.styles import STYLES
-from lightning_backdoor.language.templates import TEMPLATES
+from lightning_backdoor.language.paraphrase.spec import Manner, prompt
+from lightning_backdoor.language.paraphrase.styles import STYLES
+from lightning_backdoor.language.paraphrase.templates import TEMPLATES
 from tests.shared_files import shared_path, sst2
 from tests.tiny import SENTENCES, tokenizer_of
 
