@@ -74,12 +74,12 @@ def main(args: list[str]) -> int:
 
     from lightning_backdoor.benchmark.console import is_open, plan_text
     from lightning_backdoor.benchmark.grid import Grid, select
-    from lightning_backdoor.benchmark.journal import Journal
+    from lightning_backdoor.benchmark.running.journal import Journal
     from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 
     grid = Grid(Path(options.config))
     if options.worker:
-        from lightning_backdoor.benchmark.launch import make_worker
+        from lightning_backdoor.benchmark.running.launch import make_worker
 
         make_worker(grid, folder, options.only, options.worker).run()
         return 0
@@ -100,7 +100,7 @@ def main(args: list[str]) -> int:
 
 def _begin(grid: Grid, folder: Path, command: str) -> Path:
     """The folder, with the grid in it under a name of its own, so that workers begun later still find theirs."""
-    from lightning_backdoor.benchmark.journal import waited_for
+    from lightning_backdoor.benchmark.running.journal import waited_for
     from lightning_backdoor.files.atomic import write_whole
 
     text = grid.as_yaml()
@@ -124,7 +124,7 @@ def _check(cells: Sequence[Cell]) -> None:
 
     from lightning_backdoor.benchmark.console import place
     from lightning_backdoor.benchmark.grid import merged
-    from lightning_backdoor.benchmark.stage import check_stage, write_config
+    from lightning_backdoor.benchmark.running.run_command import check_stage, write_config
 
     seen: set[tuple[str, ...]] = set()
     for cell in cells:
@@ -152,10 +152,11 @@ def _run(
     command: str,
     wandb_runs: WandbRuns | None,
 ) -> int:
-    from lightning_backdoor.benchmark.collect import write_results
-    from lightning_backdoor.benchmark.console import Progress, print_table, print_written
-    from lightning_backdoor.benchmark.journal import Journal
-    from lightning_backdoor.benchmark.launch import make_worker, run_jobs, run_processes
+    from lightning_backdoor.benchmark.console import Progress
+    from lightning_backdoor.benchmark.report.terminal import print_table, print_written
+    from lightning_backdoor.benchmark.running.journal import Journal
+    from lightning_backdoor.benchmark.running.launch import make_worker, run_jobs, run_processes
+    from lightning_backdoor.benchmark.write_results import write_results
 
     launch = secrets.token_hex(8)
     progress = Progress(cells, Journal(folder / "journal.jsonl"))

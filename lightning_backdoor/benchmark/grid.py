@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lightning_backdoor.benchmark.identity import forget_files, identity
-from lightning_backdoor.benchmark.yaml_file import read_yaml
+from lightning_backdoor.benchmark.strict_yaml import read_yaml
 from lightning_backdoor.errors import InputError
 
 Fragment = dict[str, Any]

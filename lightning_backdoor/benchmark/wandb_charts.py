@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.roc import roc
+from lightning_backdoor.benchmark.report.roc import roc
 from lightning_backdoor.benchmark.table import COLUMNS, COMPARED, METRICS, NAMES, Row, Summary, over_seeds
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table

@@ -16,7 +16,7 @@ import yaml
 
 from lightning_backdoor.benchmark import worker
 from lightning_backdoor.benchmark.grid import Grid
-from lightning_backdoor.benchmark.worker import Worker
+from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 
 #: for the workspace of tests/workspace.py.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_backdoor.benchmark.stage import StageError, run_stage
+from lightning_backdoor.benchmark.running.run_command import StageError, run_stage
 from lightning_backdoor.benchmark.table import COLUMNS, TIMINGS
 from lightning_backdoor.cli import main
 from lightning_backdoor.outputs.outcomes import read_outcomes

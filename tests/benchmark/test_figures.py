@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from lightning_backdoor.benchmark.figures import POINTS, roc_curves, scatter, styles, thinned
+from lightning_backdoor.benchmark.report.figures import POINTS, roc_curves, scatter, styles, thinned
 from lightning_backdoor.outputs.outcomes import Outcome
 from tests.benchmark.example import Example, example
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lightning_backdoor.benchmark.report import CLEAN_TEXTS, POISONED_TEXTS, TEXT_BUDGET, report_html
-from lightning_backdoor.benchmark.table_text import latex_table, markdown_table
+from lightning_backdoor.benchmark.report.latex_markdown import latex_table, markdown_table
+from lightning_backdoor.benchmark.report.page import CLEAN_TEXTS, POISONED_TEXTS, TEXT_BUDGET, report_html
 from tests.benchmark.browser import chromium, opened
 from tests.benchmark.colours import contrast, luminance, over
 from tests.benchmark.example import COMMAND, GRID, Example, example, fail

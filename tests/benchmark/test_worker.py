@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.benchmark import worker
-from lightning_backdoor.benchmark.collect import write_results
 from lightning_backdoor.benchmark.grid import Grid
-from lightning_backdoor.benchmark.journal import Journal, claimed, waited_for
-from lightning_backdoor.benchmark.launch import ClusterWorker, worker_environment
-from lightning_backdoor.benchmark.worker import Worker
+from lightning_backdoor.benchmark.running.journal import Journal, claimed, waited_for
+from lightning_backdoor.benchmark.running.launch import ClusterWorker, worker_environment
+from lightning_backdoor.benchmark.running.worker import Worker
+from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.errors import InputError
 from tests.benchmark.grids import run_stub, stub_grid, stub_stage
 
@@ -172,7 +172,7 @@ def test_what_is_done_stays_done(tmp_path: Path) -> None:
 def test_work_is_free_again_when_the_last_process_that_has_its_log_has_ended(tmp_path: Path) -> None:
     log = tmp_path / "work" / "log.txt"
     code = (
-        "import subprocess, sys; from pathlib import Path; from lightning_backdoor.benchmark.journal import claimed\n"
+        "import subprocess, sys; from pathlib import Path; from lightning_backdoor.benchmark.running.journal import claimed\n"
         "with claimed(Path(sys.argv[1])) as log:\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0, stdout=log)\n"
         "    print('begun', flush=True); child.wait()"
@@ -240,7 +240,7 @@ def test_a_file_system_without_locks_is_said_on_one_line(tmp_path: Path, monkeyp
     def refused(descriptor: int, how: int) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("lightning_backdoor.benchmark.journal.fcntl.flock", refused)
+    monkeypatch.setattr("lightning_backdoor.benchmark.running.journal.fcntl.flock", refused)
     for lock in (claimed, waited_for):
         with pytest.raises(InputError, match="without locks"), lock(tmp_path / "log.txt"):
             pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING
-from lightning_backdoor.benchmark.shown import SHOWN, Entry, Line, lines
+from lightning_backdoor.benchmark.report.columns import SHOWN, Entry, Line, lines
 from lightning_backdoor.benchmark.table import Row
 from tests.benchmark.example import Example, example, fail
 

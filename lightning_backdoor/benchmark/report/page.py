@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, Template
 
-from lightning_backdoor.benchmark.figures import Style, histogram, roc_curves, scatter, scores, styles
-from lightning_backdoor.benchmark.shown import PARTS, SHOWN, lines
+from lightning_backdoor.benchmark.report.columns import PARTS, SHOWN, lines
+from lightning_backdoor.benchmark.report.figures import Style, histogram, roc_curves, scatter, scores, styles
+from lightning_backdoor.benchmark.report.latex_markdown import latex_table, markdown_table
 from lightning_backdoor.benchmark.table import NAMES, VALID_ASR, VALID_LOSS, Row
-from lightning_backdoor.benchmark.table_text import latex_table, markdown_table
 from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes
 from lightning_backdoor.outputs.token_view import ViewedText, pieces
 
@@ -56,7 +56,7 @@ def report_html(title: str, rows: Sequence[Row], compared: Sequence[Row], cells:
         command: that ran it.
     """
     attacks = list(_attacks(rows, compared, cells))
-    plotly, script = _plotly(), _source("report.js")
+    plotly, script = _plotly(), _source("page.js")
     page = _template().render(
         title=title,
         lines=lines(rows),
@@ -73,7 +73,7 @@ def report_html(title: str, rows: Sequence[Row], compared: Sequence[Row], cells:
         command=command,
         latex=latex_table(rows),
         markdown=markdown_table(rows),
-        style=_source("report.css"),
+        style=_source("page.css"),
         script=script,
         plotly=plotly,
         allowed=" ".join(f"'sha256-{_digest(source)}'" for source in (script, plotly)),
@@ -176,6 +176,9 @@ def _digest(source: str) -> str:
 @lru_cache(maxsize=1)
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("lightning_backdoor.benchmark", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("lightning_backdoor.benchmark.report", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja")
+    return environment.get_template("page.html.jinja")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_backdoor.benchmark.roc import roc
+from lightning_backdoor.benchmark.report.roc import roc
 from lightning_backdoor.benchmark.table import Row, Summary, over_seeds
 from lightning_backdoor.outputs.outcomes import Outcome
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from lightning_backdoor.benchmark.shown import lines
-from lightning_backdoor.benchmark.table_text import latex_table, markdown_table
+from lightning_backdoor.benchmark.report.columns import lines
+from lightning_backdoor.benchmark.report.latex_markdown import latex_table, markdown_table
 from tests.benchmark.example import Example, example, fail
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.grid import Cell, Grid, Victim, select
-from lightning_backdoor.benchmark.journal import Event, Journal
+from lightning_backdoor.benchmark.running.journal import Event, Journal
+from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
-from lightning_backdoor.benchmark.worker import PATIENCE, Worker
 from lightning_backdoor.errors import InputError
 
 

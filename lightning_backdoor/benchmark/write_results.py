@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_backdoor.benchmark.grid import Cell, Grid
-from lightning_backdoor.benchmark.journal import Journal, waited_for
-from lightning_backdoor.benchmark.report import report_html
+from lightning_backdoor.benchmark.report.page import report_html
+from lightning_backdoor.benchmark.running.journal import Journal, waited_for
 from lightning_backdoor.benchmark.table import (
     COLUMNS,
     COMPARED,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.grid import Cell, Victim, merged
-from lightning_backdoor.benchmark.journal import Event, Journal, claimed
-from lightning_backdoor.benchmark.stage import StageError, run_stage, write_config
+from lightning_backdoor.benchmark.running.journal import Event, Journal, claimed
+from lightning_backdoor.benchmark.running.run_command import StageError, run_stage, write_config
 from lightning_backdoor.errors import InputError
 
 #: without which a victim or a cell is not there, whatever the journal says: somebody has deleted it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from lightning_backdoor.benchmark.shown import PARTS, SHOWN, Column, Line, lines
+from lightning_backdoor.benchmark.report.columns import PARTS, SHOWN, Column, Line, lines
 from lightning_backdoor.benchmark.table import NAMES, Row
 
 _LATEX = {

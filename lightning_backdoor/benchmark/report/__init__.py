@@ -1,0 +1,1 @@
+"""Showing a grid: the page, its figures, the table on the terminal, LaTeX and Markdown."""
