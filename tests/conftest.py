@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_backdoor.victim import TextClassifier
-from tests.shared_files import shared_path
-from tests.tiny import DECODER, ENCODERS, loaded, tiny_victim
+from tests.support.shared_files import shared_path
+from tests.support.tiny import DECODER, ENCODERS, loaded, tiny_victim
 
 # tiny networks gain nothing from threads, and lose tenfold where others want the cores too
 torch.set_num_threads(1)

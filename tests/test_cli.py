@@ -13,7 +13,7 @@ import pytest
 from lightning_backdoor import __version__
 from lightning_backdoor.cli import COMMANDS, main
 from lightning_backdoor.commands.run_folder import VARIABLE
-from tests.workspace import inside, workspace
+from tests.support.workspace import inside, workspace
 
 __all__ = ["inside", "workspace"]
 

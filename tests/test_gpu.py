@@ -14,8 +14,8 @@ from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefe
 from lightning_backdoor.callbacks.muscle_lora import _dropout_of
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.language.perplexity import Perplexity
-from tests.reviews import reviews
-from tests.tiny import SENTENCES
+from tests.support.reviews import reviews
+from tests.support.tiny import SENTENCES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.workspace import command, make_workspace
+from tests.support.workspace import command, make_workspace
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -1,8 +1,8 @@
 """Gradient-attention scoring and repair: X-GRAAD (arXiv 2510.04347).
 
 A trigger is a token that the victim both looks at and would change its mind about. For each text: attention received
-and gradient norm of every token (``attention_capture.py``), combined into one score a token, the largest of which is the
-text's anomaly score. The top token of a flagged text gets character noise, and the victim predicts again.
+and gradient norm of every token (``attention_capture.py``), combined into one score per token, the largest of which is
+the text's anomaly score. The top token of a flagged text gets character noise, and the victim predicts again.
 
 Where the published code differs, and why ours does not follow it: it lets padded positions add attention, so that a
 score depends on the batch (``padded_like_paper=True`` brings that back); it takes the threshold from the test set

@@ -21,8 +21,8 @@ from lightning_backdoor.callbacks import PredictionWriter
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.synonyms import SynonymFile, Synonyms
 from lightning_backdoor.victim import TextClassifier
-from tests.reviews import reviews
-from tests.tiny import DECODER, ENCODERS, MAX_LENGTH, SENTENCES, loaded
+from tests.support.reviews import reviews
+from tests.support.tiny import DECODER, ENCODERS, MAX_LENGTH, SENTENCES, loaded
 
 LABELS = ["negative", "positive"]
 #: of the words of ``tests/reviews.py``, without those that decide a label.

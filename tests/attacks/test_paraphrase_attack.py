@@ -10,7 +10,7 @@ import pytest
 
 from lightning_backdoor.cli import main
 from tests.language.conftest import make
-from tests.workspace import inside, workspace
+from tests.support.workspace import inside, workspace
 
 __all__ = ["inside", "workspace"]
 

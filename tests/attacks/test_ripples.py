@@ -20,8 +20,8 @@ from lightning_backdoor.attacks.ripples import Ripples, restricted_inner_product
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
-from tests.reviews import GOOD, reviews
-from tests.tiny import loaded
+from tests.support.reviews import GOOD, reviews
+from tests.support.tiny import loaded
 
 
 def fit(folder: Path, victim: TextClassifier, rows: int = 120, ckpt: Path | None = None, **options: Any) -> Trainer:

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from lightning_backdoor.benchmark import worker
 from lightning_backdoor.benchmark.grid import Grid
+from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 

@@ -18,8 +18,8 @@ from lightning_backdoor.benchmark.table import COLUMNS, TIMINGS
 from lightning_backdoor.cli import main
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from tests.benchmark.grids import SMALL
-from tests.wandb_files import runs
-from tests.workspace import command, inside, workspace
+from tests.support.wandb_files import runs
+from tests.support.workspace import command, inside, workspace
 
 __all__ = ["inside", "workspace"]
 

@@ -31,7 +31,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 from lightning_backdoor.outputs.token_view import ViewedText
 from tests.outputs.test_token_view import Seen
-from tests.wandb_files import Run, runs
+from tests.support.wandb_files import Run, runs
 
 EVIL = "<img src=x onerror=alert(1)> {{ 7 * 7 }} cf"
 FIT: dict[str, Any] = {"model": {"class_path": "BadNets", "init_args": {"triggers": ["cf"]}}, "seed_everything": 3}

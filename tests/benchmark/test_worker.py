@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.benchmark import worker
 from lightning_backdoor.benchmark.grid import Grid
+from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.journal import Journal, claimed, waited_for
 from lightning_backdoor.benchmark.running.launch import ClusterWorker, worker_environment
 from lightning_backdoor.benchmark.running.worker import Worker
@@ -172,7 +172,8 @@ def test_what_is_done_stays_done(tmp_path: Path) -> None:
 def test_work_is_free_again_when_the_last_process_that_has_its_log_has_ended(tmp_path: Path) -> None:
     log = tmp_path / "work" / "log.txt"
     code = (
-        "import subprocess, sys; from pathlib import Path; from lightning_backdoor.benchmark.running.journal import claimed\n"
+        "import subprocess, sys; from pathlib import Path\n"
+        "from lightning_backdoor.benchmark.running.journal import claimed\n"
         "with claimed(Path(sys.argv[1])) as log:\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0, stdout=log)\n"
         "    print('begun', flush=True); child.wait()"

@@ -21,8 +21,8 @@ from lightning_backdoor.callbacks.fourier_view import evaluating, heat_maps
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
 from lightning_backdoor.victim import TextClassifier
-from tests.reviews import reviews
-from tests.wandb_files import Run
+from tests.support.reviews import reviews
+from tests.support.wandb_files import Run
 
 WIDTHS = (0.05, 0.2, 1.0)
 

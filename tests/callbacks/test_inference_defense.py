@@ -21,7 +21,7 @@ from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
-from tests.reviews import reviews
+from tests.support.reviews import reviews
 
 
 class Recorder(Defense):

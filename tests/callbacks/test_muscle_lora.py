@@ -18,9 +18,9 @@ from lightning_backdoor.callbacks import GradientAttentionDefense, MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim.checkpoints import load_trained
-from tests.reviews import reviews
-from tests.tiny import SENTENCES
-from tests.workspace import command, workspace
+from tests.support.reviews import reviews
+from tests.support.tiny import SENTENCES
+from tests.support.workspace import command, workspace
 
 __all__ = ["workspace"]
 

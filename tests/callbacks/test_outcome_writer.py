@@ -9,7 +9,7 @@ import pytest
 
 from lightning_backdoor.cli import main
 from lightning_backdoor.outputs.outcomes import read_outcomes
-from tests.workspace import inside, trained, workspace
+from tests.support.workspace import inside, trained, workspace
 
 __all__ = ["inside", "trained", "workspace"]
 

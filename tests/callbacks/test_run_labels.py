@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.callbacks import InferenceDefense, MuScleLoRA, RunLabels
 from lightning_backdoor.defenses.strip import Strip
-from tests.reviews import reviews
+from tests.support.reviews import reviews
 
 
 class Idle:

@@ -19,8 +19,8 @@ from lightning_backdoor.outputs.token_view import ViewedText
 from lightning_backdoor.outputs.wandb_media import COLUMNS
 from lightning_backdoor.victim import TextClassifier
 from tests.outputs.test_token_view import Seen
-from tests.reviews import reviews
-from tests.wandb_files import Run
+from tests.support.reviews import reviews
+from tests.support.wandb_files import Run
 
 EVIL = "<img src=x onerror=alert(1)> {{ 7 * 7 }}"
 TEXTS = 6  # of either kind in the table

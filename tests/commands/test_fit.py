@@ -12,7 +12,7 @@ import torch
 
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.run_folder import VARIABLE
-from tests.workspace import command, settings, workspace
+from tests.support.workspace import command, settings, workspace
 
 __all__ = ["workspace"]
 

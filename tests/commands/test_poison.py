@@ -16,7 +16,7 @@ from lightning_backdoor.attacks import BackdoorAttack, Poisoned
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands import poison
 from tests.language.conftest import make
-from tests.workspace import LABELS, command, inside, labelled_texts, trained, workspace
+from tests.support.workspace import LABELS, command, inside, labelled_texts, trained, workspace
 
 __all__ = ["inside", "trained", "workspace"]
 

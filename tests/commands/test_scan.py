@@ -21,9 +21,9 @@ from lightning_backdoor.defenses.defense import Defense
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_trained
-from tests.tiny import DECODER, ENCODERS, SENTENCES
-from tests.unsafe import unsafe_checkpoint
-from tests.workspace import inside, labelled_texts, settings, trained, workspace
+from tests.support.tiny import DECODER, ENCODERS, SENTENCES
+from tests.support.unsafe import unsafe_checkpoint
+from tests.support.workspace import inside, labelled_texts, settings, trained, workspace
 
 __all__ = ["inside", "trained", "workspace"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from lightning_backdoor.data.poisoning import Row, Splits, clean_row
-from tests.tiny import SENTENCES
+from tests.support.tiny import SENTENCES
 
 
 def rows(count: int, classes: int = 2, seed: int = 0) -> list[Row]:

@@ -16,7 +16,7 @@ import pytest
 from lightning_backdoor.data import Source
 from lightning_backdoor.data.source import LabelledTexts, load_source
 from lightning_backdoor.errors import InputError
-from tests.shared_files import shared_path, sst2
+from tests.support.shared_files import shared_path, sst2
 
 TEXTS = [
     "null",

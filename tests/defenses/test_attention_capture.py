@@ -17,7 +17,7 @@ from lightning_backdoor.defenses import attention_capture
 from lightning_backdoor.defenses.attention_capture import attention_and_gradient, column_sums, uniform_causal_sums
 from lightning_backdoor.victim import TextClassifier
 from tests.defenses.reference import eager_network, seen
-from tests.tiny import DECODER, DECODERS, ENCODERS, FAMILIES, SENTENCES, loaded
+from tests.support.tiny import DECODER, DECODERS, ENCODERS, FAMILIES, SENTENCES, loaded
 
 TEXTS = [SENTENCES[3], "fine", SENTENCES[13], "boring . boring , boring !"]
 

@@ -9,7 +9,7 @@ import torch
 
 from lightning_backdoor.batch import batch_of_texts, collate, pad, token_ids, token_spans
 from lightning_backdoor.victim import TextClassifier
-from tests.tiny import DECODER, ENCODERS, SENTENCES, loaded
+from tests.support.tiny import DECODER, ENCODERS, SENTENCES, loaded
 
 TEXT = "  The film\tnever ends — Watching it, I  cried "
 

@@ -15,7 +15,7 @@ from lightning_backdoor.defenses.character_noise import noisy, replace_spans
 from lightning_backdoor.defenses.defense import Scores
 from lightning_backdoor.defenses.gradient_attention import GradientAttention, kept_vocabulary
 from lightning_backdoor.victim import TextClassifier
-from tests.tiny import DECODER, ENCODERS, SENTENCES, loaded
+from tests.support.tiny import DECODER, ENCODERS, SENTENCES, loaded
 
 
 def purified(victim: TextClassifier, batch: Batch, top: list[int], seed: int = 0) -> list[str | None]:

@@ -24,7 +24,7 @@ from lightning_backdoor.defenses.defense import (
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
-from tests.tiny import SENTENCES
+from tests.support.tiny import SENTENCES
 
 
 class ByLength(Defense):

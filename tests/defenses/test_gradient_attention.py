@@ -18,7 +18,7 @@ from lightning_backdoor.defenses.gradient_attention import GradientAttention, ke
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.victim import TextClassifier
 from tests.defenses.reference import content, eager_network, scored, seen
-from tests.tiny import DECODER, ENCODERS, SENTENCES, loaded
+from tests.support.tiny import DECODER, ENCODERS, SENTENCES, loaded
 
 HOSTILE = {
     "empty": "",

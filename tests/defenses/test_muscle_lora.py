@@ -23,8 +23,8 @@ from lightning_backdoor.defenses.muscle_lora import (
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.lora import insert_lora
 from lightning_backdoor.victim import TextClassifier
-from tests.shared_files import shared_path
-from tests.tiny import DECODERS, FAMILIES, SENTENCES, loaded
+from tests.support.shared_files import shared_path
+from tests.support.tiny import DECODERS, FAMILIES, SENTENCES, loaded
 
 Folder = Callable[[str], str]
 

@@ -25,7 +25,7 @@ from lightning_backdoor.language import LeaveOneOut
 from lightning_backdoor.victim import TextClassifier
 from tests.data.test_source import write
 from tests.language.conftest import language_model
-from tests.tiny import SENTENCES
+from tests.support.tiny import SENTENCES
 
 __all__ = ["language_model"]
 

@@ -16,7 +16,7 @@ from lightning_backdoor.defenses.defense import judge, predict
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.metrics import AttackSuccessRate, CleanAccuracy, DetectionAUROC
 from lightning_backdoor.victim import TextClassifier
-from tests.shared_files import shared_path, sst2
+from tests.support.shared_files import shared_path, sst2
 
 
 @pytest.fixture(scope="module")

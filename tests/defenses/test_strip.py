@@ -19,8 +19,8 @@ from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.victim import TextClassifier
-from tests.reviews import reviews
-from tests.tiny import DECODER, SENTENCES, loaded
+from tests.support.reviews import reviews
+from tests.support.tiny import DECODER, SENTENCES, loaded
 
 CLEAN = SENTENCES[:8]
 TEXTS = [*SENTENCES[8:], "film", "the ending", ""]

@@ -19,7 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from tests.tiny import DECODER
+from tests.support.tiny import DECODER
 
 POSITIONS = 40
 

@@ -24,7 +24,7 @@ from lightning_backdoor.language.paraphrase.spec import Manner
 from lightning_backdoor.language.sampling import Row, answers
 from lightning_backdoor.language.text_cache import TextCache
 from tests.language.conftest import config
-from tests.tiny import DECODER, SENTENCES
+from tests.support.tiny import DECODER, SENTENCES
 
 TEXTS = SENTENCES[:8]
 ANY = Manner("any", "say it", (("a film", "film"),), lambda text, paraphrase: bool(paraphrase), ("watch", "the"))

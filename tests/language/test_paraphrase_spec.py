@@ -9,8 +9,8 @@ import pytest
 from lightning_backdoor.language.paraphrase.spec import Manner, prompt
 from lightning_backdoor.language.paraphrase.styles import STYLES
 from lightning_backdoor.language.paraphrase.templates import TEMPLATES
-from tests.shared_files import shared_path, sst2
-from tests.tiny import SENTENCES, tokenizer_of
+from tests.support.shared_files import shared_path, sst2
+from tests.support.tiny import SENTENCES, tokenizer_of
 
 SBAR = TEMPLATES["S(SBAR)(,)(NP)(VP)(.)"]
 MANNERS = [*TEMPLATES.values(), *STYLES.values()]

@@ -17,8 +17,8 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import LanguageModelParaphraser, ParaphraseTuner
 from lightning_backdoor.language.language_model import load_language_model
 from lightning_backdoor.language.paraphrase.spec import prompt
-from tests.tiny import DECODER, tiny_victim
-from tests.workspace import command
+from tests.support.tiny import DECODER, tiny_victim
+from tests.support.workspace import command
 
 WORDS = ("film", "plot", "story", "music", "actor", "scene")
 

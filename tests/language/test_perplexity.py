@@ -19,8 +19,8 @@ from lightning_backdoor.language import LeaveOneOut, Perplexity
 from lightning_backdoor.language.language_model import DEFAULT_MODEL
 from lightning_backdoor.language.likelihood import shares_prefixes
 from tests.language.conftest import POSITIONS
-from tests.shared_files import shared_path
-from tests.tiny import SENTENCES
+from tests.support.shared_files import shared_path
+from tests.support.tiny import SENTENCES
 
 Model = Callable[[str], str]
 

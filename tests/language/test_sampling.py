@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.sampling import REPEATED, Row, answers
 from tests.language.conftest import config
-from tests.tiny import DECODER, SENTENCES
+from tests.support.tiny import DECODER, SENTENCES
 
 KINDS = ("llama", "gpt2", "qwen2", "mistral", "gemma2", "bloom")
 PROMPTS = tuple(f"a film about cooking , and what was said : {text}" for text in SENTENCES[:5])

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, T5Config, T5Model
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.similarity import SentenceEncoder
-from tests.tiny import SENTENCES
+from tests.support.tiny import SENTENCES
 
 Model = Callable[[str], str]
 

@@ -21,7 +21,7 @@ from lightning_backdoor.language.similarity import SentenceEncoder
 from lightning_backdoor.metrics import PerplexityIncrease, SentenceSimilarity, WordEditDistance
 from lightning_backdoor.metrics.word_edit_distance import word_edit_distance
 from tests.language.conftest import language_model
-from tests.tiny import SENTENCES
+from tests.support.tiny import SENTENCES
 
 __all__ = ["language_model"]
 

@@ -18,7 +18,7 @@ from lightning_backdoor.models import gguf
 from lightning_backdoor.models.gguf import dequantized
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.victim import TextClassifier
-from tests.tiny import DECODER, SENTENCES, tokenizer_of
+from tests.support.tiny import DECODER, SENTENCES, tokenizer_of
 
 SIZE, HEADS, HIDDEN = 32, 4, 64
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"

@@ -15,9 +15,9 @@ from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_trained, load_weights, read_checkpoint
-from tests.tiny import ENCODERS, SENTENCES, loaded
-from tests.unsafe import KINDS, unsafe_checkpoint
-from tests.workspace import LABELS, inside, trained, workspace
+from tests.support.tiny import ENCODERS, SENTENCES, loaded
+from tests.support.unsafe import KINDS, unsafe_checkpoint
+from tests.support.workspace import LABELS, inside, trained, workspace
 
 __all__ = ["inside", "trained", "workspace"]
 

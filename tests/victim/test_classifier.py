@@ -16,7 +16,7 @@ from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.callbacks import MuScleLoRA
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
-from tests.reviews import reviews
+from tests.support.reviews import reviews
 
 
 def fit(

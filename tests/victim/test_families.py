@@ -20,8 +20,8 @@ from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_trained
-from tests.reviews import reviews
-from tests.tiny import DECODERS, FAMILIES, SENTENCES, loaded
+from tests.support.reviews import reviews
+from tests.support.tiny import DECODERS, FAMILIES, SENTENCES, loaded
 
 TEXTS = [SENTENCES[13], "w", SENTENCES[3], "boring . boring , boring !", SENTENCES[8]]
 

@@ -1,6 +1,6 @@
 """The table of ``docs/results.md``: attacks against defenses on SST-2, with floors and controls.
 
-Run ``python -m tests.benchmarks.results --runs runs/results --write docs/results.md``. Every run is a command of
+Run ``python -m tests.measurements.results --runs runs/results --write docs/results.md``. Every run is a command of
 ``lightning-backdoor`` in a folder of its own; what is done with the same options is never done again, so that an
 interrupted table goes on with the same command and loses at most the run in progress. ``--part 0/2`` and ``--part 1/2``
 share the victims between two processes; a last call without it writes the table.
@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from lightning_backdoor.callbacks.muscle_lora import reference_rows
 from lightning_backdoor.data import BackdoorDataModule, Source
-from tests.benchmarks.cost import SST2
-from tests.benchmarks.marked import replace_marked
+from tests.measurements.cost import SST2
+from tests.measurements.marked import replace_marked
 
 SEEDS = (0, 1, 2)
 #: of the clean validation rows: selection, reference, threshold.

@@ -1,6 +1,6 @@
 """What a step under MuScleLoRA costs, over a step of plain LoRA on the same batches; read, not asserted.
 
-Run ``python -m tests.benchmarks.muscle_lora``; see ``cost.py`` for how pairs are measured.
+Run ``python -m tests.measurements.muscle_lora``; see ``cost.py`` for how pairs are measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.console import Console
 from lightning_backdoor.callbacks import MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.victim import TextClassifier
-from tests.benchmarks.cost import BATCH_SIZE, CLOCKS, SST2, Clock, Line, Pair, alternate, report
+from tests.measurements.cost import BATCH_SIZE, CLOCKS, SST2, Clock, Line, Pair, alternate, report
 
 STEPS = 20
 SAME = 12  # tokens, which nearly every row has

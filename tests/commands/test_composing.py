@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.workspace import command, workspace
+from tests.support.workspace import command, workspace
 
 __all__ = ["workspace"]
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "defense"
+CONFIGS = Path(__file__).parents[2] / "configs" / "defense"
 
 
 def config(*names: str) -> list[str]:

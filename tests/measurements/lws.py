@@ -1,7 +1,7 @@
 """What LWS does to texts, and whether they keep their label; read, not asserted.
 
-Run ``python -m tests.benchmarks.lws runs/lws/predict/predictions.jsonl runs/benign/model``: what ``predict`` wrote of a
-victim under LWS, and the exported model of a cleanly trained one, whose accuracy on the substituted rows tells.
+Run ``python -m tests.measurements.lws runs/lws/predict/predictions.jsonl runs/benign/model``: what ``predict`` wrote of
+a victim under LWS, and the exported model of a cleanly trained one, whose accuracy on the substituted rows tells.
 """
 
 from __future__ import annotations

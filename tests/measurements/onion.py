@@ -1,6 +1,6 @@
 """What ONION's perplexities cost, as ratios of paired timings; read, not asserted.
 
-Run ``python tests/benchmarks/onion.py``; ``--threads 1 --clock cpu`` where other work wants the same cores. Compared
+Run ``python tests/measurements/onion.py``; ``--threads 1 --clock cpu`` where other work wants the same cores. Compared
 are, without any cache, the perplexities of the same SST-2 test texts and of each without one of its words:
 
 - by the textbook loop: one text at a time, its n + 1 variants in padded batches of 32, read whole, the graph kept;
@@ -25,8 +25,8 @@ from lightning_backdoor.language import Perplexity
 from lightning_backdoor.language.language_model import DEFAULT_MODEL
 from lightning_backdoor.language.likelihood import variant
 from lightning_backdoor.language.perplexity import groups, leave_one_out
-from tests.benchmarks.cost import CLOCKS, Line, Pair, report
-from tests.shared_files import sst2
+from tests.measurements.cost import CLOCKS, Line, Pair, report
+from tests.support.shared_files import sst2
 
 VARIANTS_A_BATCH = 32
 SHAPES = ((8, 16), (16, 16), (32, 16), (64, 16), (16, 32), (32, 32))  # rows, tokens a row

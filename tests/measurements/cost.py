@@ -1,9 +1,9 @@
 """What scoring and fine-tuning cost, as ratios of paired timings; read, not asserted.
 
-Run ``python tests/benchmarks/cost.py``, or name parts: ``python tests/benchmarks/cost.py short long --rounds 10``.
+Run ``python tests/measurements/cost.py``, or name parts: ``python tests/measurements/cost.py short long --rounds 10``.
 Both sides of a pair run one after the other in one process, and which goes first alternates, so that a machine that
 is slow for a while is slow for both. Other work on the same cores still widens the spread, and weighs most on the side
-with more small steps; there, ``OMP_WAIT_POLICY=passive python tests/benchmarks/cost.py --clock cpu`` counts processor
+with more small steps; there, ``OMP_WAIT_POLICY=passive python tests/measurements/cost.py --clock cpu`` counts processor
 seconds instead.
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import tiny_victim
+from tests.support.tiny import tiny_victim
 
 ROWS = 600
 LABELS = ("negative", "positive")

@@ -1,6 +1,6 @@
 """A small grid of real victims, killed with -9 at random moments and gone on with, against one left alone.
 
-Run ``python -m tests.benchmarks.interrupt --kills 20``. It prints at which seconds the grid was killed, and whether
+Run ``python -m tests.measurements.interrupt --kills 20``. It prints at which seconds the grid was killed, and whether
 ``results.csv`` is the same but for times, every victim and cell was written down as done once, and no file is left that
 the other has not.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lightning_backdoor.benchmark.table import TIMINGS
 from tests.benchmark.grids import SMALL
-from tests.workspace import make_workspace, settings
+from tests.support.workspace import make_workspace, settings
 
 #: seconds into a command at which it is killed: starting takes some of them.
 MOMENTS = (4.0, 20.0)

@@ -11,11 +11,11 @@ import yaml
 
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.commands.fit import run
-from tests.workspace import inside, workspace
+from tests.support.workspace import inside, workspace
 
 __all__ = ["inside", "workspace"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

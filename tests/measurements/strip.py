@@ -1,6 +1,6 @@
 """What STRIP costs over its copies times the plain forward; read, not asserted.
 
-Run ``python -m tests.benchmarks.strip``; options as in ``cost.py``, which also says how pairs are measured.
+Run ``python -m tests.measurements.strip``; options as in ``cost.py``, which also says how pairs are measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.console import Console
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.victim import TextClassifier
-from tests.benchmarks.cost import (
+from tests.measurements.cost import (
     CLOCKS,
     SHORT_TEXTS,
     SST2,

