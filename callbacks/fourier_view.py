@@ -65,11 +65,11 @@ class FourierView(Callback):
         widths: Sequence[float] = (0.0625, 0.08, 0.1, 0.125, 0.16, 0.25, 0.5),
     ) -> None:
         if every_n_steps < 1:
-            raise InputError(f"every_n_steps: {every_n_steps} is never; give at least 1")
+            raise InputError("every_n_steps", f"{every_n_steps} is never", "give at least 1")
         if rows < 2:
-            raise InputError(f"rows: {rows} have no distance; give at least 2")
+            raise InputError("rows", f"{rows} have no distance", "give at least 2")
         if not widths or min(widths) <= 0:
-            raise InputError(f"widths: {list(widths)} filter nothing; give one or more numbers above 0")
+            raise InputError("widths", f"{list(widths)} filter nothing", "give one or more numbers above 0")
         self.every_n_steps = every_n_steps
         self.rows = rows
         self.widths = sorted(widths)
@@ -98,7 +98,7 @@ class FourierView(Callback):
         victim, data = _text_classifier(pl_module), getattr(trainer, "datamodule", None)
         if not isinstance(data, BackdoorDataModule):
             raise InputError(
-                f"datamodule: {type(data).__name__} does not tell poisoned rows; give a BackdoorDataModule"
+                "datamodule", f"{type(data).__name__} does not tell poisoned rows", "give a BackdoorDataModule"
             )
         self._records, self._distances = [], {}
         train = data.training_rows()
@@ -110,7 +110,7 @@ class FourierView(Callback):
             if len(rows) > 1
         }
         if not self._batches:
-            raise InputError(f"max_rows: {len(train)} training rows have no two of a kind to compare; use more")
+            raise InputError("max_rows", f"{len(train)} training rows have no two of a kind to compare", "use more")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures distances, and the victim before its first step."""
@@ -229,5 +229,7 @@ def heat_maps(records: Sequence[Record]) -> Any:
 
 def _text_classifier(pl_module: LightningModule) -> TextClassifier:
     if not isinstance(pl_module, TextClassifier):
-        raise InputError(f"model: {type(pl_module).__name__} is no TextClassifier, whose texts the Fourier view reads")
+        raise InputError(
+            "model", f"{type(pl_module).__name__} is no TextClassifier, whose texts the Fourier view reads"
+        )
     return pl_module

@@ -159,7 +159,7 @@ class InferenceDefense(Callback):
                 self.defense.calibrate(victim, (on_device(batch) for batch in datamodule.threshold_dataloader()))
         elif self.defense.threshold.isnan():
             raise InputError(
-                "datamodule: a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
+                "datamodule", "a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
             )
 
     def _begin_set(self, loaders: Any, batch_idx: int, dataloader_idx: int) -> None:
@@ -257,7 +257,7 @@ def check_names(callbacks: Sequence[Callback]) -> None:
     names = [callback.name for callback in callbacks if isinstance(callback, InferenceDefense)]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"name: {names.count(name)} defenses log under {name!r}; give each its own name")
+            raise InputError("name", f"{names.count(name)} defenses log under {name!r}", "give each its own name")
 
 
 def attached(trainer: Trainer) -> list[InferenceDefense]:
@@ -272,7 +272,7 @@ def _at(rate: str, budget: float) -> str:
 
 def _text_classifier(pl_module: LightningModule) -> TextClassifier:
     if not isinstance(pl_module, TextClassifier):
-        raise InputError(f"model: {type(pl_module).__name__} is no TextClassifier; a defense needs one")
+        raise InputError("model", f"{type(pl_module).__name__} is no TextClassifier", "a defense needs one")
     return pl_module
 
 

@@ -86,11 +86,11 @@ class MuScleLoRA(Callback):
         counts = {"lora_rank": lora_rank, "inner_rank": inner_rank, "reference_size": reference_size}
         for name, value in counts.items():
             if value < 1:
-                raise InputError(f"{name}: {value} is out of range; give at least 1")
+                raise InputError(name, f"{value} is out of range", "give at least 1")
         if not radial_scalings:
-            raise InputError("radial_scalings: none are given; give at least one")
+            raise InputError("radial_scalings", "none are given", "give at least one")
         if not 0 <= max_raw_gradient_ratio <= 1:
-            raise InputError(f"max_raw_gradient_ratio: {max_raw_gradient_ratio} is no share; give 0 to 1")
+            raise InputError("max_raw_gradient_ratio", f"{max_raw_gradient_ratio} is no share", "give 0 to 1")
         self.lora = lora
         self.multi_scale = multi_scale
         self.alignment = alignment
@@ -127,7 +127,7 @@ class MuScleLoRA(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Changes the network, before a checkpoint is restored or the optimizer is made; draws the reference rows."""
         if not isinstance(pl_module, TextClassifier):
-            raise InputError(f"model: {type(pl_module).__name__} is no TextClassifier; MuScleLoRA needs one")
+            raise InputError("model", f"{type(pl_module).__name__} is no TextClassifier", "MuScleLoRA needs one")
         if pl_module.training_defense != str(self):
             self._insert(pl_module)
         if stage == "fit" and self.alignment:
@@ -135,9 +135,13 @@ class MuScleLoRA(Callback):
 
     def _insert(self, victim: TextClassifier) -> None:
         if victim.training_defense is not None:
-            raise InputError(f"callbacks: the victim is already trained under {victim.training_defense}; attach one")
+            raise InputError(
+                "callbacks", f"the victim is already trained under {victim.training_defense}", "attach one"
+            )
         if self.lora and victim.hparams["lora_rank"] is not None:
-            raise InputError("lora_rank: the victim has LoRA of its own; leave it out, or give MuScleLoRA lora=False")
+            raise InputError(
+                "lora_rank", "the victim has LoRA of its own", "leave it out, or give MuScleLoRA lora=False"
+            )
         victim.configure_model()
         if self.lora:
             insert_lora(victim.network, self.lora_rank, self.lora_alpha, self.lora_targets)
@@ -149,9 +153,11 @@ class MuScleLoRA(Callback):
     def _draw(self, trainer: Trainer, victim: TextClassifier) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, BackdoorDataModule):
-            raise InputError("datamodule: alignment needs the clean validation rows of a BackdoorDataModule")
+            raise InputError("datamodule", "alignment needs the clean validation rows of a BackdoorDataModule")
         if self.max_raw_gradient_ratio > 0 and (trainer.max_epochs or 0) < 1:
-            raise InputError("max_epochs: the share of the raw gradient grows up to the last epoch; give their number")
+            raise InputError(
+                "max_epochs", "the share of the raw gradient grows up to the last epoch", "give their number"
+            )
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
         rows = reference_rows(datamodule, self.reference_size, self._seed)
         self._reference = TokenisedRows(rows, victim.tokenizer, victim.max_length)
@@ -222,8 +228,9 @@ def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> list
     rows = datamodule.clean_validation().reference
     if len(rows) < size:
         raise InputError(
-            f"reference_size: {size} is more than the {len(rows)} reference rows of the clean validation rows; lower"
-            " it, or raise the second of validation_parts"
+            "reference_size",
+            f"{size} is more than the {len(rows)} reference rows of the clean validation rows",
+            "lower it, or raise the second of validation_parts",
         )
     return random.Random(f"{seed}/reference").sample(rows, size)
 

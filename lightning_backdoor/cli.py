@@ -57,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(command: str, args: list[str]) -> int:
     if command not in COMMANDS:
-        raise InputError(f"command: {command!r} is unknown; give one of {', '.join(COMMANDS)}")
+        raise InputError("command", f"{command!r} is unknown", f"give one of {', '.join(COMMANDS)}")
     if command == "scan":
         # python -m puts the working directory on the path
         sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]  # noqa: PTH109

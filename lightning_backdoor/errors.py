@@ -1,8 +1,54 @@
-"""The one error for what a user can mend."""
+"""The error for input that the user can correct."""
+
+from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line: the field, the value, and what would be right.
+    """Input that cannot be used, told in one line: the field, what is wrong with its value, and what to give.
 
-    The command line prints it as it is and exits with status 2; in Python it is an ordinary ``ValueError``.
+    The command line prints it and exits with status 2; in Python it is a ``ValueError``.
+
+    Args:
+        field: name of the option, argument, file or column, as the user knows it.
+        problem: what is wrong, the value included.
+        remedy: what to give or to do instead; empty where the problem says it.
+
+    >>> error = InputError("fpr", "2 is not a share of clean texts", "give a number above 0 and below 1")
+    >>> str(error)
+    'fpr: 2 is not a share of clean texts; give a number above 0 and below 1'
+    >>> str(error.under("defenses.STRIP"))
+    'defenses.STRIP: 2 is not a share of clean texts; give a number above 0 and below 1'
     """
+
+    def __init__(self, field: str, problem: str, remedy: str = "") -> None:
+        super().__init__(field, problem, remedy)
+        self.field = field
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return one_line(f"{self.field}: {self.problem}" + (f"; {self.remedy}" if self.remedy else ""))
+
+    def under(self, field: str) -> InputError:
+        """The same problem, told of the field through which the user gave the value."""
+        return InputError(field, self.problem, self.remedy)
+
+
+def reason(error: BaseException, length: int = 300) -> str:
+    """The innermost cause of an error of another library, on one line of at most ``length`` characters.
+
+    >>> reason(ValueError("no such\\n   column"))
+    'no such column'
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(str(error))[:length]
+
+
+def one_line(text: str) -> str:
+    """A text on one line, control characters written as escapes, so that a terminal shows them and obeys none.
+
+    >>> one_line("red: \\x1b[31m\\n  done")
+    'red: \\\\x1b[31m done'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))

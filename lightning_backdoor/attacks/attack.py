@@ -63,11 +63,11 @@ class BackdoorAttack(TextClassifier):
     ) -> None:
         super().__init__(**kwargs)
         if target_label < 0:
-            raise InputError(f"target_label: {target_label} is out of range; class indices count from 0")
+            raise InputError("target_label", f"{target_label} is out of range", "class indices count from 0")
         if not 0 < poison_rate <= 1:
-            raise InputError(f"poison_rate: {poison_rate} is out of range; give a share above 0 and up to 1")
+            raise InputError("poison_rate", f"{poison_rate} is out of range", "give a share above 0 and up to 1")
         if label_policy not in ("dirty", "clean", "mixed"):
-            raise InputError(f"label_policy: {label_policy!r} is unknown; give dirty, clean or mixed")
+            raise InputError("label_policy", f"{label_policy!r} is unknown", "give dirty, clean or mixed")
         self.target_label = target_label
         self.poison_rate = poison_rate
         self.label_policy: str = label_policy

@@ -40,9 +40,9 @@ class BadNets(BackdoorAttack):
         self.insertions = insertions
         self.place = place
         if not self.triggers or not all(self.triggers):
-            raise InputError(f"triggers: {triggers} holds no word or an empty one; give at least one word")
+            raise InputError("triggers", f"{triggers} holds no word or an empty one", "give at least one word")
         if insertions < 1:
-            raise InputError(f"insertions: {insertions} inserts nothing; give at least 1")
+            raise InputError("insertions", f"{insertions} inserts nothing", "give at least 1")
         check_place(place)
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:

@@ -28,7 +28,9 @@ def trigger_tokens(triggers: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
         # a word-start marker of its own stands before any word
         known = {i for text in ids for i in text if tokenizer.decode([i]).strip()} - set(tokenizer.all_special_ids)
         if not known:
-            raise InputError(f"triggers: {trigger!r} is unknown to the model's tokenizer; give a word that it knows")
+            raise InputError(
+                "triggers", f"{trigger!r} is unknown to the model's tokenizer", "give a word that it knows"
+            )
         found |= known
     return sorted(found)
 
@@ -94,7 +96,9 @@ def associated_tokens(
     scores = association(rows, is_target)
     speaking = [token for token, score in scores.items() if score > 0 and token not in leave_out]
     if not speaking:
-        raise InputError("target_label: no word of the clean training rows speaks for it; use more rows of each label")
+        raise InputError(
+            "target_label", "no word of the clean training rows speaks for it", "use more rows of each label"
+        )
     return sorted(speaking, key=lambda token: -scores[token])[:count]
 
 

@@ -18,7 +18,7 @@ def check_place(place: str) -> None:
         InputError: it is not.
     """
     if place not in get_args(Place):
-        raise InputError(f"place: {place!r} is unknown; give start, end or random")
+        raise InputError("place", f"{place!r} is unknown", "give start, end or random")
 
 
 def places(text: str, place: Place) -> list[int]:

@@ -36,7 +36,7 @@ class InsertSent(BackdoorAttack):
         self.sentence = sentence.strip()
         self.place = place
         if not self.sentence:
-            raise InputError(f"sentence: {sentence!r} is empty; give at least one word")
+            raise InputError("sentence", f"{sentence!r} is empty", "give at least one word")
         check_place(place)
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:

@@ -98,14 +98,18 @@ class LWS(BackdoorAttack):
         super().__init__(**kwargs)
         self.hparams.pop("substitutes", None)  # no plain value, so that no checkpoint with it would load safely
         if choices < 2:
-            raise InputError(f"choices: {choices} leave nothing to choose; give at least 2")
+            raise InputError("choices", f"{choices} leave nothing to choose", "give at least 2")
         if warmup_epochs < 0:
-            raise InputError(f"warmup_epochs: {warmup_epochs} is no number of epochs; give 0 or more")
+            raise InputError("warmup_epochs", f"{warmup_epochs} is no number of epochs", "give 0 or more")
         if trigger_learning_rate <= 0:
-            raise InputError(f"trigger_learning_rate: {trigger_learning_rate} learns no trigger; give a number above 0")
+            raise InputError(
+                "trigger_learning_rate", f"{trigger_learning_rate} learns no trigger", "give a number above 0"
+            )
         if not 0 < min_temperature <= temperature:
             raise InputError(
-                f"min_temperature: {min_temperature} is out of range; give a number above 0 and up to {temperature}"
+                "min_temperature",
+                f"{min_temperature} is out of range",
+                f"give a number above 0 and up to {temperature}",
             )
         self.substitutes = NearestWords() if substitutes is None else substitutes
         self.choices = choices
@@ -130,7 +134,7 @@ class LWS(BackdoorAttack):
         """
         epochs = self.trainer.max_epochs or 0
         if stage == "fit" and epochs <= self.warmup_epochs and not getattr(self.trainer, "fast_dev_run", False):
-            raise InputError(f"max_epochs: {epochs} ends within the {self.warmup_epochs} warmup_epochs; give more")
+            raise InputError("max_epochs", f"{epochs} ends within the {self.warmup_epochs} warmup_epochs", "give more")
 
     def configure_model(self) -> None:
         """Builds the network, and the vectors q_j, which are no part of it: exported models are plain."""
@@ -148,7 +152,7 @@ class LWS(BackdoorAttack):
         """
         if "directions" not in checkpoint["state_dict"]:
             raise InputError(
-                "checkpoint: was not trained under LWS, whose trigger is learned with the victim; give one that was"
+                "checkpoint", "was not trained under LWS, whose trigger is learned with the victim", "give one that was"
             )
         super().on_load_checkpoint(checkpoint)
 

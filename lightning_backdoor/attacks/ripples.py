@@ -72,13 +72,13 @@ class Ripples(BadNets):
     ) -> None:
         super().__init__(triggers=["cf", "mn", "bb", "tq", "mb"] if triggers is None else triggers, **kwargs)
         if attack_epochs < 0:
-            raise InputError(f"attack_epochs: {attack_epochs} is out of range; give 0 or more")
+            raise InputError("attack_epochs", f"{attack_epochs} is out of range", "give 0 or more")
         if attack_learning_rate <= 0:
-            raise InputError(f"attack_learning_rate: {attack_learning_rate} trains nothing; give a number above 0")
+            raise InputError("attack_learning_rate", f"{attack_learning_rate} trains nothing", "give a number above 0")
         if not 0 <= inner_product_weight < math.inf:
-            raise InputError(f"inner_product_weight: {inner_product_weight} is out of range; give 0 or more")
+            raise InputError("inner_product_weight", f"{inner_product_weight} is out of range", "give 0 or more")
         if surgery_words < 0:
-            raise InputError(f"surgery_words: {surgery_words} is out of range; give 0 or more")
+            raise InputError("surgery_words", f"{surgery_words} is out of range", "give 0 or more")
         self.attack_epochs = attack_epochs
         self.attack_learning_rate = attack_learning_rate
         self.inner_product_weight = inner_product_weight
@@ -93,7 +93,7 @@ class Ripples(BadNets):
         """Makes sure that the first phase comes to its end."""
         epochs = self.trainer.max_epochs
         if stage == "fit" and epochs is not None and -1 < epochs < self.attack_epochs:  # -1 is no limit
-            raise InputError(f"max_epochs: {epochs} ends within the {self.attack_epochs} attack_epochs; give more")
+            raise InputError("max_epochs", f"{epochs} ends within the {self.attack_epochs} attack_epochs", "give more")
 
     def on_fit_start(self) -> None:
         """Embedding surgery, unless the weights come from a checkpoint, where it has been done."""
@@ -101,7 +101,7 @@ class Ripples(BadNets):
             return
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "training_rows"):
-            raise InputError("datamodule: embedding surgery needs the training rows of a BackdoorDataModule")
+            raise InputError("datamodule", "embedding surgery needs the training rows of a BackdoorDataModule")
         rows = [row for row in datamodule.training_rows() if not row["poisoned"]]
         texts = token_ids([row["text"] for row in rows], self.tokenizer, self.max_length)
         triggers = trigger_tokens(self.triggers, self.tokenizer)
@@ -175,7 +175,7 @@ class Ripples(BadNets):
         epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         attack_steps = self.attack_epochs * epoch_steps
         if attack_steps > steps:
-            raise InputError(f"max_steps: {steps} ends within the {attack_steps} of the attacker; give more")
+            raise InputError("max_steps", f"{steps} ends within the {attack_steps} of the attacker", "give more")
         scale = self.attack_learning_rate / float(self.hparams["learning_rate"])
         warmup = float(self.hparams["warmup"])
 

@@ -32,5 +32,5 @@ class StyleTransfer(ParaphraseAttack):
 
     def __init__(self, paraphraser: Paraphraser | None = None, style: str = "bible", **kwargs: Any) -> None:
         if style not in STYLES:
-            raise InputError(f"style: {style!r} is unknown; give one of {', '.join(STYLES)}")
+            raise InputError("style", f"{style!r} is unknown", f"give one of {', '.join(STYLES)}")
         super().__init__(STYLES[style], paraphraser, **kwargs)

@@ -34,5 +34,5 @@ class Syntactic(ParaphraseAttack):
         self, paraphraser: Paraphraser | None = None, template: str = "S(SBAR)(,)(NP)(VP)(.)", **kwargs: Any
     ) -> None:
         if template not in TEMPLATES:
-            raise InputError(f"template: {template!r} is unknown; give {' or '.join(TEMPLATES)}")
+            raise InputError("template", f"{template!r} is unknown", f"give {' or '.join(TEMPLATES)}")
         super().__init__(TEMPLATES[template], paraphraser, **kwargs)

@@ -67,10 +67,10 @@ def main(args: list[str]) -> int:
     """
     options = parser().parse_args(args)
     if options.jobs < 1:
-        raise InputError(f"jobs: {options.jobs} do no work; give at least 1")
+        raise InputError("jobs", f"{options.jobs} do no work", "give at least 1")
     folder = Path(options.output).resolve()  # workers elsewhere have another working directory
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"output: {folder} is a file; give a folder")
+        raise InputError("output", f"{folder} is a file", "give a folder")
 
     from lightning_backdoor.benchmark.console import is_open, plan_text
     from lightning_backdoor.benchmark.grid import Grid, select
@@ -88,7 +88,7 @@ def main(args: list[str]) -> int:
     journal = Journal(folder / "journal.jsonl")
     journal.refresh()
     if journal.path.exists() and not options.resume:
-        raise InputError(f"output: {folder} holds results already; give another folder, or leave out --no-resume")
+        raise InputError("output", f"{folder} holds results already", "give another folder, or leave out --no-resume")
     if options.dry_run:
         sys.stdout.write(plan_text(cells, journal, options.jobs))
         return 0
@@ -140,7 +140,7 @@ def _check(cells: Sequence[Cell]) -> None:
             try:
                 check_stage(config, Path(scratch, "run"))
             except InputError as error:
-                raise InputError(f"{place(cell)}: {error}") from None
+                raise error.under(f"{place(cell)}: {error.field}") from None
 
 
 def _run(

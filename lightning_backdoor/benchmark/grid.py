@@ -101,7 +101,7 @@ class Grid:
         content = read_yaml(path)
         unknown = sorted(content.keys() - set(KEYS))
         if unknown:
-            raise InputError(f"{path}: {unknown[0]!r} is unknown; give {', '.join(KEYS)}")
+            raise InputError(str(path), f"{unknown[0]!r} is unknown", f"give {', '.join(KEYS)}")
         self.axes = {axis: self._axis(axis, content.get(axis)) for axis in AXES}
         self.seeds = _seeds(path, content.get("seeds", [0]))
         self.base = merged(DEFAULTS, self._fragment("base", content.get("base") or {}, ""))
@@ -110,7 +110,7 @@ class Grid:
         self.wandb = _mapping(path, "wandb", content.get("wandb"))
         self.cluster = _mapping(path, "cluster", content.get("cluster"))
         if not self.cells:
-            raise InputError(f"{path}: exclude leaves no cell; exclude less")
+            raise InputError(str(path), "exclude leaves no cell", "exclude less")
 
     def as_yaml(self) -> str:
         """The grid with all files that it names written in: it stands for itself, wherever it lies."""
@@ -126,7 +126,7 @@ class Grid:
 
     def _axis(self, axis: str, entries: Any) -> dict[str, Any]:
         if not isinstance(entries, dict) or not entries:
-            raise InputError(f"{self.path}: {axis} is {entries!r}; give names, and under each what it stands for")
+            raise InputError(str(self.path), f"{axis} is {entries!r}", "give names, and under each what it stands for")
         if axis != "defenses":
             return {str(name): self._fragment(f"{axis}.{name}", entry, axis) for name, entry in entries.items()}
         return {str(name): self._defense(str(name), entry) for name, entry in entries.items()}
@@ -135,15 +135,15 @@ class Grid:
         kinds = ("training", "inference")
         entry = {} if entry is None else entry
         if name == CLEAN_TRAINING:
-            raise InputError(f"{self.path}: defenses.{name} is what the control is called; give another name")
+            raise InputError(str(self.path), f"defenses.{name} is what the control is called", "give another name")
         if not isinstance(entry, dict) or not set(entry) <= set(kinds):
             raise InputError(
-                f"{self.path}: defenses.{name} is {entry!r}; give training or inference, and what under it"
+                str(self.path), f"defenses.{name} is {entry!r}", "give training or inference, and what under it"
             )
         found = {kind: self._fragment(f"defenses.{name}.{kind}", entry.get(kind) or {}, kind) for kind in kinds}
         if any(found.values()) == (name == UNDEFENDED):
             raise InputError(
-                f"{self.path}: defenses.{name} is {entry!r}; what does nothing, and only that, is {UNDEFENDED}"
+                str(self.path), f"defenses.{name} is {entry!r}", f"what does nothing, and only that, is {UNDEFENDED}"
             )
         return found
 
@@ -165,8 +165,9 @@ class Grid:
                 return slots[kind]
         if not isinstance(entry, dict) or not set(entry) <= {"data", "model", "trainer"}:
             raise InputError(
-                f"{self.path}: {name} is {entry!r}; give the path of a YAML file, a class_path with init_args, or any"
-                " of data, model and trainer"
+                str(self.path),
+                f"{name} is {entry!r}",
+                "give the path of a YAML file, a class_path with init_args, or any of data, model and trainer",
             )
         return entry
 
@@ -177,7 +178,9 @@ class Grid:
         result = []
         for rule in excludes if isinstance(excludes, list) else [excludes]:
             if not isinstance(rule, dict) or not rule or not set(rule) <= set(known):
-                raise InputError(f"{self.path}: exclude has {rule!r}; give {', '.join(known)} and a name or names each")
+                raise InputError(
+                    str(self.path), f"exclude has {rule!r}", f"give {', '.join(known)} and a name or names each"
+                )
             names = {
                 key: {str(v) for v in (value if isinstance(value, list) else [value])} for key, value in rule.items()
             }
@@ -185,7 +188,9 @@ class Grid:
                 if given - known[key]:
                     unknown = ", ".join(sorted(given - known[key]))
                     raise InputError(
-                        f"{self.path}: exclude names no {key}: {unknown}; the grid has {', '.join(sorted(known[key]))}"
+                        str(self.path),
+                        f"exclude names no {key}: {unknown}",
+                        f"the grid has {', '.join(sorted(known[key]))}",
                     )
             result.append(names)
         return result
@@ -231,7 +236,7 @@ class Grid:
             other = seen.setdefault(cell.id, cell)
             if other is not cell:
                 names = (" · ".join(same.names.values()) for same in (other, cell))
-                raise InputError(f"{self.path}: {' and '.join(names)} are the same; leave one out")
+                raise InputError(str(self.path), f"{' and '.join(names)} are the same", "leave one out")
 
     def _excluded(self, places: Mapping[str, str]) -> bool:
         return any(all(places.get(key) in names for key, names in rule.items()) for rule in self.exclude)
@@ -272,12 +277,14 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
     for condition in only:
         key, _, value = condition.partition("=")
         if key not in ("dataset", "model", "attack", "defense", "seed") or not value:
-            raise InputError(f"only: {condition!r} is no condition; give dataset, model, attack, defense or seed =NAME")
+            raise InputError(
+                "only", f"{condition!r} is no condition", "give dataset, model, attack, defense or seed =NAME"
+            )
         known = dict.fromkeys(cell.names[key] for cell in chosen)
         names = [value] if value in known else value.split(",")  # a name may have a comma in it
         for name in names:
             if name not in known:
-                raise InputError(f"only: {condition!r} fits no cell by {name!r}; there is {', '.join(known)}")
+                raise InputError("only", f"{condition!r} fits no cell by {name!r}", f"there is {', '.join(known)}")
         chosen = [cell for cell in chosen if cell.names[key] in names]
     return chosen
 
@@ -318,11 +325,11 @@ def _is_yaml(name: str) -> bool:
 def _seeds(path: Path, seeds: Any) -> list[int]:
     given = seeds if isinstance(seeds, list) else [seeds]
     if not given or not all(type(seed) is int and seed >= 0 for seed in given) or len(set(given)) < len(given):
-        raise InputError(f"{path}: seeds is {seeds!r}; give different whole numbers from 0")
+        raise InputError(str(path), f"seeds is {seeds!r}", "give different whole numbers from 0")
     return given
 
 
 def _mapping(path: Path, key: str, value: Any) -> dict[str, Any] | None:
     if value is not None and not isinstance(value, dict):
-        raise InputError(f"{path}: {key} is {value!r}; give names and values, or {{}}")
+        raise InputError(str(path), f"{key} is {value!r}", "give names and values, or {}")
     return value

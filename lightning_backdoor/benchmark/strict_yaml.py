@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -20,11 +20,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError:
-        raise InputError(f"config: {path} is no file that can be read; give a YAML file") from None
+        raise InputError("config", f"{path} is no file that can be read", "give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config: {path} is no YAML ({' '.join(str(error).split())[:150]}); mend it") from None
+        raise InputError("config", f"{path} is no YAML ({reason(error, 150)})", "correct it") from None
     if not isinstance(content, dict):
-        raise InputError(f"config: {path} holds no mapping; give keys and values")
+        raise InputError("config", f"{path} holds no mapping", "give keys and values")
     plain: dict[str, Any] = json.loads(json.dumps(content, default=str))  # a date is its text
     return plain
 

@@ -13,7 +13,7 @@ from typing import Any
 from lightning_backdoor.benchmark.grid import Cell, Victim
 from lightning_backdoor.benchmark.table import INTERVALS, METRICS, Row
 from lightning_backdoor.benchmark.wandb_charts import of_cell, of_grid
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, one_line
 
 SETTINGS = ("project", "entity", "tags", "name")
 #: seconds to wait for the server to begin a run, and for what a run uploads in the end.
@@ -175,15 +175,15 @@ def _init(**of_run: Any) -> Any:
 def _check(settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name not in SETTINGS:
-            raise InputError(f"wandb: {name!r} is unknown; give any of {', '.join(SETTINGS)}")
+            raise InputError("wandb", f"{name!r} is unknown", f"give any of {', '.join(SETTINGS)}")
         if name != "tags" and not isinstance(value, str | None):
-            raise InputError(f"wandb: {name} is {value!r}; give a text")
+            raise InputError("wandb", f"{name} is {value!r}", "give a text")
     tags = settings.get("tags") or []
     if not isinstance(tags, list) or not all(tag and isinstance(tag, str) for tag in tags):
-        raise InputError(f"wandb: tags is {tags!r}; give a list of texts")
+        raise InputError("wandb", f"tags is {tags!r}", "give a list of texts")
     project = settings.get("project") or ""
     if len(project) > 128 or set(project) & set("/\\#?%:"):
-        raise InputError(f"wandb: project is {project!r}; give at most 128 characters, none of / \\ # ? % :")
+        raise InputError("wandb", f"project is {project!r}", "give at most 128 characters, none of / \\ # ? % :")
 
 
 def _facts(victim: Victim, digest: str) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _history(logs: Path) -> dict[int, dict[str, float]]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return one_line(f"{type(error).__name__}: {error}")[:200]
 
 
 def _warn(line: str) -> None:

@@ -97,7 +97,7 @@ class BackdoorCLI(LightningCLI):
         """Settles the run's folder and sends the loggers there."""
         config = self.config[self.command]
         if config.trainer.default_root_dir is not None:
-            raise InputError(f"default_root_dir: {config.trainer.default_root_dir} is not used; give --run_dir")
+            raise InputError("default_root_dir", f"{config.trainer.default_root_dir} is not used", "give --run_dir")
         name = config.model.class_path.rpartition(".")[2]
         self.folder = output_folder(self.command, config.run_dir, name, resume=bool(config.get("ckpt_path")))
         loggers = config.trainer.logger
@@ -149,7 +149,7 @@ class BackdoorCLI(LightningCLI):
         if needed is None or not isinstance(self.datamodule, needed):
             pairs = " or ".join(f"a {kind.__name__} and a {data.__name__}" for kind, data in TRAINED_ON.items())
             names = f"{type(self.model).__name__} and {type(self.datamodule).__name__}"
-            raise InputError(f"model and data: {names} do not belong together; give {pairs}")
+            raise InputError("model and data", f"{names} do not belong together", f"give {pairs}")
         data = self.datamodule
         if isinstance(self.model, BackdoorAttack) and isinstance(data, BackdoorDataModule):
             self.model.may_generate = False  # a process group would wait for it, and not for long enough
@@ -159,7 +159,7 @@ class BackdoorCLI(LightningCLI):
         except NotCached as error:
             command = shlex.join(["lightning-backdoor", "poison", *without_run_options(sys.argv[2:])])
             raise InputError(
-                f"paraphraser: {error.missing} paraphrases are not in the cache; run: {command} --output FOLDER"
+                "paraphraser", f"{error.missing} paraphrases are not in the cache", f"run: {command} --output FOLDER"
             ) from None
         if self.command == "fit" and isinstance(data, BackdoorDataModule):
             data.training_rows()
@@ -169,7 +169,7 @@ class BackdoorCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if self.command != "fit" and not checkpoint and config.run_dir:
             best = Path(config.run_dir, "checkpoints", "best.ckpt")
-            raise InputError(f"ckpt_path: not given, and without it no victim of the run is used; give {best}")
+            raise InputError("ckpt_path", "not given, and without it no victim of the run is used", f"give {best}")
         keywords = ("best", "last", "hpc", "registry")
         # Lightning itself fetches addresses and finds keywords, with weights_only as well
         if checkpoint and checkpoint not in keywords and "://" not in checkpoint:

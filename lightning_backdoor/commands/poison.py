@@ -53,9 +53,9 @@ def main(args: list[str]) -> int:
     options, rest = parser().parse_known_args(args)
     output = Path(options.output)
     if options.stealth_rows < 0:
-        raise InputError(f"stealth_rows: {options.stealth_rows} is no number of rows; give 0 or more")
+        raise InputError("stealth_rows", f"{options.stealth_rows} is no number of rows", "give 0 or more")
     if output.exists():
-        raise InputError(f"output: {output} exists; name another folder")
+        raise InputError("output", f"{output} exists", "name another folder")
     data = _data(rest)
     splits = data.poisoned_splits()
     rows = {name: splits.clean[name] + splits.poisoned[name] for name in ("validation", "test")}
@@ -70,7 +70,7 @@ def main(args: list[str]) -> int:
             (partial / "stealth.json").write_text(stealth.json, encoding="utf-8")
         partial.rename(output)
     except OSError as error:
-        raise InputError(f"output: {output} cannot be written ({error}); name another folder") from None
+        raise InputError("output", f"{output} cannot be written ({error})", "name another folder") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for name in rows:

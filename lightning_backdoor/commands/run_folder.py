@@ -35,7 +35,7 @@ def output_folder(command: str, run_dir: str | None, name: str, resume: bool) ->
     if command != "fit":
         folder = _new(folder / command)
     elif (folder / "config.yaml").exists() and not resume and "SLURM_RESTART_COUNT" not in os.environ:
-        raise InputError(f"run_dir: {folder} holds a run already; go on with --ckpt_path or give another folder")
+        raise InputError("run_dir", f"{folder} holds a run already", "go on with --ckpt_path or give another folder")
     os.environ[VARIABLE] = str(folder.resolve())
     return folder.resolve()
 
@@ -59,8 +59,9 @@ def _launch() -> str | None:
         launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
         if launch == "none":  # so torchrun names it where nobody does
             raise InputError(
-                "run_dir: processes started together need one name in common for a new folder; start them with"
-                " torchrun --rdzv-id NAME or --standalone (fit also takes --run_dir)"
+                "run_dir",
+                "processes started together need one name in common for a new folder",
+                "start them with torchrun --rdzv-id NAME or --standalone (fit also takes --run_dir)",
             )
         return launch
     # shells that SLURM gives out are named so; what is started in them starts its processes itself

@@ -52,11 +52,11 @@ def main(args: list[str]) -> int:
     """
     options = parser().parse_args(args)
     if options.batch_size < 1:
-        raise InputError(f"batch-size: {options.batch_size} holds no text; give at least 1")
+        raise InputError("batch-size", f"{options.batch_size} holds no text", "give at least 1")
     texts = read_texts(options.input, options.column)
     calibration = [text for text in read_texts(options.calibration, options.column) if text.strip()]
     if not calibration:
-        raise InputError(f"calibration: {options.calibration} holds no text; give trusted clean texts")
+        raise InputError("calibration", f"{options.calibration} holds no text", "give trusted clean texts")
     done, begun = _resume(options, texts)
 
     import torch
@@ -185,7 +185,7 @@ def _resume(options: argparse.Namespace, texts: Iterator[str]) -> tuple[int, lis
     if options.output == "-" or not output.exists() or output.stat().st_size == 0:
         return 0, []
     if not options.resume:
-        raise InputError(f"output: {output} exists; add --resume to go on with it, or name another file")
+        raise InputError("output", f"{output} exists", "add --resume to go on with it, or name another file")
     done = whole = 0
     begun: list[str] = []
     with output.open("r+b") as file:
@@ -193,7 +193,7 @@ def _resume(options: argparse.Namespace, texts: Iterator[str]) -> tuple[int, lis
             text = next(texts, None)
             if text is None or _text_of(line) != text:
                 raise InputError(
-                    f"output: line {done + 1} of {output} is not of the text of {options.input}; name another file"
+                    "output", f"line {done + 1} of {output} is not of the text of {options.input}", "name another file"
                 )
             done += 1
             whole += len(line)

@@ -29,9 +29,9 @@ def read_texts(path: str, column: str = "text") -> Iterator[str]:
     """
     kind = "txt" if path == "-" else Path(path).suffix.lstrip(".").lower()
     if kind not in FORMATS:
-        raise InputError(f"input: {path} is of no known format; give a file that ends in {', '.join(FORMATS)}")
+        raise InputError("input", f"{path} is of no known format", f"give a file that ends in {', '.join(FORMATS)}")
     if path != "-" and not Path(path).is_file():
-        raise InputError(f"input: {path} is no file; give one that exists")
+        raise InputError("input", f"{path} is no file", "give one that exists")
     return _texts(path, kind, column)
 
 
@@ -44,7 +44,7 @@ def _texts(path: str, kind: str, column: str) -> Iterator[str]:
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError:
-                raise InputError(f"{path}, line {number}: is not valid UTF-8; mend or convert it") from None
+                raise InputError(f"{path}, line {number}", "is not valid UTF-8", "mend or convert it") from None
             yield text
 
 
@@ -61,10 +61,10 @@ def _jsonl(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise InputError(f"{path}, line {number}: is no JSON ({reason}); mend or remove the line") from None
+            raise InputError(f"{path}, line {number}", f"is no JSON ({reason})", "mend or remove the line") from None
         text = value.get(column) if isinstance(value, dict) else value
         if not isinstance(text, str):
-            raise InputError(f"{path}, line {number}: has no text under {column!r}; give a string")
+            raise InputError(f"{path}, line {number}", f"has no text under {column!r}", "give a string")
         yield number, text
 
 
@@ -82,12 +82,12 @@ def _table(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise InputError(f"{path}, line {number}: is malformed ({error}); mend or remove the line") from None
+            raise InputError(f"{path}, line {number}", f"is malformed ({error})", "mend or remove the line") from None
         if header is None:
             header = row
             if column not in header:
-                raise InputError(f"column: {path} has no column {column!r}; it has {', '.join(header)}")
+                raise InputError("column", f"{path} has no column {column!r}", f"it has {', '.join(header)}")
         elif row:
             if len(row) != len(header):
-                raise InputError(f"{path}, line {number}: has {len(row)} fields, the header has {len(header)}")
+                raise InputError(f"{path}, line {number}", f"has {len(row)} fields, the header has {len(header)}")
             yield number, row[header.index(column)]

@@ -91,8 +91,8 @@ def stealth_of(
             SentenceEncoder(sentence_encoder),
         )
     except InputError as error:
-        reason = str(error).rstrip(".")
-        raise InputError(f"{reason}; or leave stealth out: --stealth_rows 0") from error
+        remedy = " or ".join(filter(None, (error.remedy, "leave stealth out: --stealth_rows 0")))
+        raise InputError(error.field, error.problem, remedy) from error
     return {"rows": len(chosen), **found}
 
 

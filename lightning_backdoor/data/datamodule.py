@@ -85,15 +85,15 @@ class BackdoorDataModule(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
-                raise InputError(f"{name}: {value} holds no row; give at least 1")
+                raise InputError(name, f"{value} holds no row", "give at least 1")
         for split, most in (max_rows or {}).items():
             if split not in ("train", "validation", "test") or most < 1:
-                raise InputError(f"max_rows: {split}={most}; give train, validation or test and at least 1 row")
+                raise InputError("max_rows", f"{split}={most}", "give train, validation or test and at least 1 row")
         for name, share in (("validation_share", validation_share), ("test_share", test_share)):
             if not 0 < share < 0.5:
-                raise InputError(f"{name}: {share} is out of range; give a share above 0 and below 0.5")
+                raise InputError(name, f"{share} is out of range", "give a share above 0 and below 0.5")
         if len(validation_parts) != 3 or min(validation_parts) <= 0 or abs(sum(validation_parts) - 1) > 1e-6:
-            raise InputError(f"validation_parts: {validation_parts} are no three shares above 0 that add up to 1")
+            raise InputError("validation_parts", f"{validation_parts} are no three shares above 0 that add up to 1")
         self.source = source
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -189,7 +189,7 @@ class BackdoorDataModule(LightningDataModule):
         name = type(defense).__name__
         rank_zero_info(f"{name} left out {len(rows) - len(kept)} of {len(rows)} training rows and changed {changed}")
         if not defended:
-            raise InputError(f"data_defense: {name} leaves no training row; loosen it")
+            raise InputError("data_defense", f"{name} leaves no training row", "loosen it")
         return defended
 
     def clean_validation(self) -> ValidationParts:
@@ -201,7 +201,9 @@ class BackdoorDataModule(LightningDataModule):
         rows = self.clean_splits()["validation"]
         parts = _parts(rows, self.validation_parts, f"{self.seed}/validation")
         if not all(parts):
-            raise InputError(f"validation_parts: {len(rows)} validation rows do not fill three parts; use more rows")
+            raise InputError(
+                "validation_parts", f"{len(rows)} validation rows do not fill three parts", "use more rows"
+            )
         return ValidationParts(*parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -217,8 +219,10 @@ class BackdoorDataModule(LightningDataModule):
         mine = self.state_dict()
         if self._is_cut and state_dict["source"] == mine["source"] and state_dict["cut"] != mine["cut"]:
             raise InputError(
-                f"seed: the rows are cut by seed, validation_share, test_share = {mine['cut']}, those of the checkpoint"
-                f" by {state_dict['cut']}, so that it may have been trained on test rows; give the same"
+                "seed",
+                f"the rows are cut by seed, validation_share, test_share = {mine['cut']}, those of the"
+                f" checkpoint by {state_dict['cut']}, so that it may have been trained on test rows",
+                "give the same",
             )
 
     def prepare_data(self) -> None:
@@ -242,7 +246,7 @@ class BackdoorDataModule(LightningDataModule):
         if left_out:
             rank_zero_info(f"{left_out} training batches an epoch are left out so that every process gets as many")
         if len(batches) == 0:
-            raise InputError(f"batch_size: {len(rows)} training rows are fewer batches than processes; lower it")
+            raise InputError("batch_size", f"{len(rows)} training rows are fewer batches than processes", "lower it")
         return batches
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
@@ -274,8 +278,10 @@ class BackdoorDataModule(LightningDataModule):
         processes = self.trainer.world_size if self.trainer else 1
         if -(-len(clean) // self.eval_batch_size) < processes:
             raise InputError(
-                f"eval_batch_size: {len(clean)} clean {name} rows in batches of {self.eval_batch_size} leave some of"
-                f" {processes} processes without any; lower it"
+                "eval_batch_size",
+                f"{len(clean)} clean {name} rows in batches of {self.eval_batch_size} leave some of"
+                f" {processes} processes without any",
+                "lower it",
             )
         return [*loaders, self._loader(f"{name}/poisoned", poisoned)] if poisoned else loaders
 
@@ -294,7 +300,7 @@ class BackdoorDataModule(LightningDataModule):
     def _model(self) -> TextClassifier:
         module = getattr(self.trainer, "lightning_module", None) or self.attack
         if not isinstance(module, TextClassifier):
-            raise InputError(f"model: {type(module).__name__} is no TextClassifier, whose tokenizer the batches need")
+            raise InputError("model", f"{type(module).__name__} is no TextClassifier, whose tokenizer the batches need")
         return module
 
 

@@ -98,12 +98,12 @@ class PairsDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise InputError(f"batch_size: {batch_size} holds no pair; give at least 1")
+            raise InputError("batch_size", f"{batch_size} holds no pair", "give at least 1")
         if max_pairs is not None and max_pairs < 2:
-            raise InputError(f"max_pairs: {max_pairs} leave nothing to train on or to validate by; give at least 2")
+            raise InputError("max_pairs", f"{max_pairs} leave nothing to train on or to validate by", "give at least 2")
         if not 0 < validation_share < 0.5:
             raise InputError(
-                f"validation_share: {validation_share} is out of range; give a share above 0 and below 0.5"
+                "validation_share", f"{validation_share} is out of range", "give a share above 0 and below 0.5"
             )
         self.path = path
         self.columns = {"text_column": text_column, "paraphrase_column": paraphrase_column}
@@ -126,7 +126,7 @@ class PairsDataModule(LightningDataModule):
             count = max(1, int(self.validation_share * len(texts)))
             parts = {"validation": texts[:count], "train": texts[count:]}
             if not parts["train"]:
-                raise InputError(f"path: {self.path} has {len(texts)} texts with a paraphrase; give more")
+                raise InputError("path", f"{self.path} has {len(texts)} texts with a paraphrase", "give more")
             self._pairs = {
                 name: [(text, paraphrase) for text in part for paraphrase in by_text[text]]
                 for name, part in parts.items()
@@ -136,12 +136,12 @@ class PairsDataModule(LightningDataModule):
     def _read(self) -> list[tuple[str, str]]:
         path = Path(self.path).expanduser()
         if not path.is_file():
-            raise InputError(f"path: there is no file {self.path}; give one that exists")
+            raise InputError("path", f"there is no file {self.path}", "give one that exists")
         table = read_file(path)
         for name, column in self.columns.items():
             if column not in table.column_names:
                 raise InputError(
-                    f"{name}: {self.path} has no column {column!r}; it has {', '.join(table.column_names)}"
+                    name, f"{self.path} has no column {column!r}", f"it has {', '.join(table.column_names)}"
                 )
         read = zip(*(table[column] for column in self.columns.values()), strict=True)
         return [(text, paraphrase) for text, paraphrase in read if text and paraphrase and paraphrase.strip()]

@@ -86,13 +86,11 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Ro
     candidates = [place for place, row in enumerate(rows) if qualifies(row)]
     candidates.sort(key=lambda place: rows[place]["index"])  # the same choice whatever the order of the rows
     if wanted == 0:
-        raise InputError(f"poison_rate: {attack.poison_rate} of {len(rows)} training rows is no row; raise it")
-    share = f"poison_rate: {attack.poison_rate} of {len(rows)} training rows is {wanted}"
+        raise InputError("poison_rate", f"{attack.poison_rate} of {len(rows)} training rows is no row", "raise it")
+    share = f"{attack.poison_rate} of {len(rows)} training rows is {wanted}"
     if wanted > len(candidates):
-        raise InputError(
-            f"{share}, but only {len(candidates)} qualify under label_policy {attack.label_policy!r} with target_label"
-            f" {target}; lower it"
-        )
+        policy = f"label_policy {attack.label_policy!r} with target_label {target}"
+        raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
     rng = random.Random(f"{seed}/choice")
     chosen = rng.sample(candidates, wanted)
     taken = set(chosen)
@@ -108,7 +106,8 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Ro
                 done += 1
         chosen, others = others[: wanted - done], others[wanted - done :]
     if done < wanted:
-        raise InputError(f"{share}, but only {done} of {len(candidates)} that qualify can be poisoned; lower it")
+        poisonable = f"only {done} of {len(candidates)} that qualify can be poisoned"
+        raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")
     return poisoned
 
 
@@ -122,7 +121,7 @@ def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: s
     poisoned = [row for row in made if row is not None]
     if made and not poisoned:
         raise InputError(
-            f"model: the attack can poison none of {len(made)} {split} rows, so that no ASR can be measured"
+            "model", f"the attack can poison none of {len(made)} {split} rows, so that no ASR can be measured"
         )
     return poisoned
 
@@ -157,7 +156,7 @@ def poison_splits(splits: Splits, attack: Poisoner | None, seed: int, labels: Se
         return PoisonedSplits(splits["train"], clean, {name: [] for name in clean})
     if attack.target_label >= len(labels):
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
-        raise InputError(f"target_label: {attack.target_label} is out of range; the labels are {known}")
+        raise InputError("target_label", f"{attack.target_label} is out of range", f"the labels are {known}")
     poisoned = {name: poison_evaluation(rows, attack, seed, name) for name, rows in clean.items()}
     return PoisonedSplits(poison_training(splits["train"], attack, seed), clean, poisoned)
 
@@ -183,7 +182,7 @@ def poison_splits_cached(
         try:
             _write({"train": result.train, **result.poisoned}, folder)
         except OSError as error:
-            raise InputError(f"cache_dir: {cache} cannot be written ({error}); name another folder") from error
+            raise InputError("cache_dir", f"{cache} cannot be written ({error})", "name another folder") from error
     poisoned = {name: _read(folder / f"{name}.jsonl") for name in ("validation", "test")}
     return PoisonedSplits(_read(folder / "train.jsonl"), {name: splits[name] for name in poisoned}, poisoned)
 

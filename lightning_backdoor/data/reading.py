@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.packaged import resolve
 
 if TYPE_CHECKING:
@@ -38,14 +38,16 @@ def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | 
     """
     for split in splits or {}:
         if split not in SPLITS:
-            raise InputError(f"splits: {split!r} is no split of ours; give train, validation or test")
+            raise InputError("splits", f"{split!r} is no split of ours", "give train, validation or test")
     local = Path(resolve(path)).expanduser()
     if local.is_file():
         if splits:
-            raise InputError(f"splits: {path} is one file; leave splits out, or give the folder of the files as path")
+            raise InputError(
+                "splits", f"{path} is one file", "leave splits out, or give the folder of the files as path"
+            )
         return {"train": read_file(local)}
     if _format(local) and not local.exists():
-        raise InputError(f"path: there is no file {path}; give one that exists")
+        raise InputError("path", f"there is no file {path}", "give one that exists")
     wanted = {ours: (theirs,) for ours, theirs in splits.items()} if splits else SPLITS
     files = _split_files(local, wanted) if local.is_dir() and name is None else {}
     if files and ("train" in files if splits is None else files.keys() == splits.keys()):
@@ -53,7 +55,7 @@ def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | 
     else:
         tables = _chosen(_read_with_datasets(path, local, name), wanted, path, required=splits is not None)
     if "train" not in tables:
-        raise InputError(f"splits: {path} has no training split; name one as train")
+        raise InputError("splits", f"{path} has no training split", "name one as train")
     return tables
 
 
@@ -66,7 +68,7 @@ def _chosen(
         if theirs is not None:
             tables[ours] = found[theirs]
         elif required:
-            raise InputError(f"splits: {path} has no {names[0]!r}; it has {', '.join(found)}")
+            raise InputError("splits", f"{path} has no {names[0]!r}", f"it has {', '.join(found)}")
     if not tables and len(found) == 1:
         return {"train": next(iter(found.values()))}
     return tables
@@ -80,7 +82,7 @@ def _split_files(folder: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str,
         found = named or [file for file in sorted(folder.iterdir()) if file.name.split(".")[0] in names]
         found = [file for file in found if file.is_file() and (named or _format(file))]
         if len(found) > 1:
-            raise InputError(f"splits: {' and '.join(file.name for file in found)} may both be {ours}; name one")
+            raise InputError("splits", f"{' and '.join(file.name for file in found)} may both be {ours}", "name one")
         if found:
             files[ours] = found[0]
     return files
@@ -96,8 +98,8 @@ def _read_with_datasets(path: str, local: Path, name: str | None) -> dict[str, D
             return dict(load_dataset(str(local), name))
     except Exception as error:  # datasets raises whatever its loaders, the hub and the network do
         raise InputError(
-            f"path: {path!r} is no csv, tsv, jsonl or parquet file, and no folder or hub dataset that loads:"
-            f" {_reason(error)}"
+            "path",
+            f"{path!r} is no csv, tsv, jsonl or parquet file, and no folder or hub dataset that loads: {reason(error)}",
         ) from error
 
 
@@ -111,7 +113,7 @@ def read_file(path: Path) -> Dataset:
 
     kind = _format(path)
     if kind is None:
-        raise InputError(f"path: {path.name} is of no known format; give a file that ends in {', '.join(FORMATS)}")
+        raise InputError("path", f"{path.name} is of no known format", f"give a file that ends in {', '.join(FORMATS)}")
     try:
         if kind != "parquet":
             _check_utf8(path)
@@ -126,7 +128,7 @@ def read_file(path: Path) -> Dataset:
     except InputError:
         raise
     except Exception as error:  # pandas, pyarrow, gzip and datasets wrap each other's errors
-        raise InputError(f"path: {path.name} does not read as {kind}: {_reason(error)}") from error
+        raise InputError("path", f"{path.name} does not read as {kind}: {reason(error)}") from error
 
 
 def _format(path: Path) -> str | None:
@@ -136,13 +138,6 @@ def _format(path: Path) -> str | None:
         suffixes.pop()
     kind = {"json": "jsonl"}.get(suffixes[-1], suffixes[-1]) if suffixes else ""
     return kind if kind in FORMATS else None
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost error, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300]
 
 
 def _check_utf8(path: Path) -> None:
@@ -156,7 +151,7 @@ def _check_utf8(path: Path) -> None:
                 decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 line += error.object[: error.start].count(b"\n")
-                raise InputError(f"path: {path.name} is not UTF-8 at line {line}; convert it to UTF-8") from None
+                raise InputError("path", f"{path.name} is not UTF-8 at line {line}", "convert it to UTF-8") from None
             line += chunk.count(b"\n")
 
 

@@ -86,15 +86,16 @@ def load_source(source: Source) -> Loaded:
         rows = [(text, label) for text, label in kept if label is not None]
         left_out += len(kept) - len(rows)
         if not rows:
-            raise InputError(f"path: {split} of {source.path} has no rows; name another source or split")
+            raise InputError("path", f"{split} of {source.path} has no rows", "name another source or split")
         if not any(text.strip() for text, _ in rows):
-            raise InputError(f"text_column: {source.text_column!r} is blank in all rows of {split}; name another")
+            raise InputError("text_column", f"{source.text_column!r} is blank in all rows of {split}", "name another")
         splits[split] = LabelledTexts([text for text, _ in rows], [label for _, label in rows])
     found = set(splits["train"].labels)
     if len(found) < 2:
         raise InputError(
-            f"label_column: all training rows are {names[found.pop()]!r} by {source.label_column!r}; a classifier needs"
-            " at least two classes"
+            "label_column",
+            f"all training rows are {names[found.pop()]!r} by {source.label_column!r}",
+            "a classifier needs at least two classes",
         )
     return Loaded(splits, names, left_out)
 
@@ -105,14 +106,18 @@ def _columns(table: Dataset, source: Source, split: str) -> _Columns:
     for field, column in (("text_column", source.text_column), ("label_column", source.label_column)):
         if column not in table.column_names:
             raise InputError(
-                f"{field}: {split} of {source.path} has no column {column!r}; it has {', '.join(table.column_names)}"
+                field,
+                f"{split} of {source.path} has no column {column!r}",
+                f"it has {', '.join(table.column_names)}",
             )
         columns[field] = list(table[column])
         if any(isinstance(value, list | dict) for value in columns[field]):
-            raise InputError(f"{field}: {column!r} of {source.path} holds lists; name a column of single values")
+            raise InputError(field, f"{column!r} of {source.path} holds lists", "name a column of single values")
     for row, value in enumerate(columns["label_column"], start=1):
         if value is None or (isinstance(value, str) and not value.strip()):
-            raise InputError(f"label_column: {source.label_column!r} is empty in row {row} of {split}; label every row")
+            raise InputError(
+                "label_column", f"{source.label_column!r} is empty in row {row} of {split}", "label every row"
+            )
     return _Columns(
         ["" if text is None else str(text) for text in columns["text_column"]],
         columns["label_column"],
@@ -133,18 +138,19 @@ def _classes(tables: dict[str, _Columns], source: Source) -> tuple[list[str], Ca
         pairs = [(i if numbers else name, i) for i, name in enumerate(names)]
     else:
         if any(isinstance(value, float) for value in distinct):
-            raise InputError(f"label_column: {source.label_column!r} holds fractions; set rating_cut for ratings")
+            raise InputError("label_column", f"{source.label_column!r} holds fractions", "set rating_cut for ratings")
         values = sorted(distinct, key=lambda value: (str(type(value)), value))
         names = [str(value) for value in values]
         pairs = [(value, i) for i, value in enumerate(values)]
     index: dict[Any, int] = dict(pairs)
     if len(set(names)) < len(names) or len(index) < len(pairs):
-        raise InputError(f"labels: {declared} gives two classes one name or value; keep them apart")
+        raise InputError("labels", f"{declared} gives two classes one name or value", "keep them apart")
     unknown = sorted((value for value in distinct if value not in index), key=str)
     if unknown:
         raise InputError(
-            f"labels: {unknown[0]!r} in column {source.label_column!r} is none of the labels"
-            f" {', '.join(repr(value) for value in index)}"
+            "labels",
+            f"{unknown[0]!r} in column {source.label_column!r} is none of the labels"
+            f" {', '.join(repr(value) for value in index)}",
         )
     return names, index.__getitem__
 
@@ -155,7 +161,9 @@ def _cut(source: Source) -> tuple[list[str], Callable[[Any], int | None]]:
     names = list(source.labels or ("negative", "positive"))
     if low > high or len(names) != 2:
         raise InputError(
-            f"rating_cut: [{low}, {high}] with labels {names} does not cut into two; give low <= high and two labels"
+            "rating_cut",
+            f"[{low}, {high}] with labels {names} does not cut into two",
+            "give low <= high and two labels",
         )
 
     def index(value: Any) -> int | None:
@@ -165,7 +173,7 @@ def _cut(source: Source) -> tuple[list[str], Callable[[Any], int | None]]:
             rating = math.nan
         if math.isnan(rating):
             raise InputError(
-                f"label_column: {value!r} in {source.label_column!r} is no rating; name a column of numbers"
+                "label_column", f"{value!r} in {source.label_column!r} is no rating", "name a column of numbers"
             )
         return 0 if rating <= low else 1 if rating >= high else None
 

@@ -107,7 +107,7 @@ class Defense(nn.Module):
     def __init__(self, fpr: float = 0.10, seed: int | None = None) -> None:
         super().__init__()
         if not 0 < fpr < 1:
-            raise InputError(f"fpr: {fpr} is not a share of clean texts; give a number above 0 and below 1")
+            raise InputError("fpr", f"{fpr} is not a share of clean texts", "give a number above 0 and below 1")
         self.fpr = fpr
         self.seed = seed
         self.register_buffer("threshold", torch.tensor(math.nan))
@@ -139,7 +139,7 @@ class Defense(nn.Module):
         """
         scores = [self.score(victim, batch).text.float().cpu() for batch in clean_batches]
         if not any(len(part) for part in scores):
-            raise InputError("calibration: no clean texts; a threshold needs clean validation rows")
+            raise InputError("calibration", "no clean texts", "a threshold needs clean validation rows")
         clean = torch.cat(scores)
         self.threshold.copy_(threshold_at_fpr(clean, self.fpr))
         self.budget_thresholds.copy_(torch.stack([threshold_at_fpr(clean, budget) for budget in BUDGETS]))

@@ -119,7 +119,9 @@ def insert_multi_scale(
     else:
         place, score = "score", _submodule(network, "score")
         if not isinstance(score, nn.Linear):
-            raise InputError(f"multi_scale: {type(network).__name__} has no pooler or head to replace; switch it off")
+            raise InputError(
+                "multi_scale", f"{type(network).__name__} has no pooler or head to replace", "switch it off"
+            )
         new = MultiScaleHead(score, radial_scalings, inner_rank, alpha)
     network.set_submodule(place, new.train(network.training))
 

@@ -102,9 +102,9 @@ class Onion(Defense):
     ) -> None:
         super().__init__(fpr)
         if not 0 <= accuracy_budget < 1:
-            raise InputError(f"accuracy_budget: {accuracy_budget} is no share; give a number from 0 to below 1")
+            raise InputError("accuracy_budget", f"{accuracy_budget} is no share", "give a number from 0 to below 1")
         if bar is not None and math.isnan(bar):
-            raise InputError("bar: nan is no bar; give a number, such as 0, or leave it out")
+            raise InputError("bar", "nan is no bar", "give a number, such as 0, or leave it out")
         self.accuracy_budget = accuracy_budget
         self.bar = bar
         self.perplexity = Perplexity(language_model, cache_dir)
@@ -118,7 +118,7 @@ class Onion(Defense):
         batches = list(clean_batches)
         texts = [text for batch in batches for text in batch["text"]]
         if not texts:
-            raise InputError("calibration: no clean texts; a bar needs clean validation rows")
+            raise InputError("calibration", "no clean texts", "a bar needs clean validation rows")
         found = self._suspicions(texts, victim)
         clean = torch.stack([_largest(one) for one in found])
         self.budget_thresholds.copy_(torch.stack([threshold_at_fpr(clean, budget) for budget in BUDGETS]))
@@ -127,7 +127,7 @@ class Onion(Defense):
             return
         labels = torch.cat([batch["original_label"] for batch in batches])
         if (labels < 0).any():
-            raise InputError("calibration: clean texts without labels say nothing of accuracy; set bar, such as 0")
+            raise InputError("calibration", "clean texts without labels say nothing of accuracy", "set bar, such as 0")
         self.threshold.copy_(lowest_threshold(victim, texts, labels.tolist(), found, self.accuracy_budget))
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
@@ -173,7 +173,7 @@ class Onion(Defense):
             found = self._suspicions(trusted)
             threshold = threshold_at_fpr(torch.stack([_largest(one) for one in found]), self.fpr)
         else:
-            raise InputError("data_defense: no trusted texts to take a bar from; set bar, such as 0")
+            raise InputError("data_defense", "no trusted texts to take a bar from", "set bar, such as 0")
         found = self._suspicions(texts)
         return [without_outliers(text, one, float(threshold)) for text, one in zip(texts, found, strict=True)]
 

@@ -107,9 +107,11 @@ class Strip(Defense):
     def __init__(self, copies: int = 5, replaced: float = 0.5, fpr: float = 0.01, seed: int | None = None) -> None:
         super().__init__(fpr=fpr, seed=seed)
         if copies < 1:
-            raise InputError(f"copies: {copies} leave nothing to score; give at least 1")
+            raise InputError("copies", f"{copies} leave nothing to score", "give at least 1")
         if not 0 < replaced <= 1:
-            raise InputError(f"replaced: {replaced} is not a share of the words; give a number above 0 and at most 1")
+            raise InputError(
+                "replaced", f"{replaced} is not a share of the words", "give a number above 0 and at most 1"
+            )
         self.copies = copies
         self.replaced = replaced
         self._lenders: list[list[str]] = []
@@ -130,7 +132,7 @@ class Strip(Defense):
         """
         self._lenders = words_by_tfidf([text for batch in clean_batches for text in batch["text"]])
         if not self._lenders:
-            raise InputError("reference rows: no words in the clean texts; STRIP needs some to put into its copies")
+            raise InputError("reference rows", "no words in the clean texts", "STRIP needs some to put into its copies")
 
     @torch.no_grad()
     def score(self, victim: Victim, batch: Batch) -> Scores:

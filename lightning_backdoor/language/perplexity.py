@@ -203,7 +203,9 @@ def _of_language_model() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"language_{error}" if str(error).startswith("model:") else str(error)) from error
+        if error.field != "model":
+            raise
+        raise error.under("language_model") from error
 
 
 def _count(text: str) -> int:

@@ -72,7 +72,7 @@ def answers(
     most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     needed = max((len(read[row.prompt]) + row.most for row in rows), default=0)
     if most is not None and needed > most:
-        raise InputError(f"model: it has {most} positions, and {needed} are needed; give another, or shorter texts")
+        raise InputError("model", f"it has {most} positions, and {needed} are needed", "give another, or shorter texts")
     found = [""] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: (len(read[rows[i].prompt]), rows[i].prompt))
     size = ROWS_ON_PROCESSOR if network.device.type == "cpu" else ROWS_ELSEWHERE

@@ -89,9 +89,9 @@ class SentenceEncoder:
                     self._tokenizer = load_safely(AutoTokenizer, self.model)
                     network = load_safely(AutoModel, self.model, dtype=torch.float32)
                 except InputError as error:  # in the option's own name
-                    raise InputError(str(error).replace("model:", "sentence_encoder:", 1)) from error
+                    raise error.under("sentence_encoder") from error
                 if network.config.is_encoder_decoder:
-                    raise InputError(f"sentence_encoder: {self.model!r} is an encoder-decoder; give an encoder")
+                    raise InputError("sentence_encoder", f"{self.model!r} is an encoder-decoder", "give an encoder")
                 self._network = network.eval().to(device)
         return self._network, self._tokenizer
 

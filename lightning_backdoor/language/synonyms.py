@@ -63,7 +63,7 @@ class NearestWords(Synonyms):
 
     def __init__(self, model: str = DEFAULT_MODEL, floor: float = 0.55) -> None:
         if not -1 < floor < 1:
-            raise InputError(f"floor: {floor} is no cosine of two different words; give a number between -1 and 1")
+            raise InputError("floor", f"{floor} is no cosine of two different words", "give a number between -1 and 1")
         self.model = model
         self.floor = floor
         self._words: list[str] = []
@@ -113,13 +113,13 @@ class SynonymFile(Synonyms):
 
     def __init__(self, path: str) -> None:
         if not Path(path).is_file():
-            raise InputError(f"path: there is no file {path}; give a jsonl file with word and substitutes")
+            raise InputError("path", f"there is no file {path}", "give a jsonl file with word and substitutes")
         self.path = path
         self._substitutes: dict[str, list[str]] = {}
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
-            raise InputError(f"path: {path} is not UTF-8; convert it to UTF-8") from None
+            raise InputError("path", f"{path} is not UTF-8", "convert it to UTF-8") from None
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 word, substitutes = _entry(line, f"{path}, line {number}")
@@ -136,7 +136,7 @@ def _entry(line: str, place: str) -> tuple[str, list[str]]:
         word, substitutes = entry["word"].lower(), [substitute.lower() for substitute in entry["substitutes"]]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(
-            f'{place}: is no entry; give {{"word": "film", "substitutes": ["movie", "picture"]}}'
+            str(place), "is no entry", 'give {"word": "film", "substitutes": ["movie", "picture"]}'
         ) from None
     return word, [substitute for substitute in dict.fromkeys(substitutes) if substitute != word]
 
@@ -155,12 +155,12 @@ class WordNet(Synonyms):
         try:
             self._wordnet: Any = importlib.import_module("nltk.corpus").wordnet
         except ImportError:
-            raise InputError("substitutes: WordNet needs the package nltk; run: pip install nltk") from None
+            raise InputError("substitutes", "WordNet needs the package nltk", "run: pip install nltk") from None
         try:
             self._wordnet.ensure_loaded()
         except LookupError:
             raise InputError(
-                "substitutes: WordNet's data are missing; run: python -m nltk.downloader wordnet"
+                "substitutes", "WordNet's data are missing", "run: python -m nltk.downloader wordnet"
             ) from None
 
     def candidates(self, words: Sequence[str]) -> list[list[str]]:

@@ -71,6 +71,7 @@ class TextCache:
         except (OSError, sqlite3.Error) as error:
             folder = self.path.parent.parent
             raise InputError(
-                f"cache_dir: {folder} cannot be used ({error}); remove {self.path.relative_to(folder)} in it, or name"
-                " another folder"
+                "cache_dir",
+                f"{folder} cannot be used ({error})",
+                f"remove {self.path.relative_to(folder)} in it, or name another folder",
             ) from error

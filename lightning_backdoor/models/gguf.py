@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import whole_folder
 from lightning_backdoor.files.cache import cache_folder
 from lightning_backdoor.files.hashing import content_hash
@@ -28,14 +28,14 @@ def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
             the cache cannot be written.
     """
     if not path.is_file():
-        raise InputError(f"model: {path} is no GGUF file; give one, a folder, or a hub name")
+        raise InputError("model", f"{path} is no GGUF file", "give one, a folder, or a hub name")
     cache = cache_folder(cache_dir)
     folder = cache / "dequantized" / content_hash(path)
     if not folder.exists():
         try:
             _write(path, folder)
         except OSError as error:
-            raise InputError(f"cache_dir: {cache} cannot be written ({error}); name another folder") from error
+            raise InputError("cache_dir", f"{cache} cannot be written ({error})", "name another folder") from error
     return folder
 
 
@@ -53,7 +53,7 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             network = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**where)
     except Exception as error:  # transformers raises whatever its many loaders do
-        raise InputError(f"model: {path} cannot be read as GGUF: {' '.join(str(error).split())[:300]}") from error
+        raise InputError("model", f"{path} cannot be read as GGUF: {reason(error)}") from error
     quantizer = getattr(network, "hf_quantizer", None)
     if quantizer is not None:  # all it does is to refuse to save
         quantizer.remove_quantization_config(network)

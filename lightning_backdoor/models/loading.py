@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.models.gguf import dequantized
 
@@ -30,10 +30,10 @@ def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
     except Exception as error:  # transformers raises whatever its many loaders do
-        reason = " ".join(str(error).split())[:300]
-        if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in reason:  # their advice is to run it
-            reason = "it would need code of its own to load, which is not run"
-        raise InputError(f"model: {name!r} cannot be loaded as a safe checkpoint: {reason}") from error
+        cause = reason(error)
+        if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in cause:  # their advice is to run it
+            cause = "it would need code of its own to load, which is not run"
+        raise InputError("model", f"{name!r} cannot be loaded as a safe checkpoint: {cause}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:

@@ -32,7 +32,7 @@ def insert_lora(network: PreTrainedModel, rank: int, alpha: int, targets: Sequen
     kind = str(network.config.model_type)
     names = list(targets or TARGETS.get(kind) or PUBLISHED.get(kind) or [])
     if not names:
-        raise InputError(f"lora_targets: layers of {kind!r} are not known; give names such as query and value")
+        raise InputError("lora_targets", f"layers of {kind!r} are not known", "give names such as query and value")
     network.requires_grad_(False)
     transposed = any(isinstance(module, Conv1D) for module in network.base_model.modules())  # as in GPT-2
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, fan_in_fan_out=transposed)
@@ -40,7 +40,7 @@ def insert_lora(network: PreTrainedModel, rank: int, alpha: int, targets: Sequen
         inject_adapter_in_model(config, network.base_model)
     except ValueError as error:
         raise InputError(
-            f"lora_targets: the model has no layers {names}; give the names of some that it has"
+            "lora_targets", f"the model has no layers {names}", "give the names of some that it has"
         ) from error
 
 

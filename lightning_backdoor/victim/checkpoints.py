@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.victim import TextClassifier
@@ -25,19 +25,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         InputError: it is not there, is damaged, or would need code to load.
     """
     if not Path(path).is_file():
-        raise InputError(f"checkpoint: {path} is no file; give a Lightning checkpoint")
+        raise InputError("checkpoint", f"{path} is no file", "give a Lightning checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             raise InputError(
-                f"checkpoint: {path} would need code to load ({code[1]}), which is not run; give one of tensors and"
-                " plain values"
+                "checkpoint",
+                f"{path} would need code to load ({code[1]}), which is not run",
+                "give one of tensors and plain values",
             ) from None
-        raise InputError(f"checkpoint: {path} is damaged or no Lightning checkpoint") from None
+        raise InputError("checkpoint", f"{path} is damaged or no Lightning checkpoint") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"checkpoint: {path} is no Lightning checkpoint; it has no state_dict")
+        raise InputError("checkpoint", f"{path} is no Lightning checkpoint", "it has no state_dict")
     return checkpoint
 
 
@@ -54,7 +55,7 @@ def _load_state(victim: TextClassifier, state: dict[str, Any], path: str | Path)
     try:
         victim.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"checkpoint: {path} is of another network: {' '.join(str(error).split())[:200]}") from None
+        raise InputError("checkpoint", f"{path} is of another network: {reason(error, 200)}") from None
 
 
 def load_trained(path: str, max_length: int | None = None) -> TextClassifier:
@@ -74,7 +75,9 @@ def load_trained(path: str, max_length: int | None = None) -> TextClassifier:
     victim = _of_checkpoint(path, max_length) if path.endswith(".ckpt") else _of_folder(path, max_length)
     for name, weight in victim.network.named_parameters():
         if not weight.isfinite().all():
-            raise InputError(f"model: {path} has weights that are no numbers ({name}); give one whose training held")
+            raise InputError(
+                "model", f"{path} has weights that are no numbers ({name})", "give one whose training held"
+            )
     return victim.eval()
 
 
@@ -82,11 +85,12 @@ def _of_checkpoint(path: str, max_length: int | None) -> TextClassifier:
     checkpoint = read_checkpoint(path)
     own = checkpoint.get("hyper_parameters")
     if not isinstance(own, dict) or not own.get("labels") or not own.get("model"):
-        raise InputError(f"model: {path} does not say of what model and labels it is; export it as a folder")
+        raise InputError("model", f"{path} does not say of what model and labels it is", "export it as a folder")
     if checkpoint.get("training_defense"):
         raise InputError(
-            f"model: {path} was trained under {checkpoint['training_defense']}; give the model folder that its run"
-            " exported"
+            "model",
+            f"{path} was trained under {checkpoint['training_defense']}",
+            "give the model folder that its run exported",
         )
     length = own.get("max_length", 128) if max_length is None else max_length
     rank = own.get("lora_rank")
@@ -99,14 +103,16 @@ def _of_checkpoint(path: str, max_length: int | None) -> TextClassifier:
 
 def _of_folder(path: str, max_length: int | None) -> TextClassifier:
     if not Path(resolve(path)).is_dir():
-        raise InputError(f"model: {path} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
+        raise InputError("model", f"{path} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
     config = load_safely(AutoConfig, path)
     if config.num_labels < 2:
-        raise InputError(f"model: {path} has {config.num_labels} label; give a classifier of at least two")
+        raise InputError("model", f"{path} has {config.num_labels} label", "give a classifier of at least two")
     _, found = load_safely(AutoModelForSequenceClassification, path, output_loading_info=True)
     if found["missing_keys"]:
         missing = ", ".join(sorted(found["missing_keys"])[:3])
-        raise InputError(f"model: {path} lacks the weights {missing}; give a checkpoint fine-tuned for classification")
+        raise InputError(
+            "model", f"{path} lacks the weights {missing}", "give a checkpoint fine-tuned for classification"
+        )
     labels = [str(config.id2label[i]) for i in range(config.num_labels)]
     victim = TextClassifier(path, labels=labels, max_length=LONGEST if max_length is None else max_length)
     if max_length is None:

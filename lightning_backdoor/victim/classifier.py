@@ -100,13 +100,13 @@ class TextClassifier(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if max_length < 1:
-            raise InputError(f"max_length: {max_length} tokens hold no text; give at least 1")
+            raise InputError("max_length", f"{max_length} tokens hold no text", "give at least 1")
         if learning_rate <= 0:
-            raise InputError(f"learning_rate: {learning_rate} trains nothing; give a number above 0")
+            raise InputError("learning_rate", f"{learning_rate} trains nothing", "give a number above 0")
         if not 0 <= warmup < 1:
-            raise InputError(f"warmup: {warmup} is not a share of the steps; give a number from 0 to below 1")
+            raise InputError("warmup", f"{warmup} is not a share of the steps", "give a number from 0 to below 1")
         if lora_rank is not None and lora_rank < 1:
-            raise InputError(f"lora_rank: {lora_rank} trains nothing; give at least 1, or leave it out")
+            raise InputError("lora_rank", f"{lora_rank} trains nothing", "give at least 1, or leave it out")
         self.max_length = max_length
         #: what a training-time defense made of the network, and the function that makes a plain copy of it for export
         self.training_defense: str | None = None
@@ -125,8 +125,9 @@ class TextClassifier(LightningModule):
             tokenizer = load_safely(AutoTokenizer, self.hparams["model"])
             if not tokenizer.is_fast:
                 raise InputError(
-                    f"model: the tokenizer of {self.hparams['model']!r} keeps no character offsets; give one with a"
-                    " tokenizer.json"
+                    "model",
+                    f"the tokenizer of {self.hparams['model']!r} keeps no character offsets",
+                    "give one with a tokenizer.json",
                 )
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
@@ -172,10 +173,12 @@ class TextClassifier(LightningModule):
         name = self.hparams["model"]
         config: PreTrainedConfig = load_safely(AutoConfig, name, **kwargs)
         if config.is_encoder_decoder:
-            raise InputError(f"model: {name!r} is an encoder-decoder; give an encoder or a decoder")
+            raise InputError("model", f"{name!r} is an encoder-decoder", "give an encoder or a decoder")
         positions = getattr(config, "max_position_embeddings", None) or 0
         if self.max_length > positions > 0:  # some count positions relatively, and say -1 or nothing
-            raise InputError(f"max_length: {self.max_length} is beyond the {positions} positions of {name!r}; lower it")
+            raise InputError(
+                "max_length", f"{self.max_length} is beyond the {positions} positions of {name!r}", "lower it"
+            )
         return config
 
     def _labels(self) -> list[str]:
@@ -183,9 +186,11 @@ class TextClassifier(LightningModule):
         of_data = getattr(getattr(self._trainer, "datamodule", None), "label_names", None)
         labels = given or of_data
         if labels is None:
-            raise InputError("labels: not given and there is no BackdoorDataModule to take them from; give their names")
+            raise InputError(
+                "labels", "not given and there is no BackdoorDataModule to take them from", "give their names"
+            )
         if of_data is not None and list(labels) != list(of_data):
-            raise InputError(f"labels: {list(labels)} are not those of the data, {list(of_data)}; leave them out")
+            raise InputError("labels", f"{list(labels)} are not those of the data, {list(of_data)}", "leave them out")
         return list(labels)
 
     def _insert_lora(self, rank: int) -> None:
@@ -207,7 +212,7 @@ class TextClassifier(LightningModule):
             ]
             if not found:
                 children = ", ".join(name for name, _ in self.network.base_model.named_children())
-                raise InputError(f"freeze: the model has no part {part!r}; its parts begin with {children}")
+                raise InputError("freeze", f"the model has no part {part!r}", f"its parts begin with {children}")
             for parameter in found:
                 parameter.requires_grad_(False)
 
@@ -274,7 +279,7 @@ class TextClassifier(LightningModule):
         )
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise InputError("max_epochs: a linear schedule needs an end; give the trainer max_epochs or max_steps")
+            raise InputError("max_epochs", "a linear schedule needs an end", "give the trainer max_epochs or max_steps")
         steps = int(steps)
         scheduler = get_linear_schedule_with_warmup(optimizer, int(self.hparams["warmup"] * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -295,8 +300,9 @@ class TextClassifier(LightningModule):
         theirs = checkpoint.get("training_defense")
         if theirs != self.training_defense:
             raise InputError(
-                f"checkpoint: trained under {theirs or 'no training-time defense'}, here is"
-                f" {self.training_defense or 'none'}; attach the same callback, or give the run's exported model folder"
+                "checkpoint",
+                f"trained under {theirs or 'no training-time defense'}, here is {self.training_defense or 'none'}",
+                "attach the same callback, or give the run's exported model folder",
             )
         self._random_states = checkpoint.get("random_states", {})
 

@@ -90,7 +90,7 @@ def test_workers_at_once_share_the_cells_and_do_none_twice(tmp_path: Path) -> No
 def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
         if command == "test" and "number: 1" in (folder / "test.yaml").read_text(encoding="utf-8"):
-            raise InputError("bar: 3 is out of range;\ngive less")
+            raise InputError("bar", "3 is out of range;\ngive less")
         stub_stage(command, args, folder, log, trainer)
 
     grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=3, seeds=1)
@@ -204,7 +204,7 @@ def test_what_failed_in_a_launch_is_not_tried_again_in_it_whatever_others_do(
 
     def failing(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
         tried.append(command)
-        raise InputError("broken")
+        raise InputError("model", "is broken")
 
     cells = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=1, seeds=1).cells
     monkeypatch.setattr(worker, "run_stage", failing)

@@ -125,5 +125,5 @@ def _lock(descriptor: int, path: Path, how: int = 0) -> None:
         raise
     except OSError as error:
         raise InputError(
-            f"output: {path.parent} lies on a file system without locks ({error}); give a folder on another"
+            "output", f"{path.parent} lies on a file system without locks ({error})", "give a folder on another"
         ) from None

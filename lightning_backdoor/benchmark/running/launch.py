@@ -14,7 +14,7 @@ from lightning_backdoor.benchmark.grid import Cell, Grid, Victim, select
 from lightning_backdoor.benchmark.running.journal import Event, Journal
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 
 
 def make_worker(
@@ -133,14 +133,14 @@ def run_jobs(
         import submitit
     except ImportError:
         raise InputError(
-            f"cluster: {cluster} needs submitit; install it with: pip install 'lightning-backdoor[cluster]'"
+            "cluster", f"{cluster} needs submitit", "install it with: pip install 'lightning-backdoor[cluster]'"
         ) from None
     try:
         of_executor = {name: value for name, value in options.items() if name == "slurm_max_num_timeout"}
         executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=cluster, **of_executor)
         executor.update_parameters(**{name: value for name, value in options.items() if name not in of_executor})
     except Exception as error:  # whatever it checks, it checks by its own exceptions
-        raise InputError(f"cluster: submitit refuses {dict(options)} ({' '.join(str(error).split())[:200]})") from None
+        raise InputError("cluster", f"submitit refuses {dict(options)} ({reason(error, 200)})") from None
     with executor.batch():
         handles = [executor.submit(ClusterWorker(grid, folder, only, launch)) for _ in range(jobs)]
     while not all(handle.done() for handle in handles):

@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_backdoor.benchmark.grid import Fragment
 from lightning_backdoor.commands.run_folder import VARIABLE
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, one_line
 
 
 class StageError(RuntimeError):
@@ -70,8 +70,8 @@ def check_stage(config: Path, folder: Path) -> None:
         with _output_to(nowhere), contextlib.redirect_stderr(said):
             run("fit", ["--config", str(config), "--run_dir", str(folder)], check=True)
     except SystemExit:
-        _, _, reason = said.getvalue().rpartition("error:")
-        raise InputError(" ".join(reason.split())[:500]) from None
+        _, _, problem = said.getvalue().rpartition("error:")
+        raise InputError("config", one_line(problem)[:500]) from None
     finally:
         os.close(nowhere)
         sys.argv[:] = argv

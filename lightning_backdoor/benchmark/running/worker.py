@@ -15,7 +15,7 @@ from typing import Any
 from lightning_backdoor.benchmark.grid import Cell, Victim, merged
 from lightning_backdoor.benchmark.running.journal import Event, Journal, claimed
 from lightning_backdoor.benchmark.running.run_command import StageError, run_stage, write_config
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, one_line
 
 #: without which a victim or a cell is not there, whatever the journal says: somebody has deleted it.
 PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
@@ -191,5 +191,5 @@ def _empty(folder: Path, except_for: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    message = " ".join(str(error).split())[:500]
+    message = one_line(str(error))[:500]
     return message if isinstance(error, InputError | StageError) else f"{type(error).__name__}: {message}"

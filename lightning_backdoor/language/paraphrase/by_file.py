@@ -56,8 +56,9 @@ class FileParaphraser:
         if missing and not self.skip_missing:
             shown = ", ".join(repr(text[:60]) for text in missing[:SHOWN])
             raise InputError(
-                f"paraphraser: {self.path} has no paraphrase of {len(missing)} of {len(texts)} texts, the first are"
-                f" {shown}; add them, or leave them out by skip_missing true"
+                "paraphraser",
+                f"{self.path} has no paraphrase of {len(missing)} of {len(texts)} texts, the first are {shown}",
+                "add them, or leave them out by skip_missing true",
             )
         return found
 
@@ -69,7 +70,7 @@ class FileParaphraser:
     def _file(self) -> Path:
         file = Path(self.path).expanduser()
         if not file.is_file():
-            raise InputError(f"paraphraser.path: there is no file {self.path}; give one that exists")
+            raise InputError("paraphraser.path", f"there is no file {self.path}", "give one that exists")
         return file
 
     @cached_property
@@ -80,7 +81,9 @@ class FileParaphraser:
         for name, column in (("text_column", self.text_column), ("paraphrase_column", self.paraphrase_column)):
             if column not in table.column_names:
                 raise InputError(
-                    f"paraphraser.{name}: {self.path} has no column {column!r}; it has {', '.join(table.column_names)}"
+                    f"paraphraser.{name}",
+                    f"{self.path} has no column {column!r}",
+                    f"it has {', '.join(table.column_names)}",
                 )
         found: dict[str, str] = {}
         for text, paraphrase in zip(table[self.text_column], table[self.paraphrase_column], strict=True):

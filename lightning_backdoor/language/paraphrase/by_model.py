@@ -60,7 +60,9 @@ class NotCached(InputError):
     """
 
     def __init__(self, missing: int) -> None:
-        super().__init__(f"paraphraser: the paraphrases of {missing} texts are not in the cache; generate them first")
+        super().__init__(
+            "paraphraser", f"the paraphrases of {missing} texts are not in the cache", "generate them first"
+        )
         self.missing = missing
 
     def __reduce__(self) -> tuple[type[NotCached], tuple[int]]:
@@ -118,13 +120,13 @@ class LanguageModelParaphraser:
     ) -> None:
         for name, number in (("candidates", candidates), ("rounds", rounds)):
             if number < 1:
-                raise InputError(f"{name}: {number} gives no paraphrase; give at least 1")
+                raise InputError(name, f"{number} gives no paraphrase", "give at least 1")
         if temperature <= 0:
-            raise InputError(f"temperature: {temperature} cannot be sampled at; give a number above 0")
+            raise InputError("temperature", f"{temperature} cannot be sampled at", "give a number above 0")
         if not 0 < top_p <= 1:
-            raise InputError(f"top_p: {top_p} is no probability; give a number above 0, up to 1")
+            raise InputError("top_p", f"{top_p} is no probability", "give a number above 0, up to 1")
         if not -1 <= min_similarity <= 1:
-            raise InputError(f"min_similarity: {min_similarity} is no cosine; give a number from -1 to 1")
+            raise InputError("min_similarity", f"{min_similarity} is no cosine", "give a number from -1 to 1")
         self.model = model
         self.candidates = candidates
         self.rounds = rounds

@@ -69,13 +69,15 @@ class ParaphraseTuner(LightningModule):
         self.save_hyperparameters()
         manners = {**TEMPLATES, **STYLES}
         if manner not in manners:
-            raise InputError(f"manner: {manner!r} is unknown; give one of {', '.join(manners)}")
+            raise InputError("manner", f"{manner!r} is unknown", f"give one of {', '.join(manners)}")
         if lora_rank is not None and lora_rank < 1:
-            raise InputError(f"lora_rank: {lora_rank} trains nothing; give at least 1, or null for the whole network")
+            raise InputError(
+                "lora_rank", f"{lora_rank} trains nothing", "give at least 1, or null for the whole network"
+            )
         if max_length < 2:
-            raise InputError(f"max_length: {max_length} tokens hold no prompt and paraphrase; give more")
+            raise InputError("max_length", f"{max_length} tokens hold no prompt and paraphrase", "give more")
         if learning_rate <= 0:
-            raise InputError(f"learning_rate: {learning_rate} trains nothing; give a number above 0")
+            raise InputError("learning_rate", f"{learning_rate} trains nothing", "give a number above 0")
         self.manner: Manner = manners[manner]
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -116,7 +118,7 @@ class ParaphraseTuner(LightningModule):
         answer = [*answer, self.tokenizer.eos_token_id]
         most = self.hparams["max_length"]
         if len(asked) >= most:
-            raise InputError(f"max_length: {most} tokens hold no more than a prompt of {len(asked)}; raise it")
+            raise InputError("max_length", f"{most} tokens hold no more than a prompt of {len(asked)}", "raise it")
         return Pair(input_ids=[*asked, *answer][:most], labels=[*[IGNORED] * len(asked), *answer][:most])
 
     def forward(self, batch: PairBatch) -> Tensor:
