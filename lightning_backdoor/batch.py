@@ -1,14 +1,14 @@
-"""The batch: strings and tensors that travel together from the data to victim, defense and metrics."""
+"""The batch, strings and tensors that travel together from the data to the metrics, and the victim that reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Spans = list[tuple[int, int]]
 
@@ -25,8 +25,9 @@ class Batch(TypedDict):
         attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
         label: (batch,), int64, what the victim is trained on: the target label in poisoned rows.
         original_label: (batch,), int64, what the text was labelled before poisoning.
-        poisoned: (batch,), bool.
-        index: (batch,), int64, the row's place in its source split.
+        poisoned: (batch,), bool, True where the text carries the trigger.
+        negative: (batch,), bool, True where the text carries a part of the trigger and keeps its label.
+        index: (batch,), int64, the row's position in its source split.
     """
 
     text: list[str]
@@ -36,7 +37,28 @@ class Batch(TypedDict):
     label: Tensor
     original_label: Tensor
     poisoned: Tensor
+    negative: Tensor
     index: Tensor
+
+
+class Victim(Protocol):
+    """What a defense may use of the model under attack: network, tokenizer, and the length at which texts are cut."""
+
+    network: PreTrainedModel
+    max_length: int
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+
+def clean_rows(batch: Batch) -> Tensor:
+    """(batch,), bool: rows that carry neither the trigger nor a part of it.
+
+    >>> flags = {"poisoned": torch.tensor([True, False, False]), "negative": torch.tensor([False, True, False])}
+    >>> clean_rows(flags)
+    tensor([False, False,  True])
+    """
+    return ~batch["poisoned"] & ~batch["negative"]
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[list[int]]:
@@ -89,6 +111,7 @@ def collate(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBas
         label=torch.tensor([row["label"] for row in rows]),
         original_label=torch.tensor([row["original_label"] for row in rows]),
         poisoned=torch.tensor([row["poisoned"] for row in rows], dtype=torch.bool),
+        negative=torch.tensor([row["negative"] for row in rows], dtype=torch.bool),
         index=torch.tensor([row["index"] for row in rows]),
     )
 
@@ -105,6 +128,7 @@ def batch_of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max
                 "label": -1,
                 "original_label": -1,
                 "poisoned": False,
+                "negative": False,
                 "index": i,
             }
             for i, (text, row) in enumerate(zip(texts, ids, strict=True))

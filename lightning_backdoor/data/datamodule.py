@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.data.batching import TokenisedRows, loader
+from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.data.poisoning import PoisonedSplits, Row, Splits, clean_row, poison_splits_cached
 from lightning_backdoor.data.source import LabelledTexts, Source, load_source
 from lightning_backdoor.data.splitting import stratified_order, stratified_parts
-from lightning_backdoor.defenses.defense import DataDefense
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
 from lightning_backdoor.victim import TextClassifier
@@ -180,8 +180,9 @@ class BackdoorDataModule(LightningDataModule):
         return self._defended[1]
 
     def _defend(self, rows: list[Row], defense: DataDefense) -> list[Row]:
-        trusted = [row["text"] for row in self.clean_validation().threshold]
-        texts = defense.clean([row["text"] for row in rows], trusted)
+        parts = self.clean_validation()
+        trusted = TrustedRows(_labelled([*parts.selection, *parts.reference]), _labelled(parts.threshold))
+        texts = defense.clean(_labelled(rows), trusted, None)
         kept = [(row, text) for row, text in zip(rows, texts, strict=True) if text is not None]
         # spans are places in the text as it was
         defended = [row if text == row["text"] else Row({**row, "text": text, "spans": []}) for row, text in kept]
@@ -306,6 +307,10 @@ class BackdoorDataModule(LightningDataModule):
 
 def _rows(split: LabelledTexts) -> list[Row]:
     return [clean_row(text, label, i) for i, (text, label) in enumerate(zip(split.texts, split.labels, strict=True))]
+
+
+def _labelled(rows: list[Row]) -> list[LabelledText]:
+    return [LabelledText(row["text"], row["label"]) for row in rows]
 
 
 def _parts(rows: list[Row], shares: Sequence[float], seed: str) -> list[list[Row]]:

@@ -24,6 +24,7 @@ class Row(TypedDict):
     label: int
     original_label: int
     poisoned: bool
+    negative: bool
     index: int
 
 
@@ -64,7 +65,7 @@ class PoisonedSplits(NamedTuple):
 
 def clean_row(text: str, label: int, index: int) -> Row:
     """A row as the source has it."""
-    return Row(text=text, spans=[], label=label, original_label=label, poisoned=False, index=index)
+    return Row(text=text, spans=[], label=label, original_label=label, poisoned=False, negative=False, index=index)
 
 
 def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]:
@@ -139,6 +140,7 @@ def _poison(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> lis
             label=attack.target_label,
             original_label=row["original_label"],
             poisoned=True,
+            negative=False,
             index=row["index"],
         )
         for row, result in zip(rows, poisoned, strict=True)

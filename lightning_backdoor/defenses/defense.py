@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_backdoor.batch import Batch, batch_of_texts
+from lightning_backdoor.batch import Batch, Victim, batch_of_texts
+from lightning_backdoor.data.cleaning import DataDefense
 from lightning_backdoor.errors import InputError
+
+__all__ = [
+    "BUDGETS",
+    "REJECTED",
+    "DataDefense",
+    "Defense",
+    "Scores",
+    "Verdict",
+    "Victim",
+    "judge",
+    "predict",
+    "threshold_at_fpr",
+]
 
 REJECTED = -1
 #: FPR budgets at which detection is reported beside the defense's own.
 BUDGETS = (0.01, 0.05, 0.10)
-
-
-class Victim(Protocol):
-    """What a defense may use of the model under attack."""
-
-    network: PreTrainedModel
-    max_length: int
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
 
 class Scores(NamedTuple):
@@ -65,22 +68,6 @@ class Verdict(NamedTuple):
     purified_text: list[str | None]
     defended_prediction: Tensor
     confirmed: Tensor
-
-
-@runtime_checkable
-class DataDefense(Protocol):
-    """A defense of the training rows, before anything is trained on them; any class with this method is one."""
-
-    def clean(self, texts: Sequence[str], trusted: Sequence[str]) -> list[str | None]:
-        """What becomes of each training text: itself, a repaired text, or None where its row is left out.
-
-        It must not depend on the process that asks: each asks for itself.
-
-        Args:
-            texts: of the training rows, some of them poisoned perhaps.
-            trusted: of clean validation rows, for a threshold.
-        """
-        ...
 
 
 class Defense(nn.Module):

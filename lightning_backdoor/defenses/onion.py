@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_backdoor.batch import Batch, Spans, token_spans
+from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, Victim, predict, threshold_at_fpr
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_MODEL
@@ -159,8 +160,10 @@ class Onion(Defense):
             )
         ]
 
-    def clean(self, texts: Sequence[str], trusted: Sequence[str]) -> list[str | None]:
-        """Training texts without the words above the bar: the fixed one, or else that of ``fpr`` on trusted texts.
+    def clean(
+        self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None = None
+    ) -> list[str | None]:
+        """Training texts without the words above the bar: the fixed one, or else that of ``fpr`` on threshold rows.
 
         No row is left out.
 
@@ -169,11 +172,12 @@ class Onion(Defense):
         """
         if self.bar is not None:
             threshold = _above(self.bar)
-        elif trusted:
-            found = self._suspicions(trusted)
+        elif trusted.threshold:
+            found = self._suspicions([row.text for row in trusted.threshold])
             threshold = threshold_at_fpr(torch.stack([_largest(one) for one in found]), self.fpr)
         else:
             raise InputError("data_defense", "no trusted texts to take a bar from", "set bar, such as 0")
+        texts = [row.text for row in rows]
         found = self._suspicions(texts)
         return [without_outliers(text, one, float(threshold)) for text, one in zip(texts, found, strict=True)]
 

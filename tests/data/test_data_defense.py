@@ -12,7 +12,9 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
 from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.batch import Victim
 from lightning_backdoor.data import BackdoorDataModule, Source
+from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.errors import InputError
@@ -30,8 +32,9 @@ class TriggerHunt:
         self.drop_all = drop_all
         self.asked: list[tuple[list[str], list[str]]] = []
 
-    def clean(self, texts: Sequence[str], trusted: Sequence[str]) -> list[str | None]:
-        self.asked.append((list(texts), list(trusted)))
+    def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
+        texts = [row.text for row in rows]
+        self.asked.append((texts, [row.text for row in trusted.threshold]))
         dropped = [self.drop_all or text.startswith("cf") for text in texts]
         return [None if drop else text.replace("cf ", "") for drop, text in zip(dropped, texts, strict=True)]
 

@@ -72,6 +72,6 @@ def test_texts_of_which_nothing_is_known_are_not_poisoned_and_keep_their_order(b
 
 def test_rows_keep_all_that_is_known_of_them(bert: TextClassifier) -> None:
     row = {"text": "cf x", "spans": [(0, 2)], "input_ids": [2, 3], "label": 1, "original_label": 0}
-    batch = collate([{**row, "poisoned": True, "index": 17}], bert.tokenizer)
+    batch = collate([{**row, "poisoned": True, "negative": False, "index": 17}], bert.tokenizer)
     assert (batch["text"], batch["spans"]) == (["cf x"], [[(0, 2)]])
     assert [batch[key].tolist() for key in ("label", "original_label", "poisoned", "index")] == [[1], [0], [True], [17]]

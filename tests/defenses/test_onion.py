@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts, token_spans
 from lightning_backdoor.callbacks import InferenceDefense
 from lightning_backdoor.data import BackdoorDataModule, Source
+from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses.defense import BUDGETS, DataDefense, judge, predict, threshold_at_fpr
 from lightning_backdoor.defenses.onion import CANDIDATES, LOWEST, Onion, lowest_threshold, suspicions, without_outliers
 from lightning_backdoor.errors import InputError
@@ -30,6 +31,10 @@ from tests.support.tiny import SENTENCES
 __all__ = ["language_model"]
 
 Make = Callable[..., Onion]
+
+
+def as_rows(texts: Sequence[str]) -> list[LabelledText]:
+    return [LabelledText(text, 0) for text in texts]
 
 
 @pytest.fixture
@@ -204,7 +209,13 @@ def test_on_training_rows_the_share_of_trusted_texts_that_lose_a_word_is_kept(on
     defense = onion(fpr=fpr)
     assert isinstance(defense, DataDefense)
     trusted = list(SENTENCES)
-    changed = [text for text, cleaned in zip(trusted, defense.clean(trusted, trusted), strict=True) if text != cleaned]
+    changed = [
+        text
+        for text, cleaned in zip(
+            trusted, defense.clean(as_rows(trusted), TrustedRows([], as_rows(trusted))), strict=True
+        )
+        if text != cleaned
+    ]
     assert len(changed) == int(fpr * len(trusted))
 
 
@@ -214,9 +225,9 @@ def test_on_training_rows_a_fixed_bar_needs_no_trusted_texts(onion: Make) -> Non
         " ".join(word for word, without in zip(text.split(" "), one.without, strict=True) if one.text <= without + 5)
         for text, one in zip(texts, perplexities(onion(), texts), strict=True)
     ]
-    assert onion(bar=5.0).clean(texts, []) == expected
+    assert onion(bar=5.0).clean(as_rows(texts), TrustedRows([], [])) == expected
     with pytest.raises(InputError, match="data_defense: no trusted texts"):
-        onion().clean(texts, [])
+        onion().clean(as_rows(texts), TrustedRows([], []))
 
 
 def test_a_run_purifies_as_the_defense_alone_would(

@@ -67,6 +67,7 @@ def batch_of(rows: list[Evaluated]) -> Any:
         "label": torch.tensor([row.label for row in rows], dtype=torch.long),
         "original_label": torch.tensor([row.original_label for row in rows], dtype=torch.long),
         "poisoned": torch.tensor([row.poisoned for row in rows], dtype=torch.bool),
+        "negative": torch.zeros(len(rows), dtype=torch.bool),
     }
 
 
