@@ -1,6 +1,6 @@
 """The one policy by which earlier results are recognised: cached poison, trained victims, cells of a grid.
 
-- Code of this library counts by a format number that stands beside it (``result_format`` of a class, or a constant whose
+- Code of this library counts by a format number beside it (``result_format`` of a class, or a constant whose
   name ends in ``_FORMAT``) and that is raised by hand when, and only when, the results change. Comments and moved code
   change nothing; a corrected metric or attack does.
 - A user's own class counts by the source of the module that defines it.
