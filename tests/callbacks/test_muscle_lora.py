@@ -17,7 +17,7 @@ from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import GradientAttentionDefense, MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.victim.checkpoints import load_trained
+from lightning_backdoor.victim import load_trained
 from tests.support.reviews import reviews
 from tests.support.tiny import SENTENCES
 from tests.support.workspace import command, workspace
