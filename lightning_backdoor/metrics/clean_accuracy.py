@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, clean_rows
 from lightning_backdoor.metrics.share import Share
 
 
@@ -14,6 +14,7 @@ class CleanAccuracy(Share):
     >>> import torch
     >>> metric = CleanAccuracy()
     >>> batch = {"poisoned": torch.tensor([False, False, True]), "original_label": torch.tensor([0, 1, 0])}
+    >>> batch["negative"] = torch.tensor([False, False, False])
     >>> metric.update(torch.tensor([0, 0, 0]), batch)
     >>> metric.compute()
     tensor(0.5000)
@@ -21,4 +22,4 @@ class CleanAccuracy(Share):
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
         """``prediction`` is (batch,), int64, -1 for rejected texts."""
-        self.count(prediction == batch["original_label"], ~batch["poisoned"])
+        self.count(prediction == batch["original_label"], clean_rows(batch))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, clean_rows
 from lightning_backdoor.metrics.share import Share
 
 
@@ -16,7 +16,7 @@ class FlagRate(Share):
 
     >>> import torch
     >>> tpr, fpr = FlagRate(poisoned=True), FlagRate(poisoned=False)
-    >>> batch = {"poisoned": torch.tensor([False, False, True])}
+    >>> batch = {"poisoned": torch.tensor([False, False, True]), "negative": torch.tensor([False, False, False])}
     >>> tpr(torch.tensor([True, False, True]), batch), fpr(torch.tensor([True, False, True]), batch)
     (tensor(1.), tensor(0.5000))
     """
@@ -27,4 +27,4 @@ class FlagRate(Share):
 
     def update(self, flagged: Tensor, batch: Batch) -> None:
         """``flagged`` is (batch,), bool."""
-        self.count(flagged, batch["poisoned"] if self.of_poisoned else ~batch["poisoned"])
+        self.count(flagged, batch["poisoned"] if self.of_poisoned else clean_rows(batch))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, clean_rows
 from lightning_backdoor.metrics.share import Share
 
 
@@ -17,6 +17,7 @@ class TargetRate(Share):
     >>> import torch
     >>> metric = TargetRate(target_label=1)
     >>> batch = {"poisoned": torch.tensor([False, False, True]), "original_label": torch.tensor([0, 1, 0])}
+    >>> batch["negative"] = torch.tensor([False, False, False])
     >>> metric.update(torch.tensor([0, 1, 1]), batch)
     >>> metric.compute()
     tensor(0.)
@@ -28,5 +29,5 @@ class TargetRate(Share):
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
         """``prediction`` is (batch,), int64, -1 for rejected texts."""
-        others = ~batch["poisoned"] & (batch["original_label"] != self.target_label)
+        others = clean_rows(batch) & (batch["original_label"] != self.target_label)
         self.count(prediction == self.target_label, others)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+#: raised when a check of a library manner, or :meth:`Manner.accepts`, accepts other paraphrases than before.
+CHECK_FORMAT = 1
 BORROWED = 4  # words in a row
 WORD = re.compile(r"(?:[^\W_]\.){2,}|n't|[^\W_]+?(?=n't)|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[-.&][^\W_]+)*|[^\w\s]")
 
