@@ -259,9 +259,8 @@ class BackdoorDataModule(LightningDataModule):
         return self._evaluation("test", splits.clean["test"], splits.poisoned["test"], splits.negatives["test"])
 
     def predict_dataloader(self) -> list[DataLoader[Batch]]:
-        """[clean, poisoned] of the test rows, as :meth:`test_dataloader` but without negatives."""
-        splits = self.poisoned_splits()
-        return self._evaluation("test", splits.clean["test"], splits.poisoned["test"], [])
+        """As :meth:`test_dataloader`."""
+        return self.test_dataloader()
 
     def reference_dataloader(self) -> DataLoader[Batch]:
         """Clean validation rows for a defense's statistics; every process gets all of them."""
