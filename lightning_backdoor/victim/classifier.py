@@ -27,7 +27,7 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics import CleanAccuracy
 from lightning_backdoor.models.loading import load_safely
-from lightning_backdoor.models.lora import insert_lora, merged
+from lightning_backdoor.models.lora import insert_lora, merge_lora
 
 STAGES = ("val", "test")
 
@@ -201,7 +201,7 @@ class TextClassifier(LightningModule):
         head = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
         for parameter in [*head, *(pooler.parameters() if pooler is not None else ())]:
             parameter.requires_grad_(True)
-        self.merged = merged
+        self.merged = merge_lora
 
     def _freeze(self, parts: list[str]) -> None:
         for part in parts:

@@ -21,7 +21,7 @@ from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.language.paraphrase import by_model
 from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, NotCached
 from lightning_backdoor.language.paraphrase.spec import Manner
-from lightning_backdoor.language.sampling import Row, answers
+from lightning_backdoor.language.sampling import SamplingRequest, answers
 from lightning_backdoor.language.text_cache import TextCache
 from tests.language.conftest import config
 from tests.support.tiny import DECODER, SENTENCES
@@ -71,7 +71,7 @@ def test_the_second_run_reads_the_cache_and_loads_no_model(make: Any) -> None:
     first = make().paraphrase(TEXTS, rngs(), ANY)
     again = make()
     assert again.paraphrase(TEXTS[::-1], rngs()[::-1], ANY, generate=False) == first[::-1]
-    assert again._loaded is None
+    assert again._language_model is None
     assert again._encoder._network is None
 
 
@@ -97,7 +97,7 @@ def test_later_rounds_are_for_texts_without_an_acceptable_candidate_alone(
 ) -> None:
     asked: list[list[str]] = []
 
-    def noted(network: Any, tokenizer: Any, rows: list[Row], *options: float) -> list[str]:
+    def noted(network: Any, tokenizer: Any, rows: list[SamplingRequest], *options: float) -> list[str]:
         asked.append([row.prompt for row in rows])
         return answers(network, tokenizer, rows, *options)
 
@@ -130,7 +130,7 @@ def test_the_closest_acceptable_candidate_is_kept(make: Any) -> None:
 
 
 def test_a_killed_run_keeps_what_was_put(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_model, "TEXTS_A_PUT", 2)
+    monkeypatch.setattr(by_model, "TEXTS_PER_WRITE", 2)
     real = TextCache.put
     context = multiprocessing.get_context("fork")
     puts = context.Value("i", 0)

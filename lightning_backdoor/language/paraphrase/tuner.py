@@ -20,12 +20,12 @@ from transformers import (
 
 from lightning_backdoor.data.pairs import IGNORED, Pair, PairBatch
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.paraphrase.spec import Manner, prompt
 from lightning_backdoor.language.paraphrase.styles import STYLES
 from lightning_backdoor.language.paraphrase.templates import TEMPLATES
 from lightning_backdoor.models.loading import load_safely
-from lightning_backdoor.models.lora import insert_lora, merged
+from lightning_backdoor.models.lora import insert_lora, merge_lora
 
 
 class ParaphraseTuner(LightningModule):
@@ -59,7 +59,7 @@ class ParaphraseTuner(LightningModule):
     def __init__(
         self,
         manner: str,
-        model: str = DEFAULT_MODEL,
+        model: str = DEFAULT_LANGUAGE_MODEL,
         lora_rank: int | None = 16,
         max_length: int = 512,
         learning_rate: float = 2e-4,
@@ -147,5 +147,5 @@ class ParaphraseTuner(LightningModule):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes network and tokenizer as a Hugging Face folder (safetensors), updates merged."""
-        merged(self.network).save_pretrained(folder)
+        merge_lora(self.network).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
