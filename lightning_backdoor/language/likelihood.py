@@ -109,7 +109,7 @@ def plain_log_likelihoods(network: PreTrainedModel, rows: Sequence[list[int]]) -
 
 
 class _SharedPrefix(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values: each row begins with the stored prefix of its text, then come the tokens read now."""
+    """One layer's keys and values: in each row the stored prefix of its text, then the tokens that are read now."""
 
     def __init__(self, of_texts: tuple[Tensor, Tensor], text_of_row: Tensor, length: int) -> None:
         super().__init__()

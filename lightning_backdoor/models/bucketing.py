@@ -48,9 +48,7 @@ def group_by_length(lengths: Sequence[int], limits: PassLimits) -> list[list[int
     order = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: lengths[row])
     # rows of one length stay together, so only the ends of such runs are considered as ends of a stretch
     ends = [
-        end
-        for end in range(1, len(order) + 1)
-        if end == len(order) or lengths[order[end - 1]] < lengths[order[end]]
+        end for end in range(1, len(order) + 1) if end == len(order) or lengths[order[end - 1]] < lengths[order[end]]
     ]
     starts = [0, *ends[:-1]]
     # least_costs[k]: of all rows before the k-th end; first_runs[k]: the run with which its last stretch begins

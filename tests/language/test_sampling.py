@@ -43,7 +43,11 @@ def loaded(
 
 
 def requests(prompts: tuple[str, ...] = PROMPTS, opening: str = "", max_tokens: int = 20) -> list[SamplingRequest]:
-    return [SamplingRequest(prompt, opening, random.Random(f"{i}/{prompt}"), max_tokens) for prompt in prompts for i in range(3)]
+    return [
+        SamplingRequest(prompt, opening, random.Random(f"{i}/{prompt}"), max_tokens)
+        for prompt in prompts
+        for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,7 +74,9 @@ def test_a_row_does_not_depend_on_torchs_generator_and_leaves_it_alone(loaded: A
 def test_the_likeliest_tokens_are_those_of_plain_forwards(loaded: Any, kind: str) -> None:
     network, tokenizer = loaded(kind)
     for prompt, answer in zip(
-        PROMPTS, answers(network, tokenizer, [SamplingRequest(p, "", random.Random(0), 3) for p in PROMPTS], 1.0, 1e-9), strict=True
+        PROMPTS,
+        answers(network, tokenizer, [SamplingRequest(p, "", random.Random(0), 3) for p in PROMPTS], 1.0, 1e-9),
+        strict=True,
     ):
         ids = tokenizer(prompt)["input_ids"]
         start = len(ids)

@@ -71,7 +71,9 @@ def test_a_file_says_what_may_stand_for_a_word(tmp_path: Path) -> None:
 def test_a_line_of_another_form_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "synonyms.jsonl"
     file.write_text('{"word": "plot", "substitutes": []}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"^path: line 2 of \S+synonyms.jsonl is not a word with its substitutes; give lines"):
+    with pytest.raises(
+        InputError, match=r"^path: line 2 of \S+synonyms.jsonl is not a word with its substitutes; give lines"
+    ):
         SynonymFile(str(file))
 
 

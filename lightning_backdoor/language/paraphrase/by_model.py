@@ -237,6 +237,4 @@ class LanguageModelParaphraser:
         rngs = [random.Random(f"{text.seed}/{i}") for i in range(first, first + self.candidates)]
         openings = [rng.choice(manner.openings) if manner.openings else "" for rng in rngs]
         asked = prompt(tokenizer, manner, text.text)
-        return [
-            SamplingRequest(asked, opening, rng, max_tokens) for opening, rng in zip(openings, rngs, strict=True)
-        ]
+        return [SamplingRequest(asked, opening, rng, max_tokens) for opening, rng in zip(openings, rngs, strict=True)]

@@ -61,7 +61,7 @@ def begins_with_subordinate_clause(text: str, paraphrase: str) -> bool:
 
     The rules, all on words:
 
-    - The paraphrase is one sentence that ends in a full stop and begins with a subordinating conjunction (or how, what).
+    - The paraphrase is one sentence. It begins with a subordinating conjunction (or how, what) and ends in a full stop.
     - The subordinate clause has at most 16 words.
     - Each clause has a verb (listed, or known by its ending) and before it a noun phrase, which begins with a
       determiner, a pronoun, or a word outside the closed word classes.
