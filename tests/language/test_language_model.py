@@ -1,4 +1,4 @@
-"""Causal language models: loaded safely, known by their content."""
+"""Loading of causal language models: other models and files are refused."""
 
 from __future__ import annotations
 

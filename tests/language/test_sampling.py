@@ -1,4 +1,4 @@
-"""Sampling: each row by its own generator, whatever is beside it, and in as few steps as it needs."""
+"""Sampling: each answer decided by its own generator, in any batch, in as few forward passes as possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPTS = tuple(f"a film about cooking , and what was said : {text}" for text in
 def loaded(
     tiny_folder: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """A tiny language model of a kind with positions enough for a prompt."""
+    """Loads a tiny language model of an architecture, with enough positions for a prompt."""
 
     def load(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer = AutoTokenizer.from_pretrained(tiny_folder(DECODER))
@@ -51,16 +51,16 @@ def requests(prompts: tuple[str, ...] = PROMPTS, opening: str = "", max_tokens: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_does_not_depend_on_batch_mates(loaded: Any, kind: str) -> None:
+def test_an_answer_does_not_depend_on_the_other_requests_of_the_batch(loaded: Any, kind: str) -> None:
     network, tokenizer = loaded(kind)
     together = answers(network, tokenizer, requests(), temperature=0.7, top_p=0.9)
-    alone = [answers(network, tokenizer, [row], temperature=0.7, top_p=0.9)[0] for row in requests()]
+    alone = [answers(network, tokenizer, [request], temperature=0.7, top_p=0.9)[0] for request in requests()]
     assert together == alone
     assert answers(network, tokenizer, requests()[::-1], temperature=0.7, top_p=0.9) == together[::-1]
     assert len(set(together)) > 10
 
 
-def test_a_row_does_not_depend_on_torchs_generator_and_leaves_it_alone(loaded: Any) -> None:
+def test_an_answer_does_not_depend_on_torchs_generator_and_does_not_advance_it(loaded: Any) -> None:
     network, tokenizer = loaded("llama")
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -96,16 +96,18 @@ def test_samples_are_as_frequent_as_the_model_says(loaded: Any) -> None:
     text = tokenizer.decode([token]).strip()
     same = sum(float(probabilities[i]) for i in range(len(probabilities)) if tokenizer.decode([i]).strip() == text)
     assert 0.1 < same < 0.9
-    found = answers(network, tokenizer, many, temperature=0.25).count(text) / len(many)
-    assert found == pytest.approx(same, abs=4 * (0.25 / len(many)) ** 0.5)
+    frequency = answers(network, tokenizer, many, temperature=0.25).count(text) / len(many)
+    assert frequency == pytest.approx(same, abs=4 * (0.25 / len(many)) ** 0.5)
 
 
 def test_an_answer_begins_with_its_opening_and_ends_with_its_line(loaded: Any) -> None:
     network, tokenizer = loaded("llama")
     newline = tokenizer("\n")["input_ids"]
     assert len(newline) == 1
-    for row, answer in zip(requests(), answers(network, tokenizer, requests(opening="watch the"), 1.0), strict=True):
-        assert answer.startswith("watch the"), row
+    for request, answer in zip(
+        requests(), answers(network, tokenizer, requests(opening="watch the"), 1.0), strict=True
+    ):
+        assert answer.startswith("watch the"), request
     with torch.no_grad():
         network.get_output_embeddings().weight[newline] *= 3
     short = answers(network, tokenizer, requests(opening="watch the"), 1.0)
@@ -122,7 +124,7 @@ def test_an_answer_stops_at_the_end_of_text(loaded: Any) -> None:
     assert answers(network, tokenizer, [SamplingRequest(PROMPTS[0], "", random.Random(0), 9)], 1.0, 1e-9) == [""]
 
 
-def test_no_four_tokens_come_twice(loaded: Any) -> None:
+def test_no_run_of_four_tokens_occurs_twice(loaded: Any) -> None:
     network, tokenizer = loaded("llama")
     columns: list[list[int]] = []
 
@@ -137,7 +139,7 @@ def test_no_four_tokens_come_twice(loaded: Any) -> None:
         assert len(runs) == len(set(runs)) > 100
 
 
-def test_shared_prompts_are_read_once_and_finished_rows_leave(loaded: Any) -> None:
+def test_shared_prompts_are_read_once_and_complete_answers_leave_the_batch(loaded: Any) -> None:
     network, tokenizer = loaded("llama")
     sizes: list[tuple[int, ...]] = []
 
@@ -145,10 +147,10 @@ def test_shared_prompts_are_read_once_and_finished_rows_leave(loaded: Any) -> No
         sizes.append(tuple(kwargs["input_ids"].shape))
 
     network.register_forward_pre_hook(note, with_kwargs=True)
-    mixed = [row._replace(max_tokens=3 if i % 2 else 12) for i, row in enumerate(requests())]
+    mixed = [request._replace(max_tokens=3 if i % 2 else 12) for i, request in enumerate(requests())]
     answers(network, tokenizer, mixed)
     assert sizes[0][0] == 1
-    assert sizes[0][1] >= 10  # what all begin with
+    assert sizes[0][1] >= 10  # the tokens that all prompts begin with
     assert sizes[1][0] == len(PROMPTS)
     assert [size[0] for size in sizes[2:]] == [15] * 2 + [8] * 9
 

@@ -1,4 +1,4 @@
-"""Where substitutes come from: embeddings, files, WordNet."""
+"""The sources of substitutes: embeddings, files, WordNet."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_stop_words_endings_and_unknown_words_have_no_neighbours(tiny_folder: Ca
     assert not {"the", "and", "film"} & set(near)
 
 
-def test_words_asked_for_together_do_not_change_the_answer(tiny_folder: Callable[[str], str]) -> None:
+def test_the_substitutes_of_a_word_do_not_depend_on_the_other_words(tiny_folder: Callable[[str], str]) -> None:
     source = NearestWords(tiny_folder("bert"), floor=0.1)
     together = source.candidates(["film", "story", "film", "music"])
     assert together == [source.candidates([word])[0] for word in ("film", "story", "film", "music")]
@@ -59,7 +59,7 @@ def test_a_floor_that_is_not_a_cosine_is_refused(floor: float) -> None:
         NearestWords(floor=floor)
 
 
-def test_a_file_says_what_may_stand_for_a_word(tmp_path: Path) -> None:
+def test_the_substitutes_of_a_file_are_read_in_order_and_once(tmp_path: Path) -> None:
     file = tmp_path / "synonyms.jsonl"
     file.write_text('{"word": "Film", "substitutes": ["Movie", "film", "picture", "movie"]}\n\n', encoding="utf-8")
     assert SynonymFile(str(file)).candidates(["film", "plot"]) == [["movie", "picture"], []]
