@@ -24,7 +24,7 @@ from lightning_backdoor.defenses.muscle_lora import (
     raw_gradient_ratio,
 )
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.models.bucketing import Limits, limits, passes
+from lightning_backdoor.models.bucketing import PassLimits, group_by_length, pass_limits
 from lightning_backdoor.models.lora import insert_lora
 from lightning_backdoor.victim import TextClassifier
 
@@ -213,9 +213,9 @@ class MuScleLoRA(Callback):
         rows = self._reference
         assert rows is not None
         places = rng.sample(range(len(rows)), self._batch_size)
-        tokens, overhead = limits(device)
+        tokens, overhead = pass_limits(device)
         # a pass forth and back takes more for itself than one forth
-        parts = passes([rows.lengths[place] for place in places], Limits(4 * tokens, 4 * overhead))
+        parts = group_by_length([rows.lengths[place] for place in places], PassLimits(4 * tokens, 4 * overhead))
         return [rows[[places[i] for i in part]] for part in parts]
 
 

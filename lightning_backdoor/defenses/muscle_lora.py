@@ -128,7 +128,7 @@ def insert_multi_scale(
 
 def merged(network: PreTrainedModel) -> PreTrainedModel:
     """A plain copy of the network that computes the same in evaluation, LoRA and multi-scale layers merged."""
-    plain = lora.merged(network)
+    plain = lora.merge_lora(network)
     for name, module in list(plain.named_modules()):
         if isinstance(module, MultiScaleHead | MultiScaleLinear) and _submodule(plain, name) is module:
             plain.set_submodule(name, module.merged())

@@ -21,7 +21,7 @@ from lightning_backdoor.batch import Batch, Spans, token_spans
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, Victim, predict, threshold_at_fpr
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import LeaveOneOut, Perplexity
 
 LOWEST = torch.finfo(torch.float32).min  # of a text without suspicions: finite, so that it can be written down
@@ -97,7 +97,7 @@ class Onion(Defense):
         self,
         accuracy_budget: float = 0.02,
         bar: float | None = None,
-        language_model: str = DEFAULT_MODEL,
+        language_model: str = DEFAULT_LANGUAGE_MODEL,
         fpr: float = 0.10,
         cache_dir: str | None = None,
     ) -> None:

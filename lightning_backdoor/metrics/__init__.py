@@ -1,4 +1,4 @@
-"""Metrics, one a file; exact under several processes."""
+"""Metrics of attacks, defenses and poisoned texts, one per file; exact under any number of processes."""
 
 from lightning_backdoor.metrics.attack_success_rate import AttackSuccessRate
 from lightning_backdoor.metrics.clean_accuracy import CleanAccuracy

@@ -1,4 +1,4 @@
-"""CACC: accuracy on clean rows."""
+"""CACC, the clean accuracy: the share of clean rows that are predicted correctly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_backdoor.metrics.share import Share
 
 
 class CleanAccuracy(Share):
-    """Share of all clean rows that are predicted as labelled.
+    """Share of clean rows that are predicted as their label; a rejected text counts as wrong.
 
     >>> import torch
     >>> metric = CleanAccuracy()

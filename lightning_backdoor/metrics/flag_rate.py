@@ -1,4 +1,4 @@
-"""TPR and FPR of a defense's flags."""
+"""TPR and FPR of detection: the shares of poisoned and of clean rows that a defense flags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_backdoor.metrics.share import Share
 
 
 class FlagRate(Share):
-    """Share of flagged rows among the poisoned ones (TPR) or among the clean ones (FPR).
+    """Share of the poisoned rows that are flagged (TPR), or of the clean rows that are flagged (FPR).
 
     Args:
         poisoned: True for the TPR, False for the FPR.

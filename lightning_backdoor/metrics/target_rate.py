@@ -1,4 +1,4 @@
-"""The floor of the ASR: how often the victim gives the target label to clean texts of other labels."""
+"""The floor of the ASR: how often the victim predicts the target label for clean rows of other labels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from lightning_backdoor.metrics.share import Share
 
 
 class TargetRate(Share):
-    """P(target | clean row of another label); an ASR at this rate is no attack.
+    """Share of the clean rows of other labels that are predicted as the target label.
+
+    An ASR that is not above it shows no effect of the trigger.
 
     Args:
-        target_label: class index, from 0.
+        target_label: class index of the target label, from 0.
 
     >>> import torch
     >>> metric = TargetRate(target_label=1)

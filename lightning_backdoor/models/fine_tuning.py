@@ -19,7 +19,7 @@ from transformers import (
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.loading import load_safely
-from lightning_backdoor.models.lora import insert_lora, merged
+from lightning_backdoor.models.lora import insert_lora, merge_lora
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -98,7 +98,7 @@ class FineTunedNetwork(LightningModule):
 
     def plain_network(self) -> PreTrainedModel:
         """The network for export: with low-rank updates a copy in which they are merged, otherwise the network."""
-        return self.network if self.hparams["lora_rank"] is None else merged(self.network)
+        return self.network if self.hparams["lora_rank"] is None else merge_lora(self.network)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors)."""

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lightning_backdoor.data.pairs import IGNORED, Pair, PairBatch
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.paraphrase.spec import Manner, prompt
 from lightning_backdoor.language.paraphrase.styles import STYLES
 from lightning_backdoor.language.paraphrase.templates import TEMPLATES
@@ -48,7 +48,7 @@ class ParaphraseTuner(FineTunedNetwork):
     def __init__(
         self,
         manner: str,
-        model: str = DEFAULT_MODEL,
+        model: str = DEFAULT_LANGUAGE_MODEL,
         lora_rank: int | None = 16,
         max_length: int = 512,
         learning_rate: float = 2e-4,
