@@ -274,6 +274,17 @@ class BackdoorDataModule(LightningDataModule):
         """Clean validation rows for a defense's threshold; every process gets all of them."""
         return self._loader("threshold", self.clean_validation().threshold, every_process=True)
 
+    def trusted_dataloader(self) -> DataLoader[Batch]:
+        """Trusted clean rows, selection and reference; every process gets all of them."""
+        parts = self.clean_validation()
+        return self._loader("trusted", [*parts.selection, *parts.reference], every_process=True)
+
+    def stream_dataloader(self) -> DataLoader[Batch]:
+        """All test rows, clean then poisoned; every process gets all of them."""
+        splits = self.poisoned_splits()
+        rows = [*splits.clean["test"], *splits.poisoned["test"]]
+        return self._loader("stream", rows, every_process=True)
+
     def _evaluation(self, name: str, clean: list[Row], poisoned: list[Row]) -> list[DataLoader[Batch]]:
         loaders = [self._loader(f"{name}/clean", clean)]
         processes = self.trainer.world_size if self.trainer else 1

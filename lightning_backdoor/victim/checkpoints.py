@@ -13,6 +13,7 @@ from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.training_defense import TrainingDefense
 
 #: tokens that a text is cut at where a model would read more: encoders seldom do, and decoders as many as fit.
 LONGEST = 512
@@ -86,10 +87,11 @@ def _of_checkpoint(path: str, max_length: int | None) -> TextClassifier:
     own = checkpoint.get("hyper_parameters")
     if not isinstance(own, dict) or not own.get("labels") or not own.get("model"):
         raise InputError("model", f"{path} does not say of what model and labels it is", "export it as a folder")
-    if checkpoint.get("training_defense"):
+    defense = checkpoint.get("training_defense")
+    if defense:
         raise InputError(
             "model",
-            f"{path} was trained under {checkpoint['training_defense']}",
+            f"{path} was trained under {TrainingDefense(**defense) if isinstance(defense, dict) else defense}",
             "give the model folder that its run exported",
         )
     length = own.get("max_length", 128) if max_length is None else max_length

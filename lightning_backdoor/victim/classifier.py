@@ -28,6 +28,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics import CleanAccuracy
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.models.lora import insert_lora, merged
+from lightning_backdoor.victim.training_defense import TrainingDefense
 
 STAGES = ("val", "test")
 
@@ -108,8 +109,8 @@ class TextClassifier(LightningModule):
         if lora_rank is not None and lora_rank < 1:
             raise InputError("lora_rank", f"{lora_rank} trains nothing", "give at least 1, or leave it out")
         self.max_length = max_length
-        #: what a training-time defense made of the network, and the function that makes a plain copy of it for export
-        self.training_defense: str | None = None
+        #: the record of the training-time defense that changed the network
+        self.training_defense: TrainingDefense | None = None
         self.merged: Callable[[PreTrainedModel], PreTrainedModel] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._random_states: dict[str, Tensor] = {}
@@ -286,7 +287,8 @@ class TextClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names the training-time defense, and keeps where the generators are that dropout draws from."""
-        checkpoint["training_defense"] = self.training_defense
+        defense = self.training_defense
+        checkpoint["training_defense"] = defense and {"name": defense.name, "settings": defense.settings}
         checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -297,11 +299,16 @@ class TextClassifier(LightningModule):
         Raises:
             InputError: they were.
         """
-        theirs = checkpoint.get("training_defense")
-        if theirs != self.training_defense:
+        saved, mine = checkpoint.get("training_defense"), self.training_defense
+        if isinstance(saved, str):  # version 0.1.0
+            same = mine is not None and saved.partition("(")[0] == mine.name
+        else:
+            same = saved == (mine and {"name": mine.name, "settings": mine.settings})
+        if not same:
+            theirs = TrainingDefense(**saved) if isinstance(saved, dict) else saved
             raise InputError(
                 "checkpoint",
-                f"trained under {theirs or 'no training-time defense'}, here is {self.training_defense or 'none'}",
+                f"trained under {theirs or 'no training-time defense'}, here is {mine or 'none'}",
                 "attach the same callback, or give the run's exported model folder",
             )
         self._random_states = checkpoint.get("random_states", {})
@@ -316,7 +323,8 @@ class TextClassifier(LightningModule):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes network and tokenizer as a Hugging Face folder (safetensors), plain whatever it was trained under."""
-        network = self.network if self.merged is None else self.merged(self.network)
+        merge = self.merged if self.training_defense is None else self.training_defense.merge
+        network = self.network if merge is None else merge(self.network)
         network.save_pretrained(folder)
         self.tokenizer.model_max_length = self.max_length  # so that texts are cut there as they were here
         self.tokenizer.save_pretrained(folder)
