@@ -64,7 +64,9 @@ def test_fit_refuses_a_folder_that_holds_a_run_unless_it_resumes_it(tmp_path: Pa
     with pytest.raises(InputError, match="one holds a run already; resume it with --ckpt_path"):
         folder("fit", "one")
     assert folder("fit", "one", resume=True) == tmp_path / "one"
-    assert folder("fit", "one", {"SLURM_RESTART_COUNT": "1"}) == tmp_path / "one"  # SLURM put the job back into the queue
+    assert (
+        folder("fit", "one", {"SLURM_RESTART_COUNT": "1"}) == tmp_path / "one"
+    )  # SLURM put the job back into the queue
 
 
 def test_every_test_of_a_run_has_its_own_folder(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_processes_of_srun_agree_although_one_has_made_its_folder_already(tmp_pa
 def test_a_single_process_in_slurm_overwrites_nothing(tmp_path: Path, single: dict[str, str]) -> None:
     finished(folder("test", "one", SRUN | single))
     assert folder("test", "one", SRUN | single) == tmp_path / "one" / "test-2"
-    assert folder("fit", None, SRUN | single) != folder("fit", None, SRUN | alone)
+    assert folder("fit", None, SRUN | single) != folder("fit", None, SRUN | single)
 
 
 def test_processes_of_torchrun_agree_on_a_folder_named_after_their_launch(tmp_path: Path) -> None:

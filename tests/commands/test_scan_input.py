@@ -65,7 +65,9 @@ def test_a_malformed_line_is_named_after_the_texts_before_it_are_read(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("gone.txt", "is not a file"), ("a.pdf", "ends in txt, csv, tsv, jsonl")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("gone.txt", "is not a file"), ("a.pdf", "ends in txt, csv, tsv, jsonl")]
+)
 def test_a_missing_or_unknown_file_is_refused_at_once(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_texts(str(tmp_path / name))
