@@ -34,6 +34,13 @@ class InputError(ValueError):
         return InputError(field, self.problem, self.remedy)
 
 
+def input_error_behind(error: BaseException | None) -> InputError | None:
+    """The :class:`InputError` that led to an error; jsonargparse raises its own where a constructor raised one."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
 def reason(error: BaseException, length: int = 300) -> str:
     """The message of an error's innermost cause, on one line of at most ``length`` characters.
 
