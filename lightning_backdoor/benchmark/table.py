@@ -33,7 +33,11 @@ TIMINGS = ("overhead", "seconds")
 VALID_ASR, VALID_LOSS = 0.9, 0.03
 
 
-def measured(metrics: Mapping[str, float | None], outcomes: Sequence[Outcome]) -> Row:
+def measured(
+    metrics: Mapping[str, float | None],
+    outcomes: Sequence[Outcome],
+    cleaning: Mapping[str, float | None] | None = None,
+) -> Row:
     """The numbers of a cell, as its row has them.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.grid import Cell, Victim
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.table import INTERVALS, METRICS, Row
 from lightning_backdoor.benchmark.wandb_charts import of_cell, of_grid
 from lightning_backdoor.errors import InputError, one_line
@@ -55,7 +55,7 @@ class WandbRuns:
         self._place = {"project": settings.get("project") or "lightning-backdoor", "entity": settings.get("entity")}
         self._offline = False
 
-    def log_victim(self, victim: Victim, run_folder: Path, digest: str) -> None:
+    def log_victim(self, victim: PlannedVictim, run_folder: Path, digest: str) -> None:
         """The run of a training: its history, and the model as an artifact.
 
         Args:
@@ -186,7 +186,7 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise InputError("wandb", f"project is {project!r}", "give at most 128 characters, none of / \\ # ? % :")
 
 
-def _facts(victim: Victim, digest: str) -> dict[str, Any]:
+def _facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
     return {
         "dataset": victim.dataset,
         "model": victim.model,

@@ -54,7 +54,7 @@ def stub_grid(path: Path, attacks: int = 2, defenses: int = 2, seeds: int = 2) -
     return Grid(path)
 
 
-def stub_stage(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+def stub_command(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
     """Writes what ``fit`` and ``test`` write, in pieces, and numbers that depend on the folder's name alone."""
     pause = float(os.environ.get("STUB_SECONDS", "0"))
     time.sleep(pause)
@@ -84,7 +84,7 @@ def stub_stage(command: str, args: list[str], folder: Path, log: int, trainer: M
 
 def run_stub(folder: Path) -> None:
     """A worker on the grid ``grid.yaml`` in a folder, whose commands are stubs."""
-    vars(worker)["run_stage"] = stub_stage
+    vars(worker)["run_command"] = stub_command
     Worker(folder, Grid(folder / "grid.yaml").cells, "launch").run()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.benchmark.grid import Cell, Victim
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.table import (
     COLUMNS,
     COMPARED,
@@ -35,7 +35,7 @@ from tests.support.wandb_files import Run, runs
 
 EVIL = "<img src=x onerror=alert(1)> {{ 7 * 7 }} cf"
 FIT: dict[str, Any] = {"model": {"class_path": "BadNets", "init_args": {"triggers": ["cf"]}}, "seed_everything": 3}
-VICTIM = Victim("ab12", "reviews", "tiny", "badnets", "muscle", 3, FIT)
+VICTIM = PlannedVictim("ab12", "reviews", "tiny", "badnets", "muscle", 3, FIT)
 CELL = Cell("cd34", "badnets", "onion", VICTIM, {"trainer": {"callbacks+": [{"class_path": "Onion"}]}})
 PLAIN = Cell("ef56", "badnets", "none", VICTIM, {})
 SETTINGS = {"project": "tests", "tags": ["mine"], "name": "small"}
