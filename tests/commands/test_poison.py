@@ -57,6 +57,7 @@ def from_csv(path: Path) -> list[dict[str, Any]]:
                 "label": int(row["label"]),
                 "original_label": int(row["original_label"]),
                 "poisoned": {"True": True, "False": False}[row["poisoned"]],
+                "negative": {"True": True, "False": False}[row["negative"]],
                 "index": int(row["index"]),
             }
             for row in csv.DictReader(file)
@@ -190,7 +191,7 @@ def test_how_much_of_the_poison_shows_is_measured_and_kept(
 
 def test_stealth_rows_below_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["poison", "--stealth_rows=-1", "--output", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == "error: stealth_rows: -1 is no number of rows; give 0 or more\n"
+    assert capsys.readouterr().err == "error: stealth_rows: -1 is not a number of rows; give 0 or more\n"
 
 
 def test_texts_that_cannot_be_poisoned_are_counted(

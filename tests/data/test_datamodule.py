@@ -52,6 +52,7 @@ def seen(batches: Iterable[Batch]) -> list[Row]:
             label=int(batch["label"][i]),
             original_label=int(batch["original_label"][i]),
             poisoned=bool(batch["poisoned"][i]),
+            negative=bool(batch["negative"][i]),
             index=int(batch["index"][i]),
         )
         for batch in batches
@@ -254,7 +255,7 @@ def test_fewer_training_batches_than_processes_are_an_error(
 
 
 def test_a_module_without_a_tokenizer_is_an_error(data: BackdoorDataModule) -> None:
-    with pytest.raises(InputError, match=r"^model: NoneType is no TextClassifier, whose tokenizer the batches need$"):
+    with pytest.raises(InputError, match=r"^model: NoneType has no tokenizer for the batches; give a TextClassifier$"):
         data.test_dataloader()
 
 

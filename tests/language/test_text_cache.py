@@ -1,4 +1,4 @@
-"""The cache of what was computed from texts: shared by processes, surviving kills, plain about damage."""
+"""The cache of results computed from texts: shared by processes, whole after kills, damage told in one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def put_for_ever(folder: Path, report: Connection) -> None:
         report.send(i)
 
 
-def test_what_is_put_is_there_for_the_same_computation_and_text_alone(tmp_path: Path) -> None:
+def test_bytes_are_found_under_the_same_computation_and_text_only(tmp_path: Path) -> None:
     TextCache("one", tmp_path).put({"a film": b"1", "à film": b"2", "\ud800": b"3"})
     assert TextCache("one", tmp_path).get(["à film", "A film", "a film", "\ud800", "a film"]) == [
         b"2",
@@ -91,7 +91,7 @@ def test_a_cache_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
         TextCache("test", tmp_path / "file").put({"a film": b"1"})
 
 
-def test_the_default_folder_is_that_of_the_data_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_the_librarys_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(tmp_path))
     TextCache("test").put({"a film": b"1"})
     assert TextCache("test", tmp_path).get(["a film"]) == [b"1"]
