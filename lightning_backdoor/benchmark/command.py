@@ -170,13 +170,13 @@ def _run(
             make_worker(grid, folder, options.only, launch, progress.look, wandb_runs).run()
     finally:  # interrupted or not, what is done is in the table
         progress.look()
-        rows, compared = write_results(grid, folder, command)
+        results = write_results(grid, folder, command)
     if wandb_runs is not None:
-        wandb_runs.log_summary(rows, compared)
-    print_table(rows)
+        wandb_runs.log_summary(results)
+    print_table(results)
     print_written(folder)
     chosen = {cell.id for cell in cells}
-    failed = sum(bool(row["error"]) for row in rows if row["cell"] in chosen)
+    failed = sum(bool(row["error"]) for row in results.rows if row["cell"] in chosen)
     if failed:
         sys.stdout.write(f"{failed} of {len(cells)} cells failed; cells/*/log.txt and victims/*/log.txt say why\n")
     if progress.left():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lightning_backdoor.benchmark.grid import Cell, Victim
 from lightning_backdoor.benchmark.running.journal import Event, Journal
-from lightning_backdoor.benchmark.table import Row
+from lightning_backdoor.benchmark.table import ResultRow
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
@@ -109,7 +109,7 @@ def _of_victim(victim: Victim) -> str:
     return f"{victim.dataset} · {victim.model} · {victim.attack}{under} · seed {victim.seed}"
 
 
-def _numbers(row: Row) -> str:
+def _numbers(row: ResultRow) -> str:
     shown = []
     for name, metric in (("CACC", "cacc"), ("ASR", "asr")):
         before, after = row[metric], row[f"{metric}_defended"]

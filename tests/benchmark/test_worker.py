@@ -96,7 +96,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path: Path, monkeypat
     grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=3, seeds=1)
     monkeypatch.setattr(worker, "run_stage", failing)
     Worker(tmp_path, grid.cells, "one").run()
-    rows, _ = write_results(grid, tmp_path, "")
+    rows = write_results(grid, tmp_path, "").rows
     assert [row["error"] for row in rows] == ["", "bar: 3 is out of range; give less", ""]
     assert rows[1]["cacc"] is None
     assert "InputError" in (tmp_path / "cells" / grid.cells[1].id / "log.txt").read_text(encoding="utf-8")
