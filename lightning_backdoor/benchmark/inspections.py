@@ -42,5 +42,7 @@ def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[Ins
         clean, attacked = ([row for row in group if (row["attack"] != benign) is side] for side in (False, True))
         scores = [[row["inspection_score"] for row in side] for side in (clean, attacked)]
         area = float(auroc(*scores)) if all(scores) else None
-        result.append(InspectedVictims({name: group[0][name] for name in INSPECTION_COLUMNS[:3]}, clean, attacked, area))
+        result.append(
+            InspectedVictims({name: group[0][name] for name in INSPECTION_COLUMNS[:3]}, clean, attacked, area)
+        )
     return result

@@ -57,5 +57,5 @@ def test_mcnemar_counts_the_texts_that_one_alone_hits() -> None:
 def test_two_that_hit_the_same_do_not_differ() -> None:
     found = compare([True, False, True], [True, False, True])
     assert (found.difference, found.interval, found.p) == (0, (0, 0), 1)
-    with pytest.raises(ValueError, match="not of the same texts"):
+    with pytest.raises(ValueError, match="not from the same texts"):
         compare([True], [True, False])

@@ -102,9 +102,14 @@ def roc_figure(curves: Iterable[RocCurve], style: Mapping[str, Style]) -> Figure
         for points, mode, at in ((curve.points, "lines", ""), ([curve.at_threshold], "markers", ", threshold")):
             trace = {"type": "scatter", "mode": mode, "name": name, "legendgroup": " ".join(drawn)}
             trace |= {"x": _short(x for x, _ in points), "y": _short(y for _, y in points)}
-            trace |= {"showlegend": curve.defense not in in_legend, "hovertemplate": f"{name}, seed {curve.seed}{at}{rates}"}
+            trace |= {
+                "showlegend": curve.defense not in in_legend,
+                "hovertemplate": f"{name}, seed {curve.seed}{at}{rates}",
+            }
             trace |= {"line": {"color": drawn.colour, "dash": drawn.dash, "width": 2}} if mode == "lines" else {}
-            trace |= {"marker": {"color": drawn.colour, "symbol": drawn.symbol, "size": 10}} if mode == "markers" else {}
+            trace |= (
+                {"marker": {"color": drawn.colour, "symbol": drawn.symbol, "size": 10}} if mode == "markers" else {}
+            )
             traces.append(trace)
             in_legend.add(curve.defense)
     return _figure(traces, 380, _axis("FPR", [-0.02, 1.02]), _axis("TPR", [-0.02, 1.02]))

@@ -77,7 +77,7 @@ def _cells(
     with_around: str,
     failed: list[str],
 ) -> Iterator[list[str]]:
-    """The cells of each line; ``bold`` and ``with_around`` are formats, ``failed`` stands for a failed line's numbers."""
+    """The cells of each line; ``bold`` and ``with_around`` are formats, ``failed`` replaces a failed line's numbers."""
     for summary in summaries:
         names = [escape(name) for name in summary.names.values()]
         if summary.invalid:
