@@ -1,4 +1,4 @@
-"""The metrics in a grid's results: the name, heading, meaning and direction of each, written here alone."""
+"""All metrics of a grid's results, each with its name, heading, direction and meaning; other files refer to these."""
 
 from __future__ import annotations
 
@@ -22,21 +22,15 @@ class Metric(NamedTuple):
         name: as a test logs it (``test/<name>``), and the column in ``results.csv``.
         part: where the tables show it, a key of ``PARTS``; empty for a metric that is in ``results.csv`` alone.
         heading: of its column below the title of its part.
-        meaning: one sentence for the reader of a table.
         better: ``high`` or ``low``; empty where no defense is better than another by this metric.
-        interval: whether ``results.csv`` has its interval over texts, as ``<name>_low`` and ``<name>_high``.
-        brief: whether the table on the terminal shows it too.
-        decimals: shown in tables.
+        meaning: one sentence for the reader of a table.
     """
 
     name: str
     part: str
     heading: str
+    better: str
     meaning: str
-    better: str = ""
-    interval: bool = False
-    brief: bool = False
-    decimals: int = 3
 
     @property
     def title(self) -> str:
@@ -45,78 +39,41 @@ class Metric(NamedTuple):
         >>> next(metric.title for metric in METRICS if metric.name == "asr_defended")
         'ASR defended'
         """
-        prefix = self.part.capitalize() + " " if self.part in ("inspection", "cleaning") else ""
-        return prefix + (self.heading.lower() if prefix else self.heading) + " defended" * (self.part == "defended")
+        if self.part in ("inspection", "cleaning"):
+            return f"{PARTS[self.part]} {self.heading.lower()}"
+        return f"{self.heading} defended" if self.part == "defended" else self.heading
 
 
 #: in the order of their columns in ``results.csv``; new ones are added at the end.
 METRICS = (
-    Metric("cacc", "undefended", "CACC", "Accuracy on clean texts.", brief=True),
-    Metric("asr", "undefended", "ASR", "Share of poisoned texts predicted as the target label.", brief=True),
-    Metric("pacc", "undefended", "PACC", "Accuracy on poisoned texts against their labels before poisoning."),
+    Metric("cacc", "undefended", "CACC", "", "Accuracy on clean texts."),
+    Metric("asr", "undefended", "ASR", "", "Share of poisoned texts predicted as the target label."),
+    Metric("pacc", "undefended", "PACC", "", "Accuracy on poisoned texts against their labels before poisoning."),
+    Metric("asr_floor", "undefended", "Floor", "", "Share of clean non-target texts predicted as the target label."),
+    Metric("cacc_defended", "defended", "CACC", "high", "Accuracy on clean texts; a rejected text counts as wrong."),
+    Metric("asr_defended", "defended", "ASR", "low", "Share of poisoned texts still predicted as the target label."),
+    Metric("pacc_defended", "defended", "PACC", "high", "Accuracy on poisoned texts; a rejected text counts as wrong."),
     Metric(
-        *("asr_floor", "undefended", "Floor"),
-        "Share of clean texts of other labels predicted as the target label: about the lowest ASR that a defense can"
-        " reach.",
+        "auroc", "detection", "AUROC", "high", "Probability that a poisoned text outscores a clean one; chance is 0.5."
     ),
-    Metric(
-        *("cacc_defended", "defended", "CACC", "Accuracy on clean texts; a rejected text counts as wrong.", "high"),
-        interval=True,
-        brief=True,
-    ),
-    Metric(
-        *("asr_defended", "defended", "ASR", "Share of poisoned texts still predicted as the target label.", "low"),
-        interval=True,
-        brief=True,
-    ),
-    Metric(
-        *("pacc_defended", "defended", "PACC"),
-        "Accuracy on poisoned texts against their labels before poisoning; a rejected text counts as wrong.",
-        "high",
-    ),
-    Metric(
-        *("auroc", "detection", "AUROC"),
-        "Probability that a poisoned text scores above a clean one: 1 separates all of them, 0.5 is chance.",
-        "high",
-        interval=True,
-        brief=True,
-    ),
-    Metric(
-        *("auroc_target", "detection", "AUROC, target"),
-        "The same against only those clean texts that the victim predicts as the target label.",
-        "high",
-    ),
-    Metric("tpr", "detection", "TPR", "Share of poisoned texts that are flagged.", "high"),
-    Metric("fpr", "detection", "FPR", "Share of clean texts that are flagged.", "low"),
-    Metric(
-        *("localisation", "detection", "Located"),
-        "Share of poisoned texts whose highest-scoring token lies in the trigger.",
-        "high",
-    ),
-    Metric("overhead", "cost", "Time", "Time through the defense over time through the victim alone.", "low"),
-    Metric(
-        *("ftr", "undefended", "FTR"),
-        "Share of negatives, texts that carry a part of the trigger, predicted as the target label.",
-    ),
-    Metric(
-        *("inspection_score", "inspection", "Score"),
-        "How strongly the inspection takes the victim for backdoored; higher is more suspicious.",
-        brief=True,
-    ),
-    Metric("inspection_p_value", "", "p", "Probability of evidence at least as strong from a victim without backdoor."),
-    Metric("cleaning_removed", "cleaning", "Removed", "Number of training rows that were removed.", decimals=0),
-    Metric("cleaning_changed", "cleaning", "Changed", "Number of training rows whose text was repaired.", decimals=0),
-    Metric(
-        *("cleaning_precision", "cleaning", "Precision"),
-        "Share of poisoned rows among the training rows removed or changed.",
-        "high",
-    ),
-    Metric(
-        *("cleaning_recall", "cleaning", "Recall"),
-        "Share of the poisoned training rows that were removed or changed.",
-        "high",
-    ),
+    Metric("auroc_target", "detection", "AUROC, target", "high", "AUROC against clean texts predicted as the target."),
+    Metric("tpr", "detection", "TPR", "high", "Share of poisoned texts that are flagged."),
+    Metric("fpr", "detection", "FPR", "low", "Share of clean texts that are flagged."),
+    Metric("localisation", "detection", "Located", "high", "Share of poisoned texts whose top token is in a trigger."),
+    Metric("overhead", "cost", "Time", "low", "Time through the defense over time through the victim alone."),
+    Metric("ftr", "undefended", "FTR", "", "Share of texts with a part of the trigger predicted as the target label."),
+    Metric("inspection_score", "inspection", "Score", "", "How suspicious the victim is; higher is more suspicious."),
+    Metric("inspection_p_value", "", "p", "", "Probability of evidence this strong from a victim without backdoor."),
+    Metric("cleaning_removed", "cleaning", "Removed", "", "Number of training rows removed."),
+    Metric("cleaning_changed", "cleaning", "Changed", "", "Number of training rows whose text was repaired."),
+    Metric("cleaning_precision", "cleaning", "Precision", "high", "Share of poisoned rows among the cleaned ones."),
+    Metric("cleaning_recall", "cleaning", "Recall", "high", "Share of poisoned rows that were removed or changed."),
 )
 METRIC_NAMES = tuple(metric.name for metric in METRICS)
-#: columns of the intervals' ends in ``results.csv``.
-INTERVALS = tuple(f"{metric.name}_{end}" for metric in METRICS if metric.interval for end in ("low", "high"))
+#: metrics that the table on the terminal shows.
+BRIEF = ("cacc", "asr", "cacc_defended", "asr_defended", "auroc", "inspection_score")
+#: metrics that are numbers of rows; the others have three decimals.
+COUNTS = ("cleaning_removed", "cleaning_changed")
+#: metrics that ``results.csv`` has intervals over texts of, and the columns of the intervals' ends.
+WITH_INTERVAL = ("cacc_defended", "asr_defended", "auroc")
+INTERVALS = tuple(f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high"))

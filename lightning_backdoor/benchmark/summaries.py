@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
-from lightning_backdoor.benchmark.metrics import METRICS, PARTS, Metric
+from lightning_backdoor.benchmark.metrics import COUNTS, METRICS, PARTS, WITH_INTERVAL, Metric
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped
 
 
@@ -64,10 +64,6 @@ class Summary(NamedTuple):
         valid, known = self.valid
         return "" if valid == known else f"{known - valid} of {known} not valid" if valid else "not valid"
 
-    def mean(self, metric: str) -> float | None:
-        """Over seeds; None where the metric is undefined."""
-        return self.numbers[metric].mean if metric in self.numbers else None
-
 
 def over_seeds(rows: Iterable[ResultRow]) -> list[Summary]:
     """Puts rows together that differ by seed alone, in the order in which they come first.
@@ -95,13 +91,12 @@ def shown_metrics(summaries: Sequence[Summary]) -> list[Metric]:
 def _summary(rows: Sequence[ResultRow]) -> Summary:
     done = [row for row in rows if not row["error"]]
     numbers = {}
-    for metric in METRICS:
-        if values := [row[metric.name] for row in done if row[metric.name] is not None]:
-            mean = statistics.mean(values)
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            ends = tuple(done[0][f"{metric.name}_{end}"] for end in ("low", "high")) if metric.interval else ()
-            interval = (ends[0], ends[1]) if len(done) == 1 and ends and None not in ends else None
-            numbers[metric.name] = Number(mean, spread, interval, f"{mean:.{metric.decimals}f}")
+    for name in (metric.name for metric in METRICS):
+        if values := [row[name] for row in done if row[name] is not None]:
+            mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+            ends = [done[0][f"{name}_{end}"] for end in ("low", "high")] if name in WITH_INTERVAL else [None]
+            interval = (ends[0], ends[1]) if len(done) == 1 and None not in ends else None
+            numbers[name] = Number(mean, spread, interval, f"{mean:.0f}" if name in COUNTS else f"{mean:.3f}")
     known = [row["valid"] for row in done if row["valid"]]
     return Summary(
         names={name: rows[0][name] for name in NAMES},
@@ -113,7 +108,7 @@ def _summary(rows: Sequence[ResultRow]) -> Summary:
 
 
 def _mark_best(metric: Metric, defenses: Sequence[dict[str, Number]]) -> None:
-    shown = [round(numbers[metric.name].mean, metric.decimals) for numbers in defenses]
+    shown = [float(numbers[metric.name].text) for numbers in defenses]
     if len(set(shown)) > 1:
         best = max(shown) if metric.better == "high" else min(shown)
         for numbers, value in zip(defenses, shown, strict=True):

@@ -96,22 +96,21 @@ def roc_figure(curves: Iterable[RocCurve], style: Mapping[str, Style]) -> Figure
     chance = {"x": [0, 1], "y": [0, 1], "line": {"color": "#888888", "width": 1}, "hoverinfo": "skip"}
     traces: list[Figure] = [{"type": "scatter", "mode": "lines", "showlegend": False, **chance}]
     in_legend: set[str] = set()
-    for curve in curves:
-        drawn, name = style[curve.defense], label(curve.defense)
-        rates = "<br>FPR %{x:.3f}, TPR %{y:.3f}<extra></extra>"
-        for points, mode, at in ((curve.points, "lines", ""), ([curve.at_threshold], "markers", ", threshold")):
-            trace = {"type": "scatter", "mode": mode, "name": name, "legendgroup": " ".join(drawn)}
-            trace |= {"x": _short(x for x, _ in points), "y": _short(y for _, y in points)}
-            trace |= {
-                "showlegend": curve.defense not in in_legend,
-                "hovertemplate": f"{name}, seed {curve.seed}{at}{rates}",
+    for defense, seed, points, at_threshold in curves:
+        (colour, symbol, dash), name = style[defense], label(defense)
+        line = {"mode": "lines", "line": {"color": colour, "dash": dash, "width": 2}}
+        mark = {"mode": "markers", "marker": {"color": colour, "symbol": symbol, "size": 10}}
+        for drawn, xy, what in ((line, points, ""), (mark, [at_threshold], ", threshold")):
+            hover = f"{name}, seed {seed}{what}<br>FPR %{{x:.3f}}, TPR %{{y:.3f}}<extra></extra>"
+            trace = {
+                "type": "scatter",
+                "name": name,
+                "legendgroup": f"{colour} {symbol} {dash}",
+                "hovertemplate": hover,
             }
-            trace |= {"line": {"color": drawn.colour, "dash": drawn.dash, "width": 2}} if mode == "lines" else {}
-            trace |= (
-                {"marker": {"color": drawn.colour, "symbol": drawn.symbol, "size": 10}} if mode == "markers" else {}
-            )
-            traces.append(trace)
-            in_legend.add(curve.defense)
+            trace |= {"x": _short(x for x, _ in xy), "y": _short(y for _, y in xy)}
+            traces.append({**trace, **drawn, "showlegend": defense not in in_legend})
+            in_legend.add(defense)
     return _figure(traces, 380, _axis("FPR", [-0.02, 1.02]), _axis("TPR", [-0.02, 1.02]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from lightning_backdoor.benchmark.metrics import BRIEF
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.summaries import shown_metrics
 
@@ -16,7 +17,7 @@ def print_table(results: Results) -> None:
     from rich.text import Text
 
     console = Console()
-    metrics = [metric for metric in shown_metrics(results.summaries) if metric.brief]
+    metrics = [metric for metric in shown_metrics(results.summaries) if metric.name in BRIEF]
     tables: dict[str, Table] = {}
     for summary in results.summaries:
         title = f"{summary.names['dataset']} · {summary.names['model']}"
