@@ -27,6 +27,10 @@ class InspectedVictims(NamedTuple):
     attacked: list[ResultRow]
     auroc: float | None
 
+    def as_row(self) -> ResultRow:
+        """The columns ``INSPECTION_COLUMNS``, with the numbers of victims."""
+        return {**self.names, "benign": len(self.benign), "attacked": len(self.attacked), "auroc": self.auroc}
+
 
 def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[InspectedVictims]:
     """The judged victims per dataset, model and defense.

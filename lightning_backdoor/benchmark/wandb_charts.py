@@ -49,21 +49,18 @@ def cell_media(folder: Path) -> dict[str, Any]:
 
 def grid_media(results: Results) -> dict[str, Any]:
     """The tables ``results``, ``over_seeds``, ``comparisons`` and, where there are any, ``inspections``; and charts."""
+    lines = [_line(summary) for summary in results.summaries]
     media = {
         "results": _table(results.rows, COLUMNS),
-        "over_seeds": _table(map(_summary_row, results.summaries), SUMMARY_COLUMNS),
+        "over_seeds": _table(lines, SUMMARY_COLUMNS),
         "comparisons": _table(results.comparisons, COMPARED_COLUMNS),
     }
     if results.inspections:
-        inspections = (
-            {**i.names, "benign": len(i.benign), "attacked": len(i.attacked), "auroc": i.auroc}
-            for i in results.inspections
-        )
-        media["inspections"] = _table(inspections, INSPECTION_COLUMNS)
-    return media | _charts(results.summaries)
+        media["inspections"] = _table([inspection.as_row() for inspection in results.inspections], INSPECTION_COLUMNS)
+    return media | _charts(lines)
 
 
-def _summary_row(summary: Summary) -> ResultRow:
+def _line(summary: Summary) -> ResultRow:
     row: ResultRow = {**summary.names, "seeds": len(summary.seeds), "errors": "; ".join(summary.errors)}
     for name, number in summary.numbers.items():
         row |= {name: number.mean, f"{name}_spread": number.spread}
@@ -71,16 +68,12 @@ def _summary_row(summary: Summary) -> ResultRow:
     return {**row, "valid": f"{valid} of {known}" if known else ""}
 
 
-def _charts(summaries: Iterable[Summary]) -> dict[str, Any]:
+def _charts(lines: Iterable[ResultRow]) -> dict[str, Any]:
     """CACC against ASR, and a bar per defense of each."""
     import wandb
 
     metrics = ("asr_defended", "cacc_defended")
-    rows: list[ResultRow] = [
-        {**summary.names, **{metric: summary.numbers[metric].mean for metric in metrics}}
-        for summary in summaries
-        if {*metrics} <= {*summary.numbers}
-    ]
+    rows = [line for line in lines if {*metrics} <= {*line}]
     title = "CACC against ASR, after the defense"
     charts = {"cacc_against_asr": wandb.plot.scatter(_table(rows, (*NAMES, *metrics)), *metrics, title=title)}
     n_defenses = len({row["defense"] for row in rows})
