@@ -40,9 +40,10 @@ def compare_defenses(names: Mapping[str, object], by_defense: Mapping[str, Hits]
         for metric in ("asr", "cacc"):
             shared = sorted(first_hits[metric].keys() & second_hits[metric].keys())
             if shared:
-                texts, difference, (low, high), p = compare(
-                    *([defense_hits[metric][index] for index in shared] for defense_hits in (first_hits, second_hits))
+                first_shared, second_shared = (
+                    [h[metric][index] for index in shared] for h in (first_hits, second_hits)
                 )
+                texts, difference, (low, high), p = compare(first_shared, second_shared)
                 row = {name: names[name] for name in (*ATTACK_NAMES, "seed")}
                 row |= {"first": first, "second": second, "metric": metric, "texts": texts}
                 result.append({**row, "difference": difference, "low": low, "high": high, "p": p})

@@ -44,9 +44,8 @@ def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[Ins
     for group in grouped(judged, INSPECTION_COLUMNS[:3]):
         group.sort(key=lambda row: -row["inspection_score"])
         clean, attacked = ([row for row in group if (row["attack"] != benign) is side] for side in (False, True))
-        scores = [[row["inspection_score"] for row in side] for side in (clean, attacked)]
-        area = float(auroc(*scores)) if all(scores) else None
-        result.append(
-            InspectedVictims({name: group[0][name] for name in INSPECTION_COLUMNS[:3]}, clean, attacked, area)
-        )
+        clean_scores, attacked_scores = ([row["inspection_score"] for row in side] for side in (clean, attacked))
+        area = float(auroc(clean_scores, attacked_scores)) if clean and attacked else None
+        names = {name: group[0][name] for name in INSPECTION_COLUMNS[:3]}
+        result.append(InspectedVictims(names, clean, attacked, area))
     return result

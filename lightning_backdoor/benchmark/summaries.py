@@ -94,8 +94,9 @@ def _summary(rows: Sequence[ResultRow]) -> Summary:
     for name in (metric.name for metric in METRICS):
         if values := [row[name] for row in done if row[name] is not None]:
             mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-            ends = [done[0][f"{name}_{end}"] for end in ("low", "high")] if name in WITH_INTERVAL else [None]
-            interval = (ends[0], ends[1]) if len(done) == 1 and None not in ends else None
+            interval = None
+            if len(done) == 1 and name in WITH_INTERVAL and done[0][f"{name}_low"] is not None:
+                interval = (done[0][f"{name}_low"], done[0][f"{name}_high"])
             numbers[name] = Number(mean, spread, interval, f"{mean:.0f}" if name in COUNTS else f"{mean:.3f}")
     known = [row["valid"] for row in done if row["valid"]]
     return Summary(

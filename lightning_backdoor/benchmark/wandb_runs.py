@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.grid import Cell, Victim
+from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
 from lightning_backdoor.benchmark.results import Results
-from lightning_backdoor.benchmark.table import INTERVALS, METRIC_NAMES, ResultRow
+from lightning_backdoor.benchmark.table import ResultRow
 from lightning_backdoor.benchmark.wandb_charts import cell_media, grid_media
 from lightning_backdoor.errors import InputError, one_line
 

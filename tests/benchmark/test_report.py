@@ -26,7 +26,7 @@ HOSTILE = (
     f"<b>bold</b> %{{x}} &lt; </script><script>{PWNED}</script><img src=x onerror={PWNED}><!--<script>\u2028"
     f"\"'</title></pre></style></textarea><a href='javascript:{PWNED}'>x</a> {{{{ 7 * 7 }}}} \u202e | \\ \ud800"
 )
-#: what half a character is written as
+#: as written: UTF-8 has no surrogates
 WRITTEN = HOSTILE.replace("\ud800", "?")
 
 
@@ -67,7 +67,7 @@ def test_a_failed_cell_is_shown_with_its_error_and_the_others_keep_their_numbers
     assert "31 cells, 3 failed" in page
 
 
-def test_an_attack_that_does_not_count_is_marked_and_a_note_says_why(made: Example) -> None:
+def test_an_attack_that_is_not_valid_is_marked_and_a_note_says_why(made: Example) -> None:
     note = "An attack is valid where"
     assert note in html(made)
     assert note not in html(made._replace(rows=[row for row in made.rows if row["attack"] != "style"]))
@@ -159,7 +159,7 @@ def test_plots_are_written_in_the_colours_of_the_page(browser: Browser, path: Pa
 
 
 def unfold(page: Page) -> None:
-    """Opens all there is, and waits for all plots."""
+    """Opens all folded sections, and waits for all plots."""
     for details in (".attack", "details"):
         page.eval_on_selector_all(details, "all => all.forEach(e => { e.open = true })")
         page.wait_for_function("document.querySelector('.attack > script') === null")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_outcomes_of_each_cell_are_opened_once(tmp_path: Path, monkeypatch: pyte
     opened: Counter[str] = Counter()
     open_path = Path.open
 
-    def counting(path: Path, *args: Any, **options: Any) -> IO[Any]:
+    def counting(path: Path, *args: Any, **options: Any) -> Any:
         opened[path.name if path.name != "outcomes.csv" else path.parent.name] += 1
         return open_path(path, *args, **options)
 

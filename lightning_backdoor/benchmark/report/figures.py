@@ -102,14 +102,9 @@ def roc_figure(curves: Iterable[RocCurve], style: Mapping[str, Style]) -> Figure
         mark = {"mode": "markers", "marker": {"color": colour, "symbol": symbol, "size": 10}}
         for drawn, xy, what in ((line, points, ""), (mark, [at_threshold], ", threshold")):
             hover = f"{name}, seed {seed}{what}<br>FPR %{{x:.3f}}, TPR %{{y:.3f}}<extra></extra>"
-            trace = {
-                "type": "scatter",
-                "name": name,
-                "legendgroup": f"{colour} {symbol} {dash}",
-                "hovertemplate": hover,
-            }
-            trace |= {"x": _short(x for x, _ in xy), "y": _short(y for _, y in xy)}
-            traces.append({**trace, **drawn, "showlegend": defense not in in_legend})
+            legend = {"name": name, "legendgroup": f"{colour} {symbol} {dash}", "showlegend": defense not in in_legend}
+            coordinates = {"x": _short(x for x, _ in xy), "y": _short(y for _, y in xy)}
+            traces.append({"type": "scatter", **drawn, **legend, **coordinates, "hovertemplate": hover})
             in_legend.add(defense)
     return _figure(traces, 380, _axis("FPR", [-0.02, 1.02]), _axis("TPR", [-0.02, 1.02]))
 
