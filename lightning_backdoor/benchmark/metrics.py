@@ -15,13 +15,13 @@ PARTS = {
 }
 
 
-class Metric(NamedTuple):
-    """One metric of a cell.
+class Column(NamedTuple):
+    """A metric as a column of the results' tables.
 
     Attributes:
-        name: as a test logs it (``test/<name>``), and the column in ``results.csv``.
+        name: as a test logs it (``test/<name>``) and as ``results.csv`` has it.
         part: where the tables show it, a key of ``PARTS``; empty for a metric that is in ``results.csv`` alone.
-        heading: of its column below the title of its part.
+        heading: below the title of its part.
         better: ``high`` or ``low``; empty where no defense is better than another by this metric.
         meaning: one sentence for the reader of a table.
     """
@@ -46,28 +46,28 @@ class Metric(NamedTuple):
 
 #: in the order of their columns in ``results.csv``; new ones are added at the end.
 METRICS = (
-    Metric("cacc", "undefended", "CACC", "", "Accuracy on clean texts."),
-    Metric("asr", "undefended", "ASR", "", "Share of poisoned texts predicted as the target label."),
-    Metric("pacc", "undefended", "PACC", "", "Accuracy on poisoned texts against their labels before poisoning."),
-    Metric("asr_floor", "undefended", "Floor", "", "Share of clean non-target texts predicted as the target label."),
-    Metric("cacc_defended", "defended", "CACC", "high", "Accuracy on clean texts; a rejected text counts as wrong."),
-    Metric("asr_defended", "defended", "ASR", "low", "Share of poisoned texts still predicted as the target label."),
-    Metric("pacc_defended", "defended", "PACC", "high", "Accuracy on poisoned texts; a rejected text counts as wrong."),
-    Metric(
+    Column("cacc", "undefended", "CACC", "", "Accuracy on clean texts."),
+    Column("asr", "undefended", "ASR", "", "Share of poisoned texts predicted as the target label."),
+    Column("pacc", "undefended", "PACC", "", "Accuracy on poisoned texts against their labels before poisoning."),
+    Column("asr_floor", "undefended", "Floor", "", "Share of clean non-target texts predicted as the target label."),
+    Column("cacc_defended", "defended", "CACC", "high", "Accuracy on clean texts; a rejected text counts as wrong."),
+    Column("asr_defended", "defended", "ASR", "low", "Share of poisoned texts still predicted as the target label."),
+    Column("pacc_defended", "defended", "PACC", "high", "Accuracy on poisoned texts; a rejected text counts as wrong."),
+    Column(
         "auroc", "detection", "AUROC", "high", "Probability that a poisoned text outscores a clean one; chance is 0.5."
     ),
-    Metric("auroc_target", "detection", "AUROC, target", "high", "AUROC against clean texts predicted as the target."),
-    Metric("tpr", "detection", "TPR", "high", "Share of poisoned texts that are flagged."),
-    Metric("fpr", "detection", "FPR", "low", "Share of clean texts that are flagged."),
-    Metric("localisation", "detection", "Located", "high", "Share of poisoned texts whose top token is in a trigger."),
-    Metric("overhead", "cost", "Time", "low", "Time through the defense over time through the victim alone."),
-    Metric("ftr", "undefended", "FTR", "", "Share of texts with a part of the trigger predicted as the target label."),
-    Metric("inspection_score", "inspection", "Score", "", "How suspicious the victim is; higher is more suspicious."),
-    Metric("inspection_p_value", "", "p", "", "Probability of evidence this strong from a victim without backdoor."),
-    Metric("cleaning_removed", "cleaning", "Removed", "", "Number of training rows removed."),
-    Metric("cleaning_changed", "cleaning", "Changed", "", "Number of training rows whose text was repaired."),
-    Metric("cleaning_precision", "cleaning", "Precision", "high", "Share of poisoned rows among the cleaned ones."),
-    Metric("cleaning_recall", "cleaning", "Recall", "high", "Share of poisoned rows that were removed or changed."),
+    Column("auroc_target", "detection", "AUROC, target", "high", "AUROC against clean texts predicted as the target."),
+    Column("tpr", "detection", "TPR", "high", "Share of poisoned texts that are flagged."),
+    Column("fpr", "detection", "FPR", "low", "Share of clean texts that are flagged."),
+    Column("localisation", "detection", "Located", "high", "Share of poisoned texts whose top token is in a trigger."),
+    Column("overhead", "cost", "Time", "low", "Time through the defense over time through the victim alone."),
+    Column("ftr", "undefended", "FTR", "", "Share of texts with a part of the trigger predicted as the target label."),
+    Column("inspection_score", "inspection", "Score", "", "How suspicious the victim is; higher is more suspicious."),
+    Column("inspection_p_value", "", "p", "", "Probability of evidence this strong from a victim without backdoor."),
+    Column("cleaning_removed", "cleaning", "Removed", "", "Number of training rows removed."),
+    Column("cleaning_changed", "cleaning", "Changed", "", "Number of training rows whose text was repaired."),
+    Column("cleaning_precision", "cleaning", "Precision", "high", "Share of poisoned rows among the cleaned ones."),
+    Column("cleaning_recall", "cleaning", "Recall", "high", "Share of poisoned rows that were removed or changed."),
 )
 METRIC_NAMES = tuple(metric.name for metric in METRICS)
 #: metrics that the table on the terminal shows.

@@ -76,14 +76,16 @@ class Comparison(NamedTuple):
     Attributes:
         texts: number of texts.
         difference: the first share minus the second.
-        interval: of the difference, pairs of texts drawn with replacement.
+        low: end of the difference's 95 % interval, pairs of texts drawn with replacement.
+        high: its other end.
         p: of McNemar's exact test. Among the texts that are hits under only one of the defenses, the probability of a
             split at least this uneven if each were as likely to be a hit under the one as under the other.
     """
 
     texts: int
     difference: float
-    interval: Interval
+    low: float
+    high: float
     p: float
 
 
@@ -100,11 +102,11 @@ def compare(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> Com
     if n != len(second):
         raise ValueError(f"{n} and {len(second)} hits are not from the same texts")
     if not n:
-        return Comparison(0, float("nan"), NO_INTERVAL, float("nan"))
+        return Comparison(0, *[float("nan")] * 4)
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     shares = [only_first / n, only_second / n, 1 - (only_first + only_second) / n]
     drawn = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, TAILS)
     p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
-    return Comparison(n, (only_first - only_second) / n, Interval(float(low), float(high)), float(p))
+    return Comparison(n, (only_first - only_second) / n, float(low), float(high), float(p))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
-from lightning_backdoor.benchmark.metrics import COUNTS, METRICS, PARTS, WITH_INTERVAL, Metric
+from lightning_backdoor.benchmark.metrics import COUNTS, METRICS, PARTS, WITH_INTERVAL, Column
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped
 
 
@@ -82,7 +82,7 @@ def over_seeds(rows: Iterable[ResultRow]) -> list[Summary]:
     return result
 
 
-def shown_metrics(summaries: Sequence[Summary]) -> list[Metric]:
+def shown_metrics(summaries: Sequence[Summary]) -> list[Column]:
     """The metrics that a table of these lines shows: those that any line has, by part."""
     with_numbers = {name for summary in summaries for name in summary.numbers}
     return [metric for part in PARTS for metric in METRICS if metric.part == part and metric.name in with_numbers]
@@ -108,7 +108,7 @@ def _summary(rows: Sequence[ResultRow]) -> Summary:
     )
 
 
-def _mark_best(metric: Metric, defenses: Sequence[dict[str, Number]]) -> None:
+def _mark_best(metric: Column, defenses: Sequence[dict[str, Number]]) -> None:
     shown = [float(numbers[metric.name].text) for numbers in defenses]
     if len(set(shown)) > 1:
         best = max(shown) if metric.better == "high" else min(shown)

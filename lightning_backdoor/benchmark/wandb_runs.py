@@ -154,7 +154,8 @@ def _init(**arguments: Any) -> Any:
     import wandb
 
     wandb.setup(wandb.Settings(silent=True))  # so that no API key is asked for
-    os.environ.pop("WANDB_SERVICE", None)  # a process started from here, on any machine, starts a service of its own
+    # processes started from here, on any machine, start a service of their own
+    os.environ.pop("WANDB_SERVICE", None)  # private: wandb 0.31.0
     settings = wandb.Settings(**QUIET, init_timeout=BEGIN, finish_timeout=END, finish_timeout_raises=True)
     # a run that the caller has open is left alone
     return wandb.init(**arguments, resume="allow", reinit="create_new", settings=settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS, compare_defenses, hits
+from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS, compare_defenses, text_hits
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, ResultRow, csv_text, mark_valid, measured
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -83,7 +83,7 @@ def test_csv_keeps_every_digit_and_leaves_undefined_numbers_empty() -> None:
 
 def test_defenses_are_compared_on_the_texts_that_both_have() -> None:
     by_defense = {
-        name: hits(Outcome(i, True, "bad", "good", prediction) for i, prediction in enumerate(predictions))
+        name: text_hits(Outcome(i, True, "bad", "good", prediction) for i, prediction in enumerate(predictions))
         for name, predictions in (("none", ["good"] * 3), ("other", ["bad", "good"]))
     }
     (compared,) = compare_defenses(row("a", "none"), by_defense)
@@ -96,4 +96,4 @@ def test_defenses_are_compared_on_the_texts_that_both_have() -> None:
 def test_poisoned_texts_count_for_asr_and_clean_ones_for_cacc(poisoned: bool, metric: str) -> None:
     outcomes = [Outcome(5, poisoned, "bad", "good", "good"), Outcome(6, poisoned, "good", "bad", "good")]
     other = "cacc" if poisoned else "asr"
-    assert hits(outcomes) == {metric: {5: poisoned, 6: not poisoned}, other: {}}
+    assert text_hits(outcomes) == {metric: {5: poisoned, 6: not poisoned}, other: {}}

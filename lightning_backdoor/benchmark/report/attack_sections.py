@@ -8,7 +8,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_backdoor.benchmark.comparisons import Hits, compare_defenses, hits
+from lightning_backdoor.benchmark.comparisons import Hits, compare_defenses, text_hits
 from lightning_backdoor.benchmark.detection import split_scores
 from lightning_backdoor.benchmark.report.figures import Figure, RocCurve, histogram, roc_curve
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped
@@ -60,7 +60,7 @@ def _attack_section(rows: Sequence[ResultRow], cells: Path, text_budget: float) 
         for row in seed_rows:
             defense, seed, folder = row["defense"], row["seed"], cells / row["cell"]
             outcomes = read_outcomes(folder / "outcomes.csv") if (folder / "outcomes.csv").is_file() else []
-            by_defense[defense] = hits(outcomes)
+            by_defense[defense] = text_hits(outcomes)
             clean, poisoned = split_scores(outcomes)
             if len(clean) and len(poisoned):
                 section.curves.append(roc_curve(defense, seed, outcomes))

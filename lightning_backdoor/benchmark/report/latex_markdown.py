@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, groupby
 
-from lightning_backdoor.benchmark.metrics import PARTS, Metric
+from lightning_backdoor.benchmark.metrics import PARTS, Column
 from lightning_backdoor.benchmark.summaries import Summary, shown_metrics
 from lightning_backdoor.benchmark.table import NAMES
 
@@ -71,7 +71,7 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
 
 def _cells(
     summaries: Sequence[Summary],
-    metrics: Sequence[Metric],
+    metrics: Sequence[Column],
     escape: Callable[[str], str],
     bold: str,
     with_around: str,
