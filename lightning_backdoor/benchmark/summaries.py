@@ -54,6 +54,11 @@ class Summary(NamedTuple):
     errors: list[str]
 
     @property
+    def is_defense(self) -> bool:
+        """Whether the line is neither the undefended victim, nor the control, nor an inspection."""
+        return self.names["defense"] not in (UNDEFENDED, CLEAN_TRAINING) and "inspection_score" not in self.numbers
+
+    @property
     def failed(self) -> bool:
         """Whether no seed has numbers."""
         return not self.seeds
@@ -69,12 +74,13 @@ def over_seeds(rows: Iterable[ResultRow]) -> list[Summary]:
     """Puts rows together that differ by seed alone, in the order in which they come first.
 
     By each metric with a direction, the best defense against an attack is marked, as far as the shown digits tell;
-    none where all defenses are equal. The undefended victim and the control are not defenses.
+    none where all defenses are equal. The undefended victim, the control and inspections, which leave the victim's
+    answers as they are, do not take part.
     """
     result = []
     for attack_rows in grouped(rows, ATTACK_NAMES):
         summaries = [_summary(group) for group in grouped(attack_rows, NAMES)]
-        defenses = [summary for summary in summaries if summary.names["defense"] not in (UNDEFENDED, CLEAN_TRAINING)]
+        defenses = [summary for summary in summaries if summary.is_defense]
         for metric in METRICS:
             if metric.better:
                 _mark_best(metric, [summary.numbers for summary in defenses if metric.name in summary.numbers])

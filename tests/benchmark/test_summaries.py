@@ -57,6 +57,14 @@ def test_the_best_defense_of_each_attack_is_marked_and_never_the_undefended_or_t
     assert marked > 10
 
 
+def test_an_inspection_which_changes_no_answer_is_never_the_best(made: Example) -> None:
+    rows = [dict(row) for row in made.rows if row["attack"] == "badnets"]
+    rows += [{**row, "defense": "share", "inspection_score": 1.0} for row in rows if row["defense"] == "none"]
+    inspected = line_of(rows, "badnets", "share").numbers
+    assert {number.best for number in inspected.values()} == {False}
+    assert all(line_of(rows, "badnets", name) == line_of(made.rows, "badnets", name) for name in ("onion", "strip"))
+
+
 def test_several_seeds_have_a_spread_and_one_an_interval(made: Example) -> None:
     over_both = line_of(made.rows, "badnets", "onion").numbers["asr_defended"]
     values = [row["asr_defended"] for row in made.rows if (row["attack"], row["defense"]) == ("badnets", "onion")]
