@@ -36,7 +36,7 @@ def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[Ins
     """The judged victims per dataset, model and defense.
 
     Args:
-        rows: of ``results.csv``.
+        rows: the rows of ``results.csv``.
         benign: the attack's name under which the grid has its benign victims; None where it has none.
     """
     result = []

@@ -15,8 +15,8 @@ class Results(NamedTuple):
     """The results of a grid's settled cells.
 
     Attributes:
-        rows: of ``results.csv``.
-        comparisons: rows of ``comparisons.csv``.
+        rows: the rows of ``results.csv``.
+        comparisons: the rows of ``comparisons.csv``.
         summaries: the rows over seeds.
         inspections: the victims that inspections have judged.
         attacks: what the report shows per attack beside the table.
@@ -33,7 +33,7 @@ def collect_results(rows: list[ResultRow], benign: str | None, cells: Path) -> R
     """Computes the results; marks in the rows, in place, which are valid.
 
     Args:
-        rows: of ``results.csv``, without ``valid``.
+        rows: the rows of ``results.csv``, still without ``valid``.
         benign: the attack's name under which the grid has its benign victims; None where it has none.
         cells: the folder of the cells' folders. Each cell's ``outcomes.csv`` is read once, and one at a time.
     """

@@ -11,7 +11,7 @@ from scipy.stats import binom, binomtest, bootstrap
 
 from lightning_backdoor.benchmark.detection import auroc
 
-#: share of the resamples that an interval covers.
+#: the share of the resamples that an interval covers.
 CONFIDENCE = 0.95
 TAILS = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
 RESAMPLES = 1000
@@ -49,7 +49,7 @@ def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Inte
     Args:
         clean: (clean texts,), scores, none of them NaN.
         poisoned: (poisoned texts,), scores, none of them NaN.
-        seed: of the resamples.
+        seed: for drawing the resamples.
 
     >>> auroc_interval([0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
     Interval(low=1.0, high=1.0)
@@ -76,10 +76,10 @@ class Comparison(NamedTuple):
     Attributes:
         texts: number of texts.
         difference: the first share minus the second.
-        low: end of the difference's 95 % interval, pairs of texts drawn with replacement.
-        high: its other end.
-        p: of McNemar's exact test. Among the texts that are hits under only one of the defenses, the probability of a
-            split at least this uneven if each were as likely to be a hit under the one as under the other.
+        low: lower end of the interval of the difference, from pairs of texts drawn with replacement.
+        high: upper end of the interval.
+        p: p-value of McNemar's exact test: among the texts that are hits under only one of the two defenses, the
+            probability of a split at least this uneven if either defense were as likely to be the one.
     """
 
     texts: int

@@ -37,7 +37,7 @@ def measured(
 
     Args:
         metrics: as the test logged them (``test/cacc``, …); None and NaN are undefined.
-        outcomes: of all rows of the test.
+        outcomes: the outcome of each row of the test.
         cleaning: the fields of the :class:`lightning_backdoor.data.cleaning.CleaningRecord` of the victim's training
             rows, where a data defense cleaned them.
     """
@@ -75,7 +75,7 @@ def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
     row, the row's own undefended numbers. Clean training is the attack's control, or the benign victim without defense.
 
     Args:
-        rows: of one grid.
+        rows: all rows of one grid.
         benign: the attack's name under which the grid has its benign victims; None where it has none.
     """
     rows = list(rows)

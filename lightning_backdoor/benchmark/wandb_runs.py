@@ -61,9 +61,9 @@ class WandbRuns:
         """The run of a training: its history, and the model as an artifact.
 
         Args:
-            victim: that was trained.
-            run_folder: of ``fit``, with ``logs`` of Lightning's ``CSVLogger`` and ``model``.
-            digest: of the model.
+            victim: the victim that was trained.
+            run_folder: the folder of ``fit``, with ``logs`` from Lightning's ``CSVLogger``, and ``model``.
+            digest: SHA-256 of the model's weights.
         """
         names = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "training", "seed")}
         facts = {**_victim_facts(victim, digest), "training": victim.training}
@@ -83,10 +83,10 @@ class WandbRuns:
         """The run of a test: its numbers, ROC curve, score histograms and texts.
 
         Args:
-            cell: that was tested.
-            row: its numbers, as :func:`lightning_backdoor.benchmark.table.measured` returns them.
+            cell: the cell that was tested.
+            row: the cell's numbers, as :func:`lightning_backdoor.benchmark.table.measured` returns them.
             cell_folder: with ``outcomes.csv`` and, where a defense wrote it, ``texts.jsonl``.
-            digest: of the victim's model.
+            digest: SHA-256 of the weights of the victim's model.
         """
         facts = {**_victim_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
         facts |= {"n_clean": row["n_clean"], "n_poisoned": row["n_poisoned"], "test": cell.config}

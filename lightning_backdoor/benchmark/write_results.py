@@ -19,7 +19,7 @@ def write_results(grid: Grid, folder: Path, command: str) -> Results:
     Of several callers at once, each waits for the one before.
 
     Args:
-        grid: whose cells are written.
+        grid: the grid whose cells are written.
         folder: the grid's output folder.
         command: the command line, for the report.
     """

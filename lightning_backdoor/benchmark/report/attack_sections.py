@@ -46,7 +46,7 @@ def attack_sections(rows: Sequence[ResultRow], cells: Path) -> list[AttackSectio
     Reads ``outcomes.csv`` of each cell once, and keeps of it what is shown.
 
     Args:
-        rows: of ``results.csv``.
+        rows: the rows of ``results.csv``.
         cells: the folder of the cells' folders, each with ``outcomes.csv`` and ``texts.jsonl``, where they exist.
     """
     text_budget = TEXT_BUDGET / max(len(grouped(rows, NAMES)), 1)

@@ -21,7 +21,7 @@ def report_html(title: str, results: Results, grid: str, command: str) -> str:
     """The page.
 
     Args:
-        title: of the page.
+        title: the page's title.
         results: what it shows.
         grid: the YAML of the grid.
         command: the command line that ran it.
