@@ -64,11 +64,12 @@ def main(args: list[str]) -> int:
     from lightning_backdoor.benchmark.running.journal import Journal
     from lightning_backdoor.benchmark.running.launch import Launch
     from lightning_backdoor.benchmark.wandb_runs import WandbRuns
+    from lightning_backdoor.files.presets import preset_path
 
     if options.worker:
         Launch(Path(options.config), folder, options.only, options.worker).work()
         return 0
-    grid = Grid(Path(options.config))
+    grid = Grid(preset_path(options.config))
     wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
     cells = select(grid.cells, options.only)
     journal = Journal(folder / "journal.jsonl")
@@ -148,13 +149,13 @@ def _run(
             Worker(folder, cells, launch.name, progress.look, wandb).run()
     finally:  # interrupted or not, what is done is in the table
         progress.look()
-        rows, compared = write_results(grid, folder, command)
+        results = write_results(grid, folder, command)
     if wandb is not None:
-        wandb.log_summary(rows, compared)
-    print_table(rows)
+        wandb.log_summary(results)
+    print_table(results)
     print_written(folder)
     ids = {cell.id for cell in cells}
-    failed = sum(bool(row["error"]) for row in rows if row["cell"] in ids)
+    failed = sum(bool(row["error"]) for row in results.rows if row["cell"] in ids)
     left = progress.left()
     if failed:
         sys.stdout.write(f"{failed} of {len(cells)} cells failed; cells/*/log.txt and victims/*/log.txt say why\n")

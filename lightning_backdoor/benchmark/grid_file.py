@@ -11,6 +11,7 @@ import yaml
 from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.benchmark.strict_yaml import read_yaml
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.presets import preset_path
 
 AXES = ("datasets", "models", "attacks", "defenses")
 KEYS = (*AXES, "seeds", "exclude", "base", "test", "wandb", "cluster")
@@ -125,7 +126,8 @@ class GridFile:
         """An entry as a fragment of a config; ``role`` is its axis or moment, empty for ``base`` and ``test``."""
         entry = {} if entry is None and role == "attacks" else entry
         if isinstance(entry, str) and entry.endswith((".yaml", ".yml")):
-            entry = read_yaml(self.path.parent / entry)
+            beside = self.path.parent / entry
+            entry = read_yaml(beside if beside.exists() else preset_path(entry))
         elif isinstance(entry, str) and role == "models":
             return {"model": {"init_args": {"model": entry}}}
         if isinstance(entry, dict) and "class_path" in entry and role in CLASS_PATHS:

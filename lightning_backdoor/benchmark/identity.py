@@ -1,7 +1,7 @@
 """Ids of victims and cells: hashes of all that determines them.
 
-The policy is that of :mod:`lightning_backdoor.files.identity`. Planning imports no class, so that a library class cannot
-enter with its own ``result_format``: the two constants below stand for the whole library.
+The policy is that of :mod:`lightning_backdoor.files.identity`. Planning imports no class, so that a class of this
+library cannot enter with its own ``result_format``: the two constants below stand for the whole library.
 """
 
 from __future__ import annotations

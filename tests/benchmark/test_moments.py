@@ -234,7 +234,7 @@ def test_a_parent_that_fails_fails_what_needs_it_and_is_tried_once_per_launch(
     commands = run(tmp_path, monkeypatch, grid.cells, fails="number: 1\n")
     lost = [cell for cell in grid.cells if cell.attack == "attack 1"]
     assert commands.ids("fit").count(lost[0].victim.id) == 1
-    rows = {row["cell"]: row["error"] for row in write_results(grid, tmp_path, "")[0]}
+    rows = {row["cell"]: row["error"] for row in write_results(grid, tmp_path, "").rows}
     needed = "it needs the victim texts · stub · attack 1 · seed 0, which failed: no memory"
     assert [rows[cell.id] for cell in lost] == [
         "victim: no memory",
@@ -289,9 +289,9 @@ def test_a_cell_is_checked_without_what_its_victim_takes_from_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[Fragment] = []
-    module = "lightning_backdoor.benchmark.running.run_command"
     monkeypatch.setattr(
-        f"{module}._check_fit", lambda args: checked.append(yaml.safe_load(Path(args[1]).read_text(encoding="utf-8")))
+        "lightning_backdoor.commands.fit.check",
+        lambda args: checked.append(yaml.safe_load(Path(args[1]).read_text(encoding="utf-8"))),
     )
     broken = {"data_defense": {"class_path": "lightning_backdoor.defenses.onion.Onion", "init_args": {"fpr": "much"}}}
     cells = cells_by_defense(

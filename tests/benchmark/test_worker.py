@@ -98,13 +98,13 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path: Path, monkeypat
     grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=3, seeds=1)
     monkeypatch.setattr(worker, "run_command", failing)
     Worker(tmp_path, grid.cells, "one").run()
-    rows, _ = write_results(grid, tmp_path, "")
+    rows = write_results(grid, tmp_path, "").rows
     assert [row["error"] for row in rows] == ["", "bar: 3 is out of range; give less", ""]
     assert rows[1]["cacc"] is None
     assert "InputError" in (tmp_path / "cells" / grid.cells[1].id / "log.txt").read_text(encoding="utf-8")
     monkeypatch.setattr(worker, "run_command", stub_command)
     Worker(tmp_path, grid.cells, "two").run()  # what failed is tried again, what is done is not
-    assert [row["error"] for row in write_results(grid, tmp_path, "")[0]] == ["", "", ""]
+    assert [row["error"] for row in write_results(grid, tmp_path, "").rows] == ["", "", ""]
     assert set(done(tmp_path).values()) == {1}
 
 
@@ -119,7 +119,7 @@ def test_a_victim_that_fails_fails_its_cells_and_is_tried_once(tmp_path: Path, m
     monkeypatch.setattr(worker, "run_command", failing)
     Worker(tmp_path, grid.cells, "one").run()
     assert tried == ["fit"]
-    errors = [row["error"] for row in write_results(grid, tmp_path, "")[0]]
+    errors = [row["error"] for row in write_results(grid, tmp_path, "").rows]
     assert errors == ["victim: ZeroDivisionError: no rows"] * 3
 
 
@@ -221,7 +221,7 @@ def test_what_was_deleted_is_made_again(tmp_path: Path) -> None:
     Worker(tmp_path, grid.cells, "one").run()
     before = table(tmp_path)
     shutil.rmtree(tmp_path / "cells" / grid.cells[0].id)
-    assert len(write_results(grid, tmp_path, "")[0]) == 1
+    assert len(write_results(grid, tmp_path, "").rows) == 1
     Worker(tmp_path, grid.cells, "two").run()
     assert table(tmp_path) == before
 

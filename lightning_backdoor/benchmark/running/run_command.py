@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import os
 import subprocess
 import sys
@@ -34,7 +33,7 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
         trainer: the options of its trainer, which tell how many processes it takes.
 
     Raises:
-        CommandError: it failed.
+        CommandError: its processes failed; in this process, errors are raised as they are.
     """
     os.write(log, f"lightning-backdoor {command} {' '.join(args)}\n".encode())
     start = os.fstat(log).st_size
@@ -48,14 +47,12 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
     from lightning_backdoor.commands.fit import run
 
     disable_progress_bar()  # it would end on the terminal, after the log is closed
+    os.environ[VARIABLE] = str(folder.resolve())
     try:
-        with _this_process(log):
-            os.environ[VARIABLE] = str(folder.resolve())
+        with _output_to(log):
             run(command, args)
-    except SystemExit as ended:
-        if ended.code != 2:  # 2 is bad input; anything else is a request to stop
-            raise
-        raise CommandError(_last_message(log, start) or "bad input") from None
+    finally:
+        os.environ.pop(VARIABLE, None)
 
 
 def check_cell(cell: Cell) -> None:
@@ -67,6 +64,8 @@ def check_cell(cell: Cell) -> None:
     Raises:
         InputError: they cannot; says what the command would say.
     """
+    from lightning_backdoor.commands.fit import check
+
     config = copy.deepcopy(compose(cell.victim.config, cell.config))
     for part, argument in cell.victim.parent_arguments:
         del config[part]["init_args"][argument]
@@ -75,7 +74,8 @@ def check_cell(cell: Cell) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "config.yaml")
         write_config(path, config)
-        _check_fit(["--config", str(path), "--run_dir", str(Path(scratch, "run"))])
+        with open(os.devnull, "wb") as nowhere, _output_to(nowhere.fileno()):
+            check(["--config", str(path), "--run_dir", str(Path(scratch, "run"))])
 
 
 def _check_data_defense(defense: Any) -> None:
@@ -89,20 +89,6 @@ def _check_data_defense(defense: Any) -> None:
         parser.instantiate_classes(parser.parse_object({"data_defense": defense}))
     except ArgumentError as error:
         raise InputError("data_defense", one_line(str(error))[:500]) from None
-
-
-def _check_fit(args: list[str]) -> None:
-    from lightning_backdoor.commands.fit import run
-
-    messages = io.StringIO()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        with _this_process(nowhere), contextlib.redirect_stderr(messages):
-            run("fit", args, check=True)
-    except SystemExit:
-        raise InputError("config", one_line(messages.getvalue().rpartition("error:")[2])[:500]) from None
-    finally:
-        os.close(nowhere)
 
 
 def _takes_several_processes(trainer: Mapping[str, Any]) -> bool:
@@ -135,9 +121,8 @@ def _last_message(log: int, start: int) -> str:
 
 
 @contextlib.contextmanager
-def _this_process(log: int) -> Iterator[None]:
-    """Lets a command use this process: all output goes to a log, whichever library writes it; then all is as before."""
-    argv = sys.argv[:]
+def _output_to(log: int) -> Iterator[None]:
+    """All output of this process goes to a log, whichever library writes it."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
@@ -151,8 +136,6 @@ def _this_process(log: int) -> Iterator[None]:
         for descriptor, copied in kept:
             os.dup2(copied, descriptor)
             os.close(copied)
-        sys.argv[:] = argv
-        os.environ.pop(VARIABLE, None)
 
 
 def write_config(path: Path, config: Fragment) -> None:
