@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import random
-import sys
 import time
 from collections.abc import Mapping
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,17 @@ def stub_command(command: str, args: list[str], folder: Path, log: int, trainer:
     write_outcomes(folder / "outcomes.csv", outcomes)
 
 
-def run_stub(folder: Path) -> None:
-    """A worker on the grid ``grid.yaml`` in a folder, whose commands are stubs."""
+def run_stub(folder: Path, seconds: float = 0.0) -> None:
+    """A worker on the grid ``grid.yaml`` in a folder, with stub commands that pause now and then for some seconds."""
     vars(worker)["run_command"] = stub_command
+    os.environ["STUB_SECONDS"] = str(seconds)
     Worker(folder, Grid(folder / "grid.yaml").cells, "launch").run()
 
 
-if __name__ == "__main__":
-    print("begun", flush=True)
-    run_stub(Path(sys.argv[1]))
+def stub_process(folder: Path, seconds: float) -> ForkServerProcess:
+    """Starts :func:`run_stub` in a new process, which begins at once."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.benchmark.grids"])
+    process = context.Process(target=run_stub, args=(folder, seconds))
+    process.start()
+    return process

@@ -25,7 +25,7 @@ from lightning_backdoor.benchmark.running.launch import Launch, worker_environme
 from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.errors import InputError
-from tests.benchmark.grids import REPAIRED, run_stub, stub_command, stub_grid
+from tests.benchmark.grids import REPAIRED, run_stub, stub_command, stub_grid, stub_process
 
 
 @pytest.fixture
@@ -53,23 +53,19 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
         folder.mkdir()
         stub_grid(folder / "grid.yaml", attacks=3, defenses=2, seeds=2, **REPAIRED)
     run_stub(whole)
-    line = [sys.executable, "-m", "tests.benchmark.grids", str(killed)]
-    environment = {**os.environ, "STUB_SECONDS": "0.02"}
     rng, kills = random.Random(0), 0
     while kills < 20:
-        process = subprocess.Popen(line, env=environment, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"begun\n"
-        try:
-            process.wait(timeout=rng.uniform(0.05, 0.8))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        if process.returncode == 0:  # all done: begin again, so that there are twenty
+        process = stub_process(killed, seconds=0.02)
+        process.join(timeout=rng.uniform(0.1, 0.8))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0:  # all done: begin again, so that there are twenty
             assert set(done(killed).values()) == {1}
             (killed / "journal.jsonl").unlink()
-    subprocess.run(line, env=environment, check=True, cwd=Path(__file__).parents[2])
+    process = stub_process(killed, seconds=0.02)
+    process.join()
+    assert process.exitcode == 0
     assert table(killed) == table(whole)
     assert set(done(killed).values()) == {1}
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
@@ -80,10 +76,10 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
 
 def test_workers_at_once_share_the_cells_and_do_none_twice(tmp_path: Path) -> None:
     stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=3, seeds=2, **REPAIRED)
-    line = [sys.executable, "-m", "tests.benchmark.grids", str(tmp_path)]
-    environment = {**os.environ, "STUB_SECONDS": "0.05"}
-    workers = [subprocess.Popen(line, env=environment, cwd=Path(__file__).parents[2]) for _ in range(3)]
-    assert [process.wait() for process in workers] == [0, 0, 0]
+    workers = [stub_process(tmp_path, seconds=0.05) for _ in range(3)]
+    for process in workers:
+        process.join()
+    assert [process.exitcode for process in workers] == [0, 0, 0]
     counts = done(tmp_path)
     assert len(counts) == 20 + 8
     assert set(counts.values()) == {1}

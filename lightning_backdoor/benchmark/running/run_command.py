@@ -74,7 +74,7 @@ def check_cell(cell: Cell) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "config.yaml")
         write_config(path, config)
-        with open(os.devnull, "wb") as nowhere, _output_to(nowhere.fileno()):
+        with Path(os.devnull).open("wb") as nowhere, _output_to(nowhere.fileno()):
             check(["--config", str(path), "--run_dir", str(Path(scratch, "run"))])
 
 
