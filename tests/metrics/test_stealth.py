@@ -58,7 +58,7 @@ def measured(metric: Metric, originals: list[str], poisoned: list[str]) -> dict[
 
 
 def poisoned_row(text: str, index: int) -> Row:
-    return Row(text=text, spans=[], label=1, original_label=0, poisoned=True, index=index)
+    return Row(text=text, spans=[], label=1, original_label=0, poisoned=True, negative=False, index=index)
 
 
 def by_definition(a: tuple[str, ...], b: tuple[str, ...]) -> int:
