@@ -19,7 +19,6 @@ from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.cleaning import LabelledText
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, quiet, require, tiny_bert
-from lightning_backdoor.victim import TextClassifier
 
 
 def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = None, max_epochs: int = 1) -> None:
@@ -58,7 +57,7 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
     require(key is None or isinstance(key, str), f"{name}.poison_key", f"answers {key!r}, not text or None")
     results = _check_poison(f"{name}.poison_texts", attack.poison_texts, texts)
     require(any(result is not None for result in results), f"{name}.poison_texts", "leaves out every text")
-    learned = type(attack).on_after_batch_transfer is not TextClassifier.on_after_batch_transfer
+    learned = type(attack).on_after_batch_transfer is not BackdoorAttack.on_after_batch_transfer
     changed = any(result is not None and result.text != text for result, text in zip(results, texts, strict=True))
     require(
         changed or learned,
