@@ -76,7 +76,7 @@ def test_an_attack_is_left_as_it_was() -> None:
 
 def test_an_attack_with_a_network_is_refused() -> None:
     attack = BadNets()
-    attack.network = nn.Linear(1, 1)  # type: ignore[assignment]
+    attack.network = nn.Linear(1, 1)
     with pytest.raises(InputError, match="attack: has a network"):
         check_attack(attack)
 
@@ -282,7 +282,8 @@ class ScoresBy(Length):
 
 
 def trained_part(victim: Victim) -> nn.Parameter:
-    return next(iter(victim.network.parameters()))
+    part: nn.Parameter = next(iter(victim.network.parameters()))
+    return part
 
 
 def nudged(victim: Victim, batch: Batch) -> Tensor:
@@ -400,12 +401,12 @@ class ForgetsItsThreshold(Length):
 
 class TextsForAll(Length):
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
-        return list(batch["text"])
+        return [*batch["text"]]
 
 
 class TooFewTexts(Length):
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
-        return list(batch["text"])[1:]
+        return [*batch["text"]][1:]
 
 
 class CalibratesToNothing(Length):
@@ -474,6 +475,9 @@ def test_a_broken_data_defense_is_told_by_its_rule(function: Callable[[Any], Any
         check_defense(CleanedBy(function))
 
 
+TENSOR: Any = torch.ones(1)
+
+
 class InspectedBy(Inspection):
     """An inspection whose verdict is a function of the test's."""
 
@@ -491,7 +495,7 @@ class InspectedBy(Inspection):
         (lambda b: 0.5, r"InspectedBy\.inspect: answers float, not ModelVerdict"),
         (lambda b: ModelVerdict(math.inf, None, {}), r"InspectedBy\.inspect: score is inf"),
         (lambda b: ModelVerdict(0.0, 2, {}), r"InspectedBy\.inspect: suspected_label 2"),
-        (lambda b: ModelVerdict(0.0, 1, {"a": torch.ones(1)}), r"InspectedBy\.inspect: evidence a is tensor"),
+        (lambda b: ModelVerdict(0.0, 1, {"a": TENSOR}), r"InspectedBy\.inspect: evidence a is tensor"),
         (lambda b: ModelVerdict(float(b[-1]["poisoned"].sum()), None, {}), r"InspectedBy\.inspect: reads labels"),
     ],
 )

@@ -23,7 +23,7 @@ from lightning_backdoor.testing.material import labelled_texts, quiet, require, 
 from lightning_backdoor.victim import TextClassifier
 
 #: by how much the score of a text may differ between batches: padding changes the last digits.
-TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 
 
 def check_defense(defense: Defense | DataDefense | Inspection) -> None:
@@ -142,7 +142,8 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
 
 
 def _require_close(values: Tensor, expected: Tensor, where: str, problem: str) -> None:
-    require(torch.allclose(values.float(), expected.float(), **TOLERANCE), where, problem)
+    close = torch.allclose(values.float(), expected.float(), rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)
+    require(close, where, problem)
 
 
 def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> None:
@@ -172,7 +173,7 @@ def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: B
     where, size = f"{name}.purify", len(batch["text"])
     flagged = torch.arange(size) % 2 == 0
     with _victim_is_kept(victim, where), torch.no_grad():
-        answer = defense.purify(victim, batch, flagged, defense.score(victim, batch))
+        answer: Any = defense.purify(victim, batch, flagged, defense.score(victim, batch))
         if isinstance(answer, list):
             require(len(answer) == size, where, f"answers {size} rows with {len(answer)} texts")
             for text, flag in zip(answer, flagged.tolist(), strict=True):
