@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.measurements.tree import module_files
+
 PACKAGE = "lightning_backdoor"
 ROOT = Path(__file__).resolve().parents[1]
 #: rooms from the top down; a room imports lower lines only, so that rooms on one line do not import each other.
@@ -174,8 +176,30 @@ def test_no_module_imports_itself_through_others() -> None:
     assert not found, " imports ".join(found)
 
 
+def test_the_package_itself_imports_nothing_of_it() -> None:
+    assert not [found for found in imports(modules(ROOT)) if found.importer == PACKAGE]
+
+
 def test_few_modules_lie_loose() -> None:
     assert len(loose_modules(ROOT)) <= MAX_LOOSE_MODULES
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed, folder = set(), ""
+    for line in text.partition("<!-- files -->")[2].splitlines():
+        if line.startswith("**`"):
+            folder = line.split("`")[1]
+            listed.add(f"{folder}__init__.py")
+        elif line.startswith("- `"):
+            listed.add(folder + line.split("`")[1])
+    found = {path.as_posix() for path in module_files()}
+    assert listed == found, "run: python -m tests.measurements.tree --write docs/architecture.md"
+
+
+def test_the_architecture_page_has_the_order() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert "\n".join(" | ".join(line) for line in ORDER) in text
 
 
 def test_an_upward_import_is_told_by_both_modules(tmp_path: Path) -> None:
