@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from lightning_backdoor.language import FileParaphraser
 from lightning_backdoor.language.synonyms import SynonymFile
 from lightning_backdoor.testing import check_attack, check_defense, labelled_texts
 from tests.language.conftest import language_model
+from tests.test_readme import README, python_file
 
 __all__ = ["language_model"]
 
@@ -51,6 +54,15 @@ class Suffix(BackdoorAttack):
 )
 def test_attacks_that_keep_the_contract_pass(attack: Callable[[], BackdoorAttack], max_epochs: int) -> None:
     check_attack(attack(), max_epochs=max_epochs)
+
+
+def test_the_classes_of_the_readme_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("shout", "length"):
+        (tmp_path / f"{name}.py").write_text(python_file(f"{name}.py"), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    (block,) = re.findall(r"```python\n(from lightning_backdoor.testing .*?)```", README, flags=re.DOTALL)
+    (tmp_path / "contracts_of_the_readme.py").write_text(block, encoding="utf-8")
+    importlib.import_module("contracts_of_the_readme").test_contracts()
 
 
 def test_lws_passes(tmp_path: Path) -> None:
