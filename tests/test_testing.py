@@ -418,7 +418,7 @@ class TextsForAll(Length):
 
 class TooFewTexts(Length):
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
-        return [*batch["text"]][1:]
+        return [*batch["text"][1:]]
 
 
 class CalibratesToNothing(Length):
