@@ -1,4 +1,4 @@
-"""``python -m lightning_backdoor``."""
+"""The command line as ``python -m lightning_backdoor``."""
 
 import sys
 

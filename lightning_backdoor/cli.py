@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before it is known which command needs it."""
+"""The command line. Only the modules of the command that is run are imported, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -8,51 +8,64 @@ from collections.abc import Sequence
 
 from lightning_backdoor import __version__
 from lightning_backdoor.commands.run_folder import VARIABLE
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, input_error_behind
 
+#: each command and what it does, as the help shows them.
 COMMANDS = {
     "fit": "train a victim: an attack, or a plain TextClassifier",
     "validate": "evaluate a checkpoint on the validation rows",
-    "test": "evaluate a checkpoint on the test rows, defenses attached",
+    "test": "evaluate a checkpoint on the test rows, with the defenses attached",
     "predict": "write a checkpoint's predictions on the test rows",
     "benchmark": "run a grid of attacks and defenses, and compare them",
     "poison": "write the poisoned splits of a data set, with flags and trigger spans",
     "scan": "flag and repair suspicious texts before a fine-tuned checkpoint reads them",
 }
 
-USAGE = "usage: lightning-backdoor COMMAND [options]\n\n{commands}\n\nCOMMAND --help says what a command takes.\n"
+USAGE = """\
+usage: lightning-backdoor COMMAND [options]
+
+{commands}
+
+`lightning-backdoor COMMAND --help` lists the options of a command.
+"""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status, 2 for bad input.
+    """Runs one command.
 
-    Commands that read a config put the working directory on the import path, as ``python -m`` does, so that it may
-    name a class there. ``scan`` does not: it may be run in the very folder of a model that is not trusted.
+    Commands that read a config put the working directory on the import path, as ``python -m`` does, so that a config
+    may name a class there. ``scan`` takes it off the path: it may be run in the folder of a model that is not trusted.
+
+    Args:
+        args: the command and its options; ``sys.argv`` by default.
+
+    Returns:
+        The exit status: 0, or 2 for bad input, which is told in one line on standard error, or 1 where the reader of
+        the output has closed it. ``benchmark`` returns 1 if a cell failed.
     """
     args = sys.argv[1:] if args is None else list(args)
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
-        sys.stdout.write(
-            USAGE.format(commands="\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
-        )
+        lines = (f"  {name:{width}}  {description}" for name, description in COMMANDS.items())
+        sys.stdout.write(USAGE.format(commands="\n".join(lines)))
         return 0
     if args[0] == "--version":
         sys.stdout.write(f"lightning-backdoor {__version__}\n")
         return 0
     try:
         return _run(args[0], args[1:])
-    except BrokenPipeError:  # who reads our output, such as head, has enough
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        bad_input = _input_error(error)
+        bad_input = input_error_behind(error)
         if bad_input is None:
             raise
         if _first_process():
             sys.stderr.write(f"error: {bad_input}\n")
         return 2
     finally:
-        os.environ.pop(VARIABLE, None)  # the next command in this process has a folder of its own
+        os.environ.pop(VARIABLE, None)  # another command in this process writes to a folder of its own
 
 
 def _run(command: str, args: list[str]) -> int:
@@ -80,14 +93,7 @@ def _run(command: str, args: list[str]) -> int:
     return 0
 
 
-def _input_error(error: BaseException | None) -> InputError | None:
-    """The bad input behind an error; jsonargparse wraps what constructors raise in errors of its own."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
-
-
 def _first_process() -> bool:
-    """Launchers name the rank in the environment; an error is printed once and not once a rank."""
+    """Whether this is the first process of its launch, the only one to print an error."""
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return all(rank == "0" for rank in ranks)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help at once, errors on one line, nothing twice."""
+"""The command line itself: help at once, errors in one line, nothing printed twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCRIPT = Path(sys.executable).parent / "lightning-backdoor"
 )
 def test_help_answers_within_a_second_and_imports_nothing_heavy(args: list[str]) -> None:
     seconds = []
-    for _ in range(3):  # the fastest of three: other processes may be at work
+    for _ in range(3):  # the fastest of three, since other processes may slow one down
         started = time.perf_counter()
         result = subprocess.run(
             [sys.executable, "-X", "importtime", SCRIPT, *args], capture_output=True, text=True, check=True
@@ -40,42 +40,42 @@ def test_help_answers_within_a_second_and_imports_nothing_heavy(args: list[str])
     assert min(seconds) < 1
 
 
-def test_help_without_a_command_tells_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out for name in COMMANDS)
 
 
-def test_python_runs_the_package_as_a_command() -> None:
+def test_the_package_can_be_run_with_python_m() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "lightning_backdoor", "--version"], capture_output=True, text=True, check=True
     )
     assert result.stdout == f"lightning-backdoor {__version__}\n"
 
 
-def test_an_unknown_command_is_said_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fly"]) == 2
-    shown = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (
-        shown.err
+        printed.err
         == "error: command: 'fly' is unknown; give one of fit, validate, test, predict, benchmark, poison, scan\n"
     )
-    assert shown.out == ""
+    assert printed.out == ""
 
 
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
-def test_one_process_of_many_speaks(
+def test_only_the_first_process_prints_an_error(
     variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoken = []
+    errors = []
     for rank in ("0", "1"):
         monkeypatch.setenv(variable, rank)
         assert main(["fly"]) == 2
-        spoken.append(capsys.readouterr().err.count("error"))
-    assert spoken == [1, 0]
+        errors.append(capsys.readouterr().err.count("error"))
+    assert errors == [1, 0]
 
 
-def test_bad_input_inside_a_constructor_is_said_on_one_line(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_a_constructor_is_reported_in_one_line(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", "data.yaml", "--output", "never", "--model.poison_rate", "1.5"]
     assert main(["poison", *options]) == 2
     error = capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_bad_input_inside_a_constructor_is_said_on_one_line(inside: Path, capsys
     assert not (inside / "never").exists()
 
 
-def test_what_is_not_the_users_fault_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_not_bad_input_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(command: str, args: list[str]) -> int:
         raise ZeroDivisionError
 
@@ -92,7 +92,7 @@ def test_what_is_not_the_users_fault_is_raised(monkeypatch: pytest.MonkeyPatch) 
         main(["scan"])
 
 
-def test_configs_may_name_classes_in_the_working_directory_but_scan_imports_nothing_there(
+def test_configs_may_name_classes_in_the_working_directory_but_scan_imports_nothing_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,7 @@ def test_configs_may_name_classes_in_the_working_directory_but_scan_imports_noth
         assert (str(Path.cwd()) in sys.path) is on_path
 
 
-def test_a_command_leaves_no_folder_to_the_next(
+def test_a_command_does_not_pass_its_folder_on_to_the_next(
     inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "left/over")

@@ -1,1 +1,1 @@
-"""The commands, one per file: ``fit`` and its like, ``poison``, ``scan``."""
+"""The commands of the command line: ``fit``, ``validate``, ``test`` and ``predict``; ``poison``; ``scan``."""

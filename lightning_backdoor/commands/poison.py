@@ -1,15 +1,14 @@
-"""``poison``: writes the poisoned splits of a data set, with flags and trigger spans."""
+"""``poison``: writes the poisoned splits of a data set as parquet and csv, with flags and trigger spans."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import json
-import shutil
+import os
 import sys
-import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.errors import InputError
 
@@ -17,30 +16,33 @@ if TYPE_CHECKING:
     from lightning_backdoor.data import BackdoorDataModule
     from lightning_backdoor.data.poisoning import PoisonedSplits, Row
 
-#: what the config of a run says beside data, attack and seed; it is read and left aside.
-OF_A_RUN = ("trainer", "run_dir", "ckpt_path", "weights_only", "verbose", "return_predictions")
+#: options of ``test`` and ``predict`` that ``fit`` does not take, as a saved config may hold them.
+OPTIONS_OF_TESTS = ("verbose", "return_predictions")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of ``poison``; the rest goes to the attack and the data."""
+    """The options of ``poison`` itself; attack and data are given as to ``fit``."""
     options = argparse.ArgumentParser(
         "lightning-backdoor poison",
-        description="Writes train, validation and test as parquet and csv: text, spans, label, original_label,"
-        " poisoned, index. Training rows are partly poisoned; evaluation splits hold the clean rows, then a poisoned"
-        " copy of each that is not of the target label.",
+        description="Writes train, validation and test as parquet and csv, with the columns text, spans, label,"
+        " original_label, poisoned, negative and index. Part of the training rows is poisoned; validation and test hold"
+        " the clean rows, followed by a poisoned copy of each row whose label is not the target label.",
         epilog="Attack and data are given as to fit: --config FILE (repeatable), --model CLASS, --model.poison_rate"
-        " 0.2, --data CLASS, --data.source.path reviews.csv, --seed_everything 1.",
+        " 0.2, --data CLASS, --data.source.path reviews.csv, --seed_everything 1. Other options of fit have no effect.",
+        allow_abbrev=False,  # abbreviations could stand for options of fit
     )
     options.add_argument("--output", required=True, help="the folder to write, which must not exist")
     options.add_argument(
         "--stealth_rows",
         type=int,
         default=200,
-        help="poisoned test rows on which perplexity increase, similarity and word edits are measured (default: 200);"
-        " 0 measures nothing",
+        help="number of poisoned test rows on which perplexity increase, similarity and word edits are measured"
+        " (default: 200); 0 measures nothing",
     )
-    options.add_argument("--language_model", help="whose perplexity that is (default: SmolLM2)")
-    options.add_argument("--sentence_encoder", help="whose similarity that is (default: all-MiniLM-L6-v2)")
+    options.add_argument("--language_model", help="the model that perplexity is measured with (default: SmolLM2)")
+    options.add_argument(
+        "--sentence_encoder", help="the model that similarity is measured with (default: all-MiniLM-L6-v2)"
+    )
     return options
 
 
@@ -53,43 +55,55 @@ def main(args: list[str]) -> int:
     options, rest = parser().parse_known_args(args)
     output = Path(options.output)
     if options.stealth_rows < 0:
-        raise InputError("stealth_rows", f"{options.stealth_rows} is no number of rows", "give 0 or more")
+        raise InputError("stealth_rows", f"{options.stealth_rows} is not a number of rows", "give 0 or more")
     if output.exists():
         raise InputError("output", f"{output} exists", "name another folder")
-    data = _data(rest)
+    data = _poisoned_data(rest)
     splits = data.poisoned_splits()
     rows = {name: splits.clean[name] + splits.poisoned[name] for name in ("validation", "test")}
     rows = {"train": splits.train, **rows}
     stealth = _stealth(splits, options, data) if options.stealth_rows else None
-    partial = output.with_name(f".partial-{uuid.uuid4().hex}")
-    try:
-        partial.mkdir(parents=True)
-        for name in rows:
-            _write(partial / name, rows[name], data.label_names)
-        if stealth:
-            (partial / "stealth.json").write_text(stealth.json, encoding="utf-8")
-        partial.rename(output)
-    except OSError as error:
-        raise InputError("output", f"{output} cannot be written ({error})", "name another folder") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _write_folder(output, rows, data.label_names, stealth)
     for name in rows:
-        sys.stdout.write(f"{name}: {len(rows[name])} rows, {_poisoned(rows[name], name, data)}\n")
+        sys.stdout.write(f"{name}: {len(rows[name])} rows, {_counts(rows[name], name, data)}\n")
     sys.stdout.write(f"{stealth.lines if stealth else ''}written to: {output}\n")
     return 0
 
 
-def _poisoned(rows: list[Row], name: str, data: BackdoorDataModule) -> str:
+def _poisoned_data(args: list[str]) -> BackdoorDataModule:
+    """The data module of options of ``fit``, with its attack; trainer and run folder are left aside."""
+    from jsonargparse import Namespace
+
+    from lightning_backdoor.attacks import BackdoorAttack
+    from lightning_backdoor.commands.parsing import parse, run_parser
+    from lightning_backdoor.data import BackdoorDataModule
+
+    fit = run_parser("fit", prog="lightning-backdoor poison")
+    for name in OPTIONS_OF_TESTS:
+        fit.add_argument(f"--{name}", type=bool, default=False, help=argparse.SUPPRESS)
+    given = parse(fit, args)
+    made = fit.instantiate_classes(Namespace(model=given.model, data=given.data))  # type: ignore[no-untyped-call]
+    for option, instance, base in (("model", made.model, BackdoorAttack), ("data", made.data, BackdoorDataModule)):
+        if not isinstance(instance, base):
+            raise InputError(option, f"{type(instance).__name__} is not a {base.__name__}", "give one")
+    data: BackdoorDataModule = made.data
+    data.attack = made.model
+    return data
+
+
+def _counts(rows: list[Row], name: str, data: BackdoorDataModule) -> str:
+    """How many rows of a split are poisoned and, of an evaluation split, how many could not be."""
     poisoned = sum(row["poisoned"] for row in rows)
-    told = f"{poisoned} of them poisoned"
+    text = f"{poisoned} of them poisoned"
     if name == "train" or data.attack is None:
-        return told
-    left_out = sum(not row["poisoned"] and row["label"] != data.attack.target_label for row in rows) - poisoned
-    return told + (f"; {left_out} rows cannot be poisoned and have no copy" if left_out else "")
+        return text
+    clean = [row for row in rows if not row["poisoned"] and not row["negative"]]
+    left_out = sum(row["label"] != data.attack.target_label for row in clean) - poisoned
+    return text + (f"; {left_out} rows cannot be poisoned and have no copy" if left_out else "")
 
 
 class _Stealth(NamedTuple):
-    """What was measured, for the file and for the eye."""
+    """The stealth of the poisoned rows: content of ``stealth.json``, and lines for the terminal."""
 
     json: str
     lines: str
@@ -100,55 +114,39 @@ def _stealth(splits: PoisonedSplits, options: argparse.Namespace, data: Backdoor
 
     models = {name: value for name in ("language_model", "sentence_encoder") if (value := getattr(options, name))}
     poisoned = splits.poisoned["test"]
-    found = stealth_of(splits.clean["test"], poisoned, options.stealth_rows, data.seed, **models, cache_dir=data.cache)
-    heading = f"stealth of {found['rows']} poisoned test rows, mean ± standard deviation"
-    return _Stealth(as_json(found), f"{heading}:\n{as_lines(found)}")
+    stealth = stealth_of(
+        splits.clean["test"], poisoned, options.stealth_rows, data.seed, **models, cache_dir=data.cache
+    )
+    heading = f"stealth of {stealth['rows']} poisoned test rows, mean ± standard deviation"
+    return _Stealth(as_json(stealth), f"{heading}:\n{as_lines(stealth)}")
 
 
-def without_run_options(args: list[str]) -> list[str]:
-    """The options of a run that say something of attack, data and seed.
+def _write_folder(output: Path, rows: dict[str, list[Row]], labels: list[str], stealth: _Stealth | None) -> None:
+    """Writes all files, or none.
 
-    >>> without_run_options(["--config", "a.yaml", "--trainer.max_epochs", "3", "--run_dir=one", "--model", "My"])
-    ['--config', 'a.yaml', '--model', 'My']
+    Raises:
+        InputError: the folder cannot be written, or another process has made it in the meantime.
     """
-    kept: list[str] = []
-    left_out = False
-    for arg in args:
-        if arg.startswith("--"):
-            name, has_value, _ = arg.partition("=")
-            left_out = name.removeprefix("--").rstrip("+").split(".")[0] in OF_A_RUN
-            if not left_out:
-                kept.append(arg)
-            left_out = left_out and not has_value
-        elif not left_out:
-            kept.append(arg)
-    return kept
+    from lightning_backdoor.files.atomic import whole_folder
 
-
-def _data(args: list[str]) -> BackdoorDataModule:
-    from jsonargparse import ArgumentParser
-
-    from lightning_backdoor.attacks import BackdoorAttack
-    from lightning_backdoor.data import BackdoorDataModule
-
-    options = ArgumentParser("lightning-backdoor poison")
-    options.add_argument("-c", "--config", action="config")
-    options.add_argument("--seed_everything", type=int, default=0)
-    for name in OF_A_RUN:
-        options.add_argument(f"--{name}", type=Any, default=None)
-    options.add_subclass_arguments(BackdoorAttack, "model", required=True)
-    options.add_subclass_arguments(BackdoorDataModule, "data", required=True)
-    options.link_arguments("seed_everything", "data.init_args.seed")
-    made = options.instantiate_classes(options.parse_args(without_run_options(args)))
-    data: BackdoorDataModule = made.data
-    data.attack = made.model
-    return data
+    written: os.stat_result | None = None
+    try:
+        with whole_folder(output) as folder:
+            for name in rows:
+                _write(folder / name, rows[name], labels)
+            if stealth:
+                (folder / "stealth.json").write_text(stealth.json, encoding="utf-8")
+            written = folder.stat()
+    except OSError as error:
+        raise InputError("output", f"{output} cannot be written ({error})", "name another folder") from None
+    if written is None or not os.path.samestat(written, output.stat()):  # whole_folder keeps the other's folder
+        raise InputError("output", f"{output} was made by another process in the meantime", "name another folder")
 
 
 def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
     from datasets import ClassLabel, Dataset, Features, List, Value
 
-    # declared, since a trigger that lies in no place leaves nothing to tell the type of its spans from
+    # declared, since the type of spans cannot be inferred where the trigger of no row has a position
     features = Features(
         {
             "text": Value("string"),
@@ -156,6 +154,7 @@ def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
             "label": ClassLabel(names=labels),
             "original_label": ClassLabel(names=labels),
             "poisoned": Value("bool"),
+            "negative": Value("bool"),
             "index": Value("int64"),
         }
     )

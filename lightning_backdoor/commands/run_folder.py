@@ -1,4 +1,4 @@
-"""Where a run writes: one folder a run, agreed on by all of its processes."""
+"""The folder that a command writes to, the same in all processes of the command."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from pathlib import Path
 
 from lightning_backdoor.errors import InputError
 
-#: processes that a run starts of its own inherit the folder through this variable.
+#: environment variable through which the processes that a command starts inherit its folder.
 VARIABLE = "LIGHTNING_BACKDOOR_RUN"
 
 
 def output_folder(command: str, run_dir: str | None, name: str, resume: bool) -> Path:
-    """The folder that a command writes to, not made yet, and remembered for the processes it will start.
+    """Chooses the folder that a command writes to, and names it in ``VARIABLE`` for the processes it will start.
 
-    ``fit`` writes to the run's folder itself; other commands to a folder of their own in it (``test``, ``test-2``...),
-    so that nothing written before is lost. Processes that SLURM or torchrun start cannot look what is there, since
-    one of them may be ahead of the others: their folders are named by what all of them know of their launch.
+    The folder is not made. ``fit`` writes to the run's folder itself; each other command to a new folder in it
+    (``test``, ``test-2``, ...), so that nothing written before is lost. Processes that SLURM or torchrun start cannot
+    look for a free name, since one of them may already have made its folder: their folders are named after the launch.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        run_dir: the run's folder; None makes one in ``runs/`` of the name and the time.
-        name: of the victim, for the folder's name.
-        resume: whether ``fit`` goes on from a checkpoint and so may write to a folder that holds a run.
+        run_dir: the run's folder; None names one in ``runs/`` after the victim and the time.
+        name: name of the victim's class.
+        resume: whether ``fit`` resumes from a checkpoint and so may write to a folder that holds a run.
+
+    Returns:
+        The absolute path.
 
     Raises:
-        InputError: the folder holds a run already, or processes started by torchrun could not agree on a folder.
+        InputError: the folder holds a run already, or processes started by torchrun have no launch name in common.
     """
     if VARIABLE in os.environ:
         return Path(os.environ[VARIABLE])
@@ -35,36 +38,38 @@ def output_folder(command: str, run_dir: str | None, name: str, resume: bool) ->
     if command != "fit":
         folder = _new(folder / command)
     elif (folder / "config.yaml").exists() and not resume and "SLURM_RESTART_COUNT" not in os.environ:
-        raise InputError("run_dir", f"{folder} holds a run already", "go on with --ckpt_path or give another folder")
+        raise InputError(
+            "run_dir", f"{folder} holds a run already", "resume it with --ckpt_path, or give another folder"
+        )
     os.environ[VARIABLE] = str(folder.resolve())
     return folder.resolve()
 
 
 def _new(folder: Path, stamp: str = "") -> Path:
-    """A folder that is not there yet: the name and the stamp, and a number where these are taken."""
+    """A folder that does not exist: the name with the stamp, and with a number where that exists."""
     launch = _launch()
     if launch:
         return folder.with_name(f"{folder.name}-{launch}")
-    first = free = folder.with_name(f"{folder.name}-{stamp}" if stamp else folder.name)
-    count = 1
-    while free.exists():
-        count += 1
-        free = first.with_name(f"{first.name}-{count}")
-    return free
+    first = new = folder.with_name(f"{folder.name}-{stamp}" if stamp else folder.name)
+    number = 1
+    while new.exists():
+        number += 1
+        new = first.with_name(f"{first.name}-{number}")
+    return new
 
 
 def _launch() -> str | None:
-    """What processes that were started together know of their launch, and no other launch does; None for one alone."""
+    """A name that the processes of one launch have in common, and no other launch has; None for a single process."""
     if _number("WORLD_SIZE") > 1:
         launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-        if launch == "none":  # so torchrun names it where nobody does
+        if launch == "none":  # torchrun's default
             raise InputError(
                 "run_dir",
-                "processes started together need one name in common for a new folder",
+                "processes started together need a launch name for a new folder",
                 "start them with torchrun --rdzv-id NAME or --standalone (fit also takes --run_dir)",
             )
         return launch
-    # shells that SLURM gives out are named so; what is started in them starts its processes itself
+    # SLURM gives these names to interactive shells; a command that is run in one starts its processes itself
     shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if _number("SLURM_NTASKS") > 1 and "SLURM_STEP_ID" in os.environ and not shell:
         return f"{os.environ['SLURM_JOB_ID']}-{os.environ['SLURM_STEP_ID']}"
@@ -72,8 +77,10 @@ def _launch() -> str | None:
 
 
 def _number(variable: str) -> int:
+    """The value of an environment variable; 1 where it is not set."""
     return int(os.environ.get(variable, "1"))
 
 
 def _time() -> str:
+    """The time, with random digits."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"  # two runs may start in the same second

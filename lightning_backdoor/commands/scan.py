@@ -7,11 +7,12 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lightning_backdoor.commands.scan_input import read_texts
+from lightning_backdoor.commands.scan_progress import Tally, resume
 from lightning_backdoor.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,28 +20,32 @@ if TYPE_CHECKING:
     from lightning_backdoor.defenses.defense import Defense
     from lightning_backdoor.victim import TextClassifier
 
-#: batches read ahead as one group, so that texts of similar length are scored together.
-AHEAD = 16
+#: number of batches that are read together, so that texts of similar length are scored together.
+BATCHES_AHEAD = 16
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of ``scan``."""
+    """The options of ``scan``."""
     options = argparse.ArgumentParser(
         "lightning-backdoor scan",
-        description="Flags and repairs suspicious texts with gradient-attention scoring (arXiv 2510.04347). Writes a"
-        " JSON line a text: text, prediction, logits, anomaly_score, flagged, purified_text, purified_prediction,"
-        " tokens.",
+        description="Flags and repairs suspicious texts with gradient-attention scoring (arXiv 2510.04347). Writes one"
+        " JSON line per text: text, prediction, logits, anomaly_score, flagged, purified_text, purified_prediction,"
+        " tokens. The last line on standard error says whether more texts are flagged than clean texts would be.",
     )
-    options.add_argument("--model", required=True, help="a fine-tuned checkpoint: Hugging Face folder, or our .ckpt")
-    options.add_argument("--calibration", required=True, help="a file of trusted clean texts, for the threshold")
+    options.add_argument(
+        "--model", required=True, help="a fine-tuned checkpoint: a Hugging Face folder, or the .ckpt of a run"
+    )
+    options.add_argument("--calibration", required=True, help="a file of trusted clean texts, which set the threshold")
     options.add_argument("--input", required=True, help="a file of texts: txt, csv, tsv or jsonl; - for standard input")
     options.add_argument("--output", default="-", help="the file to write (default: standard output)")
-    options.add_argument("--column", default="text", help="column or key of the texts (default: text)")
+    options.add_argument("--column", default="text", help="column or key that holds the texts (default: text)")
     options.add_argument("--fpr", type=float, default=0.10, help="share of clean texts that may be flagged")
-    options.add_argument("--batch-size", type=int, default=32, help="texts scored at once")
-    options.add_argument("--max-length", type=int, help="tokens a text is cut at (default: what the model reads)")
-    options.add_argument("--seed", type=int, default=0, help="seed of the repair's noise")
-    options.add_argument("--resume", action="store_true", help="go on after the lines that the output has already")
+    options.add_argument("--batch-size", type=int, default=32, help="number of texts scored at once")
+    options.add_argument(
+        "--max-length", type=int, help="number of tokens at which texts are cut (default: what the model reads)"
+    )
+    options.add_argument("--seed", type=int, default=0, help="seed of the noise that repairs texts")
+    options.add_argument("--resume", action="store_true", help="continue after the lines that the output already has")
     return options
 
 
@@ -48,7 +53,7 @@ def main(args: list[str]) -> int:
     """Runs ``scan``; returns the exit status.
 
     Raises:
-        InputError: bad input; the lines of the texts before it stay.
+        InputError: bad input; the lines of the texts before it are kept.
     """
     options = parser().parse_args(args)
     if options.batch_size < 1:
@@ -57,61 +62,63 @@ def main(args: list[str]) -> int:
     calibration = [text for text in read_texts(options.calibration, options.column) if text.strip()]
     if not calibration:
         raise InputError("calibration", f"{options.calibration} holds no text", "give trusted clean texts")
-    done, begun = _resume(options, texts)
+    tally, begun = resume(options, texts, BATCHES_AHEAD * options.batch_size)
 
     import torch
 
     from lightning_backdoor.defenses.gradient_attention import GradientAttention
-    from lightning_backdoor.victim.checkpoints import load_trained
+    from lightning_backdoor.victim import load_trained
 
     defense = GradientAttention(fpr=options.fpr, seed=options.seed)
     victim = load_trained(options.model, options.max_length)
     victim.to("cuda" if torch.cuda.is_available() else "cpu")
     defense.to(victim.device)
     _calibrate(defense, victim, calibration, options.batch_size)
-    # a group that was begun is scored again, so that the last digit too is that of a run without a break
-    found = islice(scan_texts(defense, victim, chain(begun, texts), options.batch_size), len(begun), None)
+    # a group that was begun is scored again, so that its results are those of an uninterrupted run to the last digit
+    lines = islice(scan_texts(defense, victim, chain(begun, texts), options.batch_size), len(begun), None)
     if options.output == "-":
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: JSON lines are UTF-8
-        _write(sys.stdout, found, done)
+        _write(sys.stdout, lines, tally)
     else:
         with Path(options.output).open("a", encoding="utf-8") as file:
-            _write(file, found, done)
+            _write(file, lines, tally)
+    sys.stderr.write(f"{tally.verdict(options.fpr, victim.hparams['labels'])}\n")
     return 0
 
 
 def scan_texts(
     defense: Defense, victim: TextClassifier, texts: Iterable[str], batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields what is found of each text, in the order of the texts.
+    """Yields the result for each text, in the order of the texts, as a dict that becomes a line of the output.
 
     Args:
         defense: calibrated.
         victim: in evaluation mode, its network built.
-        texts: read as they are needed, ``AHEAD`` batches at a time.
-        batch_size: texts scored at once.
+        texts: read as they are needed, ``BATCHES_AHEAD`` batches at a time.
+        batch_size: number of texts scored at once.
 
     Raises:
-        InputError: as the texts do, once the texts before it are yielded.
+        InputError: as the iteration of the texts raised it, once the results of the texts before it are yielded.
     """
     source = iter(texts)
     bad_input: InputError | None = None
     while bad_input is None:
-        ahead: list[str] = []
+        group: list[str] = []
         try:
-            for text in islice(source, AHEAD * batch_size):
-                ahead.append(text)
+            for text in islice(source, BATCHES_AHEAD * batch_size):
+                group.append(text)
         except InputError as error:
             bad_input = error
-        if not ahead:
+        if not group:
             break
-        order = sorted(range(len(ahead)), key=lambda place: len(ahead[place]))
-        found: dict[int, dict[str, Any]] = {}
+        order = sorted(range(len(group)), key=lambda position: len(group[position]))
+        results: dict[int, dict[str, Any]] = {}
         for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            found.update(zip(places, _scan_batch(defense, victim, [ahead[place] for place in places]), strict=True))
-        yield from (found[place] for place in range(len(ahead)))
+            positions = order[start : start + batch_size]
+            batch_results = _scan_batch(defense, victim, [group[position] for position in positions])
+            results.update(zip(positions, batch_results, strict=True))
+        yield from (results[position] for position in range(len(group)))
     if bad_input is not None:
         raise bad_input
 
@@ -125,7 +132,7 @@ def _scan_batch(defense: Defense, victim: TextClassifier, texts: list[str]) -> l
     with torch.inference_mode():
         verdict = judge(defense, victim, batch)
     names = victim.hparams["labels"]
-    found = []
+    results = []
     for i, text in enumerate(texts):
         tokens: dict[str, float] = {}
         if verdict.scores.tokens is not None:
@@ -136,7 +143,7 @@ def _scan_batch(defense: Defense, victim: TextClassifier, texts: list[str]) -> l
                 if score != float("-inf")
             }
         repaired = verdict.purified_text[i]
-        found.append(
+        results.append(
             {
                 "text": text,
                 "prediction": names[int(verdict.prediction[i])],
@@ -150,7 +157,7 @@ def _scan_batch(defense: Defense, victim: TextClassifier, texts: list[str]) -> l
                 ],
             }
         )
-    return found
+    return results
 
 
 def _calibrate(defense: Defense, victim: TextClassifier, texts: list[str], batch_size: int) -> None:
@@ -168,44 +175,11 @@ def _batch(victim: TextClassifier, texts: list[str]) -> Batch:
     return batch
 
 
-def _write(file: IO[str], found: Iterable[dict[str, Any]], done: int) -> None:
+def _write(file: IO[str], lines: Iterable[dict[str, Any]], tally: Tally) -> None:
+    """Writes each line as soon as it is known, and counts it."""
     from tqdm import tqdm
 
-    for line in tqdm(found, initial=done, unit="text", disable=None, file=sys.stderr):
+    for line in tqdm(lines, initial=tally.texts, unit="text", disable=None, file=sys.stderr):
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()
-
-
-def _resume(options: argparse.Namespace, texts: Iterator[str]) -> tuple[int, list[str]]:
-    """How many lines the output has already, and the texts of a group that it has in part.
-
-    Takes the texts of these lines from ``texts``, and removes a line cut off by a kill.
-    """
-    output = Path(options.output)
-    if options.output == "-" or not output.exists() or output.stat().st_size == 0:
-        return 0, []
-    if not options.resume:
-        raise InputError("output", f"{output} exists", "add --resume to go on with it, or name another file")
-    done = whole = 0
-    begun: list[str] = []
-    with output.open("r+b") as file:
-        for line in takewhile(lambda line: line.endswith(b"\n"), file):
-            text = next(texts, None)
-            if text is None or _text_of(line) != text:
-                raise InputError(
-                    "output", f"line {done + 1} of {output} is not of the text of {options.input}", "name another file"
-                )
-            done += 1
-            whole += len(line)
-            begun.append(text)
-            if len(begun) == AHEAD * options.batch_size:
-                begun.clear()
-        file.truncate(whole)
-    return done, begun
-
-
-def _text_of(line: bytes) -> object:
-    try:
-        return json.loads(line)["text"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
+        tally.add(line)

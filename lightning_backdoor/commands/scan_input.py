@@ -1,4 +1,4 @@
-"""Texts of a file, one after another: txt, csv, tsv and jsonl, read as a stream."""
+"""The texts in a txt, csv, tsv or jsonl file, or on standard input, read one at a time."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ FORMATS = ("txt", "csv", "tsv", "jsonl")
 
 
 def read_texts(path: str, column: str = "text") -> Iterator[str]:
-    """The texts of a file, of which no more than one is held at a time.
+    """Yields the texts of a file; only one of them is held in memory at a time.
 
     Args:
-        path: of a txt file (a text a line), a csv file, a tsv file (fields without quoting), or a jsonl file (an
-            object or a string a line); ``-`` reads lines of text from standard input.
-        column: of csv and tsv, and key of jsonl, that holds the text.
+        path: a txt file (one text per line), a csv file, a tsv file (fields without quotes), or a jsonl file (one
+            object or string per line); ``-`` reads lines of text from standard input.
+        column: the column of a csv or tsv file, or the key of a jsonl file, that holds the text.
 
     Raises:
-        InputError: the file is missing or of another kind (at once), or a line is malformed (when it is reached);
-            names the line, from 1.
+        InputError: the file is missing or has an unknown format (at once), or a line is malformed (when it is reached);
+            names the line, counted from 1.
     """
-    kind = "txt" if path == "-" else Path(path).suffix.lstrip(".").lower()
-    if kind not in FORMATS:
-        raise InputError("input", f"{path} is of no known format", f"give a file that ends in {', '.join(FORMATS)}")
+    file_format = "txt" if path == "-" else Path(path).suffix.lstrip(".").lower()
+    if file_format not in FORMATS:
+        raise InputError("input", f"{path} has an unknown format", f"give a file that ends in {', '.join(FORMATS)}")
     if path != "-" and not Path(path).is_file():
-        raise InputError("input", f"{path} is no file", "give one that exists")
-    return _texts(path, kind, column)
+        raise InputError("input", f"{path} is not a file", "give an existing file")
+    return _texts(path, file_format, column)
 
 
-def _texts(path: str, kind: str, column: str) -> Iterator[str]:
-    reader = {"txt": _lines, "jsonl": _jsonl, "csv": _table, "tsv": _table}[kind]
+def _texts(path: str, file_format: str, column: str) -> Iterator[str]:
+    reader = {"txt": _lines, "jsonl": _jsonl, "csv": _table, "tsv": _table}[file_format]
     binary = open(sys.stdin.fileno(), "rb", closefd=False) if path == "-" else Path(path).open("rb")  # noqa: SIM115
-    # bytes that are not UTF-8 are let through by the decoder, so that the line they are in can be named
+    # the decoder lets bytes pass that are not UTF-8, so that the error can name their line
     with io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for number, text in reader(file, path, column):
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError:
-                raise InputError(f"{path}, line {number}", "is not valid UTF-8", "mend or convert it") from None
+                raise InputError(f"{path}, line {number}", "is not valid UTF-8", "correct or convert it") from None
             yield text
 
 
@@ -59,9 +59,14 @@ def _jsonl(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
             continue
         try:
             value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise InputError(f"{path}, line {number}", f"is no JSON ({reason})", "mend or remove the line") from None
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # also numbers with thousands of digits, and brackets nested too deep
+            problem = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise InputError(
+                f"{path}, line {number}", f"is not JSON ({problem})", "correct or remove the line"
+            ) from None
         text = value.get(column) if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise InputError(f"{path}, line {number}", f"has no text under {column!r}", "give a string")
@@ -82,7 +87,9 @@ def _table(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise InputError(f"{path}, line {number}", f"is malformed ({error})", "mend or remove the line") from None
+            raise InputError(
+                f"{path}, line {number}", f"is malformed ({error})", "correct or remove the line"
+            ) from None
         if header is None:
             header = row
             if column not in header:

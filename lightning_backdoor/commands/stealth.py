@@ -1,4 +1,4 @@
-"""Stealth of an attack: what its poison does to perplexity, meaning and words."""
+"""Stealth of an attack: how much its poisoned texts differ from the originals in perplexity, meaning and words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import Perplexity
 from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
 from lightning_backdoor.metrics import PerplexityIncrease, SentenceSimilarity, WordEditDistance
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from lightning_backdoor.metrics.perplexity_increase import TextPerplexity
     from lightning_backdoor.metrics.sentence_similarity import Encoder
 
-#: what is shown, in this order, and with how many decimals.
-SHOWN = (("perplexity increase", 1), ("similarity", 3), ("word edits", 2))
+#: the measures in the order in which they are printed, each with its number of decimals.
+STEALTH_MEASURES = (("perplexity increase", 1), ("similarity", 3), ("word edits", 2))
 
 
 def measure(
     originals: Sequence[str], poisoned: Sequence[str], perplexity: TextPerplexity, encoder: Encoder
 ) -> dict[str, float]:
-    """Mean and spread, over pairs of an original and its poisoned text, of three measures; NaN without any pair.
+    """Mean and standard deviation of three measures over pairs of an original and its poisoned text.
 
     Returns:
-        ``perplexity_increase``, ``similarity``, ``word_edits``, each also with ``_spread`` (the standard deviation),
-        and ``perplexity_left_out``: how many pairs have no perplexity.
+        ``perplexity_increase``, ``similarity`` and ``word_edits``, and the standard deviation of each under the same
+        name with ``_spread``; NaN without any pair. ``perplexity_left_out`` is the number of pairs without perplexity.
 
     Raises:
         InputError: a model cannot be loaded.
     """
     increase = PerplexityIncrease(perplexity)
-    found: dict[str, float] = {}
+    stealth: dict[str, float] = {}
     for name, metric in (
         ("perplexity_increase", increase),
         ("similarity", SentenceSimilarity(encoder)),
@@ -45,14 +45,17 @@ def measure(
     ):
         metric.update(originals, poisoned)
         values = metric.compute()
-        found |= {name: float(values["mean"]), f"{name}_spread": float(values["spread"])}
-    return {**found, "perplexity_left_out": int(increase.left_out)}
+        stealth |= {name: float(values["mean"]), f"{name}_spread": float(values["spread"])}
+    return {**stealth, "perplexity_left_out": int(increase.left_out)}
 
 
-def drawn(poisoned: Sequence[Row], most: int, seed: int) -> list[Row]:
-    """At most so many of the rows; whether one comes before another depends on seed and indices alone."""
+def drawn(poisoned: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """A random sample of at most ``count`` rows, in random order.
+
+    Which of two rows comes first depends on the seed and their indices alone, not on the other rows.
+    """
     order = {row["index"]: random.Random(f"{seed}/stealth/{row['index']}").random() for row in poisoned}
-    return sorted(poisoned, key=lambda row: order[row["index"]])[:most]
+    return sorted(poisoned, key=lambda row: order[row["index"]])[:count]
 
 
 def stealth_of(
@@ -60,53 +63,53 @@ def stealth_of(
     poisoned: Sequence[Row],
     rows: int,
     seed: int,
-    language_model: str = DEFAULT_MODEL,
+    language_model: str = DEFAULT_LANGUAGE_MODEL,
     sentence_encoder: str = DEFAULT_ENCODER,
     cache_dir: str | Path | None = None,
 ) -> dict[str, float]:
-    """:func:`measure` of some poisoned rows of a split, against the clean rows of the same indices.
+    """Measures a sample of the poisoned rows of a split against the clean rows with the same indices.
 
     Args:
         clean: the split's clean rows.
-        poisoned: its poisoned rows.
-        rows: how many of them to measure at most.
-        seed: draws them.
-        language_model: of :class:`Perplexity`.
-        sentence_encoder: of :class:`SentenceEncoder`.
-        cache_dir: where perplexities are kept.
+        poisoned: the split's poisoned rows.
+        rows: size of the sample, where there are as many poisoned rows.
+        seed: seed of the sample.
+        language_model: the model that :class:`Perplexity` takes.
+        sentence_encoder: the model that :class:`SentenceEncoder` takes.
+        cache_dir: the folder in which perplexities are cached.
 
     Returns:
-        What :func:`measure` returns, and ``rows``: how many were measured.
+        The values of :func:`measure`, and under ``rows`` the number of rows measured.
 
     Raises:
         InputError: a model cannot be loaded.
     """
     texts = {row["index"]: row["text"] for row in clean}
-    chosen = drawn(poisoned, rows, seed)
+    sample = drawn(poisoned, rows, seed)
     try:
-        found = measure(
-            [texts[row["index"]] for row in chosen],
-            [row["text"] for row in chosen],
+        stealth = measure(
+            [texts[row["index"]] for row in sample],
+            [row["text"] for row in sample],
             Perplexity(language_model, None if cache_dir is None else str(cache_dir)),
             SentenceEncoder(sentence_encoder),
         )
     except InputError as error:
         remedy = " or ".join(filter(None, (error.remedy, "leave stealth out: --stealth_rows 0")))
         raise InputError(error.field, error.problem, remedy) from error
-    return {"rows": len(chosen), **found}
+    return {"rows": len(sample), **stealth}
 
 
-def as_json(found: Mapping[str, float]) -> str:
-    """What :func:`stealth_of` found; null where there is no number, since JSON has no NaN."""
-    return json.dumps({name: None if math.isnan(value) else value for name, value in found.items()}, indent=1) + "\n"
+def as_json(stealth: Mapping[str, float]) -> str:
+    """The values of :func:`stealth_of` as JSON; NaN becomes null, since JSON has no NaN."""
+    return json.dumps({name: None if math.isnan(value) else value for name, value in stealth.items()}, indent=1) + "\n"
 
 
-def as_lines(found: Mapping[str, float]) -> str:
-    """A line a measure: mean ± standard deviation."""
+def as_lines(stealth: Mapping[str, float]) -> str:
+    """The values of :func:`stealth_of` as text, one line per measure: mean ± standard deviation."""
     lines = []
-    for title, decimals in SHOWN:
+    for title, decimals in STEALTH_MEASURES:
         name = title.replace(" ", "_")
-        mean, spread = found[name], found[f"{name}_spread"]
-        shown = "undefined" if math.isnan(mean) else f"{mean:.{decimals}f} ± {spread:.{decimals}f}"
-        lines.append(f"{title}: {shown}\n")
+        mean, spread = stealth[name], stealth[f"{name}_spread"]
+        value = "undefined" if math.isnan(mean) else f"{mean:.{decimals}f} ± {spread:.{decimals}f}"
+        lines.append(f"{title}: {value}\n")
     return "".join(lines)

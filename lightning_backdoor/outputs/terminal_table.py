@@ -1,4 +1,4 @@
-"""The numbers of runs as one table on the terminal."""
+"""The metrics of runs as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-#: what is shown, in this order; README.md says what each means.
-ROWS = (
+#: the metrics of a victim, in the order of the table: heading, name undefended, name under a defense; README.md
+#: defines them.
+VICTIM_METRICS = (
     ("CACC", "cacc", "cacc_defended"),
     ("ASR", "asr", "asr_defended"),
     ("PACC", "pacc", "pacc_defended"),
     ("ASR floor", "asr_floor", "asr_floor_defended"),
+    ("FTR", "ftr", "ftr_defended"),
 )
-DETECTION = (
+#: the metrics of a defense, in the order of the table: heading and name.
+DETECTION_METRICS = (
     ("AUROC", "auroc"),
     ("AUROC, clean rows predicted as target", "auroc_target"),
     ("TPR", "tpr"),
@@ -26,30 +29,39 @@ DETECTION = (
     ("Localisation", "localisation"),
     ("Overhead", "overhead"),
 )
+#: the metrics of an inspection: heading, name and format.
+INSPECTION_METRICS = (
+    ("Inspection score", "inspection_score", ".3f"),
+    ("Inspection p-value", "inspection_p_value", ".2g"),
+)
 
 
 def results_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
-    """A table with a column for each run undefended and one for each of its defenses.
+    """A table with one column per run without defenses, and one per defense and per named inspection of the run.
 
     Args:
-        runs: by name, each a run's metrics as logged (``test/cacc``, ...); where a run was tested, what it logged in
-            validation is left aside.
+        runs: for each run's name its metrics as logged (``test/cacc``, ...). Metrics of the validation are shown only
+            where a run has none of a test.
     """
     table = Table("")
-    columns: list[tuple[Mapping[str, float], str | None]] = []  # metrics, and what a defense puts before their names
+    columns: list[tuple[Mapping[str, float], str | None]] = []  # metrics, and a defense's prefix of their names
     for run, logged in runs.items():
         metrics = _of_one_stage(logged)
         columns.append((metrics, None))
         table.add_column(Text(f"{run}\nundefended"), justify="right")
         for name in metrics:
             prefix, _, metric = name.rpartition("/")
-            if metric == "cacc_defended":
+            if metric == "cacc_defended" or (prefix and metric == "inspection_score"):
                 columns.append((metrics, f"{prefix}/" if prefix else ""))
                 table.add_column(Text(f"{run}\n{prefix or 'defended'}"), justify="right")
-    for title, plain, defended in ROWS:
+    for title, plain, defended in VICTIM_METRICS:
         _add(table, title, [m.get(plain if prefix is None else prefix + defended) for m, prefix in columns])
-    for title, name in DETECTION:
+    for title, name in DETECTION_METRICS:
         _add(table, title, [None if prefix is None else m.get(prefix + name) for m, prefix in columns])
+    for title, name, number_format in INSPECTION_METRICS:
+        # an inspection without a name judges the undefended victim
+        values = [None if prefix == "" else m.get((prefix or "") + name) for m, prefix in columns]
+        _add(table, title, values, number_format)
     return table
 
 
@@ -59,15 +71,19 @@ def print_results(runs: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _of_one_stage(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics by name without their stage."""
+    """The metrics of the test, or else of the validation, by name without the stage."""
     for stage in ("test/", "val/"):
-        found = {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
-        if found:
-            return found
+        of_stage = {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
+        if of_stage:
+            return of_stage
     return {}
 
 
-def _add(table: Table, title: str, values: list[float | None]) -> None:
-    if any(value is not None for value in values):
-        shown = ["" if value is None else "undefined" if math.isnan(value) else f"{value:.3f}" for value in values]
-        table.add_row(title, *shown)
+def _add(table: Table, title: str, values: list[float | None], number_format: str = ".3f") -> None:
+    """Adds a row, unless no column has a value for it."""
+    if all(value is None for value in values):
+        return
+    cells = [
+        "" if value is None else "undefined" if math.isnan(value) else f"{value:{number_format}}" for value in values
+    ]
+    table.add_row(title, *cells)

@@ -1,4 +1,4 @@
-"""Where runs write: one folder for all processes of a run, and never another run's."""
+"""The folder that a command writes to: the same in all its processes, and never the folder of another run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TORCHRUN = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
 
 
 @pytest.fixture(autouse=True)
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working directory and no launcher; what a test sets in the environment is undone."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
@@ -32,7 +32,7 @@ def folder(
     resume: bool = False,
     rank: int = 0,
 ) -> Path:
-    """The folder of one process, which is the first of its run unless it has a rank."""
+    """The folder that a process chooses; one of rank 0 is the first of its command and inherits nothing."""
     if rank == 0:
         os.environ.pop(VARIABLE, None)
     os.environ.update(launcher or {})
@@ -45,7 +45,7 @@ def finished(path: Path) -> Path:
     return path
 
 
-def test_processes_that_a_run_starts_write_where_it_does(tmp_path: Path) -> None:
+def test_processes_that_a_command_starts_write_to_its_folder(tmp_path: Path) -> None:
     first = folder("fit")
     assert first.parent == tmp_path / "runs"
     assert first.name.startswith("BadNets-2")
@@ -53,21 +53,23 @@ def test_processes_that_a_run_starts_write_where_it_does(tmp_path: Path) -> None
     assert folder("fit", rank=1) == folder("fit", run_dir="elsewhere", rank=2) == first
 
 
-def test_two_runs_of_the_same_second_have_two_folders() -> None:
+def test_runs_that_start_in_the_same_second_have_different_folders() -> None:
     assert len({folder("fit") for _ in range(20)}) == 20
 
 
-def test_fit_refuses_a_folder_that_holds_a_run_unless_it_goes_on(tmp_path: Path) -> None:
+def test_fit_refuses_a_folder_that_holds_a_run_unless_it_resumes_it(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     assert folder("fit", "one") == tmp_path / "one"
     (tmp_path / "one" / "config.yaml").touch()
-    with pytest.raises(InputError, match="one holds a run already; go on with --ckpt_path"):
+    with pytest.raises(InputError, match="one holds a run already; resume it with --ckpt_path"):
         folder("fit", "one")
     assert folder("fit", "one", resume=True) == tmp_path / "one"
-    assert folder("fit", "one", {"SLURM_RESTART_COUNT": "1"}) == tmp_path / "one"  # put back into the queue
+    assert (
+        folder("fit", "one", {"SLURM_RESTART_COUNT": "1"}) == tmp_path / "one"
+    )  # SLURM put the job back into the queue
 
 
-def test_every_test_of_a_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_every_test_of_a_run_has_its_own_folder(tmp_path: Path) -> None:
     finished(tmp_path / "one")
     made = [finished(folder("test", "one")) for _ in range(3)]
     assert [path.name for path in made] == ["test", "test-2", "test-3"]
@@ -75,7 +77,7 @@ def test_every_test_of_a_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert folder("predict").parent.name.startswith("BadNets-")
 
 
-def test_processes_of_srun_agree_although_one_is_ahead(tmp_path: Path) -> None:
+def test_processes_of_srun_agree_although_one_has_made_its_folder_already(tmp_path: Path) -> None:
     fit = folder("fit", None, SRUN)
     assert fit == tmp_path / "runs" / "BadNets-71-0"
     fit.mkdir(parents=True)
@@ -86,17 +88,17 @@ def test_processes_of_srun_agree_although_one_is_ahead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "alone",
+    "single",
     [{"SLURM_NTASKS": "1"}, {"SLURM_JOB_NAME": "interactive"}, {"SLURM_JOB_NAME": "bash"}],
     ids=lambda changed: "=".join(*changed.items()),
 )
-def test_a_process_that_is_alone_in_slurm_loses_nothing(tmp_path: Path, alone: dict[str, str]) -> None:
-    finished(folder("test", "one", SRUN | alone))
-    assert folder("test", "one", SRUN | alone) == tmp_path / "one" / "test-2"
-    assert folder("fit", None, SRUN | alone) != folder("fit", None, SRUN | alone)
+def test_a_single_process_in_slurm_overwrites_nothing(tmp_path: Path, single: dict[str, str]) -> None:
+    finished(folder("test", "one", SRUN | single))
+    assert folder("test", "one", SRUN | single) == tmp_path / "one" / "test-2"
+    assert folder("fit", None, SRUN | single) != folder("fit", None, SRUN | single)
 
 
-def test_processes_of_torchrun_agree_by_the_name_of_their_launch(tmp_path: Path) -> None:
+def test_processes_of_torchrun_agree_on_a_folder_named_after_their_launch(tmp_path: Path) -> None:
     named = TORCHRUN | {"TORCHELASTIC_RUN_ID": "night"}
     assert folder("fit", None, named) == tmp_path / "runs" / "BadNets-night"
     tested = finished(folder("test", "one", named))

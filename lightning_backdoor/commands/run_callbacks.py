@@ -1,0 +1,56 @@
+"""The callbacks that a command attaches beside those that its options name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_backdoor.callbacks import InferenceDefense, OutcomeWriter, PredictionWriter, RunLabels
+from lightning_backdoor.victim import TextClassifier
+
+
+def command_callbacks(command: str, model: LightningModule, given: Sequence[Callback]) -> list[Callback]:
+    """The callbacks of a command, checkpoints aside.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        model: the victim, or the module of another training.
+        given: the callbacks that the options name.
+    """
+    # an InferenceDefense writes the outcomes itself, with what it answered
+    defended = any(isinstance(callback, InferenceDefense) for callback in given)
+    outcomes: list[Callback] = [OutcomeWriter()] if isinstance(model, TextClassifier) and not defended else []
+    of_command: dict[str, list[Callback]] = {
+        "fit": [],
+        "validate": [],
+        "test": outcomes,
+        "predict": [PredictionWriter()],
+    }
+    return [RunLabels(), *of_command[command]]
+
+
+def checkpoint_callbacks(model: LightningModule, folder: Path, validated: bool) -> list[ModelCheckpoint]:
+    """The callbacks that keep ``best.ckpt`` and ``last.ckpt``, in this order.
+
+    Args:
+        model: its attribute ``selected_by`` holds the metric of the best epoch and whether it is ``max`` or ``min``.
+        folder: where checkpoints lie.
+        validated: whether the metric is known; without validation the best checkpoint is the last one.
+    """
+    metric, mode = getattr(model, "selected_by", (None, "max"))  # a module without it is refused later
+    best = ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor=metric if validated else None,
+        mode=mode,  # of epochs with equal values the first is kept
+        enable_version_counter=False,
+    )
+    # save_last would write last.ckpt only together with a new best.ckpt. This one comes after the best, whose state it
+    # stores, and has the other mode, since without a metric nothing else distinguishes the states of the two
+    last = ModelCheckpoint(
+        folder, filename="last", mode="min" if mode == "max" else "max", enable_version_counter=False
+    )
+    return [best, last]

@@ -1,0 +1,131 @@
+"""The trainer, model and data that the options of a command describe, and the folder that it writes to."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lightning_backdoor.callbacks.inference_defense import check_names
+from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
+from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
+from lightning_backdoor.commands.run_folder import output_folder
+from lightning_backdoor.errors import InputError, input_error_behind
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the options of a command as ``config.yaml`` into the folder that it writes to."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        path = Path(trainer.default_root_dir, self.config_filename)
+        config = self.config.clone()
+        if stage == "fit":
+            config.ckpt_path = None  # or a test with this config would test the checkpoint that training resumed from
+        self.parser.save(config, path, skip_none=False, overwrite=True)
+
+
+class RunCLI(LightningCLI):
+    """Reads the options of a command and makes what they describe: ``trainer``, ``model`` and ``datamodule``.
+
+    Nothing is run, no process is started and no file is written: the caller calls the trainer's method of the command
+    with :attr:`method_arguments`.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        args: its options, as on the command line.
+        with_trainer: False makes no trainer (it is None), since the devices that it asks for may be on another machine.
+
+    Attributes:
+        folder: the folder that the command writes to; not made yet.
+        best: the callback that keeps the best checkpoint; None where checkpoints are disabled.
+
+    Raises:
+        InputError: an option cannot be used.
+        SystemExit: ``--help`` or ``--print_config`` is among the options.
+    """
+
+    def __init__(self, command: str, args: list[str], with_trainer: bool = True) -> None:
+        self.command = command
+        self.with_trainer = with_trainer
+        self.folder = Path()
+        self.best: ModelCheckpoint | None = None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            auto_configure_optimizers=False,
+            args=args,
+            run=False,
+        )
+
+    @property
+    def method_arguments(self) -> dict[str, Any]:
+        """The arguments of the trainer's method beside model and data: ``ckpt_path``, ``weights_only``, ..."""
+        names = inspect.signature(getattr(Trainer, self.command)).parameters
+        return {name: self.config_init[name] for name in names if name not in ("self", *OBJECTS)}
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Takes the parser that ``poison`` takes as well."""
+        self.parser = run_parser(self.command)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """As Lightning's, without its warning where ``sys.argv`` holds options too, and with errors in one line."""
+        assert isinstance(args, list)
+        self.config = parse(parser, args)
+
+    def before_instantiate_classes(self) -> None:
+        """Settles the folder to write to and sends the loggers there."""
+        config = self.config
+        if config.trainer.default_root_dir is not None:
+            raise InputError("default_root_dir", f"{config.trainer.default_root_dir} is not used", "give --run_dir")
+        victim = config.model.class_path.rpartition(".")[2]
+        self.folder = output_folder(self.command, config.run_dir, victim, resume=bool(config.ckpt_path))
+        loggers = config.trainer.logger
+        if loggers is None or loggers is True:
+            # Lightning numbers its versions, so that a resumed run loses none of its log
+            arguments = Namespace(save_dir=str(self.folder), name="logs")  # type: ignore[no-untyped-call]
+            loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments)  # type: ignore[no-untyped-call]
+            config.trainer.logger = loggers
+        unsettled = (None, ".", config.run_dir)  # the last is where the run logged whose config this is
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in unsettled:
+                logger.init_args.save_dir = str(self.folder)
+        if self.command == "fit":
+            config.run_dir = str(self.folder)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer.
+
+        Raises:
+            InputError: as a constructor raised it, without what jsonargparse puts around it.
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            raise input_error_behind(error) or error  # noqa: B904 - one is in the chain of the other
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Makes the trainer, with the callbacks of its options and those of the command."""
+        options = self.config_init.trainer
+        given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
+        check_names(given)
+        if not self.with_trainer:
+            return None  # type: ignore[return-value]
+        callbacks = command_callbacks(self.command, self.model, given)
+        if options.enable_checkpointing is not False:
+            folder = Path(self.config.run_dir or self.folder, "checkpoints")
+            checkpoints = checkpoint_callbacks(self.model, folder, validated=options.limit_val_batches != 0)
+            self.best = checkpoints[0]
+            callbacks += checkpoints
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)

@@ -1,0 +1,29 @@
+"""Preset configs that come with the package, found from any working directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+#: the folders that may hold ``configs/``: the installed package, and in a clone the folder that the package lies in.
+ROOTS = (PACKAGE, PACKAGE.parent)
+
+
+def preset_path(name: str | Path) -> Path:
+    """The path of a config: ``name`` itself, or the preset of that name where the working directory has no such file.
+
+    Args:
+        name: a path; only a relative one that begins with ``configs/`` can name a preset.
+
+    Returns:
+        The path of the preset, or ``name`` as a path where there is no such preset.
+
+    >>> preset_path("configs/data/movie_reviews.yaml").is_file()
+    True
+    >>> str(preset_path("nowhere.yaml"))
+    'nowhere.yaml'
+    """
+    path = Path(name)
+    if path.parts[:1] != ("configs",) or ".." in path.parts or path.exists():
+        return path
+    return next((root / path for root in ROOTS if (root / path).is_file()), path)
