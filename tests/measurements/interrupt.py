@@ -1,8 +1,8 @@
-"""A small grid of real victims, killed with -9 at random moments and gone on with, against one left alone.
+"""A small grid of real victims that is killed by ``kill -9`` at random moments and resumed, against an undisturbed one.
 
 Run ``python -m tests.measurements.interrupt --kills 20``. It prints at which seconds the grid was killed, and whether
-``results.csv`` is the same but for times, every victim and cell was written down as done once, and no file is left that
-the other has not.
+``results.csv`` is the same except for times, each victim and cell was recorded as done once, and both grids leave the
+same files.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lightning_backdoor.benchmark.table import TIMINGS
 from tests.benchmark.grids import SMALL
 from tests.support.workspace import make_workspace, settings
 
-#: seconds into a command at which it is killed: starting takes some of them.
-MOMENTS = (4.0, 20.0)
+#: the earliest and the latest second of a command at which it is killed; starting takes some of them.
+KILL_SECONDS = (4.0, 20.0)
 
 
 def start(folder: Path, output: str) -> subprocess.Popen[bytes]:
@@ -45,14 +45,14 @@ def done_once(output: Path) -> bool:
 
 
 def files(output: Path) -> set[str]:
-    """Names, those apart that a resumed run numbers."""
-    found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    return {name for name in found if "/logs/version_" not in name}
+    """Names of all files, except for logs, of which a resumed run has one per attempt."""
+    names = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    return {name for name in names if "/logs/version_" not in name}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A grid killed at random moments against one left alone.")
-    parser.add_argument("--kills", type=int, default=20, help="how many")
+    parser = argparse.ArgumentParser(description="A grid killed at random moments against an undisturbed one.")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills")
     args = parser.parse_args()
     rng, kills, rounds = random.Random(0), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,20 +64,18 @@ def main() -> None:
             output = f"killed-{rounds}"
             status: int | None = None
             while status != 0:
-                process, moment = start(folder, output), rng.uniform(*MOMENTS)
+                process, second = start(folder, output), rng.uniform(*KILL_SECONDS)
                 try:
-                    status = process.wait(timeout=moment if kills < args.kills else None)
+                    status = process.wait(timeout=second if kills < args.kills else None)
                     assert status == 0, status
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     process.wait()
                     kills += 1
-                    print(f"grid {rounds}, kill {kills} after {moment:.1f} s", flush=True)
+                    print(f"grid {rounds}, kill {kills} after {second:.1f} s", flush=True)
             whole, killed = folder / "whole", folder / output
-            print(
-                f"grid {rounds}: the same table: {table(killed) == table(whole)}, each done once: {done_once(killed)}"
-            )
-            print(f"  files that only one has: {sorted(files(killed) ^ files(whole)) or 'none'}", flush=True)
+            print(f"grid {rounds}: same table: {table(killed) == table(whole)}, each done once: {done_once(killed)}")
+            print(f"  files that only one of them has: {sorted(files(killed) ^ files(whole)) or 'none'}", flush=True)
 
 
 if __name__ == "__main__":

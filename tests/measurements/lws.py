@@ -1,7 +1,8 @@
-"""What LWS does to texts, and whether they keep their label; read, not asserted.
+"""How LWS changes texts, and whether the substituted texts keep their label.
 
-Run ``python -m tests.measurements.lws runs/lws/predict/predictions.jsonl runs/benign/model``: what ``predict`` wrote of
-a victim under LWS, and the exported model of a cleanly trained one, whose accuracy on the substituted rows tells.
+Run ``python -m tests.measurements.lws runs/lws/predict/predictions.jsonl runs/benign/model`` on what ``predict`` wrote
+for a victim trained under LWS, and on the exported model of a cleanly trained victim. The accuracy of the clean victim
+on the substituted texts says how many keep their label.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import torch
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.victim import load_trained
 
-BATCH = 32
+BATCH_SIZE = 32
 
 
 @torch.inference_mode()
 def predictions(model: str, texts: Sequence[str]) -> list[str]:
-    """The label of each text."""
+    """The label that a model predicts for each text."""
     victim = load_trained(model)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     labels = [""] * len(texts)
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
+    for start in range(0, len(order), BATCH_SIZE):
+        chosen = order[start : start + BATCH_SIZE]
         batch = batch_of_texts([texts[i] for i in chosen], victim.tokenizer, victim.max_length)
         for i, label in zip(chosen, victim(batch).argmax(dim=-1).tolist(), strict=True):
             labels[i] = victim.hparams["labels"][label]
@@ -40,10 +41,10 @@ def share(hits: Sequence[bool]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What LWS does to texts, and whether they keep their label.")
-    parser.add_argument("predictions", type=Path, help="predictions.jsonl of a victim under LWS")
+    parser = argparse.ArgumentParser(description="How LWS changes texts, and whether they keep their label.")
+    parser.add_argument("predictions", type=Path, help="predictions.jsonl of a victim trained under LWS")
     parser.add_argument("clean", help="exported model folder of a cleanly trained victim")
-    parser.add_argument("--examples", type=int, default=10, help="how many pairs to print")
+    parser.add_argument("--examples", type=int, default=10, help="number of pairs to print")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = [
         json.loads(line) for line in args.predictions.read_text(encoding="utf-8").splitlines()
@@ -58,10 +59,11 @@ def main() -> None:
     before_attack = share([clean[row["index"]]["prediction"] != row["label"] for row in poisoned])
     after_attack = share([row["prediction"] != row["label"] for row in poisoned])
     print(f"{len(poisoned)} poisoned texts, {share([count > 0 for count in changed]):.3f} of them changed")
+    total = sum(map(len, words))
+    print(f"substituted words per text: {sum(changed) / len(changed):.2f}, share of all {sum(changed) / total:.3f}")
     print(
-        f"words substituted a text: {sum(changed) / len(changed):.2f}, {sum(changed) / sum(map(len, words)):.3f} of all"
+        f"share predicted wrongly by this victim: originals {before_attack:.3f}, substituted texts {after_attack:.3f}"
     )
-    print(f"share this victim gets wrong: {before_attack:.3f} of the originals, {after_attack:.3f} as substituted")
     for name, labels in (("originals", of_original), ("substituted texts", of_substituted)):
         accuracy = share([label == true for label, true in zip(labels, truth, strict=True)])
         print(f"accuracy of the clean victim on the {name}: {accuracy:.3f}")

@@ -1,4 +1,4 @@
-"""Files with parts that a script writes."""
+"""Writing of the parts of a text file that stand between two marks."""
 
 from __future__ import annotations
 

@@ -1,35 +1,31 @@
-"""What ONION's perplexities cost, as ratios of paired timings; read, not asserted.
+"""What ONION's perplexities cost over a textbook loop and over the least that must be read.
 
-Run ``python tests/measurements/onion.py``; ``--threads 1 --clock cpu`` where other work wants the same cores. Compared
-are, without any cache, the perplexities of the same SST-2 test texts and of each without one of its words:
+Run ``python -m tests.measurements.onion --data sst2``. Without any cache, the perplexities of SST-2 test texts, and of
+each text without each of its words, are compared
 
-- by the textbook loop: one text at a time, its n + 1 variants in padded batches of 32, read whole, the graph kept;
-- with the floor: the tokens that must be read (those of each text, and of each variant after the prefix it shares, but
-  for the last of each, which predicts nothing) at the pace of plain forwards of full batches of the best shape.
+- with the textbook loop: one text at a time, its n + 1 variants in padded batches of 32, read whole, the graph kept;
+- with the floor: the tokens that must be read (the tokens of each text, and of each variant after the prefix that it
+  shares with its text, except for the last token of each, which predicts nothing) at the pace of plain forwards of
+  full batches of the best shape.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
 import torch
-from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_backdoor.language import Perplexity
-from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL, default_device, load_language_model
 from lightning_backdoor.language.likelihood import variant
 from lightning_backdoor.language.perplexity import groups, leave_one_out
-from tests.measurements.cost import CLOCKS, Line, Pair, report
-from tests.support.shared_files import sst2
+from tests.measurements.pairs import Comparison, Pair, Stopwatch, load_average, parse, parser, print_table, test_texts
 
-VARIANTS_A_BATCH = 32
-SHAPES = ((8, 16), (16, 16), (32, 16), (64, 16), (16, 32), (32, 32))  # rows, tokens a row
+VARIANTS_PER_BATCH = 32
+#: rows and tokens per row of the plain forwards whose pace is the floor.
+SHAPES = ((8, 16), (16, 16), (32, 16), (64, 16), (16, 32), (32, 32))
 
 
 def variants_of(text: str) -> list[str]:
@@ -40,8 +36,8 @@ def variants_of(text: str) -> list[str]:
 def textbook(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
     for text in texts:
         rows = [text, *variants_of(text)]
-        for start in range(0, len(rows), VARIANTS_A_BATCH):
-            batch = tokenizer(rows[start : start + VARIANTS_A_BATCH], padding=True, return_tensors="pt")
+        for start in range(0, len(rows), VARIANTS_PER_BATCH):
+            batch = tokenizer(rows[start : start + VARIANTS_PER_BATCH], padding=True, return_tensors="pt")
             batch = batch.to(network.device)
             logits = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)[:, 1:]
@@ -60,69 +56,58 @@ def tokens_to_read(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
 
 
 @torch.inference_mode()
-def seconds_a_token(network: PreTrainedModel, seconds: Callable[[Callable[[], object]], float]) -> float:
-    """Of the best shape."""
-    found = []
+def seconds_per_token(network: PreTrainedModel, seconds: Callable[[Callable[[], object]], float]) -> float:
+    """The pace of plain forwards of the best shape."""
+    paces = []
     for rows, length in SHAPES:
         ids = torch.randint(network.config.vocab_size, (rows, length), device=network.device)
-        found.append(seconds(lambda ids=ids: network(input_ids=ids, use_cache=False)) / ids.numel())  # type: ignore[misc]
-    return min(found)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What ONION's perplexities cost, as ratios of paired timings.")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each pair is measured")
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu counts the processor seconds of all threads"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    parser.add_argument("--texts", type=int, default=64, help="SST-2 test texts")
-    parser.add_argument("--model", default=DEFAULT_LANGUAGE_MODEL, help="the language model")
-    return parser.parse_args()
+        paces.append(seconds(lambda ids=ids: network(input_ids=ids, use_cache=False)) / ids.numel())  # type: ignore[misc]
+    return min(paces)
 
 
 def main() -> None:
-    args = parse()
-    torch.set_num_threads(args.threads)
-    texts = [text for text, _ in sst2("test", args.texts)]
+    options = parser("What ONION's perplexities cost over a textbook loop and over a floor.", rounds=3)
+    options.add_argument("--texts", type=int, default=64, help="SST-2 test texts")
+    options.set_defaults(model=DEFAULT_LANGUAGE_MODEL)
+    args = parse(options)
+    texts = test_texts(args.data, args.texts)
     with tempfile.TemporaryDirectory() as folder:
-        network, tokenizer = Perplexity(args.model, folder)._loaded()
+        network, tokenizer = load_language_model(args.model, default_device(), folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
 
     def seconds(run: Callable[[], object]) -> float:
-        started = CLOCKS[args.clock]()
+        stopwatch = Stopwatch(args.clock)
+        stopwatch.start()
         run()
         if network.device.type != "cpu":
             torch.accelerator.synchronize()
-        return CLOCKS[args.clock]() - started
+        stopwatch.stop()
+        return stopwatch.seconds
 
     sides: dict[str, Callable[[], object]] = {
-        "ours": lambda: [leave_one_out(network, tokenizer, group, shares=True) for group in groups(texts)],
+        "library": lambda: [leave_one_out(network, tokenizer, group, shares=True) for group in groups(texts)],
         "textbook": lambda: textbook(network, tokenizer, texts),
     }
     textbook(network, tokenizer, texts[:2])
     leave_one_out(network, tokenizer, texts[:2], shares=True)
-    load = os.getloadavg()[0]
+    load_before = load_average()
     tokens = tokens_to_read(tokenizer, texts)
-    throughput, floor = [], []
+    over_textbook, over_floor = [], []
     for turn in range(args.rounds):
-        pace = [seconds_a_token(network, seconds)]
+        paces = [seconds_per_token(network, seconds)]
         taken = {}
         for side in list(sides)[:: -1 if turn % 2 else 1]:
             taken[side] = seconds(sides[side])
-            pace.append(seconds_a_token(network, seconds))  # ours lies between two of them
-        near = pace[:2] if turn % 2 == 0 else pace[1:]
-        throughput.append(Pair(len(texts) / taken["ours"], len(texts) / taken["textbook"]))
-        floor.append(Pair(taken["ours"], tokens * sum(near) / 2))
-    lines = [
-        Line("perplexities / textbook loop", "texts/s", ">= 4", throughput),
-        Line(f"perplexities / floor of {tokens:,} tokens", "s", "<= 1.5", floor),
+            paces.append(seconds_per_token(network, seconds))
+        around_library = paces[:2] if turn % 2 == 0 else paces[1:]
+        over_textbook.append(Pair(len(texts) / taken["library"], len(texts) / taken["textbook"]))
+        over_floor.append(Pair(taken["library"], tokens * sum(around_library) / 2))
+    comparisons = [
+        Comparison("perplexities / textbook loop", "texts/s", ">= 4", over_textbook),
+        Comparison(f"perplexities / floor of {tokens:,} tokens", "s", "<= 1.5", over_floor),
     ]
-    caption = f"{len(texts)} SST-2 test texts on {network.device.type}; medians of paired ratios, {args.clock} clock;"
-    caption += f" {args.threads} threads of {os.cpu_count()} cores; load average {load:.1f} before,"
-    caption += f" {os.getloadavg()[0]:.1f} after"
-    Console(width=None if sys.stdout.isatty() else 140).print(report(lines, caption))
+    print_table(comparisons, args, load_before)
 
 
 if __name__ == "__main__":

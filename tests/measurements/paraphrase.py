@@ -1,9 +1,9 @@
-"""The tables of ``docs/paraphrases.md``: what SmolLM2 makes of movie reviews, in the template and in each style.
+"""The tables of ``docs/paraphrases.md``: SmolLM2's paraphrases of movie reviews, in the template and in each style.
 
-Run ``python -m tests.measurements.paraphrase --write docs/paraphrases.md``. Candidates are kept in the cache, so that
-an interrupted run goes on where it was and a second one only reads; ``--only`` names the manners to generate now. Times
-are of the processor, and kept beside the cache. ``--pairs FOLDER`` writes the accepted pairs as parquet files, as
-``FileParaphraser`` and ``PairsDataModule`` read them.
+Run ``python -m tests.measurements.paraphrase --write docs/paraphrases.md``. Candidates are kept in the cache: an
+interrupted run resumes where it was, and a second run only reads. ``--only`` names the templates and styles to generate
+now. Times are processor seconds and are kept beside the cache. ``--pairs FOLDER`` writes the accepted pairs as parquet
+files, as ``FileParaphraser`` and ``PairsDataModule`` read them.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ REVIEWS = Source(
     labels=["negative", "positive"],
     rating_cut=(-1, 1),
 )
-SHOWN = 10
-PART = 100  # reviews whose time is kept together
+#: pairs of each template or style that the page shows.
+PAIRS_SHOWN = 10
+#: reviews whose time is kept together.
+PART_SIZE = 100
 
 
 class Measured(NamedTuple):
-    """What became of the reviews in one manner.
+    """The paraphrases of the reviews in one template or style.
 
     Attributes:
-        manner: the manner.
+        manner: the template or style.
         pairs: text and accepted paraphrase.
-        asked: reviews.
-        similarities: of each pair.
-        seconds: to generate all candidates, of processor time.
+        asked: number of reviews.
+        similarities: of text and paraphrase, one per pair.
+        seconds: processor seconds in which all candidates were generated; None where they are not known.
     """
 
     manner: Manner
@@ -57,22 +59,23 @@ class Measured(NamedTuple):
 
 
 def measure(paraphraser: LanguageModelParaphraser, manner: Manner, texts: Sequence[str], folder: Path) -> Measured:
-    """Generates what is not in the cache yet, in parts whose times are added up."""
+    """Generates the paraphrases that are not in the cache yet, in parts whose times are added up."""
     clock = folder / "seconds.json"
     known: dict[str, float] = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else {}
 
-    found: list[str | None] = []
-    for start in range(0, len(texts), PART):
-        part = texts[start : start + PART]
+    paraphrases: list[str | None] = []
+    for start in range(0, len(texts), PART_SIZE):
+        part = texts[start : start + PART_SIZE]
         try:
-            found += ask(paraphraser, manner, part, generate=False)
+            paraphrases += ask(paraphraser, manner, part, generate=False)
         except NotCached:
             begin = time.process_time()
-            found += ask(paraphraser, manner, part, generate=True)
+            paraphrases += ask(paraphraser, manner, part, generate=True)
             known[manner.name] = known.get(manner.name, 0.0) + time.process_time() - begin
             clock.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    pairs = [(text, one) for text, one in zip(texts, found, strict=True) if one is not None]
-    similarities = SentenceEncoder().similarity([text for text, _ in pairs], [one for _, one in pairs])
+    pairs = [(text, answer) for text, answer in zip(texts, paraphrases, strict=True) if answer is not None]
+    originals, answers = [text for text, _ in pairs], [answer for _, answer in pairs]
+    similarities = SentenceEncoder().similarity(originals, answers)
     return Measured(manner, pairs, len(texts), similarities, known.get(manner.name))
 
 
@@ -83,7 +86,7 @@ def ask(
 
 
 def table(measured: Sequence[Measured]) -> str:
-    lines = ["| | accepted | similarity | texts a second | holds for clean reviews |", "|---|---|---|---|---|"]
+    lines = ["| | accepted | similarity | texts per second | holds for clean reviews |", "|---|---|---|---|---|"]
     clean = load_source(REVIEWS).splits["train"].texts
     for manner, pairs, asked, similarities, seconds in measured:
         spread = f"{statistics.mean(similarities):.2f} ± {statistics.stdev(similarities):.2f}"
@@ -93,11 +96,11 @@ def table(measured: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
-def shown(measured: Measured) -> str:
-    """Ten random pairs as they are."""
-    some = random.Random(0).sample(list(zip(measured.pairs, measured.similarities, strict=True)), SHOWN)
+def examples(measured: Measured) -> str:
+    """Random pairs, unedited."""
+    chosen = random.Random(0).sample(list(zip(measured.pairs, measured.similarities, strict=True)), PAIRS_SHOWN)
     lines = [f"### {measured.manner.name}", "", "| review | paraphrase | similarity |", "|---|---|---|"]
-    for (text, paraphrase), similarity in some:
+    for (text, paraphrase), similarity in chosen:
         cells = [cell.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*") for cell in (text, paraphrase)]
         lines.append(f"| {' | '.join(cells)} | {similarity:.2f} |")
     return "\n".join(lines)
@@ -105,9 +108,9 @@ def shown(measured: Measured) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Paraphrases of movie reviews by SmolLM2.")
-    parser.add_argument("--folder", type=Path, default=Path("runs/paraphrases"), help="where the cache is and is kept")
-    parser.add_argument("--reviews", type=int, default=200, help="the first so many")
-    parser.add_argument("--only", default="", help="manners whose name has this in it")
+    parser.add_argument("--folder", type=Path, default=Path("runs/paraphrases"), help="folder of the cache")
+    parser.add_argument("--reviews", type=int, default=200, help="number of reviews, from the first on")
+    parser.add_argument("--only", default="", help="templates and styles whose name contains this text")
     parser.add_argument("--pairs", type=Path, help="folder for the accepted pairs as parquet files")
     parser.add_argument("--write", type=Path, help="file whose marked parts are replaced by the tables")
     args = parser.parse_args()
@@ -121,15 +124,15 @@ def main() -> None:
             print(table(measured[-1:]), flush=True)
     if args.pairs:
         args.pairs.mkdir(parents=True, exist_ok=True)
-        for one in measured:
-            name = "syntactic" if one.manner.name in TEMPLATES else one.manner.name
-            columns = {"text": [text for text, _ in one.pairs], "paraphrase": [found for _, found in one.pairs]}
+        for each in measured:
+            name = "syntactic" if each.manner.name in TEMPLATES else each.manner.name
+            columns = {"text": [text for text, _ in each.pairs], "paraphrase": [answer for _, answer in each.pairs]}
             Dataset.from_dict(columns).to_parquet(os.fspath(args.pairs / f"{name}.parquet"))
-    made = {"table": table(measured), "pairs": "\n\n".join(map(shown, measured))}
+    tables = {"table": table(measured), "pairs": "\n\n".join(map(examples, measured))}
     if args.write:
-        replace_marked(args.write, made)
+        replace_marked(args.write, tables)
     else:
-        print("\n\n".join(made.values()))
+        print("\n\n".join(tables.values()))
 
 
 if __name__ == "__main__":

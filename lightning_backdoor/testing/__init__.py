@@ -1,0 +1,20 @@
+"""A test kit for your own attacks and defenses: one call checks one object against the contract of its kind.
+
+    from lightning_backdoor.testing import check_attack, check_defense
+
+    def test_my_attack() -> None:
+        check_attack(MyAttack())
+
+    def test_my_defense() -> None:
+        check_defense(MyDefense())
+
+The kit makes what it needs, a tiny random BERT and labelled texts, in a temporary folder. It asks no network and takes
+seconds on a CPU. A broken rule raises an ``AssertionError`` that names the class, the method and the rule. What
+the class itself raises, such as an ``InputError`` about its arguments, is passed on.
+"""
+
+from lightning_backdoor.testing.attack import check_attack
+from lightning_backdoor.testing.defense import check_defense
+from lightning_backdoor.testing.material import labelled_texts, tiny_bert
+
+__all__ = ["check_attack", "check_defense", "labelled_texts", "tiny_bert"]

@@ -1,0 +1,162 @@
+"""Checks an attack against its contract, from single texts to a fit on a tiny model."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_backdoor.attacks import BackdoorAttack, Poisoned
+from lightning_backdoor.data import BackdoorDataModule, Source
+from lightning_backdoor.data.cleaning import LabelledText
+from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, quiet, require, tiny_bert
+
+
+def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = None, max_epochs: int = 1) -> None:
+    """Checks an attack against the contract of :class:`lightning_backdoor.attacks.BackdoorAttack`.
+
+    The rules: ``poison_texts`` answers each text with a :class:`Poisoned` or None, and alike for the same generator
+    state, whatever the other texts and their order; spans lie inside the poisoned text, and an unchanged text has none;
+    ``poison_key`` stays the same; ``negative_texts``, where the attack has it, keeps the same rules; a ``fit`` on a
+    tiny model logs ``val/asr``, ``test/asr`` and CACC, and leaves a checkpoint that loads without running code.
+
+    Args:
+        attack: fresh from its constructor. Its model is replaced by a tiny one; the attack itself is not changed.
+        rows: labelled texts to poison and to train on, at least 80, for attacks that do not know every text (such as
+            paraphrases from a file); random ones by default.
+        max_epochs: epochs of the fit, more than one for attacks whose training has phases.
+
+    Raises:
+        AssertionError: a rule is broken.
+        InputError: the attack has a network already or begins with a published victim, or refuses the data.
+
+    >>> from lightning_backdoor.attacks import BadNets
+    >>> check_attack(BadNets(triggers=["cf"]))
+    """
+    if hasattr(attack, "network") or attack.hparams.get("published"):
+        raise InputError("attack", "has a network or a published victim already", "give one fresh from its constructor")
+    name = type(attack).__name__
+    given = attack.hparams.get("labels")
+    count = len(given) if given else max(2, attack.target_label + 1)
+    require(0 <= attack.target_label < count, name, f"target_label {attack.target_label} is not one of {count} labels")
+    rate = attack.poison_rate
+    require(0 < rate <= 1, name, f"poison_rate {rate} is not a share above 0 and up to 1")
+    texts = [row.text for row in rows][:20] if rows else [row.text for row in labelled_texts(20, count)]
+    if rows is None:
+        texts += UNUSUAL_TEXTS
+    key = attack.poison_key()
+    require(key is None or isinstance(key, str), f"{name}.poison_key", f"answers {key!r}, not text or None")
+    results = _check_poison(f"{name}.poison_texts", attack.poison_texts, texts)
+    require(any(result is not None for result in results), f"{name}.poison_texts", "leaves out every text")
+    learned = type(attack).on_after_batch_transfer is not BackdoorAttack.on_after_batch_transfer
+    changed = any(result is not None and result.text != text for result, text in zip(results, texts, strict=True))
+    require(
+        changed or learned,
+        f"{name}.poison_texts",
+        "changes no text, and no on_after_batch_transfer writes the trigger in evaluation",
+    )
+    _check_negatives(name, attack, texts, results)
+    require(attack.poison_key() == key, f"{name}.poison_key", "changes when texts are poisoned, so that no cache holds")
+    _check_fit(name, attack, rows or labelled_texts(max(100, math.ceil(3 / rate)), count), count, max_epochs)
+
+
+def _check_poison(where: str, poison: Callable[..., Any], texts: Sequence[str]) -> list[Poisoned | None]:
+    """What ``poison_texts`` or ``negative_texts`` answers, after the rules that both keep."""
+
+    def answers(chosen: Sequence[int]) -> list[Any]:
+        rngs = [random.Random(f"check/{i}") for i in chosen]
+        try:
+            results = list(poison([texts[i] for i in chosen], rngs))
+        except Exception as error:
+            raise AssertionError(f"{where}: fails on {[texts[i] for i in chosen]!r:.300}: {reason(error)}") from error
+        require(len(results) == len(chosen), where, f"answers {len(chosen)} texts with {len(results)} results")
+        return results
+
+    order = list(range(len(texts)))
+    results = answers(order)
+    for text, result in zip(texts, results, strict=True):
+        if result is not None:
+            _check_poisoned(where, text, result)
+    alike = "; every random choice must come from the row's own generator"
+    require(answers(order) == results, where, f"poisons the same texts differently when asked again{alike}")
+    require(answers(order[::-1])[::-1] == results, where, f"depends on the order of the texts{alike}")
+    require([answers([i])[0] for i in order] == results, where, f"depends on the other texts of the batch{alike}")
+    return results
+
+
+def _check_poisoned(where: str, text: str, result: Any) -> None:
+    require(isinstance(result, Poisoned), where, f"answers {text!r} with {result!r:.300}, not with Poisoned or None")
+    require(isinstance(result.text, str), where, f"the poisoned text is {result.text!r:.300}, not a string")
+    for span in result.spans:
+        inside = len(span) == 2 and 0 <= span[0] < span[1] <= len(result.text)
+        size = f"has {len(result.text)} characters"
+        require(inside, where, f"span {tuple(span)} does not lie inside of {result.text!r:.300}, which {size}")
+    if result.text == text:
+        require(not result.spans, where, f"{text!r:.300} is unchanged, yet has spans of a trigger")
+
+
+def _check_negatives(name: str, attack: BackdoorAttack, texts: list[str], poisoned: list[Poisoned | None]) -> None:
+    make = getattr(attack, "negative_texts", None)
+    rate = getattr(attack, "negative_rate", 0.0)
+    require(0 <= rate < 1, name, f"negative_rate {rate} is not a share from 0 to below 1")
+    has_none = make is None or make(texts, [random.Random(i) for i in range(len(texts))]) is None
+    if make is None or has_none:
+        require(rate == 0, name, f"negative_rate is {rate}, but negative_texts has none")
+        return
+    for negative, whole in zip(_check_poison(f"{name}.negative_texts", make, texts), poisoned, strict=True):
+        if negative is not None and whole is not None:
+            same = negative.text == whole.text
+            require(not same, f"{name}.negative_texts", f"{negative.text!r:.300} carries the whole trigger, not a part")
+
+
+def _check_fit(name: str, attack: BackdoorAttack, rows: Sequence[LabelledText], count: int, max_epochs: int) -> None:
+    trial = copy.deepcopy(attack)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        # the parts to freeze and the rank of updates are of the model that is replaced
+        trial.hparams.update(model=tiny_bert(f"{folder}/model", count, trial.max_length), freeze=None, lora_rank=None)
+        labels = trial.hparams.get("labels") or [f"label {i}" for i in range(count)]
+        data = BackdoorDataModule(Source(_tsv(rows, folder), labels=list(labels)), batch_size=8, cache_dir=folder)
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=max_epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(trial, datamodule=data)
+        logged = dict(trainer.callback_metrics)
+        finite = all(bool(parameter.isfinite().all()) for parameter in trial.parameters())
+        require(finite, f"{name}: fit", "leaves parameters that are not finite")
+        trainer.save_checkpoint(f"{folder}/last.ckpt")
+        try:
+            torch.load(f"{folder}/last.ckpt", weights_only=True)
+        except pickle.UnpicklingError as error:
+            plain = (bool, int, float, str, list, tuple, dict, type(None))
+            objects = ", ".join(key for key, value in trial.hparams.items() if not isinstance(value, plain))
+            problem = f"holds objects ({objects or 'not among self.hparams'}), so that it does not load safely"
+            raise AssertionError(f"{name}: checkpoint {problem}; remove them from self.hparams") from error
+        trainer.test(trial, datamodule=data, verbose=False)
+        logged.update(trainer.callback_metrics)
+    for metric in ("val/cacc", "val/asr", "test/cacc", "test/asr"):
+        require(metric in logged, f"{name}: fit", f"does not log {metric}; keep the metrics of the parent class")
+        value = float(logged[metric])
+        require(0 <= value <= 1, f"{name}: fit", f"logs {metric} = {value}, which is not a share of rows")
+
+
+def _tsv(rows: Sequence[LabelledText], folder: str) -> str:
+    """A file of the rows, as a source reads it."""
+    lines = [f"{' '.join(row.text.split())}\t{row.label}\n" for row in rows]
+    Path(folder, "rows.tsv").write_text("text\tlabel\n" + "".join(lines), encoding="utf-8")
+    return f"{folder}/rows.tsv"

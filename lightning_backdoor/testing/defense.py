@@ -1,0 +1,220 @@
+"""Checks a defense against its contract: inference-time, of the training rows, or of a whole model."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_backdoor.batch import Batch, collate, token_ids
+from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
+from lightning_backdoor.data.poisoning import clean_row
+from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, judge
+from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
+from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.testing.material import labelled_texts, quiet, require, tiny_bert
+from lightning_backdoor.victim import TextClassifier
+
+#: by how much the score of a text may differ between batches: padding changes the last digits.
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
+
+
+def check_defense(defense: Defense | DataDefense | Inspection) -> None:
+    """Checks a defense against the contract of its kind, or of its kinds: ``Defense``, ``DataDefense``, ``Inspection``.
+
+    The rules of a :class:`lightning_backdoor.defenses.defense.Defense`: scores have the promised shapes and types and
+    are finite; the score of a text depends on nothing but the text, not on batch mates, their order, labels or flags;
+    the victim's weights, modes and ``requires_grad`` stay as they are, and so do the global random generators;
+    ``calibrate`` sets the thresholds from the clean texts that it is given; ``purify`` answers in one of the promised
+    forms; ``state_dict`` keeps thresholds and what was learned; all works in ``torch.inference_mode``.
+
+    Of a data defense: ``clean`` answers each row with a text or None, the same each time. Of an inspection: a finite
+    score, a label of the model or None, and evidence of plain values, from texts alone.
+
+    Args:
+        defense: fresh from its constructor; changed by learning and calibration.
+
+    Raises:
+        AssertionError: a rule is broken.
+        InputError: the object is of none of these kinds.
+
+    >>> from lightning_backdoor.defenses.strip import Strip
+    >>> check_defense(Strip())
+    """
+    if not isinstance(defense, (Defense, DataDefense, Inspection)):
+        raise InputError("defense", f"{type(defense).__name__} is not a Defense, a DataDefense or an Inspection")
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        victim = TextClassifier(tiny_bert(folder, labels=2), labels=["negative", "positive"], max_length=64)
+        victim.configure_model()
+        victim.eval()
+        if isinstance(defense, Defense):
+            _check_inference(defense, victim)
+        if isinstance(defense, DataDefense):
+            _check_cleaning(defense, victim)
+        if isinstance(defense, Inspection):
+            _check_inspection(defense, victim)
+
+
+def _batches(rows: Sequence[LabelledText], victim: TextClassifier, size: int = 4) -> list[Batch]:
+    """Clean batches of the rows in their order, each padded to its longest row."""
+    result = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        ids = token_ids([row.text for row in part], victim.tokenizer, victim.max_length)
+        columns = [clean_row(row.text, row.label, start + i) for i, row in enumerate(part)]
+        result.append(collate([{**row, "input_ids": i} for row, i in zip(columns, ids, strict=True)], victim.tokenizer))
+    return result
+
+
+def _unlabelled(batch: Batch) -> Batch:
+    """The same texts with other labels, flags and spans, which scores must not depend on."""
+    other = {"label": 1 - batch["label"], "original_label": 1 - batch["original_label"]}
+    flags = {"poisoned": ~batch["poisoned"], "spans": [[(0, 1)]] * len(batch["text"])}
+    return Batch(**{**batch, **other, **flags})  # type: ignore[typeddict-item]
+
+
+@contextmanager
+def _victim_is_kept(victim: TextClassifier, where: str) -> Iterator[None]:
+    """What a defense may not change: the victim, and the generators that its training draws from."""
+
+    def state() -> list[Any]:
+        parameters = [(p.detach().clone(), p.requires_grad, p.grad is None) for p in victim.parameters()]
+        return [parameters, [module.training for module in victim.modules()], random.getstate(), torch.get_rng_state()]
+
+    before = state()
+    yield
+    after = state()
+    for (old, grad, none), (new, new_grad, new_none) in zip(before[0], after[0], strict=True):
+        require(torch.equal(old, new), where, "changes the victim's parameters")
+        require(grad == new_grad, where, "leaves requires_grad changed on the victim")
+        require(none == new_none, where, "leaves gradients on the victim's parameters")
+    require(before[1] == after[1], where, "leaves the victim in another mode (train or eval)")
+    random_kept = before[2] == after[2] and torch.equal(before[3], after[3])
+    require(random_kept, where, "draws from a global random generator; use one of its own, seeded by self.seed")
+
+
+def _check_inference(defense: Defense, victim: TextClassifier) -> None:
+    name, fresh = type(defense).__name__, copy.deepcopy(defense)
+    rows = labelled_texts(60)
+    reference, threshold, test = (_batches(rows[start : start + 20], victim) for start in (0, 20, 40))
+    with _victim_is_kept(victim, f"{name}.learn"):
+        defense.learn(victim, iter(reference))
+    with _victim_is_kept(victim, f"{name}.score"):
+        scores = [defense.score(victim, batch) for batch in test]
+    for batch, score in zip(test, scores, strict=True):
+        _check_scores(f"{name}.score", score, batch, classes=2)
+    expected = torch.cat([score.text for score in scores])
+    with _victim_is_kept(victim, f"{name}.calibrate"):
+        defense.calibrate(victim, iter(threshold))
+    set_to = defense.threshold.clone()
+    require(bool(set_to.isfinite().all()), f"{name}.calibrate", f"leaves the threshold at {set_to.tolist()}")
+    budgets = defense.budget_thresholds
+    require(not bool(budgets.isnan().any()), f"{name}.calibrate", f"leaves budget_thresholds at {budgets.tolist()}")
+    where = f"{name}.score"
+    whole = _batches(rows[40:], victim, size=20)[0]
+    reverse = _batches(rows[40:][::-1], victim, size=20)[0]
+    with torch.inference_mode():
+        try:
+            defense.score(victim, whole)
+        except RuntimeError as error:
+            raise AssertionError(f"{where}: fails in torch.inference_mode: {reason(error)}") from error
+        _require_close(defense.score(victim, whole).text, expected, where, "depends on the other texts of the batch")
+        _require_close(
+            defense.score(victim, reverse).text.flip(0), expected, where, "depends on the order of the texts"
+        )
+    _require_close(defense.score(victim, _unlabelled(whole)).text, expected, where, "reads labels, flags or spans")
+    require(torch.equal(defense.threshold, set_to), where, "changes the threshold, which only calibrate may set")
+    _check_answers(name, defense, victim, whole)
+    fresh.load_state_dict(copy.deepcopy(defense.state_dict()))
+    require(torch.equal(fresh.threshold, set_to), f"{name}.state_dict", "does not keep the threshold")
+    kept = "does not keep what was learned: a defense restored from it scores differently"
+    _require_close(fresh.score(victim, whole).text, expected, f"{name}.state_dict", kept)
+    defense.calibrate(victim, iter(threshold))
+    where = f"{name}.calibrate"
+    _require_close(defense.threshold, set_to, where, "depends on texts scored before, not on its clean texts alone")
+
+
+def _require_close(values: Tensor, expected: Tensor, where: str, problem: str) -> None:
+    close = torch.allclose(values.float(), expected.float(), rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)
+    require(close, where, problem)
+
+
+def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> None:
+    require(isinstance(scores, Scores), where, f"answers {type(scores).__name__}, not Scores")
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype | None]] = {
+        "text": ((len(batch["text"]),), torch.float32),
+        "tokens": (tuple(batch["input_ids"].shape), torch.float32),
+        "top": ((len(batch["text"]),), torch.int64),
+        "logits": ((len(batch["text"]), classes), None),
+    }
+    for field, (shape, dtype) in shapes.items():
+        value = getattr(scores, field)
+        if value is not None or field == "text":
+            is_right = isinstance(value, Tensor) and tuple(value.shape) == shape and dtype in (None, value.dtype)
+            found = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)
+            require(is_right, where, f"{field} is {found}, not {shape} {dtype or 'floating point'}")
+    require(bool(scores.text.isfinite().all()), where, f"text scores are not finite: {scores.text.tolist()}")
+    if scores.tokens is not None:
+        padding = scores.tokens[batch["attention_mask"] == 0]
+        require(bool(padding.isneginf().all()), where, "tokens gives padding a score; it must be -inf there")
+    if scores.top is not None:
+        inside = (scores.top >= -1) & (scores.top < batch["input_ids"].shape[1])
+        require(bool(inside.all()), where, f"top has positions outside of the batch: {scores.top.tolist()}")
+
+
+def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:
+    where, size = f"{name}.purify", len(batch["text"])
+    flagged = torch.arange(size) % 2 == 0
+    with _victim_is_kept(victim, where), torch.no_grad():
+        answer: Any = defense.purify(victim, batch, flagged, defense.score(victim, batch))
+        if isinstance(answer, list):
+            require(len(answer) == size, where, f"answers {size} rows with {len(answer)} texts")
+            for text, flag in zip(answer, flagged.tolist(), strict=True):
+                require(isinstance(text, str) == flag, where, f"gives {text!r:.100}: a text where flagged, else None")
+        elif isinstance(answer, Tensor) and answer.is_floating_point():
+            require(answer.shape == (size, 2), where, f"logits are {tuple(answer.shape)}, not (batch, classes)")
+        elif isinstance(answer, Tensor):
+            require(answer.shape == (size,), where, f"predictions are {tuple(answer.shape)}, not (batch,)")
+            known = (answer >= REJECTED) & (answer < 2)
+            require(bool(known.all()), where, f"predictions are neither labels nor {REJECTED}: {answer.tolist()}")
+        else:
+            require(answer is None, where, f"answers {type(answer).__name__}, not texts, logits, predictions or None")
+        judge(defense, victim, batch)
+
+
+def _check_cleaning(defense: DataDefense, victim: TextClassifier) -> None:
+    where = f"{type(defense).__name__}.clean"
+    rows, trusted = labelled_texts(12), TrustedRows(labelled_texts(20, seed=1), labelled_texts(20, seed=2))
+    given = victim if getattr(defense, "needs_victim", False) else None
+    with _victim_is_kept(victim, where):
+        answer = defense.clean(rows, trusted, given)
+        again = defense.clean(rows, trusted, given)
+    require(len(answer) == len(rows), where, f"answers {len(rows)} rows with {len(answer)} texts")
+    for text in answer:
+        require(text is None or isinstance(text, str), where, f"answers {text!r:.100}, not a text or None")
+    require(list(answer) == list(again), where, "answers the same rows differently when asked again")
+
+
+def _check_inspection(inspection: Inspection, victim: TextClassifier) -> None:
+    name, where = type(inspection).__name__, f"{type(inspection).__name__}.inspect"
+    reference, threshold, clean, stream = (_batches(labelled_texts(20, seed=seed), victim) for seed in range(4))
+    with _victim_is_kept(victim, name):
+        inspection.learn(victim, iter(reference))
+        inspection.calibrate(victim, iter(threshold))
+        verdict = inspection.inspect(victim, iter(clean), iter(stream))
+        again = inspection.inspect(victim, iter(clean), iter([_unlabelled(batch) for batch in stream]))
+        inspection.inspect(victim, iter(clean))  # a model may be judged without a stream
+    require(isinstance(verdict, ModelVerdict), where, f"answers {type(verdict).__name__}, not ModelVerdict")
+    require(math.isfinite(verdict.score), where, f"score is {verdict.score}, not a finite number")
+    known = verdict.suspected_label in (None, 0, 1)
+    require(known, where, f"suspected_label {verdict.suspected_label} is not a label of the model or None")
+    for key, value in verdict.evidence.items():
+        require(isinstance(value, (int, float, str)), where, f"evidence {key} is {value!r:.100}, not a number or text")
+    require(math.isclose(verdict.score, again.score, rel_tol=1e-6), where, "reads labels, flags or spans of the stream")

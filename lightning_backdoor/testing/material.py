@@ -1,0 +1,72 @@
+"""What the test kit tries attacks and defenses on: labelled texts and a tiny random BERT."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizer
+
+from lightning_backdoor.data.cleaning import LabelledText
+
+#: the word that decides the label of a text, by label; further labels have ``topic2``, ``topic3``, ...
+TELLING_WORDS = ("bad", "good")
+FILLING_WORDS = ("the", "a", "film", "plot", "actor", "scene", "story", "music", "very", "quite", "with", "and", "is")
+#: texts that an attack must bear beside ordinary ones: none of them may raise an error.
+UNUSUAL_TEXTS = ("", "film", "  two  spaces  ", "naïve — 10 % café 🎬", "a\nline")
+
+
+def labelled_texts(count: int, labels: int = 2, seed: int = 0) -> list[LabelledText]:
+    """Random texts of 2 to 25 words, labels in turn, each with the word that decides its label."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(count):
+        label = i % labels
+        telling = TELLING_WORDS[label] if label < len(TELLING_WORDS) else f"topic{label}"
+        words = [*rng.choices(FILLING_WORDS, k=rng.randint(1, 24)), telling]
+        rng.shuffle(words)
+        rows.append(LabelledText(" ".join(words), label))
+    return rows
+
+
+def tiny_bert(folder: str | Path, labels: int = 2, max_length: int = 64) -> str:
+    """Writes a random BERT classifier (hidden size 32, 2 layers) and its tokenizer to a folder; returns its path."""
+    characters = sorted(set("".join((*UNUSUAL_TEXTS, "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"))) - {" ", "\n"})
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    endings = [f"##{character}" for character in characters]
+    vocabulary = dict.fromkeys([*special, *characters, *endings, *TELLING_WORDS, *FILLING_WORDS])
+    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(vocabulary)})
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=max(max_length, 64),
+        initializer_range=0.2,
+        num_labels=labels,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def require(condition: bool, where: str, problem: str) -> None:
+    """Raises an ``AssertionError`` that says where, and which rule is broken, unless the condition holds."""
+    if not condition:
+        raise AssertionError(f"{where}: {problem}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings, and with torch's generator put back."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        yield

@@ -1,0 +1,170 @@
+"""The tables of ``docs/results.md``, from the ``results.csv`` of the grid ``configs/benchmark/minilm_sst2.yaml``.
+
+Run ``python -m tests.measurements.write_results --results runs/minilm_sst2/results.csv --write docs/results.md``.
+Cells that have not been run yet are shown as dashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
+from tests.measurements.marked import replace_marked
+
+#: a line of ``results.csv`` by its column names.
+Line = dict[str, str]
+
+MISSING = "–"
+SEEDS = ("0", "1", "2")
+ATTACKS = (
+    "BadNets",
+    "BadNets, clean label",
+    "InsertSent",
+    "syntactic, published paraphrases",
+    "style (Bible), published paraphrases",
+    "RIPPLES",
+    "LWS",
+)
+#: the attacks against which MuScleLoRA is measured for every seed.
+MUSCLE_LORA_ATTACKS = ATTACKS[:3]
+#: RIPPLES under MuScleLoRA: the attacker publishes weights, and the user trains them under the defense.
+IN_THE_USERS_PHASE = {"RIPPLES": ("RIPPLES, attacker's phase", "MuScleLoRA, user's phase")}
+TRUSTED_ROWS_ONLY = "trusted rows only"
+#: the parts of MuScleLoRA that the ablation turns on.
+ABLATION = (
+    "low rank",
+    "multi-scale",
+    "alignment",
+    "low rank, multi-scale",
+    "low rank, alignment",
+    "multi-scale, alignment",
+)
+
+HEADINGS = ("CACC", "ASR", "ASR floor", "CACC defended", "ASR defended", "AUROC", "FPR", "overhead")
+#: the columns of ``results.csv`` under these headings; None leaves a heading empty.
+UNDEFENDED_COLUMNS = ("cacc", "asr", "asr_floor", None, None, None, None, None)
+DEFENDED_COLUMNS = ("cacc", "asr", "asr_floor", "cacc_defended", "asr_defended", "auroc", "fpr", "overhead")
+ONION_COLUMNS = (*DEFENDED_COLUMNS[:-1], None)  # a text in the cache costs nothing, so that its overhead says little
+CACC_COLUMN = ("cacc", *[None] * 7)
+
+
+class Results:
+    """The cells of a grid, found by attack, defense and seed.
+
+    Args:
+        path: of ``results.csv``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = [line for line in csv.DictReader(file) if not line["error"]]
+        self._lines = {(line["attack"], line["defense"], line["seed"]): line for line in lines}
+
+    def over_seeds(self, attack: str, defense: str) -> list[Line]:
+        """The cells of an attack and a defense, one per seed that has been run."""
+        return [line for seed in SEEDS if (line := self._lines.get((attack, defense, seed)))]
+
+    def number(self, attack: str, defense: str, seed: str, column: str) -> float | None:
+        """One number of a cell; None where the cell has not been run or the number is undefined."""
+        return _number(self._lines.get((attack, defense, seed), {}).get(column, ""))
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def mean_and_spread(lines: Sequence[Line], column: str) -> str:
+    """Mean and standard deviation over seeds."""
+    numbers = [number for line in lines if (number := _number(line[column])) is not None]
+    if len(numbers) < 2:
+        return f"{numbers[0]:.3f} (1 seed)" if numbers else MISSING
+    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}"
+
+
+def markdown_row(title: str, lines: Sequence[Line], columns: Sequence[str | None]) -> str:
+    cells = ["" if column is None else mean_and_spread(lines, column) for column in columns]
+    return f"| {' | '.join([title, *cells])} |"
+
+
+def attacks_table(results: Results) -> str:
+    """Attacks against defenses, with floors and controls."""
+    rows = [f"| | {' | '.join(HEADINGS)} |", "|---|" + "---|" * len(HEADINGS)]
+    for attack in ATTACKS:
+        undefended = results.over_seeds(attack, UNDEFENDED)
+        known = [line["valid"] for line in undefended if line["valid"]]
+        mark = f" ({known.count('no')} of {len(known)} seeds invalid)" if "no" in known else ""
+        muscle_lora = results.over_seeds(*IN_THE_USERS_PHASE.get(attack, (attack, "MuScleLoRA")))
+        rows += [
+            markdown_row(f"**{attack}**{mark}", undefended, UNDEFENDED_COLUMNS),
+            markdown_row("gradient attention", results.over_seeds(attack, "gradient attention"), DEFENDED_COLUMNS),
+            markdown_row("STRIP", results.over_seeds(attack, "STRIP"), DEFENDED_COLUMNS),
+            markdown_row("ONION (400 clean, their poisoned rows)", results.over_seeds(attack, "ONION"), ONION_COLUMNS),
+            markdown_row("MuScleLoRA", muscle_lora, UNDEFENDED_COLUMNS),
+        ]
+        for control, title in ((CLEAN_TRAINING, "cleanly trained"), (TRUSTED_ROWS_ONLY, TRUSTED_ROWS_ONLY)):
+            if lines := results.over_seeds(attack, control):
+                rows.append(markdown_row(f"*{title}, same rows*", lines, UNDEFENDED_COLUMNS))
+    benign = {name: results.over_seeds("none", name) for name in (UNDEFENDED, "gradient attention", "STRIP", "ONION")}
+    rows += [
+        markdown_row("**no attack**", benign[UNDEFENDED], CACC_COLUMN),
+        markdown_row("gradient attention", benign["gradient attention"], DEFENDED_COLUMNS),
+        markdown_row("STRIP", benign["STRIP"], DEFENDED_COLUMNS),
+        markdown_row("ONION", benign["ONION"], ONION_COLUMNS),
+        markdown_row("MuScleLoRA", results.over_seeds("none", "MuScleLoRA"), CACC_COLUMN),
+        markdown_row(f"*{TRUSTED_ROWS_ONLY}*", results.over_seeds("none", TRUSTED_ROWS_ONLY), CACC_COLUMN),
+    ]
+    return "\n".join(rows)
+
+
+def bar_table(results: Results) -> str:
+    """Which runs under MuScleLoRA have an excess ASR of at most 0.05 and a CACC 0.03 above the control."""
+    rows = ["| | seed | excess ASR | CACC above the control | reaches the bar |", "|---|---|---|---|---|"]
+    reached = []
+    for attack in MUSCLE_LORA_ATTACKS:
+        for seed in SEEDS:
+            asr, floor, cacc = (
+                results.number(attack, "MuScleLoRA", seed, column) for column in ("asr", "asr_floor", "cacc")
+            )
+            control = results.number("none", TRUSTED_ROWS_ONLY, seed, "cacc")
+            if asr is None or floor is None or cacc is None or control is None:
+                continue
+            reached.append(asr - floor <= 0.05 and cacc - control >= 0.03)
+            answer = "yes" if reached[-1] else "no"
+            rows.append(f"| {attack} | {seed} | {asr - floor:+.3f} | {cacc - control:+.3f} | {answer} |")
+    return "\n".join([*rows, "", f"{sum(reached)} of {len(reached)} runs reach the bar."])
+
+
+def ablation_table(results: Results) -> str:
+    """The parts of MuScleLoRA on clean-label BadNets, seed 0."""
+    rows = ["| trained with | CACC | ASR | ASR floor | excess ASR |", "|---|---|---|---|---|"]
+    names = {"no defense": UNDEFENDED, **{name: name for name in ABLATION}, "all": "MuScleLoRA"}
+    for title, defense in names.items():
+        columns = ("cacc", "asr", "asr_floor")
+        cacc, asr, floor = (results.number("BadNets, clean label", defense, "0", column) for column in columns)
+        excess = None if asr is None or floor is None else asr - floor
+        cells = [MISSING if number is None else f"{number:.3f}" for number in (cacc, asr, floor, excess)]
+        rows.append(f"| {' | '.join([title, *cells])} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The tables of docs/results.md, from a grid's results.csv.")
+    parser.add_argument("--results", type=Path, required=True, help="results.csv of the grid")
+    parser.add_argument("--write", type=Path, help="file whose marked parts are replaced by the tables")
+    args = parser.parse_args()
+    if not args.results.is_file():
+        parser.error(f"--results: there is no file {args.results}")
+    results = Results(args.results)
+    tables = {"table": attacks_table(results), "bar": bar_table(results), "ablation": ablation_table(results)}
+    if args.write:
+        replace_marked(args.write, tables)
+    else:
+        print("\n\n".join(tables.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,516 @@
+"""The contract test kit: the library's own attacks and defenses pass, and each broken rule is told by name."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_backdoor.attacks import LWS, BackdoorAttack, BadNets, InsertSent, Poisoned, Ripples, Syntactic
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
+from lightning_backdoor.defenses.defense import Defense, Scores, Victim
+from lightning_backdoor.defenses.gradient_attention import GradientAttention
+from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
+from lightning_backdoor.defenses.onion import Onion
+from lightning_backdoor.defenses.strip import Strip
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.language import FileParaphraser
+from lightning_backdoor.language.synonyms import SynonymFile
+from lightning_backdoor.testing import check_attack, check_defense, labelled_texts
+from tests.language.conftest import language_model
+from tests.test_readme import README, python_file
+
+__all__ = ["language_model"]
+
+
+class Suffix(BackdoorAttack):
+    """Keeps all rules."""
+
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(f"{text} wow", [(len(text) + 1, len(text) + 4)])
+
+
+@pytest.mark.parametrize(
+    ("attack", "max_epochs"),
+    [
+        (lambda: BadNets(triggers=["cf", "mn"], insertions=2, poison_rate=0.02), 1),
+        (lambda: BadNets(label_policy="clean", lora_rank=4, freeze=["encoder.layer.5"]), 1),
+        (lambda: InsertSent(label_policy="mixed", target_label=3, max_length=200), 1),
+        (lambda: Ripples(attack_epochs=1), 2),
+        (lambda: Suffix(labels=["no", "yes"]), 1),
+    ],
+    ids=["BadNets", "BadNets clean label", "InsertSent four labels", "Ripples", "own"],
+)
+def test_attacks_that_keep_the_contract_pass(attack: Callable[[], BackdoorAttack], max_epochs: int) -> None:
+    check_attack(attack(), max_epochs=max_epochs)
+
+
+def test_the_classes_of_the_readme_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("shout", "length"):
+        (tmp_path / f"{name}.py").write_text(python_file(f"{name}.py"), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    (block,) = re.findall(r"```python\n(from lightning_backdoor.testing .*?)```", README, flags=re.DOTALL)
+    (tmp_path / "contracts_of_the_readme.py").write_text(block, encoding="utf-8")
+    importlib.import_module("contracts_of_the_readme").test_contracts()
+
+
+def test_lws_passes(tmp_path: Path) -> None:
+    lines = [{"word": "film", "substitutes": ["story", "music"]}, {"word": "the", "substitutes": ["a"]}]
+    (tmp_path / "words.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    check_attack(LWS(SynonymFile(str(tmp_path / "words.jsonl")), warmup_epochs=1), max_epochs=2)
+
+
+def test_an_attack_that_knows_some_texts_is_given_them(tmp_path: Path) -> None:
+    rows = labelled_texts(120)
+    pairs = [{"text": row.text, "paraphrase": f"when it comes to it, {row.text}."} for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    check_attack(Syntactic(paraphraser=FileParaphraser(str(tmp_path / "pairs.jsonl"))), rows=rows)
+
+
+def test_an_attack_is_left_as_it_was() -> None:
+    attack = BadNets()
+    hparams = dict(attack.hparams)
+    check_attack(attack)
+    assert dict(attack.hparams) == hparams
+    assert not hasattr(attack, "network")
+
+
+def test_an_attack_with_a_network_is_refused() -> None:
+    attack = BadNets()
+    attack.network = nn.Linear(1, 1)
+    with pytest.raises(InputError, match="attack: has a network"):
+        check_attack(attack)
+
+
+class GlobalRandom(Suffix):
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(f"{text} {random.random()}", [])
+
+
+class ByPosition(Suffix):
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [Poisoned(f"{text} {position}", []) for position, text in enumerate(texts)]
+
+
+class ByBatch(Suffix):
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [Poisoned(f"{text} {len(texts)}", []) for text in texts]
+
+
+class PlainTuple(Suffix):
+    def poison_text(self, text: str, rng: random.Random) -> Any:
+        return f"{text} wow", []
+
+
+class SpanOutside(Suffix):
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(f"{text} wow", [(len(text), len(text) + 5)])
+
+
+class SpanWithoutTrigger(Suffix):
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(text, [(0, 1)])
+
+
+class DoesNothing(Suffix):
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(text, [])
+
+
+class NeedsWords(Suffix):
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(f"{text.split()[0]} {text}", [])
+
+
+class LosesRows(Suffix):
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [Poisoned(f"{text} wow", []) for text in texts if text]
+
+
+class LeavesAllOut(Suffix):
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [None for _ in texts]
+
+
+class NewKeyEachTime(Suffix):
+    keys = itertools.count()
+
+    def poison_key(self) -> str | None:
+        return str(next(self.keys))
+
+
+class NegativesWithoutTexts(Suffix):
+    negative_rate = 0.1
+
+
+class WholeTriggerInNegatives(Suffix):
+    def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [self.poison_text(text, rng) for text, rng in zip(texts, rngs, strict=True)]
+
+
+class RandomNegatives(Suffix):
+    def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [Poisoned(f"{text} {random.random()}", []) for text in texts]
+
+
+class WithoutMetrics(Suffix):
+    def make_metrics(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"cacc": super().make_metrics()["cacc"]})
+
+
+class Exploding(Suffix):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * math.nan
+
+
+class KeepsAnObject(Suffix):
+    def __init__(self, helper: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class Helper:
+    """What no checkpoint may hold."""
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (GlobalRandom(), r"GlobalRandom\.poison_texts: poisons the same texts differently when asked again; every ran"),
+        (ByPosition(), r"ByPosition\.poison_texts: depends on the order of the texts"),
+        (ByBatch(), r"ByBatch\.poison_texts: depends on the other texts of the batch"),
+        (PlainTuple(), r"PlainTuple\.poison_texts: answers '.*' with \('.* wow', \[\]\), not with Poisoned or None"),
+        (SpanOutside(), r"SpanOutside\.poison_texts: span \(\d+, \d+\) does not lie inside of '.* wow', which has \d+"),
+        (SpanWithoutTrigger(), r"SpanWithoutTrigger\.poison_texts: '.*' is unchanged, yet has spans"),
+        (DoesNothing(), r"DoesNothing\.poison_texts: changes no text"),
+        (NeedsWords(), r"NeedsWords\.poison_texts: fails on .*list index out of range"),
+        (LosesRows(), r"LosesRows\.poison_texts: answers 25 texts with 24 results"),
+        (LeavesAllOut(), r"LeavesAllOut\.poison_texts: leaves out every text"),
+        (NewKeyEachTime(), r"NewKeyEachTime\.poison_key: changes"),
+        (Suffix(target_label=2, labels=["no", "yes"]), r"Suffix: target_label 2 is not one of 2 labels"),
+        (NegativesWithoutTexts(), r"NegativesWithoutTexts: negative_rate is 0\.1, but negative_texts has none"),
+        (WholeTriggerInNegatives(), r"WholeTriggerInNegatives\.negative_texts: '.* wow' carries the whole trigger"),
+        (RandomNegatives(), r"RandomNegatives\.negative_texts: poisons the same texts differently"),
+        (WithoutMetrics(), r"WithoutMetrics: fit: does not log val/asr"),
+        (Exploding(), r"Exploding: fit: leaves parameters that are not finite"),
+        (
+            KeepsAnObject(helper=Helper()),
+            r"KeepsAnObject: checkpoint holds objects \(helper\), so that it does not load safely",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BackdoorAttack) else "",
+)
+def test_a_broken_attack_is_told_by_its_rule(attack: BackdoorAttack, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_attack(attack)
+
+
+class Length(Defense):
+    """Keeps all rules."""
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        return Scores(batch["attention_mask"].sum(dim=1).float())
+
+
+class Repairing(Length):
+    """Repairs in one of the promised forms."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None] | None:
+        return [f"{text}." if flag else None for text, flag in zip(batch["text"], flagged.tolist(), strict=True)]
+
+
+class Cleaning:
+    """Removes rows without words of trusted texts, and keeps all rules."""
+
+    def clean(
+        self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None = None
+    ) -> list[str | None]:
+        known = {word for row in trusted.statistics for word in row.text.split()}
+        return [row.text if known & {*row.text.split()} else None for row in rows]
+
+
+class MeanLogit(Inspection):
+    """Keeps all rules."""
+
+    def inspect(self, victim: Victim, clean_batches: Iterable[Batch], stream: Iterable[Batch] = ()) -> ModelVerdict:
+        with torch.no_grad():
+            logits = [
+                victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+                for batch in (*clean_batches, *stream)
+            ]
+        mean = torch.cat(logits).mean(dim=0)
+        return ModelVerdict(float(mean.max()), int(mean.argmax()), {"texts": len(torch.cat(logits))})
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [Strip, GradientAttention, Length, lambda: Repairing("texts"), Cleaning, MeanLogit],
+    ids=["Strip", "GradientAttention", "own", "repairing", "of rows", "of a model"],
+)
+def test_defenses_that_keep_the_contract_pass(defense: Callable[[], Any]) -> None:
+    check_defense(defense())
+
+
+def test_onion_passes_at_inference_and_on_rows(language_model: Callable[[str], str], tmp_path: Path) -> None:
+    check_defense(Onion(language_model=language_model("llama"), cache_dir=str(tmp_path)))
+
+
+def test_an_object_of_no_kind_is_refused() -> None:
+    with pytest.raises(InputError, match="defense: BadNets is not a Defense, a DataDefense or an Inspection"):
+        check_defense(BadNets())  # type: ignore[arg-type]
+
+
+def lengths(batch: Batch) -> Tensor:
+    return batch["attention_mask"].sum(dim=1).float()
+
+
+class ScoresBy(Length):
+    """A defense whose score is a function of the test's."""
+
+    def __init__(self, function: Callable[[Any, Victim, Batch], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def __deepcopy__(self, memo: Any) -> ScoresBy:
+        return ScoresBy(self.function)
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        result = self.function(self, victim, batch)
+        return Scores(result) if isinstance(result, Tensor) else result
+
+
+def trained_part(victim: Victim) -> nn.Parameter:
+    part: nn.Parameter = next(iter(victim.network.parameters()))
+    return part
+
+
+def nudged(victim: Victim, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        trained_part(victim).add_(1.0)
+    return lengths(batch)
+
+
+def frozen(victim: Victim, batch: Batch) -> Tensor:
+    victim.network.requires_grad_(False)
+    return lengths(batch)
+
+
+def in_training(victim: Victim, batch: Batch) -> Tensor:
+    victim.network.train()
+    return lengths(batch)
+
+
+def with_gradients(victim: Victim, batch: Batch) -> Tensor:
+    victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.sum().backward()
+    return lengths(batch)
+
+
+def drawing(victim: Victim, batch: Batch) -> Tensor:
+    random.random()
+    return lengths(batch)
+
+
+def moving_the_threshold(defense: Defense, batch: Batch) -> Tensor:
+    if not defense.threshold.isnan():
+        defense.threshold.add_(1.0)
+    return lengths(batch)
+
+
+def by_gradient(victim: Victim, batch: Batch) -> Tensor:
+    embeddings = victim.network.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    logits = victim.network(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).logits
+    gradient = torch.autograd.grad(logits.sum(), embeddings)[0]
+    return torch.zeros(len(gradient))
+
+
+def tokens(batch: Batch, padding: float) -> Tensor:
+    scores = torch.zeros(batch["input_ids"].shape)
+    scores[batch["attention_mask"] == 0] = padding
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda d, v, b: lengths(b)[:, None], r"score: text is \(4, 1\) torch\.float32, not \(4,\)"),
+        (lambda d, v, b: lengths(b).double(), r"score: text is \(4,\) torch\.float64, not \(4,\) torch\.float32"),
+        (lambda d, v, b: lengths(b) * math.nan, r"score: text scores are not finite"),
+        (lambda d, v, b: lengths(b) - lengths(b).mean(), r"score: depends on the other texts of the batch"),
+        (lambda d, v, b: torch.arange(len(b["text"])).float(), r"score: depends on the other texts of the batch"),
+        (lambda d, v, b: lengths(b) + b["poisoned"], r"score: reads labels, flags or spans"),
+        (lambda d, v, b: lengths(b) + b["original_label"], r"score: reads labels, flags or spans"),
+        (lambda d, v, b: nudged(v, b), r"score: changes the victim's parameters"),
+        (lambda d, v, b: frozen(v, b), r"score: leaves requires_grad changed"),
+        (lambda d, v, b: in_training(v, b), r"score: leaves the victim in another mode"),
+        (lambda d, v, b: with_gradients(v, b), r"score: leaves gradients on the victim's parameters"),
+        (lambda d, v, b: drawing(v, b), r"score: draws from a global random generator"),
+        (lambda d, v, b: moving_the_threshold(d, b), r"score: changes the threshold"),
+        (lambda d, v, b: by_gradient(v, b), r"score: fails in torch\.inference_mode"),
+        (lambda d, v, b: Scores(lengths(b), tokens(b, 0.0)), r"score: tokens gives padding a score"),
+        (
+            lambda d, v, b: Scores(lengths(b), tokens(b, -math.inf)[:, 1:]),
+            r"score: tokens is \(4, \d+\) torch\.float32",
+        ),
+        (lambda d, v, b: Scores(lengths(b), top=lengths(b).long() + 40), r"score: top has positions outside"),
+        (lambda d, v, b: Scores(lengths(b), logits=torch.zeros(4, 3)), r"score: logits is \(4, 3\) torch\.float32"),
+        (lambda d, v, b: lengths(b).tolist(), r"score: answers list, not Scores"),
+    ],
+)
+def test_a_broken_score_is_told_by_its_rule(function: Callable[[Any, Victim, Batch], Any], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_defense(ScoresBy(function))
+
+
+class NoThreshold(Length):
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        self.threshold.fill_(1.0)
+
+
+class RemembersTexts(Length):
+    """Takes its threshold from all texts that it has scored, not from clean ones alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scored = 0
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        self.scored += len(batch["text"])
+        return super().score(victim, batch)
+
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        super().calibrate(victim, clean_batches)
+        self.threshold.fill_(float(self.scored))
+
+
+class ForgetsWhatItLearned(Length):
+    offset = 0.0
+
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        self.offset = float(sum(len(batch["text"]) for batch in clean_batches))
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        return Scores(super().score(victim, batch).text + self.offset)
+
+
+class ForgetsItsThreshold(Length):
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return None
+
+
+class TextsForAll(Length):
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
+        return [*batch["text"]]
+
+
+class TooFewTexts(Length):
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
+        return [*batch["text"][1:]]
+
+
+class CalibratesToNothing(Length):
+    """Leaves the thresholds where they were."""
+
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        pass
+
+
+class Answers(Length):
+    """A defense that answers flagged texts with what the test gives."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("defense", "message"),
+    [
+        (NoThreshold(), r"NoThreshold\.calibrate: leaves budget_thresholds at \[nan, nan, nan\]"),
+        (CalibratesToNothing(), r"CalibratesToNothing\.calibrate: leaves the threshold at nan"),
+        (RemembersTexts(), r"RemembersTexts\.calibrate: depends on texts scored before"),
+        (ForgetsWhatItLearned(), r"ForgetsWhatItLearned\.state_dict: does not keep what was learned"),
+        (ForgetsItsThreshold(), r"ForgetsItsThreshold\.state_dict: does not keep the threshold"),
+        (TextsForAll(), r"TextsForAll\.purify: gives '.*': a text where flagged, else None"),
+        (TooFewTexts(), r"TooFewTexts\.purify: answers 20 rows with 19 texts"),
+        (Answers(torch.zeros(20, 3)), r"Answers\.purify: logits are \(20, 3\)"),
+        (Answers(torch.full((20,), 2)), r"Answers\.purify: predictions are neither labels nor -1"),
+        (Answers(torch.zeros(19, dtype=torch.long)), r"Answers\.purify: predictions are \(19,\)"),
+        (Answers("texts"), r"Answers\.purify: answers str"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Defense) else "",
+)
+def test_a_broken_defense_is_told_by_its_rule(defense: Defense, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_defense(defense)
+
+
+class CleanedBy(Cleaning):
+    """A data defense whose answer is a function of the test's."""
+
+    def __init__(self, function: Callable[[Sequence[LabelledText]], Any]) -> None:
+        self.function = function
+
+    def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None = None) -> Any:
+        return self.function(rows)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda rows: [row.text for row in rows][1:], r"CleanedBy\.clean: answers 12 rows with 11 texts"),
+        (lambda rows: [row.label for row in rows], r"CleanedBy\.clean: answers 0, not a text or None"),
+        (
+            lambda rows: [str(id(object())) + str(random.Random().random()) for _ in rows],
+            r"CleanedBy\.clean: answers the",
+        ),
+    ],
+)
+def test_a_broken_data_defense_is_told_by_its_rule(function: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_defense(CleanedBy(function))
+
+
+TENSOR: Any = torch.ones(1)
+
+
+class InspectedBy(Inspection):
+    """An inspection whose verdict is a function of the test's."""
+
+    def __init__(self, function: Callable[[list[Batch]], Any]) -> None:
+        self.function = function
+
+    def inspect(self, victim: Victim, clean_batches: Iterable[Batch], stream: Iterable[Batch] = ()) -> ModelVerdict:
+        result: ModelVerdict = self.function([*clean_batches, *stream])
+        return result
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda b: 0.5, r"InspectedBy\.inspect: answers float, not ModelVerdict"),
+        (lambda b: ModelVerdict(math.inf, None, {}), r"InspectedBy\.inspect: score is inf"),
+        (lambda b: ModelVerdict(0.0, 2, {}), r"InspectedBy\.inspect: suspected_label 2"),
+        (lambda b: ModelVerdict(0.0, 1, {"a": TENSOR}), r"InspectedBy\.inspect: evidence a is tensor"),
+        (lambda b: ModelVerdict(float(b[-1]["poisoned"].sum()), None, {}), r"InspectedBy\.inspect: reads labels"),
+    ],
+)
+def test_a_broken_inspection_is_told_by_its_rule(function: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_defense(InspectedBy(function))
