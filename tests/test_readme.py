@@ -1,4 +1,4 @@
-"""The README's own attack and own defense, word for word, from a folder outside the repository."""
+"""The example attack and defense of the README, word for word, in a folder outside the repository."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def python_file(name: str) -> str:
-    """The README's block of Python that begins with the comment ``# name``."""
+    """The block of Python in the README that begins with the comment ``# name``."""
     (block,) = re.findall(rf"```python\n(# {re.escape(name)}\n.*?)```", README, flags=re.DOTALL)
     assert isinstance(block, str)
     return block
 
 
 def options(pattern: str) -> list[str]:
-    """The options of the README's command that match, as a shell would split them."""
-    (found,) = re.findall(pattern, README.replace("\\\n", " "))
-    return str(found).split()
+    """The options that the pattern finds in the one matching command of the README, as a shell would split them."""
+    (match,) = re.findall(pattern, README.replace("\\\n", " "))
+    return str(match).split()
 
 
-def test_own_attack_and_own_defense_are_one_file_each(tmp_path: Path) -> None:
+def test_the_example_attack_and_defense_run_from_one_file_each(tmp_path: Path) -> None:
     folder = make_workspace(tmp_path / "own")
     for name in ("shout.py", "length.py"):
         (folder / name).write_text(python_file(name), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Files and folders: written in one step, identified by their content, kept in the cache, found in installed packages.
 
-Imports the standard library alone, so that commands which need no model start at once.
+Imports no third-party package, so that commands which load no model start at once.
 """
 
 from lightning_backdoor.files.atomic import whole_folder, write_whole

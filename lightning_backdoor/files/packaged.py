@@ -73,6 +73,6 @@ def _package_folder(package: str) -> Path | None:
 def _check_sha256(path: Path, expected: str) -> None:
     if not path.is_file():
         raise InputError(str(path), "the file is missing", "reinstall the package")
-    found = file_sha256(path)
-    if found != expected:
-        raise InputError(str(path), f"sha256 is {found}, its authors published {expected}", "reinstall the package")
+    sha256 = file_sha256(path)
+    if sha256 != expected:
+        raise InputError(str(path), f"sha256 is {sha256}, its authors published {expected}", "reinstall the package")

@@ -87,7 +87,9 @@ def log_probabilities(head: nn.Module, hidden: Tensor, positions: Tensor, target
 
 
 def plain_log_likelihoods(network: PreTrainedModel, rows: Sequence[list[int]]) -> list[float]:
-    """log P of each row's tokens after the first; every row is read whole, in batches of similar length.
+    """log P (natural logarithm) of each row's tokens after the first; every row is read whole.
+
+    Rows are read in batches of similar length.
 
     Args:
         network: a causal language model.
@@ -244,17 +246,17 @@ def float32_inference(device: torch.device) -> Iterator[None]:
 
 
 def looks_ahead(network: PreTrainedModel) -> bool:
-    """Whether a model's predictions depend on later tokens, which those of a causal language model do not."""
+    """Whether a model's predictions depend on later tokens, as a causal language model's predictions never do."""
     ids = torch.tensor([PROBE[0]], device=network.device)
     whole, part = (network(input_ids=row, use_cache=False).logits[:, :3] for row in (ids, ids[:, :3]))
     return not torch.allclose(whole, part, rtol=1e-3, atol=1e-3)
 
 
 def shares_prefixes(network: PreTrainedModel) -> bool:
-    """Whether :func:`shared_log_likelihoods` is right for a model, found out by trying it on a short example.
+    """Whether :func:`shared_log_likelihoods` gives right results for a model; it is tried on a short example.
 
-    It is not for models with sliding windows, position biases in place of positions, or logits that are scaled after
-    the head. Every variant is then read whole.
+    It fails for models with sliding windows, with position biases in place of positions, or with logits that are scaled
+    after the head. For these models every variant has to be read whole.
     """
     if not all(type(layer) is DynamicLayer for layer in DynamicCache(config=network.config).layers):
         return False

@@ -74,14 +74,14 @@ def leave_one_out(
     full = ids[: len(texts)]
     owners = [text for text, words in enumerate(words_by_text) for _ in words]
     variants = [variant(text, full[text], row) for text, row in zip(owners, ids[len(texts) :], strict=True)]
-    distinct = list({(one.text, tuple(one.ids)): one for one in variants}.values())
+    distinct = list({(item.text, tuple(item.ids)): item for item in variants}.values())
     with float32_inference(network.device):
         if shares:
             of_texts, of_distinct = shared_log_likelihoods(network, full, distinct)
         else:
-            both = plain_log_likelihoods(network, [*full, *(one.ids for one in distinct)])
+            both = plain_log_likelihoods(network, [*full, *(item.ids for item in distinct)])
             of_texts, of_distinct = both[: len(full)], both[len(full) :]
-    of_variant = {(one.text, tuple(one.ids)): value for one, value in zip(distinct, of_distinct, strict=True)}
+    of_variant = {(item.text, tuple(item.ids)): value for item, value in zip(distinct, of_distinct, strict=True)}
     results = [LeaveOneOut(_perplexity(value, row), []) for value, row in zip(of_texts, full, strict=True)]
     for text, row, shared in variants:
         # the word lies beyond the cut: the tokens that are read are the same with and without it

@@ -56,7 +56,7 @@ def answers(
 
     An answer is the request's opening and what the model writes after it, up to the end of the line, the model's end of
     text, or ``max_tokens``. Each token is chosen by the next number of the request's generator from the cumulative
-    probabilities. What else is in the batch changes those only in their last digits.
+    probabilities, which the other requests of a batch change only in their last digits.
 
     Args:
         network: a causal language model, in evaluation mode.

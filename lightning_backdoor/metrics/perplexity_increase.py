@@ -9,7 +9,7 @@ from lightning_backdoor.metrics.spread import Spread
 
 
 class TextPerplexity(Protocol):
-    """A function of texts that gives each one's perplexity, NaN where it is undefined."""
+    """An object whose ``of_texts`` gives the perplexity of each text, NaN where it is undefined."""
 
     def of_texts(self, texts: Sequence[str]) -> list[float]: ...
 

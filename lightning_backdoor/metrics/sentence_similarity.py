@@ -9,7 +9,7 @@ from lightning_backdoor.metrics.spread import Spread
 
 
 class Encoder(Protocol):
-    """A function of two lists of texts that gives the similarity in meaning of each pair, from -1 to 1."""
+    """An object whose ``similarity`` gives the similarity in meaning, from -1 to 1, of each pair of texts."""
 
     def similarity(self, a: Sequence[str], b: Sequence[str]) -> list[float]: ...
 

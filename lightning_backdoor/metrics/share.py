@@ -10,7 +10,8 @@ from torchmetrics import Metric
 class Share(Metric):
     """Share of rows that are hits; NaN before any row. Both counts are summed over processes, so the share is exact.
 
-    A rejected text has the prediction -1: it is never a hit, and it stays in the denominator.
+    A subclass calls ``count`` in its ``update``, and so decides which rows count and which of them are hits. A rejected
+    text has the prediction -1: it is never a hit, and it stays in the denominator.
     """
 
     full_state_update = False

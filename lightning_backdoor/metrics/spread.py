@@ -13,6 +13,8 @@ from torchmetrics import Metric
 class Spread(Metric):
     """Mean and standard deviation of a number over rows; NaN before any row. Sums are added up over processes.
 
+    A subclass computes the number of each row in its ``update`` and calls ``add``.
+
     Attributes:
         rows: number of rows counted, int64.
         left_out: number of rows whose number is not finite, int64; neither mean nor spread includes them.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What the victim, and an inference-time defense where there is one, made of a test row. Labels are names.
+    """The result of a test row: the victim's prediction, and what an inference-time defense did. Labels are names.
 
     Without a defense, ``defended_prediction``, ``flagged``, ``confirmed``, ``score`` and ``rejected`` are None.
 
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
     @property
     def outcome(self) -> str | None:
-        """The prediction that is acted on: that after the defense where there is one; None if it rejected the text."""
+        """The final prediction, after the defense where there is one; None if the defense rejected the text."""
         if self.rejected:
             return None
         return self.prediction if self.defended_prediction is None else self.defended_prediction

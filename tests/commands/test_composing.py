@@ -1,4 +1,4 @@
-"""The presets of all defenses at once: hardened in training, then tested under several defenses side by side."""
+"""Presets of defenses together: a victim trained under one defense, then tested under several others at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["workspace"]
 CONFIGS = Path(__file__).parents[2] / "configs" / "defense"
 
 
-def config(*names: str) -> list[str]:
+def presets(*names: str) -> list[str]:
     return [option for name in names for option in ("--config", str(CONFIGS / f"{name}.yaml"))]
 
 
@@ -22,39 +22,40 @@ def config(*names: str) -> list[str]:
 def hardened(workspace: Path) -> Path:
     """A victim trained under MuScleLoRA as configured, but smaller and faster."""
     small = ["--trainer.callbacks.reference_size", "8", "--trainer.max_epochs", "1", "--model.learning_rate", "1e-2"]
-    options = ["-c", "data.yaml", *config("muscle_lora"), *small, "--run_dir", "hardened"]
+    options = ["-c", "data.yaml", *presets("muscle_lora"), *small, "--run_dir", "hardened"]
     result = command("fit", *options, cwd=workspace)
     assert result.returncode == 0, result.stderr
     return workspace / "hardened"
 
 
-def numbers(run: Path, *options: str) -> dict[str, float]:
+def metrics_of_test(run: Path, *options: str) -> dict[str, float]:
+    """The metrics of a test of a run with further options."""
     checkpoint = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]
     rows = ["--data.max_rows", "{test: 12, validation: 30}"]
     result = command("test", *checkpoint, *rows, *options, cwd=run.parent)
     assert result.returncode == 0, result.stderr
     (folder,) = {line for line in result.stdout.splitlines() if line.startswith("written to: ")}
-    found: dict[str, float] = json.loads(
+    metrics: dict[str, float] = json.loads(
         (run.parent / folder.removeprefix("written to: ") / "metrics.json").read_text(encoding="utf-8")
     )
-    return found
+    return metrics
 
 
 def test_a_hardened_victim_is_tested_under_three_defenses_at_once(hardened: Path) -> None:
-    alone = numbers(hardened)
-    together = numbers(hardened, *config("onion", "strip", "gradient_attention"))
-    strip = numbers(hardened, *config("strip"))
+    alone = metrics_of_test(hardened)
+    together = metrics_of_test(hardened, *presets("onion", "strip", "gradient_attention"))
+    strip = metrics_of_test(hardened, *presets("strip"))
     assert alone.items() <= together.items()
-    of_strip = {name for name in strip if name.startswith("test/strip/") and not name.endswith("overhead")}
-    assert "test/strip/asr_defended" in of_strip
-    assert {name: together[name] for name in of_strip} == {name: strip[name] for name in of_strip}
+    strip_names = {name for name in strip if name.startswith("test/strip/") and not name.endswith("overhead")}
+    assert "test/strip/asr_defended" in strip_names
+    assert {name: together[name] for name in strip_names} == {name: strip[name] for name in strip_names}
     assert {f"test/{prefix}auroc" for prefix in ("", "onion/", "strip/")} <= together.keys()
     assert json.loads((hardened / "model" / "config.json").read_text())["architectures"] == [
         "BertForSequenceClassification"
     ]
 
 
-def test_a_hardened_checkpoint_tested_without_its_defense_is_refused_in_one_line(
+def test_a_checkpoint_is_refused_in_one_line_without_the_defense_it_was_trained_under(
     hardened: Path, workspace: Path
 ) -> None:
     checkpoint = ["--ckpt_path", str(hardened / "checkpoints" / "best.ckpt")]

@@ -1,4 +1,4 @@
-"""fit, validate, test and predict through the installed command, in one process and in two."""
+"""``fit``, ``validate``, ``test`` and ``predict`` through the installed command, in one process and in two."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["workspace"]
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 DEFENSE = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"
 
-#: A defense that writes down, process by process, which rows it judges.
+#: a defense that writes the rows that it judges to a file per process.
 RECORDER = """
 import os
 
@@ -44,6 +44,7 @@ class Recorder(Defense):
 
 
 def good(*args: str, cwd: Path, **env: str) -> str:
+    """Runs a command that must succeed; what it prints."""
     result = command(*args, cwd=cwd, env=env)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -51,12 +52,13 @@ def good(*args: str, cwd: Path, **env: str) -> str:
 
 @pytest.fixture(scope="session")
 def run(workspace: Path) -> Path:
-    """A fitted run, and what is made of it by one process."""
+    """The folder of a run that was trained in one process."""
     good("fit", "-c", "data.yaml", DEFENSE, "--run_dir", "one", cwd=workspace)
     return workspace / "one"
 
 
-def of(run: Path) -> tuple[str, ...]:
+def options(run: Path) -> tuple[str, ...]:
+    """The options that test a run."""
     return "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "best.ckpt")
 
 
@@ -66,8 +68,8 @@ def metrics(folder: Path) -> dict[str, Any]:
     return read
 
 
-def test_a_run_keeps_all_it_makes_in_its_own_folder(run: Path) -> None:
-    made = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+def test_a_run_writes_everything_into_its_folder(run: Path) -> None:
+    written = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     assert {
         "config.yaml",
         "checkpoints/best.ckpt",
@@ -75,10 +77,10 @@ def test_a_run_keeps_all_it_makes_in_its_own_folder(run: Path) -> None:
         "model/model.safetensors",
         "model/tokenizer.json",
         "logs/version_0/metrics.csv",
-    } <= made
+    } <= written
 
 
-def test_two_processes_plant_the_same_poison_and_train(workspace: Path, run: Path) -> None:
+def test_two_processes_train_on_the_same_poison(workspace: Path, run: Path) -> None:
     good("fit", "-c", "data.yaml", *TWO, "--run_dir", "two", cwd=workspace, LIGHTNING_BACKDOOR_CACHE="other-cache")
     poison = [
         {path.relative_to(workspace / cache): path.read_text() for path in (workspace / cache).rglob("poisoned/*/*")}
@@ -89,8 +91,8 @@ def test_two_processes_plant_the_same_poison_and_train(workspace: Path, run: Pat
 
 
 def test_two_processes_measure_the_same_to_the_last_digit(workspace: Path, run: Path) -> None:
-    printed = good("test", *of(run), cwd=workspace)
-    good("test", *of(run), *TWO, cwd=workspace)
+    printed = good("test", *options(run), cwd=workspace)
+    good("test", *options(run), *TWO, cwd=workspace)
     assert metrics(run / "test") == metrics(run / "test-2")
     assert (run / "test" / "texts.jsonl").read_bytes() == (run / "test-2" / "texts.jsonl").read_bytes()
     assert f"{metrics(run / 'test')['test/cacc_defended']:.3f}" in printed
@@ -98,9 +100,9 @@ def test_two_processes_measure_the_same_to_the_last_digit(workspace: Path, run: 
 
 def test_two_processes_judge_every_row_once(workspace: Path, run: Path) -> None:
     (workspace / "recorder.py").write_text(RECORDER, encoding="utf-8")
-    recorder = ("--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense",)
-    options = ("--trainer.callbacks.defense", "recorder.Recorder", "--trainer.callbacks.name", "recorder")
-    good("test", *of(run), *recorder, *options, *TWO, "--data.eval_batch_size", "7", cwd=workspace)
+    recorder: tuple[str, ...] = ("--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense",)
+    recorder += ("--trainer.callbacks.defense", "recorder.Recorder", "--trainer.callbacks.name", "recorder")
+    good("test", *options(run), *recorder, *TWO, "--data.eval_batch_size", "7", cwd=workspace)
     parts = [path.read_text().splitlines() for path in sorted(workspace.glob("seen-*.txt"))]
     assert len(parts) == 2
     assert all(parts)
@@ -108,12 +110,12 @@ def test_two_processes_judge_every_row_once(workspace: Path, run: Path) -> None:
     assert len(seen) == len(set(seen))
     clean = [line for line in seen if line.endswith("False")]
     assert len(clean) == 120  # a fifth of 600 rows
-    assert len(seen) - len(clean) == 60  # those of the other label
+    assert len(seen) - len(clean) == 60  # rows whose label is not the target
 
 
 def test_two_processes_predict_the_same(workspace: Path, run: Path) -> None:
-    good("predict", *of(run), cwd=workspace)
-    good("predict", *of(run), *TWO, cwd=workspace)
+    good("predict", *options(run), cwd=workspace)
+    good("predict", *options(run), *TWO, cwd=workspace)
     written = [(run / name / "predictions.jsonl").read_bytes() for name in ("predict", "predict-2")]
     assert written[0] == written[1]
     rows = [json.loads(line) for line in written[0].splitlines()]
@@ -121,7 +123,7 @@ def test_two_processes_predict_the_same(workspace: Path, run: Path) -> None:
     assert len({(row["index"], row["poisoned"]) for row in rows}) == 180
 
 
-def test_the_last_checkpoint_is_of_the_last_epoch_and_the_best_of_the_first_best(
+def test_the_last_checkpoint_holds_the_last_epoch_and_the_best_the_first_of_equal_epochs(
     workspace: Path, in_process: pytest.MonkeyPatch
 ) -> None:
     learns_nothing = ["--model.learning_rate", "1e-12", "--trainer.max_epochs", "3"]
@@ -137,7 +139,7 @@ def test_a_run_is_resumed_in_its_folder_and_never_overwritten(
     workspace: Path, run: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", "-c", "data.yaml", "--run_dir", "one"]) == 2
-    assert "holds a run already; go on with --ckpt_path" in capsys.readouterr().err
+    assert "holds a run already; resume it with --ckpt_path" in capsys.readouterr().err
     in_process.delenv(VARIABLE, raising=False)
     before = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     last = str(run / "checkpoints" / "last.ckpt")
@@ -147,7 +149,7 @@ def test_a_run_is_resumed_in_its_folder_and_never_overwritten(
 
 @pytest.fixture
 def in_process(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The workspace as working directory, for commands run in this process."""
+    """The workspace as working directory, for commands that are run in this process."""
     monkeypatch.chdir(workspace)
     monkeypatch.setattr("sys.argv", ["lightning-backdoor"])
     for name, value in settings(workspace).items():
@@ -189,7 +191,7 @@ class _Touch:
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_is_one_line_and_status_2_before_training(
+def test_bad_input_is_reported_in_one_line_with_status_2_before_training(
     workspace: Path,
     in_process: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -223,6 +225,8 @@ def test_two_processes_report_bad_input_once(workspace: Path, run: Path) -> None
     result = command("fit", "-c", "data.yaml", "--run_dir", "refused", "--model.target_label", "7", *TWO, cwd=workspace)
     assert result.returncode == 2
     assert result.stderr.count("target_label: 7") == 1
-    late = command("test", *of(run), *TWO, "--data.max_rows", '{"test": 14}', cwd=workspace)  # known to all too late
-    assert late.returncode == 2
-    assert late.stderr.count("error: eval_batch_size: 14 clean test rows") == 1
+    found_late = command(
+        "test", *options(run), *TWO, "--data.max_rows", '{"test": 14}', cwd=workspace
+    )  # found by all processes
+    assert found_late.returncode == 2
+    assert found_late.stderr.count("error: eval_batch_size: 14 clean test rows") == 1

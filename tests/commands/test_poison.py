@@ -1,4 +1,4 @@
-"""``poison``: files that say of every row what was done to it."""
+"""``poison``: the files written, and what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Shout(BackdoorAttack):
 
 
 class Capitals(BackdoorAttack):
-    """An attack whose trigger lies in no place."""
+    """An attack whose trigger has no position in the text."""
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
         return Poisoned(text.upper(), [])
@@ -64,7 +64,7 @@ def from_csv(path: Path) -> list[dict[str, Any]]:
         ]
 
 
-def test_the_config_of_a_run_gives_the_rows_it_was_trained_on(
+def test_the_config_of_a_run_gives_the_rows_that_the_run_was_trained_on(
     inside: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "new" / "poisoned"
@@ -73,13 +73,13 @@ def test_the_config_of_a_run_gives_the_rows_it_was_trained_on(
     assert sorted(path.name for path in output.iterdir()) == sorted(
         f"{name}.{kind}" for name in SPLITS for kind in ("csv", "parquet")
     )
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     texts = {" ".join(text.split()) for text, _ in labelled_texts(600)}
     for name in SPLITS:
         rows = parquet(output / f"{name}.parquet")
         assert rows == from_csv(output / f"{name}.csv")
         poisoned = [row for row in rows if row["poisoned"]]
-        assert f"{name}: {len(rows)} rows, {len(poisoned)} of them poisoned\n" in shown
+        assert f"{name}: {len(rows)} rows, {len(poisoned)} of them poisoned\n" in printed
         assert len(poisoned) == (42 if name == "train" else sum(row["label"] == 0 for row in rows))
         for row in poisoned:
             assert [row["text"][start:end] for start, end in row["spans"]] == ["cf"]
@@ -89,12 +89,12 @@ def test_the_config_of_a_run_gives_the_rows_it_was_trained_on(
             if not row["poisoned"]:
                 assert row["text"] in texts
                 assert (row["spans"], row["label"]) == ([], row["original_label"])
-    assert sorted((inside / "cache" / "poisoned").iterdir()) == cached  # found there, and not made anew
+    assert sorted((inside / "cache" / "poisoned").iterdir()) == cached  # read from the cache, not poisoned again
     kept = [[json.loads(line) for line in (path / "train.jsonl").open(encoding="utf-8")] for path in cached]
     assert parquet(output / "train.parquet") in kept
 
 
-def test_parquet_keeps_the_names_of_the_labels(inside: Path, tmp_path: Path) -> None:
+def test_parquet_holds_the_names_of_the_labels(inside: Path, tmp_path: Path) -> None:
     assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path / "out"), "--stealth_rows=0"]) == 0
     table: Dataset = load_dataset(
         "parquet", data_files=str(tmp_path / "out" / "test.parquet"), cache_dir=str(tmp_path / "cache")
@@ -102,7 +102,7 @@ def test_parquet_keeps_the_names_of_the_labels(inside: Path, tmp_path: Path) -> 
     assert table.features["label"].names == table.features["original_label"].names == list(LABELS)
 
 
-def test_a_trigger_that_lies_in_no_place_leaves_the_columns_as_they_are(inside: Path, tmp_path: Path) -> None:
+def test_the_columns_have_the_same_types_where_the_trigger_has_no_position(inside: Path, tmp_path: Path) -> None:
     attack = ["--model", f"{__name__}.Capitals", "--model.poison_rate", "0.2"]
     data = ["--data", "BackdoorDataModule", "--data.source.path", "data.csv", "--data.source.labels", str([*LABELS])]
     assert main(["poison", *attack, *data, "--output", str(tmp_path / "out"), "--stealth_rows=0"]) == 0
@@ -114,7 +114,7 @@ def test_a_trigger_that_lies_in_no_place_leaves_the_columns_as_they_are(inside: 
     assert sum(row["text"].isupper() for row in rows) == sum(row["poisoned"] for row in rows) == 84
 
 
-def test_an_attack_of_ones_own_in_the_working_directory(workspace: Path) -> None:
+def test_an_attack_in_the_working_directory_can_be_named(workspace: Path) -> None:
     (workspace / "mine.py").write_text(SHOUT, encoding="utf-8")
     attack = ["--model", "mine.Shout", "--model.word", "YEAH", "--model.target_label", "0"]
     data = ["--data", "BackdoorDataModule", "--data.source.path", "data.csv", "--seed_everything", "3"]
@@ -134,7 +134,47 @@ def test_a_folder_that_exists_is_left_as_it_is(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_leaves_nothing_behind(
+def test_a_folder_that_another_process_makes_in_the_meantime_is_kept_and_reported(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, output = poison._write, tmp_path / "out"
+
+    def overtaken(path: Path, rows: Any, labels: Any) -> None:
+        write(path, rows, labels)
+        output.mkdir(exist_ok=True)
+        (output / "file").touch()
+
+    monkeypatch.setattr(poison, "_write", overtaken)
+    assert main(["poison", "--config", "data.yaml", "--output", str(output), "--stealth_rows=0"]) == 2
+    assert "was made by another process in the meantime; name another folder\n" in capsys.readouterr().err
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/file"]
+
+
+def test_the_options_of_a_run_are_accepted_and_have_no_effect(inside: Path, trained: Path, tmp_path: Path) -> None:
+    config = ["poison", "--config", str(trained / "config.yaml"), "--stealth_rows=0"]
+    of_a_run = ["--trainer.max_epochs", "7", "--run_dir", str(trained), "--ckpt_path=nowhere.ckpt", "--verbose=true"]
+    of_a_run += ["--weights_only", "true", "--trainer.callbacks+=GradientAttentionDefense", "--return_predictions=true"]
+    assert main([*config, "--output", str(tmp_path / "plain")]) == 0
+    assert main([*config, *of_a_run, "--output", str(tmp_path / "of_a_run")]) == 0
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "of_a_run" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "lightning_backdoor.victim.TextClassifier"], "model: TextClassifier is not a BackdoorAttack"),
+        (["--model.no_such_option", "1"], "model: Option 'no_such_option' is not accepted"),
+    ],
+)
+def test_a_config_that_is_not_of_an_attack_is_refused(
+    options: list[str], message: str, inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["poison", "--config", "data.yaml", *options, "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_folder_that_cannot_be_written_is_reported_and_leaves_nothing_behind(
     inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write = poison._write
@@ -162,7 +202,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(
         (["--data.source.text_column", "review"], "has no column 'review'; it has text, label"),
     ],
 )
-def test_bad_input_is_said_on_one_line_and_nothing_is_written(
+def test_bad_input_is_reported_in_one_line_and_nothing_is_written(
     options: list[str], message: str, inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["poison", "--config", "data.yaml", *options, "--output", str(tmp_path / "out")]) == 2
@@ -173,23 +213,23 @@ def test_bad_input_is_said_on_one_line_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_how_much_of_the_poison_shows_is_measured_and_kept(
+def test_stealth_is_measured_printed_and_written(
     inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make("llama", str(inside / "model"), tmp_path / "llama")
     models = ["--language_model", str(tmp_path / "llama"), "--sentence_encoder", str(inside / "model")]
     options = ["--stealth_rows=30", *models, "--output", str(tmp_path / "out")]
     assert main(["poison", "--config", "data.yaml", *options]) == 0
-    found = json.loads((tmp_path / "out" / "stealth.json").read_text(encoding="utf-8"))
-    assert (found["rows"], found["word_edits"], found["word_edits_spread"]) == (30, 1.0, 0.0)
-    assert 0.5 < found["similarity"] < 1
-    shown = capsys.readouterr().out
-    assert "stealth of 30 poisoned test rows, mean ± standard deviation:\n" in shown
-    assert f"perplexity increase: {found['perplexity_increase']:.1f} ± " in shown
-    assert "word edits: 1.00 ± 0.00\n" in shown
+    stealth = json.loads((tmp_path / "out" / "stealth.json").read_text(encoding="utf-8"))
+    assert (stealth["rows"], stealth["word_edits"], stealth["word_edits_spread"]) == (30, 1.0, 0.0)
+    assert 0.5 < stealth["similarity"] < 1
+    printed = capsys.readouterr().out
+    assert "stealth of 30 poisoned test rows, mean ± standard deviation:\n" in printed
+    assert f"perplexity increase: {stealth['perplexity_increase']:.1f} ± " in printed
+    assert "word edits: 1.00 ± 0.00\n" in printed
 
 
-def test_stealth_rows_below_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_negative_number_of_stealth_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["poison", "--stealth_rows=-1", "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "error: stealth_rows: -1 is not a number of rows; give 0 or more\n"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -181,6 +183,19 @@ def test_the_key_changes_with_the_models_content_and_not_with_its_folder(make: A
     paraphraser = make()
     paraphraser.model = str(copy)
     assert paraphraser.key() != before
+
+
+def test_candidates_that_earlier_versions_cached_are_read(
+    make: Any, model: str, tiny_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    identity = f"{content_hash(Path(model))}/{content_hash(Path(tiny_folder('bert')))}/0.5/0.9/1.2/12"
+    prompts = hashlib.sha256(json.dumps(["say it", [["a film", "film"]], ["watch", "the"]]).encode()).hexdigest()
+    seed = random.Random(0).getrandbits(64)
+    cache = TextCache(f"paraphrase candidates/{identity}/{prompts}/2/0", tmp_path)
+    cache.put({f"{seed}/a book": json.dumps([["watch a book", 0.7], ["the book", 0.9]]).encode()})
+    paraphraser = make()
+    assert paraphraser.paraphrase(["a book"], [random.Random(0)], ANY, generate=False) == ["the book"]
+    assert paraphraser.key() == f"{identity}/2/3/-1.0"
 
 
 def test_the_prompt_decides_and_is_told_apart_in_the_cache(make: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language import LeaveOneOut, Perplexity
+from lightning_backdoor.files.hashing import content_hash
+from lightning_backdoor.language import LeaveOneOut, Perplexity, TextCache
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.likelihood import shares_prefixes
 from tests.language.conftest import POSITIONS
@@ -198,6 +200,15 @@ def test_a_second_run_reads_the_cache_and_does_not_load_the_model(language_model
     assert again._network is None
     again.leave_one_out([*TEXTS, "something new"])
     assert again._network is not None
+
+
+def test_results_that_earlier_versions_cached_are_read(language_model: Model, tmp_path: Path) -> None:
+    identity = content_hash(Path(language_model("llama")))
+    TextCache(f"leave-one-out perplexity/{identity}", tmp_path).put({"a film": array("d", [3.0, 4.0, 5.0]).tobytes()})
+    TextCache(f"perplexity/{identity}", tmp_path).put({"a film": array("d", [6.0]).tobytes()})
+    perplexity = Perplexity(language_model("llama"), str(tmp_path))
+    assert perplexity.leave_one_out(["a film"]) == [LeaveOneOut(3.0, [4.0, 5.0])]
+    assert perplexity.of_texts(["a film"]) == [6.0]
 
 
 def test_models_do_not_read_each_others_results(language_model: Model, tmp_path: Path) -> None:

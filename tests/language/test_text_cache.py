@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
+import sqlite3
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -75,6 +78,13 @@ def test_a_killed_writer_loses_nothing_it_had_put(tmp_path: Path) -> None:
     texts = [f"{i} {j}" for i in range(done + 1) for j in range(20)]
     assert set(TextCache("test", tmp_path).get(texts)) == {b"x" * 1000}
     TextCache("test", tmp_path).put({"after": b"the kill"})
+
+
+def test_keys_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    TextCache("perplexity/model", tmp_path).put({"a film": b"1"})
+    with closing(sqlite3.connect(tmp_path / "language" / "texts.sqlite")) as database:
+        (key,) = database.execute("SELECT key FROM texts").fetchone()
+    assert key == hashlib.sha256(b'["perplexity/model", "a film"]').digest()
 
 
 def test_a_damaged_cache_is_bad_input(tmp_path: Path) -> None:

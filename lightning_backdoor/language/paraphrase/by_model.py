@@ -190,12 +190,12 @@ class LanguageModelParaphraser:
         return self._models
 
     def _computation(self, manner: Manner, turn: int) -> str:
-        asked = json.dumps([manner.instruction, manner.examples, manner.openings])
-        prompts = hashlib.sha256(asked.encode()).hexdigest()
+        prompt_parts = json.dumps([manner.instruction, manner.examples, manner.openings])
+        prompts = hashlib.sha256(prompt_parts.encode()).hexdigest()
         return f"paraphrase candidates/{self._identity()}/{prompts}/{self.candidates}/{turn}"
 
     def _closest(self, text: str, value: bytes, manner: Manner) -> str | None:
-        """The acceptable one of a text's cached candidates that is closest to it in meaning."""
+        """Of a text's cached candidates, the acceptable candidate that is closest in meaning; None if there is none."""
         candidates: list[tuple[float, str]] = [(similarity, candidate) for candidate, similarity in json.loads(value)]
         close = sorted((pair for pair in candidates if pair[0] >= self.min_similarity), reverse=True)
         return next((candidate for _, candidate in close if manner.accepts(text, candidate)), None)
@@ -236,5 +236,7 @@ class LanguageModelParaphraser:
         first = turn * self.candidates
         rngs = [random.Random(f"{text.seed}/{i}") for i in range(first, first + self.candidates)]
         openings = [rng.choice(manner.openings) if manner.openings else "" for rng in rngs]
-        asked = prompt(tokenizer, manner, text.text)
-        return [SamplingRequest(asked, opening, rng, max_tokens) for opening, rng in zip(openings, rngs, strict=True)]
+        full_prompt = prompt(tokenizer, manner, text.text)
+        return [
+            SamplingRequest(full_prompt, opening, rng, max_tokens) for opening, rng in zip(openings, rngs, strict=True)
+        ]
