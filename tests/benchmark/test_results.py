@@ -15,12 +15,12 @@ from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.benchmark.wandb_charts import grid_media
 from lightning_backdoor.benchmark.write_results import write_results
 from tests.benchmark.example import example
-from tests.benchmark.grids import stub_grid, stub_stage
+from tests.benchmark.grids import stub_command, stub_grid
 
 
 def test_outcomes_of_each_cell_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=3, seeds=2)
-    monkeypatch.setattr("lightning_backdoor.benchmark.running.worker.run_stage", stub_stage)
+    monkeypatch.setattr("lightning_backdoor.benchmark.running.worker.run_command", stub_command)
     Worker(tmp_path, grid.cells, "one").run()
     opened: Counter[str] = Counter()
     open_path = Path.open
