@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,19 +11,26 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.benchmark import results, summaries
+from lightning_backdoor.benchmark.report import attack_sections
 from lightning_backdoor.benchmark.report.page import report_html
 from lightning_backdoor.benchmark.report.terminal import print_table
-from lightning_backdoor.benchmark.running.worker import Worker
+from lightning_backdoor.benchmark.running.journal import Journal
+from lightning_backdoor.benchmark.table import measured
 from lightning_backdoor.benchmark.wandb_charts import grid_media
 from lightning_backdoor.benchmark.write_results import write_results
+from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes, write_outcomes
 from tests.benchmark.example import example
-from tests.benchmark.grids import stub_command, stub_grid
+from tests.benchmark.grids import stub_grid
 
 
 def test_outcomes_of_each_cell_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=3, seeds=2)
-    monkeypatch.setattr("lightning_backdoor.benchmark.running.worker.run_command", stub_command)
-    Worker(tmp_path, grid.cells, "one").run()
+    journal = Journal(tmp_path / "journal.jsonl")
+    for cell in grid.cells:
+        outcomes = [Outcome(i // 2, i % 2 == 1, "a", "b", "ab"[i % 3 == 0], score=float(i)) for i in range(20)]
+        (tmp_path / "cells" / cell.id).mkdir(parents=True)
+        write_outcomes(tmp_path / "cells" / cell.id / "outcomes.csv", outcomes)
+        journal.append("cell", cell.id, launch="one", seconds=1.0, row=measured({}, outcomes))
     opened: Counter[str] = Counter()
     open_path = Path.open
 
@@ -55,12 +64,6 @@ def test_seeds_are_put_together_once_for_all_that_is_shown(tmp_path: Path, monke
 
 
 def test_outcomes_are_held_one_cell_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gc
-    import weakref
-
-    from lightning_backdoor.benchmark.report import attack_sections
-    from lightning_backdoor.outputs.outcomes import read_outcomes
-
     class Outcomes(list[Any]):
         """A list that can be told to be gone."""
 
