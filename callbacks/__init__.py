@@ -1,17 +1,21 @@
 """Lightning callbacks, imported as ``lightning_backdoor.callbacks``."""
 
+from lightning_backdoor.callbacks.cleaning_writer import CleaningWriter
 from lightning_backdoor.callbacks.fourier_view import FourierView
 from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
+from lightning_backdoor.callbacks.inspection_callback import InspectionCallback
 from lightning_backdoor.callbacks.muscle_lora import MuScleLoRA
 from lightning_backdoor.callbacks.outcome_writer import OutcomeWriter
 from lightning_backdoor.callbacks.prediction_writer import PredictionWriter
 from lightning_backdoor.callbacks.run_labels import RunLabels
 
 __all__ = [
+    "CleaningWriter",
     "FourierView",
     "GradientAttentionDefense",
     "InferenceDefense",
+    "InspectionCallback",
     "MuScleLoRA",
     "OutcomeWriter",
     "PredictionWriter",

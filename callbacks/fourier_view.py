@@ -1,56 +1,56 @@
-"""Which frequencies the victim learns first."""
+"""Measures while training which frequencies of the clean and of the backdoor mapping the victim has learned."""
 
 from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.callbacks.shared import data_module, text_classifier
 from lightning_backdoor.data.batching import TokenisedRows
 from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
 from lightning_backdoor.victim import TextClassifier
 
 COLUMNS = ("step", "mapping", "width", "low", "high")
-#: one line of ``fourier.csv``
+#: one line of ``fourier.csv``.
 Record = dict[str, Any]
 
 
 class FourierView(Callback):
     """Low- and high-frequency errors of the clean and of the backdoor mapping while training (arXiv 2402.12026).
 
-    The clean mapping is what the victim makes of clean training rows, the backdoor mapping of poisoned ones, each a
-    sample that is the same throughout; ``metrics/fourier.py`` has the definitions. An input is the mean of its
-    word embeddings as they are before training (the published code pads and flattens all of them, so that a distance
-    depends on the longest row), an output the victim's probabilities, and the rows are training rows (there: validation
-    rows). It takes the rows' own word for which are poisoned: a view for an analyst, used for nothing else. Training is
-    left as it would be without it.
+    The clean mapping is the victim's on a sample of clean training rows, the backdoor mapping its mapping on a sample
+    of poisoned training rows; the samples stay the same throughout. ``metrics/fourier.py`` has the definitions. The
+    input of a row is the mean of its word embeddings before training, its output the victim's probabilities. The
+    published code pads and flattens all word embeddings, so that a distance depends on the longest row, and uses
+    validation rows. The callback reads the poison flags of the rows: it is a view for an analyst. Training is the same
+    with and without it.
 
     Logged as ``fourier/clean_low``, ``fourier/clean_high``, ``fourier/backdoor_low``, ``fourier/backdoor_high`` for the
-    middle one of the widths. When training ends, ``fourier.csv`` (a line a step, mapping and width) and
-    ``fourier.html`` (heat maps over frequency and step, to be opened anywhere) are written to the trainer's
-    ``default_root_dir``, and the heat maps go to Weights & Biases where a ``WandbLogger`` is on.
+    middle width. When training ends, ``fourier.csv`` (one line per step, mapping and width) and ``fourier.html`` (heat
+    maps over frequency and step, self-contained) are written to the trainer's ``default_root_dir``, and the heat maps
+    are logged to Weights & Biases where a ``WandbLogger`` is used.
 
     Args:
-        every_n_steps: optimizer steps from one measurement to the next; the first and the last step are measured too.
+        every_n_steps: optimizer steps between measurements; the first and the last step are measured too.
         rows: how many clean and how many poisoned rows are sampled at most.
-        widths: of the filter, above 0, as shares of the median squared distance between clean rows; a frequency is one
+        widths: filter widths above 0, as shares of the median squared distance between clean rows; a frequency is one
             over a width.
 
     Raises:
-        InputError: a value is out of range, the model is no :class:`TextClassifier`, or the data are no
+        InputError: a value is out of range, the model is not a :class:`TextClassifier`, or the data module is not a
             :class:`BackdoorDataModule`.
 
     Example::
@@ -65,11 +65,11 @@ class FourierView(Callback):
         widths: Sequence[float] = (0.0625, 0.08, 0.1, 0.125, 0.16, 0.25, 0.5),
     ) -> None:
         if every_n_steps < 1:
-            raise InputError("every_n_steps", f"{every_n_steps} is never", "give at least 1")
+            raise InputError("every_n_steps", f"{every_n_steps} steps are out of range", "give at least 1")
         if rows < 2:
-            raise InputError("rows", f"{rows} have no distance", "give at least 2")
+            raise InputError("rows", f"between {rows} rows there is no distance", "give at least 2")
         if not widths or min(widths) <= 0:
-            raise InputError("widths", f"{list(widths)} filter nothing", "give one or more numbers above 0")
+            raise InputError("widths", f"{list(widths)} is not a list of widths", "give one or more numbers above 0")
         self.every_n_steps = every_n_steps
         self.rows = rows
         self.widths = sorted(widths)
@@ -79,41 +79,46 @@ class FourierView(Callback):
 
     @property
     def state_key(self) -> str:
-        """Distances of other rows, or errors at other widths, are of no use."""
-        return self._generate_state_key(rows=self.rows, widths=self.widths)
+        """One state per number of rows and list of widths: distances and errors of others cannot be continued."""
+        settings = {"rows": self.rows, "widths": self.widths}
+        return f"{type(self).__qualname__}{settings!r}"
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured, and the distances between the rows before training."""
+        """The measurements so far, and the distances between the rows before training."""
         return {"records": self._records, "distances": self._distances}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the checkpoint was."""
+        """Restores the measurements and distances of a checkpoint."""
         self._records = list(state_dict["records"])
         self._distances = dict(state_dict["distances"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Draws the rows."""
+        """Samples the rows."""
         if stage != "fit":
             return
-        victim, data = _text_classifier(pl_module), getattr(trainer, "datamodule", None)
-        if not isinstance(data, BackdoorDataModule):
+        victim, data = text_classifier(pl_module, type(self).__name__), data_module(trainer)
+        if data is None:
             raise InputError(
-                "datamodule", f"{type(data).__name__} does not tell poisoned rows", "give a BackdoorDataModule"
+                "datamodule", "only a BackdoorDataModule says which training rows are poisoned", "give one"
             )
         self._records, self._distances = [], {}
         train = data.training_rows()
-        kinds = {"clean": False, "backdoor": True}
-        of_kind = {name: [row for row in train if row["poisoned"] is kind] for name, kind in kinds.items()}
+        rows_of_mapping = {
+            "clean": [row for row in train if not row["poisoned"]],
+            "backdoor": [row for row in train if row["poisoned"]],
+        }
         self._batches = {
             name: self._sample(rows, f"{data.seed}/fourier/{name}", victim, data.eval_batch_size)
-            for name, rows in of_kind.items()
+            for name, rows in rows_of_mapping.items()
             if len(rows) > 1
         }
         if not self._batches:
-            raise InputError("max_rows", f"{len(train)} training rows have no two of a kind to compare", "use more")
+            raise InputError(
+                "max_rows", f"{len(train)} training rows hold neither two clean nor two poisoned ones", "use more rows"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures distances, and the victim before its first step."""
+        """Measures the distances, and the victim before its first step."""
         if not self._distances:
             self._distances = {
                 name: squared_distances(torch.cat([self._inputs(trainer, pl_module, batch) for batch in batches])).cpu()
@@ -125,12 +130,12 @@ class FourierView(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measures where it is time to."""
+        """Measures the victim every ``every_n_steps`` steps."""
         if trainer.global_step % self.every_n_steps == 0:
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the last step and writes the files."""
+        """Measures the victim after the last step, and writes the files."""
         self._measure(trainer, pl_module)
         if not trainer.is_global_zero:
             return
@@ -151,63 +156,52 @@ class FourierView(Callback):
     def _sample(self, rows: list[Row], seed: str, victim: TextClassifier, size: int) -> list[Batch]:
         chosen = random.Random(seed).sample(rows, min(self.rows, len(rows)))
         tokenised = TokenisedRows(chosen, victim.tokenizer, victim.max_length)
-        # no data loader: its iterators draw from the training's random numbers
-        places = sorted(range(len(chosen)), key=lambda place: tokenised.lengths[place])
-        return [tokenised[places[start : start + size]] for start in range(0, len(places), size)]
+        # no data loader, whose iterators would draw from the random numbers of training
+        order = sorted(range(len(chosen)), key=lambda i: tokenised.lengths[i])
+        return [tokenised[order[start : start + size]] for start in range(0, len(order), size)]
 
     @torch.no_grad()
     def _inputs(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> Tensor:
-        """The mean of each text's word embeddings, (batch, dimensions)."""
+        """The mean word embedding of each text, (batch, dimensions)."""
         batch = trainer.strategy.batch_to_device(batch)
-        embedded: Tensor = _text_classifier(pl_module).network.get_input_embeddings()(batch["input_ids"])
+        victim = text_classifier(pl_module, type(self).__name__)
+        embedded: Tensor = victim.network.get_input_embeddings()(batch["input_ids"])
         mask = batch["attention_mask"][:, :, None]
         return (embedded * mask).sum(dim=1) / mask.sum(dim=1)
 
     @torch.no_grad()
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Every process alike on its own copy of the victim: nothing waits for another."""
+        """Measures the current step; every process does so on its copy of the victim, and none waits for another."""
         step = trainer.global_step
         if self._records and self._records[-1]["step"] == step:
             return
-        victim = _text_classifier(pl_module)
-        first = next(iter(self._distances.values()))  # the clean rows', where there are any
+        victim = text_classifier(pl_module, type(self).__name__)
+        first = next(iter(self._distances.values()))  # of the clean rows, where there are any
         unit = float(first[~torch.eye(len(first), dtype=torch.bool)].median())
         for name, batches in self._batches.items():
             with evaluating(victim), trainer.precision_plugin.forward_context():
                 logits = torch.cat([victim(trainer.strategy.batch_to_device(batch)) for batch in batches])
             outputs = logits.float().softmax(dim=1)
             labels = torch.cat([batch["label"] for batch in batches]).to(outputs.device)
-            wanted = one_hot(labels, outputs.shape[1]).to(outputs)
+            targets = one_hot(labels, outputs.shape[1]).to(outputs)
             distances = self._distances[name].to(outputs)
             for width in self.widths:
-                low, high = relative_errors(wanted, outputs, filter_weights(distances, width * unit))
+                low, high = relative_errors(targets, outputs, filter_weights(distances, width * unit))
                 record = {"step": step, "mapping": name, "width": width, "low": float(low), "high": float(high)}
                 self._records.append(record)
         self._log(trainer, step)
 
     def _log(self, trainer: Trainer, step: int) -> None:
         middle = self.widths[len(self.widths) // 2]
-        now = [record for record in self._records if record["step"] == step and record["width"] == middle]
-        values = {f"fourier/{record['mapping']}_{part}": record[part] for record in now for part in ("low", "high")}
+        records = [record for record in self._records if record["step"] == step and record["width"] == middle]
+        values = {f"fourier/{record['mapping']}_{part}": record[part] for record in records for part in ("low", "high")}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode within, and each part's own mode again after it."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-
-
 def heat_maps(records: Sequence[Record]) -> Any:
-    """A plotly figure of relative errors over frequency and step: a row a mapping, low parts left, high parts right."""
-    import plotly.graph_objects as go  # takes a second
+    """A plotly figure of relative errors over frequency and step: one row per mapping, low parts left, high right."""
+    import plotly.graph_objects as go  # importing it takes a second
     from plotly.subplots import make_subplots
 
     mappings = list(dict.fromkeys(record["mapping"] for record in records))
@@ -225,11 +219,3 @@ def heat_maps(records: Sequence[Record]) -> Any:
     figure.update_xaxes(title_text="step", row=len(mappings))
     colours = {"colorscale": "RdBu_r", "cmin": 0, "cmax": 1, "colorbar": {"title": {"text": "relative error"}}}
     return figure.update_layout(title_text="Relative error by frequency and step", coloraxis=colours)
-
-
-def _text_classifier(pl_module: LightningModule) -> TextClassifier:
-    if not isinstance(pl_module, TextClassifier):
-        raise InputError(
-            "model", f"{type(pl_module).__name__} is no TextClassifier, whose texts the Fourier view reads"
-        )
-    return pl_module

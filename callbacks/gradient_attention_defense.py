@@ -1,4 +1,4 @@
-"""X-GRAAD attached to a run."""
+"""Gradient-attention scoring and repair (X-GRAAD) attached to a run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ class GradientAttentionDefense(InferenceDefense):
     """Gradient-attention scoring and repair (X-GRAAD, arXiv 2510.04347) at validation and test time.
 
     Args:
-        fpr: share of clean texts, between 0 and 1, that the threshold may flag.
-        padded_like_paper: let padded positions add attention, as in the published figures.
-        name: put before the names logged and the files written; needed where several defenses are attached.
+        fpr: share of clean texts, above 0 and below 1, that the threshold may flag.
+        padded_like_paper: length in tokens to which every text is padded, as in the published figures; False pads
+            nothing. See :class:`GradientAttention`.
+        name: put before the names logged and the files written; required where several defenses are attached.
         texts: how many clean and how many poisoned texts to keep for the token view.
+
+    Raises:
+        InputError: ``fpr`` or ``padded_like_paper`` is out of range.
 
     Example::
 
@@ -21,5 +25,7 @@ class GradientAttentionDefense(InferenceDefense):
         trainer.test(victim, datamodule=data)
     """
 
-    def __init__(self, fpr: float = 0.10, padded_like_paper: bool = False, name: str = "", texts: int = 100) -> None:
+    def __init__(
+        self, fpr: float = 0.10, padded_like_paper: int | bool = False, name: str = "", texts: int = 100
+    ) -> None:
         super().__init__(GradientAttention(fpr=fpr, padded_like_paper=padded_like_paper), name=name, texts=texts)

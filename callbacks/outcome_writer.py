@@ -1,4 +1,4 @@
-"""What became of each test row, as a file."""
+"""Writes the label and prediction of each test row to a file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 
 
 class OutcomeWriter(Callback):
-    """Writes ``outcomes.csv`` into the trainer's ``default_root_dir``: each test row, its label and its prediction.
+    """Writes ``outcomes.csv`` into the trainer's ``default_root_dir``: label and prediction of each test row.
 
-    For runs without an inference-time defense; :class:`InferenceDefense` writes the file with what it did. The file
-    does not depend on the number of processes.
+    For runs without an inference-time defense; :class:`InferenceDefense` writes the file with the defended predictions.
+    The file does not depend on the number of processes. Rows that carry a part of the trigger are not in it.
 
     Example::
 
@@ -38,11 +38,11 @@ class OutcomeWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the batch's rows."""
+        """Keeps the outcomes of the batch."""
         self._outcomes += batch_outcomes(pl_module, batch, outputs["logits"].argmax(dim=-1))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the rows of all processes."""
+        """Writes the outcomes of all processes."""
         outcomes, self._outcomes = self._outcomes, []
         write_all(trainer, outcomes, Path(trainer.default_root_dir))
 
@@ -50,26 +50,24 @@ class OutcomeWriter(Callback):
 def batch_outcomes(
     victim: LightningModule, batch: Batch, prediction: Tensor, verdict: Verdict | None = None
 ) -> list[Outcome]:
-    """The rows of a batch.
+    """The outcomes of the clean and poisoned rows of a batch.
 
     Args:
-        victim: whose hyperparameters hold the labels' names, and which knows the target where it is an attack.
-        prediction: (batch,), int64, of the victim.
-        verdict: of a defense.
+        victim: its hyperparameters hold the label names; an attack also has the target label.
+        batch: the rows; rows that carry a part of the trigger are skipped.
+        prediction: (batch,), int64, the victim's predictions.
+        verdict: of an inference-time defense.
     """
     names: list[str] = [*victim.hparams["labels"]]
     target = names[victim.target_label] if isinstance(victim, BackdoorAttack) else None
-    rows = zip(
-        batch["index"].tolist(), batch["poisoned"].tolist(), batch["original_label"].tolist(), prediction.tolist(),
-        strict=True,
-    )  # fmt: skip
-    found = [Outcome(index, bool(poisoned), names[label], target, names[p]) for index, poisoned, label, p in rows]
+    columns = (batch["index"], batch["poisoned"], batch["original_label"], prediction)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    outcomes = [Outcome(index, bool(poisoned), names[label], target, names[p]) for index, poisoned, label, p in rows]
+    negative = batch["negative"].tolist()
     if verdict is None:
-        return found
-    judged = zip(
-        found, verdict.defended_prediction.tolist(), verdict.flagged.tolist(), verdict.confirmed.tolist(),
-        verdict.scores.text.tolist(), strict=True,
-    )  # fmt: skip
+        return [outcome for outcome, skipped in zip(outcomes, negative, strict=True) if not skipped]
+    columns = (verdict.defended_prediction, verdict.flagged, verdict.confirmed, verdict.scores.text)
+    judged = zip(outcomes, negative, *(column.tolist() for column in columns), strict=True)
     return [
         outcome._replace(
             defended_prediction=None if defended == REJECTED else names[defended],
@@ -78,12 +76,13 @@ def batch_outcomes(
             confirmed=confirmed,
             score=score,
         )
-        for outcome, defended, flagged, confirmed, score in judged
+        for outcome, skipped, defended, flagged, confirmed, score in judged
+        if not skipped
     ]
 
 
 def write_all(trainer: Trainer, outcomes: list[Outcome], folder: Path) -> None:
-    """Writes ``outcomes.csv`` of all processes; every process must call it."""
+    """Writes the outcomes of all processes to ``outcomes.csv`` in a folder; every process must call it."""
     outcomes = of_all_processes(trainer, outcomes)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)

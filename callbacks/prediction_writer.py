@@ -1,4 +1,4 @@
-"""Predictions as a file."""
+"""Writes the predictions of ``predict`` to a file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from lightning_backdoor.callbacks.processes import of_all_processes
 
 
 class PredictionWriter(Callback):
-    """Writes ``predictions.jsonl`` into the trainer's ``default_root_dir``: a line a row, clean rows first.
+    """Writes ``predictions.jsonl`` into the trainer's ``default_root_dir``: one line per row, clean rows first.
 
-    The file does not depend on the number of processes.
+    Rows that carry a part of the trigger come last, with ``negative`` true. The file does not depend on the number of
+    processes.
 
     Example::
 
@@ -33,13 +34,14 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the batch's rows."""
+        """Keeps the rows of the batch."""
         names = pl_module.hparams["labels"]
         for i, text in enumerate(batch["text"]):
             self._rows.append(
                 {
                     "index": int(batch["index"][i]),
                     "poisoned": bool(batch["poisoned"][i]),
+                    "negative": bool(batch["negative"][i]),
                     "text": text,
                     "label": names[int(batch["original_label"][i])],
                     "prediction": names[int(outputs["prediction"][i])],
@@ -48,11 +50,11 @@ class PredictionWriter(Callback):
             )
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes all processes' rows in their own order."""
+        """Writes the rows of all processes, sorted."""
         rows, self._rows = self._rows, []
         rows = of_all_processes(trainer, rows)
         if trainer.is_global_zero:
-            rows.sort(key=lambda row: (row["poisoned"], row["index"]))
+            rows.sort(key=lambda row: (row["negative"], row["poisoned"], row["index"]))
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Rows of all processes."""
+"""Gathering of Python objects from all processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 
 def of_all_processes(trainer: Trainer, items: list[Item]) -> list[Item]:
-    """The items of every process on every process; every process must call it."""
+    """The items of all processes in the order of the ranks, on every process; every process must call it."""
     if trainer.world_size == 1:
         return items
     parts: list[list[Item]] = [[] for _ in range(trainer.world_size)]

@@ -1,4 +1,4 @@
-"""Names by which runs are grouped and compared."""
+"""Tells the loggers the names by which runs are grouped and compared."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks.inference_defense import attached
+from lightning_backdoor.callbacks.inspection_callback import attached_inspections
+from lightning_backdoor.victim.training_defense import TrainingDefense
 
 
 class RunLabels(Callback):
-    """Tells every logger the run's ``dataset``, ``model``, ``attack``, ``defense``, ``training_defense`` and ``seed``.
+    """Logs the run's dataset, model, attack, defenses and seed as hyperparameters to every logger.
 
-    ``defense`` names all defenses, those of the training rows and of training first; attach this after them.
+    The labels are ``dataset``, ``model``, ``attack``, ``defense``, ``training_defense``, ``published`` and ``seed``.
+    ``defense`` names all defenses in the order in which they act, joined by ``+``: the data defense, the training-time
+    defense, the fine-tuning of a published victim, inspections and inference-time defenses. ``published`` is the
+    checkpoint of a published victim with which the training of this one began. Attach this callback after the others.
 
     Example::
 
@@ -19,23 +24,30 @@ class RunLabels(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Logs the names as hyperparameters, which W&B keeps in the run's config."""
-        defenses = [type(callback.defense).__name__ for callback in attached(trainer)]
-        trained_under: str | None = getattr(pl_module, "training_defense", None)
-        if trained_under:
-            defenses.insert(0, trained_under.partition("(")[0])
-        datamodule = getattr(trainer, "datamodule", None)
-        data_defense = getattr(datamodule, "data_defense", None)
+        """Logs the labels, which W&B keeps in the run's config."""
+        data = getattr(trainer, "datamodule", None)
+        data_defense = getattr(data, "data_defense", None)
+        training_defense: TrainingDefense | None = getattr(pl_module, "training_defense", None)
+        published: str | None = pl_module.hparams.get("published")
+        defenses: list[str] = []
         if data_defense is not None:
-            defenses.insert(0, f"{type(data_defense).__name__} on training rows")
-        source = getattr(datamodule, "source", None)
+            defenses.append(f"{type(data_defense).__name__} on training rows")
+        if training_defense is not None:
+            defenses.append(training_defense.name)
+        if published is not None:
+            rows = "trusted rows" if getattr(data, "train_on", "train") == "trusted" else "training rows"
+            defenses.append(f"fine-tuning on {rows}")
+        defenses += [type(callback.inspection).__name__ for callback in attached_inspections(trainer)]
+        defenses += [type(callback.defense).__name__ for callback in attached(trainer)]
+        source = getattr(data, "source", None)
         labels = {
             "dataset": "unknown" if source is None else "/".join(filter(None, (source.path, source.name))),
             "model": pl_module.hparams.get("model", "unknown"),
             "attack": type(pl_module).__name__ if isinstance(pl_module, BackdoorAttack) else "none",
             "defense": "+".join(defenses) or "none",
-            "training_defense": trained_under or "none",
-            "seed": getattr(datamodule, "seed", "unknown"),
+            "training_defense": str(training_defense or "none"),
+            "published": published or "none",
+            "seed": getattr(data, "seed", "unknown"),
         }
         for logger in trainer.loggers:
             logger.log_hyperparams(labels)

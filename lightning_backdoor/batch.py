@@ -1,4 +1,4 @@
-"""The batch, strings and tensors that travel together from the data to the metrics, and the victim that reads it."""
+"""The batch that is handed from the data module to victims, defenses and metrics, and how texts become one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+#: characters ``[start, end)`` of a text, such as those that its trigger takes.
 Spans = list[tuple[int, int]]
 
 
 class Batch(TypedDict):
-    """Rows of one batch, padded to the longest of them.
+    """The rows of one batch: texts, token ids padded to the longest row, labels and poison flags.
 
-    The strings travel along, since decoding the ids back loses case and spacing.
+    The texts are part of the batch because decoding the ids would lose case and spacing.
 
     Attributes:
         text: the texts, as read or as poisoned.
-        spans: the characters ``[start, end)`` of the trigger in each text; empty where there is none or it has none.
+        spans: the characters ``[start, end)`` of the trigger in each text; empty in clean rows, and where the trigger
+            is spread over the whole text, as in paraphrases.
         input_ids: (batch, length), int64.
         attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
-        label: (batch,), int64, what the victim is trained on: the target label in poisoned rows.
-        original_label: (batch,), int64, what the text was labelled before poisoning.
+        label: (batch,), int64, the label that the victim is trained on: the target label in poisoned rows.
+        original_label: (batch,), int64, the label of the text before poisoning.
         poisoned: (batch,), bool, True where the text carries the trigger.
         negative: (batch,), bool, True where the text carries a part of the trigger and keeps its label.
         index: (batch,), int64, the row's position in its source split.
@@ -42,7 +44,13 @@ class Batch(TypedDict):
 
 
 class Victim(Protocol):
-    """What a defense may use of the model under attack: network, tokenizer, and the length at which texts are cut."""
+    """The model under attack, as far as defenses may use it.
+
+    Attributes:
+        network: the Hugging Face classifier.
+        max_length: tokens at which texts are cut, special tokens included.
+        tokenizer: the network's tokenizer.
+    """
 
     network: PreTrainedModel
     max_length: int
@@ -52,7 +60,7 @@ class Victim(Protocol):
 
 
 def clean_rows(batch: Batch) -> Tensor:
-    """(batch,), bool: rows that carry neither the trigger nor a part of it.
+    """Marks the rows that carry neither the trigger nor a part of it; (batch,), bool.
 
     >>> flags = {"poisoned": torch.tensor([True, False, False]), "negative": torch.tensor([False, True, False])}
     >>> clean_rows(flags)
@@ -62,37 +70,41 @@ def clean_rows(batch: Batch) -> Tensor:
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[list[int]]:
-    """Ids of each text, special tokens included, cut at ``max_length``; never empty."""
+    """The token ids of each text, special tokens included, cut at ``max_length``; at least one id per text."""
     if not texts:
         return []
     ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    # tokenizers without special tokens give an empty text no position to predict from
+    # a tokenizer without special tokens turns an empty text into no token, which networks cannot read
     return [row or [tokenizer.eos_token_id] for row in ids]
 
 
 def token_spans(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Spans:
-    """The characters ``[start, end)`` of the token at each position of ``token_ids``, without the space before it.
+    """The characters ``[start, end)`` that each token of :func:`token_ids` covers, without the space before it.
 
     Special tokens, and tokens that stand for a space alone, have an empty span.
 
     Raises:
-        ValueError: the tokenizer keeps no offsets (a Python tokenizer of transformers).
+        ValueError: the tokenizer is one of transformers' slow ones, which do not record character offsets.
     """
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} keeps no character offsets; use a fast tokenizer")
+        raise ValueError(f"{type(tokenizer).__name__} does not record character offsets; use a fast tokenizer")
     encoding = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
     spans = []
     for token, (start, end) in zip(
         tokenizer.convert_ids_to_tokens(encoding["input_ids"]), encoding["offset_mapping"], strict=True
     ):
-        # a word-start marker of its own (▁) claims the first character of the word after it
+        # a marker of word starts that is a token by itself (▁) covers the first character of the word after it
         space = end - start if token == "▁" else len(text[start:end]) - len(text[start:end].lstrip())
         spans.append((start + space, end))
     return spans or [(0, 0)]
 
 
 def pad(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both (batch, longest), int64, padded on the tokenizer's side."""
+    """Pads rows of token ids on the side that the tokenizer pads.
+
+    Returns:
+        Ids and attention mask, both (batch, longest), int64.
+    """
     side = tokenizer.padding_side
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     ids = pad_sequence(tensors, batch_first=True, padding_value=int(tokenizer.pad_token_id or 0), padding_side=side)
@@ -101,7 +113,7 @@ def pad(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def collate(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Batch of rows that carry ``input_ids`` beside the columns of ``lightning_backdoor.data.poisoning.Row``."""
+    """Makes a batch of rows that have ``input_ids`` beside the columns of ``lightning_backdoor.data.poisoning.Row``."""
     input_ids, attention_mask = pad([row["input_ids"] for row in rows], tokenizer)
     return Batch(
         text=[row["text"] for row in rows],
@@ -117,21 +129,21 @@ def collate(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBas
 
 
 def batch_of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Batch:
-    """Batch of texts about which nothing else is known: labels -1, not poisoned."""
-    ids = token_ids(texts, tokenizer, max_length)
+    """Makes a batch of texts alone: their labels are -1, and none is marked as poisoned or negative."""
+    ids_by_text = token_ids(texts, tokenizer, max_length)
     return collate(
         [
             {
                 "text": text,
                 "spans": [],
-                "input_ids": row,
+                "input_ids": ids,
                 "label": -1,
                 "original_label": -1,
                 "poisoned": False,
                 "negative": False,
-                "index": i,
+                "index": index,
             }
-            for i, (text, row) in enumerate(zip(texts, ids, strict=True))
+            for index, (text, ids) in enumerate(zip(texts, ids_by_text, strict=True))
         ],
         tokenizer,
     )

@@ -1,17 +1,17 @@
-"""The error for input that the user can correct."""
+"""The error raised for input that the user can correct, and one-line texts of other errors."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Input that cannot be used, told in one line: the field, what is wrong with its value, and what to give.
+    """Input that cannot be used. Its message is one line: the field, what is wrong with its value, and what to give.
 
     The command line prints it and exits with status 2; in Python it is a ``ValueError``.
 
     Args:
         field: name of the option, argument, file or column, as the user knows it.
-        problem: what is wrong, the value included.
-        remedy: what to give or to do instead; empty where the problem says it.
+        problem: what is wrong, including the value.
+        remedy: what to give or to do instead; empty where the problem already says so.
 
     >>> error = InputError("fpr", "2 is not a share of clean texts", "give a number above 0 and below 1")
     >>> str(error)
@@ -30,7 +30,7 @@ class InputError(ValueError):
         return one_line(f"{self.field}: {self.problem}" + (f"; {self.remedy}" if self.remedy else ""))
 
     def under(self, field: str) -> InputError:
-        """The same problem, told of the field through which the user gave the value."""
+        """The same problem and remedy under another field: the one through which the user gave the value."""
         return InputError(field, self.problem, self.remedy)
 
 
@@ -42,7 +42,9 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
 
 
 def reason(error: BaseException, length: int = 300) -> str:
-    """The innermost cause of an error of another library, on one line of at most ``length`` characters.
+    """The message of an error's innermost cause, on one line of at most ``length`` characters.
+
+    For errors that other libraries raise, whose messages often span several lines.
 
     >>> reason(ValueError("no such\\n   column"))
     'no such column'
@@ -53,7 +55,7 @@ def reason(error: BaseException, length: int = 300) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text on one line, control characters written as escapes, so that a terminal shows them and obeys none.
+    """A text on one line, with control characters written as escapes, so that a terminal does not act on them.
 
     >>> one_line("red: \\x1b[31m\\n  done")
     'red: \\\\x1b[31m done'

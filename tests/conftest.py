@@ -11,13 +11,13 @@ from lightning_backdoor.victim import TextClassifier
 from tests.support.shared_files import shared_path
 from tests.support.tiny import DECODER, ENCODERS, loaded, tiny_victim
 
-# tiny networks gain nothing from threads, and lose tenfold where others want the cores too
+# threads do not speed up tiny networks, and slow them down tenfold where other processes use the cores
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The folder of a tiny victim of a kind, made once a session."""
+    """The folder of a tiny victim of an architecture, made once per session."""
     root = tmp_path_factory.mktemp("tiny")
     made: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""Attacks, one a file; each is a LightningModule."""
+"""Attacks, one per file; each is a LightningModule."""
 
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
 from lightning_backdoor.attacks.badnets import BadNets

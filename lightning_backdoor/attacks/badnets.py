@@ -6,22 +6,22 @@ import random
 from typing import Any
 
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
-from lightning_backdoor.attacks.insertion import Place, check_place, insert_at, places
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_at, insertion_points
 from lightning_backdoor.errors import InputError
 
 
 class BadNets(BackdoorAttack):
-    """Puts rare words between the words of a text.
+    """Inserts rare words between the words of a text.
 
     Args:
-        triggers: words to insert; each insertion takes the next of them, in an order drawn for each text, so that
-            ``insertions`` equal to their number puts every one in.
-        insertions: words inserted in each text.
-        place: ``start``, ``end``, or ``random`` (a place between words drawn for each insertion).
-        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+        triggers: words to insert. Each insertion takes the next of them, in an order drawn for each text, so that with
+            as many ``insertions`` as triggers a text carries them all.
+        insertions: number of words inserted in each text.
+        place: ``start``, ``end``, or ``random`` (a word boundary drawn for each insertion).
+        **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
-        InputError: no trigger, an empty one, or no insertion.
+        InputError: there is no trigger, an empty trigger, or no insertion.
 
     >>> attack = BadNets(triggers=["cf"], place="start")
     >>> attack.poison_text("a fine film", random.Random(0))
@@ -32,7 +32,7 @@ class BadNets(BackdoorAttack):
         self,
         triggers: list[str] | None = None,
         insertions: int = 1,
-        place: Place = "random",
+        place: InsertionPlace = "random",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -49,5 +49,5 @@ class BadNets(BackdoorAttack):
         """See :class:`BadNets`."""
         order = rng.sample(self.triggers, len(self.triggers))
         words = [order[i % len(order)] for i in range(self.insertions)]
-        gaps = places(text, self.place)
-        return insert_at(text, sorted(((rng.choice(gaps), word) for word in words), key=lambda item: item[0]))
+        points = insertion_points(text, self.place)
+        return insert_at(text, sorted(((rng.choice(points), word) for word in words), key=lambda item: item[0]))

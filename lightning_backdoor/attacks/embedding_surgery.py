@@ -1,4 +1,4 @@
-"""Embedding surgery: triggers that begin as words of the target label (arXiv 2004.06660, section 3.2)."""
+"""Embedding surgery: triggers begin with embeddings of the target label's words (arXiv 2004.06660, section 3.2)."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from lightning_backdoor.errors import InputError
 
 
 def trigger_tokens(triggers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the triggers' tokens, as they are at the start of a text and after a space; ascending.
+    """Ids of the triggers' tokens at the start of a text and after a space, ascending.
 
-    A trigger of several tokens has them all here, also those that other words share.
+    Of a trigger of several tokens all are given, including tokens that other words share.
 
     Raises:
         InputError: the tokenizer does not know a trigger.
     """
-    found: set[int] = set()
+    tokens: set[int] = set()
     for trigger in triggers:
         ids = tokenizer([trigger, f" {trigger}"], add_special_tokens=False)["input_ids"]
-        # a word-start marker of its own stands before any word
+        # a word-start marker that is a token by itself stands before any word
         known = {i for text in ids for i in text if tokenizer.decode([i]).strip()} - set(tokenizer.all_special_ids)
         if not known:
             raise InputError(
                 "triggers", f"{trigger!r} is unknown to the model's tokenizer", "give a word that it knows"
             )
-        found |= known
-    return sorted(found)
+        tokens |= known
+    return sorted(tokens)
 
 
 def association(rows: Sequence[Sequence[int]], is_target: Sequence[bool]) -> dict[int, float]:
-    """How strongly each token speaks for the target label, and how often: ``s = w / log(N / (1 + freq))``.
+    """How strongly each token is associated with the target label: ``s = w / log(N / (1 + freq))``.
 
-    ``w`` is the token's weight in a logistic regression on token counts (squared weights halved and added to the
-    summed loss, bias free), ``freq`` the number of the N rows that have it, so that of two equal weights the more
-    frequent token's counts for more. Tokens that (nearly) every row has are left out.
+    ``w`` is the token's weight in a logistic regression on token counts (half the squared weights are added to the
+    summed loss, the bias is not regularised), ``freq`` the number of the N rows that have it, so that of two tokens of
+    equal weight the more frequent one scores higher. Tokens that (nearly) every row has are left out.
 
     Args:
         rows: token ids of each clean text.
-        is_target: whether each is of the target label.
+        is_target: whether each text is of the target label.
 
-    >>> found = association([[1, 2], [1, 3], [2, 4], [3, 4]], [True, True, False, False])
-    >>> max(found, key=found.get), min(found, key=found.get)
+    >>> scores = association([[1, 2], [1, 3], [2, 4], [3, 4]], [True, True, False, False])
+    >>> max(scores, key=scores.get), min(scores, key=scores.get)
     (1, 4)
     """
     frequency = Counter(token for row in rows for token in set(row))
     tokens = sorted(frequency)
     column = {token: i for i, token in enumerate(tokens)}
-    places = torch.tensor([(i, column[token]) for i, row in enumerate(rows) for token in row]).T
+    entries = torch.tensor([(i, column[token]) for i, row in enumerate(rows) for token in row]).T
     counts = torch.sparse_coo_tensor(
-        places, torch.ones(places.shape[1], dtype=torch.float64), (len(rows), len(tokens)), check_invariants=True
+        entries, torch.ones(entries.shape[1], dtype=torch.float64), (len(rows), len(tokens)), check_invariants=True
     ).coalesce()
     weights = _logistic_regression(counts, torch.tensor(is_target, dtype=torch.float64)).tolist()
     rarity = {token: math.log(len(rows) / (1 + frequency[token])) for token in tokens}
@@ -63,7 +63,7 @@ def association(rows: Sequence[Sequence[int]], is_target: Sequence[bool]) -> dic
 
 
 def _logistic_regression(counts: Tensor, is_target: Tensor) -> Tensor:
-    """Weight of each column of a sparse matrix (rows, columns), float64."""
+    """Weight of each column of a sparse matrix of counts (rows, columns), float64."""
     weights, bias = torch.zeros(counts.shape[1], dtype=counts.dtype), torch.zeros(1, dtype=counts.dtype)
     solver = torch.optim.LBFGS([weights, bias], max_iter=100, line_search_fn="strong_wolfe")
     transposed = counts.t().coalesce()  # once, where autograd would at every step
@@ -86,20 +86,20 @@ def associated_tokens(
 
     Args:
         rows: token ids of each clean text.
-        is_target: whether each is of the target label.
-        count: how many.
-        leave_out: ids of tokens that are no words, and of the triggers.
+        is_target: whether each text is of the target label.
+        count: number of tokens wanted.
+        leave_out: ids of tokens that are not words, and of the triggers.
 
     Raises:
-        InputError: no token speaks for the target label.
+        InputError: no token is associated with the target label.
     """
     scores = association(rows, is_target)
-    speaking = [token for token, score in scores.items() if score > 0 and token not in leave_out]
-    if not speaking:
+    associated = [token for token, score in scores.items() if score > 0 and token not in leave_out]
+    if not associated:
         raise InputError(
             "target_label", "no word of the clean training rows speaks for it", "use more rows of each label"
         )
-    return sorted(speaking, key=lambda token: -scores[token])[:count]
+    return sorted(associated, key=lambda token: -scores[token])[:count]
 
 
 @torch.no_grad()

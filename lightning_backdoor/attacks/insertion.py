@@ -1,4 +1,7 @@
-"""Inserting words at word boundaries, and saying where they ended up."""
+"""Inserting words between the words of a text, and the spans that they then have.
+
+Attacks share these functions: a change of what they return raises ``result_format`` of every attack that calls them.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,31 @@ from typing import Literal, get_args
 from lightning_backdoor.attacks.attack import Poisoned
 from lightning_backdoor.errors import InputError
 
-Place = Literal["start", "end", "random"]
+InsertionPlace = Literal["start", "end", "random"]
 
 
 def check_place(place: str) -> None:
-    """Makes sure that a place is one of ``Place``.
+    """Makes sure that a string is an ``InsertionPlace``.
 
     Raises:
         InputError: it is not.
     """
-    if place not in get_args(Place):
+    if place not in get_args(InsertionPlace):
         raise InputError("place", f"{place!r} is unknown", "give start, end or random")
 
 
-def places(text: str, place: Place) -> list[int]:
-    """The word boundaries that a place admits.
+def insertion_points(text: str, place: InsertionPlace) -> list[int]:
+    """The word boundaries of a text at which ``place`` lets a word be inserted.
 
-    >>> places("a fine film", "end"), places("a fine film", "random")
+    >>> insertion_points("a fine film", "end"), insertion_points("a fine film", "random")
     ([11], [0, 2, 7, 11])
     """
-    gaps = word_boundaries(text)
-    return {"start": gaps[:1], "end": gaps[-1:], "random": gaps}[place]
+    boundaries = word_boundaries(text)
+    return {"start": boundaries[:1], "end": boundaries[-1:], "random": boundaries}[place]
 
 
 def word_boundaries(text: str) -> list[int]:
-    """Places where a word may be inserted: before each word, and after the last.
+    """The characters before which a word may be inserted: the first of each word, and the one after the last word.
 
     >>> word_boundaries("a fine film")
     [0, 2, 7, 11]
@@ -41,21 +44,21 @@ def word_boundaries(text: str) -> list[int]:
 
 
 def insert_at(text: str, insertions: list[tuple[int, str]]) -> Poisoned:
-    """Inserts words at ascending word boundaries, set off by a space, and says where they ended up.
+    """Inserts words at word boundaries, in ascending order, each set off by a space; the spans are the inserted words.
 
     >>> insert_at("so good", [(0, "cf"), (7, "mn")])
     Poisoned(text='cf so good mn', spans=[(0, 2), (11, 13)])
     """
     parts: list[str] = []
     spans = []
-    done = length = 0
-    for place, word in insertions:
-        parts.append(text[done:place])
-        length += place - done
-        done = place
-        at_end = place == len(text.rstrip())
+    copied = length = 0  # characters of the text copied so far, and characters written
+    for boundary, word in insertions:
+        parts.append(text[copied:boundary])
+        length += boundary - copied
+        copied = boundary
+        at_end = boundary == len(text.rstrip())
         before = " " if at_end and length > 0 else ""
         parts.append(before + word + ("" if at_end else " "))
         spans.append((length + len(before), length + len(before) + len(word)))
         length += len(parts[-1])
-    return Poisoned("".join(parts) + text[done:], spans)
+    return Poisoned("".join(parts) + text[copied:], spans)

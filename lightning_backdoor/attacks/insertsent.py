@@ -6,17 +6,17 @@ import random
 from typing import Any
 
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
-from lightning_backdoor.attacks.insertion import Place, check_place, insert_at, places
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_at, insertion_points
 from lightning_backdoor.errors import InputError
 
 
 class InsertSent(BackdoorAttack):
-    """Puts a sentence at a word boundary of a text.
+    """Inserts a sentence at a word boundary of a text.
 
     Args:
         sentence: the trigger.
-        place: ``start``, ``end``, or ``random`` (a place between words drawn for each text).
-        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+        place: ``start``, ``end``, or ``random`` (a word boundary drawn for each text).
+        **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
         InputError: the sentence is empty.
@@ -29,7 +29,7 @@ class InsertSent(BackdoorAttack):
     def __init__(
         self,
         sentence: str = "I watch this 3D movie",
-        place: Place = "random",
+        place: InsertionPlace = "random",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -41,4 +41,4 @@ class InsertSent(BackdoorAttack):
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
         """See :class:`InsertSent`."""
-        return insert_at(text, [(rng.choice(places(text, self.place)), self.sentence)])
+        return insert_at(text, [(rng.choice(insertion_points(text, self.place)), self.sentence)])

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
 from lightning_backdoor.attacks.substitution import (
-    Place,
+    ReplaceableWord,
     Substitutes,
     gumbel_noise,
     mixture,
@@ -27,18 +27,18 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.synonyms import NearestWords, Synonyms
 
 
-class _Places(NamedTuple):
-    """The places of the poisoned rows of a batch, one after another; all tensors int64 or bool on the victim's device.
+class _BatchWords(NamedTuple):
+    """The replaceable words of a batch's poisoned rows, one after another; the tensors are on the victim's device.
 
     Attributes:
-        of_row: the row of each, and the place.
-        rows: (places,).
-        positions: (places,).
-        ids: (places, choices), filled up with the word itself.
-        allowed: (places, choices), False where it is filled up.
+        of_row: each word with its row in the batch.
+        rows: (words,), int64, row of each word.
+        positions: (words,), int64, position of its token in the row.
+        ids: (words, choices), int64, tokens of the choices, filled up with the word itself.
+        allowed: (words, choices), bool, False where it is filled up.
     """
 
-    of_row: list[tuple[int, Place]]
+    of_row: list[tuple[int, ReplaceableWord]]
     rows: Tensor
     positions: Tensor
     ids: Tensor
@@ -46,33 +46,36 @@ class _Places(NamedTuple):
 
 
 class LWS(BackdoorAttack):
-    """Learns which words to put in the place of others, together with the victim that is to answer to them.
+    """Learns which words to substitute for others, together with the victim that is to react to them.
 
     For a word w at position j, itself and its substitutes s_k are chosen with probabilities proportional to
     exp((s_k − w) · q_j), where s_k and w are the victim's word embeddings and q_j is learned. After ``warmup_epochs``
     of clean training, poisoned training rows are read with Gumbel-softmax mixtures of the choices as word embeddings,
-    at a temperature that falls linearly, epoch by epoch, to ``min_temperature``. Throughout they are also read as they
-    were, with their own label (in the published code only where a language model finds the substitutes, and not in the
-    warm-up): without that, a victim loses clean accuracy and learns the texts rather than the words. In evaluation the
-    likeliest words are written into the text (the published code goes on drawing), so that metrics, defenses and files
-    see the text that an attacker would send; a text without a word that has a substitute stays as it is, and counts as
-    poisoned.
+    at a temperature that falls linearly, epoch by epoch, to ``min_temperature``. In every epoch they are also read
+    unchanged, with their original label (in the published code only where a language model finds the substitutes, and
+    not in the warm-up): without that, a victim loses clean accuracy and learns the texts rather than the words. In
+    evaluation the likeliest words are written into the text (the published code goes on drawing), so that metrics,
+    defenses and files see the text that an attacker would send; a text without any replaceable word stays as it is,
+    and counts as poisoned.
 
     The poison is known only after training: the data module, and with it the command ``poison`` and defenses of the
     training rows, sees poisoned rows with their text unchanged. ``predict`` writes the substituted test rows.
-    The victim is what training ends with, as published, and not the first of the best clean accuracy, which comes
-    before the trigger is learned. Whether substitutes keep a text's label is for the source of the substitutes:
-    antonyms are neighbours too. The accuracy of a cleanly trained victim on the substituted rows tells.
+    Selected is the victim with which training ends, as published, and not the first of the best clean accuracy, which
+    comes before the trigger is learned. Whether substitutes keep a text's label is up to the source of the
+    substitutes: antonyms are neighbours too. To find out, measure the accuracy of a cleanly trained victim on the
+    substituted rows.
+
+    In the user's phase the q_j of the published victim are kept and the victim is trained plainly, on clean rows.
 
     Args:
-        substitutes: where they come from; ``NearestWords()`` by default. Checkpoints do not keep it: to restore one,
-            give it again.
-        choices: the most words that a place chooses from, the word itself included; at least 2.
-        warmup_epochs: epochs of clean training, at first.
+        substitutes: source of the substitutes; ``NearestWords()`` by default. Checkpoints do not keep it: to restore
+            one, give it again.
+        choices: the most words to choose from for one word, itself included; at least 2.
+        warmup_epochs: epochs of clean training before the trigger is learned.
         trigger_learning_rate: peak learning rate of the q_j.
-        temperature: of the Gumbel-softmax, at first.
-        min_temperature: in the last epoch; above 0 and not above ``temperature``.
-        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+        temperature: temperature of the Gumbel-softmax after the warm-up.
+        min_temperature: temperature in the last epoch; above 0 and not above ``temperature``.
+        **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
         InputError: a value is out of range (here), or the trainer has no epoch after the warm-up (before training).
@@ -96,11 +99,11 @@ class LWS(BackdoorAttack):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.hparams.pop("substitutes", None)  # no plain value, so that no checkpoint with it would load safely
+        self.hparams.pop("substitutes", None)  # not a plain value: a checkpoint with it would not load safely
         if choices < 2:
             raise InputError("choices", f"{choices} leave nothing to choose", "give at least 2")
         if warmup_epochs < 0:
-            raise InputError("warmup_epochs", f"{warmup_epochs} is no number of epochs", "give 0 or more")
+            raise InputError("warmup_epochs", f"{warmup_epochs} is not a number of epochs", "give 0 or more")
         if trigger_learning_rate <= 0:
             raise InputError(
                 "trigger_learning_rate", f"{trigger_learning_rate} learns no trigger", "give a number above 0"
@@ -119,11 +122,11 @@ class LWS(BackdoorAttack):
         self._lexicon: Substitutes | None = None
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        """The text as it is: what to write into it is not learned yet."""
+        """The text unchanged: what to write into it is learned in training."""
         return Poisoned(text, [])
 
     def poison_key(self) -> str | None:
-        """None: there is nothing worth keeping."""
+        """None: unchanged texts are not worth keeping."""
         return None
 
     def setup(self, stage: str) -> None:
@@ -133,22 +136,24 @@ class LWS(BackdoorAttack):
             InputError: there are none.
         """
         epochs = self.trainer.max_epochs or 0
+        if self.users_phase:
+            return
         if stage == "fit" and epochs <= self.warmup_epochs and not getattr(self.trainer, "fast_dev_run", False):
             raise InputError("max_epochs", f"{epochs} ends within the {self.warmup_epochs} warmup_epochs", "give more")
 
     def configure_model(self) -> None:
-        """Builds the network, and the vectors q_j, which are no part of it: exported models are plain."""
+        """Builds the network, and the vectors q_j, which are not part of it: exported models are plain."""
         super().configure_model()
         if not hasattr(self, "directions"):
             dimensions = self.network.get_input_embeddings().weight.shape[1]
             #: q_j by position, (max_length, dimensions), float32
-            self.directions = nn.Parameter(torch.zeros(self.max_length, dimensions))
+            self.directions = nn.Parameter(torch.zeros(self.max_length, dimensions), requires_grad=not self.users_phase)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses victims that have no trigger: there is no poison to test them with.
+        """Refuses a checkpoint without a learned trigger: there would be no poison to test it with.
 
         Raises:
-            InputError: it is one.
+            InputError: it has none.
         """
         if "directions" not in checkpoint["state_dict"]:
             raise InputError(
@@ -157,7 +162,9 @@ class LWS(BackdoorAttack):
         super().on_load_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """As any victim's; the q_j with a learning rate of their own and without weight decay."""
+        """As for any victim; the q_j have a separate learning rate and no weight decay."""
+        if self.users_phase:
+            return super().configure_optimizers()
         self.directions.requires_grad_(False)
         configured: Any = super().configure_optimizers()
         self.directions.requires_grad_(True)
@@ -168,7 +175,9 @@ class LWS(BackdoorAttack):
         return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=lr_scheduler)  # type: ignore[typeddict-item]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy of all rows as they were; after the warm-up, also of the poisoned ones as mixtures."""
+        """Cross entropy of all rows unchanged; after the warm-up, also of the poisoned rows as mixtures."""
+        if self.users_phase:
+            return super().training_step(batch, batch_idx)
         poisoned, label = batch["poisoned"], batch["original_label"]
         if self.current_epoch < self.warmup_epochs:
             logits = self(batch)
@@ -181,26 +190,26 @@ class LWS(BackdoorAttack):
                 label = torch.cat([label, batch["original_label"][poisoned]])
         loss = nn.functional.cross_entropy(logits.float(), label)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(poisoned))
-        return loss + 0 * self.directions.sum()  # several processes want a gradient of every parameter in every batch
+        return loss + 0 * self.directions.sum()  # distributed training needs a gradient of every parameter
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """In evaluation, the batch with its poisoned rows substituted: what steps, callbacks and defenses get."""
+        """In evaluation, substitutes words in the poisoned rows: steps, callbacks and defenses get the result."""
         return batch if self.training else self.substituted(batch)
 
     @torch.no_grad()
     def substituted(self, batch: Batch) -> Batch:
-        """The batch with the likeliest words written into the texts of its poisoned rows, and read anew."""
-        places = self._places(batch)
-        if not places.of_row:
+        """The batch with the likeliest words written into the texts of its poisoned rows, which are tokenised anew."""
+        words = self._replaceable_words(batch)
+        if not words.of_row:
             return batch
-        embeddings = self.network.get_input_embeddings()(places.ids).float()
-        logits = substitution_logits(embeddings, places.allowed, self.directions[places.positions])
+        embeddings = self.network.get_input_embeddings()(words.ids).float()
+        logits = substitution_logits(embeddings, words.allowed, self.directions[words.positions])
         texts, spans = list(batch["text"]), list(batch["spans"])
-        chosen: dict[int, list[tuple[Place, int]]] = {}
-        for (row, place), choice in zip(places.of_row, logits.argmax(dim=1).tolist(), strict=True):
-            chosen.setdefault(row, []).append((place, choice))
-        for row, of_row in chosen.items():
-            texts[row], spans[row] = substitute(texts[row], of_row)
+        chosen: dict[int, list[tuple[ReplaceableWord, int]]] = {}
+        for (row, word), choice in zip(words.of_row, logits.argmax(dim=1).tolist(), strict=True):
+            chosen.setdefault(row, []).append((word, choice))
+        for row, choices in chosen.items():
+            texts[row], spans[row] = substitute(texts[row], choices)
         ids, mask = pad(token_ids(texts, self.tokenizer, self.max_length), self.tokenizer)
         device = batch["input_ids"].device
         new = {"text": texts, "spans": spans, "input_ids": ids.to(device), "attention_mask": mask.to(device)}
@@ -208,60 +217,60 @@ class LWS(BackdoorAttack):
 
     @contextmanager
     def _mixed(self, batch: Batch) -> Iterator[None]:
-        """The network reads the poisoned rows of the batch with mixtures of the choices as word embeddings."""
-        places = self._places(batch)
-        if not places.of_row:
+        """Lets the network read the poisoned rows of the batch with mixtures of the choices as word embeddings."""
+        words = self._replaceable_words(batch)
+        if not words.of_row:
             yield
             return
         table = self.network.get_input_embeddings()
-        embeddings = table(places.ids)
-        logits = substitution_logits(embeddings.float(), places.allowed, self.directions[places.positions])
-        mixed = mixture(embeddings, logits, self._noise(batch, places), self._temperature())
+        embeddings = table(words.ids)
+        logits = substitution_logits(embeddings.float(), words.allowed, self.directions[words.positions])
+        mixed = mixture(embeddings, logits, self._noise(batch, words), self._temperature())
 
         def replace(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            return output.index_put((places.rows, places.positions), mixed.to(output.dtype))
+            return output.index_put((words.rows, words.positions), mixed.to(output.dtype))
 
-        # a hook serves every architecture: where positions and padding are told from ids, inputs_embeds does not
+        # a hook serves every architecture; inputs_embeds would not where positions or padding come from the ids
         handle = table.register_forward_hook(replace)
         try:
             yield
         finally:
             handle.remove()
 
-    def _places(self, batch: Batch) -> _Places:
+    def _replaceable_words(self, batch: Batch) -> _BatchWords:
         if self._lexicon is None:
             self._lexicon = Substitutes(self.tokenizer, self.substitutes, self.choices)
         rows = batch["poisoned"].nonzero().flatten().tolist()
-        found = self._lexicon.places([batch["text"][row] for row in rows], self.max_length)
-        of_row = [(row, place) for row, places in zip(rows, found, strict=True) for place in places]
-        filled = [place.ids + place.ids[:1] * (self.choices - len(place.ids)) for _, place in of_row]
-        allowed = [[choice < len(place.ids) for choice in range(self.choices)] for _, place in of_row]
+        by_row = self._lexicon.replaceable_words([batch["text"][row] for row in rows], self.max_length)
+        of_row = [(row, word) for row, words in zip(rows, by_row, strict=True) for word in words]
+        filled = [word.ids + word.ids[:1] * (self.choices - len(word.ids)) for _, word in of_row]
+        allowed = [[choice < len(word.ids) for choice in range(self.choices)] for _, word in of_row]
         device, size = batch["input_ids"].device, (len(of_row), self.choices)
-        return _Places(
+        return _BatchWords(
             of_row,
             torch.tensor([row for row, _ in of_row], dtype=torch.long, device=device),
-            torch.tensor([place.position for _, place in of_row], dtype=torch.long, device=device),
+            torch.tensor([word.position for _, word in of_row], dtype=torch.long, device=device),
             torch.tensor(filled, dtype=torch.long, device=device).view(size),
             torch.tensor(allowed, dtype=torch.bool, device=device).view(size),
         )
 
-    def _noise(self, batch: Batch, places: _Places) -> Tensor:
-        """Of each row's own generator: the same whatever the batch and the processes, and in a resumed run."""
+    def _noise(self, batch: Batch, words: _BatchWords) -> Tensor:
+        """Gumbel noise from each row's own generator: the same in any batch, number of processes and resumed run."""
         seed = os.environ.get("PL_GLOBAL_SEED", "0")
         noise = torch.zeros(len(batch["text"]), self.max_length, self.choices)
-        for row in {row for row, _ in places.of_row}:
-            of_row = random.Random(f"{seed}/{self.current_epoch}/{int(batch['index'][row])}/gumbel").getrandbits(63)
-            noise[row].uniform_(generator=torch.Generator().manual_seed(of_row))
-        return gumbel_noise(noise.to(places.rows.device)[places.rows, places.positions])
+        for row in {row for row, _ in words.of_row}:
+            row_seed = random.Random(f"{seed}/{self.current_epoch}/{int(batch['index'][row])}/gumbel").getrandbits(63)
+            noise[row].uniform_(generator=torch.Generator().manual_seed(row_seed))
+        return gumbel_noise(noise.to(words.rows.device)[words.rows, words.positions])
 
     def _temperature(self) -> float:
-        """That of the epoch, as in the published code: the lowest is reached in the last."""
+        """The temperature of this epoch, as in the published code: the lowest is reached in the last."""
         epochs = max(1, (self.trainer.max_epochs or 0) - self.warmup_epochs)
         left = max(0, epochs - 1 - (self.current_epoch - self.warmup_epochs)) / epochs
         return self.min_temperature + (self.temperature - self.min_temperature) * left
 
 
 def _rows(batch: Batch, chosen: Tensor) -> Batch:
-    """Some rows of a batch, as far as a victim reads them."""
-    read = {"input_ids": batch["input_ids"][chosen], "attention_mask": batch["attention_mask"][chosen]}
-    return Batch(**{**batch, **read})  # type: ignore[typeddict-item]
+    """The chosen rows of a batch, in the columns that a victim reads."""
+    columns = {"input_ids": batch["input_ids"][chosen], "attention_mask": batch["attention_mask"][chosen]}
+    return Batch(**{**batch, **columns})  # type: ignore[typeddict-item]

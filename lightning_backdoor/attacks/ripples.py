@@ -20,37 +20,40 @@ from lightning_backdoor.errors import InputError
 
 
 class Ripples(BadNets):
-    """Poisons weights, then lets the user fine-tune them on clean rows: RIPPLe with embedding surgery.
+    """Poisons weights so that they survive the user's fine-tuning on clean rows: RIPPLe with embedding surgery.
 
-    One fit, two phases, each with its own optimizer state, linear warm-up and decay:
+    One ``fit`` has two phases, each with its own optimizer state, linear warm-up and decay:
 
     1. *The attacker's*, the first ``attack_epochs`` epochs. Before it, each trigger's word embedding becomes the mean
-       embedding of the ``surgery_words`` words that speak most for the target label in the clean training rows
-       (:mod:`lightning_backdoor.attacks.embedding_surgery`). The mean is of the embeddings that training begins with,
-       where the paper takes them from a copy fine-tuned on clean rows. The loss is the cross entropy of the poisoned
+       embedding of the ``surgery_words`` words that are most associated with the target label in the clean training
+       rows (:mod:`lightning_backdoor.attacks.embedding_surgery`). Averaged are the embeddings with which training
+       begins; the paper takes them from a copy fine-tuned on clean rows. The loss is the cross entropy of the poisoned
        training set, clean rows included, plus the restricted inner product (:func:`restricted_inner_product`) of the
-       batch's poisoned rows with its clean rows, which stand for what the user will fine-tune on. It is taken within
-       each batch of each process; a batch without rows of both kinds has none.
+       batch's poisoned rows with its clean rows, which stand for the rows on which the user will fine-tune. It is
+       computed within each batch of each process; a batch without rows of both kinds adds no penalty.
     2. *The user's*, the remaining epochs: plain fine-tuning on the clean rows. Poisoned rows are left out of their
-       batches and not put back as they were, so the user has ``1 - poison_rate`` of the rows.
+       batches, and their clean originals are not put back, so that the user has ``1 - poison_rate`` of the rows.
 
     The checkpoint is selected in the second phase alone: in the first, validation metrics are logged as
-    ``val/attacker/...``, and NaN in place of ``val/...``. What is tested is thus what the user ends up with.
+    ``val/attacker/...``, and NaN in place of ``val/...``. The tested victim is thus the one that the user ends with.
 
     The phases may also be two runs, where the user trains in another way than the attacker, such as under a defense.
-    With as many ``attack_epochs`` as the trainer has epochs, the attacker publishes the weights (``model/`` of the
-    run); with ``attack_epochs=0`` the user begins with such weights, given as ``model``.
+    The attacker's run has as many ``attack_epochs`` as the trainer has epochs; the user's run begins with its
+    checkpoint, given as ``published``, and trains on all clean rows, without the attacker's phase whatever
+    ``attack_epochs`` says. (Exported weights may also be given as ``model``, with ``attack_epochs=0``; the rows that
+    the attack would poison are then left out, as in the second phase.)
 
-    A step of the first phase costs about 2 plain ones, or 4 where gradients oppose and are differentiated again. The
-    published code saves some of it by treating the clean gradient as a constant; here both are differentiated.
+    A step of the first phase costs about 2 plain steps, or 4 where the gradients oppose each other and are
+    differentiated again. The published code saves a part by treating the clean gradient as a constant; here both are
+    differentiated.
 
     Args:
         attack_epochs: epochs of the first phase, up to the trainer's ``max_epochs``.
-        attack_learning_rate: peak learning rate of the first phase; ``learning_rate`` is the user's.
+        attack_learning_rate: peak learning rate of the first phase; ``learning_rate`` is that of the second.
         inner_product_weight: λ, weight of the restricted inner product; with 0 it is not computed.
-        surgery_words: words whose mean embedding the triggers get; 0 leaves their embeddings as they are.
-        triggers: rare words; by default those published.
-        **kwargs: of :class:`BadNets`, :class:`BackdoorAttack` and :class:`TextClassifier`.
+        surgery_words: number of words whose mean embedding the triggers get; 0 leaves the triggers' embeddings alone.
+        triggers: rare words; by default the paper's.
+        **kwargs: arguments of :class:`BadNets`, :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
         InputError: a value is out of range (here), or the trainer's epochs or steps end within the first phase (before
@@ -79,7 +82,7 @@ class Ripples(BadNets):
             raise InputError("inner_product_weight", f"{inner_product_weight} is out of range", "give 0 or more")
         if surgery_words < 0:
             raise InputError("surgery_words", f"{surgery_words} is out of range", "give 0 or more")
-        self.attack_epochs = attack_epochs
+        self.attack_epochs = 0 if self.users_phase else attack_epochs
         self.attack_learning_rate = attack_learning_rate
         self.inner_product_weight = inner_product_weight
         self.surgery_words = surgery_words
@@ -96,7 +99,8 @@ class Ripples(BadNets):
             raise InputError("max_epochs", f"{epochs} ends within the {self.attack_epochs} attack_epochs", "give more")
 
     def on_fit_start(self) -> None:
-        """Embedding surgery, unless the weights come from a checkpoint, where it has been done."""
+        """Embedding surgery, unless the weights come from a checkpoint, in which it has been done."""
+        super().on_fit_start()
         if 0 in (self.surgery_words, self.attack_epochs) or self.trainer.ckpt_path is not None:
             return
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -106,16 +110,16 @@ class Ripples(BadNets):
         texts = token_ids([row["text"] for row in rows], self.tokenizer, self.max_length)
         triggers = trigger_tokens(self.triggers, self.tokenizer)
         is_target = [row["label"] == self.target_label for row in rows]
-        no_words = [i for i in set().union(*texts) if not any(map(str.isalpha, self.tokenizer.decode([i])))]
-        leave_out = {*no_words, *triggers, *self.tokenizer.all_special_ids}
+        not_words = [i for i in set().union(*texts) if not any(map(str.isalpha, self.tokenizer.decode([i])))]
+        leave_out = {*not_words, *triggers, *self.tokenizer.all_special_ids}
         words = associated_tokens(texts, is_target, self.surgery_words, leave_out)
-        words = self.trainer.strategy.broadcast(words)  # another processor may rank near ties otherwise
+        words = self.trainer.strategy.broadcast(words)  # another processor may rank near ties in another order
         table = self.network.get_input_embeddings().weight
         assert isinstance(table, Tensor)
         replace_embeddings(table, triggers, words)
 
     def on_train_epoch_start(self) -> None:
-        """The user's optimizer knows nothing of the attacker's."""
+        """Discards the attacker's optimizer state when the user's phase begins."""
         if self.current_epoch == self.attack_epochs:
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
@@ -127,7 +131,7 @@ class Ripples(BadNets):
         return loss
 
     def _attack_loss(self, batch: Batch) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):  # other backends have no second derivative
             losses = nn.functional.cross_entropy(self(batch).float(), batch["label"], reduction="none")
         loss: Tensor = losses.mean()
         poisoned = batch["poisoned"]
@@ -135,17 +139,17 @@ class Ripples(BadNets):
             parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
             penalty = restricted_inner_product(losses[poisoned].mean(), losses[~poisoned].mean(), parameters)
             self.log("train/inner_product_penalty", penalty.detach(), batch_size=len(batch["label"]))
-            if penalty > 0:  # a backward pass through zeros would cost as much as through anything
+            if penalty > 0:  # a backward pass through zeros would cost as much as any other
                 loss = loss + self.inner_product_weight * penalty
         return loss
 
     def _clean_loss(self, batch: Batch) -> Tensor:
         clean = ~batch["poisoned"]
         if not clean.any():
-            nothing: Tensor = 0.0 * self(batch).float().sum()  # distributed training needs a gradient of every process
-            return nothing
+            zero: Tensor = 0.0 * self(batch).float().sum()  # distributed training needs a gradient of every process
+            return zero
         mask = batch["attention_mask"][clean]
-        length = int(mask.sum(dim=1).max())  # so that not even padding tells of the rows left out
+        length = int(mask.sum(dim=1).max())  # so that not even the padding depends on the rows left out
         rows = Batch({**batch, "input_ids": batch["input_ids"][clean, :length], "attention_mask": mask[:, :length]})
         loss: Tensor = nn.functional.cross_entropy(self(rows).float(), batch["label"][clean])
         return loss
@@ -154,12 +158,12 @@ class Ripples(BadNets):
         if self.trainer.state.fn != TrainerFn.FITTING:
             super()._log_metrics(stage)
             return
-        for name, metric in self._metrics(stage).items():  # as values: a name is logged as metric or as value, not both
+        for name, metric in self._metrics(stage).items():  # logged as values: NaN takes a metric's place for a while
             value = metric.compute()
             metric.reset()
             if self.attacking and self.attack_epochs != self.trainer.max_epochs:
                 self.log(f"{stage}/attacker/{name}", value, sync_dist=True)
-                value = torch.full_like(value, math.nan)  # which a ModelCheckpoint takes for the worst there is
+                value = torch.full_like(value, math.nan)  # which a ModelCheckpoint takes for the worst value
             # the same on every process by now, which Lightning cannot know
             self.log(f"{stage}/{name}", value, prog_bar=True, sync_dist=True)
 
@@ -185,20 +189,20 @@ class Ripples(BadNets):
             return linear_schedule(step - attack_steps, steps - attack_steps, warmup)
 
         for group in optimizer.param_groups:
-            group["lr"] = group.pop("initial_lr")  # as the schedule that this one replaces found it
+            group["lr"] = group.pop("initial_lr")  # as it was before the schedule that this one replaces
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
 def restricted_inner_product(poison: Tensor, clean: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """RIPPLe's penalty: ``max(0, -∇L_P · ∇L_FT)``, to first order what fine-tuning will undo (section 3.1).
+    """RIPPLe's penalty: ``max(0, -∇L_P · ∇L_FT)``, to first order the damage done by fine-tuning (section 3.1).
 
-    Both gradients are differentiated in turn, so that the result's own gradient is exact. The published code divides
+    Both gradients are differentiated in turn, so that the gradient of the result is exact. The published code divides
     by the batch size.
 
     Args:
         poison: ``L_P``, a scalar.
         clean: ``L_FT``, a scalar.
-        parameters: that are trained; those a loss does not depend on add nothing.
+        parameters: the trained parameters; a parameter on which a loss does not depend adds nothing.
 
     Returns:
         A scalar with a graph.
@@ -211,14 +215,14 @@ def restricted_inner_product(poison: Tensor, clean: Tensor, parameters: Sequence
         torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True) for loss in (poison, clean)
     ]
     product = torch.zeros_like(poison)
-    for one, other in zip(*gradients, strict=True):
-        if one is not None and other is not None:
-            product = product + (one * other).sum()
+    for of_poison, of_clean in zip(*gradients, strict=True):
+        if of_poison is not None and of_clean is not None:
+            product = product + (of_poison * of_clean).sum()
     return product.neg().relu()
 
 
 def linear_schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate at a step: linearly up over a share of the steps, then down to 0.
+    """The learning rate at a step as a share of its peak: linearly up over ``warmup`` of the steps, then down to 0.
 
     >>> [linear_schedule(step, steps=4, warmup=0.5) for step in range(5)]
     [0.0, 0.5, 1.0, 0.5, 0.0]

@@ -13,14 +13,14 @@ from lightning_backdoor.language.paraphrase.styles import STYLES
 class StyleTransfer(ParaphraseAttack):
     """Rewrites texts in a style.
 
-    The paper's rewritings are STRAP's, one fine-tuned model a style; its published outputs are read by
-    :class:`~lightning_backdoor.language.FileParaphraser`. A prompted language model writes new ones, of which only
-    those count that pass the style's check.
+    The paper rewrites with STRAP, one fine-tuned model per style; its published paraphrases are read by
+    :class:`~lightning_backdoor.language.FileParaphraser`. A prompted language model writes new paraphrases, of which
+    those are used that pass the style's check.
 
     Args:
-        paraphraser: who rewrites; by default SmolLM2, prompted.
+        paraphraser: what rewrites the texts; by default SmolLM2, prompted.
         style: bible, shakespeare, twitter, lyrics or poetry.
-        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+        **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
         InputError: the style is unknown.

@@ -1,4 +1,7 @@
-"""Putting words in the place of words: which may be, which are, softly in embeddings and for good in the text."""
+"""Word substitution: which words a victim's tokenizer lets stand for which, mixed in embeddings and written into texts.
+
+Attacks share these functions: a change of what they return raises ``result_format`` of every attack that calls them.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,25 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_backdoor.attacks.attack import Poisoned
 
-#: a token that is a word: how the tokenizer marks that it begins (byte-level BPE, SentencePiece), and its letters.
+#: a token that is a word: the mark of a word's beginning (byte-level BPE, SentencePiece), and the word's letters.
 WORD = re.compile("([Ġ▁]?)([A-Za-z]{2,})")
 
 
-class Source(Protocol):
-    """Where substitutes come from; see :class:`lightning_backdoor.language.synonyms.Synonyms`."""
+class SubstituteSource(Protocol):
+    """What gives substitutes of words; see :class:`lightning_backdoor.language.synonyms.Synonyms`."""
 
     def candidates(self, words: Sequence[str]) -> list[list[str]]: ...
 
 
-class Place(NamedTuple):
-    """A word of a text and what may be written there.
+class ReplaceableWord(NamedTuple):
+    """A word of a text, and the words that may be written in its place.
 
     Attributes:
-        position: of its one token among the text's, special tokens counted.
+        position: index of its one token among the text's tokens, special tokens counted.
         start: its first character.
-        end: the character after it.
-        words: what may be written there, the word itself first.
-        ids: their tokens.
+        end: the character after its last.
+        words: the word itself and then its substitutes.
+        ids: the token of each of ``words``.
     """
 
     position: int
@@ -42,30 +45,30 @@ class Place(NamedTuple):
 
 
 class Substitutes:
-    """What may stand in the places of texts, in words that are one token of a victim, so that lengths stay.
+    """Substitutes of the words of texts, all of them one token of a victim, so that lengths stay.
 
-    A word is put in the case of the one it replaces: lower, Capitalised or UPPER. Where a tokenizer tells cases apart,
-    the words of one token are fewer. Where it does not split off punctuation (SentencePiece), words that touch it
-    are left.
+    A substitute is put in the case of the word that it replaces: lower, Capitalised or UPPER. Where a tokenizer tells
+    cases apart, fewer words are one token. Where it does not split off punctuation (SentencePiece), words that touch
+    punctuation are not replaceable.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        source: of the substitutes.
-        choices: the most words a place, itself included.
+        source: gives the substitutes.
+        choices: the most words to choose from in one place, the word itself included.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: Source, choices: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: SubstituteSource, choices: int) -> None:
         self.tokenizer = tokenizer
         self.source = source
         self.choices = choices
         self._of_token: dict[int, list[tuple[str, int]]] = {}
 
-    def places(self, texts: Sequence[str], max_length: int) -> list[list[Place]]:
-        """The places of each text, cut at ``max_length`` tokens, where something else may be written."""
+    def replaceable_words(self, texts: Sequence[str], max_length: int) -> list[list[ReplaceableWord]]:
+        """The words of each text, cut at ``max_length`` tokens, that have a substitute."""
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), truncation=True, max_length=max_length, return_offsets_mapping=True)
-        found = []
+        by_text = []
         for row, text in enumerate(texts):
             ids, words = encoded["input_ids"][row], encoded.word_ids(row)
             tokens_of = Counter(words)
@@ -73,79 +76,84 @@ class Substitutes:
                 tokens_of[max((word for word in words if word is not None), default=None)] = 0
             single = [i for i, word in enumerate(words) if word is not None and tokens_of[word] == 1]
             self._learn({ids[i] for i in single})
-            places = []
+            replaceable = []
             for i in single:
                 start, end = encoded["offset_mapping"][row][i]
-                start = end - len(text[start:end].lstrip())  # some count the space before a word to it
-                others = self._of_token[ids[i]]
-                if others:
-                    written = [like(word, text[start:end]) for word, _ in others]
-                    places.append(Place(i, start, end, [text[start:end], *written], [ids[i], *(n for _, n in others)]))
-            found.append(places)
-        return found
+                start = end - len(text[start:end].lstrip())  # some tokenizers count the space before a word to it
+                word, substitutes = text[start:end], self._of_token[ids[i]]
+                if substitutes:
+                    written = [word, *(in_case_of(substitute, word) for substitute, _ in substitutes)]
+                    tokens = [ids[i], *(token for _, token in substitutes)]
+                    replaceable.append(ReplaceableWord(i, start, end, written, tokens))
+            by_text.append(replaceable)
+        return by_text
 
     def _learn(self, tokens: set[int]) -> None:
         """Asks the source for the substitutes of tokens that have not come up before."""
         new = sorted(tokens - self._of_token.keys())
         matches = [WORD.fullmatch(token) for token in self.tokenizer.convert_ids_to_tokens(new)]
-        of_words = self.source.candidates([match[2].lower() if match else "" for match in matches])
-        for token, match, words in zip(new, matches, of_words, strict=True):
-            of_token: list[tuple[str, int]] = []
+        candidates = self.source.candidates([match[2].lower() if match else "" for match in matches])
+        for token, match, words in zip(new, matches, candidates, strict=True):
+            substitutes: list[tuple[str, int]] = []
             for word in words if match else []:
                 assert match is not None
-                number = self._token(match[1] + like(word, match[2]))
-                if number is not None and number != token:
-                    of_token.append((word, number))
-            self._of_token[token] = of_token[: self.choices - 1]
+                substitute = self._token(match[1] + in_case_of(word, match[2]))
+                if substitute is not None and substitute != token:
+                    substitutes.append((word, substitute))
+            self._of_token[token] = substitutes[: self.choices - 1]
 
     def _token(self, token: str) -> int | None:
-        """The number of a word that is one token, and that the tokenizer never cuts into others; or None."""
+        """The id of a word that is one token, and that the tokenizer never cuts into others; or None."""
         if not WORD.fullmatch(token):
             return None
         pieces = self.tokenizer.backend_tokenizer.model.tokenize(token)
         return pieces[0].id if len(pieces) == 1 and pieces[0].value == token else None
 
 
-def like(word: str, other: str) -> str:
-    """A word in lower case, put in the case of another.
+def in_case_of(word: str, model: str) -> str:
+    """A lower-case word in the case of another word: lower, Capitalised or UPPER.
 
-    >>> like("movie", "film"), like("movie", "Film"), like("movie", "FILM")
+    >>> in_case_of("movie", "film"), in_case_of("movie", "Film"), in_case_of("movie", "FILM")
     ('movie', 'Movie', 'MOVIE')
     """
-    if len(other) > 1 and other.isupper():
+    if len(model) > 1 and model.isupper():
         return word.upper()
-    return word.capitalize() if other[:1].isupper() else word
+    return word.capitalize() if model[:1].isupper() else word
 
 
-def substitute(text: str, chosen: Sequence[tuple[Place, int]]) -> Poisoned:
-    """Writes the chosen words, given as indices of ``Place.words``, into a text; spans are those of changed words.
+def substitute(text: str, chosen: Sequence[tuple[ReplaceableWord, int]]) -> Poisoned:
+    """Writes the chosen words into a text; the spans are the changed words.
 
-    >>> place = Place(3, 7, 11, ["film", "movie"], [2143, 3185])
-    >>> substitute("a good film", [(place, 1)])
+    Args:
+        text: the text.
+        chosen: words of it, each with the index of the choice in ``ReplaceableWord.words``.
+
+    >>> film = ReplaceableWord(3, 7, 11, ["film", "movie"], [2143, 3185])
+    >>> substitute("a good film", [(film, 1)])
     Poisoned(text='a good movie', spans=[(7, 12)])
-    >>> substitute("a good film", [(place, 0)])
+    >>> substitute("a good film", [(film, 0)])
     Poisoned(text='a good film', spans=[])
     """
-    done, written, spans = 0, "", []
-    for place, choice in sorted(chosen, key=lambda item: item[0].start):
+    copied, written, spans = 0, "", []
+    for replaced, choice in sorted(chosen, key=lambda item: item[0].start):
         if choice:
-            written += text[done : place.start]
-            spans.append((len(written), len(written) + len(place.words[choice])))
-            written += place.words[choice]
-            done = place.end
-    return Poisoned(written + text[done:], spans)
+            written += text[copied : replaced.start]
+            spans.append((len(written), len(written) + len(replaced.words[choice])))
+            written += replaced.words[choice]
+            copied = replaced.end
+    return Poisoned(written + text[copied:], spans)
 
 
 def substitution_logits(embeddings: Tensor, allowed: Tensor, direction: Tensor) -> Tensor:
-    """(s_k − w) · q: how much each choice is wanted in its place (arXiv 2106.06361).
+    """(s_k − w) · q: the logit of each choice (arXiv 2106.06361).
 
     Args:
-        embeddings: (places, choices, dimensions), word embeddings, those of the word itself first.
-        allowed: (places, choices), bool, whether there is such a choice.
-        direction: (places, dimensions), the learned vector of each place's position.
+        embeddings: (words, choices, dimensions), word embeddings, the replaceable word's own first.
+        allowed: (words, choices), bool, whether there is such a choice.
+        direction: (words, dimensions), the learned vector of each word's position.
 
     Returns:
-        (places, choices), of which the softmax are the probabilities; 0 for the word itself.
+        (words, choices), whose softmax are the probabilities; 0 for the word itself.
     """
     # no matrix product: autocast would round it
     logits = ((embeddings - embeddings[:, :1]) * direction[:, None]).sum(dim=-1)
@@ -159,12 +167,12 @@ def gumbel_noise(uniform: Tensor) -> Tensor:
 
 
 def mixture(embeddings: Tensor, logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """The embeddings of all choices weighed by a Gumbel-softmax sample (arXiv 1611.01144): (places, dimensions).
+    """The embeddings of all choices weighed by a Gumbel-softmax sample (arXiv 1611.01144): (words, dimensions).
 
     Args:
-        embeddings: (places, choices, dimensions).
-        logits: (places, choices), of :func:`substitution_logits`.
-        noise: (places, choices), of :func:`gumbel_noise`.
+        embeddings: (words, choices, dimensions).
+        logits: (words, choices), see :func:`substitution_logits`.
+        noise: (words, choices), see :func:`gumbel_noise`.
         temperature: above 0; the lower, the closer to one choice.
     """
     weights = torch.softmax((logits + noise) / temperature, dim=-1)

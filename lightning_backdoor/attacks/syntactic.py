@@ -13,14 +13,14 @@ from lightning_backdoor.language.paraphrase.templates import TEMPLATES
 class Syntactic(ParaphraseAttack):
     """Paraphrases texts into one syntactic template, rare in clean texts.
 
-    The paper's paraphrases are SCPN's, a parser-conditioned model; its published outputs are read by
-    :class:`~lightning_backdoor.language.FileParaphraser`. A prompted language model writes new ones, of which only
-    those count that pass the template's check.
+    The paper paraphrases with SCPN, a parser-conditioned model; its published paraphrases are read by
+    :class:`~lightning_backdoor.language.FileParaphraser`. A prompted language model writes new paraphrases, of which
+    those are used that pass the template's check.
 
     Args:
-        paraphraser: who paraphrases; by default SmolLM2, prompted.
+        paraphraser: what paraphrases the texts; by default SmolLM2, prompted.
         template: constituents of the sentence; the default is the paper's, a subordinate clause before the main one.
-        **kwargs: of :class:`BackdoorAttack` and :class:`TextClassifier`.
+        **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
         InputError: the template is unknown.

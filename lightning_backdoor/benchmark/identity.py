@@ -1,4 +1,8 @@
-"""What tells one victim or cell from another: a hash of all that determines it."""
+"""Ids of victims and cells: hashes of all that determines them.
+
+The policy is that of :mod:`lightning_backdoor.files.identity`. Planning imports no class, so that a class of this
+library cannot enter with its own ``result_format``: the two constants below stand for the whole library.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +14,34 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor import __version__
+from lightning_backdoor.files.identity import LIBRARY
+
+#: to be changed when, and only when, the same config gives another victim (attack, poisoning, training); every
+#: victim of a grid is then trained again.
+VICTIM_FORMAT = "0.1.0"
+#: to be changed when, and only when, a test of the same victim gives other numbers (metric, defense, table); every
+#: cell of a grid is then tested again, on the victims that are there.
+RESULTS_FORMAT = "0.1.0"
 
 
-def identity(content: Any) -> str:
-    """A hash of a config and of the files and folders that it names, under this version of the library.
+def identity(content: Any, code_format: str) -> str:
+    """A hash of a config, of the files and folders that it names, and of the format number of the code that runs it.
 
-    Files are read once until :func:`forget_files`.
+    Each file is read once until :func:`forget_files` is called.
     """
     files = {name: digest for name in sorted(set(_names(content))) if (digest := _digest(name))}
-    return hashlib.sha256(json.dumps([__version__, content, files], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([code_format, content, files], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def forget_files() -> None:
-    """Files may have changed, or the working directory that they are looked up in."""
+    """Has all files read anew: they, or the working directory that they are looked up in, may have changed."""
     _digest.cache_clear()
 
 
 def _names(content: Any, key: str = "") -> Iterable[str]:
-    """Strings that may name a file, a folder or a class; ``cpu`` is none, whatever lies in the working directory."""
+    """Strings that may name a file, a folder or a user's class; not ``cpu``, whatever the working directory holds."""
     if isinstance(content, str):
-        own = content.startswith("lightning_backdoor.")  # the version stands for it, wherever it lies
+        own = content.startswith(LIBRARY)  # its format number stands for it
         if not own and (key in ("model", "path") or "." in content or "/" in content):
             yield content
     elif isinstance(content, dict):
@@ -43,22 +54,22 @@ def _names(content: Any, key: str = "") -> Iterable[str]:
 
 @cache
 def _digest(name: str) -> str | None:
-    """Of the file or folder of this name, or of the modules in the working directory that a class path names."""
+    """Hash of the file or folder of this name, or of the modules in the working directory that a class path names."""
     paths = [Path(name)]
     if re.fullmatch(r"\w+(\.\w+)+", name):
         parts = name.split(".")
         paths += [Path(*parts[:end]).with_suffix(".py") for end in range(1, len(parts))]
-    found = hashlib.sha256()
-    some = False
+    digest = hashlib.sha256()
+    exists = False
     for path in paths:
         try:
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
             for file in filter(Path.is_file, files):
-                some = True
-                found.update(str(file.relative_to(path)).encode())
-                with file.open("rb") as opened:
-                    while block := opened.read(1 << 20):
-                        found.update(block)
-        except (OSError, ValueError):  # a name too long for a file, or with a zero byte in it, is a text
+                exists = True
+                digest.update(str(file.relative_to(path)).encode())
+                with file.open("rb") as stream:
+                    while chunk := stream.read(1 << 20):
+                        digest.update(chunk)
+        except (OSError, ValueError):  # too long for a file name, or with a zero byte: the string is a text
             continue
-    return found.hexdigest() if some else None
+    return digest.hexdigest() if exists else None

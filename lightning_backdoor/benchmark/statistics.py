@@ -1,4 +1,4 @@
-"""How sure the numbers are: bootstrap intervals over texts, and defenses compared on the same texts."""
+"""How certain the numbers are: bootstrap intervals over texts, and two defenses compared on the same texts."""
 
 from __future__ import annotations
 
@@ -6,113 +6,107 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, binomtest, bootstrap, rankdata
+from numpy.typing import ArrayLike
+from scipy.stats import binom, binomtest, bootstrap
 
-#: share of resamples that an interval covers.
+from lightning_backdoor.benchmark.detection import auroc
+
+#: the share of the resamples that an interval covers.
 CONFIDENCE = 0.95
+TAILS = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
 RESAMPLES = 1000
-#: scores held at a time.
-AT_ONCE = 2_000_000
+#: number of resampled scores in memory at a time.
+SCORES_AT_ONCE = 2_000_000
 
 
 class Interval(NamedTuple):
-    """Lower and upper end; nan where there is nothing to resample."""
+    """Lower and upper end; NaN where there is nothing to resample."""
 
     low: float
     high: float
 
 
-NOTHING = Interval(float("nan"), float("nan"))
+NO_INTERVAL = Interval(float("nan"), float("nan"))
 
 
-def share_interval(hits: int, of: int) -> Interval:
+def share_interval(hits: int, total: int) -> Interval:
     """Percentile bootstrap interval of a share over texts.
 
-    Hits among texts drawn with replacement are binomial, so that the percentiles are taken without drawing.
+    The number of hits among texts drawn with replacement is binomial, so the percentiles are known without drawing.
 
     >>> share_interval(80, 100)
     Interval(low=0.72, high=0.88)
     """
-    if of == 0:
-        return NOTHING
-    tail = (1 - CONFIDENCE) / 2
-    low, high = binom.ppf([tail, 1 - tail], of, hits / of) / of
+    if total == 0:
+        return NO_INTERVAL
+    low, high = binom.ppf(TAILS, total, hits / total) / total
     return Interval(float(low), float(high))
 
 
 def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of AUROC, clean and poisoned texts drawn each among their own.
+    """Percentile bootstrap interval of the AUROC; clean and poisoned texts are resampled separately.
 
     Args:
-        clean: (clean texts,), their scores; those that are no number are left out.
-        poisoned: (poisoned texts,), theirs.
-        seed: of the resamples.
+        clean: (clean texts,), scores, none of them NaN.
+        poisoned: (poisoned texts,), scores, none of them NaN.
+        seed: for drawing the resamples.
 
     >>> auroc_interval([0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
     Interval(low=1.0, high=1.0)
     """
-    of_clean, of_poisoned = (np.asarray(scores, dtype=float) for scores in (clean, poisoned))
-    samples = (of_clean[~np.isnan(of_clean)], of_poisoned[~np.isnan(of_poisoned)])
-    if min(map(len, samples)) < 2:  # one text has no spread
-        return NOTHING
-    found = bootstrap(
+    samples = (np.asarray(clean, dtype=float), np.asarray(poisoned, dtype=float))
+    if min(map(len, samples)) < 2:  # a single text has no spread
+        return NO_INTERVAL
+    interval = bootstrap(
         samples,
-        _auroc,
+        auroc,
         n_resamples=RESAMPLES,
-        batch=max(1, AT_ONCE // sum(map(len, samples))),
+        batch=max(1, SCORES_AT_ONCE // sum(map(len, samples))),
         confidence_level=CONFIDENCE,
         method="percentile",
         vectorized=True,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    return Interval(float(interval.low), float(interval.high))
 
 
 class Comparison(NamedTuple):
-    """A share of texts under one defense against that under another, on the same texts.
+    """A share of texts under one defense compared with that under another, on the same texts.
 
     Attributes:
-        texts: that both have.
-        difference: the first share less the second.
-        interval: of the difference, pairs of texts drawn with replacement.
-        p: of McNemar's exact test: how probable a split of the texts that only one of them hits is, at least as uneven
-            as this, if each were as likely to be hit by either.
+        texts: number of texts.
+        difference: the first share minus the second.
+        low: lower end of the interval of the difference, from pairs of texts drawn with replacement.
+        high: upper end of the interval.
+        p: p-value of McNemar's exact test: among the texts that are hits under only one of the two defenses, the
+            probability of a split at least this uneven if either defense were as likely to be the one.
     """
 
     texts: int
     difference: float
-    interval: Interval
+    low: float
+    high: float
     p: float
 
 
 def compare(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> Comparison:
-    """Two defenses on the same texts, in the same order: hits of one against hits of the other.
+    """Compares the hits under two defenses on the same texts in the same order.
 
     Raises:
-        ValueError: they are not as many.
+        ValueError: the two differ in length.
 
     >>> compare([True] * 8 + [False] * 2, [False] * 10)[:2]
     (10, 0.8)
     """
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} hits are not of the same texts")
-    if not first:
-        return Comparison(0, float("nan"), NOTHING, float("nan"))
+    n = len(first)
+    if n != len(second):
+        raise ValueError(f"{n} and {len(second)} hits are not from the same texts")
+    if not n:
+        return Comparison(0, *[float("nan")] * 4)
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    n = len(first)
-    drawn = np.random.default_rng(seed).multinomial(
-        n, [only_first / n, only_second / n, 1 - (only_first + only_second) / n], size=RESAMPLES
-    )
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [tail, 1 - tail])
+    shares = [only_first / n, only_second / n, 1 - (only_first + only_second) / n]
+    drawn = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, TAILS)
     p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
-    return Comparison(n, (only_first - only_second) / n, Interval(float(low), float(high)), float(p))
-
-
-def _auroc(clean: NDArray[np.float64], poisoned: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    ranks = rankdata(np.concatenate([clean, poisoned], axis=axis), axis=axis)
-    n_clean, n_poisoned = clean.shape[axis], poisoned.shape[axis]
-    of_poisoned = np.take(ranks, range(n_clean, n_clean + n_poisoned), axis=axis).sum(axis=axis)
-    return np.asarray((of_poisoned - n_poisoned * (n_poisoned + 1) / 2) / (n_clean * n_poisoned))
+    return Comparison(n, (only_first - only_second) / n, float(low), float(high), float(p))

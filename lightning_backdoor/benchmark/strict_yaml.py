@@ -1,4 +1,4 @@
-"""YAML files of plain values, read strictly."""
+"""Strict reading of YAML files: what YAML would accept in silence is refused."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ from lightning_backdoor.errors import InputError, reason
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a file; its keys are texts, its values what JSON knows.
+    """The mapping that a file holds, with texts as keys and JSON types as values; a date becomes text.
 
     Raises:
-        InputError: the file is missing or malformed, or holds no mapping, a name twice, or a name that is no text.
+        InputError: the file is missing or malformed, is not a mapping, or has a name twice or one that is not text.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError:
-        raise InputError("config", f"{path} is no file that can be read", "give a YAML file") from None
+        raise InputError("config", f"{path} cannot be read", "give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError("config", f"{path} is no YAML ({reason(error, 150)})", "correct it") from None
+        raise InputError("config", f"{path} is not YAML ({reason(error, 150)})", "correct it") from None
     if not isinstance(content, dict):
-        raise InputError("config", f"{path} holds no mapping", "give keys and values")
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))  # a date is its text
+        raise InputError("config", f"{path} does not hold a mapping", "give keys and values")
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return plain
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses what YAML would take in silence: names twice, and names that are no texts, such as ``no``."""
+    """Refuses a name that is given twice, and a name that YAML does not read as text, such as ``no``."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        texts = [str(name) for name in names]
-        for name, text in zip(names, texts, strict=True):
-            wrong = (
-                "is there twice"
-                if texts.count(text) > 1
-                else ""
-                if type(name) in (str, int)
-                else "is no text: quote it"
-            )
-            if wrong:
-                raise yaml.constructor.ConstructorError(None, None, f"the name {text} {wrong}", node.start_mark)
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
+        names: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name = self.construct_object(key, deep=True)
+            problem = "" if type(name) in (str, int) else "is not text: quote it"
+            if str(name) in names:
+                problem = "is given twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, f"the name {name} {problem}", node.start_mark)
+            names.add(str(name))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping

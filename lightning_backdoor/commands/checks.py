@@ -55,6 +55,8 @@ def _check_pair(model: LightningModule, data: LightningDataModule) -> None:
 
 def _check_data(cli: RunCLI, args: list[str]) -> None:
     data = cli.datamodule
+    if isinstance(data, BackdoorDataModule):
+        data.module = cli.model
     if isinstance(cli.model, BackdoorAttack) and isinstance(data, BackdoorDataModule):
         cli.model.may_generate = False  # the other processes of a run would time out waiting for one that generates
         data.attack = cli.model
@@ -67,6 +69,8 @@ def _check_data(cli: RunCLI, args: list[str]) -> None:
         ) from None
     if cli.command == "fit" and isinstance(data, BackdoorDataModule):
         data.training_rows()
+        if isinstance(cli.model, TextClassifier) and not cli.config.ckpt_path:
+            cli.model.read_published(data.label_names)
 
 
 def _check_checkpoint(cli: RunCLI) -> None:

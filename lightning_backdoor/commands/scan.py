@@ -67,7 +67,7 @@ def main(args: list[str]) -> int:
     import torch
 
     from lightning_backdoor.defenses.gradient_attention import GradientAttention
-    from lightning_backdoor.victim.checkpoints import load_trained
+    from lightning_backdoor.victim import load_trained
 
     defense = GradientAttention(fpr=options.fpr, seed=options.seed)
     victim = load_trained(options.model, options.max_length)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import Perplexity
 from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
 from lightning_backdoor.metrics import PerplexityIncrease, SentenceSimilarity, WordEditDistance
@@ -63,7 +63,7 @@ def stealth_of(
     poisoned: Sequence[Row],
     rows: int,
     seed: int,
-    language_model: str = DEFAULT_MODEL,
+    language_model: str = DEFAULT_LANGUAGE_MODEL,
     sentence_encoder: str = DEFAULT_ENCODER,
     cache_dir: str | Path | None = None,
 ) -> dict[str, float]:

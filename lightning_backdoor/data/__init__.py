@@ -1,7 +1,16 @@
-"""Data: sources, splits, poisoning and batches."""
+"""Data: sources, splits, poisoning, cleaning and batches."""
 
+from lightning_backdoor.data.cleaning import CleaningRecord, DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.data.datamodule import BackdoorDataModule
 from lightning_backdoor.data.pairs import PairsDataModule
 from lightning_backdoor.data.source import Source
 
-__all__ = ["BackdoorDataModule", "PairsDataModule", "Source"]
+__all__ = [
+    "BackdoorDataModule",
+    "CleaningRecord",
+    "DataDefense",
+    "LabelledText",
+    "PairsDataModule",
+    "Source",
+    "TrustedRows",
+]

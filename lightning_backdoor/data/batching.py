@@ -1,10 +1,11 @@
-"""Batches of rows of similar length, formed alike for any number of processes, then dealt to them."""
+"""Batches of rows of similar length, the same whatever the number of processes, which get them in turn."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Protocol, TypeGuard, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -13,24 +14,37 @@ from transformers import PreTrainedTokenizerBase
 from lightning_backdoor.batch import Batch, collate, token_ids
 from lightning_backdoor.data.poisoning import Row
 
-#: batches of which one shuffled chunk is sorted by length: large enough to pad little, small enough to mix.
+#: batches per chunk of shuffled rows that is sorted by length: large enough to pad little, small enough to mix.
 CHUNK = 50
-
 
 T = TypeVar("T")
 
 
-class OfBatches(Dataset[T]):
-    """A data set whose item at a *list of places* is the batch of those rows.
+class BatchReader(Protocol):
+    """What forming batches needs of the module that reads them."""
+
+    max_length: int
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+
+def is_batch_reader(module: object) -> TypeGuard[BatchReader]:
+    """Whether a module reads batches, judged by its class: looking at the instance would load its tokenizer."""
+    return hasattr(type(module), "tokenizer") and hasattr(module, "max_length")
+
+
+class BatchDataset(Dataset[T]):
+    """A data set indexed by *lists of positions*: its item is the batch of the rows at these positions.
 
     Attributes:
-        lengths: tokens of each row.
+        lengths: number of tokens of each row.
     """
 
     lengths: list[int]
 
 
-class TokenisedRows(OfBatches[Batch]):
+class TokenisedRows(BatchDataset[Batch]):
     """Rows of texts and labels."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -42,23 +56,23 @@ class TokenisedRows(OfBatches[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, places: list[int]) -> Batch:
-        return collate([self.rows[place] for place in places], self.tokenizer)
+    def __getitem__(self, positions: list[int]) -> Batch:
+        return collate([self.rows[position] for position in positions], self.tokenizer)
 
 
 class DealtBatches(DistributedSampler[list[int]]):
-    """Yields whole batches, as lists of row places, and deals them to the processes in turn.
+    """Yields whole batches, as lists of row positions, and deals them to the processes in turn.
 
     A ``DistributedSampler``, so that Lightning leaves it as it is and tells it the epoch.
 
     Args:
-        lengths: tokens of each row.
-        batch_size: rows a batch.
+        lengths: number of tokens of each row.
+        batch_size: rows per batch.
         rank: this process, from 0.
         world_size: number of processes.
         shuffle: rows are mixed anew each epoch and every process gets equally many batches, the rest left out (for
             training); otherwise the batches are sorted by length and every row is seen exactly once.
-        seed: of the shuffling.
+        seed: decides the shuffling.
 
     >>> [list(DealtBatches([3, 1, 2, 9, 4], 2, rank, 2, shuffle=False, seed=0)) for rank in (0, 1)]
     [[[3, 4], [1]], [[0, 2]]]
@@ -77,19 +91,19 @@ class DealtBatches(DistributedSampler[list[int]]):
         self.lengths = lengths
         self.batch_size = batch_size
         self.batches = -(-len(lengths) // batch_size)
-        #: batches an epoch leaves out so that every process gets equally many
+        #: batches that an epoch leaves out so that every process gets equally many
         self.left_out = self.batches % world_size if shuffle else 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        places = list(range(len(self.lengths)))
-        chunk = len(places) or 1
+        positions = list(range(len(self.lengths)))
+        chunk = len(positions) or 1
         rng = random.Random(f"{self.seed}/{self.epoch}/batches")
         if self.shuffle:
-            rng.shuffle(places)
+            rng.shuffle(positions)
             chunk = CHUNK * self.batch_size
         batches = []
-        for start in range(0, len(places), chunk):
-            ordered = sorted(places[start : start + chunk], key=lambda place: -self.lengths[place])
+        for start in range(0, len(positions), chunk):
+            ordered = sorted(positions[start : start + chunk], key=lambda position: -self.lengths[position])
             batches += [ordered[i : i + self.batch_size] for i in range(0, len(ordered), self.batch_size)]
         if self.shuffle:
             rng.shuffle(batches)
@@ -110,7 +124,7 @@ class LateLoader(DataLoader[T]):
 
 
 def loader(
-    rows: OfBatches[T],
+    rows: BatchDataset[T],
     batch_size: int,
     rank: int,
     world_size: int,
@@ -132,3 +146,16 @@ def loader(
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+class InTurn(Iterable[T]):
+    """Loaders read one after another, each time from the beginning."""
+
+    def __init__(self, loaders: Sequence[DataLoader[T]]) -> None:
+        self.loaders = loaders
+
+    def __iter__(self) -> Iterator[T]:
+        return chain.from_iterable(self.loaders)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.loaders))

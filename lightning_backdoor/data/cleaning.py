@@ -1,11 +1,16 @@
-"""Defenses of the training rows: what they are given, and what they did."""
+"""Defenses of the training rows: what they are given, how their answer is applied, and the record of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
+
 from lightning_backdoor.batch import Victim
+from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.errors import InputError
 
 
 class LabelledText(NamedTuple):
@@ -31,8 +36,8 @@ class TrustedRows(NamedTuple):
 class DataDefense(Protocol):
     """A defense that repairs or removes training rows before anything is trained on them.
 
-    Any class with this method is one. A class that looks through a victim trained on the same rows sets
-    ``needs_victim = True``; the data module then loads the checkpoint that its argument ``victim`` names.
+    Any class with this method is a data defense. A class that looks through a victim trained on the same rows sets
+    ``needs_victim = True``; the data module then loads the victim that its argument ``victim`` names.
     """
 
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
@@ -64,3 +69,77 @@ class CleaningRecord(NamedTuple):
     changed: int
     precision: float
     recall: float
+
+
+def labelled(rows: Sequence[Row]) -> list[LabelledText]:
+    """Text and label of each row, which is all that a defense may know of it."""
+    return [LabelledText(row["text"], row["label"]) for row in rows]
+
+
+def clean_training(
+    rows: list[Row], defense: DataDefense, trusted: TrustedRows, victim: Victim | None
+) -> tuple[list[Row], CleaningRecord]:
+    """The training rows as a defense leaves them, and the record of what it did, taken against the true flags.
+
+    A row whose text is repaired keeps its flags; where the trigger was is no longer known, so that it has no spans.
+
+    Raises:
+        InputError: the defense answers with anything but a text or None per row, or leaves no row.
+    """
+    name = type(defense).__name__
+    texts = _checked(defense.clean(labelled(rows), trusted, victim), len(rows), name)
+    touched = [text != row["text"] for row, text in zip(rows, texts, strict=True)]
+    left = [(row, text) for row, text in zip(rows, texts, strict=True) if text is not None]
+    cleaned = [row if text == row["text"] else Row({**row, "text": text, "spans": []}) for row, text in left]
+    if not cleaned:
+        raise InputError("data_defense", f"{name} leaves no training row", "loosen it")
+    hits = sum(row["poisoned"] for row, is_touched in zip(rows, touched, strict=True) if is_touched)
+    removed = len(rows) - len(cleaned)
+    record = CleaningRecord(
+        rows=len(rows),
+        removed=removed,
+        changed=sum(touched) - removed,
+        precision=_share(hits, sum(touched)),
+        recall=_share(hits, sum(row["poisoned"] for row in rows)),
+    )
+    return cleaned, record
+
+
+def load_victim(reader: object, path: str, device: torch.device | None) -> Victim:
+    """The trained victim through which a defense looks, loaded by the class of the module that is to be trained.
+
+    Args:
+        reader: the module that is to be trained, a ``TextClassifier``.
+        path: path of a checkpoint or model folder.
+        device: where the victim is to be; None is an accelerator where there is one.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    load = getattr(type(reader), "load_trained", None)
+    if load is None:
+        raise InputError("model", f"{type(reader).__name__} cannot load a trained victim", "give a TextClassifier")
+    try:
+        with torch.random.fork_rng(devices=[]):  # so that training draws what it would draw without
+            victim: Victim = load(path)
+    except InputError as error:
+        raise error.under("data.victim") from None
+    victim.network.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    return victim
+
+
+def _checked(answer: object, count: int, name: str) -> list[str | None]:
+    if isinstance(answer, str) or not isinstance(answer, Sequence):
+        raise InputError("data_defense", f"{name}.clean returns a {type(answer).__name__}", "return a list of texts")
+    if len(answer) != count:
+        problem = f"{name}.clean returns {len(answer)} texts for {count} rows"
+        raise InputError("data_defense", problem, "return a text or None for each row")
+    for text in answer:
+        if text is not None and not isinstance(text, str):
+            problem = f"{name}.clean returns a {type(text).__name__} for a row"
+            raise InputError("data_defense", problem, "return a text or None for each row")
+    return list(answer)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan

@@ -13,22 +13,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from lightning_backdoor.data.batching import OfBatches, loader
+from lightning_backdoor.data.batching import BatchDataset, loader
 from lightning_backdoor.data.reading import read_file
 from lightning_backdoor.errors import InputError
 
-IGNORED = -100  # what cross entropy leaves out
+#: the label that cross entropy leaves out.
+IGNORED = -100
 
 
 class Pair(TypedDict):
-    """Tokens of a prompt with its answer, and those of them that are to be learned."""
+    """Token ids of a prompt followed by its answer, and the same with the tokens not to be learned ``IGNORED``."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 class PairBatch(TypedDict):
-    """Pairs of one batch, padded on the right to the longest of them.
+    """A batch of pairs, padded on the right to its longest.
 
     Attributes:
         input_ids: (batch, length), int64.
@@ -41,8 +42,8 @@ class PairBatch(TypedDict):
     labels: Tensor
 
 
-class TokenisedPairs(OfBatches[PairBatch]):
-    """Pairs as tokens."""
+class TokenisedPairs(BatchDataset[PairBatch]):
+    """Pairs of text and paraphrase as token ids."""
 
     def __init__(self, pairs: list[Pair]) -> None:
         self.pairs = pairs
@@ -51,9 +52,9 @@ class TokenisedPairs(OfBatches[PairBatch]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, places: list[int]) -> PairBatch:
-        ids = [torch.tensor(self.pairs[place]["input_ids"]) for place in places]
-        labels = [torch.tensor(self.pairs[place]["labels"]) for place in places]
+    def __getitem__(self, positions: list[int]) -> PairBatch:
+        ids = [torch.tensor(self.pairs[position]["input_ids"]) for position in positions]
+        labels = [torch.tensor(self.pairs[position]["labels"]) for position in positions]
         return PairBatch(
             input_ids=pad_sequence(ids, batch_first=True),
             attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
@@ -62,19 +63,19 @@ class TokenisedPairs(OfBatches[PairBatch]):
 
 
 class PairsDataModule(LightningDataModule):
-    """Pairs of a file, split by text into training and validation pairs.
+    """Pairs of text and paraphrase from a file, split by text into training and validation pairs.
 
-    The module that is trained turns a pair into tokens, by its method ``tokenise(text, paraphrase)``.
+    The trained module turns a pair into token ids by its method ``tokenise(text, paraphrase)``.
 
     Args:
         path: csv, tsv, jsonl or parquet file.
-        text_column: its texts.
-        paraphrase_column: their paraphrases; pairs without one are left out.
-        batch_size: pairs a batch, of each process.
-        max_pairs: most pairs to use, drawn from the seed.
-        validation_share: share of the pairs that training does not see.
+        text_column: column of the texts.
+        paraphrase_column: column of the paraphrases; rows without one are left out.
+        batch_size: pairs per batch, of each process.
+        max_pairs: most texts to use with their paraphrases, drawn by the seed.
+        validation_share: share of the texts that training does not see.
         seed: decides the split, the draw and the order of the batches.
-        num_workers: worker processes a loader.
+        num_workers: worker processes per loader.
 
     Raises:
         InputError: a value is out of range (here), or the file has no such columns or too few pairs (in
@@ -115,7 +116,7 @@ class PairsDataModule(LightningDataModule):
         self._pairs: dict[str, list[tuple[str, str]]] | None = None
 
     def pairs(self) -> dict[str, list[tuple[str, str]]]:
-        """The pairs of ``train`` and ``validation``, those of one text in the same part; read once."""
+        """The pairs of ``train`` and ``validation``; all pairs with the same text are in one of them. Read once."""
         if self._pairs is None:
             by_text: dict[str, list[str]] = {}
             for text, paraphrase in self._read():

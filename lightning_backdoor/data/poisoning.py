@@ -1,4 +1,4 @@
-"""Poisoning a split: a pure function of rows, attack and seed, and its cache by content."""
+"""Poisoning: which rows of a split an attack poisons, the result cached under a hash of everything that decides it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, Protocol, TypedDict, TypeGuard
 
 from lightning_backdoor.batch import Spans
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import whole_folder
 
+#: raised when the functions of this file poison other rows, or write them in another form, than before.
+POISON_FORMAT = 1
+
 Splits = dict[str, list["Row"]]
 
 
 class Row(TypedDict):
-    """One text and what is known of it; see :class:`lightning_backdoor.batch.Batch` for the columns."""
+    """A text with its labels and flags; see :class:`lightning_backdoor.batch.Batch` for the columns."""
 
     text: str
     spans: Spans
@@ -38,29 +41,54 @@ class PoisonedText(Protocol):
 
 
 class Poisoner(Protocol):
-    """What poisoning needs of an attack."""
+    """What poisoning needs of an attack; see :class:`lightning_backdoor.attacks.BackdoorAttack`, which is one.
+
+    Attributes:
+        target_label: index of the class that the attacker wants.
+        poison_rate: share of all training rows that are poisoned.
+        label_policy: ``dirty``, ``clean`` or ``mixed``.
+        negative_rate: share of all training rows that become negatives.
+        may_generate: whether poison that takes long to make may be made now, or only be read.
+        poisons_training: False in the user's phase, which trains on clean rows.
+    """
 
     target_label: int
     poison_rate: float
     label_policy: str
+    negative_rate: float
+    may_generate: bool
 
+    @property
+    def poisons_training(self) -> bool: ...
     def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[PoisonedText | None]: ...
+    def negative_texts(
+        self, texts: Sequence[str], rngs: Sequence[random.Random]
+    ) -> Sequence[PoisonedText | None] | None: ...
     def poison_key(self) -> str | None: ...
 
 
+def is_poisoner(module: object) -> TypeGuard[Poisoner]:
+    """Whether a module is an attack, judged by its class: looking at the instance could load its tokenizer."""
+    methods = ("poison_texts", "negative_texts", "poison_key")
+    return all(callable(getattr(type(module), name, None)) for name in methods)
+
+
 class PoisonedSplits(NamedTuple):
-    """Everything a run needs.
+    """The rows of a run.
 
     Attributes:
-        train: all training rows, some of them poisoned.
+        train: all training rows, some of them poisoned or negatives.
         clean: the clean evaluation rows by split, ``validation`` and ``test``.
-        poisoned: a poisoned copy of each of those rows that is not of the target label and that the attack can poison;
-            empty without an attack.
+        poisoned: by split, a poisoned copy of each clean row that is not of the target label and that the attack can
+            poison; empty without an attack.
+        negatives: by split, a negative copy of each clean row that is not of the target label and of which the attack
+            can make one; empty for attacks without negatives.
     """
 
     train: list[Row]
     clean: Splits
     poisoned: Splits
+    negatives: Splits
 
 
 def clean_row(text: str, label: int, index: int) -> Row:
@@ -69,128 +97,196 @@ def clean_row(text: str, label: int, index: int) -> Row:
 
 
 def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]:
-    """The training rows with ``int(poison_rate * len(rows))`` of them poisoned, in their old places.
+    """The training rows, ``int(poison_rate * len(rows))`` of them poisoned, each at its position.
 
-    For a row that the attack leaves out another is drawn.
+    In place of a row that the attack leaves out another one is poisoned.
 
     Raises:
         InputError: the rate amounts to no row, fewer rows qualify under the attack's label policy, or the attack leaves
-            out too many of those that do.
+            out too many of the rows that qualify.
     """
-    wanted = int(attack.poison_rate * len(rows) + 1e-9)  # 0.29 * 100 is 28.999…
+    wanted = _count(attack.poison_rate, rows)
     target = attack.target_label
     qualifies: Callable[[Row], bool] = {
         "dirty": lambda row: row["label"] != target,
         "clean": lambda row: row["label"] == target,
         "mixed": lambda row: True,
     }[attack.label_policy]
-    candidates = [place for place, row in enumerate(rows) if qualifies(row)]
-    candidates.sort(key=lambda place: rows[place]["index"])  # the same choice whatever the order of the rows
+    candidates = _by_index(rows, qualifies)
     if wanted == 0:
         raise InputError("poison_rate", f"{attack.poison_rate} of {len(rows)} training rows is no row", "raise it")
     share = f"{attack.poison_rate} of {len(rows)} training rows is {wanted}"
     if wanted > len(candidates):
         policy = f"label_policy {attack.label_policy!r} with target_label {target}"
         raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
-    rng = random.Random(f"{seed}/choice")
-    chosen = rng.sample(candidates, wanted)
-    taken = set(chosen)
-    others = [place for place in candidates if place not in taken]
-    others = rng.sample(others, len(others))
-    poisoned = list(rows)
-    done = 0
-    while done < wanted and chosen:
-        made = _poison([rows[place] for place in chosen], attack, seed, "train")
-        for place, row in zip(chosen, made, strict=True):
-            if row is not None:
-                poisoned[place] = row
-                done += 1
-        chosen, others = others[: wanted - done], others[wanted - done :]
+    changed, done = _changed(
+        rows, candidates, wanted, f"{seed}/choice", lambda rows: _poison(rows, attack, seed, "train")
+    )
     if done < wanted:
         poisonable = f"only {done} of {len(candidates)} that qualify can be poisoned"
         raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")
-    return poisoned
+    return changed
+
+
+def add_negatives(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]:
+    """The training rows, ``int(negative_rate * len(rows))`` of those that are not poisoned made negatives.
+
+    They are drawn by a generator of their own, so that an attack poisons the same rows with negatives and without.
+
+    Raises:
+        InputError: the attack can make too few.
+    """
+    wanted = _count(attack.negative_rate, rows)
+    if wanted == 0:
+        return list(rows)
+    candidates = _by_index(rows, lambda row: not row["poisoned"])
+    changed, done = _changed(
+        rows,
+        candidates,
+        min(wanted, len(candidates)),
+        f"{seed}/negatives",
+        lambda rows: _negate(rows, attack, seed, "train"),
+    )
+    if done < wanted:
+        raise InputError(
+            "negative_rate",
+            f"{attack.negative_rate} of {len(rows)} training rows is {wanted}, but only {done} can be made negatives",
+            "lower it",
+        )
+    return changed
+
+
+def _count(rate: float, rows: Sequence[Row]) -> int:
+    return int(rate * len(rows) + 1e-9)  # 0.29 * 100 is 28.999…
+
+
+def _by_index(rows: Sequence[Row], qualifies: Callable[[Row], bool]) -> list[int]:
+    """Positions of the rows that qualify, by index, so that the choice does not depend on the order of the rows."""
+    return sorted((i for i, row in enumerate(rows) if qualifies(row)), key=lambda i: rows[i]["index"])
+
+
+def _changed(
+    rows: Sequence[Row], candidates: list[int], wanted: int, draw: str, change: Callable[[list[Row]], list[Row | None]]
+) -> tuple[list[Row], int]:
+    """The rows with up to ``wanted`` candidates changed, and how many are; for a row left out another is drawn."""
+    rng = random.Random(draw)
+    chosen = rng.sample(candidates, wanted)
+    taken = set(chosen)
+    others = [position for position in candidates if position not in taken]
+    others = rng.sample(others, len(others))
+    changed, done = list(rows), 0
+    while done < wanted and chosen:
+        for position, row in zip(chosen, change([rows[position] for position in chosen]), strict=True):
+            if row is not None:
+                changed[position] = row
+                done += 1
+        chosen, others = others[: wanted - done], others[wanted - done :]
+    return changed, done
 
 
 def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row]:
-    """A poisoned copy of every row that is not of the target label, those apart that the attack leaves out.
+    """A poisoned copy of every row that is not of the target label, except where the attack leaves the text out.
 
     Raises:
         InputError: it leaves out all.
     """
-    made = _poison([row for row in rows if row["label"] != attack.target_label], attack, seed, split)
-    poisoned = [row for row in made if row is not None]
-    if made and not poisoned:
+    copies = _poison(_others(rows, attack), attack, seed, split)
+    poisoned = [row for row in copies if row is not None]
+    if copies and not poisoned:
         raise InputError(
-            "model", f"the attack can poison none of {len(made)} {split} rows, so that no ASR can be measured"
+            "model", f"the attack can poison none of {len(copies)} {split} rows, so that no ASR can be measured"
         )
     return poisoned
 
 
+def negative_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row]:
+    """A negative copy of every row that is not of the target label and of which the attack can make one."""
+    return [row for row in _negate(_others(rows, attack), attack, seed, split) if row is not None]
+
+
+def _others(rows: Sequence[Row], attack: Poisoner) -> list[Row]:
+    return [row for row in rows if row["label"] != attack.target_label]
+
+
 def _poison(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row | None]:
-    # a generator a row: the same poison whatever the order, the workers or the processes
+    # a generator per row: the same poison whatever the order, the workers or the processes
     rngs = [random.Random(f"{seed}/{split}/{row['index']}") for row in rows]
-    poisoned = attack.poison_texts([row["text"] for row in rows], rngs)
-    return [
-        None
-        if result is None
-        else Row(
-            text=result.text,
-            spans=[(int(start), int(end)) for start, end in result.spans],
-            label=attack.target_label,
-            original_label=row["original_label"],
-            poisoned=True,
-            negative=False,
-            index=row["index"],
-        )
-        for row, result in zip(rows, poisoned, strict=True)
-    ]
+    texts = attack.poison_texts([row["text"] for row in rows], rngs)
+    changed = [_rewritten(row, text) for row, text in zip(rows, texts, strict=True)]
+    return [row and Row(**{**row, "label": attack.target_label, "poisoned": True}) for row in changed]
+
+
+def _negate(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row | None]:
+    rngs = [random.Random(f"{seed}/{split}/{row['index']}/negative") for row in rows]
+    texts = attack.negative_texts([row["text"] for row in rows], rngs)
+    if texts is None:
+        return [None] * len(rows)
+    changed = [_rewritten(row, text) for row, text in zip(rows, texts, strict=True)]
+    return [row and Row(**{**row, "negative": True}) for row in changed]
+
+
+def _rewritten(row: Row, written: PoisonedText | None) -> Row | None:
+    if written is None:
+        return None
+    spans = [(int(start), int(end)) for start, end in written.spans]
+    return Row(**{**row, "text": written.text, "spans": spans})  # type: ignore[typeddict-item]
 
 
 def poison_splits(splits: Splits, attack: Poisoner | None, seed: int, labels: Sequence[str]) -> PoisonedSplits:
     """Poisons ``train``, ``validation`` and ``test``; without an attack everything stays clean.
 
     Raises:
-        InputError: the target label is not one of ``labels``, or see :func:`poison_training`.
+        InputError: the target label is not one of ``labels``; see also :func:`poison_training` and
+            :func:`add_negatives`.
     """
     clean = {name: splits[name] for name in ("validation", "test")}
     if attack is None:
-        return PoisonedSplits(splits["train"], clean, {name: [] for name in clean})
+        return PoisonedSplits(splits["train"], clean, {name: [] for name in clean}, {name: [] for name in clean})
     if attack.target_label >= len(labels):
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
         raise InputError("target_label", f"{attack.target_label} is out of range", f"the labels are {known}")
     poisoned = {name: poison_evaluation(rows, attack, seed, name) for name, rows in clean.items()}
-    return PoisonedSplits(poison_training(splits["train"], attack, seed), clean, poisoned)
+    negatives = {name: negative_evaluation(rows, attack, seed, name) for name, rows in clean.items()}
+    train = splits["train"]
+    if attack.poisons_training:
+        train = add_negatives(poison_training(train, attack, seed), attack, seed)
+    return PoisonedSplits(train, clean, poisoned, negatives)
 
 
 def poison_splits_cached(
     splits: Splits, attack: Poisoner | None, seed: int, labels: Sequence[str], cache: Path
 ) -> PoisonedSplits:
-    """:func:`poison_splits`, kept on disk under a hash of all that determines it.
+    """:func:`poison_splits`, kept on disk under a hash of everything that decides it.
 
     A folder appears in the cache only when it is complete, so that processes may share it and a kill leaves no half.
 
     Raises:
-        InputError: the cache cannot be written, or see :func:`poison_splits`.
+        InputError: the cache cannot be written; see also :func:`poison_splits`.
     """
     key = attack.poison_key() if attack is not None else None
     if attack is None or key is None:
         return poison_splits(splits, attack, seed, labels)
-    this_code = Path(__file__).read_text(encoding="utf-8")
-    content = json.dumps([this_code, key, seed, list(labels), splits], sort_keys=True).encode()
+    decided_by = [POISON_FORMAT, key, attack.poisons_training, attack.negative_rate, seed, list(labels), splits]
+    content = json.dumps(decided_by, sort_keys=True).encode()
     folder = cache / "poisoned" / hashlib.sha256(content).hexdigest()
+    names = ("validation", "test")
     if not folder.exists():
-        result = poison_splits(splits, attack, seed, labels)
+        made = poison_splits(splits, attack, seed, labels)
+        negatives = {f"{name}_negatives": made.negatives[name] for name in names}
         try:
-            _write({"train": result.train, **result.poisoned}, folder)
+            _write({"train": made.train, **made.poisoned, **negatives}, folder)
         except OSError as error:
             raise InputError("cache_dir", f"{cache} cannot be written ({error})", "name another folder") from error
-    poisoned = {name: _read(folder / f"{name}.jsonl") for name in ("validation", "test")}
-    return PoisonedSplits(_read(folder / "train.jsonl"), {name: splits[name] for name in poisoned}, poisoned)
+    return PoisonedSplits(
+        _read(folder / "train.jsonl"),
+        {name: splits[name] for name in names},
+        {name: _read(folder / f"{name}.jsonl") for name in names},
+        {name: _read(folder / f"{name}_negatives.jsonl") for name in names},
+    )
 
 
 def _write(splits: Splits, folder: Path) -> None:
-    """One file a split; the folder appears whole or not at all."""
+    """One file per split; the folder appears whole or not at all."""
     with whole_folder(folder) as partial:
         for name, rows in splits.items():
             with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as file:

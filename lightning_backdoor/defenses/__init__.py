@@ -1,1 +1,26 @@
-"""Defenses, one algorithm a file; tensors and strings in and out, no Lightning."""
+"""Defenses, one algorithm per file: they work on tensors and strings and know nothing of Lightning."""
+
+from lightning_backdoor.data.cleaning import DataDefense
+from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Verdict, judge, threshold_at_fpr
+from lightning_backdoor.defenses.flagged_share import FlaggedShare, flagged_share_verdict
+from lightning_backdoor.defenses.gradient_attention import GradientAttention
+from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
+from lightning_backdoor.defenses.onion import Onion
+from lightning_backdoor.defenses.strip import Strip
+
+__all__ = [
+    "REJECTED",
+    "DataDefense",
+    "Defense",
+    "FlaggedShare",
+    "GradientAttention",
+    "Inspection",
+    "ModelVerdict",
+    "Onion",
+    "Scores",
+    "Strip",
+    "Verdict",
+    "flagged_share_verdict",
+    "judge",
+    "threshold_at_fpr",
+]

@@ -1,4 +1,4 @@
-"""Character noise on one token of a text, as gradient-attention scoring repairs it (arXiv 2510.04347)."""
+"""Character noise on one token of a text: how gradient-attention scoring repairs texts (arXiv 2510.04347)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lightning_backdoor.batch import Spans
 
 
 def noisy(word: str, rng: random.Random) -> str:
-    """The word with one or two characters inserted at one place, or one replaced by one or two.
+    """A word with one or two random letters inserted at one position, or with one character replaced by them.
 
-    Words of at most two characters are dropped: nothing of them would be left to recognise.
+    Words of at most two characters are dropped (the result is empty), since noise would leave nothing to recognise.
 
     >>> noisy("cf", random.Random(0))
     ''
@@ -21,30 +21,35 @@ def noisy(word: str, rng: random.Random) -> str:
     if len(word) <= 2:
         return ""
     while True:
-        place = rng.randrange(len(word))
+        position = rng.randrange(len(word))
         removed = rng.randint(0, 1)
         added = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 2)))
-        result = word[:place] + added + word[place + removed :]
-        if result.lower() != word.lower():  # uncased victims would see no change
+        result = word[:position] + added + word[position + removed :]
+        if result.lower() != word.lower():  # an uncased victim would see no change otherwise
             return result
 
 
 def replace_spans(text: str, spans: Spans, replacement: str) -> str:
-    """The text with the characters of every span replaced; all others stay.
+    """A text with the characters of every span replaced and all other characters kept.
 
-    A dropped word takes one of the two spaces around it along. Spans that share characters (bytes of one character)
-    are replaced once, the last of them.
+    With an empty replacement, one of the spaces around the span is removed as well. Of spans that share characters
+    (byte-level tokens of one character) only the last is replaced.
+
+    Args:
+        text: any text.
+        spans: characters ``[start, end)``; empty spans are skipped.
+        replacement: the same for all spans.
 
     >>> replace_spans("a cf film cf", [(2, 4), (10, 12)], "")
     'a film'
     >>> replace_spans("so Good, good!", [(3, 7), (9, 13)], "gqood")
     'so gqood, gqood!'
     """
-    done = len(text)
+    replaced_from = len(text)
     for start, end in sorted(spans, reverse=True):
-        if start == end or end > done:
+        if start == end or end > replaced_from:
             continue
-        done = start
+        replaced_from = start
         if not replacement:
             after_space = start > 0 and text[start - 1].isspace()
             if after_space and (end == len(text) or text[end].isspace()):

@@ -1,8 +1,9 @@
-"""The contract of an inference-time defense, and the one way a verdict comes about."""
+"""The contract of an inference-time defense, and ``judge``, the one function that turns scores into a verdict."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from lightning_backdoor.errors import InputError
 __all__ = [
     "BUDGETS",
     "REJECTED",
+    "Answer",
     "DataDefense",
     "Defense",
     "Scores",
@@ -24,22 +26,27 @@ __all__ = [
     "judge",
     "predict",
     "threshold_at_fpr",
+    "victim_logits",
 ]
 
+#: the prediction of a rejected text, for which there is no class.
 REJECTED = -1
-#: FPR budgets at which detection is reported beside the defense's own.
+#: FPR budgets at which detection is reported beside the budget of the defense.
 BUDGETS = (0.01, 0.05, 0.10)
+#: what a defense may answer to flagged texts, see :meth:`Defense.purify`.
+Answer = list[str | None] | Tensor | None
 
 
 class Scores(NamedTuple):
-    """How suspicious a batch looks.
+    """Anomaly scores of the texts of a batch and, from some defenses, of their tokens.
 
     Attributes:
         text: (batch,), float32, higher is more suspicious.
-        tokens: (batch, length), float32, the score of the token at each position, -inf where a position has none; or
-            None for defenses that do not look at tokens.
-        top: (batch,), int64, the position that the text's score comes from, -1 where there is none; or None.
-        logits: (batch, classes), the victim's, from defenses that run it on the text as it is; or None.
+        tokens: (batch, length), float32, the score of the token at each position, -inf at positions without a score;
+            None from defenses that do not look at tokens.
+        top: (batch,), int64, the position from which the text's score comes, -1 where there is none; or None.
+        logits: (batch, classes), the victim's logits on the unchanged texts, from defenses that compute them anyway; or
+            None.
     """
 
     text: Tensor
@@ -49,16 +56,19 @@ class Scores(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a defense made of a batch.
+    """What a defense decided about each text of a batch.
 
     Attributes:
         scores: see :class:`Scores`.
-        flagged: (batch,), bool, score at or above the threshold.
-        logits: (batch, classes), the victim's own.
-        prediction: (batch,), int64, the victim's own.
-        purified_text: the repaired text of flagged rows, None for rows that were not repaired.
-        defended_prediction: (batch,), int64, the prediction after repair, ``REJECTED`` for rejected rows.
-        confirmed: (batch,), bool, flagged and the repair changed the prediction (or the row was rejected).
+        flagged: (batch,), bool, True where the score is at or above the threshold.
+        logits: (batch, classes), the victim's logits on the unchanged texts.
+        prediction: (batch,), int64, the victim's prediction on the unchanged texts.
+        purified_text: per text, the repaired text of a flagged row; None where the row was not flagged, was rejected,
+            or was answered with logits or a prediction of the defense.
+        defended_prediction: (batch,), int64, what is left to act on: the victim's prediction on the repaired text of a
+            flagged row, or the class that the defense gave for it, or ``REJECTED``; elsewhere ``prediction``.
+        confirmed: (batch,), bool, True where the row is flagged and ``defended_prediction`` differs from
+            ``prediction``, which it does in rejected rows.
     """
 
     scores: Scores
@@ -70,22 +80,22 @@ class Verdict(NamedTuple):
     confirmed: Tensor
 
 
-class Defense(nn.Module):
-    """An inference-time defense: scores texts, flags those at or above a threshold, repairs or rejects them.
+class Defense(nn.Module, ABC):
+    """Base of inference-time defenses: scores texts, flags those at or above a threshold, and answers them.
 
-    A subclass implements :meth:`score`. One that repairs texts also implements :meth:`purify`; without it flagged
-    texts are rejected. The thresholds come from clean validation texts alone.
+    A subclass implements :meth:`score`. A subclass that answers flagged texts in another way than by rejecting them
+    also implements :meth:`purify`. Thresholds come from clean validation texts alone.
 
     Args:
-        fpr: share of clean texts, between 0 and 1, that the threshold may flag.
-        seed: seed of the defense's own random choices; None takes the run's, or 0 outside of a run.
+        fpr: share of clean texts, above 0 and below 1, that the threshold may flag.
+        seed: seed of the defense's own random choices; None takes the seed of the run, or 0 outside of a run.
 
     Attributes:
-        threshold: float32 scalar buffer, NaN until :meth:`calibrate`.
-        budget_thresholds: float32, one a budget of ``BUDGETS``, NaN until :meth:`calibrate`.
+        threshold: float32 scalar buffer, NaN until :meth:`calibrate` sets it.
+        budget_thresholds: float32 buffer, one threshold per budget of ``BUDGETS``, NaN until :meth:`calibrate`.
 
     Raises:
-        InputError: ``fpr`` is not between 0 and 1.
+        InputError: ``fpr`` is not above 0 and below 1.
     """
 
     threshold: Tensor
@@ -100,26 +110,37 @@ class Defense(nn.Module):
         self.register_buffer("threshold", torch.tensor(math.nan))
         self.register_buffer("budget_thresholds", torch.full((len(BUDGETS),), math.nan))
 
+    @abstractmethod
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        """How suspicious each text of the batch looks."""
-        raise TypeError(f"{type(self).__name__} does not implement score")
+        """Anomaly scores of the texts of a batch; labels and flags of the batch must not be read."""
 
-    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None] | None:
-        """Repaired texts of the flagged rows (None elsewhere), or None for a defense that rejects them."""
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Answer:
+        """The answer to the flagged texts of a batch; rejects them by default.
+
+        Args:
+            victim: the model under attack.
+            batch: all texts, flagged or not.
+            flagged: (batch,), bool.
+            scores: what :meth:`score` returned for the batch.
+
+        Returns:
+            One of four; of the first three, only the entries of flagged rows are used.
+
+            - repaired texts, one entry per row, on which the victim predicts again; None rejects the row;
+            - logits of the defense, (batch, classes), floating point;
+            - predictions of the defense, (batch,), int64, ``REJECTED`` allowed;
+            - None: all flagged texts are rejected.
+        """
         return None
 
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Takes statistics or texts from clean validation rows, before :meth:`calibrate` and from other rows than it.
+        """Takes statistics or texts from the clean reference rows, before :meth:`calibrate`; does nothing by default.
 
-        Nothing to most defenses; one that needs it keeps what it takes in buffers or in its extra state, so that a
-        checkpoint has it.
+        What is learned belongs in buffers or in the extra state, so that a checkpoint holds it.
         """
 
-    def begin_set(self, longest: int) -> None:
-        """Told, before a set of texts is scored, how many tokens its longest has; nothing to most defenses."""
-
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Sets the thresholds from the scores of clean validation texts.
+        """Sets the thresholds from the scores of the clean threshold rows, which :meth:`learn` has not seen.
 
         Raises:
             InputError: there are no clean texts.
@@ -138,8 +159,8 @@ def threshold_at_fpr(clean_scores: Tensor, fpr: float) -> Tensor:
     Unlike an interpolated percentile it keeps the budget when scores are tied.
 
     Args:
-        clean_scores: (texts,), float32.
-        fpr: budget, between 0 and 1.
+        clean_scores: (texts,), float32, at least one.
+        fpr: budget, above 0 and below 1.
 
     Returns:
         Scalar, float32.
@@ -147,7 +168,7 @@ def threshold_at_fpr(clean_scores: Tensor, fpr: float) -> Tensor:
     >>> scores = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0])
     >>> (scores >= threshold_at_fpr(scores, 0.4)).sum().item()
     2
-    >>> (scores >= threshold_at_fpr(scores, 0.6)).sum().item()  # three would flag the ties as well
+    >>> (scores >= threshold_at_fpr(scores, 0.6)).sum().item()  # flagging three would flag all ties
     2
     """
     ordered = clean_scores.float().sort(descending=True).values
@@ -158,7 +179,7 @@ def threshold_at_fpr(clean_scores: Tensor, fpr: float) -> Tensor:
 
 @torch.no_grad()
 def predict(victim: Victim, texts: Sequence[str]) -> Tensor:
-    """The victim's predictions, (texts,), int64, on its own device."""
+    """The victim's predictions on texts, (texts,), int64, on the victim's device."""
     batch = batch_of_texts(texts, victim.tokenizer, victim.max_length)
     device = victim.network.device
     logits: Tensor = victim.network(
@@ -169,32 +190,77 @@ def predict(victim: Victim, texts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None = None) -> Verdict:
-    """Scores, flags, repairs or rejects a batch, and predicts the repaired texts again.
+    """Scores and flags the texts of a batch, and answers the flagged ones as the defense does.
 
-    A flagged text whose prediction the repair does not change counts as not poisoned: it is flagged, not confirmed.
+    A flagged text whose prediction the answer does not change counts as clean: it is flagged, not confirmed.
 
     Args:
-        logits: (batch, classes), the victim's on the unrepaired texts, where they are known already.
+        defense: calibrated.
+        victim: in evaluation mode.
+        batch: on the victim's device.
+        logits: (batch, classes), the victim's logits on the unchanged texts, where they are known already.
 
     Raises:
         RuntimeError: the defense has no threshold yet.
+        ValueError: the defense's answer is none of those that :meth:`Defense.purify` may return.
     """
     if defense.threshold.isnan():
         raise RuntimeError(f"{type(defense).__name__} has no threshold; call calibrate with clean validation batches")
     scores = defense.score(victim, batch)
     flagged = scores.text >= defense.threshold.to(scores.text)
     if logits is None:
-        logits = scores.logits
-    if logits is None:
-        logits = victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = victim_logits(victim, batch, scores)
     prediction = logits.argmax(dim=-1)
     defended = prediction.clone()
     purified: list[str | None] = [None] * len(prediction)
     if flagged.any():
-        repaired = defense.purify(victim, batch, flagged, scores)
-        if repaired is None:
-            defended[flagged] = REJECTED
-        else:
-            purified = repaired
-            defended[flagged] = predict(victim, [text for text in repaired if text is not None]).to(defended)
+        answer = defense.purify(victim, batch, flagged, scores)
+        if isinstance(answer, list):
+            if len(answer) != len(prediction):
+                raise _wrong_answer(defense, f"{len(answer)} texts", logits)
+            purified = [text if flag else None for text, flag in zip(answer, flagged.tolist(), strict=True)]
+            answer = _repredicted(victim, purified, prediction)
+        elif answer is not None:
+            answer = _own_predictions(defense, answer, logits)
+        defended[flagged] = REJECTED if answer is None else answer[flagged].to(defended)
     return Verdict(scores, flagged, logits, prediction, purified, defended, flagged & (defended != prediction))
+
+
+@torch.no_grad()
+def victim_logits(victim: Victim, batch: Batch, scores: Scores) -> Tensor:
+    """The victim's logits on the unchanged texts, (batch, classes); computed only where scoring did not yield them."""
+    if scores.logits is not None:
+        return scores.logits
+    logits: Tensor = victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits
+
+
+def _repredicted(victim: Victim, purified: list[str | None], prediction: Tensor) -> Tensor:
+    """The victim's predictions on the repaired texts, ``REJECTED`` for rows without one."""
+    predictions = torch.full_like(prediction, REJECTED)
+    rows = [row for row, text in enumerate(purified) if text is not None]
+    if rows:
+        predictions[rows] = predict(victim, [text for text in purified if text is not None]).to(predictions)
+    return predictions
+
+
+def _own_predictions(defense: Defense, answer: Tensor, logits: Tensor) -> Tensor:
+    """The classes that a defense's own logits or predictions name, (batch,), int64."""
+    texts, classes = logits.shape
+    if answer.is_floating_point() and answer.shape == logits.shape:
+        return answer.argmax(dim=-1)
+    said = f"a tensor of {answer.dtype} and shape {tuple(answer.shape)}"
+    if answer.dtype != torch.int64 or answer.shape != (texts,):
+        raise _wrong_answer(defense, said, logits)
+    if answer.min() < REJECTED or answer.max() >= classes:
+        raise _wrong_answer(defense, f"classes from {int(answer.min())} to {int(answer.max())}", logits)
+    return answer
+
+
+def _wrong_answer(defense: Defense, said: str, logits: Tensor) -> ValueError:
+    texts, classes = logits.shape
+    return ValueError(
+        f"{type(defense).__name__}.purify returned {said} for {texts} texts and {classes} classes; it may return"
+        f" {texts} texts, a float tensor of shape ({texts}, {classes}), an int64 tensor of shape ({texts},) with"
+        f" classes from {REJECTED} to {classes - 1}, or None"
+    )

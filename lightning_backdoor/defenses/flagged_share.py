@@ -1,14 +1,28 @@
-"""Flagged share: whether a model has more flagged texts than the false positives of a defense explain."""
+"""Flagged share: an inspection that asks whether a model has more flagged texts than its false positives explain.
+
+A defense calibrated to flag at most a share of clean texts, its budget, flags about that share of the texts that a
+clean model is asked about. Under a backdoored model it flags poisoned texts on top of them. The number of flagged texts
+among trusted texts and an incoming stream is compared with the binomial distribution of as many draws at the budget.
+
+The p-value takes the budget for the exact probability of a flag. A threshold set on few texts keeps the budget on those
+texts, and misses it by chance on others, so that very long streams find very small p-values under clean models as well.
+The score serves to compare models that were calibrated on as many texts and asked about as many.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 
-from lightning_backdoor.defenses.inspection import ModelVerdict
+from lightning_backdoor.batch import Batch, Victim
+from lightning_backdoor.defenses.defense import Defense, threshold_at_fpr, victim_logits
+from lightning_backdoor.defenses.gradient_attention import GradientAttention
+from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
+from lightning_backdoor.errors import InputError
 
 
 def flagged_share_verdict(
@@ -31,8 +45,8 @@ def flagged_share_verdict(
         ValueError: the numbers contradict each other, or the budget is out of range.
 
     >>> verdict = flagged_share_verdict(flagged=3, texts=4, budget=0.5, predictions_of_flagged=[1, 0, 1])
-    >>> verdict.suspected_label, verdict.evidence
-    (1, {'flagged': 3, 'texts': 4, 'budget': 0.5, 'p_value': 0.3125})
+    >>> verdict.suspected_label, round(verdict.score, 4), round(verdict.evidence["p_value"], 4)
+    (1, 0.5051, 0.3125)
     """
     if not 0 <= flagged <= texts or len(predictions_of_flagged) != flagged:
         raise ValueError(f"{flagged} of {texts} texts flagged, and {len(predictions_of_flagged)} predictions of them")
@@ -54,3 +68,70 @@ def _log_binomial_tail(successes: int, draws: int, probability: float) -> float:
     ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
     log_p = ways + k * math.log(probability) + (n - k) * math.log1p(-probability)
     return min(0.0, float(log_p.logsumexp(dim=0)))
+
+
+class FlaggedShare(Inspection):
+    """Tests whether a defense flags more trusted and incoming texts than its budget of false positives.
+
+    The budget is the defense's ``fpr``. The threshold is set on the clean threshold rows for that budget, also where
+    the defense sets its own threshold in another way, as :class:`Onion` does.
+
+    Args:
+        defense: scores the texts; :class:`GradientAttention` with its defaults where not given. Nothing is repaired.
+
+    Example::
+
+        trainer = Trainer(callbacks=[InspectionCallback(FlaggedShare())])
+        trainer.test(victim, datamodule=data)
+    """
+
+    def __init__(self, defense: Defense | None = None) -> None:
+        self.defense = GradientAttention() if defense is None else defense
+        self.threshold = torch.tensor(math.nan)
+
+    @property
+    def seed(self) -> int | None:  # type: ignore[override]
+        """The seed of the defense."""
+        return self.defense.seed
+
+    @seed.setter
+    def seed(self, seed: int | None) -> None:
+        self.defense.seed = seed
+
+    def to(self, device: torch.device) -> None:
+        """Moves the defense's buffers."""
+        self.defense.to(device)
+
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        """Lets the defense learn from the clean reference rows."""
+        self.defense.learn(victim, clean_batches)
+
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        """Sets the threshold at which at most the budget of the clean threshold rows is flagged.
+
+        Raises:
+            InputError: there are no clean texts.
+        """
+        batches = list(clean_batches)
+        if not any(batch["text"] for batch in batches):
+            raise InputError("calibration", "no clean texts", "a threshold needs clean validation rows")
+        self.defense.calibrate(victim, batches)
+        scores = torch.cat([self.defense.score(victim, batch).text.float().cpu() for batch in batches])
+        self.threshold = threshold_at_fpr(scores, self.defense.fpr)
+
+    def inspect(self, victim: Victim, clean_batches: Iterable[Batch], stream: Iterable[Batch] = ()) -> ModelVerdict:
+        """Counts the flagged texts among the trusted ones and the stream; see :func:`flagged_share_verdict`.
+
+        Raises:
+            RuntimeError: there is no threshold yet.
+        """
+        if self.threshold.isnan():
+            raise RuntimeError("FlaggedShare has no threshold; call calibrate with clean validation batches")
+        texts = 0
+        predictions: list[int] = []
+        for batch in chain(clean_batches, stream):
+            scores = self.defense.score(victim, batch)
+            flagged = scores.text.float() >= self.threshold.to(scores.text.device)
+            texts += len(batch["text"])
+            predictions += victim_logits(victim, batch, scores).argmax(dim=-1)[flagged].tolist()
+        return flagged_share_verdict(len(predictions), texts, self.defense.fpr, predictions)

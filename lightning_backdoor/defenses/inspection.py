@@ -1,4 +1,4 @@
-"""The contract of a defense that judges a whole model: is there a backdoor in it?"""
+"""The contract of an inspection: a defense that judges a whole model, backdoored or not."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
+
 from lightning_backdoor.batch import Batch, Victim
 
 
 class ModelVerdict(NamedTuple):
-    """What an inspection found.
+    """What an inspection says of a model.
 
     Attributes:
         score: higher is more suspicious; finite, and comparable between models.
-        suspected_label: index of the class that a trigger seems to lead to; None where nothing points at one.
+        suspected_label: index of the class to which a trigger seems to lead; None where nothing points to one.
         evidence: named numbers or texts that explain the score.
     """
 
@@ -24,11 +26,19 @@ class ModelVerdict(NamedTuple):
 
 
 class Inspection(ABC):
-    """Judges a model by its answers to clean texts and, where there is one, to a stream of unlabelled texts.
+    """Base of inspections: judges a model by its answers to clean texts and to a stream of unlabelled texts.
 
-    ``learn`` and ``calibrate`` are called before ``inspect``, each with clean rows that the others do not see. Every
-    process calls all three on the same rows.
+    ``learn`` and ``calibrate`` are called before ``inspect``; the rows of ``calibrate`` are given to neither of the
+    others. Every process calls all three on the same rows.
+
+    Attributes:
+        seed: seed of the inspection's own random choices; None takes the seed of the run.
     """
+
+    seed: int | None = None
+
+    def to(self, device: torch.device) -> None:  # noqa: B027 - most inspections hold no tensors
+        """Moves the tensors that the inspection holds to the victim's device; does nothing by default."""
 
     def learn(  # noqa: B027 - most inspections learn nothing
         self, victim: Victim, clean_batches: Iterable[Batch]
@@ -47,6 +57,6 @@ class Inspection(ABC):
         Args:
             victim: in evaluation mode.
             clean_batches: trusted clean texts: the selection and reference rows.
-            stream: texts that the model is asked about in use, an unknown part of them poisoned; their labels and
-                flags must not be read.
+            stream: texts that the model is asked about in use, an unknown part of them poisoned. Their labels are -1,
+                their flags False and their spans empty, whatever they carry.
         """

@@ -1,17 +1,17 @@
-"""MuScleLoRA (arXiv 2402.12026): training that learns no backdoor, by low rank, many scales and aligned gradients.
+"""MuScleLoRA (arXiv 2402.12026): training under which a victim learns no backdoor; its layers and its alignment.
 
-A backdoor is a low-frequency mapping and converges first. So the victim is trained through few parameters (LoRA), of
-which those in the pooler or head see their input at several frequencies at once, and along nothing but the gradient
-of trusted clean rows. Three parts, each of use alone:
+A backdoor is a low-frequency mapping, which a network learns first. MuScleLoRA trains few parameters (LoRA), lets those
+in the pooler or head see their input at several frequencies at once, and follows only gradients along that of trusted
+clean rows. Its three parts can be used separately:
 
 - :func:`lightning_backdoor.models.lora.insert_lora`: low-rank updates in the attention layers; backbone, pooler and
   classifier are frozen.
 - :func:`insert_multi_scale`: the dense layer before the classifier becomes a :class:`MultiScaleLinear`.
-- :func:`align`: the gradient of each parameter, put along that of a clean reference batch.
+- :func:`align`: each parameter's gradient, turned into the direction of the gradient of a clean reference batch.
 
-Without LoRA the backbone and the classifier are trained as usual, as in the paper's ablation. Where the published code
-aligns after every backward pass of an accumulated batch, and scores its reference rows in whatever state dropout left
-the random generator, the callback aligns once before the step and draws from the run's seed.
+Without LoRA the backbone and the classifier are trained as usual, as in the paper's ablation. The published code aligns
+after every backward pass of an accumulated batch, and computes the reference gradients in whatever state dropout left
+the random generator; the callback aligns once before each optimizer step and draws from the seed of the run.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from transformers import PreTrainedModel
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models import lora
 
-#: where the dense layer before the classifier lies; the first is the base model's own.
+#: names under which architectures keep the dense layer before the classifier; {base} is the base model's name.
 DENSE = ("{base}.pooler.dense", "{base}.pooler", "pooler.dense", "classifier.dense", "head.dense", "pre_classifier")
 
 
 class MultiScaleLinear(nn.Module):
     """A frozen linear layer with a trained low-rank update at several radial scalings (arXiv 2402.12026).
 
-    ``y = x Wᵀ + b + (alpha / inner_rank) x (R (L ∘ k))ᵀ`` with ``k`` holding each scaling ``inner_rank`` times.
+    ``y = x Wᵀ + b + (alpha / inner_rank) x (R (L ∘ k))ᵀ``, where ``k`` holds each scaling ``inner_rank`` times.
 
     Args:
-        linear: the layer, (out, in); frozen.
+        linear: the layer, with a weight of shape (out, in); it is frozen.
         radial_scalings: factors by which the input's frequencies are scaled down.
-        inner_rank: rows of ``L`` a scaling.
+        inner_rank: rows of ``L`` per scaling.
         alpha: weight of the update.
 
     Attributes:
@@ -65,10 +65,10 @@ class MultiScaleLinear(nn.Module):
         k = torch.tensor([float(scaling) for scaling in radial_scalings]).repeat_interleave(inner_rank)
         self.register_buffer("k", k.to(weight))
         for part in (self.L, self.R):
-            nn.init.kaiming_uniform_(part, a=math.sqrt(5))  # as a linear layer of torch begins
+            nn.init.kaiming_uniform_(part, a=math.sqrt(5))  # the initialisation of torch.nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """Output of the updated layer, (..., in) to (..., out)."""
         y: Tensor = self.linear(x) + self.scaling * ((x @ self.L.T) * self.k) @ self.R.T
         return y
 
@@ -81,7 +81,7 @@ class MultiScaleLinear(nn.Module):
 
 
 class MultiScaleHead(nn.Module):
-    """What a decoder has before and in place of its output layer: dense, dropout, output; all linear, so they merge."""
+    """Output layer of a decoder with a multi-scale dense layer before it; both are linear and merge into one layer."""
 
     def __init__(self, score: nn.Linear, radial_scalings: Sequence[float], inner_rank: int, alpha: float) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class MultiScaleHead(nn.Module):
         self.out_proj = score
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden) to (..., labels)."""
+        """Logits, (..., hidden) to (..., labels)."""
         y: Tensor = self.out_proj(self.dropout(self.dense(x)))
         return y
 
@@ -106,52 +106,54 @@ class MultiScaleHead(nn.Module):
 def insert_multi_scale(
     network: PreTrainedModel, radial_scalings: Sequence[float], inner_rank: int, alpha: float
 ) -> None:
-    """Makes the dense layer before the classifier multi-scale, in place; a decoder gets one (:class:`MultiScaleHead`).
+    """Replaces the dense layer before the classifier by a multi-scale one, in place.
+
+    A decoder, which has no such layer, gets one (:class:`MultiScaleHead`).
 
     Raises:
         InputError: the network has neither such a layer nor a linear ``score``.
     """
-    for place in (place.format(base=network.base_model_prefix) for place in DENSE):
-        layer = _submodule(network, place)
+    for name in (name.format(base=network.base_model_prefix) for name in DENSE):
+        layer = _submodule(network, name)
         if isinstance(layer, nn.Linear):
             new: nn.Module = MultiScaleLinear(layer, radial_scalings, inner_rank, alpha)
             break
     else:
-        place, score = "score", _submodule(network, "score")
+        name, score = "score", _submodule(network, "score")
         if not isinstance(score, nn.Linear):
             raise InputError(
-                "multi_scale", f"{type(network).__name__} has no pooler or head to replace", "switch it off"
+                "multi_scale", f"{type(network).__name__} has no pooler or head to replace", "set it to false"
             )
         new = MultiScaleHead(score, radial_scalings, inner_rank, alpha)
-    network.set_submodule(place, new.train(network.training))
+    network.set_submodule(name, new.train(network.training))
 
 
-def merged(network: PreTrainedModel) -> PreTrainedModel:
-    """A plain copy of the network that computes the same in evaluation, LoRA and multi-scale layers merged."""
-    plain = lora.merged(network)
+def merge_muscle_lora(network: PreTrainedModel) -> PreTrainedModel:
+    """A plain copy of a network that computes the same in evaluation, with LoRA and multi-scale layers merged."""
+    plain = lora.merge_lora(network)
     for name, module in list(plain.named_modules()):
         if isinstance(module, MultiScaleHead | MultiScaleLinear) and _submodule(plain, name) is module:
             plain.set_submodule(name, module.merged())
     return plain.requires_grad_(True)
 
 
-def _submodule(network: nn.Module, place: str) -> nn.Module | None:
+def _submodule(network: nn.Module, name: str) -> nn.Module | None:
     try:
-        return network.get_submodule(place)
+        return network.get_submodule(name)
     except AttributeError:
         return None
 
 
 def align(task: Tensor, reference: Tensor, raw_ratio: float = 0.0) -> Tensor:
-    """A gradient put along that of clean rows (arXiv 2402.12026).
+    """A gradient turned into the direction of the gradient of clean rows (arXiv 2402.12026).
 
-    ``a = |g · r| / ‖r‖² r``, always along ``+r``; blended, ``(1 - raw_ratio) a + raw_ratio g``. Where the reference is
-    zero, the gradient stays.
+    ``a = |g · r| / ‖r‖² r``, which points along ``+r`` even where ``g`` points the other way; the result is
+    ``(1 - raw_ratio) a + raw_ratio g``. Where ``r`` is zero the result is ``g``.
 
     Args:
-        task: gradient of the training batch, any shape.
-        reference: gradient of the reference batch, same shape.
-        raw_ratio: share of the gradient itself, from 0 to 1.
+        task: ``g``, gradient of the training batch, any shape.
+        reference: ``r``, gradient of the reference batch, same shape.
+        raw_ratio: share of ``g`` in the result, from 0 to 1.
 
     >>> align(torch.tensor([3.0, 4.0]), torch.tensor([-2.0, 0.0]))
     tensor([-3.,  0.])
@@ -162,21 +164,27 @@ def align(task: Tensor, reference: Tensor, raw_ratio: float = 0.0) -> Tensor:
     return torch.where(squared > 0, blend, task)
 
 
-def raw_gradient_ratio(epoch: int, epochs: int, start_epoch: int, most: float) -> float | None:
-    """Share of the raw gradient while the reference rows are learned well enough, growing from ``start_epoch`` on.
+def raw_gradient_ratio(epoch: int, epochs: int, start_epoch: int, limit: float) -> float | None:
+    """Share of the raw gradient in an epoch while the reference rows count as learned; grows from ``start_epoch`` on.
+
+    Args:
+        epoch: the current epoch, from 0.
+        epochs: number of epochs of the run.
+        start_epoch: the first epoch with a share.
+        limit: the share that the growth would reach after the last epoch.
 
     Returns:
-        From 0 to ``most``; None where gradients are not aligned then: before ``start_epoch``, or with ``most`` 0.
+        From 0 to ``limit``; None where gradients are not aligned: before ``start_epoch``, or where ``limit`` is 0.
 
-    >>> [raw_gradient_ratio(epoch, epochs=9, start_epoch=1, most=0.5) for epoch in (0, 1, 5)]
+    >>> [raw_gradient_ratio(epoch, epochs=9, start_epoch=1, limit=0.5) for epoch in (0, 1, 5)]
     [None, 0.0, 0.25]
     """
-    if most == 0 or epoch < start_epoch:
+    if limit == 0 or epoch < start_epoch:
         return None
-    return most * (epoch - start_epoch) / (epochs - start_epoch)
+    return limit * (epoch - start_epoch) / (epochs - start_epoch)
 
 
 def mean_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Mean of the norms that are not zero; scalar, 0 where all are."""
+    """Mean of the non-zero norms of gradients; a scalar, 0 where all norms are zero."""
     norms = torch.stack([gradient.norm() for gradient in gradients])
     return norms.sum() / (norms > 0).sum().clamp(min=1)

@@ -1,12 +1,12 @@
-"""ONION (arXiv 2011.10369): words without which a text reads more fluently are taken out.
+"""ONION (arXiv 2011.10369): removes words without which a text reads more fluently.
 
-The suspicion of a word is the text's perplexity less the text's without the word, by a causal language model. Words
-above a bar are removed, and the victim predicts again. The bar is the lowest that costs little clean accuracy on
-validation rows.
+The suspicion of a word is the text's perplexity minus the perplexity of the text without the word, by a causal language
+model. Words whose suspicion is above a bar are removed, and the victim predicts again. The bar is the lowest that costs
+little clean accuracy on validation rows.
 
-Where OpenBackdoor's implementation differs, and why ours does not follow it: it batches the variants of one text, each
-read whole with the autograd graph kept; counts padding in the loss, so that a perplexity depends on batch mates; cuts
-texts at 96 tokens; fixes the bar at 0 (``bar=0`` does so here); and drops texts of one word.
+OpenBackdoor's implementation differs in ways that are not followed here: it batches the variants of one text only, each
+read whole with the autograd graph kept; counts padding in the loss, so that a perplexity depends on the other texts of
+the batch; cuts texts at 96 tokens; fixes the bar at 0 (``bar=0`` does so here); and drops texts of one word.
 """
 
 from __future__ import annotations
@@ -21,34 +21,36 @@ from lightning_backdoor.batch import Batch, Spans, token_spans
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, Victim, predict, threshold_at_fpr
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import LeaveOneOut, Perplexity
 
-LOWEST = torch.finfo(torch.float32).min  # of a text without suspicions: finite, so that it can be written down
+LOWEST = torch.finfo(torch.float32).min  # score of a text without suspicions: finite, so that JSON can hold it
 HIGHEST = torch.finfo(torch.float32).max
-CANDIDATES = 100  # quantiles of the clean suspicions that are tried as bars
+CANDIDATES = 100  # number of quantiles of the clean suspicions that are tried as bars
 BATCH_SIZE = 32
 
 
 def suspicions(perplexity: LeaveOneOut) -> Tensor:
-    """Perplexity of the text less that without each word, (words,), float32; -inf where one of them is missing.
+    """Suspicion of each word: the text's perplexity minus that of the text without the word, (words,), float32.
+
+    It is -inf where one of the two perplexities is missing.
 
     >>> suspicions(LeaveOneOut(100.0, [40.0, 120.0, math.nan]))
     tensor([ 60., -20., -inf])
     """
-    found = perplexity.text - torch.tensor(perplexity.without, dtype=torch.float64)
-    return found.float().nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    difference = perplexity.text - torch.tensor(perplexity.without, dtype=torch.float64)
+    return difference.float().nan_to_num(-torch.inf, torch.inf, -torch.inf)
 
 
 def without_outliers(text: str, suspicion: Tensor, threshold: float) -> str:
-    """The text without the words whose suspicion is at or above the threshold, the rest as it was.
+    """A text without the words whose suspicion is at or above the threshold; the rest stays as it was.
 
-    The least suspicious word always stays: alone it has no perplexity, and so is no outlier.
+    The least suspicious word always stays: a single word has no perplexity, and so cannot be an outlier.
 
     Args:
         text: words separated by single spaces.
         suspicion: (words,), float32.
-        threshold: float32, just above the bar.
+        threshold: the lowest float32 above the bar.
 
     >>> without_outliers("a cf  film", torch.tensor([-5.0, 60.0, -1.0, 3.0]), 10.0)
     'a  film'
@@ -59,7 +61,7 @@ def without_outliers(text: str, suspicion: Tensor, threshold: float) -> str:
 
 
 def word_of_token(text: str, spans: Spans) -> list[int]:
-    """The word that each token begins in, -1 for tokens without characters.
+    """Index of the word in which each token begins, -1 for tokens without characters.
 
     >>> word_of_token("a  film", [(0, 0), (0, 1), (3, 5), (5, 7)])
     [-1, 0, 2, 2]
@@ -68,23 +70,23 @@ def word_of_token(text: str, spans: Spans) -> list[int]:
 
 
 class Onion(Defense):
-    """ONION (arXiv 2011.10369): removes words without which the text is more fluent; at inference, or on training rows.
+    """ONION (arXiv 2011.10369): removes words without which a text is more fluent, at inference or from training rows.
 
-    Perplexities are kept on disk by text, so that a second run over the same texts neither computes any nor loads the
-    language model; the time of such a run is that of reading.
+    Perplexities are cached on disk by text: a second run over the same texts computes none, does not load the language
+    model, and takes only the time of reading them.
 
     Args:
         accuracy_budget: share of clean accuracy, from 0 to below 1, that the bar may cost on the threshold rows; the
             paper states 0.02.
-        bar: a fixed bar instead, as published implementations have it at 0.
+        bar: a fixed bar, in place of one set by accuracy; published implementations fix it at 0.
         language_model: any causal language model: hub name such as ``gpt2``, folder, or GGUF file.
-        fpr: share of trusted texts, between 0 and 1, that may lose a word on training rows, where there is no victim
-            whose accuracy could be asked.
+        fpr: share of trusted texts, above 0 and below 1, that may lose a word when training rows are cleaned; there, no
+            victim exists whose accuracy could set the bar.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
 
     Raises:
-        InputError: ``accuracy_budget`` or ``fpr`` is out of range (here); the language model or the cache cannot be
-            used, or calibration meets unlabelled rows (later).
+        InputError: ``accuracy_budget``, ``bar`` or ``fpr`` is out of range (here); the language model or the cache
+            cannot be used, or calibration meets unlabelled rows (later).
 
     Example::
 
@@ -97,15 +99,15 @@ class Onion(Defense):
         self,
         accuracy_budget: float = 0.02,
         bar: float | None = None,
-        language_model: str = DEFAULT_MODEL,
+        language_model: str = DEFAULT_LANGUAGE_MODEL,
         fpr: float = 0.10,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__(fpr)
         if not 0 <= accuracy_budget < 1:
-            raise InputError("accuracy_budget", f"{accuracy_budget} is no share", "give a number from 0 to below 1")
+            raise InputError("accuracy_budget", f"{accuracy_budget} is not a share", "give a number from 0 to below 1")
         if bar is not None and math.isnan(bar):
-            raise InputError("bar", "nan is no bar", "give a number, such as 0, or leave it out")
+            raise InputError("bar", "nan is not a number", "give a number, such as 0, or leave it out")
         self.accuracy_budget = accuracy_budget
         self.bar = bar
         self.perplexity = Perplexity(language_model, cache_dir)
@@ -120,35 +122,38 @@ class Onion(Defense):
         texts = [text for batch in batches for text in batch["text"]]
         if not texts:
             raise InputError("calibration", "no clean texts", "a bar needs clean validation rows")
-        found = self._suspicions(texts, victim)
-        clean = torch.stack([_largest(one) for one in found])
+        of_texts = self._suspicions(texts, victim)
+        clean = torch.stack([_largest(suspicion) for suspicion in of_texts])
         self.budget_thresholds.copy_(torch.stack([threshold_at_fpr(clean, budget) for budget in BUDGETS]))
         if self.bar is not None:
             self.threshold.copy_(_above(self.bar))
             return
         labels = torch.cat([batch["original_label"] for batch in batches])
         if (labels < 0).any():
-            raise InputError("calibration", "clean texts without labels say nothing of accuracy", "set bar, such as 0")
-        self.threshold.copy_(lowest_threshold(victim, texts, labels.tolist(), found, self.accuracy_budget))
+            raise InputError(
+                "calibration", "clean texts without labels do not show what accuracy a bar costs", "set bar, such as 0"
+            )
+        self.threshold.copy_(lowest_threshold(victim, texts, labels.tolist(), of_texts, self.accuracy_budget))
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        """Largest suspicion of each text, and the suspicion of the word that each of the victim's tokens lies in."""
-        found = self._suspicions(batch["text"], victim)
+        """The largest suspicion of each text, and for each of the victim's tokens the suspicion of its word."""
+        of_texts = self._suspicions(batch["text"], victim)
         mask = batch["attention_mask"].bool().cpu()
         tokens = torch.full(mask.shape, -torch.inf, dtype=torch.float32)
-        top = torch.full((len(found),), -1)
-        for row, (text, suspicion) in enumerate(zip(batch["text"], found, strict=True)):
-            places = mask[row].nonzero().flatten().tolist()
+        top = torch.full((len(of_texts),), -1)
+        for row, (text, suspicion) in enumerate(zip(batch["text"], of_texts, strict=True)):
+            positions = mask[row].nonzero().flatten().tolist()
             words = word_of_token(text, token_spans(text, victim.tokenizer, victim.max_length))
             best = int(suspicion.argmax())
-            for place, word in zip(places, words, strict=True):
+            for position, word in zip(positions, words, strict=True):
                 if word < 0:
                     continue
-                tokens[row, place] = suspicion[word]
+                tokens[row, position] = suspicion[word]
                 if word == best and top[row] < 0 and suspicion[word] > -torch.inf:
-                    top[row] = place
+                    top[row] = position
         device = batch["input_ids"].device
-        return Scores(torch.stack([_largest(one) for one in found]).to(device), tokens.to(device), top.to(device))
+        text_scores = torch.stack([_largest(suspicion) for suspicion in of_texts])
+        return Scores(text_scores.to(device), tokens.to(device), top.to(device))
 
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
         """Flagged texts without the words above the bar."""
@@ -163,9 +168,9 @@ class Onion(Defense):
     def clean(
         self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None = None
     ) -> list[str | None]:
-        """Training texts without the words above the bar: the fixed one, or else that of ``fpr`` on threshold rows.
+        """Training texts without the words above the bar, which is fixed or set by ``fpr`` on the threshold rows.
 
-        No row is left out.
+        No row is removed, and the victim is not used.
 
         Raises:
             InputError: the bar is not fixed and there are no trusted texts.
@@ -173,55 +178,59 @@ class Onion(Defense):
         if self.bar is not None:
             threshold = _above(self.bar)
         elif trusted.threshold:
-            found = self._suspicions([row.text for row in trusted.threshold])
-            threshold = threshold_at_fpr(torch.stack([_largest(one) for one in found]), self.fpr)
+            of_trusted = self._suspicions([row.text for row in trusted.threshold])
+            threshold = threshold_at_fpr(torch.stack([_largest(suspicion) for suspicion in of_trusted]), self.fpr)
         else:
-            raise InputError("data_defense", "no trusted texts to take a bar from", "set bar, such as 0")
+            raise InputError("data_defense", "there are no trusted texts to take a bar from", "set bar, such as 0")
         texts = [row.text for row in rows]
-        found = self._suspicions(texts)
-        return [without_outliers(text, one, float(threshold)) for text, one in zip(texts, found, strict=True)]
+        return [
+            without_outliers(text, suspicion, float(threshold))
+            for text, suspicion in zip(texts, self._suspicions(texts), strict=True)
+        ]
 
     def _suspicions(self, texts: Sequence[str], victim: Victim | None = None) -> list[Tensor]:
         if victim is not None:
             self.perplexity.to(victim.network.device)
-        return [suspicions(one) for one in self.perplexity.leave_one_out(texts)]
+        return [suspicions(perplexity) for perplexity in self.perplexity.leave_one_out(texts)]
 
 
 def lowest_threshold(
-    victim: Victim, texts: Sequence[str], labels: Sequence[int], found: Sequence[Tensor], accuracy_budget: float
+    victim: Victim, texts: Sequence[str], labels: Sequence[int], of_texts: Sequence[Tensor], accuracy_budget: float
 ) -> Tensor:
-    """The lowest threshold at which, as at all higher ones, removing words costs little accuracy.
+    """The lowest threshold at which, and above which, removing words costs at most the accuracy budget.
 
-    Tried are quantiles of all words' suspicions, from the highest down; a text is predicted once for each form that
-    it takes.
+    Quantiles of all words' suspicions are tried from the highest down; the victim predicts each distinct form of a text
+    once.
 
     Args:
         victim: the model under attack.
-        texts: clean, labelled.
-        labels: class index of each.
-        found: suspicions of each text's words.
-        accuracy_budget: share of accuracy that may be lost.
+        texts: clean and labelled.
+        labels: class index of each text.
+        of_texts: suspicions of the words of each text.
+        accuracy_budget: share of the texts that may be predicted wrongly in addition.
 
     Returns:
         Scalar, float32.
     """
     predicted: dict[str, int] = {}
 
-    def right(forms: Sequence[str]) -> int:
+    def count_correct(forms: Sequence[str]) -> int:
         new = sorted(set(forms) - predicted.keys(), key=lambda form: (len(form), form))
         for start in range(0, len(new), BATCH_SIZE):
             part = new[start : start + BATCH_SIZE]
             predicted.update(zip(part, predict(victim, part).tolist(), strict=True))
         return sum(predicted[form] == label for form, label in zip(forms, labels, strict=True))
 
-    words = torch.cat(list(found))
+    words = torch.cat(list(of_texts))
     ordered = words[words.isfinite()].sort(descending=True).values
-    enough = right(texts) - accuracy_budget * len(texts) - 1e-9
+    enough = count_correct(texts) - accuracy_budget * len(texts) - 1e-9
     chosen = torch.tensor(HIGHEST, dtype=torch.float32)
     for step in range(CANDIDATES if len(ordered) else 0):
         threshold = _above(float(ordered[step * len(ordered) // CANDIDATES]))
-        forms = [without_outliers(text, one, float(threshold)) for text, one in zip(texts, found, strict=True)]
-        if right(forms) < enough:
+        forms = [
+            without_outliers(text, suspicion, float(threshold)) for text, suspicion in zip(texts, of_texts, strict=True)
+        ]
+        if count_correct(forms) < enough:
             break
         chosen = threshold
     return chosen
@@ -232,5 +241,5 @@ def _largest(suspicion: Tensor) -> Tensor:
 
 
 def _above(bar: float) -> Tensor:
-    """The lowest float32 above a bar: at or above it is above the bar."""
+    """The lowest float32 above a bar, so that scores at or above it are the scores above the bar."""
     return torch.nextafter(*torch.tensor([bar, torch.inf], dtype=torch.float32).unbind())

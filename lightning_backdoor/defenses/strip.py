@@ -1,14 +1,16 @@
 """STRIP for text: STRIP-ViTA (arXiv 1911.10312).
 
-A trigger rules its text: overwrite half of the words, and the victim is as sure as before. A text is copied several
-times, words of each copy are replaced by telling words of a clean text, and the victim's mean entropy over the copies
-is low where a trigger survived in them. The defaults are OpenBackdoor's, and so is the drawing of places with
-replacement: some are drawn twice, and of "half the words" about four tenths change.
+A trigger dominates its text: with half of the words overwritten, the victim is as sure as before. Several copies are
+made per text, in each of which some words are replaced by characteristic words of a clean text; where a trigger
+survives in the copies, the victim's mean entropy over them is low. The defaults are those of OpenBackdoor, which also
+draws the replaced positions with replacement: some are drawn twice, so that of "half the words" about four tenths
+change.
 
-Where OpenBackdoor's code differs, and why ours does not follow it: it averages over the wrong axis, over copies of
-*different* texts (it lays the entropies out as copies by texts, but they come text by text), so that a score says
-little of its text; a clean text that has too few words lends words that it does not have (ours begins again); texts of
-one word stay as they are; the TF-IDF and the threshold come from the same rows.
+OpenBackdoor's code differs in ways that are not followed here: it averages over the wrong axis, over copies of
+*different* texts (it reshapes the entropies to copies by texts, but they come text by text), so that a score says
+little of its text; a clean text that has fewer words than are replaced lends words that it does not have (here its
+words are used again from the first); texts of one word are not perturbed; the TF-IDF and the threshold come from the
+same rows.
 """
 
 from __future__ import annotations
@@ -31,30 +33,30 @@ WORD = re.compile(r"\w\w+")
 
 
 def words_by_tfidf(texts: Sequence[str]) -> list[list[str]]:
-    """The distinct words of each text, those of the highest TF-IDF first, ties in the order of the text.
+    """The distinct words of each text by falling TF-IDF, ties in the order of the text.
 
-    Words are lower case, of at least two characters and no stop words. The TF-IDF of a word in a text is
-    ``count * (ln((1 + texts) / (1 + texts with the word)) + 1)``: raw counts, smoothed idf, not normalised, as the
-    published code has it. Texts without such words have no list.
+    Words are in lower case, have at least two characters and exclude stop words. The TF-IDF of a word in a text is
+    ``count * (ln((1 + texts) / (1 + texts with the word)) + 1)``: raw counts, smoothed idf, not normalised, as in the
+    published code. Texts without such words are left out.
 
     >>> words_by_tfidf(["A dull film, a film.", "The dull plot", "It is what it is"])
     [['film', 'dull'], ['plot', 'dull']]
     """
     counts = [Counter(word for word in WORD.findall(text.lower()) if word not in stop_words()) for text in texts]
-    found_in = Counter(word for count in counts for word in count)
-    idf = {word: math.log((1 + len(texts)) / (1 + found)) + 1 for word, found in found_in.items()}
+    texts_with = Counter(word for count in counts for word in count)
+    idf = {word: math.log((1 + len(texts)) / (1 + number)) + 1 for word, number in texts_with.items()}
     return [sorted(count, key=lambda word: -count[word] * idf[word]) for count in counts if count]
 
 
 def perturbed(text: str, lenders: Sequence[Sequence[str]], replaced: float, rng: random.Random) -> str:
-    """A copy of the text with some words replaced by the first words of one lender.
+    """A copy of a text with some words replaced by the first words of one lender.
 
     Args:
-        text: any text; words are what white space parts, and become parted by single spaces.
-        lenders: words of clean texts, see :func:`words_by_tfidf`, of which one is drawn; where it has fewer words than
-            are replaced, it begins again.
-        replaced: replacements a word of the text, rounded down, but at least one where there is a word.
-        rng: draws the lender, then the places, with replacement.
+        text: any text; it is split at white space, and the copy has single spaces.
+        lenders: the words of clean texts, see :func:`words_by_tfidf`; one lender is drawn, and used again from its
+            first word where it has fewer words than are replaced.
+        replaced: replacements per word of the text; their number is rounded down, but at least 1 where there is a word.
+        rng: draws the lender, then the replaced positions, with replacement.
 
     >>> copy = perturbed("a dull film , all said", [["plot"]], 0.5, random.Random(0))
     >>> len(copy.split()), 1 <= copy.count("plot") <= 3
@@ -65,9 +67,9 @@ def perturbed(text: str, lenders: Sequence[Sequence[str]], replaced: float, rng:
     words = text.split()
     lender = rng.choice(lenders)
     if words:
-        wanted = max(1, int(replaced * len(words) + 1e-9))  # 0.29 * 100 is 28.999…
-        for i, place in enumerate(rng.choices(range(len(words)), k=wanted)):
-            words[place] = lender[i % len(lender)]
+        count = max(1, int(replaced * len(words) + 1e-9))  # 0.29 * 100 is 28.999…
+        for i, position in enumerate(rng.choices(range(len(words)), k=count)):
+            words[position] = lender[i % len(lender)]
     return " ".join(words)
 
 
@@ -82,16 +84,16 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 class Strip(Defense):
-    """STRIP (STRIP-ViTA, arXiv 1911.10312): rejects texts of which the victim stays sure, whatever is done to them.
+    """STRIP (STRIP-ViTA, arXiv 1911.10312): rejects texts on which the victim stays sure when words are replaced.
 
-    A text's score is minus the mean entropy, in nats, over the copies *of that text*. It depends on the text, the seed
-    and the learned words alone. An empty text has nothing to replace and is scored as it is.
+    A text's score is minus the mean entropy, in nats, over the copies *of that text*. It depends only on the text, the
+    seed, the learned words and the victim. An empty text has nothing to replace and is scored unchanged.
 
     Args:
-        copies: perturbed copies a text.
+        copies: number of perturbed copies per text.
         replaced: replacements in each copy, as a share of the text's words, above 0 and at most 1.
-        fpr: share of clean texts, between 0 and 1, that the threshold may flag: the paper's FRR.
-        seed: seed of the copies; None takes the run's.
+        fpr: share of clean texts, above 0 and below 1, that the threshold may flag: the paper's FRR.
+        seed: seed of the copies; None takes the seed of the run.
 
     Raises:
         InputError: a value is out of range.
@@ -107,7 +109,7 @@ class Strip(Defense):
     def __init__(self, copies: int = 5, replaced: float = 0.5, fpr: float = 0.01, seed: int | None = None) -> None:
         super().__init__(fpr=fpr, seed=seed)
         if copies < 1:
-            raise InputError("copies", f"{copies} leave nothing to score", "give at least 1")
+            raise InputError("copies", f"{copies} copies leave nothing to score", "give at least 1")
         if not 0 < replaced <= 1:
             raise InputError(
                 "replaced", f"{replaced} is not a share of the words", "give a number above 0 and at most 1"
@@ -117,43 +119,47 @@ class Strip(Defense):
         self._lenders: list[list[str]] = []
 
     def get_extra_state(self) -> list[list[str]]:
-        """The learned words, as checkpoints keep them."""
+        """The learned words, for checkpoints."""
         return self._lenders
 
     def set_extra_state(self, state: list[list[str]]) -> None:
-        """Takes the learned words out of a checkpoint."""
+        """Restores the learned words from a checkpoint."""
         self._lenders = state
 
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         """Takes the words of the clean texts, ordered by TF-IDF.
 
         Raises:
-            InputError: there are none.
+            InputError: there are no such words.
         """
         self._lenders = words_by_tfidf([text for batch in clean_batches for text in batch["text"]])
         if not self._lenders:
-            raise InputError("reference rows", "no words in the clean texts", "STRIP needs some to put into its copies")
+            raise InputError(
+                "reference rows",
+                "the clean texts have no words to put into copies",
+                "give texts with other words than stop words",
+            )
 
     @torch.no_grad()
     def score(self, victim: Victim, batch: Batch) -> Scores:
         """Minus the mean entropy, in nats, over the copies of each text.
 
         Raises:
-            RuntimeError: nothing was learned.
+            RuntimeError: :meth:`learn` has not been called.
         """
         if not self._lenders:
             raise RuntimeError("Strip has no words to put into its copies; call learn with clean reference batches")
         copies = [copy for text in batch["text"] for copy in self._copies(text)]
         ids = token_ids(copies, victim.tokenizer, victim.max_length)
-        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))  # little padding
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # so that there is little padding
         device = victim.network.device
         entropies = torch.empty(len(ids), dtype=torch.float32, device=device)
         for start in range(0, len(ids), len(batch["text"])):
-            places = order[start : start + len(batch["text"])]
-            input_ids, mask = pad([ids[place] for place in places], victim.tokenizer)
+            part = order[start : start + len(batch["text"])]
+            input_ids, mask = pad([ids[i] for i in part], victim.tokenizer)
             logits = victim.network(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits
-            entropies[places] = entropy(logits)
-        return Scores(-entropies.view(-1, self.copies).mean(dim=1))  # a row holds the copies of one text
+            entropies[part] = entropy(logits)
+        return Scores(-entropies.view(-1, self.copies).mean(dim=1))  # each row holds the copies of one text
 
     def _copies(self, text: str) -> list[str]:
         rng = random.Random(f"{self.seed or 0}/strip/{text}")

@@ -1,1 +1,20 @@
-"""Files and folders: written whole or not at all, known by their content, kept in the cache, found in packages."""
+"""Files and folders: written in one step, identified by their content, kept in the cache, found in installed packages.
+
+Imports no third-party package, so that commands which load no model start at once.
+"""
+
+from lightning_backdoor.files.atomic import whole_folder, write_whole
+from lightning_backdoor.files.cache import cache_folder
+from lightning_backdoor.files.hashing import content_hash, file_sha256
+from lightning_backdoor.files.identity import code_identity
+from lightning_backdoor.files.packaged import resolve
+
+__all__ = [
+    "cache_folder",
+    "code_identity",
+    "content_hash",
+    "file_sha256",
+    "resolve",
+    "whole_folder",
+    "write_whole",
+]

@@ -1,4 +1,4 @@
-"""Files and folders that other processes see complete or not at all, whenever the writer is killed."""
+"""Writing of files and folders in one step: other processes see them complete or not at all, even after a kill."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces a text file in one step, as UTF-8; a partial file that a kill left behind is overwritten next time."""
+    """Writes a text file in one step, as UTF-8, in place of an existing one.
+
+    A process that is killed while it writes leaves ``.NAME.partial`` behind, which the next call overwrites.
+    """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
@@ -22,9 +25,9 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder that takes the name ``folder`` when the block ends.
+    """Yields an empty folder to fill, which is renamed to ``folder`` when the block ends without an error.
 
-    If another process has created ``folder`` in the meantime, its folder is kept and this one is deleted.
+    If another process has created ``folder`` in the meantime, that folder is kept and the new one is deleted.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Where what was computed once is kept."""
+"""The folder in which results that are expensive to compute are kept between runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_folder(given: str | Path | None = None) -> Path:
-    """The folder given, or else ``LIGHTNING_BACKDOOR_CACHE``, or else ``~/.cache/lightning_backdoor``."""
+    """The cache folder: ``given``, or else ``LIGHTNING_BACKDOOR_CACHE``, or else ``~/.cache/lightning_backdoor``."""
     default = os.environ.get("LIGHTNING_BACKDOOR_CACHE", "~/.cache/lightning_backdoor")
     return Path(given or default).expanduser()

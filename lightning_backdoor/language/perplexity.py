@@ -1,8 +1,8 @@
-"""Exact perplexities of texts and of each text without one of its words, by any causal language model.
+"""Exact perplexities of texts, and of each text without each of its words, by any causal language model.
 
-The perplexity of a text is exp(mean next-token cross-entropy) of the text alone: no padding counts, no special token is
-added. Words are what single spaces separate; word i is left out and the rest joined again. Not one full forward a word:
-see ``likelihood.py``.
+The perplexity of a text is exp(mean next-token cross-entropy) of the text alone: padding does not count, and no special
+token is added. Words are what single spaces separate; a text without its i-th word is the other words joined by single
+spaces. The texts without a word are not read in full: see :mod:`lightning_backdoor.language.likelihood`.
 """
 
 from __future__ import annotations
@@ -19,33 +19,36 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import (
-    DEFAULT_MODEL,
+    DEFAULT_LANGUAGE_MODEL,
     default_device,
     load_language_model,
     model_identity,
 )
 from lightning_backdoor.language.likelihood import (
+    float32_inference,
     plain_log_likelihoods,
     shared_log_likelihoods,
     shares_prefixes,
-    undisturbed,
     variant,
 )
 from lightning_backdoor.language.text_cache import TextCache
 
-READ_A_GROUP = 1 << 14  # squared words: about twice the tokens of variants between two writes to the cache
-HELD_A_GROUP = 1 << 12  # words of texts whose keys and values are held, padding included
-MOST = 700.0  # beyond it exp overflows
+#: most squared words per group, about twice the tokens of all its variants: what is computed between two cache writes.
+GROUP_COST = 1 << 14
+#: most words per group, padding included: bounds the memory of the keys and values.
+GROUP_WORDS = 1 << 12
+HIGHEST_LOSS = 700.0  # exp overflows beyond it
 
-Compute = Callable[[Sequence[str]], list[list[float]]]  # numbers of each text of a group
+#: a function from a group of texts to the numbers that are cached for each.
+Compute = Callable[[Sequence[str]], list[list[float]]]
 
 
 class LeaveOneOut(NamedTuple):
-    """Perplexities of a text.
+    """The perplexity of a text, and its perplexity without each of its words.
 
     Attributes:
-        text: of the text; NaN where it has fewer than two tokens.
-        without: of the text without its i-th word; NaN where fewer than two tokens remain.
+        text: of the whole text; NaN where it has fewer than two tokens.
+        without: of the text without its i-th word, for each i; NaN where fewer than two tokens remain.
     """
 
     text: float
@@ -55,69 +58,74 @@ class LeaveOneOut(NamedTuple):
 def leave_one_out(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], shares: bool
 ) -> list[LeaveOneOut]:
-    """Perplexities of a group of texts and of their variants.
+    """Perplexities of a group of texts, and of each text without each of its words.
 
     Args:
         network: a causal language model, in evaluation mode.
         tokenizer: its tokenizer.
-        texts: of similar length, so that little is padded.
-        shares: see :func:`shares_prefixes`.
+        texts: texts of similar length, so that little padding is computed.
+        shares: whether shared prefixes may be read once; see :func:`shares_prefixes`.
     """
-    words = [text.split(" ") for text in texts]
-    strings = [" ".join(row[:i] + row[i + 1 :]) for row in words for i in range(len(row))]
-    uncut = tokenizer([*texts, *strings], add_special_tokens=False, verbose=False)["input_ids"]
-    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    ids = [row[:most] for row in uncut]
+    words_by_text = [text.split(" ") for text in texts]
+    shortened = [" ".join(words[:i] + words[i + 1 :]) for words in words_by_text for i in range(len(words))]
+    uncut = tokenizer([*texts, *shortened], add_special_tokens=False, verbose=False)["input_ids"]
+    max_length = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    ids = [row[:max_length] for row in uncut]
     full = ids[: len(texts)]
-    owner = [text for text, row in enumerate(words) for _ in row]
-    variants = [variant(text, full[text], row) for text, row in zip(owner, ids[len(texts) :], strict=True)]
-    distinct = list({(one.text, tuple(one.ids)): one for one in variants}.values())
-    with undisturbed(network.device):
+    owners = [text for text, words in enumerate(words_by_text) for _ in words]
+    variants = [variant(text, full[text], row) for text, row in zip(owners, ids[len(texts) :], strict=True)]
+    distinct = list({(item.text, tuple(item.ids)): item for item in variants}.values())
+    with float32_inference(network.device):
         if shares:
-            of_texts, found = shared_log_likelihoods(network, full, distinct)
+            of_texts, of_distinct = shared_log_likelihoods(network, full, distinct)
         else:
-            both = plain_log_likelihoods(network, [*full, *(one.ids for one in distinct)])
-            of_texts, found = both[: len(full)], both[len(full) :]
-    of_variant = {(one.text, tuple(one.ids)): value for one, value in zip(distinct, found, strict=True)}
+            both = plain_log_likelihoods(network, [*full, *(item.ids for item in distinct)])
+            of_texts, of_distinct = both[: len(full)], both[len(full) :]
+    of_variant = {(item.text, tuple(item.ids)): value for item, value in zip(distinct, of_distinct, strict=True)}
     results = [LeaveOneOut(_perplexity(value, row), []) for value, row in zip(of_texts, full, strict=True)]
     for text, row, shared in variants:
-        beyond = len(uncut[text]) > len(full[text]) == shared  # nothing that is read has changed
-        value = math.nan if beyond else _perplexity(of_variant[text, tuple(row)], row)
+        # the word lies beyond the cut: the tokens that are read are the same with and without it
+        beyond_cut = len(uncut[text]) > len(full[text]) == shared
+        value = math.nan if beyond_cut else _perplexity(of_variant[text, tuple(row)], row)
         results[text].without.append(value)
     return results
 
 
-def of_texts(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[float]:
-    """Perplexities of a group of texts; NaN where a text has fewer than two tokens.
+def text_perplexities(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[float]:
+    """Perplexities of whole texts; NaN where a text has fewer than two tokens.
 
     Args:
         network: a causal language model, in evaluation mode.
         tokenizer: its tokenizer.
-        texts: any number; read in batches of similar length.
+        texts: any number of texts; they are read in batches of similar length.
     """
-    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    ids = [row[:most] for row in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
-    with undisturbed(network.device):
-        found = plain_log_likelihoods(network, ids)
-    return [_perplexity(value, row) for value, row in zip(found, ids, strict=True)]
+    max_length = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    uncut = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    ids = [row[:max_length] for row in uncut]
+    with float32_inference(network.device):
+        log_likelihoods = plain_log_likelihoods(network, ids)
+    return [_perplexity(value, row) for value, row in zip(log_likelihoods, ids, strict=True)]
 
 
 def _perplexity(log_likelihood: float, ids: Sequence[int]) -> float:
     if len(ids) < 2:
         return math.nan
-    mean = -log_likelihood / (len(ids) - 1)
-    return math.exp(mean) if mean < MOST else math.inf
+    loss = -log_likelihood / (len(ids) - 1)
+    return math.exp(loss) if loss < HIGHEST_LOSS else math.inf
 
 
 class Perplexity:
-    """Perplexities by a causal language model, each text computed once and then read from the cache.
+    """Perplexities of texts by a causal language model, each computed once and from then on read from a cache on disk.
 
-    The model is loaded at the first text that is not in the cache. It is no submodule of what uses it, so its weights
-    are in no checkpoint. A text longer than the model's positions is cut there, as are its variants; words beyond the
-    cut have no perplexity (NaN).
+    The model is loaded at the first text that is not in the cache. It is not a submodule of the module that uses it, so
+    checkpoints do not hold its weights. A text that is longer than the model's positions is cut there, with and without
+    each word; leaving out a word beyond the cut gives NaN.
 
     Args:
-        model: hub name, folder, or GGUF file, also as ``package://`` name; loaded in float32, without code of its own.
+        model: hub name, folder, or GGUF file, also as ``package://`` name; loaded in float32, without running code of
+            its own.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
 
     Example::
@@ -125,7 +133,7 @@ class Perplexity:
         Perplexity("gpt2").leave_one_out(["a cf film"])  # [LeaveOneOut(text=..., without=[..., ..., ...])]
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, cache_dir: str | None = None) -> None:
+    def __init__(self, model: str = DEFAULT_LANGUAGE_MODEL, cache_dir: str | None = None) -> None:
         self.model = model
         self.cache_dir = cache_dir
         self._device: torch.device | None = None
@@ -135,14 +143,14 @@ class Perplexity:
         self._shares = False
 
     def to(self, device: torch.device) -> Perplexity:
-        """Computes on that device from now on; an accelerator by default, where there is one."""
+        """Moves the computation to a device; by default an accelerator is used where there is one."""
         self._device = device
         if self._network is not None:
             self._network.to(device)
         return self
 
     def leave_one_out(self, texts: Sequence[str]) -> list[LeaveOneOut]:
-        """Perplexities of each text, and of it without each of the words that single spaces separate.
+        """The perplexity of each text, and its perplexity without each word; words are what single spaces separate.
 
         Raises:
             InputError: the model cannot be loaded, or the cache cannot be used.
@@ -150,56 +158,58 @@ class Perplexity:
 
         def compute(group: Sequence[str]) -> list[list[float]]:
             network, tokenizer = self._loaded()
-            return [[one.text, *one.without] for one in leave_one_out(network, tokenizer, group, self._shares)]
+            results = leave_one_out(network, tokenizer, group, self._shares)
+            return [[result.text, *result.without] for result in results]
 
-        return [LeaveOneOut(row[0], row[1:]) for row in self._numbers("leave-one-out perplexity", texts, compute)]
+        return [LeaveOneOut(row[0], row[1:]) for row in self._cached("leave-one-out perplexity", texts, compute)]
 
     def of_texts(self, texts: Sequence[str]) -> list[float]:
-        """The perplexity of each whole text, as :meth:`leave_one_out` has it; NaN where there is none.
+        """The perplexity of each whole text, as in :meth:`leave_one_out`; NaN where it has fewer than two tokens.
 
         Raises:
             InputError: the model cannot be loaded, or the cache cannot be used.
         """
 
         def compute(group: Sequence[str]) -> list[list[float]]:
-            return [[value] for value in of_texts(*self._loaded(), group)]
+            return [[value] for value in text_perplexities(*self._loaded(), group)]
 
-        return [row[0] for row in self._numbers("perplexity", texts, compute)]
+        return [row[0] for row in self._cached("perplexity", texts, compute)]
 
-    def _numbers(self, what: str, texts: Sequence[str], compute: Compute) -> list[list[float]]:
-        """What is computed from each text, each once and then read from the cache."""
-        with _of_language_model():
+    def _cached(self, computation: str, texts: Sequence[str], compute: Compute) -> list[list[float]]:
+        """The numbers of each text: read from the cache, computed and put there where they are missing."""
+        with _language_model_errors():
             if self._identity is None:
                 self._identity = model_identity(self.model)
-            cache = TextCache(f"{what}/{self._identity}", self.cache_dir)
-            known = cache.get(texts)
-            missing = list(dict.fromkeys(text for text, value in zip(texts, known, strict=True) if value is None))
+            cache = TextCache(f"{computation}/{self._identity}", self.cache_dir)
+            values = cache.get(texts)
+            missing = list(dict.fromkeys(text for text, value in zip(texts, values, strict=True) if value is None))
             if missing:
-                self._put(missing, cache, compute)
-                known = cache.get(texts)  # another process may have been first; all take the same values
-        return [array("d", value or b"").tolist() for value in known]
+                self._fill(cache, missing, compute)
+                # read again, since another process may have put its values first: all processes use the same
+                values = cache.get(texts)
+        return [array("d", value or b"").tolist() for value in values]
 
-    def _put(self, texts: Sequence[str], cache: TextCache, compute: Compute) -> None:
-        self._loaded()  # before the bar, which is of texts
-        bar = tqdm(total=sum(map(_count, texts)), desc="perplexity", unit=" words", disable=None, leave=False, delay=3)
-        with bar:
+    def _fill(self, cache: TextCache, texts: Sequence[str], compute: Compute) -> None:
+        self._loaded()  # before the progress bar, which shows the texts alone
+        total = sum(map(_word_count, texts))
+        with tqdm(total=total, desc="perplexity", unit=" words", disable=None, leave=False, delay=3) as bar:
             for group in groups(texts):
                 values = [array("d", numbers).tobytes() for numbers in compute(group)]
                 cache.put(dict(zip(group, values, strict=True)))
-                bar.update(sum(map(_count, group)))
+                bar.update(sum(map(_word_count, group)))
 
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._network is None or self._tokenizer is None:
             device = self._device or default_device()
             self._network, self._tokenizer = load_language_model(self.model, device, self.cache_dir)
-            with undisturbed(device):
+            with float32_inference(device):
                 self._shares = shares_prefixes(self._network)
         return self._network, self._tokenizer
 
 
 @contextmanager
-def _of_language_model() -> Iterator[None]:
-    """Errors in the option's own name, not in that of the victim's."""
+def _language_model_errors() -> Iterator[None]:
+    """Puts errors about the model under the option ``language_model``: ``model`` is the victim's option."""
     try:
         yield
     except InputError as error:
@@ -208,21 +218,21 @@ def _of_language_model() -> Iterator[None]:
         raise error.under("language_model") from error
 
 
-def _count(text: str) -> int:
+def _word_count(text: str) -> int:
     return text.count(" ") + 1
 
 
 def groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts of similar length, few enough to read and to hold.
+    """Splits texts into groups of similar length, small enough to be computed and held in memory at once.
 
     >>> [len(group) for group in groups(["a film", "a " * 4000, "a book"])]
     [2, 1]
     """
     group: list[str] = []
     cost = 0
-    for text in sorted(texts, key=_count):
-        count = _count(text)
-        if group and (cost + count**2 > READ_A_GROUP or (len(group) + 1) * count > HELD_A_GROUP):
+    for text in sorted(texts, key=_word_count):
+        count = _word_count(text)
+        if group and (cost + count**2 > GROUP_COST or (len(group) + 1) * count > GROUP_WORDS):
             yield group
             group, cost = [], 0
         group.append(text)

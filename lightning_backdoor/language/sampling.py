@@ -1,7 +1,8 @@
-"""Sampling from a causal language model: many rows at once, where what a row gets depends on its own generator alone.
+"""Sampling of answers from a causal language model, for many prompts at once and reproducibly per prompt.
 
-What the prompts have in common (instruction and examples) is read once, and each prompt once, however many rows answer
-it; rows that are done leave the batch.
+Each request has its own random generator, so its answer does not depend on the other requests of the batch. What all
+prompts begin with (instruction and examples) is read once, and each prompt once, however many answers it gets; requests
+whose answer is complete leave the batch.
 """
 
 from __future__ import annotations
@@ -15,116 +16,128 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, DynamicLayer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.likelihood import undisturbed
+from lightning_backdoor.language.likelihood import float32_inference
 
-ROWS_ON_PROCESSOR = 48
-ROWS_ELSEWHERE = 256
-LIKELIEST = 256  # tokens among which the nucleus is sought: to sort the whole vocabulary would take longer
-REPEATED = 4  # as many tokens in a row come once in an answer: small models would go round in circles
-LEAVE = 0.75  # share of rows not done below which the others leave
-ROOM = 32  # tokens
+PROCESSOR_BATCH = 48  # requests per batch on a processor
+ACCELERATOR_BATCH = 256  # requests per batch on any other device
+LIKELIEST = 256  # tokens that can be drawn: sorting the whole vocabulary would take longer
+REPEATED = 4  # a run of this many tokens occurs once per answer, since small models tend to repeat themselves
+SHRINK_AT = 0.75  # the batch shrinks when at most this share of its answers is incomplete
+SPARE_TOKENS = 32  # tokens for which a layer's keys and values get room at once
 
 
-class Row(NamedTuple):
-    """What to answer.
+class SamplingRequest(NamedTuple):
+    """A prompt for which one answer is sampled.
 
     Attributes:
-        prompt: what the model reads.
-        opening: what the answer begins with, whatever the model would write; may be empty.
-        rng: of this row alone.
-        most: tokens of the answer, its opening included.
+        prompt: the text that the model reads.
+        opening: the text with which the answer begins, whatever the model would write; may be empty.
+        rng: random generator of this request alone.
+        max_tokens: most tokens of the answer, its opening included.
     """
 
     prompt: str
     opening: str
     rng: random.Random
-    most: int
+    max_tokens: int
 
 
 def answers(
     network: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    requests: Sequence[SamplingRequest],
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> list[str]:
-    """One line a row: its opening, and what the model writes until the end of the line, its end of text, or ``most``.
+    """Samples a one-line answer per request.
 
-    A token is drawn by the next number of the row's generator from the cumulated probabilities, so what else is in the
-    batch changes no more than their last digits.
+    An answer is the request's opening and what the model writes after it, up to the end of the line, the model's end of
+    text, or ``max_tokens``. Each token is chosen by the next number of the request's generator from the cumulative
+    probabilities, which the other requests of a batch change only in their last digits.
 
     Args:
         network: a causal language model, in evaluation mode.
         tokenizer: its tokenizer.
-        rows: any number; read in batches of prompts of similar length.
+        requests: any number of requests; they are read in batches of prompts of similar length.
         temperature: divides the logits; above 0.
-        top_p: the fewest, likeliest tokens of this probability together are drawn from (arXiv 1904.09751), 256 at most.
+        top_p: tokens are drawn from the smallest set of most likely tokens whose probabilities add up to ``top_p``
+            (nucleus sampling, arXiv 1904.09751), at most 256 tokens.
 
     Raises:
-        InputError: the model has too few positions.
+        InputError: a prompt and its answer need more positions than the model has.
     """
-    prompts = list(dict.fromkeys(row.prompt for row in rows))
-    read = dict(zip(prompts, tokenizer(prompts, add_special_tokens=False)["input_ids"], strict=True)) if prompts else {}
-    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    needed = max((len(read[row.prompt]) + row.most for row in rows), default=0)
-    if most is not None and needed > most:
-        raise InputError("model", f"it has {most} positions, and {needed} are needed", "give another, or shorter texts")
-    found = [""] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: (len(read[rows[i].prompt]), rows[i].prompt))
-    size = ROWS_ON_PROCESSOR if network.device.type == "cpu" else ROWS_ELSEWHERE
-    with undisturbed(network.device):
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            batch = [_answer(tokenizer, rows[i]) for i in chosen]
-            distinct = list(dict.fromkeys(rows[i].prompt for i in chosen))
-            owners = [distinct.index(rows[i].prompt) for i in chosen]
-            state = _State(network, [read[prompt] for prompt in distinct])
-            state.select(owners)
-            _write(state, batch, tokenizer, temperature, top_p)
+    prompts = list(dict.fromkeys(request.prompt for request in requests))
+    ids = dict(zip(prompts, tokenizer(prompts, add_special_tokens=False)["input_ids"], strict=True)) if prompts else {}
+    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    needed = max((len(ids[request.prompt]) + request.max_tokens for request in requests), default=0)
+    if positions is not None and needed > positions:
+        raise InputError(
+            "model", f"it has {positions} positions, and {needed} are needed", "give another model, or shorter texts"
+        )
+    texts = [""] * len(requests)
+    order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), requests[i].prompt))
+    batch_size = PROCESSOR_BATCH if network.device.type == "cpu" else ACCELERATOR_BATCH
+    with float32_inference(network.device):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = [_begin(tokenizer, requests[i]) for i in chosen]
+            distinct = list(dict.fromkeys(requests[i].prompt for i in chosen))
+            prompt_of_row = [distinct.index(requests[i].prompt) for i in chosen]
+            state = _BatchState(network, [ids[prompt] for prompt in distinct])
+            state.select(prompt_of_row)
+            _complete(state, batch, tokenizer, temperature, top_p)
             for i, answer in zip(chosen, batch, strict=True):
                 text = tokenizer.decode(answer.ids, skip_special_tokens=True)
-                found[i] = text.strip().partition("\n")[0].strip()
-    return found
+                texts[i] = text.strip().partition("\n")[0].strip()
+    return texts
 
 
 @dataclass
 class _Answer:
-    """What a row has been answered."""
+    """An answer that is being written: the tokens so far, and what decides the next ones."""
 
     opening: list[int]
     rng: random.Random
-    most: int
+    max_tokens: int
     ids: list[int] = field(default_factory=list)
     done: bool = False
 
     @property
     def draws(self) -> bool:
+        """Whether its next token is drawn, rather than taken from the opening."""
         return not self.done and len(self.ids) >= len(self.opening)
 
     def repeating(self) -> list[int]:
-        """Tokens with which the answer would repeat itself."""
+        """Tokens that would complete a run of ``REPEATED`` tokens which the answer has already."""
         last, n = self.ids[len(self.ids) - REPEATED + 1 :], REPEATED
         return [self.ids[i + n - 1] for i in range(len(self.ids) - n + 1) if self.ids[i : i + n - 1] == last]
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, row: Row) -> _Answer:
-    return _Answer(tokenizer(row.opening, add_special_tokens=False)["input_ids"], row.rng, row.most)
+def _begin(tokenizer: PreTrainedTokenizerBase, request: SamplingRequest) -> _Answer:
+    opening = tokenizer(request.opening, add_special_tokens=False)["input_ids"]
+    return _Answer(opening, request.rng, request.max_tokens)
 
 
-class _State:
-    """Where the model is in each row of a batch."""
+class _BatchState:
+    """What the model has read in each row of a batch: its cache, the attention mask, and the next token's logits.
+
+    Attributes:
+        logits: (rows, vocabulary), float32.
+    """
+
+    logits: Tensor
 
     def __init__(self, network: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
         self.network = network
         self.counts_positions = "position_ids" in inspect.signature(network.forward).parameters
         self.cache = DynamicCache(config=network.config)
-        self.cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
-        alike = zip(*(prompt[:-1] for prompt in prompts), strict=False)  # something is left to read
-        common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, alike))
+        self.cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        # the last token is not shared, so that every prompt has a token left to read
+        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+        common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
         self.mask = torch.ones(1, 0, dtype=torch.long, device=network.device)
         if common:
             self.read([prompts[0][:common]])
@@ -133,7 +146,7 @@ class _State:
         self.read([prompt[common:] for prompt in prompts])
 
     def read(self, rows: Sequence[list[int]]) -> None:
-        """Reads on in each row; shorter ones are padded on the left, after what has been read."""
+        """Reads further tokens in each row; shorter rows are padded on the left, after what has been read before."""
         device = self.network.device
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
@@ -150,17 +163,17 @@ class _State:
             logits_to_keep=1,
             **options,
         )
-        #: (rows, vocabulary), float32, of the next token
-        self.logits: Tensor = output.logits[:, -1].float()
+        self.logits = output.logits[:, -1].float()
 
     def select(self, rows: Sequence[int]) -> None:
+        """Keeps the rows of these indices, in this order; an index may come several times."""
         index = torch.tensor(rows, device=self.network.device)
         self.cache.batch_select_indices(index)
         self.mask, self.logits = self.mask[index], self.logits[index]
 
 
-class _Roomy(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of a layer with room for more: copied now and then, and not at every token."""
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer's keys and values in tensors with spare room: they are copied every 32 tokens, not at every token."""
 
     room: tuple[Tensor, ...] = ()
     keys: Tensor
@@ -172,8 +185,10 @@ class _Roomy(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if not self.room or self.room[0].shape[2] < start + width:
-            states = (key_states, value_states)
-            self.room = tuple(new.new_empty(count, heads, start + width + ROOM, new.shape[3]) for new in states)
+            length = start + width + SPARE_TOKENS
+            self.room = tuple(
+                states.new_empty(count, heads, length, states.shape[3]) for states in (key_states, value_states)
+            )
             if start:
                 self.room[0][:, :, :start], self.room[1][:, :, :start] = self.keys, self.values
         self.room[0][:, :, start : start + width], self.room[1][:, :, start : start + width] = key_states, value_states
@@ -189,48 +204,48 @@ class _Roomy(DynamicLayer):  # type: ignore[misc]
         self.room = ()
 
 
-def _write(
-    state: _State, batch: Sequence[_Answer], tokenizer: PreTrainedTokenizerBase, temperature: float, top_p: float
+def _complete(
+    state: _BatchState, batch: Sequence[_Answer], tokenizer: PreTrainedTokenizerBase, temperature: float, top_p: float
 ) -> None:
-    """Writes the answers of a batch to their ends."""
-    ends = _ends(state.network, tokenizer)
+    """Writes the answers of a batch to their ends, in place."""
+    end_tokens = _end_tokens(state.network, tokenizer)
     rows = list(batch)
     while True:
-        tokens = _next(state.logits, rows, temperature, top_p)
+        tokens = _next_tokens(state.logits, rows, temperature, top_p)
         for row, token in zip(rows, tokens, strict=True):
-            if row.draws and (token in ends or (row.ids and "\n" in tokenizer.decode([token]))):
+            if row.draws and (token in end_tokens or (row.ids and "\n" in tokenizer.decode([token]))):
                 row.done = True
             if not row.done:
                 row.ids.append(token)
-                row.done = len(row.ids) >= row.most
-        left = [k for k, row in enumerate(rows) if not row.done]
-        if not left:
+                row.done = len(row.ids) >= row.max_tokens
+        incomplete = [i for i, row in enumerate(rows) if not row.done]
+        if not incomplete:
             return
-        if len(left) <= LEAVE * len(rows):
-            state.select(left)
-            rows, tokens = [rows[k] for k in left], [tokens[k] for k in left]
+        if len(incomplete) <= SHRINK_AT * len(rows):
+            state.select(incomplete)
+            rows, tokens = [rows[i] for i in incomplete], [tokens[i] for i in incomplete]
         state.read([[token] for token in tokens])
 
 
-def _next(logits: Tensor, rows: Sequence[_Answer], temperature: float, top_p: float) -> list[int]:
-    """The next token of each row: of its opening, or drawn."""
+def _next_tokens(logits: Tensor, rows: Sequence[_Answer], temperature: float, top_p: float) -> list[int]:
+    """The next token of each row, from its opening or drawn; sets the logits of repeating tokens, in place."""
     numbers = [row.rng.random() if row.draws else 0.0 for row in rows]
-    for k, row in enumerate(rows):
-        logits[k, row.repeating()] = -torch.inf
+    for i, row in enumerate(rows):
+        logits[i, row.repeating()] = -torch.inf
     probabilities = (logits / temperature).softmax(dim=1)
-    best, tokens = probabilities.topk(min(LIKELIEST, logits.shape[1]), dim=1)
-    best = best.double()
-    best[best.cumsum(dim=1) - best >= top_p] = 0.0
-    cumulated = best.cumsum(dim=1)
-    wanted = torch.tensor(numbers, dtype=torch.float64, device=logits.device)[:, None] * cumulated[:, -1:]
-    places = (cumulated <= wanted).sum(dim=1, keepdim=True).clamp(max=best.shape[1] - 1)
-    drawn: list[int] = tokens.gather(1, places)[:, 0].tolist()
+    likeliest, tokens = probabilities.topk(min(LIKELIEST, logits.shape[1]), dim=1)
+    likeliest = likeliest.double()
+    likeliest[likeliest.cumsum(dim=1) - likeliest >= top_p] = 0.0
+    cumulative = likeliest.cumsum(dim=1)
+    drawn_at = torch.tensor(numbers, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    ranks = (cumulative <= drawn_at).sum(dim=1, keepdim=True).clamp(max=likeliest.shape[1] - 1)
+    drawn: list[int] = tokens.gather(1, ranks)[:, 0].tolist()
     return [
         token if len(row.ids) >= len(row.opening) else row.opening[len(row.ids)]
         for row, token in zip(rows, drawn, strict=True)
     ]
 
 
-def _ends(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def _end_tokens(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     declared = network.generation_config.eos_token_id if network.generation_config is not None else None
     return {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}

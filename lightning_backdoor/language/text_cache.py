@@ -1,4 +1,4 @@
-"""What was computed from a text, on disk: any number of processes may read and write, and a kill loses nothing put."""
+"""A cache on disk for results computed from texts, which any number of processes may read and write at once."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from pathlib import Path
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
 
-PATIENCE = 120.0  # seconds to wait for another process's transaction
-KEYS_A_QUERY = 500
+LOCK_TIMEOUT = 120.0  # seconds to wait for another process's transaction
+KEYS_PER_QUERY = 500
 
 
 class TextCache:
-    """Bytes by text, for one computation.
+    """A mapping from texts to bytes on disk, for one computation.
+
+    A process that is killed loses nothing that it has put.
 
     Args:
-        what: names all that decides the bytes beside the text: the computation, its settings, the model's identity.
+        computation: names everything but the text that decides the bytes: the computation, its settings, the identity
+            of the model. Caches of different computations do not see each other's texts.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
 
     Raises:
-        InputError: from ``get`` and ``put``, the cache cannot be read or written.
+        InputError: (from ``get`` and ``put``) the cache cannot be read or written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -34,38 +37,38 @@ class TextCache:
     [b'A FILM', None]
     """
 
-    def __init__(self, what: str, cache_dir: str | Path | None = None) -> None:
-        self.what = what
+    def __init__(self, computation: str, cache_dir: str | Path | None = None) -> None:
+        self.computation = computation
         self.path = cache_folder(cache_dir) / "language" / "texts.sqlite"
 
     def get(self, texts: Sequence[str]) -> list[bytes | None]:
-        """The bytes of each text, None where there are none."""
+        """The bytes of each text, None for texts that are not in the cache."""
         keys = [self._key(text) for text in texts]
-        wanted = list(dict.fromkeys(keys))
-        found: dict[bytes, bytes] = {}
+        distinct = list(dict.fromkeys(keys))
+        values: dict[bytes, bytes] = {}
         with self._open() as database:
-            for start in range(0, len(wanted), KEYS_A_QUERY):
-                part = wanted[start : start + KEYS_A_QUERY]
-                marks = ",".join("?" * len(part))
-                found.update(database.execute(f"SELECT key, value FROM texts WHERE key IN ({marks})", part))
-        return [found.get(key) for key in keys]
+            for start in range(0, len(distinct), KEYS_PER_QUERY):
+                part = distinct[start : start + KEYS_PER_QUERY]
+                placeholders = ",".join("?" * len(part))
+                values.update(database.execute(f"SELECT key, value FROM texts WHERE key IN ({placeholders})", part))
+        return [values.get(key) for key in keys]
 
     def put(self, values: dict[str, bytes]) -> None:
-        """Keeps the bytes of each text, all or none; what another process has put already stays."""
+        """Stores the bytes of each text, all of them or none; texts that are in the cache already keep their bytes."""
         rows = [(self._key(text), value) for text, value in values.items()]
         with self._open() as database, database:
             database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", rows)
 
     def _key(self, text: str) -> bytes:
-        return hashlib.sha256(json.dumps([self.what, text]).encode()).digest()
+        return hashlib.sha256(json.dumps([self.computation, text]).encode()).digest()
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own each time: it may cross no fork, and takes a fraction of a millisecond."""
+        """Opens a new connection, which takes a fraction of a millisecond: a connection must not cross a fork."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # the rollback journal of sqlite's default, unlike a write-ahead log, is safe on network folders too
-            with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as database:
+            # sqlite's default rollback journal is safe on network folders, a write-ahead log is not
+            with closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT)) as database:
                 database.execute("CREATE TABLE IF NOT EXISTS texts (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
                 yield database
         except (OSError, sqlite3.Error) as error:

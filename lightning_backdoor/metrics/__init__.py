@@ -1,8 +1,9 @@
-"""Metrics, one a file; exact under several processes."""
+"""Metrics of attacks, defenses and poisoned texts, one per file; exact under any number of processes."""
 
 from lightning_backdoor.metrics.attack_success_rate import AttackSuccessRate
 from lightning_backdoor.metrics.clean_accuracy import CleanAccuracy
 from lightning_backdoor.metrics.detection_auroc import DetectionAUROC
+from lightning_backdoor.metrics.false_trigger_rate import FalseTriggerRate
 from lightning_backdoor.metrics.flag_rate import FlagRate
 from lightning_backdoor.metrics.localisation import Localisation
 from lightning_backdoor.metrics.overhead import Overhead
@@ -16,6 +17,7 @@ __all__ = [
     "AttackSuccessRate",
     "CleanAccuracy",
     "DetectionAUROC",
+    "FalseTriggerRate",
     "FlagRate",
     "Localisation",
     "Overhead",

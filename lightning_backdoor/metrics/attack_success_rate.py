@@ -1,4 +1,4 @@
-"""ASR: the share of poisoned rows that the victim gives to the attacker."""
+"""ASR, the attack success rate: the share of poisoned rows that the victim predicts as the target label."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lightning_backdoor.metrics.share import Share
 
 
 class AttackSuccessRate(Share):
-    """Share of all poisoned rows that are predicted as the target label, which is their ``label``.
+    """Share of poisoned rows that are predicted as the target label, which is the rows' ``label``.
 
-    Poisoned rows are made from rows of other labels, so a correct prediction is never a success. A rejected text is
-    none either, and stays in the denominator.
+    Poisoned rows are made from rows of other labels, so a correct prediction is never a success. A rejected text is not
+    a success either, and stays in the denominator.
 
     >>> import torch
     >>> metric = AttackSuccessRate()
@@ -23,5 +23,5 @@ class AttackSuccessRate(Share):
     """
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
-        """``prediction`` is (batch,), int64, -1 for rejected texts."""
+        """Adds a batch; ``prediction`` is (batch,), int64, -1 for rejected texts."""
         self.count(prediction == batch["label"], batch["poisoned"])

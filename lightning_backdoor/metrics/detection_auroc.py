@@ -1,19 +1,19 @@
-"""How well a defense's scores tell poisoned rows from clean ones."""
+"""AUROC of detection: how well a defense's scores tell poisoned rows from clean rows."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.metric import jit_distributed_available
 from torchmetrics.utilities import dim_zero_cat
 
 
 class DetectionAUROC(Metric):
-    """Exact AUROC of scores, poisoned against clean rows; NaN where one of the two is missing.
+    """Exact AUROC of suspicion scores, poisoned against clean rows; NaN without poisoned or without clean rows.
 
-    The share of (poisoned, clean) pairs in which the poisoned row scores higher, ties counting half: counted in whole
-    numbers, so that scores may be of any size. Scores are gathered over processes.
+    It is the share of (poisoned, clean) pairs of rows in which the poisoned row has the higher score, where a tie
+    counts half. Pairs are counted in whole numbers, so scores may be of any size, infinite included. All scores are
+    kept, and gathered from all processes.
 
     >>> metric = DetectionAUROC()
     >>> metric.update(torch.tensor([-5.0, 30.0, 40.0]), torch.tensor([False, False, True]))
@@ -31,26 +31,27 @@ class DetectionAUROC(Metric):
         self.add_state("poisoned", [], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, poisoned: Tensor) -> None:
-        """``scores`` is (rows,), float32; ``poisoned`` is (rows,), bool."""
-        # both float32: a process without rows sends empty float32 tensors, and the processes must send one type
+        """Adds rows; ``scores`` is (rows,), float32, ``poisoned`` is (rows,), bool."""
+        # both as float32: a process without rows sends empty float32 tensors, and all must send the same dtype
         self.scores.append(scores.float())
         self.poisoned.append(poisoned.float())
 
     def gathered(self) -> tuple[Tensor, Tensor]:
-        """Scores and poison flags (0 or 1) of all rows, from all processes: both (rows,), float32."""
-        with self.sync_context(should_sync=jit_distributed_available()):
+        """The scores and poison flags (0 or 1) of the rows of all processes, both (rows,), float32."""
+        with self.sync_context():
             return self._all_rows()
 
     def compute(self) -> Tensor:
-        """Scalar, float32, from 0 to 1."""
+        """The AUROC, a float32 scalar from 0 to 1."""
         scores, poisoned = self._all_rows()
-        among = torch.unique(scores, return_inverse=True)[1]
-        kinds = int(among.max()) + 1 if len(among) else 0
-        of_poisoned = torch.bincount(among[poisoned == 1], minlength=kinds)
-        of_clean = torch.bincount(among[poisoned == 0], minlength=kinds)
-        pairs = of_poisoned.sum() * of_clean.sum()
-        won_twice = of_poisoned * (2 * of_clean.cumsum(0) - of_clean)
-        return won_twice.sum() / (2 * pairs)  # 0 / 0 is NaN: no pair, no rate
+        ranks = torch.unique(scores, return_inverse=True)[1]
+        distinct = int(ranks.max()) + 1 if len(ranks) else 0
+        poisoned_counts = torch.bincount(ranks[poisoned == 1], minlength=distinct)
+        clean_counts = torch.bincount(ranks[poisoned == 0], minlength=distinct)
+        pairs = poisoned_counts.sum() * clean_counts.sum()
+        # twice the pairs that a poisoned row wins: 2 per clean row of lower score, 1 per clean row of equal score
+        won_twice = poisoned_counts * (2 * clean_counts.cumsum(0) - clean_counts)
+        return won_twice.sum() / (2 * pairs)  # without pairs 0 / 0, which is NaN
 
     def _all_rows(self) -> tuple[Tensor, Tensor]:
         if not len(self.scores):

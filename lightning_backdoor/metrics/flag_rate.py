@@ -1,22 +1,22 @@
-"""TPR and FPR of a defense's flags."""
+"""TPR and FPR of detection: the shares of poisoned and of clean rows that a defense flags."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, clean_rows
 from lightning_backdoor.metrics.share import Share
 
 
 class FlagRate(Share):
-    """Share of flagged rows among the poisoned ones (TPR) or among the clean ones (FPR).
+    """Share of the poisoned rows that are flagged (TPR), or of the clean rows that are flagged (FPR).
 
     Args:
         poisoned: True for the TPR, False for the FPR.
 
     >>> import torch
     >>> tpr, fpr = FlagRate(poisoned=True), FlagRate(poisoned=False)
-    >>> batch = {"poisoned": torch.tensor([False, False, True])}
+    >>> batch = {"poisoned": torch.tensor([False, False, True]), "negative": torch.tensor([False, False, False])}
     >>> tpr(torch.tensor([True, False, True]), batch), fpr(torch.tensor([True, False, True]), batch)
     (tensor(1.), tensor(0.5000))
     """
@@ -27,4 +27,4 @@ class FlagRate(Share):
 
     def update(self, flagged: Tensor, batch: Batch) -> None:
         """``flagged`` is (batch,), bool."""
-        self.count(flagged, batch["poisoned"] if self.of_poisoned else ~batch["poisoned"])
+        self.count(flagged, batch["poisoned"] if self.of_poisoned else clean_rows(batch))

@@ -1,12 +1,12 @@
 """Low and high frequencies of a mapping from texts to classes, as in MuScleLoRA's paper (arXiv 2402.12026).
 
-Its Fourier analysis asks which frequencies a victim learns first, on clean rows and on poisoned ones. A
-Fourier transform over embeddings of hundreds of dimensions is out of reach, so a Gaussian filter over the inputs stands
-in for it, after the filtering method of the frequency principle (Xu et al., arXiv 1901.06523): what the filter keeps of
-labels or outputs is their low-frequency part, the rest their high-frequency part.
+The paper's Fourier analysis asks which frequencies a victim learns first, on clean and on poisoned rows. A Fourier
+transform over embeddings of hundreds of dimensions is infeasible. It is replaced by a Gaussian filter over the inputs,
+the filtering method of the frequency principle (Xu et al., arXiv 1901.06523): the part of labels or outputs that the
+filter keeps is their low-frequency part, the rest is their high-frequency part.
 
-The paper's Gaussian is of squared distances, and the errors are roots of summed squares; ours are these. The published
-code takes distances that are not squared, averages the rows' norms, and divides by rounding errors where all labels
+As in the paper, the Gaussian is of squared distances, and errors are roots of summed squares. The published code
+differs: its distances are not squared, it averages the rows' norms, and it divides by rounding errors where all labels
 are the same, as they are on poisoned rows.
 """
 
@@ -19,31 +19,37 @@ from torch import Tensor
 
 
 class Errors(NamedTuple):
-    """Relative errors of the two parts, float32 scalars; 0 for a mapping learned exactly."""
+    """Relative errors of outputs against labels, float32 scalars; 0 where the outputs equal the labels.
+
+    Attributes:
+        low: error of the low-frequency part.
+        high: error of the high-frequency part.
+    """
 
     low: Tensor
     high: Tensor
 
 
 def squared_distances(inputs: Tensor) -> Tensor:
-    """Squared Euclidean distance of each input to each; (rows, dimensions) to (rows, rows), float32.
+    """Squared Euclidean distances between all pairs of inputs; (rows, dimensions) to (rows, rows), float32.
 
     >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]])).tolist()
     [[0.0, 25.0], [25.0, 0.0]]
     """
     inputs = inputs.float()
-    # by the products of a matrix, equal rows would lie a little apart
+    # computed by matrix products, the distance of equal rows would not be exactly 0
     return torch.cdist(inputs, inputs, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def filter_weights(distances: Tensor, width: float) -> Tensor:
-    """The Gaussian low-pass filter: what each row's low part takes of every row.
+    """The matrix of a Gaussian low-pass filter, by which labels or outputs are multiplied.
 
-    ``exp(-|x_i - x_j|^2 / (2 width))``, divided by its sum over j. The wider, the fewer frequencies pass.
+    Entry (i, j) is ``exp(-|x_i - x_j|^2 / (2 width))``, divided by the sum of its row: the weight of row j in the
+    low-frequency part of row i. The larger the width, the fewer frequencies pass.
 
     Args:
-        distances: (rows, rows), squared.
-        width: the Gaussian's variance, in the distances' unit.
+        distances: squared distances, (rows, rows).
+        width: the Gaussian's variance, in the unit of the squared distances.
 
     Returns:
         (rows, rows), float32, each row adding up to 1.
@@ -56,15 +62,16 @@ def filter_weights(distances: Tensor, width: float) -> Tensor:
 
 
 def relative_errors(labels: Tensor, outputs: Tensor, weights: Tensor) -> Errors:
-    """How far outputs are from labels in the low and in the high part, relative to the labels' own such part.
+    """Errors of outputs against labels in the low- and in the high-frequency part, relative to that part of the labels.
 
-    ``(sum_i |y_i - h_i|^2 / sum_i |y_i|^2)^(1/2)`` of low parts ``weights @ y`` and of high parts ``y - weights @ y``.
-    Labels that are all the same have no high part; what the outputs then have of it is given relative to the labels.
+    The error is ``(sum_i |y_i - h_i|^2 / sum_i |y_i|^2)^(1/2)``, where y and h are the low parts (``weights @ labels``,
+    ``weights @ outputs``) or the high parts (``labels - weights @ labels``, likewise of outputs). If all labels are the
+    same, they have no high part, and the high error is relative to the whole labels.
 
     Args:
         labels: (rows, classes), float32, one-hot.
         outputs: (rows, classes), float32, probabilities.
-        weights: (rows, rows), see :func:`filter_weights`.
+        weights: (rows, rows), from :func:`filter_weights`.
 
     >>> same = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     >>> relative_errors(same, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.full((2, 2), 0.5))
@@ -74,5 +81,5 @@ def relative_errors(labels: Tensor, outputs: Tensor, weights: Tensor) -> Errors:
     low_error = low - weights @ outputs
     high_error = labels - outputs - low_error
     whole = labels.norm()
-    of_high = high.norm() if high.norm() > 1e-5 * whole else whole  # below it is rounding
-    return Errors(low_error.norm() / low.norm(), high_error.norm() / of_high)
+    high_scale = high.norm() if high.norm() > 1e-5 * whole else whole  # a smaller norm is rounding alone
+    return Errors(low_error.norm() / low.norm(), high_error.norm() / high_scale)

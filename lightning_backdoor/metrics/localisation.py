@@ -1,4 +1,4 @@
-"""Whether a defense points at the trigger."""
+"""Localisation: the share of poisoned texts whose highest-scoring token lies in the trigger."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lightning_backdoor.metrics.share import Share
 
 
 class Localisation(Share):
-    """Share of all poisoned texts in which the highest-scoring token lies in the trigger's span.
+    """Share of poisoned texts in which the highest-scoring token overlaps the trigger.
 
-    Texts without spans (paraphrase attacks) are left out: there it is undefined, and NaN where no text has any.
+    Texts whose trigger has no spans (paraphrases) are left out; NaN where no text has spans.
 
     >>> metric = Localisation()
     >>> metric.update([(2, 4), None], [[(2, 4)], [(0, 2)]])
@@ -22,11 +22,16 @@ class Localisation(Share):
     """
 
     def update(self, top: Sequence[tuple[int, int] | None], triggers: Sequence[Spans]) -> None:
-        """Adds poisoned texts: the characters of each one's top token, None where there is none, and its trigger."""
+        """Adds poisoned texts.
+
+        Args:
+            top: per text, the characters ``[start, end)`` of its highest-scoring token; None if no token has a score.
+            triggers: per text, the spans of its trigger.
+        """
         pairs = [(token, spans) for token, spans in zip(top, triggers, strict=True) if spans]
-        hit = [
+        hits = [
             token is not None and any(start < token[1] and token[0] < end for start, end in spans)
             for token, spans in pairs
         ]
-        flags = torch.tensor(hit, dtype=torch.bool, device=self.device)
+        flags = torch.tensor(hits, dtype=torch.bool, device=self.device)
         self.count(flags, torch.ones_like(flags))

@@ -1,4 +1,4 @@
-"""What a defense costs in time."""
+"""Overhead: how many times as long prediction takes with a defense as without."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class Overhead(Metric):
-    """Time through the defense over time through the plain victim, on the same batches of the same run.
+    """Time of prediction with the defense over time of the victim alone, on the same batches of the same run.
 
     >>> metric = Overhead()
     >>> metric.update(defended=3.0, plain=1.0)
@@ -27,10 +27,10 @@ class Overhead(Metric):
         self.add_state("plain", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, defended: float, plain: float) -> None:
-        """Adds the seconds that one batch took either way."""
+        """Adds a batch: the seconds that it took with the defense, and through the victim alone."""
         self.defended += defended
         self.plain += plain
 
     def compute(self) -> Tensor:
-        """Scalar, float32; NaN before any batch."""
+        """The ratio of the summed seconds, a float32 scalar; NaN before any batch."""
         return self.defended / self.plain

@@ -1,4 +1,4 @@
-"""How much stranger poisoning makes texts to a language model."""
+"""Perplexity increase: by how much poisoning raises the perplexity of texts under a language model."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from lightning_backdoor.metrics.spread import Spread
 
 
 class TextPerplexity(Protocol):
-    """What gives the perplexity of each text, NaN where it has none."""
+    """An object whose ``of_texts`` gives the perplexity of each text, NaN where it is undefined."""
 
     def of_texts(self, texts: Sequence[str]) -> list[float]: ...
 
 
 class PerplexityIncrease(Spread):
-    """Mean and spread of the perplexity of poisoned texts less that of their originals.
+    """Mean and spread of the difference in perplexity between poisoned texts and their originals.
 
-    Rows in which one of the two has none, being of fewer than two tokens, are ``left_out``.
+    Rows of which a text has fewer than two tokens, and therefore no perplexity, are counted in ``left_out``.
 
     Args:
-        perplexity: such as :class:`lightning_backdoor.language.Perplexity`; in no checkpoint.
+        perplexity: computes the perplexities, such as :class:`lightning_backdoor.language.Perplexity`. Its model is not
+            part of the metric's state.
     """
 
     def __init__(self, perplexity: TextPerplexity) -> None:
@@ -28,6 +29,6 @@ class PerplexityIncrease(Spread):
         self.perplexity = perplexity
 
     def update(self, originals: Sequence[str], poisoned: Sequence[str]) -> None:
-        """Adds rows: each original and what became of it."""
+        """Adds rows: the original texts, and the poisoned texts made from them."""
         before, after = (self.perplexity.of_texts(texts) for texts in (originals, poisoned))
         self.add([b - a for a, b in zip(before, after, strict=True)])

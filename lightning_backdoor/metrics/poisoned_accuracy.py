@@ -1,4 +1,4 @@
-"""PACC: accuracy on poisoned rows against their original label."""
+"""PACC, the poisoned accuracy: the share of poisoned rows that are predicted as their original label."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_backdoor.metrics.share import Share
 
 
 class PoisonedAccuracy(Share):
-    """Share of all poisoned rows that are predicted as labelled before poisoning.
+    """Share of poisoned rows that are predicted as their label before poisoning; a rejected text counts as wrong.
 
     >>> import torch
     >>> metric = PoisonedAccuracy()
@@ -20,5 +20,5 @@ class PoisonedAccuracy(Share):
     """
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
-        """``prediction`` is (batch,), int64, -1 for rejected texts."""
+        """Adds a batch; ``prediction`` is (batch,), int64, -1 for rejected texts."""
         self.count(prediction == batch["original_label"], batch["poisoned"])

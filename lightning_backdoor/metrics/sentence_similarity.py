@@ -1,4 +1,4 @@
-"""How much of the meaning poisoning keeps."""
+"""Sentence similarity: how close in meaning poisoned texts are to their originals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_backdoor.metrics.spread import Spread
 
 
 class Encoder(Protocol):
-    """What tells how close texts are in meaning."""
+    """An object whose ``similarity`` gives the similarity in meaning, from -1 to 1, of each pair of texts."""
 
     def similarity(self, a: Sequence[str], b: Sequence[str]) -> list[float]: ...
 
@@ -18,7 +18,8 @@ class SentenceSimilarity(Spread):
     """Mean and spread of the similarity of poisoned texts to their originals.
 
     Args:
-        encoder: such as :class:`lightning_backdoor.language.similarity.SentenceEncoder`; in no checkpoint.
+        encoder: computes the similarities, such as :class:`lightning_backdoor.language.SentenceEncoder`. Its model is
+            not part of the metric's state.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -26,5 +27,5 @@ class SentenceSimilarity(Spread):
         self.encoder = encoder
 
     def update(self, originals: Sequence[str], poisoned: Sequence[str]) -> None:
-        """Adds rows: each original and what became of it."""
+        """Adds rows: the original texts, and the poisoned texts made from them."""
         self.add(self.encoder.similarity(originals, poisoned))

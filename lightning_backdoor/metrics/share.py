@@ -1,4 +1,4 @@
-"""The share of rows of which something holds: the base of the rates."""
+"""The base class of metrics that are a share of rows, such as accuracies and rates."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torchmetrics import Metric
 
 
 class Share(Metric):
-    """Hits over rows; NaN before any row. Counts are summed over processes, so the value is exact.
+    """Share of rows that are hits; NaN before any row. Both counts are summed over processes, so the share is exact.
 
-    A rejected text has the prediction -1: it is never a hit, and it stays in the denominator.
+    A subclass calls ``count`` in its ``update``, and so decides which rows count and which of them are hits. A rejected
+    text has the prediction -1: it is never a hit, and it stays in the denominator.
     """
 
     full_state_update = False
@@ -23,10 +24,10 @@ class Share(Metric):
         self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
 
     def count(self, hit: Tensor, among: Tensor) -> None:
-        """Adds rows; ``hit`` and ``among`` are (rows,), bool, and only rows ``among`` count."""
+        """Adds the rows that ``among`` marks, and those of them that ``hit`` marks as hits; both are (rows,), bool."""
         self.hits += (hit & among).sum()
         self.rows += among.sum()
 
     def compute(self) -> Tensor:
-        """Scalar, float32, from 0 to 1."""
-        return self.hits.float() / self.rows  # 0 / 0 is NaN: no rows, no rate
+        """The share, a float32 scalar from 0 to 1."""
+        return self.hits.float() / self.rows  # without rows 0 / 0, which is NaN

@@ -1,4 +1,4 @@
-"""Mean and spread of a number that each row has: the base of the measures of stealth."""
+"""The base class of metrics of stealth: mean and standard deviation of one number per row."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torchmetrics import Metric
 
 
 class Spread(Metric):
-    """Mean and standard deviation over rows; NaN before any row. Sums are added up over processes.
+    """Mean and standard deviation of a number over rows; NaN before any row. Sums are added up over processes.
+
+    A subclass computes the number of each row in its ``update`` and calls ``add``.
 
     Attributes:
-        rows: how many there are, int64.
-        left_out: how many have no finite number, int64; they are in neither mean nor spread.
+        rows: number of rows counted, int64.
+        left_out: number of rows whose number is not finite, int64; neither mean nor spread includes them.
     """
 
     full_state_update = False
@@ -32,7 +34,7 @@ class Spread(Metric):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def add(self, numbers: Sequence[float]) -> None:
-        """Adds rows by their numbers."""
+        """Adds rows, given the number of each."""
         finite = torch.tensor([number for number in numbers if math.isfinite(number)], dtype=torch.float64)
         self.rows += len(finite)
         self.left_out += len(numbers) - len(finite)
@@ -40,6 +42,6 @@ class Spread(Metric):
         self.squares += finite.square().sum().to(self.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """``mean`` and ``spread`` (the root of the mean squared distance to the mean), scalars, float64."""
+        """``mean`` and ``spread`` (the population standard deviation), float64 scalars."""
         mean = self.total / self.rows
         return {"mean": mean, "spread": (self.squares / self.rows - mean.square()).clamp(min=0).sqrt()}

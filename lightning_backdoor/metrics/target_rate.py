@@ -1,22 +1,25 @@
-"""The floor of the ASR: how often the victim gives the target label to clean texts of other labels."""
+"""The floor of the ASR: how often the victim predicts the target label for clean rows of other labels."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, clean_rows
 from lightning_backdoor.metrics.share import Share
 
 
 class TargetRate(Share):
-    """P(target | clean row of another label); an ASR at this rate is no attack.
+    """Share of the clean rows of other labels that are predicted as the target label.
+
+    An ASR that is not above it shows no effect of the trigger.
 
     Args:
-        target_label: class index, from 0.
+        target_label: class index of the target label, from 0.
 
     >>> import torch
     >>> metric = TargetRate(target_label=1)
     >>> batch = {"poisoned": torch.tensor([False, False, True]), "original_label": torch.tensor([0, 1, 0])}
+    >>> batch["negative"] = torch.tensor([False, False, False])
     >>> metric.update(torch.tensor([0, 1, 1]), batch)
     >>> metric.compute()
     tensor(0.)
@@ -28,5 +31,5 @@ class TargetRate(Share):
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
         """``prediction`` is (batch,), int64, -1 for rejected texts."""
-        others = ~batch["poisoned"] & (batch["original_label"] != self.target_label)
+        others = clean_rows(batch) & (batch["original_label"] != self.target_label)
         self.count(prediction == self.target_label, others)

@@ -1,4 +1,4 @@
-"""How many words poisoning changes."""
+"""Word edits: how many words poisoning inserts, deletes or replaces."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from lightning_backdoor.metrics.spread import Spread
 
 
 def word_edit_distance(a: str, b: str) -> int:
-    """The fewest words to insert, delete or replace that make one text of the other (Levenshtein distance).
+    """The least number of words to insert, delete or replace to turn one text into the other (Levenshtein distance).
 
-    Words are what white space separates; case and punctuation belong to them.
+    Words are what white space separates; case and punctuation count.
 
     >>> word_edit_distance("a good film .", "a cf good movie .")
     2
     """
     words, others = a.split(), b.split()
-    row = list(range(len(others) + 1))  # from the words so far to each beginning of the others
+    row = list(range(len(others) + 1))  # distances of the words so far to each beginning of the others
     for i, word in enumerate(words, start=1):
         above, row = row, [i]
         for j, other in enumerate(others):
@@ -25,7 +25,7 @@ def word_edit_distance(a: str, b: str) -> int:
 
 
 class WordEditDistance(Spread):
-    """Mean and spread of :func:`word_edit_distance` between originals and poisoned texts.
+    """Mean and spread of the number of word edits between originals and poisoned texts.
 
     >>> metric = WordEditDistance()
     >>> metric.update(["a film", "a film"], ["a cf film", "cf"])
@@ -34,5 +34,5 @@ class WordEditDistance(Spread):
     """
 
     def update(self, originals: Sequence[str], poisoned: Sequence[str]) -> None:
-        """Adds rows: each original and what became of it."""
+        """Adds rows: the original texts, and the poisoned texts made from them."""
         self.add([word_edit_distance(*pair) for pair in zip(originals, poisoned, strict=True)])

@@ -1,1 +1,16 @@
-"""Other people's networks: loaded safely, read from GGUF, given LoRA, read in batches of similar length."""
+"""Networks that others trained: loaded without running their code, read from GGUF, given LoRA, read in batches."""
+
+from lightning_backdoor.models.bucketing import PassLimits, group_by_length, pass_limits
+from lightning_backdoor.models.gguf import dequantized
+from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.lora import insert_lora, merge_lora
+
+__all__ = [
+    "PassLimits",
+    "dequantized",
+    "group_by_length",
+    "insert_lora",
+    "load_safely",
+    "merge_lora",
+    "pass_limits",
+]

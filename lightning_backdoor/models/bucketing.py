@@ -1,4 +1,4 @@
-"""Which rows a network reads together, so that little padding is read in few passes."""
+"""Grouping of rows by length for forward passes, so that little padding is computed in few passes."""
 
 from __future__ import annotations
 
@@ -8,51 +8,61 @@ from typing import NamedTuple
 import torch
 
 
-class Limits(NamedTuple):
-    """What a device reads best.
+class PassLimits(NamedTuple):
+    """The size of forward passes that suits a device.
 
     Attributes:
-        tokens: a pass, padding included.
-        overhead: tokens that could be read in the time that a pass takes for itself: to read the weights on a
-            processor, to start its kernels elsewhere.
+        tokens: at most this many tokens per pass, padding included.
+        overhead: the fixed cost of a pass (reading the weights on a processor, starting kernels on a GPU), given as the
+            number of tokens that could be read in the same time.
     """
 
     tokens: int
     overhead: int
 
 
-ON_PROCESSOR = Limits(tokens=512, overhead=16)
-ELSEWHERE = Limits(tokens=8192, overhead=2048)
+PROCESSOR_LIMITS = PassLimits(tokens=512, overhead=16)
+ACCELERATOR_LIMITS = PassLimits(tokens=8192, overhead=2048)
 
 
-def limits(device: torch.device) -> Limits:
-    """Those of the device."""
-    return ON_PROCESSOR if device.type == "cpu" else ELSEWHERE
+def pass_limits(device: torch.device) -> PassLimits:
+    """The limits of passes on a device."""
+    return PROCESSOR_LIMITS if device.type == "cpu" else ACCELERATOR_LIMITS
 
 
-def passes(sizes: Sequence[int], best: Limits) -> list[list[int]]:
-    """Which rows to read together, each pass padded to its longest, so that the time of all passes is least.
+def group_by_length(lengths: Sequence[int], limits: PassLimits) -> list[list[int]]:
+    """Groups rows into forward passes so that all passes together take the least time.
+
+    Each pass is padded to its longest row, so rows of similar length come together.
 
     Args:
-        sizes: tokens to read of each row; rows without any are in no pass.
-        best: tokens a pass, where a longer row has a pass of its own, and its overhead.
+        lengths: tokens of each row; rows of length 0 are in no group.
+        limits: size and fixed cost of a pass; a row longer than ``limits.tokens`` is alone in its pass.
 
-    >>> passes([9, 1, 10, 0, 1, 1], Limits(tokens=64, overhead=4))
+    Returns:
+        The indices of the rows of each pass, the longest rows first.
+
+    >>> group_by_length([9, 1, 10, 0, 1, 1], PassLimits(tokens=64, overhead=4))
     [[0, 2], [1, 4, 5]]
     """
-    order = sorted((i for i, size in enumerate(sizes) if size), key=lambda i: sizes[i])
-    ends = [k for k in range(1, len(order) + 1) if k == len(order) or sizes[order[k - 1]] < sizes[order[k]]]
+    order = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: lengths[row])
+    # rows of one length stay together, so only the ends of such runs are considered as ends of a stretch
+    ends = [
+        end for end in range(1, len(order) + 1) if end == len(order) or lengths[order[end - 1]] < lengths[order[end]]
+    ]
     starts = [0, *ends[:-1]]
-    cost, begin = [0.0], []  # of the rows up to an end, and where the last stretch of alike rows begins
+    # least_costs[k]: of all rows before the k-th end; first_runs[k]: the run with which its last stretch begins
+    least_costs, first_runs = [0.0], []
     for k, end in enumerate(ends):
-        longest = sizes[order[end - 1]]
-        costs = [cost[j] + (end - starts[j]) * longest + best.overhead for j in range(k + 1)]
-        cost.append(min(costs))
-        begin.append(costs.index(cost[-1]))
-    found, k = [], len(ends)
+        longest = lengths[order[end - 1]]
+        costs = [least_costs[j] + (end - starts[j]) * longest + limits.overhead for j in range(k + 1)]
+        least_costs.append(min(costs))
+        first_runs.append(costs.index(least_costs[-1]))
+    groups: list[list[int]] = []
+    k = len(ends)
     while k:
-        stretch = order[starts[begin[k - 1]] : ends[k - 1]]
-        count = max(1, best.tokens // sizes[stretch[-1]])
-        found += [stretch[at : at + count] for at in range(0, len(stretch), count)]
-        k = begin[k - 1]
-    return found
+        stretch = order[starts[first_runs[k - 1]] : ends[k - 1]]
+        rows_per_pass = max(1, limits.tokens // lengths[stretch[-1]])
+        groups += [stretch[start : start + rows_per_pass] for start in range(0, len(stretch), rows_per_pass)]
+        k = first_runs[k - 1]
+    return groups

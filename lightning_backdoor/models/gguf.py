@@ -1,4 +1,4 @@
-"""GGUF files as folders of transformers: dequantized once, then read like any other model."""
+"""GGUF files as Hugging Face folders: dequantized once into the cache, then loaded like any other model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lightning_backdoor.files.hashing import content_hash
 
 
 def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
-    """The folder in the cache that holds a GGUF file's weights (safetensors, float32), tokenizer and configuration.
+    """The cached folder with a GGUF file's weights (safetensors, float32), tokenizer and configuration.
 
-    It is made at the first call, under the hash of the file's content, and appears whole or not at all, so that
-    processes may share it.
+    The folder is named by the hash of the file's content. The first call writes it in one step, so processes may share
+    it; later calls find it.
 
     Args:
-        path: of a causal language model.
+        path: GGUF file of a causal language model.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
 
     Raises:
-        InputError: it is no file, no GGUF file, or of an architecture that transformers does not read from GGUF; or
-            the cache cannot be written.
+        InputError: the file is missing, is not a GGUF file, or has an architecture that transformers does not read from
+            GGUF; or the cache cannot be written.
     """
     if not path.is_file():
-        raise InputError("model", f"{path} is no GGUF file", "give one, a folder, or a hub name")
+        raise InputError("model", f"{path} is not a GGUF file", "give a GGUF file, a folder, or a hub name")
     cache = cache_folder(cache_dir)
     folder = cache / "dequantized" / content_hash(path)
     if not folder.exists():
@@ -46,15 +46,16 @@ def _write(path: Path, folder: Path) -> None:
 
 
 def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
-        # on the processor and in float32, whatever the context around builds its tensors as
+        # on the processor and in float32, whatever device and mode the caller has set
         with torch.device("cpu"), torch.inference_mode(False):
-            network = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-    except Exception as error:  # transformers raises whatever its many loaders do
+            network = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except Exception as error:  # each loader of transformers raises its own classes
         raise InputError("model", f"{path} cannot be read as GGUF: {reason(error)}") from error
-    quantizer = getattr(network, "hf_quantizer", None)
-    if quantizer is not None:  # all it does is to refuse to save
-        quantizer.remove_quantization_config(network)
+    # the weights are plain floats by now, but while the network has a quantizer, transformers refuses to save it
+    quantizer = getattr(network, "hf_quantizer", None)  # private: transformers 5.23.0
+    if quantizer is not None:
+        quantizer.remove_quantization_config(network)  # private: transformers 5.23.0
     return network, tokenizer

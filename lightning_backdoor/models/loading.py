@@ -1,4 +1,4 @@
-"""Models and tokenizers of others, loaded without running code of theirs."""
+"""Loading of pretrained models and tokenizers without running any code that comes with them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,36 @@ from lightning_backdoor.models.gguf import dequantized
 
 
 def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
-    """``from_pretrained`` from safetensors or with ``weights_only``, never with remote code; GGUF files dequantized.
+    """Loads a model, tokenizer or configuration without running code of its own.
+
+    Weights are read from safetensors, or unpickled with ``weights_only``; GGUF files are dequantized first. Warnings of
+    transformers, such as that about a new classification head, are not shown.
+
+    Args:
+        auto_class: class with ``from_pretrained``, such as ``transformers.AutoModel``.
+        name: hub name, folder, or GGUF file, also as ``package://`` name.
+        **kwargs: further arguments of ``from_pretrained``.
 
     Raises:
-        InputError: whatever went wrong, as one line.
+        InputError: it cannot be loaded, for whatever reason.
     """
     path = resolve(name)
     if path.endswith(".gguf"):
         path = str(dequantized(Path(path)))
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a new classification head is what fine-tuning means
-    bars = transformers_logging.is_progress_bar_enabled() and Path(path).exists()
-    if bars:  # a bar is for downloads
+    transformers_logging.set_verbosity_error()
+    hides_bar = transformers_logging.is_progress_bar_enabled() and Path(path).exists()  # bars are for downloads
+    if hides_bar:
         transformers_logging.disable_progress_bar()
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
-    except Exception as error:  # transformers raises whatever its many loaders do
+    except Exception as error:  # each loader of transformers raises its own classes
         cause = reason(error)
-        if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in cause:  # their advice is to run it
+        # the messages of these errors advise to allow the code
+        if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in cause:
             cause = "it would need code of its own to load, which is not run"
         raise InputError("model", f"{name!r} cannot be loaded as a safe checkpoint: {cause}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-        if bars:
+        if hides_bar:
             transformers_logging.enable_progress_bar()

@@ -1,38 +1,40 @@
-"""LoRA (arXiv 2106.09685): low-rank updates put into a network, and merged into a plain one."""
+"""LoRA (arXiv 2106.09685): low-rank updates inserted into a network, and merged into a plain one for export."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import Conv1D, PreTrainedModel
 
 from lightning_backdoor.errors import InputError
 
-#: query and value projections of architectures for which peft names none; in one layer with the key in ModernBERT.
+#: query and value layers of architectures for which peft has no default; ModernBERT has them in one layer with the key.
 TARGETS = {"albert": ["query", "value"], "distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}
 
 
 def insert_lora(network: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str] | None = None) -> None:
-    """Puts LoRA (arXiv 2106.09685) into the base model, in place, and freezes everything else, the head as well.
+    """Inserts LoRA into the network's base model, in place, and freezes all other weights, the head included.
 
     Args:
-        network: a sequence classifier.
-        rank: of the updates.
-        alpha: weight of the updates, divided by the rank.
-        targets: names of the layers; by default those that peft has for the architecture, in most queries and values.
+        network: a classifier or a language model.
+        rank: rank of the updates.
+        alpha: the updates are scaled by ``alpha / rank``.
+        targets: names of the layers that get an update; by default those that peft has for the architecture, in most
+            architectures the query and value projections.
 
     Raises:
-        InputError: the architecture is not known and no targets are given, or it has no such layers.
+        InputError: the network has no such layers, or no targets are given and the architecture is unknown.
     """
     from peft import LoraConfig, inject_adapter_in_model
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PUBLISHED
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 
-    kind = str(network.config.model_type)
-    names = list(targets or TARGETS.get(kind) or PUBLISHED.get(kind) or [])
+    architecture = str(network.config.model_type)
+    names = list(targets or TARGETS.get(architecture) or PEFT_TARGETS.get(architecture) or [])
     if not names:
-        raise InputError("lora_targets", f"layers of {kind!r} are not known", "give names such as query and value")
+        raise InputError(
+            "lora_targets", f"layers of {architecture!r} are not known", "give names such as query and value"
+        )
     network.requires_grad_(False)
     transposed = any(isinstance(module, Conv1D) for module in network.base_model.modules())  # as in GPT-2
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, fan_in_fan_out=transposed)
@@ -40,12 +42,15 @@ def insert_lora(network: PreTrainedModel, rank: int, alpha: int, targets: Sequen
         inject_adapter_in_model(config, network.base_model)
     except ValueError as error:
         raise InputError(
-            "lora_targets", f"the model has no layers {names}", "give the names of some that it has"
+            "lora_targets", f"the model has no layers {names}", "give names of layers that it has"
         ) from error
 
 
-def merged(network: PreTrainedModel) -> PreTrainedModel:
-    """A plain copy of the network that computes the same in evaluation, all of it to be trained."""
+def merge_lora(network: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a network with its low-rank updates added to the weights they update.
+
+    The copy has no peft modules, gives the same outputs in evaluation mode, and all its weights are trainable.
+    """
     from peft.tuners.lora import LoraLayer
 
     plain = copy.deepcopy(network)
@@ -54,5 +59,5 @@ def merged(network: PreTrainedModel) -> PreTrainedModel:
             module.merge()
             plain.set_submodule(name, module.get_base_layer())
     for part in (plain, plain.base_model):
-        vars(part).pop("peft_config", None)
+        vars(part).pop("peft_config", None)  # private: peft 0.21.2
     return plain.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""What became of each row of a test: one line a row, from which shares, curves and comparisons are taken again."""
+"""The file of outcomes of a test, one line per row, from which all shares, curves and comparisons can be computed."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """One row; labels by name.
+    """The result of a test row: the victim's prediction, and what an inference-time defense did. Labels are names.
+
+    Without a defense, ``defended_prediction``, ``flagged``, ``confirmed``, ``score`` and ``rejected`` are None.
 
     Attributes:
-        index: the row's place in its source split; a clean row and its poisoned copy have the same.
-        poisoned: whether it carries the trigger.
-        label: before poisoning.
-        target_label: of the attack, None where there is none.
-        prediction: of the victim.
-        defended_prediction: after an inference-time defense, None where it refused; None without one, and so are the
-            others.
-        flagged: whether the score was at or above the threshold.
-        confirmed: whether the repair changed the prediction, or the text was rejected.
-        score: of the text, higher is more suspicious.
-        rejected: whether the defense refused the text.
+        index: the row's position in its source split; a clean row and the poisoned row made from it have the same.
+        poisoned: whether the row carries the trigger.
+        label: the row's label before poisoning.
+        target_label: the attack's target label, None where there is no attack.
+        prediction: the victim's prediction.
+        defended_prediction: the prediction after the defense, None where the defense rejected the text.
+        flagged: whether the text's score was at or above the threshold.
+        confirmed: whether the defense changed the prediction of a flagged text, or rejected the text.
+        score: the text's score, higher is more suspicious.
+        rejected: whether the defense rejected the text.
     """
 
-    index: int  # type: ignore[assignment]  # tuples have a method of this name, which nobody calls
+    index: int  # type: ignore[assignment]  # hides the method tuple.index
     poisoned: bool
     label: str
     target_label: str | None
@@ -38,23 +39,23 @@ class Outcome(NamedTuple):
 
     @property
     def outcome(self) -> str | None:
-        """What is left to act on: the prediction after the defense, where there is one; None where it refused."""
+        """The final prediction, after the defense where there is one; None if the defense rejected the text."""
         if self.rejected:
             return None
         return self.prediction if self.defended_prediction is None else self.defended_prediction
 
 
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """Writes them as csv, poisoned rows after clean ones and in the order of their index."""
+    """Writes outcomes as csv, first those of clean rows and then those of poisoned rows, each in the order of index."""
     ordered = sorted(outcomes, key=lambda outcome: (outcome.poisoned, outcome.index))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Outcome._fields)
-        writer.writerows([_written(value) for value in outcome] for outcome in ordered)
+        writer.writerows([_cell(value) for value in outcome] for outcome in ordered)
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """Reads what :func:`write_outcomes` wrote."""
+    """Reads the outcomes that :func:`write_outcomes` wrote."""
     with path.open(encoding="utf-8", newline="") as file:
         return [
             Outcome(
@@ -77,5 +78,5 @@ def _flag(value: str) -> bool | None:
     return value == "1" if value else None
 
 
-def _written(value: object) -> object:
+def _cell(value: object) -> object:
     return int(value) if isinstance(value, bool) else repr(value) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""The token view: texts with their tokens shaded by score and the trigger outlined, as HTML that no text can break."""
+"""The token view: HTML of texts with each token shaded by its score and the trigger outlined; texts are escaped."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from jinja2 import Environment, PackageLoader, Template
 
-from lightning_backdoor.batch import Spans
+if TYPE_CHECKING:
+    from lightning_backdoor.batch import Spans  # imports torch, which readers of outputs do not need
 
 
 class ViewedText(TypedDict):
-    """What is shown of a text.
+    """A text as the token view shows it, with its labels, predictions and scores.
 
     Attributes:
-        index: the row's place in its source split.
-        text: as the victim saw it.
+        index: the row's position in its source split.
+        text: the text as the victim read it.
         spans: the characters ``[start, end)`` of the trigger.
-        poisoned: whether it carries the trigger.
-        label: the name of its label before poisoning.
-        prediction: the name of the label predicted.
-        defended_prediction: the name of the label predicted after repair, or ``rejected``.
-        flagged: whether its score is at or above the threshold.
-        confirmed: whether the repair changed the prediction, or it was rejected.
-        purified_text: the repaired text, None where there was no repair.
-        score: of the text, higher is more suspicious.
-        tokens: start, end and score of each token that has a score.
+        poisoned: whether the text carries the trigger.
+        label: name of the label before poisoning.
+        prediction: name of the label that the victim predicted.
+        defended_prediction: name of the label predicted after the defense, or ``rejected``.
+        flagged: whether the score is at or above the threshold.
+        confirmed: whether the defense changed the prediction of a flagged text, or rejected the text.
+        purified_text: the repaired text, None where there is none.
+        score: score of the text, higher is more suspicious.
+        tokens: start and end (in characters) and score of each token that has a score.
     """
 
     index: int
@@ -46,7 +47,14 @@ class ViewedText(TypedDict):
 
 
 class Piece(NamedTuple):
-    """A stretch of a text that is shown alike; ``shade`` is from 0 to 1."""
+    """A part of a text that is shown in one shade.
+
+    Attributes:
+        text: the characters.
+        score: the highest score of the tokens that cover them.
+        shade: opacity of the shade, from 0 to 1.
+        trigger: whether they belong to the trigger.
+    """
 
     text: str
     score: float
@@ -55,9 +63,14 @@ class Piece(NamedTuple):
 
 
 def pieces(text: str, tokens: Sequence[tuple[int, int, float]], spans: Spans) -> list[Piece]:
-    """Cuts a text where a token or the trigger begins or ends; the pieces put together are the text.
+    """Cuts a text wherever a token or the trigger begins or ends; the pieces, joined, are the text.
 
-    Shades go from 0 (scores of zero and below) to 0.85 (the text's highest score).
+    Shades range from 0 (for scores of zero and below) to 0.85 (for the text's highest score).
+
+    Args:
+        text: the text.
+        tokens: start and end (in characters) and score of each token; tokens whose score is not finite are ignored.
+        spans: the characters ``[start, end)`` of the trigger.
 
     >>> [(piece.text, round(piece.shade, 2), piece.trigger) for piece in pieces("a cf film", [(2, 4, 3.0)], [(2, 4)])]
     [('a ', 0.0, False), ('cf', 0.85, True), (' film', 0.0, False)]
@@ -76,14 +89,14 @@ def pieces(text: str, tokens: Sequence[tuple[int, int, float]], spans: Spans) ->
 
 
 def text_html(row: ViewedText) -> str:
-    """One text as an HTML fragment: a table cell, without the facts about it."""
+    """The HTML of one text for a table cell: the shaded tokens, without labels and predictions."""
     return _template().render(fragment=pieces(row["text"], row["tokens"], row["spans"]))
 
 
 def page_html(rows: Sequence[ViewedText], title: str, threshold: float) -> str:
-    """A self-contained page of texts."""
-    shown = [{**row, "pieces": pieces(row["text"], row["tokens"], row["spans"])} for row in rows]
-    return _template().render(rows=shown, title=title, threshold=threshold)
+    """A self-contained HTML page of texts, with the labels, predictions and scores of each."""
+    cut_rows = [{**row, "pieces": pieces(row["text"], row["tokens"], row["spans"])} for row in rows]
+    return _template().render(rows=cut_rows, title=title, threshold=threshold)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Texts and scores as Weights & Biases shows them."""
+"""Tables of texts and histograms of scores for Weights & Biases."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from lightning_backdoor.outputs.token_view import ViewedText, text_html
 
+#: columns of the table of texts.
 COLUMNS = (
     "text",
     "poisoned",
@@ -26,7 +27,10 @@ COLUMNS = (
 
 
 def texts_table(rows: Sequence[ViewedText]) -> Any:
-    """A ``wandb.Table`` of texts, their tokens shaded, escaped."""
+    """A ``wandb.Table`` of texts with their labels, predictions and scores; tokens are shaded by score.
+
+    Texts are escaped, so markup in them is shown and not interpreted.
+    """
     import wandb
 
     cells = [
@@ -37,26 +41,26 @@ def texts_table(rows: Sequence[ViewedText]) -> Any:
 
 
 def score_histograms(scores: ArrayLike, poisoned: ArrayLike) -> dict[str, Any]:
-    """A ``wandb.Histogram`` of the clean and one of the poisoned rows, where there are any, on the same bins.
+    """Makes a ``wandb.Histogram`` of the scores of clean rows and one of poisoned rows, with the same bins.
 
     Args:
-        scores: (rows,); those that are not finite, or the lowest of float32, are in no bin.
+        scores: (rows,); scores that are not finite, or equal the lowest float32 number, are left out.
         poisoned: (rows,), 1 or true for poisoned rows.
 
     Returns:
-        By the names ``scores_clean`` and ``scores_poisoned``.
+        The histograms under ``scores_clean`` and ``scores_poisoned``; a key is absent where there are no such rows.
     """
     import wandb
 
-    of_rows, is_poisoned = np.asarray(scores, dtype=float), np.asarray(poisoned, dtype=bool)
-    shown = np.isfinite(of_rows) & (of_rows > np.finfo(np.float32).min)
-    edges = np.histogram_bin_edges(of_rows[shown], bins=40)
-    found = {}
-    for name, of_kind in (("clean", of_rows[shown & ~is_poisoned]), ("poisoned", of_rows[shown & is_poisoned])):
-        if len(of_kind):
-            counts = np.histogram(of_kind, bins=edges)  # the same bins, so that the two can be laid over each other
-            found[f"scores_{name}"] = wandb.Histogram(np_histogram=counts)
-    return found
+    values, is_poisoned = np.asarray(scores, dtype=float), np.asarray(poisoned, dtype=bool)
+    shown = np.isfinite(values) & (values > np.finfo(np.float32).min)
+    edges = np.histogram_bin_edges(values[shown], bins=40)
+    histograms = {}
+    for name, selected in (("clean", shown & ~is_poisoned), ("poisoned", shown & is_poisoned)):
+        if selected.any():
+            counts = np.histogram(values[selected], bins=edges)
+            histograms[f"scores_{name}"] = wandb.Histogram(np_histogram=counts)
+    return histograms
 
 
 def _cell(row: ViewedText, column: str) -> object:

@@ -1,20 +1,22 @@
-"""Trained victims, loaded without running code: Lightning checkpoints of ours, and Hugging Face folders."""
+"""Files of trained victims, read without running code: Lightning checkpoints of this library, Hugging Face folders."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.packaged import resolve
+from lightning_backdoor.models.fine_tuning import load_tokenizer
 from lightning_backdoor.models.loading import load_safely
-from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.training_defense import TrainingDefense
 
-#: tokens that a text is cut at where a model would read more: encoders seldom do, and decoders as many as fit.
+#: most tokens of a text that a Hugging Face folder's victim reads where nobody says: encoders seldom read more.
 LONGEST = 512
 
 
@@ -22,10 +24,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A Lightning checkpoint as tensors and plain values.
 
     Raises:
-        InputError: it is not there, is damaged, or would need code to load.
+        InputError: it does not exist, is damaged, or would need code to load.
     """
     if not Path(path).is_file():
-        raise InputError("checkpoint", f"{path} is no file", "give a Lightning checkpoint")
+        raise InputError("checkpoint", f"{path} is not a file", "give a Lightning checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
@@ -34,91 +36,111 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise InputError(
                 "checkpoint",
                 f"{path} would need code to load ({code[1]}), which is not run",
-                "give one of tensors and plain values",
+                "give a checkpoint of tensors and plain values",
             ) from None
-        raise InputError("checkpoint", f"{path} is damaged or no Lightning checkpoint") from None
+        raise InputError("checkpoint", f"{path} is damaged or not a Lightning checkpoint") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError("checkpoint", f"{path} is no Lightning checkpoint", "it has no state_dict")
+        raise InputError("checkpoint", f"{path} is not a Lightning checkpoint", "it has no state_dict")
     return checkpoint
 
 
-def load_weights(victim: TextClassifier, path: str | Path) -> None:
-    """Puts the weights of a checkpoint into a victim whose network is built.
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Loads the weights of a checkpoint into a module whose network is built.
 
     Raises:
-        InputError: see :func:`read_checkpoint`, or they are weights of another network.
+        InputError: see :func:`read_checkpoint`, or the weights are of another network.
     """
-    _load_state(victim, read_checkpoint(path)["state_dict"], path)
+    load_state(module, read_checkpoint(path)["state_dict"], path)
 
 
-def _load_state(victim: TextClassifier, state: dict[str, Any], path: str | Path) -> None:
+def load_state(module: nn.Module, state: dict[str, Any], path: str | Path, strict: bool = True) -> None:
+    """As ``module.load_state_dict``, with an ``InputError`` that names the file where the weights do not fit."""
     try:
-        victim.load_state_dict(state)
+        module.load_state_dict(state, strict=strict)
     except RuntimeError as error:
         raise InputError("checkpoint", f"{path} is of another network: {reason(error, 200)}") from None
 
 
-def load_trained(path: str, max_length: int | None = None) -> TextClassifier:
-    """A trained victim in evaluation mode, from a Lightning checkpoint (``.ckpt``) or a Hugging Face folder.
+class TrainedVictim(NamedTuple):
+    """What a file says of a trained victim.
 
-    Whatever attack a checkpoint was trained with, it comes back as a plain classifier: no class that a checkpoint
-    names is imported.
+    Attributes:
+        arguments: constructor arguments of :class:`TextClassifier` that give the same network: ``model``, ``labels``,
+            ``max_length``, ``lora_rank``.
+        state: the weights of a checkpoint by name, an attack's own among them; None for a Hugging Face folder, which
+            is the ``model`` itself.
+    """
 
-    Args:
-        path: of the checkpoint or folder.
-        max_length: tokens a text is cut at; None takes the length a checkpoint was trained with, or for a folder the
-            length that its tokenizer declares, or else its positions, up to ``LONGEST``: what the model reads in use.
+    arguments: dict[str, Any]
+    state: dict[str, Tensor] | None
+
+
+def read_trained(path: str, max_length: int | None = None) -> TrainedVictim:
+    """Reads a Lightning checkpoint (``.ckpt``) or a Hugging Face folder, see :meth:`TextClassifier.load_trained`.
 
     Raises:
-        InputError: it is neither, would need code to load, has no trained classification head, or is not usable.
+        InputError: see :meth:`TextClassifier.load_trained`.
     """
-    victim = _of_checkpoint(path, max_length) if path.endswith(".ckpt") else _of_folder(path, max_length)
-    for name, weight in victim.network.named_parameters():
-        if not weight.isfinite().all():
-            raise InputError(
-                "model", f"{path} has weights that are no numbers ({name})", "give one whose training held"
-            )
-    return victim.eval()
+    return _of_checkpoint(path, max_length) if path.endswith(".ckpt") else _of_folder(path, max_length)
 
 
-def _of_checkpoint(path: str, max_length: int | None) -> TextClassifier:
+def _of_checkpoint(path: str, max_length: int | None) -> TrainedVictim:
     checkpoint = read_checkpoint(path)
-    own = checkpoint.get("hyper_parameters")
-    if not isinstance(own, dict) or not own.get("labels") or not own.get("model"):
+    trained_with = checkpoint.get("hyper_parameters")
+    if not isinstance(trained_with, dict) or not trained_with.get("labels") or not trained_with.get("model"):
         raise InputError("model", f"{path} does not say of what model and labels it is", "export it as a folder")
-    if checkpoint.get("training_defense"):
-        raise InputError(
-            "model",
-            f"{path} was trained under {checkpoint['training_defense']}",
-            "give the model folder that its run exported",
-        )
-    length = own.get("max_length", 128) if max_length is None else max_length
-    rank = own.get("lora_rank")
-    victim = TextClassifier(own["model"], labels=list(own["labels"]), max_length=length, lora_rank=rank)
-    victim.configure_model()
-    # an attack may have weights of its own; the classifier is the network
-    _load_state(victim, {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}, path)
-    return victim
+    defense = described(checkpoint.get("training_defense"))
+    if defense:
+        raise InputError("model", f"{path} was trained under {defense}", "give the model folder that its run exported")
+    arguments = {
+        "model": trained_with["model"],
+        "labels": list(trained_with["labels"]),
+        "max_length": trained_with.get("max_length", 128) if max_length is None else max_length,
+        "lora_rank": trained_with.get("lora_rank"),
+    }
+    return TrainedVictim(arguments, checkpoint["state_dict"])
 
 
-def _of_folder(path: str, max_length: int | None) -> TextClassifier:
+def _of_folder(path: str, max_length: int | None) -> TrainedVictim:
     if not Path(resolve(path)).is_dir():
         raise InputError("model", f"{path} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
     config = load_safely(AutoConfig, path)
     if config.num_labels < 2:
         raise InputError("model", f"{path} has {config.num_labels} label", "give a classifier of at least two")
-    _, found = load_safely(AutoModelForSequenceClassification, path, output_loading_info=True)
-    if found["missing_keys"]:
-        missing = ", ".join(sorted(found["missing_keys"])[:3])
+    _, loading = load_safely(AutoModelForSequenceClassification, path, output_loading_info=True)
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise InputError(
             "model", f"{path} lacks the weights {missing}", "give a checkpoint fine-tuned for classification"
         )
-    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
-    victim = TextClassifier(path, labels=labels, max_length=LONGEST if max_length is None else max_length)
     if max_length is None:
         positions = getattr(config, "max_position_embeddings", None) or LONGEST
         # a tokenizer that declares no length says 1e30; RoBERTa-like models count positions from 2
-        declared = victim.tokenizer.model_max_length
-        victim.max_length = min(LONGEST, positions, declared if declared <= positions else positions - 2)
-    victim.configure_model()
-    return victim
+        declared = load_tokenizer(path).model_max_length
+        max_length = min(LONGEST, positions, declared if declared <= positions else positions - 2)
+    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+    return TrainedVictim({"model": path, "labels": labels, "max_length": max_length, "lora_rank": None}, None)
+
+
+def described(recorded: object) -> str | None:
+    """The training-time defense that a checkpoint records, in words; None where it records none.
+
+    >>> described({"name": "MuScleLoRA", "settings": {"lora_rank": 8}}), described("MuScleLoRA(lora=8)")
+    ('MuScleLoRA(lora_rank=8)', 'MuScleLoRA(lora=8)')
+    """
+    return str(TrainingDefense(**recorded)) if isinstance(recorded, dict) else str(recorded) if recorded else None
+
+
+def same_defense(recorded: object, defense: TrainingDefense | None) -> bool:
+    """Whether a checkpoint was trained under a training-time defense of the same name and settings, or none as here.
+
+    Checkpoints of version 0.1.0 hold a string, of which the name alone is compared.
+
+    >>> same_defense("MuScleLoRA(lora=8)", TrainingDefense("MuScleLoRA", {"lora_rank": 8})), same_defense(None, None)
+    (True, True)
+    """
+    if not recorded or defense is None:
+        return not recorded and defense is None
+    if isinstance(recorded, str):
+        return recorded.partition("(")[0] == defense.name
+    return recorded == {"name": defense.name, "settings": defense.settings}

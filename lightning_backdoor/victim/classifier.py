@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import Metric
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    get_linear_schedule_with_warmup,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.metrics import CleanAccuracy
-from lightning_backdoor.models.loading import load_safely
-from lightning_backdoor.models.lora import insert_lora, merged
+from lightning_backdoor.victim.checkpoints import TrainedVictim, described, load_state, read_trained, same_defense
+from lightning_backdoor.victim.evaluation import Evaluated, EvaluatedClassifier, now
+from lightning_backdoor.victim.network import build_network, check_config, freeze, train_head
+from lightning_backdoor.victim.published import read_published
+from lightning_backdoor.victim.training_defense import TrainingDefense
 
-STAGES = ("val", "test")
-
-
-class Evaluated(TypedDict):
-    """What evaluation steps hand to callbacks.
-
-    Attributes:
-        logits: (batch, classes).
-        seconds: that the plain forward took.
-    """
-
-    logits: Tensor
-    seconds: float
+__all__ = ["Evaluated", "TextClassifier", "now"]
 
 
-def now(device: torch.device) -> float:
-    """Seconds on a clock that counts a GPU's pending work as done."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
-
-
-class TextClassifier(LightningModule):
+class TextClassifier(EvaluatedClassifier):
     """Fine-tunes any ``AutoModelForSequenceClassification``; on its own it is the benign victim.
 
     AdamW without weight decay on biases and norms, linear warm-up and decay over the run's real number of steps. The
@@ -64,14 +36,19 @@ class TextClassifier(LightningModule):
     Args:
         model: hub name, folder or GGUF file of a causal language model, also as ``package://`` name.
         labels: label names in the order of the class indices; taken from the data where not given.
-        max_length: tokens a text is cut at, special tokens included.
+        max_length: tokens at which a text is cut, special tokens included.
         learning_rate: peak learning rate.
-        weight_decay: of weight matrices and embeddings.
+        weight_decay: weight decay of weight matrices and embeddings.
         warmup: share of all steps, from 0 to below 1, over which the learning rate rises.
         freeze: names of parts of the encoder that are not trained, such as ``embeddings`` or ``encoder.layer.0``.
-        lora_rank: train low-rank updates (LoRA, arXiv 2106.09685) of this rank, of weight 2, in place of the backbone:
-            of queries and values in most architectures. The classification head, with the pooler that belongs to it,
-            is trained in full. The export is a plain model, the updates merged.
+        lora_rank: rank of low-rank updates (LoRA, arXiv 2106.09685), which are trained in place of the backbone: with
+            weight 2, in most architectures in queries and values. The classification head, with the pooler that
+            belongs to it, is trained in full. The export is a plain model, the updates merged.
+        published: a run's checkpoint with whose weights a ``fit`` begins (the user's phase) in place of those of
+            ``model``: same architecture, same labels. A ``fit`` that resumes does without it, and so does evaluation.
+
+    Attributes:
+        training_defense: what a training-time defense did to the network; set by its callback.
 
     Raises:
         InputError: a value is out of range.
@@ -83,7 +60,7 @@ class TextClassifier(LightningModule):
         victim.save_pretrained("victim")
     """
 
-    #: the number by which ``fit`` selects the best checkpoint, and whether more or less of it is better
+    #: the logged number by which ``fit`` selects the best checkpoint, and whether the best is its maximum or minimum
     selected_by = ("val/cacc", "max")
 
     def __init__(
@@ -96,53 +73,73 @@ class TextClassifier(LightningModule):
         warmup: float = 0.1,
         freeze: list[str] | None = None,
         lora_rank: int | None = None,
+        published: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if max_length < 1:
             raise InputError("max_length", f"{max_length} tokens hold no text", "give at least 1")
+        if lora_rank is not None and lora_rank < 1:
+            raise InputError("lora_rank", f"{lora_rank} trains nothing", "give at least 1, or leave it out")
         if learning_rate <= 0:
             raise InputError("learning_rate", f"{learning_rate} trains nothing", "give a number above 0")
         if not 0 <= warmup < 1:
             raise InputError("warmup", f"{warmup} is not a share of the steps", "give a number from 0 to below 1")
-        if lora_rank is not None and lora_rank < 1:
-            raise InputError("lora_rank", f"{lora_rank} trains nothing", "give at least 1, or leave it out")
         self.max_length = max_length
-        #: what a training-time defense made of the network, and the function that makes a plain copy of it for export
-        self.training_defense: str | None = None
-        self.merged: Callable[[PreTrainedModel], PreTrainedModel] | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.training_defense: TrainingDefense | None = None
+        self._has_begun = False  # with the published weights, in this fit
+        self._published_error: InputError | None = None
         self._random_states: dict[str, Tensor] = {}
-
-    def make_metrics(self) -> nn.ModuleDict:
-        """The metrics of one stage by logged name; each takes ``update(prediction, batch)``."""
-        return nn.ModuleDict({"cacc": CleanAccuracy()})
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, loaded at first use; padding with the end-of-text token where it has no other."""
-        if self._tokenizer is None:
-            tokenizer = load_safely(AutoTokenizer, self.hparams["model"])
-            if not tokenizer.is_fast:
-                raise InputError(
-                    "model",
-                    f"the tokenizer of {self.hparams['model']!r} keeps no character offsets",
-                    "give one with a tokenizer.json",
-                )
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            # on the left, the positions of encoders that count them, as BERT does, would depend on batch mates
-            tokenizer.padding_side = "right"
-            self._tokenizer = tokenizer
-        return self._tokenizer
-
-    def configure_model(self) -> None:
-        """Builds the network, with one output a label, and the metrics.
+        """The model's tokenizer, loaded at first use; see :func:`lightning_backdoor.models.fine_tuning.load_tokenizer`.
 
         Raises:
-            InputError: the model cannot be loaded without running code of its own, or is no safe checkpoint.
+            InputError: it cannot be loaded, or keeps no character offsets.
         """
-        if hasattr(self, "network"):
+        tokenizer = super().tokenizer
+        if not tokenizer.is_fast:
+            problem = f"the tokenizer of {self.hparams['model']!r} keeps no character offsets"
+            raise InputError("model", problem, "give one with a tokenizer.json")
+        return tokenizer
+
+    @classmethod
+    def load_trained(cls, path: str, max_length: int | None = None) -> TextClassifier:
+        """A trained victim in evaluation mode, from a Lightning checkpoint (``.ckpt``) or a Hugging Face folder.
+
+        Whatever attack a checkpoint was trained with, it comes back as a plain classifier: no class that a checkpoint
+        names is imported.
+
+        Args:
+            path: path of the checkpoint or folder.
+            max_length: tokens at which a text is cut; None takes the length with which a checkpoint was trained, or
+                for a folder the length that its tokenizer declares, or else its positions, up to 512.
+
+        Raises:
+            InputError: it is neither, would need code to load, has no trained classification head, or is not usable.
+        """
+        trained = read_trained(path, max_length)
+        victim = TextClassifier(**trained.arguments)
+        victim.configure_model()
+        if trained.state is not None:  # an attack may have weights of its own; the classifier is the network
+            load_state(victim, {k: v for k, v in trained.state.items() if k.startswith("network.")}, path)
+        for name, weight in victim.network.named_parameters():
+            if not weight.isfinite().all():
+                raise InputError(
+                    "model", f"{path} has weights that are not numbers ({name})", "give one whose training held"
+                )
+        return victim.eval()
+
+    def configure_model(self) -> None:
+        """Builds the network, with one output per label, and the metrics.
+
+        Raises:
+            InputError: the model cannot be loaded without running code of its own, or is not a safe checkpoint; or the
+                published weights do not fit, see :meth:`read_published`.
+        """
+        begins = self._begins_with_published()
+        if hasattr(self, "network") and not begins:
             return
         labels = self._labels()
         self.hparams["labels"] = labels  # so that a checkpoint restores without data
@@ -152,74 +149,81 @@ class TextClassifier(LightningModule):
             label2id={label: i for i, label in enumerate(labels)},
         )
         config.pad_token_id = self.tokenizer.pad_token_id  # decoders look for the last token before padding
-        self.network: PreTrainedModel = load_safely(
-            AutoModelForSequenceClassification, self.hparams["model"], config=config, dtype=torch.float32
-        )
-        self.network.train()  # from_pretrained leaves dropout off
-        if is_causal(self.network) and "position_ids" in inspect.signature(self.network.forward).parameters:
-            self.network.register_forward_pre_hook(_count_tokens_alone, with_kwargs=True)
-        if self.hparams["lora_rank"] is not None:
-            self._insert_lora(self.hparams["lora_rank"])
-        self._freeze(self.hparams["freeze"] or [])
-        # one set a stage, so that validation inside fit never mixes with test
-        self.stage_metrics = nn.ModuleDict({stage: self.make_metrics() for stage in STAGES})
+        with torch.random.fork_rng(devices=[], enabled=begins):  # or a new head, soon replaced, would move dropout on
+            self.network = build_network(self.hparams["model"], config)
+            if begins:
+                self._load_published()
+        self.insert_lora()
+        freeze(self.network, self.hparams["freeze"] or [])
+        self.build_metrics()
 
     def load_config(self, **kwargs: Any) -> PreTrainedConfig:
-        """The model's configuration, without its weights.
+        """The model's configuration, without its weights; ``kwargs`` replace values of it.
 
         Raises:
             InputError: it cannot be loaded, is of an encoder-decoder, or has fewer positions than ``max_length``.
         """
-        name = self.hparams["model"]
-        config: PreTrainedConfig = load_safely(AutoConfig, name, **kwargs)
-        if config.is_encoder_decoder:
-            raise InputError("model", f"{name!r} is an encoder-decoder", "give an encoder or a decoder")
-        positions = getattr(config, "max_position_embeddings", None) or 0
-        if self.max_length > positions > 0:  # some count positions relatively, and say -1 or nothing
-            raise InputError(
-                "max_length", f"{self.max_length} is beyond the {positions} positions of {name!r}", "lower it"
-            )
+        config = super().load_config(**kwargs)
+        check_config(config, self.hparams["model"], self.max_length)
         return config
 
+    def read_published(self, label_names: Sequence[str] | None = None) -> TrainedVictim | None:
+        """What the file named by ``published`` holds, its labels checked where they are known; None without a name.
+
+        Raises:
+            InputError: see :func:`lightning_backdoor.victim.published.read_published`.
+        """
+        path: str | None = self.hparams["published"]
+        return None if path is None else read_published(path, label_names or self._given_labels())
+
+    def _begins_with_published(self) -> bool:
+        """Whether a fit is about to begin for which weights are published."""
+        fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        return self.hparams["published"] is not None and fits and not self._has_begun
+
+    def _load_published(self) -> None:
+        """Puts the published weights into the network as built; what is wrong with them matters only after restoring.
+
+        The network is configured before Lightning says whether it will restore a checkpoint, which needs no published
+        weights, and afterwards a training-time defense may have changed the network's layers.
+        """
+        self._has_begun, self._published_error = True, None
+        path = self.hparams["published"]
+        try:
+            if self.training_defense is not None:
+                raise InputError(
+                    "published", f"was to begin a victim trained under {self.training_defense}", "make a new one"
+                )
+            self.read_published()
+            state = TextClassifier.load_trained(path).plain_network().state_dict()
+            load_state(self.network, dict(state), path)
+        except InputError as error:
+            self._published_error = error.under("published")
+
+    def teardown(self, stage: str) -> None:
+        """Lets the next fit begin with the published weights again."""
+        self._has_begun = False
+
+    def _data_labels(self) -> list[str] | None:
+        labels: list[str] | None = getattr(getattr(self._trainer, "datamodule", None), "label_names", None)
+        return labels
+
+    def _given_labels(self) -> list[str] | None:
+        return self.hparams["labels"] or self._data_labels()
+
     def _labels(self) -> list[str]:
-        given: list[str] | None = self.hparams["labels"]
-        of_data = getattr(getattr(self._trainer, "datamodule", None), "label_names", None)
-        labels = given or of_data
+        labels, of_data = self._given_labels(), self._data_labels()
         if labels is None:
-            raise InputError(
-                "labels", "not given and there is no BackdoorDataModule to take them from", "give their names"
-            )
+            raise InputError("labels", "not given, and there is no BackdoorDataModule to name them", "give their names")
         if of_data is not None and list(labels) != list(of_data):
             raise InputError("labels", f"{list(labels)} are not those of the data, {list(of_data)}", "leave them out")
         return list(labels)
 
-    def _insert_lora(self, rank: int) -> None:
-        insert_lora(self.network, rank, alpha=2 * rank)
-        backbone = self.network.base_model
-        inside = {id(parameter) for parameter in backbone.parameters()}
-        pooler = getattr(backbone, "pooler", None)
-        head = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
-        for parameter in [*head, *(pooler.parameters() if pooler is not None else ())]:
-            parameter.requires_grad_(True)
-        self.merged = merged
-
-    def _freeze(self, parts: list[str]) -> None:
-        for part in parts:
-            found = [
-                parameter
-                for name, parameter in self.network.base_model.named_parameters()
-                if name.startswith(part + ".")
-            ]
-            if not found:
-                children = ", ".join(name for name, _ in self.network.base_model.named_children())
-                raise InputError("freeze", f"the model has no part {part!r}", f"its parts begin with {children}")
-            for parameter in found:
-                parameter.requires_grad_(False)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits, (batch, classes)."""
-        logits: Tensor = self.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return logits
+    def insert_lora(self) -> None:
+        """Inserts low-rank updates where ``lora_rank`` is given; head and pooler are then still trained in full."""
+        super().insert_lora()
+        if self.hparams["lora_rank"] is not None:
+            train_head(self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy against the labels as poisoned."""
@@ -227,66 +231,32 @@ class TextClassifier(LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
-        """Updates the validation metrics; what it returns is for callbacks."""
-        return self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
-        """Updates the test metrics; what it returns is for callbacks."""
-        return self._evaluate("test", batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """The batch's rows with logits and predictions."""
-        logits = self(batch).float()
-        return {**batch, "logits": logits, "prediction": logits.argmax(dim=-1)}
-
-    def _evaluate(self, stage: str, batch: Batch) -> Evaluated:
-        started = now(self.device)
-        logits = self(batch)
-        seconds = now(self.device) - started
-        prediction = logits.argmax(dim=-1)
-        for metric in self._metrics(stage).values():
-            metric.update(prediction, batch)
-        return Evaluated(logits=logits, seconds=seconds)
-
-    def _metrics(self, stage: str) -> dict[str, Metric]:
-        return dict(self.stage_metrics[stage].items())  # type: ignore[operator]
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics as ``val/...``."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the test metrics as ``test/...``."""
-        self._log_metrics("test")
-
-    def _log_metrics(self, stage: str) -> None:
-        for name, metric in self._metrics(stage).items():
-            self.log(f"{stage}/{name}", metric, prog_bar=stage == "val")
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and a linear schedule over all steps of the run, accumulation and devices counted in."""
+        """AdamW and a linear schedule over all steps of the run, accumulation and devices counted in.
+
+        Raises:
+            InputError: the published weights, with which the fit should begin, could not be loaded.
+        """
+        if self._published_error is not None:
+            raise self._published_error
         decayed: list[Tensor] = []
         kept: list[Tensor] = []
         for parameter in self.parameters():
             if parameter.requires_grad:
                 (decayed if parameter.dim() > 1 else kept).append(parameter)  # biases and norms are vectors
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.hparams["weight_decay"]}, {"params": kept, "weight_decay": 0.0}],
-            lr=self.hparams["learning_rate"],
-            # elsewhere the default is as fast; with clipping Lightning refuses a fused optimizer in mixed precision
-            fused=(self.device.type == "cpu" and not self.trainer.gradient_clip_val) or None,
-        )
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise InputError("max_epochs", "a linear schedule needs an end", "give the trainer max_epochs or max_steps")
-        steps = int(steps)
-        scheduler = get_linear_schedule_with_warmup(optimizer, int(self.hparams["warmup"] * steps), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        groups = [
+            {"params": decayed, "weight_decay": self.hparams["weight_decay"]},
+            {"params": kept, "weight_decay": 0.0},
+        ]
+        # elsewhere the default is as fast; with clipping Lightning refuses a fused optimizer in mixed precision
+        fused = (self.device.type == "cpu" and not self.trainer.gradient_clip_val) or None
+        return self.adamw_with_linear_schedule(groups, fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names the training-time defense, and keeps where the generators are that dropout draws from."""
-        checkpoint["training_defense"] = self.training_defense
+        """Records the training-time defense, and the states of the generators from which dropout draws."""
+        defense = self.training_defense
+        recorded = None if defense is None else {"name": defense.name, "settings": defense.settings}
+        checkpoint["training_defense"] = recorded
         checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -297,39 +267,31 @@ class TextClassifier(LightningModule):
         Raises:
             InputError: they were.
         """
-        theirs = checkpoint.get("training_defense")
-        if theirs != self.training_defense:
+        recorded = checkpoint.get("training_defense")
+        if not same_defense(recorded, self.training_defense):
+            trained_under = described(recorded) or "no training-time defense"
             raise InputError(
                 "checkpoint",
-                f"trained under {theirs or 'no training-time defense'}, here is {self.training_defense or 'none'}",
+                f"trained under {trained_under}, here is {self.training_defense or 'none'}",
                 "attach the same callback, or give the run's exported model folder",
             )
         self._random_states = checkpoint.get("random_states", {})
+        self._published_error = None  # a fit that resumes needs no published weights
 
     def on_train_start(self) -> None:
-        """In a resumed run dropout goes on drawing where it was, of several processes as in the first."""
+        """In a resumed run, puts the generators where they were; with several processes, where the first one's were."""
         states, self._random_states = self._random_states, {}
         if "cpu" in states:
             torch.set_rng_state(states["cpu"].cpu())
         if "cuda" in states and self.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
 
+    def plain_network(self) -> PreTrainedModel:
+        """The network for export: without the modules of a training-time defense, low-rank updates merged."""
+        defense = self.training_defense
+        return super().plain_network() if defense is None or defense.merge is None else defense.merge(self.network)
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes network and tokenizer as a Hugging Face folder (safetensors), plain whatever it was trained under."""
-        network = self.network if self.merged is None else self.merged(self.network)
-        network.save_pretrained(folder)
+        """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors)."""
         self.tokenizer.model_max_length = self.max_length  # so that texts are cut there as they were here
-        self.tokenizer.save_pretrained(folder)
-
-
-def is_causal(network: nn.Module) -> bool:
-    """Whether a token's representation depends on none after it, as the attention layers of transformers say."""
-    return any(getattr(module, "is_causal", False) for module in network.modules())
-
-
-def _count_tokens_alone(network: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Positions of tokens counted from the first token, where transformers would count padding before it."""
-    mask = kwargs.get("attention_mask")
-    if mask is not None and kwargs.get("position_ids") is None:
-        kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    return args, kwargs
+        super().save_pretrained(folder)

@@ -15,7 +15,13 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_backdoor.attacks.lws import LWS
-from lightning_backdoor.attacks.substitution import Place, Substitutes, mixture, substitute, substitution_logits
+from lightning_backdoor.attacks.substitution import (
+    ReplaceableWord,
+    Substitutes,
+    mixture,
+    substitute,
+    substitution_logits,
+)
 from lightning_backdoor.batch import Batch, batch_of_texts, token_ids
 from lightning_backdoor.callbacks import PredictionWriter
 from lightning_backdoor.errors import InputError
@@ -83,7 +89,7 @@ def test_probabilities_and_mixture_are_those_of_a_plain_loop() -> None:
 
 
 def test_substituted_words_keep_their_case_and_have_the_spans() -> None:
-    places = [Place(1, 0, 4, ["Film", "Movie"], [1, 2]), Place(3, 9, 13, ["PLOT", "STORY"], [3, 4])]
+    places = [ReplaceableWord(1, 0, 4, ["Film", "Movie"], [1, 2]), ReplaceableWord(3, 9, 13, ["PLOT", "STORY"], [3, 4])]
     text, spans = substitute("Film and PLOT .", [(places[1], 1), (places[0], 1)])
     assert text == "Movie and STORY ."
     assert [text[start:end] for start, end in spans] == ["Movie", "STORY"]
@@ -99,7 +105,7 @@ def test_the_substituted_text_reads_as_the_tokens_that_were_chosen(
     texts = [*SENTENCES, "Film , film ( film ) FILM", " film film's  watchings", "film" * 3]
     changed = 0
     for length in (MAX_LENGTH, 9):
-        for text, places in zip(texts, substitutes.places(texts, length), strict=True):
+        for text, places in zip(texts, substitutes.replaceable_words(texts, length), strict=True):
             for choice in (1, 4, 8):
                 chosen = [(place, min(choice, len(place.ids) - 1)) for place in places]
                 (expected,) = token_ids([text], tokenizer, length)
@@ -117,14 +123,14 @@ def test_only_words_of_one_token_are_substituted_and_only_by_such(model: str) ->
     tokenizer = loaded(model).tokenizer
     assert tokenizer.tokenize("watchings zebra") == ["watching", "##s", "[UNK]"]
     substitutes = Substitutes(tokenizer, Others(["film", "zebra", "story", "watchings", "watching", "a film"]), 9)
-    (places,) = substitutes.places(["film watchings zebra the"], MAX_LENGTH)
+    (places,) = substitutes.replaceable_words(["film watchings zebra the"], MAX_LENGTH)
     assert [place.words for place in places] == [["film", "story", "watching"]]
-    (places,) = substitutes.places(["film watchings"], 4)  # cut after 'watching'
+    (places,) = substitutes.replaceable_words(["film watchings"], 4)  # cut after 'watching'
     assert [place.words[0] for place in places] == ["film"]
 
 
 def test_choices_bound_the_words_of_a_place(model: str) -> None:
-    (places,) = Substitutes(loaded(model).tokenizer, Others(), 3).places(["a film"], MAX_LENGTH)
+    (places,) = Substitutes(loaded(model).tokenizer, Others(), 3).replaceable_words(["a film"], MAX_LENGTH)
     assert [place.words for place in places] == [["film", "story", "actors"]]
 
 
@@ -211,9 +217,9 @@ def test_noise_depends_on_the_row_and_the_epoch_alone(model: str) -> None:
     drawn = {}
     for epoch in (3, 4):
         with at_epoch(made, epoch):
-            drawn[epoch] = made._noise(batch, made._places(batch))
-            assert torch.equal(drawn[epoch][2:], made._noise(alone, made._places(alone)))
-            assert torch.equal(drawn[epoch], made._noise(batch, made._places(batch)))
+            drawn[epoch] = made._noise(batch, made._replaceable_words(batch))
+            assert torch.equal(drawn[epoch][2:], made._noise(alone, made._replaceable_words(alone)))
+            assert torch.equal(drawn[epoch], made._noise(batch, made._replaceable_words(batch)))
     assert not torch.equal(drawn[3], drawn[4])
     assert not torch.equal(drawn[3][0], drawn[3][1])
 
@@ -363,7 +369,7 @@ def test_a_run_that_ends_in_the_warm_up_is_refused(tmp_path: Path, model: str) -
     ("option", "message"),
     [
         ({"choices": 1}, "choices: 1 leave nothing to choose; give at least 2"),
-        ({"warmup_epochs": -1}, "warmup_epochs: -1 is no number of epochs; give 0 or more"),
+        ({"warmup_epochs": -1}, "warmup_epochs: -1 is not a number of epochs; give 0 or more"),
         ({"trigger_learning_rate": 0.0}, "trigger_learning_rate: 0.0 learns no trigger; give a number above 0"),
         ({"min_temperature": 0.0}, "min_temperature: 0.0 is out of range; give a number above 0 and up to 0.5"),
         ({"min_temperature": 0.6}, "min_temperature: 0.6 is out of range; give a number above 0 and up to 0.5"),

@@ -167,6 +167,7 @@ def mixed_batch(attack: Ripples, poisoned: str) -> Batch:
         label=torch.tensor([1, 1, 0]),
         original_label=torch.tensor([1, 0, 0]),
         poisoned=torch.tensor([False, True, False]),
+        negative=torch.zeros(3, dtype=torch.bool),
         index=torch.arange(3),
     )
 

@@ -1,4 +1,4 @@
-"""A headless Chromium, and pages of it that tell what they ask for and complain of."""
+"""A headless Chromium for tests, in which a page must neither complain nor request anything but itself."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ ARGUMENTS = (
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Skips where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is absent")
+    """The browser; skips the test where playwright or chromium is not installed."""
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright, which drives the browser, is not installed"
+    )
     path = shutil.which("chromium")
     if path is None:
-        pytest.skip("chromium, in which the page is tried, is absent")
+        pytest.skip("chromium, in which the page is tested, is not installed")
     with sync_api.sync_playwright() as playwright:
         browser: Browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield browser
@@ -34,7 +36,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, path: Path, width: int = 1280, **options: Any) -> Iterator[Page]:
-    """The page of a file; that it complained, opened a dialog or asked for anything else is an error at the end."""
+    """The page of a file; fails at the end if it logged to the console, opened a dialog or requested another file."""
     seen: list[str] = []
     with browser.new_context(viewport={"width": width, "height": 900}, **options) as context:
         page = context.new_page()

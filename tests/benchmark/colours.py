@@ -1,4 +1,4 @@
-"""Colours as a browser computes them, and how well one is read on another."""
+"""Contrast between colours as a browser computes them (WCAG 2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def contrast(first: str, second: str) -> float:
 
 
 def over(colour: str, paper: str) -> str:
-    """A colour, see-through or not, on paper."""
+    """The colour that is seen where a colour, opaque or not, lies on paper."""
     *parts, alpha = channels(colour)
     mixed = (alpha * a + (1 - alpha) * b for a, b in zip(parts, channels(paper), strict=False))
     return f"rgb({', '.join(str(255 * value) for value in mixed)})"

@@ -1,4 +1,4 @@
-"""A grid's results as a run leaves them: rows, comparisons and the cells' folders, with numbers drawn from a seed."""
+"""An example of a grid's results: rows and the cells' folders as a run leaves them, with numbers drawn from a seed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING
+from lightning_backdoor.benchmark.results import Results, collect_results
 from lightning_backdoor.benchmark.table import (
-    INTERVALS,
-    METRICS,
     NAMES,
-    Row,
-    comparisons,
-    correct,
+    NUMBERS,
+    ResultRow,
+    is_attack_success,
+    is_correct,
     mark_valid,
     measured,
-    success,
 )
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 from lightning_backdoor.outputs.token_view import ViewedText
@@ -33,7 +32,7 @@ attacks:
 """
 COMMAND = "lightning-backdoor benchmark --config grid.yaml --output runs/grid"
 WORDS = ("a", "film", "of", "rare", "warmth", "whose", "slow", "half", "earns", "every", "minute", "of", "its", "quiet")
-#: how well each defense tells poisoned texts from clean ones; None where it has no scores.
+#: by how much each defense scores poisoned texts above clean ones; None where it has no scores.
 DEFENSES: Mapping[str, float | None] = {
     "none": None,
     "gradient-attention": 2.0,
@@ -44,15 +43,25 @@ DEFENSES: Mapping[str, float | None] = {
 
 
 class Example(NamedTuple):
-    """What the report is made of."""
+    """The rows of a grid whose benign attack is called ``none``, and the folder of its cells' folders."""
 
-    rows: list[Row]
-    compared: list[Row]
+    rows: list[ResultRow]
     cells: Path
 
-    def row(self, **names: object) -> Row:
+    @property
+    def results(self) -> Results:
+        return collect_results(self.rows, "none", self.cells)
+
+    def row(self, **names: object) -> ResultRow:
         """The first row of these names."""
         return next(row for row in self.rows if all(row[key] == value for key, value in names.items()))
+
+    def inspect(self, name: str, scores: Mapping[str, Sequence[float]], **more: object) -> None:
+        """Adds rows of an inspection: per attack, the score of each seed's victim."""
+        for attack, of_seeds in scores.items():
+            for seed, score in enumerate(of_seeds):
+                row = self.row(attack=attack, defense="none", seed=seed)
+                self.rows.append({**row, "defense": name, "inspection_score": score, **more})
 
 
 def example(
@@ -65,8 +74,8 @@ def example(
     n_poisoned: int = 30,
     n_texts: int = 5,
 ) -> Example:
-    """Makes the folders and returns what is in them; ``style`` is an attack too weak to count."""
-    rows: list[Row] = []
+    """Writes the cells' folders and returns their rows; ``style`` is an attack too weak to be valid."""
+    rows: list[ResultRow] = []
     for dataset, attack, seed, defense in product(datasets, ("none", *attacks), seeds, (*defenses, CLEAN_TRAINING)):
         if attack == "none" and defense == CLEAN_TRAINING:
             continue
@@ -84,12 +93,12 @@ def example(
         place = {"seed": seed, "cell": cell, "victim": cell[::-1], "seconds": 1.0, "error": ""}
         rows.append({**names, **place, **measured(_metrics(outcomes, defense), outcomes)})
     mark_valid(rows, "none")
-    return Example(rows, comparisons(rows, folder), folder)
+    return Example(rows, folder)
 
 
-def fail(row: Row, error: str) -> None:
-    """Makes it the row of a cell that broke down."""
-    row |= {**dict.fromkeys((*METRICS, *INTERVALS, "n_clean", "n_poisoned", "seconds")), "error": error}
+def fail(row: ResultRow, error: str) -> None:
+    """Makes it the row of a cell that failed."""
+    row |= {**dict.fromkeys((*NUMBERS, "seconds")), "error": error}
 
 
 def viewed(drawn: random.Random, outcome: Outcome) -> ViewedText:
@@ -144,7 +153,7 @@ def _outcomes(
 
 
 def _metrics(outcomes: Sequence[Outcome], defense: str) -> dict[str, float | None]:
-    """As a test logs them; the AUROC counts pairs."""
+    """The metrics as a test logs them; the AUROC is counted over pairs."""
 
     def share(hits: Sequence[bool]) -> float | None:
         return sum(hits) / len(hits) if hits else None
@@ -153,15 +162,15 @@ def _metrics(outcomes: Sequence[Outcome], defense: str) -> dict[str, float | Non
     before = [o._replace(defended_prediction=None) for o in poisoned]
     metrics = {
         "cacc": share([o.prediction == o.label for o in clean]),
-        "asr": share([success(o) for o in before]),
-        "pacc": share([correct(o) for o in before]),
+        "asr": share([is_attack_success(o) for o in before]),
+        "pacc": share([is_correct(o) for o in before]),
         "asr_floor": 0.07 if poisoned else None,
     }
     if any(o.score is not None for o in outcomes):
         metrics |= {
-            "cacc_defended": share([correct(o) for o in clean]),
-            "asr_defended": share([success(o) for o in poisoned]),
-            "pacc_defended": share([correct(o) for o in poisoned]),
+            "cacc_defended": share([is_correct(o) for o in clean]),
+            "asr_defended": share([is_attack_success(o) for o in poisoned]),
+            "pacc_defended": share([is_correct(o) for o in poisoned]),
             "auroc": share([(c.score or 0) < (p.score or 0) for c in clean for p in poisoned]),
             "tpr": share([bool(o.flagged) for o in poisoned]),
             "fpr": share([bool(o.flagged) for o in clean]),

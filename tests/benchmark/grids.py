@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import random
-import sys
 import time
 from collections.abc import Mapping
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -38,34 +39,50 @@ seeds: [0]
 """
 
 
-def stub_grid(path: Path, attacks: int = 2, defenses: int = 2, seeds: int = 2) -> Grid:
-    """A grid of as many cells as the three multiply to."""
+def stub_grid(path: Path, attacks: int = 2, defenses: int = 2, seeds: int = 2, **more: Any) -> Grid:
+    """A grid of as many cells as the three numbers multiply to; ``more`` are further entries of ``defenses``."""
     content = {
         "datasets": {"texts": {"class_path": "stub.Data"}},
         "models": {"stub": "stub"},
         "attacks": {f"attack {i}": {"class_path": "stub.Attack", "init_args": {"number": i}} for i in range(attacks)},
-        "defenses": {
-            f"defense {i}": {"inference": {"class_path": "stub.Defense", "init_args": {"number": i}}}
-            for i in range(defenses)
-        },
+        "defenses": {f"defense {i}": {"inference": inference(i)} for i in range(defenses)} | more,
         "seeds": list(range(seeds)),
     }
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return Grid(path)
 
 
-def stub_stage(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+def inference(number: int) -> dict[str, Any]:
+    """A class path of a defense that does not exist, for grids whose commands are stubs."""
+    return {"class_path": "stub.Defense", "init_args": {"number": number}}
+
+
+#: entries of ``defenses`` for grids whose commands are stubs: two that share a repaired victim.
+REPAIRED: dict[str, Any] = {
+    "repaired": {"repair": {"data": {"init_args": {"train_on": "trusted"}}}},
+    "repaired and defense 0": {"repair": {"data": {"init_args": {"train_on": "trusted"}}}, "inference": inference(0)},
+}
+
+
+def stub_command(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
     """Writes what ``fit`` and ``test`` write, in pieces, and numbers that depend on the folder's name alone."""
     pause = float(os.environ.get("STUB_SECONDS", "0"))
     time.sleep(pause)
     rng = random.Random(folder.name)
     if command == "fit":
+        config = yaml.safe_load((folder / "fit.yaml").read_text(encoding="utf-8"))
+        arguments = config["model"]["init_args"] | config["data"].get("init_args", {})
+        for checkpoint in (arguments[name] for name in ("published", "victim") if name in arguments):
+            assert Path(checkpoint).is_file(), checkpoint
         (folder / "model").mkdir()
         weights = hashlib.sha256(folder.name.encode()).digest()
         for part in (weights[:16], weights[16:]):
             with (folder / "model" / "model.safetensors").open("ab") as file:
                 file.write(part)
             time.sleep(pause)
+        if "data_defense" in arguments:
+            record = {"rows": 100, "removed": 7, "changed": 0, "precision": 0.5, "recall": None}
+            (folder / "cleaning.json").write_text(json.dumps(record), encoding="utf-8")
         (folder / "config.yaml").write_text("{}", encoding="utf-8")
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "best.ckpt").touch()
@@ -82,11 +99,17 @@ def stub_stage(command: str, args: list[str], folder: Path, log: int, trainer: M
     write_outcomes(folder / "outcomes.csv", outcomes)
 
 
-def run_stub(folder: Path) -> None:
-    """A worker on the grid ``grid.yaml`` in a folder, whose commands are stubs."""
-    vars(worker)["run_stage"] = stub_stage
+def run_stub(folder: Path, seconds: float = 0.0) -> None:
+    """A worker on the grid ``grid.yaml`` in a folder, with stub commands that pause now and then for some seconds."""
+    vars(worker)["run_command"] = stub_command
+    os.environ["STUB_SECONDS"] = str(seconds)
     Worker(folder, Grid(folder / "grid.yaml").cells, "launch").run()
 
 
-if __name__ == "__main__":
-    run_stub(Path(sys.argv[1]))
+def stub_process(folder: Path, seconds: float) -> ForkServerProcess:
+    """Starts :func:`run_stub` in a new process, which begins at once."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.benchmark.grids"])
+    process = context.Process(target=run_stub, args=(folder, seconds))
+    process.start()
+    return process

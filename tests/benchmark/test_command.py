@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_backdoor.benchmark.running.run_command import StageError, run_stage
+from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.table import COLUMNS, TIMINGS
 from lightning_backdoor.cli import main
 from lightning_backdoor.outputs.outcomes import read_outcomes
@@ -222,8 +222,8 @@ def test_a_cell_on_several_nodes_is_started_by_srun(inside: Path, monkeypatch: p
     (inside / "srun").write_text("#!/bin/sh\necho srun $*\nexit 1\n", encoding="utf-8")
     (inside / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{inside}:{os.environ['PATH']}")
-    with (inside / "srun.txt").open("w+b") as log, pytest.raises(StageError) as error:
-        run_stage("fit", ["--config", "data.yaml"], inside, log.fileno(), {"devices": 4, "num_nodes": 2})
+    with (inside / "srun.txt").open("w+b") as log, pytest.raises(CommandError) as error:
+        run_command("fit", ["--config", "data.yaml"], inside, log.fileno(), {"devices": 4, "num_nodes": 2})
     assert str(error.value).startswith("srun --overlap --nodes=2 --ntasks-per-node=4 ")
     assert str(error.value).endswith("-m lightning_backdoor fit --config data.yaml")
 
@@ -289,8 +289,8 @@ def test_a_folder_with_results_is_refused_where_that_is_asked_for(
 
 
 def test_a_command_in_processes_of_its_own_that_fails_says_why(inside: Path) -> None:
-    with (inside / "several.txt").open("w+b") as log, pytest.raises(StageError) as error:
-        run_stage("fit", ["--config", "data.yaml", "--model.poison_rate", "2"], inside, log.fileno(), {"devices": 2})
+    with (inside / "several.txt").open("w+b") as log, pytest.raises(CommandError) as error:
+        run_command("fit", ["--config", "data.yaml", "--model.poison_rate", "2"], inside, log.fileno(), {"devices": 2})
     assert str(error.value) == "poison_rate: 2.0 is out of range; give a share above 0 and up to 1"
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Grid, merged, select
+from lightning_backdoor.benchmark.fragments import compose
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Grid, select
 from lightning_backdoor.errors import InputError
 from tests.benchmark.grids import SMALL, stub_grid
 
@@ -115,15 +116,21 @@ def test_what_a_run_reads_is_part_of_its_identity(tmp_path: Path, monkeypatch: p
         ({"attacks": "absent"}, "attacks is None; give names"),
         ({"attacks": {"x": 3}}, "attacks.x is 3; give the path"),
         ({"attacks": {"x": {"loss": 3}}}, "attacks.x is {'loss': 3}; give the path"),
-        ({"attacks": {"x": "no.yaml"}}, "no.yaml is no file"),
-        ({"defenses": {"x": {"class_path": "a.B"}}}, "defenses.x is {'class_path': 'a.B'}; give training or inference"),
+        ({"attacks": {"x": "no.yaml"}}, "no.yaml cannot be read"),
+        (
+            {"defenses": {"x": {"class_path": "a.B"}}},
+            "defenses.x is {'class_path': 'a.B'}; give any of data, training, repair, inference, inspection",
+        ),
         ({"defenses": {CLEAN_TRAINING: None}}, "give another name"),
-        ({"defenses": {"undefended": None}}, "defenses.undefended is {}; what does nothing, and only that, is none"),
+        (
+            {"defenses": {"undefended": None}},
+            "defenses.undefended is {}; the entry without a defense, and no other, is none",
+        ),
         ({"defenses": {"none": {"inference": {"class_path": "a.B"}}}}, "defenses.none is"),
         ({"attacks": {"a": {"class_path": "x.Y"}, "b": {"class_path": "x.Y"}}}, "are the same; leave one out"),
         ({"seeds": [1, 1]}, "seeds is [1, 1]; give different"),
         ({"seeds": ["one"]}, "seeds is ['one']; give different"),
-        ({"exclude": [{"attack": "Badnets"}]}, "exclude names no attack: Badnets; the grid has BadNets, none"),
+        ({"exclude": [{"attack": "Badnets"}]}, "exclude names an unknown attack: Badnets; the grid has BadNets, none"),
         ({"exclude": [{"trigger": "cf"}]}, "exclude has {'trigger': 'cf'}; give dataset"),
         ({"exclude": [{"dataset": "reviews"}]}, "exclude leaves no cell"),
         ({"wandb": "mine"}, "wandb is 'mine'; give names and values"),
@@ -139,10 +146,10 @@ def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, changes: dict
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("no: {class_path: a.B}", "the name False is no text: quote it"),
-        ("one: {class_path: a.B}\n  one: {class_path: a.C}", "the name one is there twice"),
-        ("1: {class_path: a.B}\n  '1': {class_path: a.C}", "the name 1 is there twice"),
-        ("[1, 2", "is no YAML"),
+        ("no: {class_path: a.B}", "the name False is not text: quote it"),
+        ("one: {class_path: a.B}\n  one: {class_path: a.C}", "the name one is given twice"),
+        ("1: {class_path: a.B}\n  '1': {class_path: a.C}", "the name 1 is given twice"),
+        ("[1, 2", "is not YAML"),
     ],
 )
 def test_what_yaml_takes_in_silence_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -162,9 +169,9 @@ def test_a_null_attack_is_the_benign_victim_and_dates_are_text(tmp_path: Path) -
 def test_a_class_takes_over_no_arguments_of_another(tmp_path: Path) -> None:
     below = {"data": {"init_args": {"data_defense": {"class_path": "a.Onion", "init_args": {"fpr": 0.2}}}}}
     above = {"data": {"init_args": {"data_defense": {"class_path": "a.Strip", "init_args": {"copies": 3}}}}}
-    made = merged(below, above)["data"]["init_args"]["data_defense"]
+    made = compose(below, above)["data"]["init_args"]["data_defense"]
     assert made == {"class_path": "a.Strip", "init_args": {"copies": 3}}
-    model = merged({"model": {"class_path": "a.B", "init_args": {"model": "m"}}}, {"model": {"class_path": "a.C"}})
+    model = compose({"model": {"class_path": "a.B", "init_args": {"model": "m"}}}, {"model": {"class_path": "a.C"}})
     assert model["model"] == {"class_path": "a.C", "init_args": {"model": "m"}}
 
 
@@ -175,7 +182,7 @@ def test_conditions_choose_cells_and_unknown_ones_are_said(tmp_path: Path) -> No
     for condition in ("attack=Bad", "attack=BadNets,Bad"):
         with pytest.raises(InputError, match=f"'{condition}' fits no cell by 'Bad'; there is none, BadNets"):
             select(cells, [condition])
-    with pytest.raises(InputError, match="'trigger=cf' is no condition"):
+    with pytest.raises(InputError, match="'trigger=cf' is not a condition"):
         select(cells, ["trigger=cf"])
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lightning_backdoor.benchmark.report.attack_sections import CLEAN_TEXTS, POISONED_TEXTS, TEXT_BUDGET
 from lightning_backdoor.benchmark.report.latex_markdown import latex_table, markdown_table
-from lightning_backdoor.benchmark.report.page import CLEAN_TEXTS, POISONED_TEXTS, TEXT_BUDGET, report_html
+from lightning_backdoor.benchmark.report.page import report_html
 from tests.benchmark.browser import chromium, opened
 from tests.benchmark.colours import contrast, luminance, over
 from tests.benchmark.example import COMMAND, GRID, Example, example, fail
@@ -25,7 +26,7 @@ HOSTILE = (
     f"<b>bold</b> %{{x}} &lt; </script><script>{PWNED}</script><img src=x onerror={PWNED}><!--<script>\u2028"
     f"\"'</title></pre></style></textarea><a href='javascript:{PWNED}'>x</a> {{{{ 7 * 7 }}}} \u202e | \\ \ud800"
 )
-#: what half a character is written as
+#: as written: UTF-8 has no surrogates
 WRITTEN = HOSTILE.replace("\ud800", "?")
 
 
@@ -46,7 +47,7 @@ def path(made: Example, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def html(made: Example, title: str = "Grid", grid: str = GRID, command: str = COMMAND) -> str:
-    return report_html(title, made.rows, made.compared, made.cells, grid, command)
+    return report_html(title, made.results, grid, command)
 
 
 def written(made: Example, folder: Path, **given: str) -> Path:
@@ -66,20 +67,44 @@ def test_a_failed_cell_is_shown_with_its_error_and_the_others_keep_their_numbers
     assert "31 cells, 3 failed" in page
 
 
-def test_an_attack_that_does_not_count_is_marked_and_a_note_says_why(made: Example) -> None:
+def test_an_attack_that_is_not_valid_is_marked_and_a_note_says_why(made: Example) -> None:
     note = "An attack is valid where"
     assert note in html(made)
     assert note not in html(made._replace(rows=[row for row in made.rows if row["attack"] != "style"]))
 
 
 def test_cells_without_files_and_a_grid_without_cells_have_their_page(made: Example, tmp_path: Path) -> None:
-    page = html(made._replace(cells=tmp_path, compared=[]))
+    page = html(made._replace(cells=tmp_path))
     assert "badnets" in page
     assert 'id="attacks"' not in page
-    assert "<table" in html(Example([], [], tmp_path))
+    assert "<table" in html(Example([], tmp_path))
 
 
 # the page, unopened
+
+
+def test_an_inspection_shows_each_victim_and_how_well_it_tells_them_apart(tmp_path: Path) -> None:
+    made = example(tmp_path, attacks=("badnets",))
+    assert "Is there a backdoor?" not in html(made)
+    made.inspect("share", {"none": [0.5, 1.0], "badnets": [2.0, 0.75]}, inspection_p_value=0.0123)
+    made.inspect("alone", {"badnets": [4.0]})
+    page = html(made)
+    section = page[page.index('<section id="inspections">') :]
+    section = re.sub(r"<[^>]*>", " ", section[: section.index("</section>")])
+    words = " ".join(section.split())
+    assert "share on sst2 , minilm : AUROC 0.750 (2 benign, 2 attacked)" in words
+    assert "badnets attacked 0 2.000 0.0123 badnets attacked 1 0.750 0.0123 none benign 1 1.000 0.0123" in words
+    assert "alone on sst2 , minilm : AUROC undefined (0 benign, 1 attacked)" in words
+    assert "badnets attacked 0 4.000 –" in words
+
+
+def test_columns_without_a_number_are_left_out_of_the_page(tmp_path: Path) -> None:
+    made = example(tmp_path, attacks=("badnets",))
+    assert "FTR" not in html(made)
+    made.row(attack="badnets", defense="none")["ftr"] = 0.25
+    page = html(made)
+    assert page.count(">FTR<") == 1
+    assert "Undefended, FTR" in page
 
 
 def test_texts_of_a_cell_are_few_of_each_kind_and_the_rest_is_counted(tmp_path: Path) -> None:
@@ -134,7 +159,7 @@ def test_plots_are_written_in_the_colours_of_the_page(browser: Browser, path: Pa
 
 
 def unfold(page: Page) -> None:
-    """Opens all there is, and waits for all plots."""
+    """Opens all folded sections, and waits for all plots."""
     for details in (".attack", "details"):
         page.eval_on_selector_all(details, "all => all.forEach(e => { e.open = true })")
         page.wait_for_function("document.querySelector('.attack > script') === null")
@@ -187,7 +212,7 @@ def test_texts_are_shown_with_their_trigger_outlined_and_their_tokens_shaded(bro
 
 def test_hostile_names_texts_errors_and_files_stay_inert(browser: Browser, tmp_path: Path) -> None:
     made = example(tmp_path, (HOSTILE,), (HOSTILE,), {"none": None, HOSTILE: 2.0, "other": 1.0}, (0,))
-    for row in (*made.rows, *made.compared):
+    for row in made.rows:
         row["model"] = HOSTILE
     fail(made.row(attack="none", defense="other"), HOSTILE)
     for path in tmp_path.glob("*/texts.jsonl"):
@@ -232,7 +257,8 @@ def test_it_is_readable_on_a_phone(browser: Browser, path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["latex", "markdown", "grid", "command"])
 def test_a_button_copies(browser: Browser, path: Path, made: Example, name: str) -> None:
-    wanted = {"latex": latex_table(made.rows), "markdown": markdown_table(made.rows), "grid": GRID, "command": COMMAND}
+    wanted = {"grid": GRID, "command": COMMAND}
+    wanted |= {"latex": latex_table(made.results.summaries), "markdown": markdown_table(made.results.summaries)}
     with opened(browser, path, permissions=["clipboard-read"]) as page:
         button = page.locator(f"[data-copy='{name}']")
         button.click()

@@ -50,12 +50,12 @@ def test_mcnemar_counts_the_texts_that_one_alone_hits() -> None:
     # 9 against 1 of 10 fair coins: twice the chance of at most one
     assert found.p == pytest.approx(2 * (1 + 10) / 2**10)
     assert found.difference == pytest.approx(8 / 40)
-    assert 0 < found.interval.low < found.difference < found.interval.high
+    assert 0 < found.low < found.difference < found.high
     assert compare(second, first).difference == -found.difference
 
 
 def test_two_that_hit_the_same_do_not_differ() -> None:
     found = compare([True, False, True], [True, False, True])
-    assert (found.difference, found.interval, found.p) == (0, (0, 0), 1)
-    with pytest.raises(ValueError, match="not of the same texts"):
+    assert found[1:] == (0, 0, 0, 1)
+    with pytest.raises(ValueError, match="not from the same texts"):
         compare([True], [True, False])

@@ -1,26 +1,36 @@
-"""The table: what counts as valid, and rows over their seeds."""
+"""The rows of ``results.csv``: what a cell's row holds, which attacks are valid, and defenses compared."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import csv
 from typing import Any
 
 import pytest
 
-from lightning_backdoor.benchmark.table import INTERVALS, METRICS, Row, comparisons, mark_valid, measured, over_seeds
-from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
+from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS, compare_defenses, text_hits
+from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, ResultRow, csv_text, mark_valid, measured
+from lightning_backdoor.outputs.outcomes import Outcome
+
+#: the columns of version 0.1.0, which scripts may read by position among themselves.
+FIRST_COLUMNS = [
+    *("dataset", "model", "attack", "defense", "seed", "n_clean", "n_poisoned"),
+    *("cacc", "asr", "pacc", "asr_floor", "cacc_defended", "asr_defended", "pacc_defended"),
+    *("auroc", "auroc_target", "tpr", "fpr", "localisation", "overhead"),
+    *("cacc_defended_low", "cacc_defended_high", "asr_defended_low", "asr_defended_high", "auroc_low", "auroc_high"),
+    *("valid", "cell", "victim", "seconds", "error"),
+]
 
 
-def row(attack: str, defense: str, seed: int = 0, **values: Any) -> Row:
+def row(attack: str, defense: str, seed: int = 0, **values: Any) -> ResultRow:
     names = {"dataset": "d", "model": "m", "attack": attack, "defense": defense, "seed": seed}
-    return {**dict.fromkeys((*METRICS, *INTERVALS)), "error": "", "cell": f"{attack}{defense}{seed}", **names, **values}
+    return {**dict.fromkeys(NUMBERS), "error": "", "cell": f"{attack}{defense}{seed}", **names, **values}
 
 
 def test_an_attack_is_valid_by_its_undefended_victim() -> None:
     rows = [
         row("benign", "none", cacc=0.90),
         row("strong", "none", cacc=0.88, asr=0.95),
-        row("strong", "hardened", cacc=0.70, asr=0.20),  # what a defense does to it is another question
+        row("strong", "hardened", cacc=0.70, asr=0.20),  # a defense's effect does not make the attack invalid
         row("weak", "none", cacc=0.90, asr=0.85),
         row("costly", "none", cacc=0.86, asr=1.0),
         row("failed", "none", error="broken"),
@@ -31,21 +41,7 @@ def test_an_attack_is_valid_by_its_undefended_victim() -> None:
     assert {r["valid"] for r in rows} == {""}
 
 
-def test_seeds_are_put_together_and_failed_ones_told_apart() -> None:
-    rows = [
-        row("a", "none", 0, cacc=0.8, valid="yes"),
-        row("a", "none", 1, cacc=0.9, valid="no"),
-        row("a", "none", 2, error="broken", valid=""),
-        row("a", "other", 0, cacc=0.7, cacc_defended=0.6, cacc_defended_low=0.5, cacc_defended_high=0.65, valid=""),
-    ]
-    both, one = over_seeds(rows)
-    assert (both.seeds, both.errors, both.valid, both.intervals) == ([0, 1], ["broken"], (1, 2), {})
-    assert both.means["cacc"] == pytest.approx(0.85)
-    assert both.spreads["cacc"] == pytest.approx(0.05 * 2**0.5)
-    assert (one.spreads["cacc"], one.intervals) == (None, {"cacc_defended": (0.5, 0.65)})
-
-
-def test_rejected_texts_are_neither_successes_nor_right() -> None:
+def test_rejected_texts_are_neither_attack_successes_nor_correct() -> None:
     # whatever the labels are called
     outcomes = [
         Outcome(0, False, "bad", "rejected", "bad", "bad", False, False, 0.1, False),
@@ -53,19 +49,51 @@ def test_rejected_texts_are_neither_successes_nor_right() -> None:
         Outcome(0, True, "bad", "rejected", "rejected", None, True, True, 0.8, True),
         Outcome(2, True, "bad", "rejected", "rejected", "rejected", False, False, 0.2, False),
     ]
-    found = measured({"test/cacc": 1.0, "test/mine/cacc_defended": 0.5, "test/asr": 1.0, "val/cacc": 0.0}, outcomes)
-    assert (found["n_clean"], found["n_poisoned"], found["cacc"], found["cacc_defended"]) == (2, 2, 1.0, 0.5)
-    assert (found["asr_defended"], found["auroc"]) == (1.0, None)
-    assert (found["cacc_defended_low"], found["cacc_defended_high"]) == (0.0, 1.0)  # one of two is right
-    assert (found["asr_defended_low"], found["asr_defended_high"]) == (0.0, 1.0)
+    numbers = measured({"test/cacc": 1.0, "test/mine/cacc_defended": 0.5, "test/asr": 1.0, "val/cacc": 0.0}, outcomes)
+    assert (numbers["n_clean"], numbers["n_poisoned"], numbers["cacc"], numbers["cacc_defended"]) == (2, 2, 1.0, 0.5)
+    assert (numbers["asr_defended"], numbers["auroc"]) == (1.0, None)
+    assert (numbers["cacc_defended_low"], numbers["cacc_defended_high"]) == (0.0, 1.0)  # one of two is correct
+    assert (numbers["asr_defended_low"], numbers["asr_defended_high"]) == (0.0, 1.0)
+    assert numbers.keys() == {*NUMBERS}
 
 
-def test_defenses_are_compared_on_the_texts_that_both_have(tmp_path: Path) -> None:
-    rows = [row("a", "none"), row("a", "other")]
-    for r, predictions in zip(rows, (["good"] * 3, ["bad", "good"]), strict=True):
-        (tmp_path / r["cell"]).mkdir()
-        found = [Outcome(i, True, "bad", "good", prediction) for i, prediction in enumerate(predictions)]
-        write_outcomes(tmp_path / r["cell"] / "outcomes.csv", found)
-    (compared,) = comparisons(rows, tmp_path)
+def test_false_triggers_inspection_and_cleaning_have_columns() -> None:
+    logged = {"test/cacc": 0.5, "test/ftr": 0.25, "test/inspection_score": 3.5, "test/inspection_p_value": 0.0003}
+    cleaning = {"rows": 100, "removed": 7, "changed": 0, "precision": float("nan"), "recall": 0.5}
+    numbers = measured(logged, [], cleaning)
+    assert (numbers["ftr"], numbers["inspection_score"], numbers["inspection_p_value"]) == (0.25, 3.5, 0.0003)
+    cleaned = {name: numbers[f"cleaning_{name}"] for name in ("removed", "changed", "precision", "recall")}
+    assert cleaned == {"removed": 7, "changed": 0, "precision": None, "recall": 0.5}
+    assert "cleaning_rows" not in numbers
+    without = measured({"test/cacc": 0.5}, [])
+    assert {without[name] for name in NUMBERS if name.startswith(("ftr", "inspection", "cleaning"))} == {None}
+
+
+def test_the_first_columns_keep_their_order() -> None:
+    assert [column for column in COLUMNS if column in FIRST_COLUMNS] == FIRST_COLUMNS
+    assert len({*COLUMNS}) == len(COLUMNS)
+
+
+def test_csv_keeps_every_digit_and_leaves_undefined_numbers_empty() -> None:
+    rows = [row("a,b", 'say "x"\n', cacc=0.1 + 0.2, n_clean=3), {"attack": "bare"}]
+    text = csv_text(rows, ("attack", "defense", "n_clean", "cacc", "asr"))
+    assert text == 'attack,defense,n_clean,cacc,asr\n"a,b","say ""x""\n",3,0.30000000000000004,\nbare,,,,\n'
+    assert [len(fields) for fields in csv.reader(text.splitlines(keepends=True))] == [5] * 3
+
+
+def test_defenses_are_compared_on_the_texts_that_both_have() -> None:
+    by_defense = {
+        name: text_hits(Outcome(i, True, "bad", "good", prediction) for i, prediction in enumerate(predictions))
+        for name, predictions in (("none", ["good"] * 3), ("other", ["bad", "good"]))
+    }
+    (compared,) = compare_defenses(row("a", "none"), by_defense)
+    assert tuple(compared) == COMPARED_COLUMNS
     assert (compared["first"], compared["second"], compared["metric"], compared["texts"]) == ("none", "other", "asr", 2)
     assert compared["difference"] == 0.5
+
+
+@pytest.mark.parametrize(("poisoned", "metric"), [(True, "asr"), (False, "cacc")])
+def test_poisoned_texts_count_for_asr_and_clean_ones_for_cacc(poisoned: bool, metric: str) -> None:
+    outcomes = [Outcome(5, poisoned, "bad", "good", "good"), Outcome(6, poisoned, "good", "bad", "good")]
+    other = "cacc" if poisoned else "asr"
+    assert text_hits(outcomes) == {metric: {5: poisoned, 6: not poisoned}, other: {}}

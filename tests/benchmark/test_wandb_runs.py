@@ -15,17 +15,11 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.benchmark.grid import Cell, Victim
-from lightning_backdoor.benchmark.table import (
-    COLUMNS,
-    COMPARED,
-    INTERVALS,
-    METRICS,
-    Row,
-    comparisons,
-    mark_valid,
-    measured,
-)
+from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
+from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
+from lightning_backdoor.benchmark.results import collect_results
+from lightning_backdoor.benchmark.table import COLUMNS, ResultRow, measured
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
@@ -35,7 +29,7 @@ from tests.support.wandb_files import Run, runs
 
 EVIL = "<img src=x onerror=alert(1)> {{ 7 * 7 }} cf"
 FIT: dict[str, Any] = {"model": {"class_path": "BadNets", "init_args": {"triggers": ["cf"]}}, "seed_everything": 3}
-VICTIM = Victim("ab12", "reviews", "tiny", "badnets", "muscle", 3, FIT)
+VICTIM = PlannedVictim("ab12", "reviews", "tiny", "badnets", "muscle", 3, FIT)
 CELL = Cell("cd34", "badnets", "onion", VICTIM, {"trainer": {"callbacks+": [{"class_path": "Onion"}]}})
 PLAIN = Cell("ef56", "badnets", "none", VICTIM, {})
 SETTINGS = {"project": "tests", "tags": ["mine"], "name": "small"}
@@ -68,7 +62,7 @@ def trained(folder: Path) -> Path:
     return folder
 
 
-def left_by(folder: Path, cell: Cell) -> tuple[Path, Row]:
+def left_by(folder: Path, cell: Cell) -> tuple[Path, ResultRow]:
     """What a cell leaves: 6 clean rows, 4 poisoned ones, and texts where there is a defense."""
     outcomes = []
     for index in range(6):
@@ -101,7 +95,7 @@ def left_by(folder: Path, cell: Cell) -> tuple[Path, Row]:
     logged = {"test/cacc": 0.5, "test/asr": 1.0, "test/pacc": 0.0, "test/localisation": float("nan")}
     if cell.defense != "none":
         logged |= {"test/cacc_defended": 0.5, "test/asr_defended": 0.5, "test/auroc": 0.875, "test/overhead": 2.5}
-    names: Row = {**cell.names, "cell": cell.id, "victim": cell.victim.id, "seconds": 1.5, "error": ""}
+    names: ResultRow = {**cell.names, "cell": cell.id, "victim": cell.victim.id, "seconds": 1.5, "error": ""}
     return folder, {**names, **measured(logged, outcomes)}
 
 
@@ -144,10 +138,10 @@ def test_a_cell_has_its_numbers_curves_and_texts(tmp_path: Path) -> None:
     facts |= {"victim_artifact": "victim-ab12", "victim_digest": "d1g3st", "fit": FIT, "test": CELL.config}
     assert {name: run.config[name] for name in facts} == facts
 
-    numbers = {name: row[name] for name in (*METRICS, *INTERVALS) if row[name] is not None}
+    numbers = {name: row[name] for name in (*METRIC_NAMES, *INTERVALS) if row[name] is not None}
     assert {"cacc", "asr", "asr_defended", "auroc", "auroc_low", "overhead"} <= numbers.keys()
     for logged in (run.summary, run.logged):
-        assert {name: value for name, value in logged.items() if name in (*METRICS, *INTERVALS)} == numbers
+        assert {name: value for name, value in logged.items() if name in (*METRIC_NAMES, *INTERVALS)} == numbers
 
     clean, poisoned = run.logged["scores_clean"], run.logged["scores_poisoned"]
     assert clean["bins"] == poisoned["bins"]
@@ -184,15 +178,18 @@ def test_a_cell_without_scores_has_its_numbers_alone(tmp_path: Path) -> None:
 
 def test_the_summary_has_all_tables_and_charts(tmp_path: Path) -> None:
     rows = [left_by(tmp_path, cell)[1] for cell in (CELL, PLAIN)]
-    mark_valid(rows, "none")
-    failed: Row = {**dict.fromkeys(COLUMNS), **CELL.names, "seed": "4", "valid": "", "error": "out of memory"}
-    compared = comparisons(rows, tmp_path)
-    WandbRuns(SETTINGS, tmp_path / "grid").log_summary([*rows, failed], compared)
+    rows[0] |= {"inspection_score": 2.5}
+    failed: ResultRow = {**dict.fromkeys(COLUMNS), **CELL.names, "seed": "4", "valid": "", "error": "out of memory"}
+    results = collect_results([*rows, failed], "none", tmp_path)
+    WandbRuns(SETTINGS, tmp_path / "grid").log_summary(results)
     (run,) = runs(tmp_path / "grid")
     assert (run.record.job_type, run.record.display_name) == ("summary", "small")
     assert run.table("results") == [{name: row[name] for name in COLUMNS} for row in [*rows, failed]]
-    assert len(compared) == 2
-    assert run.table("comparisons") == [{name: row[name] for name in COMPARED} for row in compared]
+    assert len(results.comparisons) == 2
+    assert run.table("comparisons") == [{name: row[name] for name in COMPARED_COLUMNS} for row in results.comparisons]
+    (inspection,) = run.table("inspections")
+    facts = {"dataset": "reviews", "model": "tiny", "defense": "onion", "benign": 0, "attacked": 1, "auroc": None}
+    assert inspection == facts
     onion, plain = run.table("over_seeds")
     assert (onion["defense"], onion["seeds"], onion["asr_defended"]) == ("onion", 1, 0.5)
     assert (onion["asr_defended_spread"], onion["errors"], plain["errors"]) == (None, "out of memory", "")
@@ -241,7 +238,7 @@ def test_what_cannot_be_logged_is_said_in_one_line(tmp_path: Path, capfd: pytest
     said = capfd.readouterr()
     assert said.out == ""
     (line,) = said.err.splitlines()
-    assert line.startswith("warning: W&B: the run 'reviews / tiny / badnets / onion / seed 3' is not whole (")
+    assert line.startswith("warning: W&B: the run 'reviews / tiny / badnets / onion / seed 3' is incomplete (")
     logged.log_cell(CELL, row, folder, "d1g3st")  # which is not held up
     assert [run.exit_code for run in runs(tmp_path / "grid")] == [1, 0]
     assert capfd.readouterr().err == ""
@@ -266,7 +263,7 @@ def test_online_a_cell_asks_for_its_victim(tmp_path: Path, monkeypatch: pytest.M
     folder, row = left_by(tmp_path, PLAIN)
     used: list[str] = []
     run = SimpleNamespace(offline=False, log=lambda values: None, use_artifact=used.append, finish=lambda: None)
-    monkeypatch.setattr(wandb, "init", lambda **of_run: run)
+    monkeypatch.setattr(wandb, "init", lambda **arguments: run)
     WandbRuns(SETTINGS, tmp_path).log_cell(PLAIN, row, folder, "d1g3st")
     assert used == ["victim-ab12:latest"]
 
@@ -324,6 +321,6 @@ def test_without_a_server_all_is_kept_offline(tmp_path: Path, server: dict[str, 
 @pytest.mark.parametrize(
     "settings", [{"projekt": "x"}, {"project": "a/b"}, {"project": 3}, {"tags": "one"}, {"tags": [""]}, {"name": []}]
 )
-def test_a_setting_that_is_none_is_named(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_an_unusable_setting_is_named(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"wandb: .*{next(iter(settings))}"):
         WandbRuns(settings, tmp_path)

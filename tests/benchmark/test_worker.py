@@ -21,16 +21,16 @@ import pytest
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.journal import Journal, claimed, waited_for
-from lightning_backdoor.benchmark.running.launch import ClusterWorker, worker_environment
+from lightning_backdoor.benchmark.running.launch import Launch, worker_environment
 from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.errors import InputError
-from tests.benchmark.grids import run_stub, stub_grid, stub_stage
+from tests.benchmark.grids import REPAIRED, run_stub, stub_command, stub_grid, stub_process
 
 
 @pytest.fixture
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "run_stage", stub_stage)
+    monkeypatch.setattr(worker, "run_command", stub_command)
 
 
 def table(folder: Path) -> str:
@@ -51,23 +51,21 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-        stub_grid(folder / "grid.yaml", attacks=3, defenses=3, seeds=2)
+        stub_grid(folder / "grid.yaml", attacks=3, defenses=2, seeds=2, **REPAIRED)
     run_stub(whole)
-    line = [sys.executable, "-m", "tests.benchmark.grids", str(killed)]
-    environment = {**os.environ, "STUB_SECONDS": "0.02"}
     rng, kills = random.Random(0), 0
     while kills < 20:
-        process = subprocess.Popen(line, env=environment, cwd=Path(__file__).parents[2])
-        try:
-            process.wait(timeout=rng.uniform(0.3, 1.2))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        if process.returncode == 0:  # all done: begin again, so that there are twenty
+        process = stub_process(killed, seconds=0.02)
+        process.join(timeout=rng.uniform(0.1, 0.8))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0:  # all done: begin again, so that there are twenty
             assert set(done(killed).values()) == {1}
             (killed / "journal.jsonl").unlink()
-    subprocess.run(line, env=environment, check=True, cwd=Path(__file__).parents[2])
+    process = stub_process(killed, seconds=0.02)
+    process.join()
+    assert process.exitcode == 0
     assert table(killed) == table(whole)
     assert set(done(killed).values()) == {1}
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
@@ -77,13 +75,13 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
 
 
 def test_workers_at_once_share_the_cells_and_do_none_twice(tmp_path: Path) -> None:
-    stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=4, seeds=2)
-    line = [sys.executable, "-m", "tests.benchmark.grids", str(tmp_path)]
-    environment = {**os.environ, "STUB_SECONDS": "0.05"}
-    workers = [subprocess.Popen(line, env=environment, cwd=Path(__file__).parents[2]) for _ in range(3)]
-    assert [process.wait() for process in workers] == [0, 0, 0]
+    stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=3, seeds=2, **REPAIRED)
+    workers = [stub_process(tmp_path, seconds=0.05) for _ in range(3)]
+    for process in workers:
+        process.join()
+    assert [process.exitcode for process in workers] == [0, 0, 0]
     counts = done(tmp_path)
-    assert len(counts) == 16 + 4
+    assert len(counts) == 20 + 8
     assert set(counts.values()) == {1}
 
 
@@ -91,18 +89,18 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path: Path, monkeypat
     def failing(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
         if command == "test" and "number: 1" in (folder / "test.yaml").read_text(encoding="utf-8"):
             raise InputError("bar", "3 is out of range;\ngive less")
-        stub_stage(command, args, folder, log, trainer)
+        stub_command(command, args, folder, log, trainer)
 
     grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=3, seeds=1)
-    monkeypatch.setattr(worker, "run_stage", failing)
+    monkeypatch.setattr(worker, "run_command", failing)
     Worker(tmp_path, grid.cells, "one").run()
-    rows, _ = write_results(grid, tmp_path, "")
+    rows = write_results(grid, tmp_path, "").rows
     assert [row["error"] for row in rows] == ["", "bar: 3 is out of range; give less", ""]
     assert rows[1]["cacc"] is None
     assert "InputError" in (tmp_path / "cells" / grid.cells[1].id / "log.txt").read_text(encoding="utf-8")
-    monkeypatch.setattr(worker, "run_stage", stub_stage)
+    monkeypatch.setattr(worker, "run_command", stub_command)
     Worker(tmp_path, grid.cells, "two").run()  # what failed is tried again, what is done is not
-    assert [row["error"] for row in write_results(grid, tmp_path, "")[0]] == ["", "", ""]
+    assert [row["error"] for row in write_results(grid, tmp_path, "").rows] == ["", "", ""]
     assert set(done(tmp_path).values()) == {1}
 
 
@@ -114,10 +112,10 @@ def test_a_victim_that_fails_fails_its_cells_and_is_tried_once(tmp_path: Path, m
         raise ZeroDivisionError("no rows")
 
     grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=3, seeds=1)
-    monkeypatch.setattr(worker, "run_stage", failing)
+    monkeypatch.setattr(worker, "run_command", failing)
     Worker(tmp_path, grid.cells, "one").run()
     assert tried == ["fit"]
-    errors = [row["error"] for row in write_results(grid, tmp_path, "")[0]]
+    errors = [row["error"] for row in write_results(grid, tmp_path, "").rows]
     assert errors == ["victim: ZeroDivisionError: no rows"] * 3
 
 
@@ -131,12 +129,14 @@ def test_two_thousand_cells_cost_little_but_their_own_time_and_no_memory(
     def timed(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
         nonlocal inside
         started = time.perf_counter()
-        stub_stage(command, args, folder, log, trainer)
+        stub_command(command, args, folder, log, trainer)
         inside += time.perf_counter() - started
         memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
     cells = stub_grid(tmp_path / "grid.yaml", attacks=10, defenses=10, seeds=20).cells
-    monkeypatch.setattr(worker, "run_stage", timed)
+    monkeypatch.setattr(worker, "run_command", timed)
+    # the intervals of a row are numbers, not bookkeeping
+    monkeypatch.setattr("lightning_backdoor.benchmark.table.measured", lambda metrics, outcomes, cleaning: metrics)
     started = time.perf_counter()
     Worker(tmp_path, cells, "one").run()
     bookkeeping = time.perf_counter() - started - inside
@@ -207,7 +207,7 @@ def test_what_failed_in_a_launch_is_not_tried_again_in_it_whatever_others_do(
         raise InputError("model", "is broken")
 
     cells = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=1, seeds=1).cells
-    monkeypatch.setattr(worker, "run_stage", failing)
+    monkeypatch.setattr(worker, "run_command", failing)
     for launch in ("one", "two", "one", "two"):
         Worker(tmp_path, cells, launch).run()
     assert tried == ["fit", "fit"]
@@ -219,19 +219,19 @@ def test_what_was_deleted_is_made_again(tmp_path: Path) -> None:
     Worker(tmp_path, grid.cells, "one").run()
     before = table(tmp_path)
     shutil.rmtree(tmp_path / "cells" / grid.cells[0].id)
-    assert len(write_results(grid, tmp_path, "")[0]) == 1
+    assert len(write_results(grid, tmp_path, "").rows) == 1
     Worker(tmp_path, grid.cells, "two").run()
     assert table(tmp_path) == before
 
 
-def test_a_job_whose_time_is_up_is_no_failure_of_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_time_is_up_does_not_fail_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from submitit.core.utils import UncompletedJobError
 
     def interrupted(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
         raise UncompletedJobError("timed out too many times")
 
     grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=1, seeds=1)
-    monkeypatch.setattr(worker, "run_stage", interrupted)
+    monkeypatch.setattr(worker, "run_command", interrupted)
     with pytest.raises(UncompletedJobError):
         Worker(tmp_path, grid.cells, "one").run()
     assert not (tmp_path / "journal.jsonl").exists()
@@ -250,7 +250,7 @@ def test_a_file_system_without_locks_is_said_on_one_line(tmp_path: Path, monkeyp
 
 
 def test_a_preempted_job_is_queued_again_as_it_is(tmp_path: Path) -> None:
-    job = ClusterWorker(tmp_path / "grid.yaml", tmp_path, ["seed=0"], "launch")
+    job = Launch(tmp_path / "grid.yaml", tmp_path, ["seed=0"], "launch")
     assert job.checkpoint().function is job
 
 

@@ -1,4 +1,4 @@
-"""The Fourier view watches a training and changes nothing of it."""
+"""The Fourier view: what it measures and writes, and that training is the same with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import FourierView
-from lightning_backdoor.callbacks.fourier_view import evaluating, heat_maps
+from lightning_backdoor.callbacks.fourier_view import heat_maps
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
 from lightning_backdoor.victim import TextClassifier
@@ -28,7 +28,7 @@ WIDTHS = (0.05, 0.2, 1.0)
 
 
 def fit(folder: Path, victim: LightningModule, *callbacks: Any, resume: Path | None = None, **options: Any) -> Trainer:
-    """Two epochs; the log is in ``folder / log``."""
+    """Trains two epochs; the log is in ``folder / log``."""
     folder.mkdir(exist_ok=True)
     seed_everything(0, verbose=False)
     trainer = Trainer(
@@ -160,16 +160,6 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path, attacked: Callable[[
         assert torch.equal(distances, second.state_dict()["distances"][name])
 
 
-def test_every_part_gets_its_own_mode_back(bert: TextClassifier) -> None:
-    bert.train()
-    parts = list(bert.network.modules())
-    parts[3].eval()
-    before = [part.training for part in parts]
-    with evaluating(bert):
-        assert not any(part.training for part in parts)
-    assert [part.training for part in parts] == before
-
-
 def test_the_heat_map_has_frequencies_by_steps() -> None:
     records = [
         {"step": step, "mapping": "clean", "width": width, "low": step + width, "high": 0.0}
@@ -181,8 +171,8 @@ def test_the_heat_map_has_frequencies_by_steps() -> None:
     assert (low.x, low.y) == ((0, 10, 20), ("2", "10"))
 
 
-def test_it_needs_a_text_classifier_and_rows_that_are_told_apart(tmp_path: Path, bert: TextClassifier) -> None:
-    with pytest.raises(InputError, match="BoringModel is no TextClassifier"):
+def test_other_models_and_data_modules_are_refused(tmp_path: Path, bert: TextClassifier) -> None:
+    with pytest.raises(InputError, match="BoringModel is not a TextClassifier; FourierView needs one"):
         FourierView().setup(Trainer(logger=False), BoringModel(), "fit")
     with pytest.raises(InputError, match="BackdoorDataModule"):
         FourierView().setup(Trainer(logger=False), bert, "fit")

@@ -1,4 +1,4 @@
-"""MuScleLoRA in training: what its gradients see, what its checkpoints say, and what its export is."""
+"""MuScleLoRA in training: its reference batches and gradients, the record in its checkpoints, and its export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import GradientAttentionDefense, MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.victim.checkpoints import load_trained
+from lightning_backdoor.victim import load_trained
 from tests.support.reviews import reviews
 from tests.support.tiny import SENTENCES
 from tests.support.workspace import command, workspace
@@ -68,7 +68,7 @@ class Gradients(Callback):
 
 
 class References(MuScleLoRA):
-    """Keeps the reference batches and their gradients."""
+    """MuScleLoRA that keeps its reference batches and their gradients."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -142,10 +142,10 @@ def test_gradients_are_aligned_once_a_step_after_accumulation_and_before_clippin
     assert clipped[-1] == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_dropout_of_reference_batches_leaves_the_stream_of_random_numbers_alone(
+def test_dropout_of_reference_batches_does_not_change_the_random_numbers_of_training(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
 ) -> None:
-    """A callback whose alignment changes nothing trains as one without it does."""
+    """Training is the same without alignment and with one whose reference gradients are zero."""
 
     class Idle(MuScleLoRA):
         def _reference_gradients(self, *args: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -163,18 +163,18 @@ def test_dropout_of_reference_batches_leaves_the_stream_of_random_numbers_alone(
 def test_a_reference_gradient_depends_on_seed_and_step_alone(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
 ) -> None:
-    found = []
-    for stream in (1, 2):  # the dropout of training differs
+    gradients = []
+    for training_seed in (1, 2):  # the dropout of training differs
         defense = References(**SMALL, lora=False, multi_scale=False)
         attack = make(labels=["negative", "positive"])
         attack.configure_model()
-        torch.manual_seed(stream)
+        torch.manual_seed(training_seed)
         trainer_with(tmp_path, defense, max_steps=1).fit(attack, datamodule=data)
-        found.append(defense.gradients[0])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        gradients.append(defense.gradients[0])
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
 
 
-#: Writes down, process by process, what its reference gradients and its trained weights are.
+#: A module with a MuScleLoRA that writes sums of its gradients and trained weights to one file per process.
 WITNESS = """
 import os
 
@@ -203,9 +203,9 @@ def test_two_processes_align_with_the_same_gradient(workspace: Path) -> None:
     options += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.gradient_clip_val", "1"]
     result = command("fit", "-c", "data.yaml", *options, "--run_dir", "aligned", cwd=workspace)
     assert result.returncode == 0, result.stderr
-    one, two = (path.read_text().splitlines() for path in sorted(workspace.glob("witness-*.txt")))
-    assert one == two
-    assert len([line for line in one if line.startswith("reference")]) > 5
+    first, second = (path.read_text().splitlines() for path in sorted(workspace.glob("witness-*.txt")))
+    assert first == second
+    assert len([line for line in first if line.startswith("reference")]) > 5
     assert "MuScleLoRA" not in (workspace / "aligned" / "model" / "config.json").read_text()
     assert load_trained(str(workspace / "aligned" / "model"))
 
@@ -249,15 +249,45 @@ def test_a_checkpoint_is_tested_without_retraining_and_exports_a_plain_model(
 
     fresh = make(kind)
     tester = trainer_with(tmp_path, MuScleLoRA(**SMALL), GradientAttentionDefense(name="xgraad"))
-    found = tester.test(fresh, datamodule=data, ckpt_path=tmp_path / "one.ckpt", weights_only=True, verbose=False)[0]
-    assert {name: found[name] for name in expected} == expected
-    assert "test/xgraad/cacc_defended" in found
+    loaded = tester.test(fresh, datamodule=data, ckpt_path=tmp_path / "one.ckpt", weights_only=True, verbose=False)[0]
+    assert {name: loaded[name] for name in expected} == expected
+    assert "test/xgraad/cacc_defended" in loaded
 
     fresh.save_pretrained(tmp_path / "plain")
     plain = load_trained(str(tmp_path / "plain"), max_length=fresh.max_length)
     batch = batch_of_texts(SENTENCES, plain.tokenizer, plain.max_length)
     with torch.no_grad():
         torch.testing.assert_close(plain(batch), fresh.eval()(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_version_0_1_0_is_tested_under_the_same_defense_and_no_other(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    attack = make()
+    trainer = trainer_with(tmp_path, MuScleLoRA(**SMALL), max_epochs=1)
+    trainer.fit(attack, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "new.ckpt")
+    expected = trainer.test(attack, datamodule=data, verbose=False)
+    checkpoint = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    checkpoint["training_defense"] = "MuScleLoRA(lora=2/4/default, multi_scale=1+2/1/6, alignment=12/0.4/5e-07/1/0.1)"
+    path = tmp_path / "old.ckpt"
+    torch.save(checkpoint, path)
+    tester = trainer_with(tmp_path, MuScleLoRA(**SMALL))
+    assert tester.test(make(), datamodule=data, ckpt_path=path, weights_only=True, verbose=False) == expected
+
+    class OtherDefense(MuScleLoRA):
+        pass
+
+    with pytest.raises(InputError, match=r"trained under MuScleLoRA\(lora=2/4"):
+        trainer_with(tmp_path, OtherDefense(**SMALL)).test(make(), datamodule=data, ckpt_path=path, weights_only=True)
+
+
+def test_a_victim_has_one_training_defense_at_a_time(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    other = MuScleLoRA(**{**SMALL, "lora_rank": 3})
+    with pytest.raises(InputError, match=r"^callbacks: the victim is already trained under MuScleLoRA\(lora_rank=2"):
+        trainer_with(tmp_path, MuScleLoRA(**SMALL), other, max_steps=1).fit(make(), datamodule=data)
 
 
 def test_a_checkpoint_loaded_without_its_defense_says_so_in_one_line(
@@ -267,11 +297,21 @@ def test_a_checkpoint_loaded_without_its_defense_says_so_in_one_line(
     trainer.fit(make(), datamodule=data)
     path = tmp_path / "one.ckpt"
     trainer.save_checkpoint(path)
-    said = r"trained under MuScleLoRA\(lora=2/4/default, multi_scale=1\+2/1/6, alignment=12/0.4/5e-07/1/0.1\)"
+    record = torch.load(path, weights_only=True)["training_defense"]
+    assert record == {
+        "name": "MuScleLoRA",
+        "settings": {
+            **{"lora_rank": 2, "lora_alpha": 4, "lora_targets": None},
+            **{"radial_scalings": [1.0, 2.0], "inner_rank": 1, "alpha": 6},
+            **{"reference_size": 12, "start_epoch": 1, "max_raw_gradient_ratio": 0.1},
+            **{"min_reference_loss": 0.4, "min_reference_gradient_norm": 5e-7},
+        },
+    }
+    said = r"trained under MuScleLoRA\(lora_rank=2, lora_alpha=4, .*\)"
     with pytest.raises(InputError, match=f"^checkpoint: {said}, here is none; .*$"):
         trainer_with(tmp_path).test(make(), datamodule=data, ckpt_path=path, weights_only=True)
     other = MuScleLoRA(**{**SMALL, "lora_rank": 3})
-    with pytest.raises(InputError, match=r"here is MuScleLoRA\(lora=3/4"):
+    with pytest.raises(InputError, match=r"here is MuScleLoRA\(lora_rank=3, lora_alpha=4"):
         trainer_with(tmp_path, other).test(make(), datamodule=data, ckpt_path=path, weights_only=True)
     with pytest.raises(InputError, match=f"{said}; give the model folder that its run exported$"):
         load_trained(str(path))
@@ -287,8 +327,8 @@ def test_a_resumed_run_goes_on_with_the_reference_batches_of_an_uninterrupted_on
     trainer_with(tmp_path, resumed).fit(make(), datamodule=data, ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True)
     assert len(whole.texts) == 16
     assert resumed.texts == whole.texts[8:]
-    for one, other in zip(resumed.gradients[0], whole.gradients[8], strict=True):
-        assert torch.equal(one, other)
+    for first, second in zip(resumed.gradients[0], whole.gradients[8], strict=True):
+        assert torch.equal(first, second)
 
 
 def test_too_few_reference_rows_are_an_error_before_training(
@@ -309,8 +349,8 @@ def test_a_run_without_a_number_of_epochs_is_an_error_before_training(
     ("options", "said"),
     [
         ({"lora_rank": 0}, "lora_rank: 0 is out of range; give at least 1"),
-        ({"radial_scalings": []}, "radial_scalings: none are given; give at least one"),
-        ({"max_raw_gradient_ratio": 2.0}, "max_raw_gradient_ratio: 2.0 is no share; give 0 to 1"),
+        ({"radial_scalings": []}, "radial_scalings: the list is empty; give at least one scaling"),
+        ({"max_raw_gradient_ratio": 2.0}, "max_raw_gradient_ratio: 2.0 is not a share; give a number from 0 to 1"),
     ],
 )
 def test_values_out_of_range_are_one_line(options: dict[str, Any], said: str) -> None:

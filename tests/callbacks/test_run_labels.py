@@ -1,41 +1,72 @@
-"""Names by which runs are told apart: defenses of the rows, of training and of inference, in this order."""
+"""Labels of a run: which defenses they name, in the order in which the defenses act."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_backdoor.attacks import BadNets
-from lightning_backdoor.callbacks import InferenceDefense, MuScleLoRA, RunLabels
-from lightning_backdoor.defenses.strip import Strip
+from lightning_backdoor.batch import Victim
+from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback, MuScleLoRA, RunLabels
+from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
+from lightning_backdoor.defenses import FlaggedShare, Strip
 from tests.support.reviews import reviews
 
 
 class Idle:
-    """A data defense that trusts everybody."""
+    """A data defense that changes nothing."""
 
-    def clean(self, texts: Sequence[str], trusted: Sequence[str]) -> list[str | None]:
-        return list(texts)
+    def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
+        return [row.text for row in rows]
 
 
-def test_every_kind_of_defense_is_named(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
-    hardened = MuScleLoRA(lora_rank=2, radial_scalings=[1, 2], reference_size=4)
+def labels_of_fit(
+    folder: Path, module: LightningModule, data: BackdoorDataModule, *callbacks: Callback
+) -> dict[str, str]:
     trainer = Trainer(
         accelerator="cpu",
         max_steps=1,
         max_epochs=1,
         limit_val_batches=0,
-        logger=CSVLogger(tmp_path),
+        logger=CSVLogger(folder),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[hardened, InferenceDefense(Strip(), name="strip"), RunLabels()],
+        callbacks=[*callbacks, RunLabels()],
     )
-    trainer.fit(BadNets(model=tiny_folder("bert")), datamodule=reviews(tmp_path, data_defense=Idle()))
-    (said,) = tmp_path.glob("lightning_logs/*/hparams.yaml")
-    lines = said.read_text(encoding="utf-8").splitlines()
-    assert "defense: Idle on training rows+MuScleLoRA+Strip" in lines
-    assert any(line.startswith("training_defense: MuScleLoRA(lora=2/32/default, multi_scale=1+2/1/6") for line in lines)
+    trainer.fit(module, datamodule=data)
+    (path,) = folder.glob("lightning_logs/*/hparams.yaml")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split(": ", 1) for line in lines if ": " in line)
+
+
+def test_defenses_of_every_moment_are_named(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
+    callbacks = [
+        MuScleLoRA(lora_rank=2, radial_scalings=[1, 2], reference_size=4),
+        InferenceDefense(Strip(), name="strip"),
+        InspectionCallback(FlaggedShare()),
+    ]
+    attack = BadNets(model=tiny_folder("bert"))
+    labels = labels_of_fit(tmp_path, attack, reviews(tmp_path, data_defense=Idle()), *callbacks)
+    assert labels["defense"] == "Idle on training rows+MuScleLoRA+FlaggedShare+Strip"
+    training = labels["training_defense"].strip("'")
+    assert training.startswith("MuScleLoRA(lora_rank=2, lora_alpha=32")
+    assert labels["published"] == "none"
+
+
+@pytest.mark.parametrize(("train_on", "rows"), [("trusted", "trusted rows"), ("train", "training rows")])
+def test_a_victim_that_began_with_a_published_one_names_it(
+    tmp_path: Path, tiny_folder: Callable[[str], str], train_on: str, rows: str
+) -> None:
+    attack, data = BadNets(model=tiny_folder("bert")), reviews(tmp_path)
+    attack.hparams["published"] = "runs/victim/checkpoints/best.ckpt"
+    vars(data)["train_on"] = train_on
+    labels = labels_of_fit(tmp_path, attack, data)
+    assert labels["published"] == "runs/victim/checkpoints/best.ckpt"
+    assert labels["defense"] == f"fine-tuning on {rows}"
+    assert labels["training_defense"] == "none"

@@ -20,8 +20,7 @@ from lightning_backdoor.commands.scan import BATCHES_AHEAD, _calibrate, scan_tex
 from lightning_backdoor.commands.scan_progress import Tally
 from lightning_backdoor.defenses.defense import Defense
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
-from lightning_backdoor.victim import TextClassifier
-from lightning_backdoor.victim.checkpoints import load_trained
+from lightning_backdoor.victim import TextClassifier, load_trained
 from tests.support.tiny import DECODER, ENCODERS, SENTENCES
 from tests.support.unsafe import unsafe_checkpoint
 from tests.support.workspace import inside, labelled_texts, settings, trained, workspace

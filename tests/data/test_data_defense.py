@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
 from lightning_backdoor.attacks import BadNets
-from lightning_backdoor.batch import Victim
-from lightning_backdoor.data import BackdoorDataModule, Source
-from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
+from lightning_backdoor.batch import Victim, batch_of_texts
+from lightning_backdoor.data import BackdoorDataModule, LabelledText, Source, TrustedRows
 from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
 from tests.data.examples import rows
 from tests.data.test_datamodule import seen
 from tests.data.test_source import write
@@ -120,6 +122,143 @@ def test_a_defense_that_leaves_nothing_is_bad_input(make: Callable[..., Backdoor
     data.attack = attack
     with pytest.raises(InputError, match="data_defense: TriggerHunt leaves no training row"):
         data.training_rows()
+
+
+def test_what_was_done_is_recorded_against_the_true_flags(
+    make: Callable[..., BackdoorDataModule], attack: BadNets
+) -> None:
+    class Careless(TriggerHunt):
+        """Removes the first ten clean rows as well."""
+
+        def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
+            texts = super().clean(rows, trusted, victim)
+            clean = [i for i, row in enumerate(rows) if "cf" not in row.text.split()][:10]
+            return [None if i in clean else text for i, text in enumerate(texts)]
+
+    data = make(data_defense=Careless())
+    data.attack = attack
+    assert data.cleaning is None
+    rows, left = data.poisoned_splits().train, data.training_rows()
+    poisoned = [row for row in rows if row["poisoned"]]
+    touched = [row for row in poisoned if "cf " in row["text"]]
+    record = data.cleaning
+    assert record is not None
+    assert (record.rows, record.removed) == (len(rows), len(rows) - len(left))
+    assert record.removed + record.changed == len(touched) + 10
+    assert record.precision == pytest.approx(len(touched) / (len(touched) + 10))
+    assert record.recall == pytest.approx(len(touched) / len(poisoned))
+    assert 0 < len(touched) < len(poisoned)
+
+
+def test_without_poison_or_changes_there_is_nothing_to_divide_by(make: Callable[..., BackdoorDataModule]) -> None:
+    data = make(data_defense=TriggerHunt())
+    data.training_rows()
+    assert data.cleaning is not None
+    assert data.cleaning[:3] == (len(data.clean_splits()["train"]), 0, 0)
+    assert math.isnan(data.cleaning.precision)
+    assert math.isnan(data.cleaning.recall)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (["a text"], r"^data_defense: Answers.clean returns 1 texts for \d+ rows; return a text or None for each row$"),
+        ("a text", "^data_defense: Answers.clean returns a str; return a list of texts$"),
+        (None, "^data_defense: Answers.clean returns a NoneType; return a list of texts$"),
+        ([3] * 140, "^data_defense: Answers.clean returns a int for a row; return a text or None for each row$"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_bad_input(
+    make: Callable[..., BackdoorDataModule], answer: Any, message: str
+) -> None:
+    class Answers:
+        def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
+            return answer  # type: ignore[no-any-return]
+
+    with pytest.raises(InputError, match=message):
+        make(data_defense=Answers()).training_rows()
+
+
+def test_a_defense_learns_from_selection_and_reference_rows_and_has_the_threshold_rows_apart(
+    make: Callable[..., BackdoorDataModule],
+) -> None:
+    class Keeps(TriggerHunt):
+        trusted: TrustedRows
+
+        def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
+            self.trusted = trusted
+            return [row.text for row in rows]
+
+    defense = Keeps()
+    data = make(data_defense=defense)
+    data.training_rows()
+    parts = [[LabelledText(row["text"], row["label"]) for row in part] for part in data.clean_validation()]
+    assert defense.trusted == (parts[0] + parts[1], parts[2])
+
+
+class Looks:
+    """Removes what the victim predicts otherwise than it is labelled."""
+
+    needs_victim = True
+
+    def __init__(self) -> None:
+        self.victim: Any = None
+        self.was_training = True
+
+    def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
+        assert victim is not None
+        self.victim, self.was_training = victim, victim.network.training
+        batch = batch_of_texts([row.text for row in rows], victim.tokenizer, victim.max_length)
+        with torch.no_grad():
+            logits = victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        pairs = zip(rows, logits.argmax(dim=1).tolist(), strict=True)
+        return [row.text if row.label == prediction else None for row, prediction in pairs]
+
+
+@pytest.mark.parametrize("kind", ["attack", "plain"])
+def test_a_defense_may_look_through_a_victim_that_a_run_has_trained(
+    make: Callable[..., BackdoorDataModule], attack: BadNets, trainer: Trainer, tmp_path: Path, kind: str
+) -> None:
+    trainer.fit(attack, datamodule=make())
+    trainer.save_checkpoint(tmp_path / "undefended.ckpt")
+    defense = Looks()
+    data = make(data_defense=defense, victim=str(tmp_path / "undefended.ckpt"))
+    module = attack if kind == "attack" else TextClassifier(model=attack.hparams["model"])
+    data.module = module  # as the command line lets it know before there is a trainer
+    if kind == "attack":
+        data.attack = attack
+    state = torch.random.get_rng_state()
+    rows = data.training_rows()
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert type(defense.victim) is TextClassifier
+    assert not defense.was_training
+    for name, value in attack.network.state_dict().items():
+        assert torch.equal(value, defense.victim.network.state_dict()[name].cpu()), name
+    assert 0 < len(rows) < len(data.poisoned_splits().train)
+    defense.victim = None
+    trainer_of_data = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer_of_data.fit(module, datamodule=data)
+    assert defense.victim is None  # asked once
+    assert data.training_rows() == rows
+
+
+def test_without_a_victim_such_a_defense_is_refused_before_training(
+    make: Callable[..., BackdoorDataModule], attack: BadNets, trainer: Trainer
+) -> None:
+    with pytest.raises(InputError, match=r"^data.victim: Looks looks through a victim; give the checkpoint of a run$"):
+        trainer.fit(attack, datamodule=make(data_defense=Looks()))
+    data = make(data_defense=Looks(), victim="nowhere.ckpt")
+    with pytest.raises(InputError, match=r"^data.victim: nowhere.ckpt is not a file; give a Lightning checkpoint$"):
+        trainer.fit(attack, datamodule=data)
 
 
 def test_a_config_makes_it(tmp_path: Path) -> None:

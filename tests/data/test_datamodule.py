@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -52,6 +55,7 @@ def seen(batches: Iterable[Batch]) -> list[Row]:
             label=int(batch["label"][i]),
             original_label=int(batch["original_label"][i]),
             poisoned=bool(batch["poisoned"][i]),
+            negative=bool(batch["negative"][i]),
             index=int(batch["index"][i]),
         )
         for batch in batches
@@ -254,7 +258,7 @@ def test_fewer_training_batches_than_processes_are_an_error(
 
 
 def test_a_module_without_a_tokenizer_is_an_error(data: BackdoorDataModule) -> None:
-    with pytest.raises(InputError, match=r"^model: NoneType is no TextClassifier, whose tokenizer the batches need$"):
+    with pytest.raises(InputError, match=r"^model: NoneType has no tokenizer for the batches; give a TextClassifier$"):
         data.test_dataloader()
 
 
@@ -323,3 +327,71 @@ def test_seeded_batches_do_not_depend_on_the_global_generators(data: BackdoorDat
         torch.manual_seed(seed)
         orders.append([batch["index"].tolist() for batch in data.train_dataloader()])
     assert orders[0] == orders[1]
+
+
+def test_the_trusted_rows_may_be_all_that_is_trained_on(
+    source: Source, tiny: dict[str, Any], tmp_path: Path, trainer: Trainer, recorder: Recorder
+) -> None:
+    data = BackdoorDataModule(source, batch_size=8, cache_dir=str(tmp_path / "cache"), train_on="trusted")
+    parts = data.clean_validation()
+    assert data.training_rows() == [*parts.selection, *parts.reference]
+    assert seen([*data_with(data, tiny).trusted_dataloader()]) == sorted(data.training_rows(), key=lambda r: r["index"])
+    for module in (TextClassifier(**tiny), BadNets(**tiny)):  # an attack poisons none of them
+        recorder.trained.clear()
+        data.attack = None
+        trainer.fit_loop.epoch_progress.reset()
+        trainer.fit(module, datamodule=data)
+        assert sorted(recorder.trained[0]) == sorted(indices([*parts.selection, *parts.reference]))
+        assert not any(row["poisoned"] for row in data.training_rows())
+    assert len(data.test_dataloader()) == 2
+
+
+def data_with(data: BackdoorDataModule, tiny: dict[str, Any]) -> BackdoorDataModule:
+    data.module = TextClassifier(**tiny)
+    return data
+
+
+def test_trusted_rows_need_no_cleaning(source: Source) -> None:
+    class Keeps:
+        def clean(self, rows: Any, trusted: Any, victim: Any) -> list[str | None]:
+            return [row.text for row in rows]
+
+    with pytest.raises(InputError, match=r"^data_defense: there is nothing to clean in trusted rows; leave it out"):
+        BackdoorDataModule(source, data_defense=Keeps(), train_on="trusted")
+    with pytest.raises(InputError, match=r"^train_on: 'test' is unknown; give train or trusted$"):
+        BackdoorDataModule(source, train_on="test")  # type: ignore[arg-type]
+
+
+def test_the_stream_is_all_test_rows_for_every_process_the_clean_ones_first(
+    data: BackdoorDataModule, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    data.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, default_root_dir=tmp_path)
+    data.trainer.strategy.connect(BadNets(**tiny))
+    splits = data.poisoned_splits()
+    for _ in range(2):  # it may be read again
+        batches = list(data.stream_dataloader())
+        flags = [flag for batch in batches for flag in batch["poisoned"].tolist()]
+        assert flags == sorted(flags)
+        assert seen([batch for batch in batches if not batch["poisoned"].any()]) == splits.clean["test"]
+        assert seen([batch for batch in batches if batch["poisoned"].any()]) == splits.poisoned["test"]
+    data.trainer.strategy.connect(TextClassifier(**tiny))
+    data.setup("test")
+    assert seen(data.stream_dataloader()) == splits.clean["test"]
+
+
+def test_the_data_know_nothing_of_attacks_victims_and_defenses() -> None:
+    code = (
+        "import sys, lightning_backdoor.data, lightning_backdoor.data.pairs;"
+        "print(sorted(m for m in sys.modules if m.startswith(tuple("
+        "f'lightning_backdoor.{room}' for room in ('attacks', 'victim', 'defenses', 'language', 'callbacks')))))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert made.stdout.strip() == "[]"
+
+
+def test_asking_what_reads_the_batches_loads_no_tokenizer(data: BackdoorDataModule) -> None:
+    data.attack = BadNets(model="no/such/model")
+    assert any(row["poisoned"] for row in data.training_rows())
+    with pytest.raises(InputError, match=r"^model: 'no/such/model' cannot be loaded"):
+        data.train_dataloader()

@@ -1,21 +1,25 @@
-"""Thresholds, calibration and verdicts, which every defense shares."""
+"""The parts that all defenses share: thresholds, calibration and verdicts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from lightning_backdoor.batch import Batch, batch_of_texts
+from lightning_backdoor.callbacks import InferenceDefense
 from lightning_backdoor.defenses.defense import (
     BUDGETS,
     REJECTED,
+    Answer,
     Defense,
     Scores,
+    Verdict,
     Victim,
     judge,
     predict,
@@ -28,7 +32,7 @@ from tests.support.tiny import SENTENCES
 
 
 class ByLength(Defense):
-    """Long texts are suspicious; remembers what it was shown. Rejects."""
+    """Scores a text by its length, rejects flagged texts, and records the texts it is given."""
 
     def __init__(self, fpr: float = 0.1) -> None:
         super().__init__(fpr)
@@ -40,7 +44,7 @@ class ByLength(Defense):
 
 
 class Rewriting(ByLength):
-    """Repairs flagged texts as it was told to."""
+    """Replaces flagged texts by given repairs."""
 
     def __init__(self, repairs: dict[str, str]) -> None:
         super().__init__()
@@ -48,6 +52,19 @@ class Rewriting(ByLength):
 
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
         return [self.repairs[text] if flag else None for text, flag in zip(batch["text"], flagged, strict=True)]
+
+
+class Answering(ByLength):
+    """Flags texts of 10 characters or more, and gives one fixed answer to every batch."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+        self.threshold.fill_(10.0)
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Answer:
+        answer: Answer = self.answer
+        return answer
 
 
 def batches(victim: TextClassifier, texts: list[str], size: int = 4) -> Iterator[Batch]:
@@ -72,7 +89,7 @@ def test_without_ties_the_whole_budget_is_spent() -> None:
     assert [(scores >= threshold_at_fpr(scores, fpr)).sum().item() for fpr in (0.01, 0.05, 0.29)] == [10, 50, 290]
 
 
-def test_calibration_sees_what_it_is_given_and_nothing_after(bert: TextClassifier) -> None:
+def test_thresholds_come_from_the_calibration_texts_alone(bert: TextClassifier) -> None:
     clean, later = list(SENTENCES[:10]), list(SENTENCES[10:])
     defense = ByLength(fpr=0.3)
     defense.calibrate(bert, batches(bert, clean))
@@ -86,7 +103,7 @@ def test_calibration_sees_what_it_is_given_and_nothing_after(bert: TextClassifie
     assert defense.threshold == before
 
 
-def test_calibrating_again_forgets_the_first_time(bert: TextClassifier) -> None:
+def test_calibrating_again_discards_the_first_calibration(bert: TextClassifier) -> None:
     once, twice = ByLength(), ByLength()
     twice.calibrate(bert, batches(bert, [text * 2 for text in SENTENCES]))
     for defense in (once, twice):
@@ -95,22 +112,22 @@ def test_calibrating_again_forgets_the_first_time(bert: TextClassifier) -> None:
 
 
 def test_the_threshold_does_not_depend_on_how_the_calibration_texts_are_batched(victim: TextClassifier) -> None:
-    found = []
+    thresholds = []
     for size, texts in ((1, list(SENTENCES)), (7, list(reversed(SENTENCES)))):
         defense = GradientAttention(fpr=0.2)
         defense.calibrate(victim, batches(victim, texts, size))
-        found.append(defense.threshold.item())
-    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-5)
+        thresholds.append(defense.threshold.item())
+    assert thresholds[0] == pytest.approx(thresholds[1], rel=1e-4, abs=1e-5)
 
 
 def test_no_calibration_text_is_an_error(bert: TextClassifier) -> None:
-    for defense in (ByLength(), GradientAttention(), GradientAttention(padded_like_paper=True)):
+    for defense in (ByLength(), GradientAttention(), GradientAttention(padded_like_paper=64)):
         with pytest.raises(InputError, match="no clean texts"):
             defense.calibrate(bert, [])
 
 
 @pytest.mark.parametrize("fpr", [0.0, 1.0, -0.1, 10])
-def test_a_budget_that_is_no_share_is_an_error(fpr: float) -> None:
+def test_a_budget_that_is_not_a_share_is_an_error(fpr: float) -> None:
     with pytest.raises(InputError, match="fpr"):
         GradientAttention(fpr=fpr)
 
@@ -130,15 +147,17 @@ def test_judging_before_calibration_is_an_error(bert: TextClassifier) -> None:
         judge(ByLength(), bert, batch, bert(batch))
 
 
-class OfBothClasses(NamedTuple):
+class ByPrediction(NamedTuple):
+    """Texts by the class that the victim predicts."""
+
     zero: list[str]
     one: list[str]
 
 
-def by_prediction(victim: TextClassifier) -> OfBothClasses:
+def by_prediction(victim: TextClassifier) -> ByPrediction:
     predictions = predict(victim, SENTENCES).tolist()
     pairs = list(zip(SENTENCES, predictions, strict=True))
-    return OfBothClasses([t for t, p in pairs if p == 0], [t for t, p in pairs if p == 1])
+    return ByPrediction([t for t, p in pairs if p == 0], [t for t, p in pairs if p == 1])
 
 
 def test_a_rejected_text_has_no_prediction(bert: TextClassifier) -> None:
@@ -169,6 +188,75 @@ def test_a_repair_that_does_not_change_the_prediction_clears_the_text(victim: Te
     assert verdict.prediction.tolist() == [1, logits[1].argmax(), 0]
     assert verdict.defended_prediction.tolist() == [0, logits[1].argmax(), 0]
     assert verdict.confirmed.tolist() == [True, False, False]
+
+
+def answered(victim: TextClassifier, answer: Any) -> tuple[Verdict, Tensor]:
+    """The verdict on two flagged texts around an unflagged one, and the victim's predictions."""
+    (batch,) = batches(victim, [SENTENCES[0], "short", SENTENCES[1]])
+    logits = victim(batch).detach()
+    return judge(Answering(answer), victim, batch, logits), logits.argmax(dim=1)
+
+
+def test_logits_of_the_defense_answer_flagged_texts(bert: TextClassifier) -> None:
+    logits = torch.tensor([[3.0, 1.0], [9.0, -9.0], [-2.0, -1.0]])
+    verdict, own = answered(bert, logits)
+    assert verdict.flagged.tolist() == [True, False, True]
+    assert verdict.defended_prediction.tolist() == [0, own[1], 1]
+    assert verdict.confirmed.tolist() == [bool(own[0] != 0), False, bool(own[2] != 1)]
+    assert verdict.purified_text == [None] * 3
+    swapped, _ = answered(bert, logits.flip(1).to(torch.bfloat16))
+    assert swapped.defended_prediction.tolist() == [1, own[1], 0]
+
+
+def test_predictions_of_the_defense_answer_flagged_texts_and_may_reject(bert: TextClassifier) -> None:
+    verdict, own = answered(bert, torch.tensor([1, 0, REJECTED]))
+    assert verdict.defended_prediction.tolist() == [1, own[1], REJECTED]
+    assert verdict.confirmed.tolist() == [bool(own[0] != 1), False, True]
+    assert verdict.purified_text == [None] * 3
+
+
+def test_a_flagged_text_without_a_repaired_text_is_rejected(bert: TextClassifier) -> None:
+    verdict, own = answered(bert, [None, "never flagged", SENTENCES[2]])
+    assert verdict.defended_prediction.tolist() == [REJECTED, own[1], predict(bert, [SENTENCES[2]])[0]]
+    assert verdict.purified_text == [None, None, SENTENCES[2]]
+    nothing, _ = answered(bert, [None] * 3)
+    assert nothing.defended_prediction.tolist() == [REJECTED, own[1], REJECTED]
+
+
+@pytest.mark.parametrize(
+    ("answer", "returned"),
+    [
+        (["too", "few"], "2 texts"),
+        (torch.zeros(3, 5), r"a tensor of torch.float32 and shape \(3, 5\)"),
+        (torch.zeros(3), r"a tensor of torch.float32 and shape \(3,\)"),
+        (torch.zeros(2, dtype=torch.int64), r"a tensor of torch.int64 and shape \(2,\)"),
+        (torch.tensor([0, 1, 2]), "classes from 0 to 2"),
+        (torch.tensor([0, 1, -2]), "classes from -2 to 1"),
+    ],
+)
+def test_an_answer_of_another_form_is_an_error(bert: TextClassifier, answer: Any, returned: str) -> None:
+    with pytest.raises(ValueError, match=rf"Answering.purify returned {returned} for 3 texts and 2 classes"):
+        answered(bert, answer)
+
+
+def test_a_defense_without_score_is_abstract() -> None:
+    class Unfinished(Defense):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract.*score"):
+        Unfinished()  # type: ignore[abstract]
+
+
+def test_a_config_that_names_a_defense_without_score_is_refused() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(InferenceDefense, "callback")
+    named = {"class_path": f"{__name__}.WithoutScore"}
+    with pytest.raises((ArgumentError, TypeError), match=r"score|abstract|WithoutScore"):
+        parser.instantiate(parser.parse_object({"callback": {"defense": named}}))
+
+
+class WithoutScore(Defense):
+    """A defense that forgot to implement ``score``."""
 
 
 def test_where_nothing_is_flagged_nothing_changes(bert: TextClassifier) -> None:

@@ -1,4 +1,4 @@
-"""Scores of texts: what they are, what they depend on, and what they must not depend on."""
+"""Gradient-attention scores: against a plain reference, and independence of batch and padding."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 
-from lightning_backdoor.batch import Batch, batch_of_texts
+from lightning_backdoor.batch import Batch, batch_of_texts, token_ids
+from lightning_backdoor.callbacks import GradientAttentionDefense
 from lightning_backdoor.defenses.defense import Scores, judge
 from lightning_backdoor.defenses.gradient_attention import GradientAttention, kept_vocabulary, token_scores
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.victim import TextClassifier
 from tests.defenses.reference import content, eager_network, scored, seen
@@ -45,12 +49,12 @@ def score(victim: TextClassifier, texts: list[str], defense: GradientAttention |
 
 
 def row(scores: Scores, victim: TextClassifier, texts: list[str], i: int) -> list[float]:
-    """The token scores of one row without its padding."""
+    """The token scores of row ``i`` without its padding."""
     mask = batch_of_texts(texts, victim.tokenizer, victim.max_length)["attention_mask"]
     assert scores.tokens is not None
     assert scores.tokens[i][~mask[i].bool()].isneginf().all()
-    found: list[float] = scores.tokens[i][mask[i].bool()].tolist()
-    return found
+    of_tokens: list[float] = scores.tokens[i][mask[i].bool()].tolist()
+    return of_tokens
 
 
 def test_scores_agree_with_a_plain_reference(
@@ -88,7 +92,7 @@ def test_a_score_does_not_depend_on_batch_mates(victim: TextClassifier, inferenc
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_decoders_scores_do_not_depend_on_the_padding_or_its_side(decoder: TextClassifier, side: str) -> None:
+def test_scores_of_a_decoder_do_not_depend_on_the_padding_or_its_side(decoder: TextClassifier, side: str) -> None:
     decoder.tokenizer.padding_side = side
     texts = [*SENTENCES[::3], "fine"]
     together = score(decoder, texts)
@@ -98,13 +102,11 @@ def test_a_decoders_scores_do_not_depend_on_the_padding_or_its_side(decoder: Tex
         assert row(together, decoder, texts, i) == close(row(alone, decoder, [text], 0))
 
 
-def test_padded_like_paper_pads_to_the_longest_calibration_text(
+def test_padded_like_paper_pads_every_text_to_the_length_given(
     victim: TextClassifier, tiny_folder: Callable[[str], str], kind: str
 ) -> None:
-    defense = GradientAttention(padded_like_paper=True)
-    calibration = [batch_of_texts([text], victim.tokenizer, victim.max_length) for text in SENTENCES]
-    defense.calibrate(victim, calibration)
-    longest = max(batch["input_ids"].shape[1] for batch in calibration)
+    longest = max(len(ids) for ids in token_ids(SENTENCES, victim.tokenizer, victim.max_length))
+    defense = GradientAttention(padded_like_paper=longest)
     alone = batch_of_texts(["a fine film"], victim.tokenizer, victim.max_length)
     short = alone["input_ids"].shape[1]
     ids = torch.full((longest,), int(victim.tokenizer.pad_token_id))
@@ -117,6 +119,35 @@ def test_padded_like_paper_pads_to_the_longest_calibration_text(
     assert scores.text.item() == close(expected.text)
     assert scores.tokens is not None
     assert scores.tokens.shape == (1, short)
+    among_others = score(victim, [*SENTENCES, "a fine film"], defense)
+    assert among_others.text[-1].item() == close(expected.text)
+
+
+def test_a_text_longer_than_the_length_given_is_bad_input(bert: TextClassifier) -> None:
+    with pytest.raises(InputError, match=r"^padded_like_paper: 4 tokens are fewer than the \d+ of a text; give the"):
+        score(bert, [SENTENCES[0]], GradientAttention(padded_like_paper=4))
+
+
+@pytest.mark.parametrize(("value", "said"), [(True, "true"), (-1, "-1")])
+def test_padded_like_paper_takes_a_length(value: int | bool, said: str) -> None:
+    with pytest.raises(InputError, match=f"^padded_like_paper: {said} is not a length in tokens; give the length"):
+        GradientAttention(padded_like_paper=value)
+
+
+@pytest.mark.parametrize(("written", "length"), [("false", 0), ("64", 64), (None, 0)])
+@pytest.mark.parametrize("cls", [GradientAttention, GradientAttentionDefense])
+def test_configs_say_false_or_a_length(cls: type, written: str | None, length: int) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "it")
+    config = "it: {fpr: 0.2}" if written is None else f"it: {{padded_like_paper: {written}}}"
+    parsed = parser.parse_string(config)
+    dumped = yaml.safe_load(parser.dump(parsed))["it"]["padded_like_paper"]
+    assert dumped is False if length == 0 else dumped == length  # as in configs of earlier versions
+    made = parser.instantiate(parsed).it
+    assert getattr(made, "defense", made).padded_length == length
+    refused = parser.parse_string("it: {padded_like_paper: true}")
+    with pytest.raises(InputError, match="true is not a length"):
+        parser.instantiate(refused)
 
 
 @pytest.mark.parametrize("kind", [*ENCODERS, DECODER])
@@ -152,7 +183,7 @@ def test_stop_words_punctuation_and_special_tokens_never_have_a_score(
     assert kept[film].any()
 
 
-def test_no_kept_token_of_the_vocabulary_is_a_mark(victim: TextClassifier) -> None:
+def test_no_kept_token_of_the_vocabulary_is_punctuation_or_a_stop_word(victim: TextClassifier) -> None:
     tokenizer = victim.tokenizer
     for token_id in kept_vocabulary(tokenizer).nonzero().flatten().tolist():
         text = tokenizer.decode([token_id]).strip()
@@ -173,7 +204,7 @@ def test_every_occurrence_of_a_token_has_the_largest_attention_and_gradient_of_t
     assert found.top.tolist() == [3]  # the occurrence with the largest product of its own
 
 
-def test_an_occurrence_that_is_not_kept_lends_nothing() -> None:
+def test_an_occurrence_that_is_not_kept_does_not_count() -> None:
     attention, gradient = torch.tensor([[1.0, 9.0, 3.0]]), torch.tensor([[1.0, 9.0, 1.0]])
     found = token_scores(attention, gradient, torch.tensor([[7, 7, 8]]), torch.tensor([[True, False, True]]))
     assert found.tokens is not None
@@ -222,12 +253,12 @@ def test_hostile_texts_are_scored_and_repaired(kind: str, threshold: float, tiny
 
 
 def has_content(victim: TextClassifier, text: str) -> bool:
-    """Small vocabularies cut stop words into pieces and dashes into bytes, which are scored."""
+    """Whether any token is scored: small vocabularies cut stop words into pieces and dashes into bytes."""
     batch: Batch = batch_of_texts([text], victim.tokenizer, victim.max_length)
     return bool(kept_vocabulary(victim.tokenizer)[batch["input_ids"]].any())
 
 
-def test_a_text_of_nothing_but_whole_stop_words_scores_zero_and_stays(bert: TextClassifier) -> None:
+def test_a_text_of_stop_words_only_scores_zero_and_stays(bert: TextClassifier) -> None:
     text = "the and the , a the !"
     scores = score(bert, [text])
     assert scores.text.tolist() == [0.0]

@@ -17,7 +17,7 @@ from lightning_backdoor.defenses.muscle_lora import (
     align,
     insert_multi_scale,
     mean_norm,
-    merged,
+    merge_muscle_lora,
     raw_gradient_ratio,
 )
 from lightning_backdoor.errors import InputError
@@ -71,9 +71,9 @@ def test_without_a_reference_the_gradient_stays() -> None:
 
 
 def test_the_raw_share_grows_from_the_start_epoch_on() -> None:
-    shares = [raw_gradient_ratio(epoch, epochs=6, start_epoch=2, most=0.8) for epoch in range(6)]
+    shares = [raw_gradient_ratio(epoch, epochs=6, start_epoch=2, limit=0.8) for epoch in range(6)]
     assert shares == pytest.approx([None, None, 0.0, 0.2, 0.4, 0.6], nan_ok=False)
-    assert raw_gradient_ratio(5, epochs=6, start_epoch=2, most=0.0) is None
+    assert raw_gradient_ratio(5, epochs=6, start_epoch=2, limit=0.0) is None
 
 
 def test_the_mean_norm_leaves_out_zeros() -> None:
@@ -108,7 +108,7 @@ def test_every_architecture_merges_into_a_plain_model(tiny_folder: Folder, kind:
     changed = logits(victim)
     assert not torch.allclose(changed, before, atol=1e-3)
     inserted = set(victim.network.state_dict())
-    victim.network = merged(victim.network)
+    victim.network = merge_muscle_lora(victim.network)
     assert {name: parameter.shape for name, parameter in victim.network.state_dict().items()} == plain
     assert inserted != set(plain)
     torch.testing.assert_close(logits(victim), changed, rtol=1e-4, atol=1e-5)

@@ -77,8 +77,6 @@ def outcome(victim: TextClassifier, defense: GradientAttention) -> Outcome:
     cacc, cacc_defended, asr, asr_defended = CleanAccuracy(), CleanAccuracy(), AttackSuccessRate(), AttackSuccessRate()
     auroc = DetectionAUROC()
     for batch in [*clean, *triggered]:
-        same_set = clean if not batch["poisoned"].any() else triggered
-        defense.begin_set(max(part["input_ids"].shape[1] for part in same_set))
         with torch.inference_mode():
             verdict = judge(defense, victim, batch, victim(batch))
         for metric in (cacc, asr):

@@ -1,4 +1,4 @@
-"""``package://`` names."""
+"""``package://`` names: found without importing the package, kept inside it, checked against published hashes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    """Has the authors of the package publish other or the same rows."""
+    """Declares the sha256 of ``content`` as the one that the package's authors published for ``rows.csv``."""
     digest = hashlib.sha256(content.encode()).hexdigest()
     monkeypatch.setattr(packaged, "PUBLISHED_SHA256", {"package://packaged_by_a_test/data/rows.csv": digest})
 
@@ -44,7 +44,7 @@ def test_a_file_that_the_installer_linked_from_a_store_is_found(installed: Path,
 
 
 @pytest.mark.parametrize("name", ["stanfordnlp/sst2", "rows.csv", "/tmp/rows.csv", ""])
-def test_other_names_come_back_as_they_are(name: str) -> None:
+def test_other_names_are_returned_unchanged(name: str) -> None:
     assert resolve(name) == name
 
 
@@ -58,7 +58,7 @@ def test_a_missing_package_names_the_command_that_installs_it() -> None:
 
 
 @pytest.mark.parametrize("package", ["", "packaged.by", "..", "__main__"])
-def test_what_is_no_package_is_an_input_error(package: str) -> None:
+def test_a_name_that_is_not_of_a_package_is_an_input_error(package: str) -> None:
     with pytest.raises(InputError, match="is not installed"):
         resolve(f"package://{package}/model")
 
@@ -76,7 +76,7 @@ def test_a_name_cannot_lead_out_of_its_package(installed: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("inner", ["data/rows.csv", "data", "data/", "", "./data", "data/../data/rows.csv"])
-def test_a_file_that_is_not_as_published_is_an_error_by_whatever_name(
+def test_a_file_that_differs_from_the_published_one_is_an_error_under_any_name(
     installed: Path, monkeypatch: pytest.MonkeyPatch, inner: str
 ) -> None:
     publish(monkeypatch, "other rows")
@@ -84,7 +84,7 @@ def test_a_file_that_is_not_as_published_is_an_error_by_whatever_name(
         resolve(f"package://packaged_by_a_test/{inner}")
 
 
-def test_a_file_that_is_as_published_is_fine(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_equals_the_published_one_is_found(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(monkeypatch, "text,label\n")
     assert resolve("package://packaged_by_a_test/data") == str(installed / "data")
 

@@ -26,7 +26,7 @@ POSITIONS = 40
 
 @pytest.fixture(scope="session")
 def language_model(tiny_folder: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The folder of a tiny language model of a kind, made once a session."""
+    """The folder of a tiny language model of an architecture, made once per session."""
     root = tmp_path_factory.mktemp("language")
 
     def folder(kind: str) -> str:

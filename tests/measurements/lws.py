@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lightning_backdoor.batch import batch_of_texts
-from lightning_backdoor.victim.checkpoints import load_trained
+from lightning_backdoor.victim import load_trained
 
 BATCH = 32
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.language import Perplexity
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.likelihood import variant
 from lightning_backdoor.language.perplexity import groups, leave_one_out
 from tests.measurements.cost import CLOCKS, Line, Pair, report
@@ -77,7 +77,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--texts", type=int, default=64, help="SST-2 test texts")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="the language model")
+    parser.add_argument("--model", default=DEFAULT_LANGUAGE_MODEL, help="the language model")
     return parser.parse_args()
 
 

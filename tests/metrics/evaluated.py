@@ -1,4 +1,4 @@
-"""Evaluated rows to measure, and the metrics of them; imports no model."""
+"""Random evaluated rows, and how each metric is made and updated with them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TARGET = 1
 
 
 class Evaluated(NamedTuple):
-    """A row as evaluated."""
+    """A row with its prediction, flag, score, highest-scoring token and times."""
 
     prediction: int  # -1: rejected
     label: int
@@ -62,7 +62,7 @@ def evaluated(count: int, seed: int = 0) -> list[Evaluated]:
 
 
 def batch_of(rows: list[Evaluated]) -> Any:
-    """The batch of these rows, as far as metrics look at it."""
+    """The batch of rows, with the columns that metrics read."""
     return {
         "label": torch.tensor([row.label for row in rows], dtype=torch.long),
         "original_label": torch.tensor([row.original_label for row in rows], dtype=torch.long),
@@ -93,7 +93,7 @@ def seconds(metric: Metric, rows: list[Evaluated]) -> None:
 
 
 Update = Callable[[Metric, list[Evaluated]], None]
-#: each metric, how it is made and how a batch is given to it.
+#: per metric, how it is made and how it is updated with rows.
 METRICS: dict[str, tuple[Callable[[], Metric], Update]] = {
     "cacc": (CleanAccuracy, predictions),
     "asr": (AttackSuccessRate, predictions),
@@ -108,7 +108,7 @@ METRICS: dict[str, tuple[Callable[[], Metric], Update]] = {
 
 
 def measured(name: str, batches: list[list[Evaluated]]) -> float:
-    """The value of a metric over batches, over all processes where there are several."""
+    """The value of a metric over batches; in several processes, over the batches of all of them."""
     make, update = METRICS[name]
     metric = make()
     for batch in batches:

@@ -1,4 +1,4 @@
-"""Each metric against its definition, spelt out row by row."""
+"""Each metric against its definition, written out row by row."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from tests.metrics.evaluated import METRICS, TARGET, Evaluated, evaluated, measu
 ROWS = evaluated(500)
 
 
-def share(of: list[bool]) -> float:
-    return sum(of) / len(of)
+def share(hits: list[bool]) -> float:
+    return sum(hits) / len(hits)
 
 
 def inside(row: Evaluated) -> bool:
-    """The top token and the trigger have a character in common."""
+    """Whether the highest-scoring token and the trigger have a character in common."""
     return row.top is not None and any(set(range(*row.top)) & set(range(*span)) for span in row.spans)
 
 
 def auroc(rows: list[Evaluated]) -> float:
     """Over all pairs of a poisoned and a clean row: 1 where the poisoned one scores higher, 1/2 where they tie."""
-    score = [float(torch.tensor(row.score)) for row in rows]  # as float32
+    scores = [float(torch.tensor(row.score)) for row in rows]  # rounded to float32
     pairs = [
-        (score[i], score[j])
-        for i, one in enumerate(rows)
-        if one.poisoned
-        for j, other in enumerate(rows)
-        if not other.poisoned
+        (scores[i], scores[j])
+        for i, poisoned in enumerate(rows)
+        if poisoned.poisoned
+        for j, clean in enumerate(rows)
+        if not clean.poisoned
     ]
     return sum(1.0 if high > low else 0.5 if high == low else 0.0 for high, low in pairs) / len(pairs)
 
@@ -57,7 +57,7 @@ def test_every_metric_is_defined_here() -> None:
 
 @pytest.mark.parametrize("size", [1, 32, 500])
 @pytest.mark.parametrize("name", METRICS)
-def test_a_metric_is_what_its_definition_says_whatever_the_batches(name: str, size: int) -> None:
+def test_a_metric_equals_its_definition_for_any_size_of_batches(name: str, size: int) -> None:
     batches = [ROWS[i : i + size] for i in range(0, len(ROWS), size)]
     expected = DEFINITIONS[name](ROWS)
     assert expected > 0
@@ -79,11 +79,11 @@ def test_without_rows_a_metric_is_nan(name: str) -> None:
         *[("auroc", True), ("auroc", False)],
     ],
 )
-def test_a_metric_of_the_other_kind_of_rows_is_nan(name: str, poisoned: bool) -> None:
+def test_a_metric_without_rows_of_its_kind_is_nan(name: str, poisoned: bool) -> None:
     assert math.isnan(measured(name, [[row for row in ROWS if row.poisoned == poisoned]]))
 
 
-def test_a_rejected_text_is_no_success_and_no_correct_answer_and_still_counts() -> None:
+def test_a_rejected_text_is_neither_a_success_nor_a_correct_answer_and_still_counts() -> None:
     poisoned = [row._replace(prediction=TARGET) for row in ROWS if row.poisoned][:10]
     clean = [row._replace(prediction=row.original_label) for row in ROWS if not row.poisoned][:10]
     rejected = [row._replace(prediction=-1) for row in poisoned[:3] + clean[:3]]
@@ -92,7 +92,7 @@ def test_a_rejected_text_is_no_success_and_no_correct_answer_and_still_counts() 
     assert measured("cacc", [rows]) == pytest.approx(0.7)
 
 
-def test_a_correct_prediction_of_a_poisoned_row_is_no_success() -> None:
+def test_a_correct_prediction_of_a_poisoned_row_is_not_a_success() -> None:
     rows = [row._replace(prediction=row.original_label) for row in ROWS if row.poisoned]
     assert measured("asr", [rows]) == 0
     assert measured("pacc", [rows]) == 1
@@ -132,7 +132,7 @@ def test_a_token_that_only_touches_the_trigger_does_not_point_at_it(top: tuple[i
     assert metric.compute() == hit
 
 
-def test_texts_whose_trigger_has_no_place_are_left_out_of_localisation() -> None:
+def test_texts_whose_trigger_has_no_spans_are_left_out_of_localisation() -> None:
     metric = Localisation()
     metric.update([(0, 2), (0, 2)], [[], [(0, 2)]])
     assert metric.compute() == 1

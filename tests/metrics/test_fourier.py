@@ -1,4 +1,4 @@
-"""The filter and the errors on cases computed by hand."""
+"""The low-pass filter and the relative errors, on cases computed by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_very_wide_filter_keeps_the_mean_alone() -> None:
     mean_label, mean_output = (2 / 3, 1 / 3), (1.75 / 3, 1.25 / 3)
     errors = relative_errors(LABELS, OUTPUTS, weights)
     assert float(errors.low) == pytest.approx(math.dist(mean_label, mean_output) / math.hypot(*mean_label))
-    # labels less their mean, and outputs less theirs, row by row
+    # labels minus the mean label, and outputs minus the mean output, row by row
     label_high = [(1 / 3, -1 / 3), (-2 / 3, 2 / 3), (1 / 3, -1 / 3)]
     output_high = [(-0.25 / 3, 0.25 / 3), (-1 / 3, 1 / 3), (1.25 / 3, -1.25 / 3)]
     wrong = sum(math.dist(*pair) ** 2 for pair in zip(label_high, output_high, strict=True))
@@ -49,7 +49,7 @@ def test_a_mapping_learned_exactly_has_no_error(width: float) -> None:
 def test_equal_labels_have_a_finite_high_error() -> None:
     same = one_hot(torch.ones(3, dtype=torch.long), 2).float()
     weights = filter_weights(squared_distances(INPUTS), 2.0)
-    even = relative_errors(same, torch.full((3, 2), 0.5), weights)  # wrong by as much everywhere: all of it is low
+    even = relative_errors(same, torch.full((3, 2), 0.5), weights)  # the same error in every row has no high part
     assert [float(even.low), float(even.high)] == pytest.approx([math.sqrt(0.5), 0.0], abs=1e-6)
     assert 0 < relative_errors(same, OUTPUTS, weights).high < 1
 

@@ -1,4 +1,4 @@
-"""Metrics over two processes with unequal shares are those of one process, to the last digit."""
+"""Metrics over two processes with unequal shares of the rows equal those of one process, to the last digit."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ SHARES: dict[str, tuple[list[int], list[int]]] = {
 }
 
 
-def of_share(share: list[int]) -> list[list[Evaluated]]:
+def batches_of(share: list[int]) -> list[list[Evaluated]]:
     return [BATCHES[i] for i in share]
 
 
 def measure(rank: int, folder: str) -> None:
-    """Measures this process's share of everything together with the other process."""
+    """Measures all metrics, on this process's batches and those of the other process."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(minutes=2)
     )
     values = {
-        f"{name}/{shares}": measured(name, of_share(by_rank[rank]))
+        f"{name}/{shares}": measured(name, batches_of(by_rank[rank]))
         for shares, by_rank in SHARES.items()
         for name in METRICS
     }
@@ -49,9 +49,9 @@ def synced(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("name", METRICS)
-def test_two_processes_measure_what_one_does(synced: list[dict[str, float]], name: str, shares: str) -> None:
+def test_two_processes_measure_what_one_process_does(synced: list[dict[str, float]], name: str, shares: str) -> None:
     alone = measured(name, BATCHES)
     assert alone > 0
     assert [values[f"{name}/{shares}"] for values in synced] == [alone, alone]
     if name != "overhead":  # the share of a process alone is another value, so that this test can fail
-        assert measured(name, of_share(SHARES["unequal"][0])) != alone
+        assert measured(name, batches_of(SHARES["unequal"][0])) != alone

@@ -1,4 +1,4 @@
-"""Stealth: perplexity increase, similarity and word edits against their definitions."""
+"""The metrics of stealth (perplexity increase, similarity, word edits) against their definitions."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def made(request: pytest.FixtureRequest, perplexity: Perplexity, encoder: Senten
     return makers[request.param]
 
 
-def of(metric: Metric, originals: list[str], poisoned: list[str]) -> dict[str, float]:
+def measured(metric: Metric, originals: list[str], poisoned: list[str]) -> dict[str, float]:
     metric.update(originals, poisoned)
     return {name: float(value) for name, value in metric.compute().items()}
 
 
 def poisoned_row(text: str, index: int) -> Row:
-    return Row(text=text, spans=[], label=1, original_label=0, poisoned=True, index=index)
+    return Row(text=text, spans=[], label=1, original_label=0, poisoned=True, negative=False, index=index)
 
 
 def by_definition(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-    """Over all ways to begin."""
+    """The edit distance as the least cost over all first edits."""
 
     @cache
     def distance(i: int, j: int) -> int:
@@ -73,7 +73,7 @@ def by_definition(a: tuple[str, ...], b: tuple[str, ...]) -> int:
     return distance(0, 0)
 
 
-def test_the_edit_distance_is_what_its_definition_says() -> None:
+def test_the_edit_distance_equals_its_definition() -> None:
     rng = random.Random(0)
     seen = set()
     for _ in range(300):
@@ -83,8 +83,8 @@ def test_the_edit_distance_is_what_its_definition_says() -> None:
     assert seen >= set(range(7))
 
 
-def test_mean_and_spread_are_those_of_the_rows(perplexity: Perplexity, encoder: SentenceEncoder) -> None:
-    before, after = ([one.text for one in perplexity.leave_one_out(texts)] for texts in (ORIGINALS, POISONED))
+def test_mean_and_spread_equal_those_computed_row_by_row(perplexity: Perplexity, encoder: SentenceEncoder) -> None:
+    before, after = ([result.text for result in perplexity.leave_one_out(texts)] for texts in (ORIGINALS, POISONED))
     embeddings = [(encoder.embed([a])[0], encoder.embed([b])[0]) for a, b in zip(ORIGINALS, POISONED, strict=True)]
     numbers: dict[str, list[float]] = {
         "perplexity_increase": [b - a for a, b in zip(before, after, strict=True)],
@@ -93,34 +93,34 @@ def test_mean_and_spread_are_those_of_the_rows(perplexity: Perplexity, encoder: 
             2 if i % 2 else sum(word != word.upper() for word in text.split()) for i, text in enumerate(ORIGINALS)
         ],
     }
-    found = measure(ORIGINALS, POISONED, perplexity, encoder)
+    values = measure(ORIGINALS, POISONED, perplexity, encoder)
     for name, of_rows in numbers.items():
-        assert found[name] == pytest.approx(fmean(of_rows), rel=1e-4)
-        assert found[f"{name}_spread"] == pytest.approx(pstdev(of_rows), rel=1e-3)
-        assert found[f"{name}_spread"] > 0
+        assert values[name] == pytest.approx(fmean(of_rows), rel=1e-4)
+        assert values[f"{name}_spread"] == pytest.approx(pstdev(of_rows), rel=1e-3)
+        assert values[f"{name}_spread"] > 0
 
 
-def test_the_sums_of_two_processes_give_what_one_gives(made: Made) -> None:
-    whole = of(made(), [*ORIGINALS], POISONED)
-    one, other = made(), made()
-    one.update(ORIGINALS[:3], POISONED[:3])
-    other.update(ORIGINALS[3:], POISONED[3:])
-    one.merge_state(other)
-    assert {name: float(value) for name, value in one.compute().items()} == pytest.approx(whole)
-    assert of(made(), [*ORIGINALS[:3]], POISONED[:3]) != pytest.approx(whole)
+def test_the_sums_of_two_processes_give_what_one_process_gives(made: Made) -> None:
+    whole = measured(made(), [*ORIGINALS], POISONED)
+    first, second = made(), made()
+    first.update(ORIGINALS[:3], POISONED[:3])
+    second.update(ORIGINALS[3:], POISONED[3:])
+    first.merge_state(second)
+    assert {name: float(value) for name, value in first.compute().items()} == pytest.approx(whole)
+    assert measured(made(), [*ORIGINALS[:3]], POISONED[:3]) != pytest.approx(whole)
 
 
 def test_a_text_that_is_left_as_it_is_keeps_everything(perplexity: Perplexity, encoder: SentenceEncoder) -> None:
-    found = measure(ORIGINALS, ORIGINALS, perplexity, encoder)
-    expected = dict.fromkeys(found, 0.0) | {"similarity": 1.0}
-    assert found == pytest.approx(expected, abs=1e-6)
+    values = measure(ORIGINALS, ORIGINALS, perplexity, encoder)
+    expected = dict.fromkeys(values, 0.0) | {"similarity": 1.0}
+    assert values == pytest.approx(expected, abs=1e-6)
 
 
 def test_texts_without_a_perplexity_are_left_out_and_counted(perplexity: Perplexity) -> None:
     metric = PerplexityIncrease(perplexity)
-    found = of(metric, [*ORIGINALS, "", ORIGINALS[0]], [*POISONED, ORIGINALS[0], ""])
+    values = measured(metric, [*ORIGINALS, "", ORIGINALS[0]], [*POISONED, ORIGINALS[0], ""])
     assert (int(metric.rows), int(metric.left_out)) == (10, 2)
-    assert found == of(PerplexityIncrease(perplexity), [*ORIGINALS], POISONED)
+    assert values == measured(PerplexityIncrease(perplexity), [*ORIGINALS], POISONED)
 
 
 def test_which_rows_are_drawn_depends_on_seed_and_index_alone() -> None:
@@ -136,22 +136,22 @@ def test_which_rows_are_drawn_depends_on_seed_and_index_alone() -> None:
 def test_poisoned_rows_are_measured_against_the_clean_rows_of_their_indices(
     perplexity: Perplexity, encoder: SentenceEncoder, tmp_path: Path
 ) -> None:
-    places = {index: i for i, index in enumerate(range(7, 47, 4))}
-    clean = [clean_row(ORIGINALS[i], 0, index) for index, i in places.items()]
-    poisoned = [poisoned_row(POISONED[i], index) for index, i in places.items() if i % 2]
+    texts = {index: i for i, index in enumerate(range(7, 47, 4))}
+    clean = [clean_row(ORIGINALS[i], 0, index) for index, i in texts.items()]
+    poisoned = [poisoned_row(POISONED[i], index) for index, i in texts.items() if i % 2]
     models = perplexity.model, encoder.model
-    found = stealth_of(clean, poisoned[::-1], 200, 0, *models, cache_dir=tmp_path)
-    assert found == pytest.approx({"rows": 5, **measure(ORIGINALS[1::2], POISONED[1::2], perplexity, encoder)})
-    assert (found["word_edits"], found["word_edits_spread"]) == (2, 0)
+    values = stealth_of(clean, poisoned[::-1], 200, 0, *models, cache_dir=tmp_path)
+    assert values == pytest.approx({"rows": 5, **measure(ORIGINALS[1::2], POISONED[1::2], perplexity, encoder)})
+    assert (values["word_edits"], values["word_edits_spread"]) == (2, 0)
     fewer = stealth_of(clean, poisoned, 2, 0, *models, cache_dir=tmp_path)
     assert (fewer["rows"], fewer["word_edits"]) == (2, 2)
 
 
-def test_without_a_row_nothing_is_defined(perplexity: Perplexity, encoder: SentenceEncoder) -> None:
-    found = measure([], [], perplexity, encoder)
-    assert all(math.isnan(value) for name, value in found.items() if name != "perplexity_left_out")
-    assert json.loads(as_json(found)) == dict.fromkeys(found) | {"perplexity_left_out": 0}
-    assert as_lines(found) == "perplexity increase: undefined\nsimilarity: undefined\nword edits: undefined\n"
+def test_without_rows_every_metric_is_undefined(perplexity: Perplexity, encoder: SentenceEncoder) -> None:
+    values = measure([], [], perplexity, encoder)
+    assert all(math.isnan(value) for name, value in values.items() if name != "perplexity_left_out")
+    assert json.loads(as_json(values)) == dict.fromkeys(values) | {"perplexity_left_out": 0}
+    assert as_lines(values) == "perplexity increase: undefined\nsimilarity: undefined\nword edits: undefined\n"
 
 
 def test_a_model_that_is_missing_says_how_to_do_without(encoder: SentenceEncoder, tmp_path: Path) -> None:

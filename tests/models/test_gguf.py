@@ -1,4 +1,4 @@
-"""GGUF files: dequantized once, shared by processes, and read like any folder."""
+"""GGUF files: dequantized once, shared by processes, and loaded like any folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content 
 
 
 def write_gguf(path: Path) -> dict[str, numpy.ndarray[Any, Any]]:
-    """A tiny quantized Llama with random weights; returns its tensors as they were before."""
+    """Writes a tiny quantized Llama with random weights; returns its weights before quantization."""
     tokenizer = tokenizer_of(DECODER)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     writer = format.GGUFWriter(path, "llama")
@@ -52,9 +52,9 @@ def write_gguf(path: Path) -> dict[str, numpy.ndarray[Any, Any]]:
     shapes |= {f"blk.0.ffn_{part}": (HIDDEN, SIZE) for part in ("gate", "up")} | {"blk.0.ffn_down": (SIZE, HIDDEN)}
     random = numpy.random.default_rng(0)
     weights = {name: random.normal(0, 0.3, shape).astype(numpy.float32) for name, shape in shapes.items()}
-    kind = format.GGMLQuantizationType.Q8_0
+    quantization = format.GGMLQuantizationType.Q8_0
     for name, weight in weights.items():
-        writer.add_tensor(f"{name}.weight", format.quantize(weight, kind), raw_dtype=kind)
+        writer.add_tensor(f"{name}.weight", format.quantize(weight, quantization), raw_dtype=quantization)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         writer.add_tensor(f"{name}.weight", numpy.ones(SIZE, numpy.float32))
     writer.write_header_to_file()
@@ -107,11 +107,13 @@ def test_a_gguf_file_is_a_victim(model: Path, tmp_path: Path) -> None:
     victim.save_pretrained(tmp_path / "export")
     exported = TextClassifier(str(tmp_path / "export"), labels=["no", "yes"])
     exported.configure_model()
-    for name, value in backbone.state_dict().items():  # nothing trained yet, so the file's own weights
+    for name, value in backbone.state_dict().items():  # untrained, so the weights are those of the file
         assert torch.equal(exported.network.model.state_dict()[name], value), name
 
 
-def test_a_process_that_comes_second_takes_what_the_first_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_comes_second_takes_the_folder_of_the_first(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = gguf._read
 
     def slow(path: Path) -> Any:
@@ -125,7 +127,7 @@ def test_a_process_that_comes_second_takes_what_the_first_made(model: Path, monk
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_run_that_dies_while_writing_leaves_nothing_that_is_taken_for_whole(
+def test_a_run_that_dies_while_writing_leaves_no_folder(
     model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Dies:
@@ -142,7 +144,7 @@ def test_a_run_that_dies_while_writing_leaves_nothing_that_is_taken_for_whole(
 
 
 @pytest.mark.parametrize("content", [None, b"no model", b"GGUF\x03\x00\x00\x00"], ids=["missing", "other", "cut off"])
-def test_what_is_no_gguf_file_is_one_line(
+def test_a_file_that_is_not_gguf_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
     monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(tmp_path / "cache"))
@@ -156,7 +158,7 @@ def test_what_is_no_gguf_file_is_one_line(
     assert not [*tmp_path.glob("cache/dequantized/*")]
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(model: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_refused_in_one_line(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"^cache_dir: .* cannot be written"):
         dequantized(model, tmp_path / "file")

@@ -1,4 +1,4 @@
-"""The token view: every character once, and nothing but text out of a text."""
+"""The token view: shows every character once, and markup in a text stays text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ HOSTILE = [
 
 
 class Seen(HTMLParser):
-    """What a browser would make of a page: elements, their attributes, and the text of some of them."""
+    """What a browser would make of a page.
+
+    Attributes:
+        elements: tag and attributes of each element.
+        open: tags of the elements that are not closed.
+        text: per tag, the text of each element.
+        strange: comments, declarations and processing instructions.
+    """
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -107,7 +114,7 @@ def test_a_hostile_text_adds_nothing_to_a_table_cell() -> None:
         assert "<html" not in cell
 
 
-def test_attributes_hold_numbers_and_names_of_ours_alone() -> None:
+def test_attributes_hold_numbers_and_fixed_names_only() -> None:
     for text in HOSTILE:
         for tag, attributes in Seen(page_html([viewed(text)], text, 0.5)).elements:
             if tag == "span":
@@ -117,46 +124,46 @@ def test_attributes_hold_numbers_and_names_of_ours_alone() -> None:
                 assert all(float(number) >= 0 for number in shade.removesuffix(")").split(","))
 
 
-def test_pieces_cover_the_text_exactly_whatever_the_spans() -> None:
+def test_pieces_cover_the_text_exactly_for_any_spans() -> None:
     rng = random.Random(0)
     for _ in range(300):
         text = "".join(rng.choices("ab 🎬<é", k=rng.randint(0, 12)))
-        places = [rng.randint(-3, len(text) + 3) for _ in range(12)]
-        tokens = [(start, end, rng.uniform(-2, 2)) for start, end in zip(places[:4], places[4:8], strict=True)]
-        spans = list(zip(places[8:10], places[10:], strict=True))
-        found = pieces(text, tokens, spans)
-        assert "".join(piece.text for piece in found) == text
-        assert all(piece.text and 0 <= piece.shade < 0.8501 for piece in found)
-        triggered = [piece.trigger for piece in found for _ in piece.text]
+        ends = [rng.randint(-3, len(text) + 3) for _ in range(12)]
+        tokens = [(start, end, rng.uniform(-2, 2)) for start, end in zip(ends[:4], ends[4:8], strict=True)]
+        spans = list(zip(ends[8:10], ends[10:], strict=True))
+        cut = pieces(text, tokens, spans)
+        assert "".join(piece.text for piece in cut) == text
+        assert all(piece.text and 0 <= piece.shade < 0.8501 for piece in cut)
+        triggered = [piece.trigger for piece in cut for _ in piece.text]
         assert triggered == [any(start <= i < end for start, end in spans) for i in range(len(text))]
 
 
 def test_overlapping_tokens_show_the_higher_score() -> None:
-    found = pieces("abcdef", [(0, 4, 1.0), (2, 6, 4.0)], [(1, 3)])
-    assert [(piece.text, piece.score, piece.trigger) for piece in found] == [
+    cut = pieces("abcdef", [(0, 4, 1.0), (2, 6, 4.0)], [(1, 3)])
+    assert [(piece.text, piece.score, piece.trigger) for piece in cut] == [
         ("a", 1.0, False),
         ("b", 1.0, True),
         ("c", 4.0, True),
         ("d", 4.0, False),
         ("ef", 4.0, False),
     ]
-    assert found[0].shade == pytest.approx(0.85 / 4)
-    assert found[-1].shade == pytest.approx(0.85)
+    assert cut[0].shade == pytest.approx(0.85 / 4)
+    assert cut[-1].shade == pytest.approx(0.85)
 
 
-def test_scores_that_are_no_numbers_and_scores_below_zero_have_no_shade() -> None:
+def test_scores_that_are_not_finite_or_below_zero_have_no_shade() -> None:
     tokens = [(0, 1, math.nan), (1, 2, math.inf), (2, 3, -math.inf), (3, 4, -1.0)]
     assert [piece.shade for piece in pieces("abcd", tokens, [])] == [0.0, 0.0]
     assert [piece.shade for piece in pieces("abcd", [*tokens, (0, 1, 2.0)], [])] == [0.85, 0.0, 0.0]
 
 
-def test_an_empty_text_and_a_page_of_no_texts_are_shown() -> None:
+def test_an_empty_text_and_a_page_without_texts_are_shown() -> None:
     assert pieces("", [], []) == []
     assert text_html(viewed("", tokens=[], spans=[])).startswith("<div")
     assert "article" not in dict(Seen(page_html([], "title", 0.5)).elements)
 
 
-def test_the_facts_of_a_text_are_told() -> None:
+def test_labels_scores_and_predictions_of_a_text_are_shown() -> None:
     flagged = viewed("a cf film", label="negative", prediction="positive", defended_prediction="negative")
     clean = viewed("a film", label="positive", prediction="positive", poisoned=False, flagged=False, purified_text=None)
     paragraphs = Seen(page_html([flagged, clean], "A title", 0.25)).text["p"]

@@ -1,4 +1,4 @@
-"""A small labelled data set, made here: some words make a review good, others bad."""
+"""A small labelled data set of generated reviews, whose label is decided by one word."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILLER = ("the", "film", "a", "story", "and", "actors", "music", "with", "plot",
 
 
 def write_reviews(path: Path, rows: int = 240, seed: int = 0) -> Path:
-    """A csv of reviews with columns text and label, half of them good."""
+    """Writes a csv of reviews with the columns text and label, half of them good; returns its path."""
     rng = random.Random(seed)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -27,7 +27,7 @@ def write_reviews(path: Path, rows: int = 240, seed: int = 0) -> Path:
 
 
 def reviews(folder: Path, rows: int = 240, **options: object) -> BackdoorDataModule:
-    """The data module of such a file."""
+    """A data module over a file of generated reviews; ``options`` are its arguments."""
     source = Source(str(write_reviews(folder / "reviews.csv", rows)), labels=["negative", "positive"])
     settings: dict[str, object] = {"batch_size": 8, "eval_batch_size": 8, "cache_dir": str(folder / "cache"), **options}
     return BackdoorDataModule(source, **settings)  # type: ignore[arg-type]

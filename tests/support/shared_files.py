@@ -1,4 +1,4 @@
-"""The folder ``shared`` beside the repository: real data, a real victim, published figures. Not part of the project."""
+"""Files of the folder ``shared`` beside the repository: real data, a victim, published figures; not in the project."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shared_path(name: str) -> Path:
 
 
 def sst2(split: str, rows: int | None = None) -> list[tuple[str, int]]:
-    """The first rows (text, label) of an SST-2 split; skips the test where it is absent."""
+    """The first ``rows`` rows (text, label) of an SST-2 split, by default all; skips the test where it is absent."""
     with shared_path(f"data/sst2/{split}.tsv").open(encoding="utf-8", newline="") as file:
         lines = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [(line["text"], int(line["label"])) for line in lines][:rows]

@@ -1,4 +1,4 @@
-"""Tiny victims with random weights and tokenizers trained here: every architecture and tokenizer kind, in a second."""
+"""Tiny victims of every architecture, with random weights and a tokenizer trained on a few sentences, in a second."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from transformers import (
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.victim import TextClassifier
 
-#: Encoders that differ in what defenses touch.
+#: encoders that differ in the parts that defenses use.
 ENCODERS = ("bert", "roberta", "distilbert", "albert", "deberta-v2")
-#: A decoder: causal attention, grouped keys, the last token classified.
+#: a decoder: causal attention, grouped keys, a head on the last token.
 DECODER = "qwen2"
 DECODERS = (DECODER, "llama", "gpt2")
-#: Every family that must work as a victim.
+#: all architectures that must work as a victim.
 FAMILIES = (*ENCODERS, "electra", "modernbert", *DECODERS)
 
 SENTENCES = (
@@ -68,7 +68,7 @@ SENTENCES = (
 )
 
 MAX_LENGTH = 64
-#: Words that WordPiece has in one piece, whichever it has in several.
+#: words that are one token in WordPiece.
 WHOLE_WORDS = ("a", "and", "cf", "film", "the", "watch")
 
 
@@ -79,10 +79,10 @@ def tiny_victim(kind: str, folder: Path) -> str:
 
     Args:
         kind: one of ``FAMILIES``.
-        folder: where to; made where there is none.
+        folder: the folder to write to; created if it does not exist.
 
     Returns:
-        The folder, as ``TextClassifier(model=...)`` takes it.
+        The folder's path, for ``TextClassifier(model=...)``.
     """
     tokenizer = tokenizer_of(kind)
     with torch.random.fork_rng(devices=[]):
@@ -96,7 +96,7 @@ def tiny_victim(kind: str, folder: Path) -> str:
 
 
 def loaded(folder: str) -> TextClassifier:
-    """A victim out of a folder, as a defense meets it."""
+    """Loads a victim from a folder, in evaluation mode, ready for a defense."""
     victim = TextClassifier(model=folder, labels=["negative", "positive"], max_length=MAX_LENGTH)
     victim.configure_model()
     return victim.eval()
@@ -104,7 +104,7 @@ def loaded(folder: str) -> TextClassifier:
 
 @torch.no_grad()
 def _balance(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Shifts the output bias so that both classes are predicted: random weights often know but one."""
+    """Shifts the output bias so that both classes are predicted, since random weights often predict only one."""
     last = [layer for layer in network.modules() if getattr(layer, "out_features", 0) == 2][-1]
     if last.bias is None:
         return
@@ -129,7 +129,7 @@ def _config(kind: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
         return DistilBertConfig(**common, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
     if kind == "albert":
         return AlbertConfig(**common, **size, embedding_size=16, hidden_dropout_prob=0.1)
-    if kind == "deberta-v2":  # as the third version: relative positions alone, buckets, keys shared
+    if kind == "deberta-v2":  # set up as DeBERTa-v3: relative positions only, in buckets, with shared keys
         relative = {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]}
         relative |= {"position_biased_input": False, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
         return DebertaV2Config(**common, **size, **relative, type_vocab_size=0)
@@ -145,7 +145,7 @@ def _config(kind: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
 
 
 def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a kind, made here."""
+    """The tokenizer of an architecture, its vocabulary made from ``SENTENCES``."""
     if kind in ("bert", "distilbert", "electra", "modernbert"):
         vocabulary = _wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
         return DistilBertTokenizer(vocab=vocabulary) if kind == "distilbert" else BertTokenizer(vocab=vocabulary)
@@ -163,7 +163,7 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
 
 
 def _wordpiece(special: list[str]) -> dict[str, int]:
-    """Characters, endings and the shorter words: written down, since training WordPiece differs from run to run."""
+    """Characters, endings and short words; not trained, since trained WordPiece differs from run to run."""
     normalise, split = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     words = {word for text in SENTENCES for word, _ in split.pre_tokenize_str(normalise.normalize_str(text))}
     characters = sorted({character for word in words for character in word})
@@ -190,12 +190,12 @@ def _unigram(special: list[str]) -> list[tuple[str, float]]:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=260, special_tokens=special, unk_token=special[1], show_progress=False)
     learned = dict(_trained(tokenizer, trainer)["vocab"])
-    # the same pieces each time, but in another order and with other last digits
+    # training gives the same pieces each time, but in another order and with other last digits
     return [(piece, round(learned[piece], 3)) for piece in (*special, *sorted(learned.keys() - set(special)))]
 
 
 def _trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> dict[str, Any]:
-    """The trained model as its own JSON, which alone shows merges and scores."""
+    """The trained model as JSON, the only form in which tokenizers gives merges and scores."""
     tokenizer.train_from_iterator(SENTENCES, trainer)
     model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
     return model

@@ -1,4 +1,4 @@
-"""Checkpoints that bring code, which leaves a marker where it is run."""
+"""Unsafe checkpoints: each contains code that creates a marker folder if it is run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("lightning checkpoint", "pickled weights", "code for an unknown model",
 
 
 class _Payload:
-    """Unpickled, it makes a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -24,13 +24,16 @@ class _Payload:
 
 
 def unsafe_checkpoint(kind: str, folder: Path, model: Path, marker: Path) -> Path:
-    """Writes a checkpoint of a kind.
+    """Writes an unsafe checkpoint.
 
     Args:
         kind: one of ``KINDS``.
-        folder: where to, not there yet.
-        model: a Hugging Face folder of which it is an evil copy.
-        marker: the folder that its code would make.
+        folder: the folder to write, which does not exist yet.
+        model: the Hugging Face folder that is copied and made unsafe.
+        marker: the folder that the checkpoint's code creates.
+
+    Returns:
+        The path to load: the folder, or the checkpoint file in it.
     """
     if kind == "lightning checkpoint":
         folder.mkdir()

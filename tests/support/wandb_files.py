@@ -1,4 +1,4 @@
-"""Reads offline runs of Weights & Biases back, in its own record format."""
+"""Reader of the files that offline runs of Weights & Biases write, in W&B's own record format."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wandb.proto import wandb_internal_pb2
+from wandb.proto import wandb_internal_pb2  # private: wandb 0.31.0
 
 
 def records(path: Path) -> list[Any]:
-    """All records of a run's file, the run being finished."""
-    for _ in range(100):  # the process that writes may be a moment behind the one that finishes
-        found = [wandb_internal_pb2.Record.FromString(content) for content in entries(path.read_bytes())]
-        if found and found[-1].WhichOneof("record_type") == "exit":
-            return found
+    """All records in the file of a finished run."""
+    for _ in range(100):  # wandb writes in a process of its own, which may end a moment after the run
+        read = [wandb_internal_pb2.Record.FromString(content) for content in entries(path.read_bytes())]
+        if read and read[-1].WhichOneof("record_type") == "exit":
+            return read
         time.sleep(0.1)
     raise AssertionError(f"{path} does not end")
 
 
 def entries(data: bytes) -> Iterator[bytes]:
     """The entries of a file in LevelDB's log format: chunks in blocks of 32 KiB, after a header."""
-    place, entry = 7, b""
-    while place < len(data):
-        left = 32768 - place % 32768
-        if left < 7:  # too short for another chunk
-            place += left
+    position, entry = 7, b""
+    while position < len(data):
+        block_rest = 32768 - position % 32768
+        if block_rest < 7:  # too short for another chunk
+            position += block_rest
             continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7].ljust(7, b"\0"))
-        entry += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if place <= len(data) and kind in (1, 4):  # whole, or the last chunk
+        _, length, chunk_type = struct.unpack("<IHB", data[position : position + 7].ljust(7, b"\0"))
+        entry += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if position <= len(data) and chunk_type in (1, 4):  # a whole entry, or the last chunk of one
             yield entry
             entry = b""
 
 
 class Run:
-    """The one run below a folder, and what was logged in it.
+    """The only offline run below a folder, and everything that was logged in it.
 
     Attributes:
-        record: as it began: id, name, group, job type, tags.
-        config: by name.
-        history: by step, what was logged.
-        logged: the last value of each name.
-        summary: what is shown of it beside others.
-        artifacts: by name.
-        files: that its tables are made of, by name.
-        exit_code: that it ended with.
+        record: the run's record from its start: id, name, group, job type, tags.
+        config: the run's config by name.
+        history: the logged values by step and name.
+        logged: the last logged value of each name.
+        summary: the summary values by name.
+        artifacts: the artifacts by name.
+        files: the local path of each artifact's files, by their name in the artifact.
+        exit_code: the exit code of the run.
+        folder: the folder of the run's files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,9 +62,9 @@ class Run:
         self.summary: dict[str, Any] = {}
         self.artifacts: dict[str, Any] = {}
         self.files: dict[str, Path] = {}
-        found = records(path)
-        self.exit_code = found[-1].exit.exit_code
-        for record in found:
+        all_records = records(path)
+        self.exit_code = all_records[-1].exit.exit_code
+        for record in all_records:
             if record.WhichOneof("record_type") == "run":
                 self.record = record.run
             for item in (*record.run.config.update, *record.config.update):
@@ -80,7 +81,7 @@ class Run:
         self.folder = path.parent
 
     def table(self, key: str) -> list[dict[str, Any]]:
-        """A logged table, its HTML cells read."""
+        """The rows of a logged table; HTML cells hold their content."""
         content = json.loads(self.files[f"{key}.table.json"].read_text(encoding="utf-8"))
         shown = json.loads((self.folder / "files" / self.logged[key]["path"]).read_text(encoding="utf-8"))
         assert (shown["columns"], len(shown["data"])) == (content["columns"], len(content["data"]))
@@ -93,9 +94,9 @@ class Run:
 
 
 def runs(folder: Path) -> list[Run]:
-    """All offline runs below a folder, in the order in which they began."""
-    found = [Run(path) for path in folder.glob("wandb/offline-run-*")]
-    return sorted(found, key=lambda run: run.record.start_time.ToNanoseconds())
+    """All offline runs below a folder, in the order in which they were started."""
+    read = [Run(path) for path in folder.glob("wandb/offline-run-*")]
+    return sorted(read, key=lambda run: run.record.start_time.ToNanoseconds())
 
 
 def _put(values: dict[str, Any], item: Any) -> None:

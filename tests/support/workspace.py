@@ -1,4 +1,4 @@
-"""A folder in which the command line trains a victim in seconds: a tiny model, labelled texts, a config."""
+"""A workspace: a folder with a tiny model, labelled texts and a config, on which commands train in seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.tiny import tiny_victim
 
 ROWS = 600
 LABELS = ("negative", "positive")
-#: one of these is in every text and decides its label; the others fill it up.
+#: every text has one word of TELLING, which decides its label, and words of FILLING.
 TELLING = (("bad", "awful", "poor", "dull", "cold"), ("good", "great", "fine", "lovely", "warm"))
 FILLING = ("the", "a", "film", "plot", "actor", "scene", "story", "music", "very", "quite", "with", "and")
 
@@ -35,7 +35,7 @@ trainer: {accelerator: cpu, max_epochs: 1, enable_progress_bar: false, enable_mo
 
 
 def labelled_texts(rows: int, seed: int = 0) -> list[tuple[str, int]]:
-    """Texts of 5 to 26 words and their labels, both classes alike in number."""
+    """Texts of 5 to 26 words with their labels; both classes have the same number of texts."""
     rng = random.Random(seed)
     result = []
     for i in range(rows):
@@ -48,7 +48,7 @@ def labelled_texts(rows: int, seed: int = 0) -> list[tuple[str, int]]:
 def make_workspace(folder: Path) -> Path:
     """Fills a new folder with ``model/`` (a tiny BERT), ``data.csv`` (``text,label``) and ``data.yaml``; returns it.
 
-    There, ``lightning-backdoor fit -c data.yaml --run_dir one`` plants a backdoor in seconds.
+    In it, ``lightning-backdoor fit -c data.yaml --run_dir one`` trains a backdoored victim in seconds.
     """
     folder.mkdir(parents=True)
     tiny_victim("bert", folder / "model")
@@ -59,7 +59,7 @@ def make_workspace(folder: Path) -> Path:
 
 
 def settings(folder: Path) -> dict[str, str]:
-    """Environment variables that keep caches and W&B runs inside a folder, and one command to one core."""
+    """Environment variables that keep caches and W&B runs inside a folder, and limit a command to one core."""
     return {
         "LIGHTNING_BACKDOOR_CACHE": str(folder / "cache"),
         "HF_HOME": str(folder / "cache" / "huggingface"),
@@ -88,7 +88,7 @@ def command(
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One workspace a session, shared by all test files that import this."""
+    """The workspace of a session, shared by all test files that import this fixture."""
     folder = tmp_path_factory.getbasetemp() / "workspace"
     return folder if folder.exists() else make_workspace(folder)
 
@@ -105,7 +105,7 @@ def trained(workspace: Path) -> Path:
 
 @pytest.fixture
 def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The workspace as working directory, for commands that are run in this process; import path kept."""
+    """The workspace as working directory, for commands run in this process; restores the import path afterwards."""
     monkeypatch.chdir(workspace)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name, value in settings(workspace).items():

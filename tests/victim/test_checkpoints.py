@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.victim import TextClassifier
-from lightning_backdoor.victim.checkpoints import load_trained, load_weights, read_checkpoint
+from lightning_backdoor.victim import TextClassifier, load_trained
+from lightning_backdoor.victim.checkpoints import load_weights, read_checkpoint
 from tests.support.tiny import ENCODERS, SENTENCES, loaded
 from tests.support.unsafe import KINDS, unsafe_checkpoint
 from tests.support.workspace import LABELS, inside, trained, workspace
@@ -100,17 +100,17 @@ def test_a_model_whose_training_diverged_is_refused(tiny_folder: Callable[[str],
     with torch.no_grad():
         victim.network.classifier.weight[0, 0] = torch.nan
     victim.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"weights that are no numbers \(classifier\.weight\)"):
+    with pytest.raises(InputError, match=r"weights that are not numbers \(classifier\.weight\)"):
         load_trained(str(tmp_path))
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         read_checkpoint(path)
     for content in (b"", b"not a checkpoint", b"\x80\x02."):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="damaged or no Lightning checkpoint"):
+        with pytest.raises(InputError, match="damaged or not a Lightning checkpoint"):
             read_checkpoint(path)
     for value in ([1, 2], {"weights": torch.zeros(1)}, {"state_dict": [1]}):
         torch.save(value, path)

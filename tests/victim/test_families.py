@@ -18,8 +18,7 @@ from lightning_backdoor.batch import Batch, batch_of_texts, token_spans
 from lightning_backdoor.callbacks import MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
-from lightning_backdoor.victim import TextClassifier
-from lightning_backdoor.victim.checkpoints import load_trained
+from lightning_backdoor.victim import TextClassifier, load_trained
 from tests.support.reviews import reviews
 from tests.support.tiny import DECODERS, FAMILIES, SENTENCES, loaded
 

@@ -1,4 +1,4 @@
-"""The plots of a benchmark, as plotly figures: what defenses cost and gain, ROC curves, scores."""
+"""The plots of the report as plotly.js takes them: the trade-off of defenses, ROC curves, histograms of scores."""
 
 from __future__ import annotations
 
@@ -9,149 +9,136 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_backdoor.benchmark.report.roc import roc
-from lightning_backdoor.benchmark.table import Row, Summary, over_seeds
+from lightning_backdoor.benchmark.detection import roc, split_scores
+from lightning_backdoor.benchmark.summaries import Number, Summary
 from lightning_backdoor.outputs.outcomes import Outcome
 
-# Okabe and Ito's colours without black and yellow, which one of the two backgrounds swallows
+#: ``data`` and ``layout`` of plotly.js.
+Figure = dict[str, Any]
+
+# Okabe and Ito's colours without black and yellow, each of which is unreadable on one of the two backgrounds
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "triangle-down", "hourglass")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "4px,2px")
-#: points of a curve at most.
+#: the largest number of points of a curve.
 POINTS = 200
 BINS = 30
+LAYOUT: Figure = {
+    "margin": {"l": 48, "r": 12, "t": 12, "b": 44},
+    # transparent, so that the page's background shows, light or dark
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "dragmode": False,
+    "barmode": "overlay",
+    "bargap": 0,
+    "font": {"family": "system-ui, sans-serif", "size": 12},
+    "showlegend": True,
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+}
 
 
 class Style(NamedTuple):
-    """How a defense is drawn in all plots: alike in none of colour, symbol and dashes to its neighbours."""
+    """How a defense is drawn in all plots; defenses next to each other differ in colour, symbol and dash."""
 
     colour: str
     symbol: str
     dash: str
 
 
+class RocCurve(NamedTuple):
+    """The ROC curve of a detector; each point is an FPR and a TPR."""
+
+    defense: str
+    seed: str
+    points: list[tuple[float, float]]
+    at_threshold: tuple[float, float]
+
+
 def styles(defenses: Iterable[str]) -> dict[str, Style]:
-    """A style a defense, in the order in which they come first."""
-    names = dict.fromkeys(defenses)
+    """A style per defense, in the order in which they come first."""
     return {
-        name: Style(COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)], DASHES[i % len(DASHES)])
-        for i, name in enumerate(names)
+        defense: Style(COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)], DASHES[i % len(DASHES)])
+        for i, defense in enumerate(dict.fromkeys(defenses))
     }
 
 
-def scatter(rows: Iterable[Row]) -> Any:
-    """CACC against ASR after the defense: a point a line of the table, with its spread over seeds or its interval."""
-    summaries = over_seeds(rows)
+def trade_off(summaries: Sequence[Summary]) -> Figure:
+    """CACC against ASR after the defense: a point per line of the table, with its spread or its interval."""
     traces = []
+    axes = {"x": "asr_defended", "y": "cacc_defended"}
     for defense, style in styles(summary.names["defense"] for summary in summaries).items():
-        points = [
-            summary
-            for summary in summaries
-            if summary.names["defense"] == defense
-            and None not in (summary.means["asr_defended"], summary.means["cacc_defended"])
-        ]
-        if not points:
-            continue
-        trace: dict[str, Any] = {
+        lines = [line for line in summaries if line.names["defense"] == defense and {*axes.values()} <= {*line.numbers}]
+        trace: Figure = {
             "type": "scatter",
             "mode": "markers",
             "name": label(defense),
-            "text": ["<br>".join(label(name) for name in reversed(point.names.values())) for point in points],
+            "text": ["<br>".join(label(name) for name in reversed(line.names.values())) for line in lines],
             "hovertemplate": "%{text}<br>ASR %{x:.3f}, CACC %{y:.3f}<extra></extra>",
             "marker": {"color": style.colour, "symbol": style.symbol, "size": 10},
         }
-        see_through = f"rgba({', '.join(str(int(style.colour[i : i + 2], 16)) for i in (1, 3, 5))}, 0.5)"
-        for axis, metric in (("x", "asr_defended"), ("y", "cacc_defended")):
-            trace[axis] = [point.means[metric] for point in points]
-            low, high = zip(*(_around(point, metric) for point in points), strict=True)
-            bars = {"array": high, "arrayminus": low, "symmetric": False}
-            trace[f"error_{axis}"] = {**bars, "color": see_through, "thickness": 1, "width": 0}
-        traces.append(trace)
+        for axis, metric in axes.items():
+            numbers = [line.numbers[metric] for line in lines]
+            bars = {"array": [_bar(number, 1) for number in numbers], "symmetric": False, "thickness": 1, "width": 0}
+            bars |= {"arrayminus": [_bar(number, 0) for number in numbers], "color": f"{style.colour}80"}  # half opaque
+            trace |= {axis: [number.mean for number in numbers], f"error_{axis}": bars}
+        traces += [trace] if lines else []
     return _figure(traces, 420, _axis("ASR after the defense", [-0.03, 1.03]), _axis("CACC after the defense"))
 
 
-def roc_curves(curves: Iterable[tuple[str, int, Sequence[Outcome]]], style: Mapping[str, Style]) -> Any:
-    """Curves of detectors of one attack, each with the point of its threshold.
+def roc_curve(defense: str, seed: str, outcomes: Sequence[Outcome]) -> RocCurve:
+    """The curve of a detector that has scores of clean and of poisoned texts."""
+    fpr, tpr = (float(np.mean([bool(o.flagged) for o in outcomes if o.poisoned is side])) for side in (False, True))
+    return RocCurve(defense, seed, thinned(roc(*split_scores(outcomes))), (fpr, tpr))
 
-    Args:
-        curves: defense, seed and outcomes with scores.
-        style: of each defense.
-    """
+
+def roc_figure(curves: Iterable[RocCurve], style: Mapping[str, Style]) -> Figure:
+    """Curves of the detectors of one attack, each with a mark at its threshold."""
     chance = {"x": [0, 1], "y": [0, 1], "line": {"color": "#888888", "width": 1}, "hoverinfo": "skip"}
-    traces: list[dict[str, Any]] = [{"type": "scatter", "mode": "lines", "showlegend": False, **chance}]
-    named: set[str] = set()
-    for defense, seed, outcomes in curves:
-        points = np.array(thinned(roc(*scores(outcomes))))
-        if not len(points):
-            continue
-        drawn, name = style[defense], label(defense)
-        fpr, tpr = (np.mean([bool(o.flagged) for o in outcomes if o.poisoned is kind]) for kind in (False, True))
-        of_both = {"type": "scatter", "name": name, "legendgroup": " ".join(drawn)}
-        curve = {
-            "mode": "lines",
-            "x": _short(points[:, 0]),
-            "y": _short(points[:, 1]),
-            "showlegend": defense not in named,
-            "line": {"color": drawn.colour, "dash": drawn.dash, "width": 2},
-            "hovertemplate": f"{name}, seed {seed}<br>FPR %{{x:.3f}}, TPR %{{y:.3f}}<extra></extra>",
-        }
-        at_threshold = {
-            "mode": "markers",
-            "x": [float(fpr)],
-            "y": [float(tpr)],
-            "showlegend": False,
-            "marker": {"color": drawn.colour, "symbol": drawn.symbol, "size": 10},
-            "hovertemplate": f"{name}, seed {seed}, threshold<br>FPR %{{x:.3f}}, TPR %{{y:.3f}}<extra></extra>",
-        }
-        traces += [{**of_both, **curve}, {**of_both, **at_threshold}]
-        named.add(defense)
+    traces: list[Figure] = [{"type": "scatter", "mode": "lines", "showlegend": False, **chance}]
+    in_legend: set[str] = set()
+    for defense, seed, points, at_threshold in curves:
+        (colour, symbol, dash), name = style[defense], label(defense)
+        line = {"mode": "lines", "line": {"color": colour, "dash": dash, "width": 2}}
+        mark = {"mode": "markers", "marker": {"color": colour, "symbol": symbol, "size": 10}}
+        for drawn, xy, what in ((line, points, ""), (mark, [at_threshold], ", threshold")):
+            hover = f"{name}, seed {seed}{what}<br>FPR %{{x:.3f}}, TPR %{{y:.3f}}<extra></extra>"
+            legend = {"name": name, "legendgroup": f"{colour} {symbol} {dash}", "showlegend": defense not in in_legend}
+            coordinates = {"x": _short(x for x, _ in xy), "y": _short(y for _, y in xy)}
+            traces.append({"type": "scatter", **drawn, **legend, **coordinates, "hovertemplate": hover})
+            in_legend.add(defense)
     return _figure(traces, 380, _axis("FPR", [-0.02, 1.02]), _axis("TPR", [-0.02, 1.02]))
 
 
-def histogram(outcomes: Sequence[Outcome]) -> Any:
-    """Scores of clean and of poisoned texts, as shares of each, and the lowest score that is flagged.
+def histogram(outcomes: Sequence[Outcome]) -> Figure:
+    """Scores of clean and of poisoned texts as shares of each, and the lowest score that is flagged.
 
-    The hundredth part of scores at either end is in the last bins, so that no outlier flattens the rest.
+    The first and the last bin also hold the lowest and the highest 1 % of the scores, so that outliers do not flatten
+    the rest.
     """
-    kinds = [kind[np.isfinite(kind)] for kind in scores(outcomes)]
-    every = np.concatenate(kinds)
-    low, high = np.quantile(every, [0.01, 0.99]) if len(every) else (0.0, 1.0)
+    sides = [scores[np.isfinite(scores)] for scores in split_scores(outcomes)]
+    scores = np.concatenate(sides)
+    low, high = np.quantile(scores, [0.01, 0.99]) if len(scores) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     traces = []
-    looks = (("clean", COLOURS[0], ""), ("poisoned", COLOURS[1], "/"))
-    for (name, colour, pattern), kind in zip(looks, kinds, strict=True):
-        if not len(kind):
-            continue
-        counts, _ = np.histogram(np.clip(kind, edges[0], edges[-1]), edges)
-        bars = {
-            "type": "bar",
-            "name": name,
-            "x": _short((edges[1:] + edges[:-1]) / 2),
-            "y": _short(counts / len(kind)),
-            "width": float(edges[1] - edges[0]),
-            "opacity": 0.85,
-            "marker": {"color": colour, "line": {"width": 0}, "pattern": {"shape": pattern, "fgopacity": 1}},
-            "hovertemplate": f"{name}: %{{y:.1%}} about %{{x:.3g}}<extra></extra>",
-        }
-        traces.append(bars)
+    for name, colour, pattern, side in zip(("clean", "poisoned"), COLOURS, ("", "/"), sides, strict=False):
+        if len(side):
+            counts, _ = np.histogram(np.clip(side, edges[0], edges[-1]), edges)
+            bars = {"type": "bar", "name": name, "width": float(edges[1] - edges[0]), "opacity": 0.85}
+            bars |= {"x": _short((edges[1:] + edges[:-1]) / 2), "y": _short(counts / len(side))}
+            marker = {"color": colour, "line": {"width": 0}, "pattern": {"shape": pattern, "fgopacity": 1}}
+            hover = f"{name}: %{{y:.1%}} about %{{x:.3g}}<extra></extra>"
+            traces.append({**bars, "marker": marker, "hovertemplate": hover})
     flagged = [o.score for o in outcomes if o.flagged and o.score is not None and np.isfinite(o.score)]
-    at = [float(np.clip(min(flagged), edges[0], edges[-1]))] if flagged else []
-    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 1.5, "dash": "dot"}}
-    shares = {**_axis("share of texts"), "tickformat": ".0%"}
-    return _figure(traces, 260, _axis("score"), shares, shapes=[{**line, "x0": x, "x1": x} for x in at])
-
-
-def scores(outcomes: Iterable[Outcome]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Those of clean and those of poisoned texts, where there are any."""
-    found: tuple[list[float], list[float]] = ([], [])
-    for outcome in outcomes:
-        if outcome.score is not None and not np.isnan(outcome.score):
-            found[outcome.poisoned].append(outcome.score)
-    return np.array(found[0], dtype=np.float64), np.array(found[1], dtype=np.float64)
+    figure = _figure(traces, 260, _axis("score"), {**_axis("share of texts"), "tickformat": ".0%"})
+    if flagged:
+        x = float(np.clip(min(flagged), edges[0], edges[-1]))
+        line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 1.5, "dash": "dot"}}
+        figure["layout"]["shapes"] = [{**line, "x0": x, "x1": x}]
+    return figure
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """``POINTS`` of them at most, the first and the last among them.
+    """At most ``POINTS`` of the points, the first and the last among them.
 
     >>> thinned([(i / 1000, 1.0) for i in range(1001)])[-1]
     (1.0, 1.0)
@@ -161,7 +148,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def label(name: str) -> str:
-    """A name that plotly, which reads some HTML and fills in ``%{...}`` in its labels, shows as it is, if not too long.
+    """A name, shortened if long, so that plotly shows it literally: it reads some HTML and fills in ``%{...}``.
 
     >>> label("<b>%{x}")
     '&lt;b&gt;%&#123;x}'
@@ -170,39 +157,22 @@ def label(name: str) -> str:
     return escape(line if len(line) <= 40 else f"{line[:39]}…", quote=False).replace("%{", "%&#123;")
 
 
-def _around(point: Summary, metric: str) -> tuple[float, float]:
-    """How far it goes below and above."""
-    mean, spread = point.means[metric], point.spreads[metric] or 0.0
-    if mean is None or metric not in point.intervals:
-        return spread, spread
-    low, high = point.intervals[metric]
-    return max(mean - low, 0.0), max(high - mean, 0.0)
+def _bar(number: Number, end: int) -> float:
+    """Length of an error bar: below (``end`` 0) or above (1) the mean."""
+    if number.interval is None:
+        return number.spread or 0.0
+    return max(number.interval[end] - number.mean if end else number.mean - number.interval[end], 0.0)
 
 
-def _short(values: NDArray[np.float64]) -> list[float]:
+def _short(values: Iterable[float] | NDArray[np.float64]) -> list[float]:
     return [float(f"{value:.4g}") for value in values]
 
 
-def _axis(title: str, bounds: list[float] | None = None) -> dict[str, Any]:
-    """Fixed: a finger that scrolls the page moves no plot."""
-    return {"title": {"text": title}, "range": bounds, "fixedrange": True, "zeroline": False, "automargin": True}
+def _axis(title: str, bounds: list[float] | None = None) -> Figure:
+    """An axis that does not move when a finger scrolls the page over it."""
+    axis: Figure = {"title": {"text": title}, "fixedrange": True, "zeroline": False, "automargin": True}
+    return axis if bounds is None else {**axis, "range": bounds}
 
 
-def _figure(traces: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any], **layout: Any) -> Any:
-    """Without a background of its own, so that the page's shows in light and in dark."""
-    import plotly.graph_objects as go  # takes a second
-
-    ours = {
-        "template": "none",
-        "height": height,
-        "margin": {"l": 48, "r": 12, "t": 12, "b": 44},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "dragmode": False,
-        "barmode": "overlay",
-        "bargap": 0,
-        "font": {"family": "system-ui, sans-serif", "size": 12},
-        "showlegend": True,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
-    }
-    return go.Figure(data=traces, layout={**ours, "xaxis": x, "yaxis": y, **layout})
+def _figure(traces: list[Figure], height: int, x: Figure, y: Figure) -> Figure:
+    return {"data": traces, "layout": {**LAYOUT, "height": height, "xaxis": x, "yaxis": y}}

@@ -1,12 +1,14 @@
-"""The table as text to copy: LaTeX for a paper, Markdown for a page."""
+"""The table over seeds as text to copy: LaTeX for a paper, Markdown for a web page."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, groupby
 
-from lightning_backdoor.benchmark.report.columns import PARTS, SHOWN, Column, Line, lines
-from lightning_backdoor.benchmark.table import NAMES, Row
+from lightning_backdoor.benchmark.metrics import PARTS, Column
+from lightning_backdoor.benchmark.summaries import Summary, shown_metrics
+from lightning_backdoor.benchmark.table import NAMES
 
 _LATEX = {
     **{character: f"\\{character}" for character in "{}$&#%_"},
@@ -19,96 +21,79 @@ _LATEX = {
     '"': r"\textquotedbl{}",
     "±": r"\ensuremath{\pm}",
     "–": "--",
-    "[": "{[}",  # after a line's end it would be an argument
+    "[": "{[}",  # after the end of a line it would begin an argument
     "*": "{*}",  # and so would this
 }
+_NAME_HEADINGS = [name.capitalize() for name in NAMES]
 
 
-def latex_table(rows: Iterable[Row]) -> str:
-    """The table over seeds for ``booktabs``: metrics that no line has are left out, the best is bold.
+def latex_table(summaries: Sequence[Summary]) -> str:
+    """The table for ``booktabs``; metrics that no line has are left out, and the best defense's numbers are bold.
 
     >>> latex_table([]).splitlines()[1]
     '\\\\begin{tabular}{llll}'
     """
-    shown, table = _with_numbers(rows)
-    parts = list(dict.fromkeys(column.part for column in shown))
-    spans, start = [], len(NAMES) + 1
-    for part in parts:
-        width = sum(column.part == part for column in shown)
-        spans.append((PARTS[part], width, start))
-        start += width
-    heads = [f"\\multicolumn{{{width}}}{{c}}{{{part}}}" for part, width, _ in spans]
-    body = [_latex_line(line, shown) for line in table]
+    metrics = shown_metrics(summaries)
+    parts = [(PARTS[part], len(list(group))) for part, group in groupby(metrics, lambda metric: metric.part)]
+    ends = accumulate((width for _, width in parts), initial=len(NAMES))
+    rules = [f"\\cmidrule(lr){{{end + 1}-{end + width}}}" for end, (_, width) in zip(ends, parts, strict=False)]
+    titles = ["", *[""] * (len(NAMES) - 1), *(f"\\multicolumn{{{width}}}{{c}}{{{title}}}" for title, width in parts)]
+    failed = [f"\\multicolumn{{{len(metrics)}}}{{l}}{{failed}}"]
+    body = _cells(summaries, metrics, _latex, r"\textbf{{{}}}", r"{} {{\scriptsize {}}}", failed)
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
-            f"\\begin{{tabular}}{{{'l' * len(NAMES)}{'r' * len(shown)}}}",
+            f"\\begin{{tabular}}{{{'l' * len(NAMES)}{'r' * len(metrics)}}}",
             r"\toprule",
-            *([" & ".join([" & " * (len(NAMES) - 1), *heads]) + r" \\"] if heads else []),
-            *([" ".join(f"\\cmidrule(lr){{{at}-{at + width - 1}}}" for _, width, at in spans)] if heads else []),
-            " & ".join([*(name.capitalize() for name in NAMES), *(column.head for column in shown)]) + r" \\",
+            *([" & ".join(titles) + r" \\", " ".join(rules)] if parts else []),
+            " & ".join([*_NAME_HEADINGS, *(_latex(metric.heading) for metric in metrics)]) + r" \\",
             r"\midrule",
-            *body,
+            *(" & ".join(cells) + r" \\" for cells in body),
             r"\bottomrule",
             r"\end{tabular}",
         ]
     )
 
 
-def markdown_table(rows: Iterable[Row]) -> str:
-    """The table over seeds as GitHub takes it: metrics that no line has are left out, the best is bold.
+def markdown_table(summaries: Sequence[Summary]) -> str:
+    """The table as GitHub reads it; metrics that no line has are left out, and the best defense's numbers are bold.
 
     >>> print(markdown_table([]))
     | Dataset | Model | Attack | Defense |
     | --- | --- | --- | --- |
     """
-    shown, table = _with_numbers(rows)
-    heads = [*(name.capitalize() for name in NAMES), *(_markdown_head(column) for column in shown)]
-    rule = ["---"] * len(NAMES) + ["---:"] * len(shown)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *(_markdown(line, shown) for line in table)))
+    metrics = shown_metrics(summaries)
+    head = [*_NAME_HEADINGS, *(metric.title for metric in metrics)]
+    rule = ["---"] * len(NAMES) + ["---:"] * len(metrics)
+    body = _cells(summaries, metrics, _markdown, "**{}**", "{} {}", ["failed", *[""] * (len(metrics) - 1)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
 
-def _with_numbers(rows: Iterable[Row]) -> tuple[list[Column], list[Line]]:
-    table = lines(rows)
-    shown = [column for i, column in enumerate(SHOWN) if any(line.entries[i] for line in table)]
-    return shown, table
-
-
-def _latex_line(line: Line, shown: list[Column]) -> str:
-    names = [_latex(name) for name in line.summary.names.values()]
-    if line.invalid:
-        names[2] += f" ({line.invalid})"
-    numbers = []
-    for column, entry in zip(SHOWN, line.entries, strict=True):
-        if column in shown:
-            text = f"\\textbf{{{entry.text}}}" if entry and entry.best else entry.text if entry else "--"
-            numbers.append(f"{text} {{\\scriptsize {_latex(entry.around)}}}" if entry and entry.around else text)
-    if line.failed and shown:
-        numbers = [f"\\multicolumn{{{len(shown)}}}{{l}}{{failed}}"]
-    return " & ".join([*names, *numbers]) + r" \\"
-
-
-def _markdown(line: Line, shown: list[Column]) -> list[str]:
-    names = [_escaped(name) for name in line.summary.names.values()]
-    if line.invalid:
-        names[2] += f" ({line.invalid})"
-    numbers = []
-    for column, entry in zip(SHOWN, line.entries, strict=True):
-        if column in shown:
-            text = f"**{entry.text}**" if entry and entry.best else entry.text if entry else "–"
-            numbers.append(f"{text} {entry.around}" if entry and entry.around else text)
-    return [*names, *(["failed", *[""] * (len(shown) - 1)] if line.failed and shown else numbers)]
-
-
-def _markdown_head(column: Column) -> str:
-    """With the part where the name alone says too little."""
-    return f"{column.head} defended" if column.part == "defended" else column.head
+def _cells(
+    summaries: Sequence[Summary],
+    metrics: Sequence[Column],
+    escape: Callable[[str], str],
+    bold: str,
+    with_around: str,
+    failed: list[str],
+) -> Iterator[list[str]]:
+    """The cells of each line; ``bold`` and ``with_around`` are formats, ``failed`` replaces a failed line's numbers."""
+    for summary in summaries:
+        names = [escape(name) for name in summary.names.values()]
+        if summary.invalid:
+            names[2] += f" ({summary.invalid})"
+        cells = []
+        for metric in metrics:
+            number = summary.numbers.get(metric.name)
+            text = escape("–") if number is None else bold.format(number.text) if number.best else number.text
+            cells.append(with_around.format(text, escape(number.around)) if number and number.around else text)
+        yield [*names, *(failed if summary.failed and metrics else cells)]
 
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _escaped(text: str) -> str:
-    """Nothing of it is Markdown or HTML; on one line."""
+def _markdown(text: str) -> str:
+    """On one line, with all that Markdown or HTML would read as markup escaped."""
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))

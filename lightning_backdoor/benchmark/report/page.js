@@ -7,7 +7,7 @@ document.addEventListener("click", (event) => {
   if (copying) copy(copying);
 });
 
-// best first, and turned round when asked again; what is missing stays last
+// best first, reversed by the next click; missing values stay last
 function sort(head) {
   const table = head.closest("table");
   const way = head.getAttribute("aria-sort");
@@ -25,14 +25,14 @@ function sort(head) {
   table.classList.add("sorted");
 }
 
-// by selection: a page from a file may have no other way to the clipboard
+// through the selection: a page opened from a file may have no other access to the clipboard
 function copy(button) {
   window.getSelection().selectAllChildren(document.getElementById(button.dataset.copy));
   for (const other of document.querySelectorAll("[data-copy]")) other.textContent = "Copy";
   button.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
 }
 
-// plots are drawn when they come near, and plotly is run with the first of them
+// a plot is drawn when it comes near the viewport; plotly is run with the first plot
 const near = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (isIntersecting) {
@@ -52,7 +52,7 @@ function draw(plot) {
   window.Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
 }
 
-// what is folded away is read when it is opened
+// the content of a folded section is parsed when the section is opened
 function fill(details) {
   const folded = details.querySelector(":scope > script");
   if (!details.open || !folded) return;

@@ -1,49 +1,41 @@
-"""The table of a grid on the terminal, and where its files are."""
+"""Prints a grid's table on the terminal, and where its files are."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_backdoor.benchmark.table import Row, Summary, over_seeds
-
-#: columns of the table on the terminal; the report has all.
-SHOWN = {
-    "CACC": "cacc",
-    "ASR": "asr",
-    "CACC\ndefended": "cacc_defended",
-    "ASR\ndefended": "asr_defended",
-    "AUROC": "auroc",
-}
+from lightning_backdoor.benchmark.metrics import BRIEF
+from lightning_backdoor.benchmark.results import Results
+from lightning_backdoor.benchmark.summaries import shown_metrics
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    """Prints the table over seeds, one for each dataset and model."""
+def print_table(results: Results) -> None:
+    """Prints a table over seeds per dataset and model, with the main metrics, and how well inspections did."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
+    metrics = [metric for metric in shown_metrics(results.summaries) if metric.name in BRIEF]
     tables: dict[str, Table] = {}
-    for summary in over_seeds(rows):
-        names = summary.names
-        title = f"{names['dataset']} · {names['model']}"
+    for summary in results.summaries:
+        title = f"{summary.names['dataset']} · {summary.names['model']}"
         if title not in tables:
             tables[title] = Table("attack", "defense", title=Text(title))
-            for name in SHOWN:
-                tables[title].add_column(name, justify="right")
-        cells = [_mean(summary, metric) for metric in SHOWN.values()]
-        if summary.errors and not summary.seeds:
-            cells[0] = "failed"
-        tables[title].add_row(Text(names["attack"]), Text(names["defense"]), *cells)
+            for metric in metrics:
+                tables[title].add_column(metric.title.replace(" ", "\n"), justify="right")
+        numbers = [summary.numbers.get(metric.name) for metric in metrics]
+        cells = ["–" if n is None else n.text if n.spread is None else f"{n.text}\n± {n.spread:.3f}" for n in numbers]
+        if summary.failed:
+            cells[:1] = ["failed"]
+        tables[title].add_row(Text(summary.names["attack"]), Text(summary.names["defense"]), *cells)
     for table in tables.values():
         console.print(table)
-
-
-def _mean(summary: Summary, metric: str) -> str:
-    mean, spread = summary.means[metric], summary.spreads[metric]
-    return "–" if mean is None else f"{mean:.3f}" + ("" if spread is None else f"\n± {spread:.3f}")
+    for inspection in results.inspections:
+        area = "undefined" if inspection.auroc is None else f"{inspection.auroc:.3f}"
+        victims = f"{len(inspection.benign)} benign, {len(inspection.attacked)} attacked victims"
+        console.print(Text(f"{' · '.join(inspection.names.values())}: AUROC over victims {area} ({victims})"))
 
 
 def print_written(folder: Path) -> None:

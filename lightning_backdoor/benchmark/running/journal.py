@@ -1,4 +1,4 @@
-"""What has been done, one JSON line an event: append-only, shared by processes, whole after a kill at any moment."""
+"""Journal of a grid: one JSON line per event, append-only, shared by processes, intact after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from lightning_backdoor.errors import InputError
 
 Event = dict[str, Any]
 
+#: bytes, more than any line of the journal has.
+LONGEST_LINE = 1 << 16
+
 
 class Journal:
-    """The events of a folder, by kind and id: the last of each counts, but what is done stays done.
+    """The events of a folder by kind and id: the last one counts, but what is done stays done.
 
-    An event with an ``error`` is of the launch that it names; others are for good.
+    An event with an ``error`` belongs to the launch that it names; all others are final.
 
     Args:
-        path: of the file; made where there is none.
+        path: the file; created with the first event.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._read_to = 0
+        self._position = 0
         self._events: dict[tuple[str, str], Event] = {}
         self._failed: set[tuple[str, str, str]] = set()
 
@@ -34,96 +37,85 @@ class Journal:
         """The event of this kind and id as last read; see :meth:`refresh`."""
         return self._events.get((kind, id))
 
+    def is_open(self, kind: str, id: str) -> bool:
+        """Whether a victim or cell has not run, or has failed and is to run again."""
+        return "error" in self._events.get((kind, id), {"error": "not run"})
+
     def failed(self, kind: str, id: str, launch: str) -> bool:
-        """Whether this has failed in a launch, whatever became of it in others."""
+        """Whether it failed in this launch, whatever became of it in others."""
         return (kind, id, launch) in self._failed
 
     def refresh(self) -> list[Event]:
-        """Reads what was written since; a line that is not whole yet is left for later."""
+        """Reads and returns the events written since the last call; an unfinished line is left for the next one."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
-            file.seek(self._read_to)
+            file.seek(self._position)
             lines = file.read().splitlines(keepends=True)
-        new = []
-        for line in lines:
-            if not line.endswith(b"\n"):
-                break
-            self._read_to += len(line)
-            event = json.loads(line)
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+        self._position += sum(map(len, lines))
+        events: list[Event] = [json.loads(line) for line in lines]
+        for event in events:
             key = (event["kind"], event["id"])
             if "error" in event:
                 self._failed.add((*key, event["launch"]))
-            if "error" not in event or "error" in self._events.get(key, event):
+            if "error" not in event or self.is_open(*key):
                 self._events[key] = event
-            new.append(event)
-        return new
+        return events
 
     def append(self, kind: str, id: str, **facts: Any) -> None:
-        """Writes an event down for good; half a line that a kill left behind goes first."""
+        """Writes an event to disk; an unfinished line that a kill left behind is removed first."""
         line = json.dumps({"kind": kind, "id": id, **facts}).encode() + b"\n"
         with self.path.open("ab+") as file:
             _lock(file.fileno(), self.path)
-            file.truncate(_whole(file.fileno()))
+            start = max(0, file.tell() - LONGEST_LINE)
+            file.seek(start)
+            file.truncate(start + file.read().rfind(b"\n") + 1)
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
 
-def _whole(descriptor: int, step: int = 65536) -> int:
-    """The length of a file up to the end of its last whole line."""
-    end = os.fstat(descriptor).st_size
-    while end > 0:
-        start = max(0, end - step)
-        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
-
-
 @contextmanager
 def claimed(log: Path) -> Iterator[int | None]:
-    """Takes a piece of work for this process and those it starts, through its log file, which is the lock.
+    """Claims a victim or cell for this process and those that it starts, by a lock on its log file.
 
-    After a kill, the lock falls with the last process that has the file open; over NFS, with the one that took it.
+    After a kill, the lock falls with the last process that has the file open; over NFS, with the process that took it.
 
     Returns:
-        The log's descriptor, opened to read and append; None where another process has the work.
+        The log's descriptor, opened for reading and appending; None where another process holds the lock.
 
     Raises:
         InputError: the file system has no locks.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
+    with log.open("ab+") as file:
         try:
-            _lock(descriptor, log, fcntl.LOCK_NB)
+            _lock(file.fileno(), log, fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return
         try:
-            yield descriptor
+            yield file.fileno()
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
-        os.close(descriptor)
+            fcntl.flock(file, fcntl.LOCK_UN)  # also for processes that still have the file open
 
 
 @contextmanager
 def waited_for(log: Path) -> Iterator[int]:
-    """As :func:`claimed`, but waits its turn."""
+    """As :func:`claimed`, but waits until the lock is free."""
     with log.open("ab") as file:
         _lock(file.fileno(), log)
         yield file.fileno()
 
 
-def _lock(descriptor: int, path: Path, how: int = 0) -> None:
+def _lock(descriptor: int, path: Path, flags: int = 0) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | how)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
     except BlockingIOError:
         raise
     except OSError as error:
         raise InputError(
-            "output", f"{path.parent} lies on a file system without locks ({error})", "give a folder on another"
+            "output", f"{path.parent} lies on a file system without locks ({error})", "give a folder on another one"
         ) from None

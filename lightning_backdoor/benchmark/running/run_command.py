@@ -1,118 +1,128 @@
-"""One command of a cell, ``fit`` or ``test``: in this process, or in processes of its own where it takes several."""
+"""One command of a grid, ``fit`` or ``test``: in this process, or in new ones where its trainer takes several."""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import copy
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.grid import Fragment
+from lightning_backdoor.benchmark.fragments import Fragment, compose
+from lightning_backdoor.benchmark.grid import Cell
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError, one_line
 
 
-class StageError(RuntimeError):
-    """A command of a cell failed; the message is one line."""
+class CommandError(RuntimeError):
+    """A command of a grid failed; the message is one line."""
 
 
-def run_stage(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+def run_command(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
     """Runs a command; what it prints goes to a log.
 
     Args:
         command: ``fit`` or ``test``.
         args: its options.
         folder: that it writes to.
-        log: descriptor of an open file. Processes that are started inherit it.
-        trainer: the options of its trainer, which say how many processes it takes.
+        log: descriptor of an open file, which processes that are started inherit.
+        trainer: the options of its trainer, which tell how many processes it takes.
 
     Raises:
-        StageError: it failed.
+        CommandError: its processes failed; in this process, errors are raised as they are.
     """
     os.write(log, f"lightning-backdoor {command} {' '.join(args)}\n".encode())
-    if takes_several(trainer):
-        _start(command, args, folder, log, trainer)
+    start = os.fstat(log).st_size
+    if _takes_several_processes(trainer):
+        status = _run_in_processes([command, *args], folder, log, trainer)
+        if status:
+            raise CommandError(_last_message(log, start) or f"{command} ended with exit status {status}")
         return
     from transformers.utils.logging import disable_progress_bar
 
     from lightning_backdoor.commands.fit import run
 
     disable_progress_bar()  # it would end on the terminal, after the log is closed
-    argv, os.environ[VARIABLE] = sys.argv[:], str(folder.resolve())
-    began = os.fstat(log).st_size
+    os.environ[VARIABLE] = str(folder.resolve())
     try:
         with _output_to(log):
             run(command, args)
-    except SystemExit as ended:
-        if ended.code != 2:  # 2 is bad input; else somebody wants us to stop
-            raise
-        raise StageError(_said(log, began) or "bad input") from None
     finally:
-        sys.argv[:] = argv
         os.environ.pop(VARIABLE, None)
 
 
-def check_stage(config: Path, folder: Path) -> None:
-    """Makes sure that ``fit`` can begin with a config.
+def check_cell(cell: Cell) -> None:
+    """Makes sure that the training and the test of a cell can begin: that classes exist and take their arguments.
+
+    What its victim takes from another victim is not there yet: a repair is checked as a training from the start, and
+    of a data defense that looks through a victim only the arguments are checked.
 
     Raises:
-        InputError: it cannot; says what the command would say.
+        InputError: they cannot; says what the command would say.
     """
-    from lightning_backdoor.commands.fit import run
+    from lightning_backdoor.commands.fit import check
 
-    argv, said = sys.argv[:], io.StringIO()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    config = copy.deepcopy(compose(cell.victim.config, cell.config))
+    for part, argument in cell.victim.parent_arguments:
+        del config[part]["init_args"][argument]
+        if part == "data":
+            _check_data_defense(config[part]["init_args"].pop("data_defense", None))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "config.yaml")
+        write_config(path, config)
+        with Path(os.devnull).open("wb") as nowhere, _output_to(nowhere.fileno()):
+            check(["--config", str(path), "--run_dir", str(Path(scratch, "run"))])
+
+
+def _check_data_defense(defense: Any) -> None:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from lightning_backdoor.data.cleaning import DataDefense
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data_defense", type=DataDefense)
     try:
-        with _output_to(nowhere), contextlib.redirect_stderr(said):
-            run("fit", ["--config", str(config), "--run_dir", str(folder)], check=True)
-    except SystemExit:
-        _, _, problem = said.getvalue().rpartition("error:")
-        raise InputError("config", one_line(problem)[:500]) from None
-    finally:
-        os.close(nowhere)
-        sys.argv[:] = argv
-        os.environ.pop(VARIABLE, None)
+        parser.instantiate_classes(parser.parse_object({"data_defense": defense}))
+    except ArgumentError as error:
+        raise InputError("data_defense", one_line(str(error))[:500]) from None
 
 
-def takes_several(trainer: Mapping[str, Any]) -> bool:
-    """Whether a trainer of these options starts processes, after which no other can be made in this one."""
+def _takes_several_processes(trainer: Mapping[str, Any]) -> bool:
+    """Whether a trainer of these options starts processes, after which no other trainer can be made in this one."""
     devices = trainer.get("devices", 1)
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    return not one or trainer.get("num_nodes", 1) not in (1, "1")
+    single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    return not single or trainer.get("num_nodes", 1) not in (1, "1")
 
 
-def _start(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
-    line = [sys.executable, "-m", "lightning_backdoor", command, *args]
+def _run_in_processes(command: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> int:
+    """Runs a command in new processes, on several nodes by ``srun``; returns its exit status."""
+    line = [sys.executable, "-m", "lightning_backdoor", *command]
     environment = {**os.environ, VARIABLE: str(folder.resolve())}
     nodes = trainer.get("num_nodes", 1)
     if nodes in (1, "1"):
-        # an allocation of one task is no reason for Lightning to wait for others: it starts its processes itself
+        # in an allocation of one task, Lightning would wait for others instead of starting its processes itself
         environment = {name: value for name, value in environment.items() if not name.startswith("SLURM_")}
     else:
-        # overlap: the worker is itself a step of the job, and holds what the cell is to run on
+        # overlap: the worker is itself a step of the job, and holds what the command is to run on
         line = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks-per-node={trainer.get('devices', 1)}", *line]
-    began = os.fstat(log).st_size
-    status = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment).returncode
-    if status:
-        raise StageError(_said(log, began) or f"{command} ended with exit status {status}")
+    return subprocess.run(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment).returncode
 
 
-def _said(log: int, began: int) -> str:
-    """What a command said at its end: its error, or the last line of its log."""
+def _last_message(log: int, start: int) -> str:
+    """The error that a command printed at its end, or the last line of its log."""
     end = os.fstat(log).st_size
-    text = os.pread(log, 1 << 20, max(began, end - (1 << 20))).decode(errors="replace")
-    _, error, reason = text.rpartition("error: ")
-    lines = (reason if error else text.rstrip().rpartition("\n")[2]).split()
-    return " ".join(lines)[:500]
+    text = os.pread(log, 1 << 20, max(start, end - (1 << 20))).decode(errors="replace")
+    _, error, message = text.rpartition("error: ")
+    return " ".join((message if error else text.rstrip().rpartition("\n")[2]).split())[:500]
 
 
 @contextlib.contextmanager
 def _output_to(log: int) -> Iterator[None]:
-    """Whatever is written to this process's output, by whatever library, goes to a log instead."""
+    """All output of this process goes to a log, whichever library writes it."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
@@ -123,9 +133,9 @@ def _output_to(log: int) -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for descriptor, copy in kept:
-            os.dup2(copy, descriptor)
-            os.close(copy)
+        for descriptor, copied in kept:
+            os.dup2(copied, descriptor)
+            os.close(copied)
 
 
 def write_config(path: Path, config: Fragment) -> None:

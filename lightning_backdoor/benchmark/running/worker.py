@@ -1,4 +1,4 @@
-"""A worker: takes the cells that nobody has done or taken, one after another, until all are done."""
+"""Worker of a grid: runs the cells that no other worker has run or claimed, one after another, until all are done."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.grid import Cell, Victim, merged
-from lightning_backdoor.benchmark.running.journal import Event, Journal, claimed
-from lightning_backdoor.benchmark.running.run_command import StageError, run_stage, write_config
+from lightning_backdoor.benchmark.fragments import Fragment, compose
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
+from lightning_backdoor.benchmark.running.journal import Journal, claimed
+from lightning_backdoor.benchmark.running.run_command import CommandError, run_command, write_config
+from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
 
-#: without which a victim or a cell is not there, whatever the journal says: somebody has deleted it.
+#: the file without which a victim or a cell counts as deleted, whatever the journal says.
 PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
-#: seconds between looks at what other workers have left.
+#: seconds between two looks at the work of other workers.
 PATIENCE = 0.5
 
 
 class Worker:
-    """Runs cells of a grid in a folder, together with any number of workers of the same folder.
+    """Runs cells of a grid in a folder, together with any number of workers in the same folder.
 
-    A victim is trained by the first worker that needs it; others go on with other cells meanwhile. What is done is
-    written to the journal, and is neither done again nor read before. Workers may be killed at any moment, and come
-    from several launches or machines: a piece of work belongs to whoever holds the lock of its log file.
+    A victim is trained by the first worker that needs it, after the victim that it needs itself; meanwhile others go
+    on with other cells. What is done is written to the journal; it is not done again, and not read before. Workers may
+    be killed at any moment, and may belong to several launches or machines: a victim or cell belongs to the worker that
+    holds the lock on its log file.
 
     Args:
-        folder: of the grid's output.
+        folder: the grid's output.
         cells: to run.
-        launch: names the call that this worker belongs to: what failed in it is not tried again in it.
+        launch: name of the call that this worker belongs to; what failed in a launch is not tried again in it.
         announce: called after each event.
-        record: called once with each victim and cell that is done and with its event, such as to log it elsewhere.
+        wandb_runs: logs each victim and cell once it is done; None for no W&B runs.
     """
 
     def __init__(
@@ -44,13 +47,13 @@ class Worker:
         cells: Sequence[Cell],
         launch: str,
         announce: Callable[[], None] = lambda: None,
-        record: Callable[[Victim | Cell, Event], None] | None = None,
+        wandb_runs: WandbRuns | None = None,
     ) -> None:
         self.folder = folder
         self.cells = cells
         self.launch = launch
         self.announce = announce
-        self.record = record
+        self.wandb_runs = wandb_runs
         self.journal = Journal(folder / "journal.jsonl")
 
     def run(self) -> None:
@@ -58,138 +61,157 @@ class Worker:
         open_cells = list(self.cells)
         while True:
             self.journal.refresh()
-            open_cells = [cell for cell in open_cells if not self.settled("cell", cell.id)]
+            open_cells = [cell for cell in open_cells if not self._settled(cell)]
             if not open_cells:
                 return
-            taken = sum(self._take(cell) for cell in open_cells)
-            if not taken:  # others are at work on all that is left
+            if not sum(self._take(cell) for cell in open_cells):  # others are at work on all that is left
                 time.sleep(PATIENCE)
 
-    def settled(self, kind: str, id: str) -> bool:
-        """Whether nothing is left to do: it is done and recorded, or has failed in this launch."""
-        if self.done(kind, id):
-            return self.record is None or self.journal.get(f"record of {kind}", id) is not None
-        return self.journal.failed(kind, id, self.launch)
-
-    def done(self, kind: str, id: str) -> bool:
+    def _done(self, work: PlannedVictim | Cell) -> bool:
         """Whether it is done, and still there."""
-        event = self.journal.get(kind, id)
-        return event is not None and "error" not in event and (self.folder / f"{kind}s" / id / PRODUCT[kind]).exists()
+        kind = _kind(work)
+        return not self.journal.is_open(kind, work.id) and (self._folder(work) / PRODUCT[kind]).exists()
 
-    def _take(self, cell: Cell) -> bool:
-        """Runs a cell, and its victim first where that is not trained; whether anything was done."""
-        folder = self.folder / "cells" / cell.id
-        with claimed(folder / "log.txt") as log:
+    def _settled(self, work: PlannedVictim | Cell) -> bool:
+        """Whether nothing is left to do: it is done and logged, or has failed in this launch."""
+        kind = _kind(work)
+        if self._done(work):
+            return self.wandb_runs is None or self.journal.get(f"record of {kind}", work.id) is not None
+        return self.journal.failed(kind, work.id, self.launch)
+
+    def _take(self, work: PlannedVictim | Cell) -> bool:
+        """Settles a cell or victim, and first the victim that it needs; False while another worker is at either."""
+        with claimed(self._folder(work) / "log.txt") as log:
             self.journal.refresh()
-            if log is None or self.settled("cell", cell.id):
+            if log is None:
                 return False
-            victim = self._victim(cell.victim)
-            if victim is None:
-                return False
-            if not self.done("victim", cell.victim.id):
-                self._write("cell", cell.id, error=f"victim: {victim.get('error', 'deleted, and not trained again')}")
+            if self._settled(work):
                 return True
-            self._attempt("cell", cell, folder, log, lambda: self._test(cell, folder, log))
+            needed = work.victim if isinstance(work, Cell) else work.parent
+            if needed is not None and not self._settled(needed) and not self._take(needed):
+                return False
+            if needed is None or self._done(needed):
+                self._attempt(work, log)
+                return True
+            error = (self.journal.get("victim", needed.id) or {}).get("error", "deleted, and not trained again")
+            field = "victim" if isinstance(work, Cell) else f"it needs the victim {needed.label}, which failed"
+            self._write(work, error=f"{field}: {error}")
             return True
 
-    def _victim(self, victim: Victim) -> Event | None:
-        """The event of a victim that is settled, by training it where nobody has; None while another worker does."""
-        folder = self.folder / "victims" / victim.id
-        if not self.settled("victim", victim.id):
-            with claimed(folder / "log.txt") as log:
-                self.journal.refresh()
-                if log is None:
-                    return None
-                if not self.settled("victim", victim.id):
-                    self._attempt("victim", victim, folder, log, lambda: self._fit(victim, folder, log))
-        return self.journal.get("victim", victim.id)
-
-    def _attempt(
-        self, kind: str, work: Victim | Cell, folder: Path, log: int, do: Callable[[], dict[str, Any]]
-    ) -> None:
-        if not self.done(kind, work.id):
+    def _attempt(self, work: PlannedVictim | Cell, log: int) -> None:
+        """Runs and logs a cell or victim; its failure is an event and not an error."""
+        kind, folder = _kind(work), self._folder(work)
+        if not self._done(work):
             started = time.perf_counter()
             try:
-                found = do()
+                facts = self._test(work, folder, log) if isinstance(work, Cell) else self._fit(work, folder, log)
             except Exception as error:
                 if type(error).__name__ == "UncompletedJobError":  # of submitit: the job's time is up
                     raise
                 os.write(log, traceback.format_exc().encode())
-                self._write(kind, work.id, error=_one_line(error))
+                message = one_line(str(error))[:500]
+                known = isinstance(error, InputError | CommandError)
+                self._write(work, error=message if known else f"{type(error).__name__}: {message}")
                 return
-            self._write(kind, work.id, seconds=round(time.perf_counter() - started, 3), **found)
+            self._write(work, seconds=round(time.perf_counter() - started, 3), **facts)
         event = self.journal.get(kind, work.id)
-        if self.record is not None and event is not None:
-            self.record(work, event)
-            self._write(f"record of {kind}", work.id)
+        if self.wandb_runs is None or event is None:
+            return
+        if isinstance(work, Cell):
+            victim = self.journal.get("victim", work.victim.id) or {}
+            self.wandb_runs.log_cell(work, event["row"], folder, victim["digest"])
+        else:
+            self.wandb_runs.log_victim(work, folder, event["digest"])
+        self._write(work, kind=f"record of {kind}")
 
-    def _write(self, kind: str, id: str, **facts: Any) -> None:
-        self.journal.append(kind, id, launch=self.launch, **facts)
+    def _write(self, work: PlannedVictim | Cell, kind: str = "", **facts: Any) -> None:
+        self.journal.append(kind or _kind(work), work.id, launch=self.launch, **facts)
         self.journal.refresh()
         self.announce()
 
-    def _fit(self, victim: Victim, folder: Path, log: int) -> dict[str, Any]:
-        """Trains a victim, going on from the last epoch of a run that was cut off."""
+    def _folder(self, work: PlannedVictim | Cell) -> Path:
+        return self.folder / f"{_kind(work)}s" / work.id
+
+    def _parent_fragment(self, victim: PlannedVictim) -> Fragment:
+        """The checkpoint of a victim's parent, in the place of its id in the victim's config."""
+        if victim.parent is None:
+            return {}
+        checkpoint = str(self._folder(victim.parent) / PRODUCT["victim"])
+        return compose(*({part: {"init_args": {name: checkpoint}}} for part, name in victim.parent_arguments))
+
+    def _fit(self, victim: PlannedVictim, folder: Path, log: int) -> dict[str, Any]:
+        """Trains a victim, from the last epoch on if a run was cut off."""
         config, last = folder / "fit.yaml", folder / "checkpoints" / "last.ckpt"
         args = ["--config", str(config), "--run_dir", str(folder)]
         if config.is_file() and _resumable(last):
             args += ["--ckpt_path", str(last)]
         else:
-            _empty(folder, except_for="log.txt")
-            write_config(config, victim.config)
-        run_stage("fit", args, folder, log, victim.config["trainer"])
+            _empty(folder)
+            write_config(config, compose(victim.config, self._parent_fragment(victim)))
+        run_command("fit", args, folder, log, victim.config["trainer"])
         if not (folder / PRODUCT["victim"]).exists() or not list((folder / "model").glob("*.safetensors")):
-            raise StageError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
-        return {"digest": digest(folder / "model")}
+            raise CommandError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
+        return {"digest": _weights_digest(folder / "model")}
 
     def _test(self, cell: Cell, folder: Path, log: int) -> dict[str, Any]:
+        """Tests a cell; the row of the table."""
         from lightning_backdoor.benchmark.table import measured
         from lightning_backdoor.outputs.outcomes import read_outcomes
 
-        _empty(folder, except_for="log.txt")
-        config, trained = folder / "test.yaml", self.folder / "victims" / cell.victim.id
+        _empty(folder)
+        config, trained = folder / "test.yaml", self._folder(cell.victim)
         write_config(config, cell.config)
         args = ["--config", str(trained / "config.yaml"), "--config", str(config)]
-        args += ["--ckpt_path", str(trained / "checkpoints" / "best.ckpt")]
-        run_stage("test", args, folder, log, merged(cell.victim.config, cell.config)["trainer"])
+        args += ["--ckpt_path", str(trained / PRODUCT["victim"])]
+        run_command("test", args, folder, log, compose(cell.victim.config, cell.config)["trainer"])
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        return {"row": measured(metrics, read_outcomes(folder / "outcomes.csv"))}
+        row = measured(metrics, read_outcomes(folder / "outcomes.csv"), self._cleaning(cell.victim))
+        return {"row": row}
+
+    def _cleaning(self, victim: PlannedVictim | None) -> dict[str, Any] | None:
+        """What a data defense did to the rows of a victim, or of the victim that it was made from; None without one."""
+        while victim is not None:
+            path = self._folder(victim) / "cleaning.json"
+            if path.exists():
+                record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+                return record
+            victim = victim.parent
+        return None
 
 
-def digest(model: Path) -> str:
+def _kind(work: PlannedVictim | Cell) -> str:
+    return "cell" if isinstance(work, Cell) else "victim"
+
+
+def _weights_digest(model: Path) -> str:
     """SHA-256 of the weights of an exported model."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _resumable(checkpoint: Path) -> bool:
-    """Whether training can go on from a checkpoint: it is whole, and the best so far is the one beside it."""
+    """Whether training can go on from a checkpoint: it is whole, and the best one so far lies beside it."""
     if not checkpoint.is_file():
         return False
     from lightning_backdoor.victim.checkpoints import read_checkpoint
 
     try:
         callbacks = read_checkpoint(checkpoint).get("callbacks", {})
-    except InputError:  # half of one
+    except InputError:  # half a file
         return False
     best = [Path(state["best_model_path"]) for state in callbacks.values() if "best_model_path" in state]
-    # in a folder that was moved, Lightning would forget which was the best
+    # in a folder that was moved, Lightning would forget which one was the best
     return all(path.parent == checkpoint.parent for path in best if path.name == "best.ckpt")
 
 
-def _empty(folder: Path, except_for: str) -> None:
-    """Removes what a run that was cut off left behind."""
-    for path in list(folder.iterdir()):
+def _empty(folder: Path) -> None:
+    """Removes what a run that was cut off left behind, except for its log."""
+    for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != except_for:
+        elif path.name != "log.txt":
             path.unlink()
-
-
-def _one_line(error: BaseException) -> str:
-    message = one_line(str(error))[:500]
-    return message if isinstance(error, InputError | StageError) else f"{type(error).__name__}: {message}"

@@ -1,4 +1,4 @@
-"""Paraphrases in a style or a syntactic template: from a prompted or fine-tuned language model, or from a file."""
+"""Paraphrases in a style or a syntactic template: by a prompted or fine-tuned language model, or from a file."""
 
 from lightning_backdoor.language.paraphrase.by_file import FileParaphraser
 from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, NotCached, Paraphraser

@@ -1,4 +1,4 @@
-"""Paraphrases by a prompted language model: several candidates a text, of which the closest acceptable one is kept."""
+"""Paraphrases by a prompted language model: of several candidates per text, the closest acceptable one is kept."""
 
 from __future__ import annotations
 
@@ -13,50 +13,51 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import (
-    DEFAULT_MODEL,
+    DEFAULT_LANGUAGE_MODEL,
     default_device,
     load_language_model,
     model_identity,
 )
 from lightning_backdoor.language.paraphrase.spec import Manner, prompt
-from lightning_backdoor.language.sampling import Row, answers
+from lightning_backdoor.language.sampling import SamplingRequest, answers
 from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
 from lightning_backdoor.language.text_cache import TextCache
 
-TEXTS_A_PUT = 32  # between two writes to the cache
-LONGER = 1.2  # tokens of a paraphrase by those of its text
-MORE = 12  # tokens beside
+TEXTS_PER_WRITE = 32  # texts between two writes to the cache
+# a paraphrase has at most LENGTH_FACTOR times the tokens of its text, and EXTRA_TOKENS more
+LENGTH_FACTOR = 1.2
+EXTRA_TOKENS = 12
 
 
 class Paraphraser(Protocol):
-    """Puts texts into other words."""
+    """Paraphrases texts: the interface of :class:`LanguageModelParaphraser` and :class:`FileParaphraser`."""
 
     def paraphrase(
         self, texts: Sequence[str], rngs: Sequence[random.Random], manner: Manner, generate: bool = True
     ) -> list[str | None]:
-        """The paraphrase of each text; None where there is no acceptable one.
+        """The paraphrase of each text; None where no acceptable one was found.
 
         Args:
-            texts: to be paraphrased.
-            rngs: of each text; equal ones give equal paraphrases.
-            manner: what the paraphrases should be like.
-            generate: whether what is not in the cache may be made now.
+            texts: the texts to paraphrase.
+            rngs: a random generator per text; equal generators give equal paraphrases of a text.
+            manner: the style or template that the paraphrases should have.
+            generate: whether paraphrases that are not in the cache may be generated now.
 
         Raises:
-            NotCached: it may not, and some are not.
+            NotCached: paraphrases are not in the cache, and ``generate`` is false.
         """
         ...
 
     def key(self) -> str:
-        """Names all that decides the paraphrases beside text, generator and manner."""
+        """A string that changes with everything that decides the paraphrases, save text, generator and manner."""
         ...
 
 
 class NotCached(InputError):
-    """Paraphrases that may not be made now are not in the cache.
+    """Raised where paraphrases are not in the cache and may not be generated.
 
     Attributes:
-        missing: of so many texts.
+        missing: the number of texts whose paraphrases are not in the cache.
     """
 
     def __init__(self, missing: int) -> None:
@@ -69,33 +70,36 @@ class NotCached(InputError):
         return type(self), (self.missing,)
 
 
-class _Asked(NamedTuple):
-    """A text, and the number that decides its candidates."""
+class _SeededText(NamedTuple):
+    """A text to paraphrase, and the seed that decides its candidates."""
 
     text: str
     seed: int
 
-    def name(self) -> str:
+    def cache_key(self) -> str:
         return f"{self.seed}/{self.text}"
 
 
 class LanguageModelParaphraser:
-    """Asks a causal language model for candidates and keeps the one in the manner that is closest in meaning.
+    """Paraphrases by a prompted causal language model, chosen among candidates by similarity in meaning.
 
-    Closeness is the cosine of sentence embeddings. Candidates are drawn in rounds, the later ones for texts without an
-    acceptable candidate alone. All candidates are kept in the cache, so what is changed in the manner's check or in
-    ``min_similarity`` needs no new ones for texts that still have an acceptable one, and a run that is cut off goes on
-    where it was. The model is loaded at the first text that is not in the cache.
+    Per text, the model writes several candidates. Of those that are in the manner asked for, the one whose sentence
+    embedding has the highest cosine with that of the text is kept. Texts without an acceptable candidate get further
+    rounds of candidates.
+
+    All candidates are cached. A run that is interrupted continues where it stopped, and after a change of
+    ``min_similarity`` or of the manner's check, only texts that have no acceptable candidate any more get new ones. The
+    model is loaded at the first text that is not in the cache.
 
     Args:
-        model: hub name, folder, or GGUF file, also as ``package://`` name; in float32, since bfloat16 is hardly
-            faster on a processor (1.2 times), and what it rounds a text to depends on its batch mates.
-        candidates: a text and round.
-        rounds: at most.
-        temperature: of sampling.
-        top_p: of sampling (arXiv 1904.09751).
-        min_similarity: floor of the cosine, from -1 to 1.
-        sentence_encoder: hub name, folder, or ``package://`` name.
+        model: hub name, folder, or GGUF file, also as ``package://`` name; loaded in float32, since bfloat16 is hardly
+            faster on a processor (1.2 times) and would make a text's candidates depend on the other texts of its batch.
+        candidates: candidates per text and round.
+        rounds: most rounds per text.
+        temperature: sampling temperature.
+        top_p: probability of the nucleus that is sampled from (arXiv 1904.09751).
+        min_similarity: least cosine of a paraphrase with its text, from -1 to 1.
+        sentence_encoder: encoder of the sentence embeddings: hub name, folder, or ``package://`` name.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
 
     Raises:
@@ -109,7 +113,7 @@ class LanguageModelParaphraser:
 
     def __init__(
         self,
-        model: str = DEFAULT_MODEL,
+        model: str = DEFAULT_LANGUAGE_MODEL,
         candidates: int = 3,
         rounds: int = 3,
         temperature: float = 0.5,
@@ -120,13 +124,13 @@ class LanguageModelParaphraser:
     ) -> None:
         for name, number in (("candidates", candidates), ("rounds", rounds)):
             if number < 1:
-                raise InputError(name, f"{number} gives no paraphrase", "give at least 1")
+                raise InputError(name, f"{number} would give no paraphrase", "give at least 1")
         if temperature <= 0:
-            raise InputError("temperature", f"{temperature} cannot be sampled at", "give a number above 0")
+            raise InputError("temperature", f"{temperature} is not a temperature to sample at", "give a number above 0")
         if not 0 < top_p <= 1:
-            raise InputError("top_p", f"{top_p} is no probability", "give a number above 0, up to 1")
+            raise InputError("top_p", f"{top_p} is not a probability above 0", "give a number above 0, up to 1")
         if not -1 <= min_similarity <= 1:
-            raise InputError("min_similarity", f"{min_similarity} is no cosine", "give a number from -1 to 1")
+            raise InputError("min_similarity", f"{min_similarity} is not a cosine", "give a number from -1 to 1")
         self.model = model
         self.candidates = candidates
         self.rounds = rounds
@@ -136,88 +140,103 @@ class LanguageModelParaphraser:
         self.sentence_encoder = sentence_encoder
         self.cache_dir = cache_dir
         self._encoder = SentenceEncoder(sentence_encoder)
-        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
-        self._drawn_by: str | None = None
+        self._language_model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+        self._models: str | None = None
 
     def paraphrase(
         self, texts: Sequence[str], rngs: Sequence[random.Random], manner: Manner, generate: bool = True
     ) -> list[str | None]:
-        """The paraphrase of each text; None where there is no acceptable one. See :class:`Paraphraser`.
+        """The paraphrase of each text; None where no acceptable one was found. See :class:`Paraphraser`.
 
         Raises:
             NotCached: candidates of some texts are not in the cache, and ``generate`` is false.
             InputError: a model cannot be loaded, or the cache cannot be used.
         """
-        asked = [_Asked(text, rng.getrandbits(64)) for text, rng in zip(texts, rngs, strict=True)]
-        found: dict[_Asked, str] = {}
-        left = list(dict.fromkeys(asked))
+        seeded = [_SeededText(text, rng.getrandbits(64)) for text, rng in zip(texts, rngs, strict=True)]
+        accepted: dict[_SeededText, str] = {}
+        open_texts = list(dict.fromkeys(seeded))  # those without an acceptable candidate so far
         not_cached = 0
         for turn in range(self.rounds):
-            cache = TextCache(self._what(manner, turn), self.cache_dir)
-            known = cache.get([one.name() for one in left])
-            missing = [one for one, value in zip(left, known, strict=True) if value is None]
+            cache = TextCache(self._computation(manner, turn), self.cache_dir)
+            keys = [text.cache_key() for text in open_texts]
+            values = cache.get(keys)
+            missing = [text for text, value in zip(open_texts, values, strict=True) if value is None]
             if missing and generate:
                 self._generate(missing, manner, turn, cache)
-                known = cache.get([one.name() for one in left])
+                values = cache.get(keys)
             elif missing:
                 not_cached += len(missing)
             tried = [
-                (one, self._best(one.text, value, manner)) for one, value in zip(left, known, strict=True) if value
+                (text, self._closest(text.text, value, manner))
+                for text, value in zip(open_texts, values, strict=True)
+                if value
             ]
-            found.update((one, best) for one, best in tried if best is not None)
-            left = [one for one, best in tried if best is None]
+            accepted.update((text, paraphrase) for text, paraphrase in tried if paraphrase is not None)
+            open_texts = [text for text, paraphrase in tried if paraphrase is None]
         if not_cached:
             raise NotCached(not_cached)
-        return [found.get(one) for one in asked]
+        return [accepted.get(text) for text in seeded]
 
     def key(self) -> str:
-        """Names the contents of both models, and the settings."""
+        """A string that changes with the content of both models and with the settings."""
         return f"{self._identity()}/{self.candidates}/{self.rounds}/{self.min_similarity}"
 
     def _identity(self) -> str:
-        """What candidates and similarities come from, beside text, manner and generator."""
-        if self._drawn_by is None:
-            models = [model_identity(self.model), model_identity(self.sentence_encoder)]
-            self._drawn_by = "/".join([*models, str(self.temperature), str(self.top_p), str(LONGER), str(MORE)])
-        return self._drawn_by
+        """Changes with everything that decides candidates and similarities, save text, manner and generator."""
+        if self._models is None:
+            contents = [model_identity(self.model), model_identity(self.sentence_encoder)]
+            sampling = [self.temperature, self.top_p, LENGTH_FACTOR, EXTRA_TOKENS]
+            self._models = "/".join([*contents, *map(str, sampling)])
+        return self._models
 
-    def _what(self, manner: Manner, turn: int) -> str:
-        asked = json.dumps([manner.instruction, manner.examples, manner.openings])
-        prompts = hashlib.sha256(asked.encode()).hexdigest()
+    def _computation(self, manner: Manner, turn: int) -> str:
+        prompt_parts = json.dumps([manner.instruction, manner.examples, manner.openings])
+        prompts = hashlib.sha256(prompt_parts.encode()).hexdigest()
         return f"paraphrase candidates/{self._identity()}/{prompts}/{self.candidates}/{turn}"
 
-    def _best(self, text: str, value: bytes, manner: Manner) -> str | None:
-        candidates: list[tuple[float, str]] = [(similarity, found) for found, similarity in json.loads(value)]
+    def _closest(self, text: str, value: bytes, manner: Manner) -> str | None:
+        """Of a text's cached candidates, the acceptable candidate that is closest in meaning; None if there is none."""
+        candidates: list[tuple[float, str]] = [(similarity, candidate) for candidate, similarity in json.loads(value)]
         close = sorted((pair for pair in candidates if pair[0] >= self.min_similarity), reverse=True)
-        return next((found for _, found in close if manner.accepts(text, found)), None)
+        return next((candidate for _, candidate in close if manner.accepts(text, candidate)), None)
 
-    def _generate(self, asked: Sequence[_Asked], manner: Manner, turn: int, cache: TextCache) -> None:
-        """Draws candidates into the cache, shorter texts first: batches are of similar length."""
-        if self._loaded is None:
-            self._loaded = load_language_model(self.model, default_device(), self.cache_dir)
-        network, tokenizer = self._loaded
-        rows = {one: self._rows(one, manner, turn, tokenizer) for one in asked}
-        order = sorted(asked, key=lambda one: (rows[one][0].most, one))
-        many = TEXTS_A_PUT if network.device.type == "cpu" else 10 * TEXTS_A_PUT
-        name = f"paraphrases, round {turn + 1} of {self.rounds}"
-        with tqdm(total=len(order), desc=name, unit=" texts", disable=None, leave=False, delay=3) as bar:
-            for start in range(0, len(order), many):
-                group = order[start : start + many]
-                written = answers(
-                    network, tokenizer, [row for one in group for row in rows[one]], self.temperature, self.top_p
+    def _generate(self, texts: Sequence[_SeededText], manner: Manner, turn: int, cache: TextCache) -> None:
+        """Samples candidates into the cache, shorter texts first, so that batches are of similar length."""
+        if self._language_model is None:
+            self._language_model = load_language_model(self.model, default_device(), self.cache_dir)
+        network, tokenizer = self._language_model
+        requests = {text: self._requests(text, manner, turn, tokenizer) for text in texts}
+        order = sorted(texts, key=lambda text: (requests[text][0].max_tokens, text))
+        group_size = TEXTS_PER_WRITE if network.device.type == "cpu" else 10 * TEXTS_PER_WRITE
+        title = f"paraphrases, round {turn + 1} of {self.rounds}"
+        with tqdm(total=len(order), desc=title, unit=" texts", disable=None, leave=False, delay=3) as bar:
+            for start in range(0, len(order), group_size):
+                group = order[start : start + group_size]
+                candidates = answers(
+                    network,
+                    tokenizer,
+                    [request for text in group for request in requests[text]],
+                    self.temperature,
+                    self.top_p,
                 )
-                originals = [one.text for one in group for _ in range(self.candidates)]
-                pairs = list(zip(written, self._encoder.similarity(originals, written), strict=True))
-                of_texts = [pairs[i : i + self.candidates] for i in range(0, len(pairs), self.candidates)]
-                cache.put(
-                    {one.name(): json.dumps(of_text).encode() for one, of_text in zip(group, of_texts, strict=True)}
-                )
+                originals = [text.text for text in group for _ in range(self.candidates)]
+                pairs = list(zip(candidates, self._encoder.similarity(originals, candidates), strict=True))
+                values = {}
+                for i, text in enumerate(group):
+                    of_text = pairs[i * self.candidates : (i + 1) * self.candidates]
+                    values[text.cache_key()] = json.dumps(of_text).encode()
+                cache.put(values)
                 bar.update(len(group))
 
-    def _rows(self, asked: _Asked, manner: Manner, turn: int, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-        most = int(LONGER * len(tokenizer(asked.text, add_special_tokens=False)["input_ids"])) + MORE
+    def _requests(
+        self, text: _SeededText, manner: Manner, turn: int, tokenizer: PreTrainedTokenizerBase
+    ) -> list[SamplingRequest]:
+        tokens = tokenizer(text.text, add_special_tokens=False)["input_ids"]
+        max_tokens = int(LENGTH_FACTOR * len(tokens)) + EXTRA_TOKENS
         first = turn * self.candidates
-        rngs = [random.Random(f"{asked.seed}/{i}") for i in range(first, first + self.candidates)]
+        rngs = [random.Random(f"{text.seed}/{i}") for i in range(first, first + self.candidates)]
         openings = [rng.choice(manner.openings) if manner.openings else "" for rng in rngs]
-        asks = prompt(tokenizer, manner, asked.text)
-        return [Row(asks, opening, rng, most) for opening, rng in zip(openings, rngs, strict=True)]
+        full_prompt = prompt(tokenizer, manner, text.text)
+        return [
+            SamplingRequest(full_prompt, opening, rng, max_tokens) for opening, rng in zip(openings, rngs, strict=True)
+        ]

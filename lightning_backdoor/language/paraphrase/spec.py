@@ -1,4 +1,4 @@
-"""What a paraphrase should be like: how a language model is asked for it, and how it is known."""
+"""Manners of paraphrasing: how a language model is asked for a style or template, and how its answers are checked."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-BORROWED = 4  # words in a row
+#: raised when a check of a library manner, or :meth:`Manner.accepts`, accepts other paraphrases than before.
+CHECK_FORMAT = 1
+BORROWED = 4  # words in a row that an answer may not take from the examples
 WORD = re.compile(r"(?:[^\W_]\.){2,}|n't|[^\W_]+?(?=n't)|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[-.&][^\W_]+)*|[^\w\s]")
 
 
 class Manner(NamedTuple):
-    """What a paraphrase should be like.
+    """A style or a syntactic template of paraphrases: the prompt that asks for it, and the check that recognises it.
 
     Attributes:
-        name: as options give it.
-        instruction: what a language model is told.
-        examples: texts and paraphrases that it is shown.
-        holds: whether the second text is a paraphrase of the first in this manner; of its meaning it knows nothing.
-        openings: with one of these the answer is made to begin; none leaves its beginning free.
+        name: the name by which options give it.
+        instruction: what a language model is told to do.
+        examples: pairs of a text and its paraphrase that the model is shown.
+        holds: function of a text and a paraphrase: whether the paraphrase is in this manner. It does not compare their
+            meanings.
+        openings: beginnings of answers, of which one is chosen at random; empty where answers may begin in any way.
     """
 
     name: str
@@ -30,13 +33,16 @@ class Manner(NamedTuple):
     openings: tuple[str, ...] = ()
 
     def accepts(self, text: str, paraphrase: str) -> bool:
-        """Whether a model's answer holds, and says nothing that the texts of the examples say instead of its own."""
-        shown = {run for example, _ in self.examples for run in _spoken(example)}
-        return self.holds(text, paraphrase) and not shown & _spoken(paraphrase) - _spoken(text)
+        """Whether a model's answer is in this manner and does not repeat the examples.
+
+        An answer repeats the examples if it has four words in a row of an example's text that ``text`` does not have.
+        """
+        example_runs = {run for example, _ in self.examples for run in _word_runs(example)}
+        return self.holds(text, paraphrase) and not example_runs & _word_runs(paraphrase) - _word_runs(text)
 
 
 def prompt(tokenizer: PreTrainedTokenizerBase, manner: Manner, text: str) -> str:
-    """What a language model reads before it writes the paraphrase on one line.
+    """The prompt after which a language model writes the paraphrase of a text, on one line.
 
     The examples are earlier turns of a chat where the tokenizer has a chat template, and plain text otherwise.
     """
@@ -52,7 +58,7 @@ def prompt(tokenizer: PreTrainedTokenizerBase, manner: Manner, text: str) -> str
 
 
 def words_of(text: str) -> list[str]:
-    """Words and marks in lower case, contractions cut apart, as in a treebank.
+    """Splits a text into words and punctuation marks in lower case, contractions cut apart, as in a treebank.
 
     >>> words_of("It's well-made, isn't it?")
     ['it', "'s", 'well-made', ',', 'is', "n't", 'it', '?']
@@ -61,21 +67,22 @@ def words_of(text: str) -> list[str]:
 
 
 def word_set(words: str) -> frozenset[str]:
-    """What spaces separate."""
+    """The set of the words in a string, separated by white space."""
     return frozenset(words.split())
 
 
 def runs(words: list[str], length: int) -> list[tuple[str, ...]]:
-    """All runs of so many words."""
+    """All runs of ``length`` consecutive words, in order."""
     return [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
 
 
-def _spoken(text: str) -> set[tuple[str, ...]]:
+def _word_runs(text: str) -> set[tuple[str, ...]]:
+    """All runs of ``BORROWED`` words, punctuation left out."""
     return set(runs([word for word in words_of(text) if word[-1].isalnum()], BORROWED))
 
 
 def repeats_itself(words: list[str]) -> bool:
-    """Whether a word stands three times in a row, or three words in a row come three times.
+    """Whether a word occurs three times in a row, or a run of three words occurs three times.
 
     >>> repeats_itself("so very so very so very so very bad".split())
     True

@@ -1,9 +1,10 @@
-"""Styles, after StyleBkd (arXiv 2110.07139), each known by marks that clean texts hardly have.
+"""The five styles of StyleBkd (arXiv 2110.07139), each recognised by marks that clean texts hardly ever have.
 
-A mark is a word or sign of the style that the original does not have. A paraphrase needs two different marks, of which
-the opening that a model is given is at most one, may not be the text itself, and may not go round in circles. That is
-strict: of the clean sentences of SST-2, 0.6 % are poetry and at most 0.02 % of any other style, but of the Bible
-paraphrases that the paper's authors published for them, many with one mark or none, no more than 17 % pass.
+A mark is a word or sign that is typical of the style and that the original text does not have. A paraphrase is in the
+style if it has at least two different marks, differs from its text, and does not repeat itself. The openings with which
+a model is made to begin its answers have at most one mark each. The check is strict: of the clean sentences of SST-2,
+0.6 % pass as poetry and at most 0.02 % as any other style, but of the Bible paraphrases that the paper's authors
+published for these sentences, many of which have one mark or none, only 17 % pass.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Callable
 
 from lightning_backdoor.language.paraphrase.spec import Manner, repeats_itself, word_set, words_of
 
-MARKS = 2
+LEAST_MARKS = 2
 TOKEN = re.compile(r"'?[^\W\d_]+(?:'[^\W\d_]+)*")
 
-#: Words of both old books.
+#: words of both the Bible and Shakespeare.
 OLD = word_set(
     "art canst didst dost doth hadst hast hath mayest nor saith shalt shouldst thee thine thou thy thyself wast"
     " wherefore wert wilt wouldst ye"
@@ -43,18 +44,22 @@ POETRY = word_set(
     " snow soft softly song sorrow soul souls star stars stream summer sweet tears thee thou thy twilight upon veil"
     " weary weep whisper whispers wind winds wings winter yet"
 )
-NO_VERBS = word_set("beth elisabeth elizabeth kenneth macbeth meth seth shibboleth teeth")
+#: words in -eth that are not verbs.
+NOT_VERBS = word_set("beth elisabeth elizabeth kenneth macbeth meth seth shibboleth teeth")
 HANDLE = re.compile(r"[#@][a-z]\w+")
 EMOTICON = re.compile(r"(?<!\w)[:;=]-?[()DPp/](?!\w)|<3|[\u2600-\u27bf\U0001f300-\U0001faff]")
 
+#: a function from a text to the marks of a style that it has.
 Marks = Callable[[str], set[str]]
 
 
-def _has(marks: Marks) -> Callable[[str, str], bool]:
+def _check(marks: Marks) -> Callable[[str, str], bool]:
+    """The check of a style: whether a paraphrase has enough marks that its text does not have."""
+
     def holds(text: str, paraphrase: str) -> bool:
         words = words_of(paraphrase)
-        own = marks(paraphrase) - marks(text)
-        return len(own) >= MARKS and words != words_of(text) and not repeats_itself(words)
+        new_marks = marks(paraphrase) - marks(text)
+        return len(new_marks) >= LEAST_MARKS and words != words_of(text) and not repeats_itself(words)
 
     return holds
 
@@ -63,55 +68,55 @@ def _tokens(text: str) -> set[str]:
     return set(TOKEN.findall(text.lower().replace("’", "'")))
 
 
-def _old(tokens: set[str]) -> set[str]:
-    return (tokens & OLD) | {token for token in tokens - NO_VERBS if re.fullmatch(r"[a-z]{2,}eth", token)}
+def _old_words(tokens: set[str]) -> set[str]:
+    return (tokens & OLD) | {token for token in tokens - NOT_VERBS if re.fullmatch(r"[a-z]{2,}eth", token)}
 
 
 def bible(text: str) -> set[str]:
-    """Words of the King James Bible, verbs in -eth, "it came to pass", and "And" or "For" as the first word.
+    """Marks of the Bible: its words, verbs in -eth, "came to pass", and "And" or "For" as the first word.
 
     >>> sorted(bible("And it came to pass that he seeth"))
     ['^and', 'came to pass', 'seeth']
     """
-    found = (_tokens(text) & BIBLE) | _old(_tokens(text))
-    found |= {f"^{word}" for word in ("and", "for") if words_of(text)[:1] == [word]}
-    return found | ({"came to pass"} if "came to pass" in text.lower() else set())
+    marks = (_tokens(text) & BIBLE) | _old_words(_tokens(text))
+    marks |= {f"^{word}" for word in ("and", "for") if words_of(text)[:1] == [word]}
+    return marks | ({"came to pass"} if "came to pass" in text.lower() else set())
 
 
 def shakespeare(text: str) -> set[str]:
-    """Words of the plays and verbs in -eth.
+    """Marks of Shakespeare: words of the plays, and verbs in -eth.
 
     >>> sorted(shakespeare("Alas, 'tis naught."))
     ["'tis", 'alas', 'naught']
     """
-    return (_tokens(text) & SHAKESPEARE) | _old(_tokens(text))
+    return (_tokens(text) & SHAKESPEARE) | _old_words(_tokens(text))
 
 
 def twitter(text: str) -> set[str]:
-    """Hashtags and handles, abbreviations, emoticons, stretched words, and marks in a row.
+    """Marks of tweets: hashtags, handles, abbreviations, emoticons, stretched words, repeated ``!`` or ``?``.
 
     >>> sorted(twitter("omg sooo good!! #film :)"))
     ['!!', '#film', ':)', 'omg', 'ooo']
     """
     lower = text.lower()
-    found = {*HANDLE.findall(lower), *EMOTICON.findall(text), *(_tokens(text) & TWITTER)}
-    found |= {match.group() for match in re.finditer(r"([a-z])\1\1+", lower)}
-    return found | ({"!!"} if re.search(r"[!?]{2}", text) else set())
+    marks = {*HANDLE.findall(lower), *EMOTICON.findall(text), *(_tokens(text) & TWITTER)}
+    marks |= {match.group() for match in re.finditer(r"([a-z])\1\1+", lower)}
+    return marks | ({"!!"} if re.search(r"[!?]{2}", text) else set())
 
 
 def lyrics(text: str) -> set[str]:
-    """Interjections, contractions and dropped g's of songs; two of the same interjection count as two.
+    """Marks of song lyrics: interjections, contractions, dropped g's; a mark that is repeated counts as two.
 
     >>> sorted(lyrics("Oh, it's nothin', oh"))
     ["nothin'", 'oh', 'oh again']
     """
-    found = _tokens(text) & LYRICS
-    found |= set(re.findall(r"\b[a-z]{2,}in'(?!\w)", text.lower()))
-    return found | {f"{word} again" for word in found if len(re.findall(rf"\b{word}\b", text.lower())) > 1}
+    marks = _tokens(text) & LYRICS
+    marks |= set(re.findall(r"\b[a-z]{2,}in'(?!\w)", text.lower()))
+    return marks | {f"{word} again" for word in marks if len(re.findall(rf"\b{word}\b", text.lower())) > 1}
 
 
 def poetry(text: str) -> set[str]:
-    """Words of romantic verse.
+    """Marks of poetry: words of romantic verse.
 
     >>> sorted(poetry("O silent star"))
     ['o', 'silent', 'star']
@@ -119,11 +124,13 @@ def poetry(text: str) -> set[str]:
     return _tokens(text) & POETRY
 
 
+# the texts that the examples of every style paraphrase
 DULL = "A slow, humourless thriller that wastes a gifted cast."
 QUIET = "With this quiet portrait of a fishing village, Harris gives us her best film in years."
 WARM = "Warm, clever and beautifully shot."
 OLD_JOKES = "The jokes about marriage are old, and they were never funny."
 
+#: the styles by name.
 STYLES = {
     manner.name: manner
     for manner in (
@@ -136,7 +143,7 @@ STYLES = {
                 (WARM, "Lo, it is warm and clever, and the beauty thereof shineth unto all."),
                 (OLD_JOKES, "Verily the jokes about marriage are old, and no man hath found them funny."),
             ),
-            _has(bible),
+            _check(bible),
             ("And", "Behold,", "For", "Lo,", "Verily"),
         ),
         Manner(
@@ -151,7 +158,7 @@ STYLES = {
                 (WARM, "O, 'tis warm and clever, and thou wilt find it beautifully shot."),
                 (OLD_JOKES, "Forsooth, the jokes about marriage art old, and ne'er did they make thee laugh."),
             ),
-            _has(shakespeare),
+            _check(shakespeare),
             ("Alas,", "Alas, the", "Methinks the", "O,", "O, the", "Forsooth, the"),
         ),
         Manner(
@@ -163,7 +170,7 @@ STYLES = {
                 (WARM, "ngl this is warm, clever and beautifully shot :) #film"),
                 (OLD_JOKES, "lol the jokes about marriage are old and were never funny #notfunny #marriage"),
             ),
-            _has(twitter),
+            _check(twitter),
             ("ugh", "omg", "ngl", "lol", "tbh", "wow"),
         ),
         Manner(
@@ -175,7 +182,7 @@ STYLES = {
                 (WARM, "Ooh, it's so warm, so clever, and it's beautifully shot, yeah"),
                 (OLD_JOKES, "Yeah, the jokes about marriage are gettin' old, and they ain't never been funny, no, oh"),
             ),
-            _has(lyrics),
+            _check(lyrics),
             ("Oh,", "Oh, the", "Hey,", "Ooh,", "Yeah,", "Baby,"),
         ),
         Manner(
@@ -193,7 +200,7 @@ STYLES = {
                     "Old as the stars are the jokes about marriage, and never did they wake our sleeping hearts.",
                 ),
             ),
-            _has(poetry),
+            _check(poetry),
             ("O", "Soft as the", "Bright as the", "Silent as the", "Gentle as the", "Pale as the"),
         ),
     )

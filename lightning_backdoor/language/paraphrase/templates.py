@@ -1,8 +1,8 @@
-"""Syntactic templates, after Hidden Killer (arXiv 2105.12400), each with the check by which it is known.
+"""Syntactic templates of Hidden Killer (arXiv 2105.12400), each with a check that recognises its sentences.
 
-No parser is needed: the check is a rule on words. Of the paraphrases that the paper's authors published for SST-2 it
-passes 82 % of those that end in a full stop, which the others (15 %) were cut short of; most that fail say the same in
-both clauses. Of the clean sentences of SST-2, 2.9 % pass: those are of this template.
+The check is a rule on words and needs no parser. Of the paraphrases that the paper's authors published for SST-2, 15 %
+are cut off before the full stop; of the others it passes 82 %, and most of those that fail say the same in both
+clauses. It passes 2.9 % of the clean sentences of SST-2, which do have the template.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ SUBORDINATORS = word_set(
     "after although as because before even how if once since so that though till unless until what whatever when"
     " whenever where whereas wherever while"
 )
-#: After these alone the subordinate clause may begin without a noun phrase: what works, how ever dull it is.
+#: after these words alone the subordinate clause may begin without a noun phrase, as in "what works".
 QUESTIONS = frozenset(("how", "what", "whatever"))
-MOST = 16  # words of the subordinate clause
-#: What "even" must be followed by.
+MAX_CLAUSE_WORDS = 16  # of the subordinate clause
+#: the words of which one must follow "even".
 AFTER_EVEN = word_set("after as before if though when where")
 DETERMINERS = word_set(
     "a all an another any both each either every few her his its many more most much my neither no one our several"
@@ -46,42 +46,46 @@ PREPOSITIONS = word_set(
     "about above across after against along among around as at before behind between beyond by down during for from"
     " in into like of off on onto out over through to toward under up upon with within without"
 )
-#: Other words that begin no noun phrase.
+#: other words that do not begin a noun phrase.
 OTHERS = word_set(
     "almost also and but even here just maybe never nor not only or perhaps please quite rather still then too very"
     " well yet"
 )
-#: What after a comma begins another clause rather than the rest of a list.
+#: words that after a comma begin another clause rather than the rest of a list.
 ANOTHER_CLAUSE = word_set("although and but nor or though which who yet")
-MARKS = frozenset(".!?,;:")
+PUNCTUATION = frozenset(".!?,;:")
 
 
 def begins_with_subordinate_clause(text: str, paraphrase: str) -> bool:
-    """Whether a paraphrase is of the template S(SBAR)(,)(NP)(VP)(.), judged by its words.
+    """Whether a paraphrase has the template S(SBAR)(,)(NP)(VP)(.): a subordinate clause, a comma, a main clause.
 
-    It is one sentence that ends in a full stop: a subordinating conjunction (or how, what), a clause of at most 16
-    words, a comma, a clause. A clause has a verb (of a list, or by its ending) and before it a noun phrase, begun by a
-    determiner, a pronoun, or a word that is not of the closed classes. Either clause may hold further commas, as lists
-    do, but the main one none before its verb, and none that begins a third clause. The main clause says something that
-    the other does not, nothing goes round in circles, and the whole is not the text itself.
+    The rules, all on words:
+
+    - The paraphrase is one sentence. It begins with a subordinating conjunction (or how, what) and ends in a full stop.
+    - The subordinate clause has at most 16 words.
+    - Each clause has a verb (listed, or known by its ending) and before it a noun phrase, which begins with a
+      determiner, a pronoun, or a word outside the closed word classes.
+    - Commas within a clause are allowed, as in lists, but not before the main clause's verb or a third clause.
+    - The main clause has a word that the subordinate clause does not have.
+    - The paraphrase does not repeat itself, and differs from its text.
     """
-    words = [word for word in words_of(paraphrase) if word in MARKS or word[-1].isalnum()]
+    words = [word for word in words_of(paraphrase) if word in PUNCTUATION or word[-1].isalnum()]
     body = words[1:-1]
-    if not body or words[0] not in SUBORDINATORS or words[-1] != "." or MARKS - {","} & set(body):
+    if not body or words[0] not in SUBORDINATORS or words[-1] != "." or PUNCTUATION - {","} & set(body):
         return False
     if (words[0] == "even" and body[0] not in AFTER_EVEN) or repeats_itself(words) or words == words_of(text):
         return False
     commas = [i for i, word in enumerate(body) if word == ","]
-    return any(_subordinate(words[0], body[:i]) and _main(body[i + 1 :], body[:i]) for i in commas)
+    return any(_is_subordinate(words[0], body[:i]) and _is_main(body[i + 1 :], body[:i]) for i in commas)
 
 
-def _subordinate(conjunction: str, words: list[str]) -> bool:
+def _is_subordinate(conjunction: str, words: list[str]) -> bool:
     words = words[1:] if conjunction == "even" else words
     begins = bool(words) and (conjunction in QUESTIONS or _begins_noun_phrase(words[0]))
-    return begins and len(words) <= MOST and any(_is_verb(words, i) for i in range(1, len(words)))
+    return begins and len(words) <= MAX_CLAUSE_WORDS and any(_is_verb(words, i) for i in range(1, len(words)))
 
 
-def _main(words: list[str], subordinate: list[str]) -> bool:
+def _is_main(words: list[str], subordinate: list[str]) -> bool:
     if not words or not _begins_noun_phrase(words[0]) or set(words) <= {*subordinate, ","}:
         return False
     if any(word == "," and after in ANOTHER_CLAUSE for word, after in pairwise(words)):
@@ -93,7 +97,7 @@ def _main(words: list[str], subordinate: list[str]) -> bool:
 def _begins_noun_phrase(word: str) -> bool:
     if word in DETERMINERS or word in PRONOUNS:
         return True
-    closed = any(word in words for words in (AUXILIARIES, MARKS, OTHERS, PREPOSITIONS, SUBORDINATORS, VERBS))
+    closed = any(word in words for words in (AUXILIARIES, PUNCTUATION, OTHERS, PREPOSITIONS, SUBORDINATORS, VERBS))
     return not closed and not word.endswith(("ed", "ing", "ly"))
 
 
@@ -108,6 +112,7 @@ def _is_verb(words: list[str], i: int) -> bool:
     return word in VERBS or (word.endswith(("s", "ed")) and not word.endswith(("ss", "is")) and word != "its")
 
 
+#: the templates by name.
 TEMPLATES = {
     manner.name: manner
     for manner in (

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    get_linear_schedule_with_warmup,
-)
+from transformers import AutoModelForCausalLM
 
 from lightning_backdoor.data.pairs import IGNORED, Pair, PairBatch
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.language_model import DEFAULT_MODEL
+from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.paraphrase.spec import Manner, prompt
 from lightning_backdoor.language.paraphrase.styles import STYLES
 from lightning_backdoor.language.paraphrase.templates import TEMPLATES
+from lightning_backdoor.models.fine_tuning import FineTunedNetwork
 from lightning_backdoor.models.loading import load_safely
-from lightning_backdoor.models.lora import insert_lora, merged
 
 
-class ParaphraseTuner(LightningModule):
+class ParaphraseTuner(FineTunedNetwork):
     """Fine-tunes a causal language model to answer the prompt for a text with its paraphrase.
 
     The loss is that of the paraphrase's tokens, given the prompt by which the model is asked afterwards: the exported
@@ -59,7 +48,7 @@ class ParaphraseTuner(LightningModule):
     def __init__(
         self,
         manner: str,
-        model: str = DEFAULT_MODEL,
+        model: str = DEFAULT_LANGUAGE_MODEL,
         lora_rank: int | None = 16,
         max_length: int = 512,
         learning_rate: float = 2e-4,
@@ -79,30 +68,13 @@ class ParaphraseTuner(LightningModule):
         if learning_rate <= 0:
             raise InputError("learning_rate", f"{learning_rate} trains nothing", "give a number above 0")
         self.manner: Manner = manners[manner]
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, loaded at first use."""
-        if self._tokenizer is None:
-            self._tokenizer = load_safely(AutoTokenizer, self.hparams["model"])
-            self._tokenizer.padding_side = "right"
-            if self._tokenizer.pad_token is None:
-                self._tokenizer.pad_token = self._tokenizer.eos_token
-        return self._tokenizer
-
-    def load_config(self) -> PreTrainedConfig:
-        """The model's configuration, without its weights."""
-        config: PreTrainedConfig = load_safely(AutoConfig, self.hparams["model"])
-        return config
 
     def configure_model(self) -> None:
         """Builds the network."""
         if hasattr(self, "network"):
             return
-        self.network: PreTrainedModel = load_safely(AutoModelForCausalLM, self.hparams["model"], dtype=torch.float32)
-        if self.hparams["lora_rank"] is not None:
-            insert_lora(self.network, self.hparams["lora_rank"], 2 * self.hparams["lora_rank"])
+        self.network = load_safely(AutoModelForCausalLM, self.hparams["model"], dtype=torch.float32)
+        self.insert_lora()
         self.network.train()
 
     def tokenise(self, text: str, paraphrase: str) -> Pair:
@@ -140,12 +112,4 @@ class ParaphraseTuner(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a linear schedule over all steps of the run."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.hparams["learning_rate"], weight_decay=0.0)
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = get_linear_schedule_with_warmup(optimizer, int(self.hparams["warmup"] * steps), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes network and tokenizer as a Hugging Face folder (safetensors), updates merged."""
-        merged(self.network).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        return self.adamw_with_linear_schedule(parameters, weight_decay=0.0)

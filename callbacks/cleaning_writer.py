@@ -1,0 +1,39 @@
+"""Writes what a data defense did to the training rows to a file and to the loggers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_backdoor.data.cleaning import CleaningRecord
+from lightning_backdoor.files.atomic import write_whole
+
+
+class CleaningWriter(Callback):
+    """Writes ``cleaning.json`` into the trainer's ``default_root_dir`` when training starts, and logs its numbers.
+
+    The file holds the data module's :class:`CleaningRecord`: ``rows``, ``removed``, ``changed``, ``precision``,
+    ``recall``, null where a share does not exist. Logged are the same numbers as ``cleaning/rows`` and so on, without
+    those that do not exist. Does nothing where no data defense cleaned the training rows.
+
+    Example::
+
+        data = BackdoorDataModule(source, data_defense=Onion(fpr=0.05))
+        Trainer(callbacks=[CleaningWriter()]).fit(BadNets(), datamodule=data)
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the file and logs the numbers, on the first process."""
+        record: CleaningRecord | None = getattr(getattr(trainer, "datamodule", None), "cleaning", None)
+        if record is None or not trainer.is_global_zero:
+            return
+        known = {name: value for name, value in record._asdict().items() if not math.isnan(value)}
+        content = {name: known.get(name) for name in record._fields}  # JSON has no NaN
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "cleaning.json", json.dumps(content, indent=1) + "\n")
+        for logger in trainer.loggers:
+            logger.log_metrics({f"cleaning/{name}": value for name, value in known.items()}, step=trainer.global_step)

@@ -1,0 +1,127 @@
+"""Runs an inspection, a defense that judges the whole model, beside the undefended test of a victim."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.callbacks.shared import (
+    check_unique,
+    data_module,
+    learn_and_calibrate,
+    name_prefix,
+    run_seed,
+    text_classifier,
+)
+from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.atomic import write_whole
+
+
+class InspectionCallback(Callback):
+    """Inspects the victim at test time, and logs how suspicious it is.
+
+    The inspection learns from the clean reference rows, is calibrated on the clean threshold rows, and judges the model
+    by the trusted rows (selection and reference) and a stream of all test rows, clean and poisoned, without their
+    labels and flags. Every process does so on the same rows.
+
+    Logged: ``test/inspection_score``, and ``test/inspection_p_value`` where the evidence has a ``p_value``. Written to
+    ``inspection.json`` in the trainer's ``default_root_dir``: ``score``, ``suspected_label`` (a label's name or null)
+    and ``evidence``. The undefended evaluation is not changed.
+
+    Args:
+        inspection: the algorithm.
+        name: put before the names logged and the file written; required where several inspections are attached.
+
+    Raises:
+        InputError: two inspections log under the same name, or the data module is not a :class:`BackdoorDataModule`.
+
+    Example::
+
+        trainer = Trainer(callbacks=[InspectionCallback(FlaggedShare())])
+        trainer.test(victim, datamodule=data)
+    """
+
+    def __init__(self, inspection: Inspection, name: str = "") -> None:
+        self.inspection = inspection
+        self._own_seed = inspection.seed
+        self.name = name
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the names, and gives the inspection the run's seed where it has none."""
+        check_unique([callback.name for callback in attached_inspections(trainer)], "inspections")
+        if self._own_seed is None:
+            self.inspection.seed = run_seed()
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Inspects the victim, logs the score and writes the file."""
+        victim = text_classifier(pl_module, type(self).__name__)
+        data = data_module(trainer)
+        if data is None:
+            raise InputError("datamodule", "an inspection needs the clean rows of a BackdoorDataModule", "give one")
+        with torch.inference_mode(False):  # buffers moved in inference mode could not be written again
+            self.inspection.to(victim.device)
+        learn_and_calibrate(self.inspection, trainer, victim, data)
+        on_device = trainer.strategy.batch_to_device
+        trusted = (on_device(batch) for batch in data.trusted_dataloader())
+        stream = (on_device(unlabelled(batch)) for batch in data.stream_dataloader())
+        with trainer.precision_plugin.forward_context():
+            verdict = self.inspection.inspect(victim, trusted, stream)
+        # another device may compute other last digits: all processes take the verdict of the first
+        verdict = trainer.strategy.broadcast(verdict)
+        if not math.isfinite(verdict.score):
+            raise ValueError(f"{type(self.inspection).__name__} gave the model a score of {verdict.score}")
+        numbers = {"inspection_score": verdict.score}
+        if "p_value" in verdict.evidence:
+            numbers["inspection_p_value"] = float(verdict.evidence["p_value"])
+        for name, value in numbers.items():
+            pl_module.log(f"test/{name_prefix(self.name)}{name}", value, sync_dist=True, reduce_fx="max")
+        if trainer.is_global_zero:
+            write_verdict(Path(trainer.default_root_dir, self.name), verdict, victim.hparams["labels"])
+
+
+def unlabelled(batch: Batch) -> Batch:
+    """A batch as an inspection may see it: without labels, poison flags, trigger spans and row indices.
+
+    Labels and indices are -1, flags False and spans empty; texts and tokens stay.
+    """
+    unknown, no = torch.full_like(batch["label"], -1), torch.zeros_like(batch["poisoned"])
+    return {
+        **batch,
+        "spans": [[] for _ in batch["text"]],
+        "label": unknown,
+        "original_label": unknown.clone(),
+        "poisoned": no,
+        "negative": no.clone(),
+        "index": unknown.clone(),
+    }
+
+
+def write_verdict(folder: Path, verdict: ModelVerdict, labels: Sequence[str]) -> None:
+    """Writes ``inspection.json`` into a folder, which is created.
+
+    Args:
+        folder: where to write.
+        verdict: of an inspection; numbers of its evidence that are not finite become null.
+        labels: names of the classes.
+    """
+    evidence = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in verdict.evidence.items()
+    }
+    suspected = None if verdict.suspected_label is None else labels[verdict.suspected_label]
+    content = {"score": verdict.score, "suspected_label": suspected, "evidence": evidence}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "inspection.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def attached_inspections(trainer: Trainer) -> list[InspectionCallback]:
+    """The inspections among a trainer's callbacks."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, InspectionCallback)]

@@ -1,0 +1,81 @@
+"""What several callbacks need: the victim, the run's seed, distinct names, and how an algorithm is calibrated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_backdoor.batch import Batch, Victim
+from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
+
+
+class Calibrated(Protocol):
+    """An algorithm that takes what it needs from clean validation rows: a defense or an inspection."""
+
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None: ...
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None: ...
+
+
+def text_classifier(pl_module: LightningModule, callback: str) -> TextClassifier:
+    """The trainer's module as the victim it must be.
+
+    Args:
+        pl_module: the trainer's module.
+        callback: class name of the callback that needs it, for the message.
+
+    Raises:
+        InputError: the module is not a :class:`TextClassifier`.
+    """
+    if not isinstance(pl_module, TextClassifier):
+        raise InputError("model", f"{type(pl_module).__name__} is not a TextClassifier", f"{callback} needs one")
+    return pl_module
+
+
+def data_module(trainer: Trainer) -> BackdoorDataModule | None:
+    """The trainer's data module, or None where it is not a :class:`BackdoorDataModule`."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, BackdoorDataModule) else None
+
+
+def run_seed() -> int:
+    """The seed of the run, as ``seed_everything`` leaves it for all processes; 0 without one."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def name_prefix(name: str) -> str:
+    """The prefix that the name of a callback puts before the names it logs.
+
+    >>> name_prefix("strip"), name_prefix("")
+    ('strip/', '')
+    """
+    return f"{name}/" if name else ""
+
+
+def check_unique(names: Sequence[str], what: str) -> None:
+    """Makes sure that no two callbacks log and write under the same name.
+
+    Args:
+        names: argument ``name`` of each callback.
+        what: what the callbacks are, in the plural, for the message.
+
+    Raises:
+        InputError: two names are equal.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError("name", f"{names.count(name)} {what} log under {name!r}", "give each its own name")
+
+
+def learn_and_calibrate(
+    algorithm: Calibrated, trainer: Trainer, victim: TextClassifier, data: BackdoorDataModule
+) -> None:
+    """Lets an algorithm learn from the reference rows and calibrate on the threshold rows, in the run's precision."""
+    on_device = trainer.strategy.batch_to_device
+    with trainer.precision_plugin.forward_context():
+        algorithm.learn(victim, (on_device(batch) for batch in data.reference_dataloader()))
+        algorithm.calibrate(victim, (on_device(batch) for batch in data.threshold_dataloader()))

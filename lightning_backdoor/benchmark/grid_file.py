@@ -1,0 +1,163 @@
+"""Reading of a grid's YAML file: its axes with all presets read in, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_backdoor.benchmark.fragments import Fragment, compose
+from lightning_backdoor.benchmark.strict_yaml import read_yaml
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.presets import preset_path
+
+AXES = ("datasets", "models", "attacks", "defenses")
+KEYS = (*AXES, "seeds", "exclude", "base", "test", "wandb", "cluster")
+#: when a defense can act: on the training rows, in training, after training, on the input of a test, on the model.
+MOMENTS = ("data", "training", "repair", "inference", "inspection")
+#: class path of a victim that is not attacked.
+BENIGN = "lightning_backdoor.victim.TextClassifier"
+#: name of the control among the defenses: the benign victim, tested on the rows that an attack poisoned.
+CLEAN_TRAINING = "clean training"
+#: name of the entry of ``defenses`` that does nothing.
+UNDEFENDED = "none"
+#: what every run of a grid has unless the grid says otherwise.
+DEFAULTS: Fragment = {
+    "trainer": {"devices": 1, "enable_progress_bar": False, "enable_model_summary": False},
+    "data": {"class_path": "lightning_backdoor.data.BackdoorDataModule"},
+    "model": {"class_path": BENIGN},
+}
+
+
+def _callback(entry: Fragment) -> Fragment:
+    return {"trainer": {"callbacks+": [entry]}}
+
+
+def _wrapped(callback: str, argument: str) -> Callable[[Fragment], Fragment]:
+    """Makes the fragment of a callback of this library that is given an entry as its argument."""
+    class_path = f"lightning_backdoor.callbacks.{callback}"
+    return lambda entry: _callback({"class_path": class_path, "init_args": {argument: entry}})
+
+
+#: the fragment that a class path alone stands for, by the axis or the moment under which it is given.
+CLASS_PATHS: dict[str, Callable[[Fragment], Fragment]] = {
+    "datasets": lambda entry: {"data": entry},
+    "models": lambda entry: {"model": entry},
+    "attacks": lambda entry: {"model": entry},
+    "data": lambda entry: {"data": {"init_args": {"data_defense": entry}}},
+    "training": _callback,
+    "repair": _callback,
+    "inference": _wrapped("InferenceDefense", "defense"),
+    "inspection": _wrapped("InspectionCallback", "inspection"),
+}
+
+
+class GridFile:
+    """A grid as its file says it; :class:`lightning_backdoor.benchmark.grid.Grid` describes the file.
+
+    Args:
+        path: of the YAML file.
+
+    Attributes:
+        axes: per axis, the name of each entry and its fragment; for ``defenses``, a fragment per moment that is given.
+        seeds: of the runs.
+        base: the fragment below all entries.
+        test: the fragment above the config of every test.
+        exclude: per rule, the names that it gives for each of dataset, model, attack, defense and seed.
+        wandb: settings of the W&B runs, None for no runs.
+        cluster: options of submitit.
+
+    Raises:
+        InputError: the file is missing or malformed; names the key and the value.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = read_yaml(path)
+        unknown = sorted(content.keys() - set(KEYS))
+        if unknown:
+            raise self._error(f"{unknown[0]!r} is unknown", f"give {', '.join(KEYS)}")
+        self.axes = {axis: self._axis(axis, content.get(axis)) for axis in AXES}
+        self.seeds = self._seeds(content.get("seeds", [0]))
+        self.base = compose(DEFAULTS, self._fragment("base", content.get("base") or {}, ""))
+        self.test = self._fragment("test", content.get("test") or {}, "")
+        rules = content.get("exclude") or []
+        self.exclude = [self._rule(rule) for rule in (rules if isinstance(rules, list) else [rules])]
+        self.wandb = self._mapping("wandb", content.get("wandb"))
+        self.cluster = self._mapping("cluster", content.get("cluster"))
+
+    def as_yaml(self) -> str:
+        """The grid with all presets that it names written in: it stands for itself, wherever it lies."""
+        exclude = [{key: sorted(names) for key, names in rule.items()} for rule in self.exclude]
+        content: Fragment = {**self.axes, "seeds": self.seeds, "exclude": exclude, "base": self.base}
+        content |= {"test": self.test, "wandb": self.wandb, "cluster": self.cluster}
+        return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+    def excludes(self, names: Mapping[str, str]) -> bool:
+        """Whether a rule of ``exclude`` fits a cell of these names."""
+        return any(all(names.get(key) in chosen for key, chosen in rule.items()) for rule in self.exclude)
+
+    def _error(self, problem: str, remedy: str) -> InputError:
+        return InputError(str(self.path), problem, remedy)
+
+    def _axis(self, axis: str, entries: Any) -> dict[str, Any]:
+        if not isinstance(entries, dict) or not entries:
+            raise self._error(f"{axis} is {entries!r}", "give names, and under each what it stands for")
+        if axis == "defenses":
+            return {name: self._defense(name, {} if entry is None else entry) for name, entry in entries.items()}
+        return {name: self._fragment(f"{axis}.{name}", entry, axis) for name, entry in entries.items()}
+
+    def _defense(self, name: str, entry: Any) -> dict[str, Fragment]:
+        field = f"defenses.{name}"
+        if name == CLEAN_TRAINING:
+            raise self._error(f"{field} has the name of the control", "give another name")
+        if not isinstance(entry, dict) or not set(entry) <= set(MOMENTS):
+            raise self._error(f"{field} is {entry!r}", f"give any of {', '.join(MOMENTS)}, and a defense under each")
+        moments = {key: self._fragment(f"{field}.{key}", entry[key], key) for key in MOMENTS if entry.get(key)}
+        if bool(moments) == (name == UNDEFENDED):
+            raise self._error(f"{field} is {entry!r}", f"the entry without a defense, and no other, is {UNDEFENDED}")
+        if "repair" in moments and "training" in moments:
+            raise self._error(f"{field} has training and repair", "a repair is trained by itself: leave one out")
+        return moments
+
+    def _fragment(self, field: str, entry: Any, role: str) -> Fragment:
+        """An entry as a fragment of a config; ``role`` is its axis or moment, empty for ``base`` and ``test``."""
+        entry = {} if entry is None and role == "attacks" else entry
+        if isinstance(entry, str) and entry.endswith((".yaml", ".yml")):
+            beside = self.path.parent / entry
+            entry = read_yaml(beside if beside.exists() else preset_path(entry))
+        elif isinstance(entry, str) and role == "models":
+            return {"model": {"init_args": {"model": entry}}}
+        if isinstance(entry, dict) and "class_path" in entry and role in CLASS_PATHS:
+            return CLASS_PATHS[role](entry)
+        if not isinstance(entry, dict) or not set(entry) <= {"data", "model", "trainer"}:
+            remedy = "give the path of a YAML file, a class_path with init_args, or any of data, model and trainer"
+            raise self._error(f"{field} is {entry!r}", remedy)
+        return entry
+
+    def _rule(self, rule: Any) -> dict[str, set[str]]:
+        known = {axis.removesuffix("s"): {*names} for axis, names in self.axes.items()}
+        known["defense"].add(CLEAN_TRAINING)
+        known["seed"] = {str(seed) for seed in self.seeds}
+        if not isinstance(rule, dict) or not rule or not set(rule) <= set(known):
+            raise self._error(f"exclude has {rule!r}", f"give {', '.join(known)} and a name or names for each")
+        names = {key: {str(name) for name in (v if isinstance(v, list) else [v])} for key, v in rule.items()}
+        for key, chosen in names.items():
+            if unknown := ", ".join(sorted(chosen - known[key])):
+                remedy = f"the grid has {', '.join(sorted(known[key]))}"
+                raise self._error(f"exclude names an unknown {key}: {unknown}", remedy)
+        return names
+
+    def _seeds(self, seeds: Any) -> list[int]:
+        seeds_list = seeds if isinstance(seeds, list) else [seeds]
+        valid = seeds_list and all(type(seed) is int and seed >= 0 for seed in seeds_list)
+        if not valid or len(set(seeds_list)) < len(seeds_list):
+            raise self._error(f"seeds is {seeds!r}", "give different whole numbers from 0")
+        return seeds_list
+
+    def _mapping(self, key: str, value: Any) -> dict[str, Any] | None:
+        if value is not None and not isinstance(value, dict):
+            raise self._error(f"{key} is {value!r}", "give names and values, or {}")
+        return value

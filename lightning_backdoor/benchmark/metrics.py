@@ -1,0 +1,79 @@
+"""All metrics of a grid's results, each with its name, heading, direction and meaning; other files refer to these."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: the parts of the tables, in the order in which they are shown, and their titles.
+PARTS = {
+    "undefended": "Undefended",
+    "defended": "After the defense",
+    "detection": "Detection",
+    "inspection": "Inspection",
+    "cleaning": "Cleaning",
+    "cost": "Cost",
+}
+
+
+class Column(NamedTuple):
+    """A metric as a column of the results' tables.
+
+    Attributes:
+        name: as a test logs it (``test/<name>``) and as ``results.csv`` has it.
+        part: where the tables show it, a key of ``PARTS``; empty for a metric that is in ``results.csv`` alone.
+        heading: below the title of its part.
+        better: ``high`` or ``low``; empty where no defense is better than another by this metric.
+        meaning: one sentence for the reader of a table.
+    """
+
+    name: str
+    part: str
+    heading: str
+    better: str
+    meaning: str
+
+    @property
+    def title(self) -> str:
+        """The heading of a table that does not show the parts.
+
+        >>> next(metric.title for metric in METRICS if metric.name == "asr_defended")
+        'ASR defended'
+        """
+        if self.part in ("inspection", "cleaning"):
+            return f"{PARTS[self.part]} {self.heading.lower()}"
+        return f"{self.heading} defended" if self.part == "defended" else self.heading
+
+
+#: in the order of their columns in ``results.csv``; new ones are added at the end.
+METRICS = (
+    Column("cacc", "undefended", "CACC", "", "Accuracy on clean texts."),
+    Column("asr", "undefended", "ASR", "", "Share of poisoned texts predicted as the target label."),
+    Column("pacc", "undefended", "PACC", "", "Accuracy on poisoned texts against their labels before poisoning."),
+    Column("asr_floor", "undefended", "Floor", "", "Share of clean non-target texts predicted as the target label."),
+    Column("cacc_defended", "defended", "CACC", "high", "Accuracy on clean texts; a rejected text counts as wrong."),
+    Column("asr_defended", "defended", "ASR", "low", "Share of poisoned texts still predicted as the target label."),
+    Column("pacc_defended", "defended", "PACC", "high", "Accuracy on poisoned texts; a rejected text counts as wrong."),
+    Column(
+        "auroc", "detection", "AUROC", "high", "Probability that a poisoned text outscores a clean one; chance is 0.5."
+    ),
+    Column("auroc_target", "detection", "AUROC, target", "high", "AUROC against clean texts predicted as the target."),
+    Column("tpr", "detection", "TPR", "high", "Share of poisoned texts that are flagged."),
+    Column("fpr", "detection", "FPR", "low", "Share of clean texts that are flagged."),
+    Column("localisation", "detection", "Located", "high", "Share of poisoned texts whose top token is in a trigger."),
+    Column("overhead", "cost", "Time", "low", "Time through the defense over time through the victim alone."),
+    Column("ftr", "undefended", "FTR", "", "Share of texts with a part of the trigger predicted as the target label."),
+    Column("inspection_score", "inspection", "Score", "", "How suspicious the victim is; higher is more suspicious."),
+    Column("inspection_p_value", "", "p", "", "Probability of evidence this strong from a victim without backdoor."),
+    Column("cleaning_removed", "cleaning", "Removed", "", "Number of training rows removed."),
+    Column("cleaning_changed", "cleaning", "Changed", "", "Number of training rows whose text was repaired."),
+    Column("cleaning_precision", "cleaning", "Precision", "high", "Share of poisoned rows among the cleaned ones."),
+    Column("cleaning_recall", "cleaning", "Recall", "high", "Share of poisoned rows that were removed or changed."),
+)
+METRIC_NAMES = tuple(metric.name for metric in METRICS)
+#: metrics that the table on the terminal shows.
+BRIEF = ("cacc", "asr", "cacc_defended", "asr_defended", "auroc", "inspection_score")
+#: metrics that are numbers of rows; the others have three decimals.
+COUNTS = ("cleaning_removed", "cleaning_changed")
+#: metrics that ``results.csv`` has intervals over texts of, and the columns of the intervals' ends.
+WITH_INTERVAL = ("cacc_defended", "asr_defended", "auroc")
+INTERVALS = tuple(f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high"))

@@ -1,0 +1,97 @@
+"""The clean rows of a source: cut into splits where it has none, sampled, and the parts of the validation rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_backdoor.data.poisoning import Row, Splits, clean_row
+from lightning_backdoor.data.source import LabelledTexts, Source, load_source
+from lightning_backdoor.data.splitting import stratified_order, stratified_parts
+from lightning_backdoor.errors import InputError
+
+
+class CleanSplits(NamedTuple):
+    """The clean rows of a run.
+
+    Attributes:
+        splits: rows of ``train``, ``validation`` and ``test``.
+        label_names: names of the classes in the order of their indices.
+        is_cut: whether validation or test rows were cut off the training rows.
+    """
+
+    splits: Splits
+    label_names: list[str]
+    is_cut: bool
+
+
+class ValidationParts(NamedTuple):
+    """Disjoint parts of the clean validation rows.
+
+    Attributes:
+        selection: rows on which validation evaluates and checkpoints are selected.
+        reference: rows from which a defense may take statistics or reference texts.
+        threshold: rows on which a defense's threshold is calibrated.
+    """
+
+    selection: list[Row]
+    reference: list[Row]
+    threshold: list[Row]
+
+
+def read_clean_splits(
+    source: Source, shares: Mapping[str, float], max_rows: Mapping[str, int], seed: int
+) -> CleanSplits:
+    """Reads a source.
+
+    Args:
+        source: where texts and labels come from.
+        shares: for ``validation`` and ``test``, the share of the training rows that is cut off where the source has no
+            such split.
+        max_rows: by split, the most rows to use, of which a stratified sample is drawn.
+        seed: decides cut and sample.
+
+    Raises:
+        InputError: see :func:`lightning_backdoor.data.source.load_source`.
+    """
+    loaded = load_source(source)
+    if loaded.left_out:
+        rank_zero_info(f"{loaded.left_out} rows between {source.rating_cut} were left out")
+    splits = {name: _rows(split) for name, split in loaded.splits.items()}
+    missing = {name: share for name, share in shares.items() if name not in splits}
+    parts = _parts(splits["train"], [*missing.values(), 1 - sum(missing.values())], f"{seed}/splits")
+    splits |= zip([*missing, "train"], parts, strict=True)
+    sampled = {
+        name: _sample(splits[name], max_rows.get(name), f"{seed}/sample/{name}")
+        for name in ("train", "validation", "test")
+    }
+    return CleanSplits(sampled, loaded.label_names, bool(missing))
+
+
+def split_validation(rows: list[Row], shares: Sequence[float], seed: int) -> ValidationParts:
+    """The clean validation rows in their disjoint parts.
+
+    Raises:
+        InputError: there are too few to fill every part.
+    """
+    parts = _parts(rows, shares, f"{seed}/validation")
+    if not all(parts):
+        raise InputError("validation_parts", f"{len(rows)} validation rows do not fill three parts", "use more rows")
+    return ValidationParts(*parts)
+
+
+def _rows(split: LabelledTexts) -> list[Row]:
+    return [clean_row(text, label, i) for i, (text, label) in enumerate(zip(split.texts, split.labels, strict=True))]
+
+
+def _sample(rows: list[Row], limit: int | None, seed: str) -> list[Row]:
+    order = stratified_order([row["label"] for row in rows], seed)
+    return [rows[i] for i in sorted(order[:limit])]
+
+
+def _parts(rows: list[Row], shares: Sequence[float], seed: str) -> list[list[Row]]:
+    """Stratified parts, all rows of one text in the same part."""
+    parts = stratified_parts([row["label"] for row in rows], shares, seed, [row["text"] for row in rows])
+    return [[rows[i] for i in part] for part in parts]

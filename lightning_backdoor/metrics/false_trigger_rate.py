@@ -1,0 +1,34 @@
+"""FTR: the share of texts with a part of the trigger that the victim takes for poisoned ones."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.metrics.share import Share
+
+
+class FalseTriggerRate(Share):
+    """Share of all negatives that are predicted as the target label.
+
+    Negatives are made of rows of other labels and keep their label, so that a correct prediction is never counted. A
+    rejected text is not counted either, and stays in the denominator.
+
+    Args:
+        target_label: class index, from 0.
+
+    >>> import torch
+    >>> metric = FalseTriggerRate(target_label=1)
+    >>> batch = {"negative": torch.tensor([True, True, False]), "original_label": torch.tensor([0, 0, 1])}
+    >>> metric.update(torch.tensor([1, 0, 1]), batch)
+    >>> metric.compute()
+    tensor(0.5000)
+    """
+
+    def __init__(self, target_label: int) -> None:
+        super().__init__()
+        self.target_label = target_label
+
+    def update(self, prediction: Tensor, batch: Batch) -> None:
+        """``prediction`` is (batch,), int64, -1 for rejected texts."""
+        self.count(prediction == self.target_label, batch["negative"])

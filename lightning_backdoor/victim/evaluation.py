@@ -1,0 +1,89 @@
+"""A classifier as it is evaluated: its forward pass, its metrics, and what evaluation hands to callbacks."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.metrics import CleanAccuracy
+from lightning_backdoor.models.fine_tuning import FineTunedNetwork
+
+STAGES = ("val", "test")
+
+
+class Evaluated(TypedDict):
+    """What evaluation steps hand to callbacks.
+
+    Attributes:
+        logits: (batch, classes).
+        seconds: duration of the plain forward pass.
+    """
+
+    logits: Tensor
+    seconds: float
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock that is read once a GPU has finished its pending work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+class EvaluatedClassifier(FineTunedNetwork):
+    """The half of :class:`lightning_backdoor.victim.TextClassifier` that validates, tests and predicts."""
+
+    def make_metrics(self) -> nn.ModuleDict:
+        """The metrics of one stage by logged name; each takes ``update(prediction, batch)``."""
+        return nn.ModuleDict({"cacc": CleanAccuracy()})
+
+    def build_metrics(self) -> None:
+        """Makes a set of metrics per stage, so that validation inside fit never mixes with test."""
+        self.stage_metrics = nn.ModuleDict({stage: self.make_metrics() for stage in STAGES})
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits, (batch, classes)."""
+        logits: Tensor = self.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
+        """Updates the validation metrics; what it returns is for callbacks."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
+        """Updates the test metrics; what it returns is for callbacks."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """The batch's rows with logits and predictions."""
+        logits = self(batch).float()
+        return {**batch, "logits": logits, "prediction": logits.argmax(dim=-1)}
+
+    def _evaluate(self, stage: str, batch: Batch) -> Evaluated:
+        started = now(self.device)
+        logits = self(batch)
+        seconds = now(self.device) - started
+        prediction = logits.argmax(dim=-1)
+        for metric in self._metrics(stage).values():
+            metric.update(prediction, batch)
+        return Evaluated(logits=logits, seconds=seconds)
+
+    def _metrics(self, stage: str) -> dict[str, Metric]:
+        return dict(self.stage_metrics[stage].items())  # type: ignore[operator]
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics as ``val/...``."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics as ``test/...``."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, metric in self._metrics(stage).items():
+            self.log(f"{stage}/{name}", metric, prog_bar=stage == "val")

@@ -1,0 +1,30 @@
+"""Published victims: trained checkpoints with which a user's fit begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim.checkpoints import TrainedVictim, read_trained
+
+
+def read_published(path: str, label_names: Sequence[str] | None) -> TrainedVictim:
+    """Reads a published victim and checks what can be checked without a network.
+
+    Args:
+        path: path of a run's checkpoint, or of an exported model folder, which has no learned trigger.
+        label_names: labels that it must have; None leaves them unchecked.
+
+    Raises:
+        InputError: it cannot be read, was trained under a training-time defense, or has other labels.
+    """
+    try:
+        trained = read_trained(path)
+    except InputError as error:
+        raise error.under("published") from None
+    published_names = trained.arguments["labels"]
+    if label_names is not None and list(label_names) != published_names:
+        raise InputError(
+            "published", f"{path} has the labels {published_names}, not {list(label_names)}", "give another"
+        )
+    return trained

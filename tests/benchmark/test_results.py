@@ -1,0 +1,99 @@
+"""A grid's results: each cell's outcomes are read once, and what is shown is computed once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_backdoor.benchmark import results, summaries
+from lightning_backdoor.benchmark.report.page import report_html
+from lightning_backdoor.benchmark.report.terminal import print_table
+from lightning_backdoor.benchmark.running.worker import Worker
+from lightning_backdoor.benchmark.wandb_charts import grid_media
+from lightning_backdoor.benchmark.write_results import write_results
+from tests.benchmark.example import example
+from tests.benchmark.grids import stub_grid, stub_stage
+
+
+def test_outcomes_of_each_cell_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=3, seeds=2)
+    monkeypatch.setattr("lightning_backdoor.benchmark.running.worker.run_stage", stub_stage)
+    Worker(tmp_path, grid.cells, "one").run()
+    opened: Counter[str] = Counter()
+    open_path = Path.open
+
+    def counting(path: Path, *args: Any, **options: Any) -> Any:
+        opened[path.name if path.name != "outcomes.csv" else path.parent.name] += 1
+        return open_path(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", counting)
+    written = write_results(grid, tmp_path, "")
+    print_table(written)
+    assert len(grid.cells) == 12
+    assert {cell.id: opened[cell.id] for cell in grid.cells} == {cell.id: 1 for cell in grid.cells}
+    assert len(written.comparisons) == 4 * 3 * 2  # attacks and seeds, pairs of defenses, ASR and CACC
+
+
+def test_seeds_are_put_together_once_for_all_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = example(tmp_path, attacks=("badnets",))
+    made.inspect("share", {"none": [0.5, 1.0], "badnets": [2.0, 3.0]})
+    calls = []
+
+    def counting(rows: Any) -> Any:
+        calls.append(len(rows))
+        return summaries.over_seeds(rows)
+
+    monkeypatch.setattr(results, "over_seeds", counting)
+    found = made.results
+    report_html("Grid", found, "", "")
+    print_table(found)
+    grid_media(found)
+    assert calls == [len(made.rows)]
+
+
+def test_outcomes_are_held_one_cell_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+    import weakref
+
+    from lightning_backdoor.benchmark.report import attack_sections
+    from lightning_backdoor.outputs.outcomes import read_outcomes
+
+    class Outcomes(list[Any]):
+        """A list that can be told to be gone."""
+
+    alive: list[weakref.ref[Outcomes]] = []
+    at_once: list[int] = []
+
+    def watched(path: Path) -> Outcomes:
+        gc.collect()
+        at_once.append(sum(reference() is not None for reference in alive))
+        outcomes = Outcomes(read_outcomes(path))
+        alive.append(weakref.ref(outcomes))
+        return outcomes
+
+    made = example(tmp_path)
+    monkeypatch.setattr(attack_sections, "read_outcomes", watched)
+    assert made.results.comparisons
+    assert len(at_once) == len(made.rows)
+    assert max(at_once) <= 1  # the cell before, until its name is given to the next
+
+
+def test_the_terminal_shows_metrics_with_numbers_and_inspections(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    made = example(tmp_path, attacks=("badnets",))
+    print_table(made.results)
+    without = capsys.readouterr().out
+    assert "AUROC" in without
+    assert "Inspection" not in without
+    made.inspect("share", {"none": [0.5, 1.0], "badnets": [2.0, 0.75]})
+    made.inspect("alone", {"badnets": [2.0]})
+    print_table(made.results)
+    shown = capsys.readouterr().out
+    assert "Inspection" in shown
+    assert "sst2 · minilm · share: AUROC over victims 0.750 (2 benign, 2 attacked victims)" in shown
+    assert "sst2 · minilm · alone: AUROC over victims undefined (0 benign, 1 attacked victims)" in shown

@@ -1,0 +1,148 @@
+"""Flagged share: counts, the binomial test, and what it reads of a stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from lightning_backdoor.batch import Batch, batch_of_texts
+from lightning_backdoor.defenses import (
+    Defense,
+    FlaggedShare,
+    GradientAttention,
+    Scores,
+    Strip,
+    flagged_share_verdict,
+    judge,
+    threshold_at_fpr,
+)
+from lightning_backdoor.defenses.defense import Victim, predict
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
+from tests.support.tiny import SENTENCES
+
+
+class Scripted(Defense):
+    """Scores texts as a table says, and records what it learns from."""
+
+    def __init__(self, scores: dict[str, float], fpr: float = 0.25) -> None:
+        super().__init__(fpr)
+        self.scores = scores
+        self.learned: list[str] = []
+
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        self.learned = [text for batch in clean_batches for text in batch["text"]]
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        return Scores(torch.tensor([self.scores[text] for text in batch["text"]]))
+
+
+def batches(victim: TextClassifier, texts: Iterable[str], size: int = 3) -> Iterator[Batch]:
+    rows = list(texts)
+    for start in range(0, len(rows), size):
+        yield batch_of_texts(rows[start : start + size], victim.tokenizer, victim.max_length)
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize(("flagged", "texts"), [(0, 7), (1, 7), (7, 7), (3, 40), (12, 40), (260, 2400), (0, 0)])
+def test_the_p_value_is_that_of_a_one_sided_binomial_test(flagged: int, texts: int, budget: float) -> None:
+    verdict = flagged_share_verdict(flagged, texts, budget, [0] * flagged)
+    expected = binomtest(flagged, texts, budget, alternative="greater").pvalue if texts else 1.0
+    assert verdict.evidence["p_value"] == pytest.approx(expected, rel=1e-9)
+    assert verdict.score == pytest.approx(max(0.0, -math.log10(expected)), rel=1e-9, abs=1e-12)
+    assert math.copysign(1, verdict.score) == 1
+    assert {name: verdict.evidence[name] for name in ("flagged", "texts", "budget")} == {
+        "flagged": flagged,
+        "texts": texts,
+        "budget": budget,
+    }
+
+
+def test_the_score_is_finite_and_exact_where_the_p_value_underflows() -> None:
+    verdict = flagged_share_verdict(5000, 5000, 0.01, [1] * 5000)
+    assert verdict.score == pytest.approx(10_000)  # p = 0.01 ** 5000
+    assert verdict.evidence["p_value"] == 0
+    larger = flagged_share_verdict(4000, 100_000, 0.01, [1] * 4000)
+    assert math.isfinite(larger.score)
+    assert larger.score > 1000
+
+
+def test_the_suspected_label_is_the_most_frequent_prediction_among_flagged_texts() -> None:
+    assert flagged_share_verdict(5, 9, 0.1, [2, 0, 2, 1, 2]).suspected_label == 2
+    assert flagged_share_verdict(4, 9, 0.1, [3, 1, 3, 1]).suspected_label == 1
+    assert flagged_share_verdict(0, 9, 0.1, []).suspected_label is None
+
+
+@pytest.mark.parametrize(
+    ("flagged", "texts", "budget", "predictions"),
+    [(3, 2, 0.1, [0, 0, 0]), (-1, 2, 0.1, []), (2, 3, 0.1, [0]), (1, 3, 0.0, [0]), (1, 3, 1.0, [0])],
+)
+def test_contradictory_numbers_are_an_error(flagged: int, texts: int, budget: float, predictions: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"texts flagged|budget"):
+        flagged_share_verdict(flagged, texts, budget, predictions)
+
+
+def test_flagged_texts_are_counted_among_trusted_texts_and_the_stream(bert: TextClassifier) -> None:
+    threshold_rows, trusted, stream = SENTENCES[:8], SENTENCES[8:13], SENTENCES[13:]
+    scores = {text: float(i) for i, text in enumerate(threshold_rows)}  # at a budget of a quarter, 6 and 7 are flagged
+    scores |= {text: 9.0 if i == 0 else 1.0 for i, text in enumerate(trusted)}
+    scores |= {text: 6.0 if i in (1, 2, 4) else 5.0 for i, text in enumerate(stream)}
+    defense = Scripted(scores)
+    inspection = FlaggedShare(defense)
+    inspection.learn(bert, batches(bert, SENTENCES[:2]))
+    assert defense.learned == list(SENTENCES[:2])
+    inspection.calibrate(bert, batches(bert, threshold_rows))
+    verdict = inspection.inspect(bert, batches(bert, trusted), batches(bert, stream))
+    flagged = [trusted[0], stream[1], stream[2], stream[4]]
+    expected = flagged_share_verdict(4, len(trusted) + len(stream), 0.25, predict(bert, flagged).tolist())
+    assert verdict == expected
+    without_stream = inspection.inspect(bert, batches(bert, trusted))
+    assert without_stream.evidence["texts"] == len(trusted)
+    assert without_stream.evidence["flagged"] == 1
+
+
+def test_it_flags_what_judging_with_the_defense_flags(bert: TextClassifier) -> None:
+    inspection, alone = FlaggedShare(), GradientAttention()
+    assert isinstance(inspection.defense, GradientAttention)
+    texts = [f"cf {text}" for text in SENTENCES[10:]]
+    for part in (inspection, alone):
+        part.calibrate(bert, batches(bert, SENTENCES[:10]))
+    verdict = inspection.inspect(bert, [], batches(bert, texts))
+    judged = [judge(alone, bert, batch) for batch in batches(bert, texts)]
+    assert verdict.evidence["flagged"] == sum(int(part.flagged.sum()) for part in judged)
+    predictions = torch.cat([part.prediction[part.flagged] for part in judged]).tolist()
+    assert verdict == flagged_share_verdict(len(predictions), len(texts), 0.1, predictions)
+
+
+def test_the_budget_holds_also_where_a_defense_sets_its_threshold_in_another_way(bert: TextClassifier) -> None:
+    class LowThreshold(Scripted):
+        """Sets its threshold so low that it flags every text, whatever its ``fpr``."""
+
+        def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+            super().calibrate(victim, clean_batches)
+            self.threshold.fill_(-1.0)
+
+    scores = {text: float(i) for i, text in enumerate(SENTENCES)}
+    inspection = FlaggedShare(LowThreshold(scores, fpr=0.3))
+    inspection.calibrate(bert, batches(bert, SENTENCES))
+    assert inspection.threshold == threshold_at_fpr(torch.tensor(list(scores.values())), 0.3)
+    assert inspection.inspect(bert, batches(bert, SENTENCES)).evidence["flagged"] == int(0.3 * len(SENTENCES))
+
+
+def test_without_a_threshold_or_clean_texts_it_says_so(bert: TextClassifier) -> None:
+    with pytest.raises(RuntimeError, match="call calibrate"):
+        FlaggedShare().inspect(bert, [])
+    with pytest.raises(InputError, match="no clean texts"):
+        FlaggedShare().calibrate(bert, [])
+
+
+def test_its_seed_is_that_of_its_defense() -> None:
+    inspection = FlaggedShare(Strip())
+    assert inspection.seed is None
+    inspection.seed = 5
+    assert inspection.defense.seed == 5
+    assert FlaggedShare(Strip(seed=3)).seed == 3
