@@ -55,7 +55,12 @@ def flagged_share_verdict(
     log_p = _log_binomial_tail(flagged, texts, budget)
     counts = Counter(predictions_of_flagged)
     label = min(counts, key=lambda index: (-counts[index], index)) if counts else None
-    evidence = {"flagged": flagged, "texts": texts, "budget": budget, "p_value": math.exp(log_p)}
+    evidence: dict[str, float | int | str] = {
+        "flagged": flagged,
+        "texts": texts,
+        "budget": budget,
+        "p_value": math.exp(log_p),
+    }
     return ModelVerdict(abs(log_p) / math.log(10), label, evidence)
 
 
@@ -90,7 +95,7 @@ class FlaggedShare(Inspection):
         self.threshold = torch.tensor(math.nan)
 
     @property
-    def seed(self) -> int | None:  # type: ignore[override]
+    def seed(self) -> int | None:
         """The seed of the defense."""
         return self.defense.seed
 
