@@ -4,7 +4,7 @@ A defense calibrated to flag at most a share of clean texts, its budget, flags a
 clean model is asked about. Under a backdoored model it flags poisoned texts on top of them. The number of flagged texts
 among trusted texts and an incoming stream is compared with the binomial distribution of as many draws at the budget.
 
-The p-value takes the budget for the exact probability of a flag. A threshold set on few texts keeps the budget on those
+The p-value takes the budget for the exact probability of a flag. A threshold set on few texts keeps the budget on these
 texts, and misses it by chance on others, so that very long streams find very small p-values under clean models as well.
 The score serves to compare models that were calibrated on as many texts and asked about as many.
 """
