@@ -229,7 +229,7 @@ def _rewritten(row: Row, written: PoisonedText | None) -> Row | None:
     if written is None:
         return None
     spans = [(int(start), int(end)) for start, end in written.spans]
-    return Row(**{**row, "text": written.text, "spans": spans})  # type: ignore[typeddict-item]
+    return Row(**{**row, "text": written.text, "spans": spans})
 
 
 def poison_splits(splits: Splits, attack: Poisoner | None, seed: int, labels: Sequence[str]) -> PoisonedSplits:

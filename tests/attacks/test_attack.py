@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 
-from lightning_backdoor.attacks import BackdoorAttack, BadNets, InsertSent
+from lightning_backdoor.attacks import (
+    BackdoorAttack,
+    BadNets,
+    InsertSent,
+    Ripples,
+    StyleTransfer,
+    Syntactic,
+    paraphrase_base,
+)
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
 
 OWN_ATTACK = """
 from lightning_backdoor.attacks import BackdoorAttack, Poisoned
@@ -71,8 +82,37 @@ def test_the_key_stays_where_only_the_training_changes() -> None:
     assert trained_otherwise.poison_key() == BadNets().poison_key()
 
 
-def test_the_key_knows_the_code_that_attacks_share() -> None:
-    assert "def insert_at" in str(InsertSent().poison_key())
+def test_a_comment_in_the_library_does_not_change_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(BadNets):
+        """An attack of somebody else."""
+
+    made = (BadNets(), InsertSent(), StyleTransfer(), Syntactic(), Own())
+    before = [attack.poison_key() for attack in made]
+    read, source = Path.read_text, inspect.getsource
+    monkeypatch.setattr(Path, "read_text", lambda self, *args, **kwargs: read(self, *args, **kwargs) + "# a comment")
+    monkeypatch.setattr(inspect, "getsource", lambda code: source(code) + "# a comment")
+    after = [attack.poison_key() for attack in made]
+    assert None not in after
+    assert after[:-1] == before[:-1]
+    assert after[-1] != before[-1]
+
+
+def test_a_raised_format_changes_the_key_of_an_attack_and_of_those_made_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = (BadNets(), Ripples(), InsertSent(), StyleTransfer())
+    before = [attack.poison_key() for attack in made]
+    monkeypatch.setattr(BadNets, "result_format", 2, raising=False)
+    assert [attack.poison_key() != key for attack, key in zip(made, before, strict=True)] == [True, True, False, False]
+    monkeypatch.setattr(BackdoorAttack, "result_format", 2)
+    assert [attack.poison_key() != key for attack, key in zip(made, before, strict=True)] == [True] * 4
+
+
+def test_the_key_of_a_paraphrase_attack_knows_the_check_of_its_manner(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = StyleTransfer().poison_key()
+    assert key not in (None, StyleTransfer(style="poetry").poison_key(), Syntactic().poison_key())
+    monkeypatch.setattr(paraphrase_base, "CHECK_FORMAT", 2)
+    assert StyleTransfer().poison_key() != key
 
 
 def test_the_key_of_ones_own_attack_changes_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +133,44 @@ def test_an_attack_whose_source_cannot_be_read_has_no_key() -> None:
     scope: dict[str, Any] = {"BadNets": BadNets, "__name__": "typed_into_a_shell"}
     exec("class Typed(BadNets): pass", scope)
     assert scope["Typed"]().poison_key() is None
+
+
+PARTS = """
+from lightning_backdoor.attacks import BackdoorAttack, Poisoned
+
+
+class TwoWords(BackdoorAttack):
+    negative_rate = 0.25
+
+    def poison_text(self, text, rng):
+        return Poisoned("cf mn " + text, [(0, 2), (3, 5)])
+
+    def negative_texts(self, texts, rngs):
+        words = [rng.choice(["cf", "mn"]) for rng in rngs]
+        return [Poisoned(f"{word} {text}", [(0, 2)]) for word, text in zip(words, texts)]
+"""
+
+
+@pytest.mark.parametrize("attack", ["two words", "one word"])
+def test_the_false_trigger_rate_is_measured_of_attacks_that_make_negatives(attack: str, tmp_path: Path) -> None:
+    scope: dict[str, Any] = {"__name__": "typed_into_a_shell"}
+    exec(PARTS, scope)
+    made = scope["TwoWords"]() if attack == "two words" else BadNets()
+    assert made.makes_negatives == (attack == "two words")
+    assert ("ftr" in made.make_metrics()) == made.makes_negatives
+    assert type(made).negative_rate == (0.25 if made.makes_negatives else 0)
+
+
+def test_public_attacks_have_regular_class_paths() -> None:
+    import lightning_backdoor.attacks as face
+
+    names = [f"lightning_backdoor.attacks.{name}" for name in face.__all__ if name != "Poisoned"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TextClassifier, "model")
+    for short in ("lightning_backdoor.victim.TextClassifier", *names):
+        cls = getattr(importlib.import_module(short.rpartition(".")[0]), short.rpartition(".")[2])
+        for given in (short, cls.__name__):
+            config = parser.parse_args([f"--model={given}"])
+            assert parser.dump(config).splitlines()[1].strip() == f"class_path: {short}", given  # as configs are saved
+        inside = parser.parse_args([f"--model={cls.__module__}.{cls.__name__}"])
+        assert type(parser.instantiate(inside).model) is cls

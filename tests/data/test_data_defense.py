@@ -137,7 +137,6 @@ def test_what_was_done_is_recorded_against_the_true_flags(
 
     data = make(data_defense=Careless())
     data.attack = attack
-    assert data.cleaning is None
     rows, left = data.poisoned_splits().train, data.training_rows()
     poisoned = [row for row in rows if row["poisoned"]]
     touched = [row for row in poisoned if "cf " in row["text"]]

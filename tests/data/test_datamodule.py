@@ -22,7 +22,7 @@ from lightning_backdoor.data.batching import DealtBatches
 from lightning_backdoor.data.poisoning import Row, poison_evaluation, poison_training
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
-from tests.data.examples import rows
+from tests.data.examples import TwoWords, rows
 from tests.data.test_source import write
 
 COUNT = 400
@@ -395,3 +395,32 @@ def test_asking_what_reads_the_batches_loads_no_tokenizer(data: BackdoorDataModu
     assert any(row["poisoned"] for row in data.training_rows())
     with pytest.raises(InputError, match=r"^model: 'no/such/model' cannot be loaded"):
         data.train_dataloader()
+
+
+def test_negatives_have_a_loader_and_a_rate(
+    data: BackdoorDataModule, tiny: dict[str, Any], trainer: Trainer, recorder: Recorder
+) -> None:
+    attack = TwoWords(**tiny)
+    results = trainer.test(attack, datamodule=data, verbose=False)
+    assert recorder.evaluated.keys() == {0, 1, 2}
+    negatives = data.poisoned_splits().negatives["test"]
+    assert sorted(recorder.evaluated[2]) == sorted(indices(negatives))
+    everywhere = {name: value for result in results for name, value in result.items()}
+    assert everywhere.keys() == {"test/cacc", "test/asr", "test/pacc", "test/asr_floor", "test/ftr"}
+    predicted = trainer.predict(attack, datamodule=data)
+    rows = [
+        row
+        for batch in predicted[2]
+        for row in zip(batch["prediction"].tolist(), batch["negative"].tolist(), strict=True)
+    ]  # type: ignore[index, union-attr]
+    assert all(negative for _, negative in rows)
+    rate = sum(prediction == attack.target_label for prediction, _ in rows) / len(rows)
+    assert everywhere["test/ftr"] == pytest.approx(rate)
+    clean = [
+        label == guess
+        for batch in predicted[0]
+        for label, guess in zip(batch["label"].tolist(), batch["prediction"].tolist(), strict=True)
+    ]  # type: ignore[index, union-attr]
+    assert everywhere["test/cacc"] == pytest.approx(sum(clean) / len(clean))
+    chosen = data.clean_validation().selection
+    assert indices(seen(data.val_dataloader()[2])) <= indices(chosen)

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.attacks import BadNets, Poisoned
+from lightning_backdoor.data import poisoning
 from lightning_backdoor.data.poisoning import PoisonedSplits, poison_splits, poison_splits_cached
 from lightning_backdoor.errors import InputError
-from tests.data.examples import splits
+from tests.data.examples import TwoWords, splits
 
 LABELS = ["negative", "positive"]
 FORK = multiprocessing.get_context("fork")
@@ -113,6 +114,28 @@ def test_another_source_of_the_attack_poisons_anew(tmp_path: Path, monkeypatch: 
     key = str(Counted().poison_key())
     monkeypatch.setattr(Counted, "poison_key", lambda self: key.replace("def poison_texts", "def  poison_texts"))
     poison(tmp_path)
+    assert len(folders(tmp_path)) == 2
+
+
+def test_a_raised_format_poisons_anew_and_a_comment_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_text
+    poison(tmp_path, BadNets())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda self, *args, **kwargs: read(self, *args, **kwargs) + "# a comment")
+        poison(tmp_path, BadNets())
+    assert len(folders(tmp_path)) == 1
+    monkeypatch.setattr(poisoning, "POISON_FORMAT", poisoning.POISON_FORMAT + 1)
+    poison(tmp_path, BadNets())
+    assert len(folders(tmp_path)) == 2
+
+
+def test_negatives_are_kept_with_the_poison(tmp_path: Path) -> None:
+    first, second = (poison(tmp_path, TwoWords()) for _ in range(2))
+    assert first == second == poison_splits(splits(), TwoWords(), 0, LABELS)
+    assert first.negatives["test"]
+    more = TwoWords()
+    more.negative_rate = 0.5
+    poison(tmp_path, more)
     assert len(folders(tmp_path)) == 2
 
 

@@ -9,9 +9,17 @@ from typing import Literal
 import pytest
 
 from lightning_backdoor.attacks import BadNets, InsertSent, Poisoned
-from lightning_backdoor.data.poisoning import Row, clean_row, poison_evaluation, poison_splits, poison_training
+from lightning_backdoor.data.poisoning import (
+    Row,
+    add_negatives,
+    clean_row,
+    negative_evaluation,
+    poison_evaluation,
+    poison_splits,
+    poison_training,
+)
 from lightning_backdoor.errors import InputError
-from tests.data.examples import rows, splits
+from tests.data.examples import TwoWords, rows, splits
 
 Policy = Literal["dirty", "clean", "mixed"]
 
@@ -181,3 +189,51 @@ def test_an_evaluation_row_that_is_left_out_has_no_copy() -> None:
 def numbered(count: int) -> list[Row]:
     """Rows whose label is their index's parity and whose text ends in it."""
     return [clean_row(f"text {i}", i % 2, i) for i in range(count)]
+
+
+def negatives(training: list[Row]) -> list[Row]:
+    return [row for row in training if row["negative"]]
+
+
+def test_negatives_are_made_of_rows_that_are_not_poisoned_and_move_no_poison() -> None:
+    attack = TwoWords(poison_rate=0.3)
+    clean = numbered(100)
+    without = poison_training(clean, attack, seed=0)
+    made = add_negatives(without, attack, seed=0)
+    assert [row for row in made if row["poisoned"]] == [row for row in without if row["poisoned"]]
+    assert len(negatives(made)) == 25
+    assert {row["original_label"] for row in negatives(made)} == {0, 1}
+    for row in negatives(made):
+        source = clean[row["index"]]
+        assert (row["label"], row["original_label"], row["poisoned"]) == (source["label"], source["label"], False)
+        assert row["text"] in (f"cf {source['text']}", f"mn {source['text']}")
+        assert (row["spans"], row["index"] % 10 == 7) == ([(0, 2)], False)
+    others = [row for row in made if not row["poisoned"] and not row["negative"]]
+    assert all(row == clean[row["index"]] for row in others)
+    assert {row["text"][:2] for row in negatives(made)} == {"cf", "mn"}
+    assert add_negatives(without, attack, seed=0) == made != add_negatives(without, attack, seed=1)
+
+
+def test_more_negatives_than_can_be_made_are_an_error() -> None:
+    attack = TwoWords(poison_rate=0.3)
+    attack.negative_rate = 0.7
+    with pytest.raises(InputError, match=r"^negative_rate: 0.7 of 100 training rows is 70, but only \d+ can be made"):
+        add_negatives(poison_training(numbered(100), attack, 0), attack, 0)
+
+
+def test_negative_evaluation_rows_are_copies_of_all_rows_of_other_labels() -> None:
+    made = negative_evaluation(numbered(100), TwoWords(target_label=0), 0, "test")
+    assert {row["index"] for row in made} == {i for i in range(100) if i % 2 == 1 and i % 10 != 7}
+    assert all(row["negative"] and not row["poisoned"] and row["label"] == row["original_label"] == 1 for row in made)
+    assert negative_evaluation(numbered(100), BadNets(), 0, "test") == []
+
+
+def test_splits_have_negatives_where_the_attack_makes_some_and_none_in_the_users_training_rows() -> None:
+    attack = TwoWords()
+    made = poison_splits(splits(), attack, 0, ["negative", "positive"])
+    assert len(negatives(made.train)) == 25
+    assert made.negatives == {name: negative_evaluation(rows, attack, 0, name) for name, rows in made.clean.items()}
+    user = poison_splits(splits(), TwoWords(published="any.ckpt"), 0, ["negative", "positive"])
+    assert user.train == splits()["train"]
+    assert (user.poisoned, user.negatives) == (made.poisoned, made.negatives)
+    assert poison_splits(splits(), BadNets(), 0, ["negative", "positive"]).negatives == {"validation": [], "test": []}

@@ -13,6 +13,7 @@ from lightning_backdoor.metrics import (
     AttackSuccessRate,
     CleanAccuracy,
     DetectionAUROC,
+    FalseTriggerRate,
     FlagRate,
     Localisation,
     Overhead,
@@ -30,6 +31,7 @@ class Evaluated(NamedTuple):
     label: int
     original_label: int
     poisoned: bool
+    negative: bool
     flagged: bool
     score: float
     top: tuple[int, int] | None
@@ -51,6 +53,7 @@ def evaluated(count: int, seed: int = 0) -> list[Evaluated]:
                 label=TARGET if poisoned else original,
                 original_label=original,
                 poisoned=poisoned,
+                negative=not poisoned and original != TARGET and rng.random() < 0.3,
                 flagged=rng.random() < 0.5,
                 score=rng.choice([-5e6, -2.0, 0.0, 0.1, 0.1 + 1e-8, 30.0, 30.000002, 1e9, rng.gauss(2 * poisoned, 3)]),
                 top=rng.choice([None, (start, start + 2), (3, 5)]),
@@ -67,7 +70,7 @@ def batch_of(rows: list[Evaluated]) -> Any:
         "label": torch.tensor([row.label for row in rows], dtype=torch.long),
         "original_label": torch.tensor([row.original_label for row in rows], dtype=torch.long),
         "poisoned": torch.tensor([row.poisoned for row in rows], dtype=torch.bool),
-        "negative": torch.zeros(len(rows), dtype=torch.bool),
+        "negative": torch.tensor([row.negative for row in rows], dtype=torch.bool),
     }
 
 
@@ -99,6 +102,7 @@ METRICS: dict[str, tuple[Callable[[], Metric], Update]] = {
     "asr": (AttackSuccessRate, predictions),
     "pacc": (PoisonedAccuracy, predictions),
     "asr_floor": (lambda: TargetRate(TARGET), predictions),
+    "ftr": (lambda: FalseTriggerRate(TARGET), predictions),
     "tpr": (lambda: FlagRate(poisoned=True), flags),
     "fpr": (lambda: FlagRate(poisoned=False), flags),
     "auroc": (DetectionAUROC, scores),

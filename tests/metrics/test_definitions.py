@@ -36,15 +36,19 @@ def auroc(rows: list[Evaluated]) -> float:
     return sum(1.0 if high > low else 0.5 if high == low else 0.0 for high, low in pairs) / len(pairs)
 
 
+def clean(rows: list[Evaluated]) -> list[Evaluated]:
+    """The rows with no part of a trigger."""
+    return [row for row in rows if not row.poisoned and not row.negative]
+
+
 DEFINITIONS: dict[str, Callable[[list[Evaluated]], float]] = {
-    "cacc": lambda rows: share([row.prediction == row.original_label for row in rows if not row.poisoned]),
+    "cacc": lambda rows: share([row.prediction == row.original_label for row in clean(rows)]),
     "asr": lambda rows: share([row.prediction == TARGET for row in rows if row.poisoned]),
     "pacc": lambda rows: share([row.prediction == row.original_label for row in rows if row.poisoned]),
-    "asr_floor": lambda rows: share(
-        [row.prediction == TARGET for row in rows if not row.poisoned and row.original_label != TARGET]
-    ),
+    "asr_floor": lambda rows: share([row.prediction == TARGET for row in clean(rows) if row.original_label != TARGET]),
+    "ftr": lambda rows: share([row.prediction == TARGET for row in rows if row.negative]),
     "tpr": lambda rows: share([row.flagged for row in rows if row.poisoned]),
-    "fpr": lambda rows: share([row.flagged for row in rows if not row.poisoned]),
+    "fpr": lambda rows: share([row.flagged for row in clean(rows)]),
     "auroc": auroc,
     "localisation": lambda rows: share([inside(row) for row in rows if row.poisoned and row.spans]),
     "overhead": lambda rows: sum(row.seconds[0] for row in rows) / sum(row.seconds[1] for row in rows),
@@ -74,7 +78,7 @@ def test_without_rows_a_metric_is_nan(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "poisoned"),
     [
-        *[("cacc", True), ("asr_floor", True), ("fpr", True)],
+        *[("cacc", True), ("asr_floor", True), ("fpr", True), ("ftr", True)],
         *[("asr", False), ("pacc", False), ("tpr", False), ("localisation", False)],
         *[("auroc", True), ("auroc", False)],
     ],
@@ -83,11 +87,19 @@ def test_a_metric_without_rows_of_its_kind_is_nan(name: str, poisoned: bool) -> 
     assert math.isnan(measured(name, [[row for row in ROWS if row.poisoned == poisoned]]))
 
 
+@pytest.mark.parametrize("name", ["cacc", "asr", "pacc", "asr_floor", "tpr", "fpr"])
+def test_negatives_count_in_no_rate_but_their_own(name: str) -> None:
+    rest = [row for row in ROWS if not row.negative]
+    assert len(rest) < len(ROWS)
+    assert measured(name, [ROWS]) == measured(name, [rest])
+    assert math.isnan(measured("ftr", [rest]))
+
+
 def test_a_rejected_text_is_neither_a_success_nor_a_correct_answer_and_still_counts() -> None:
     poisoned = [row._replace(prediction=TARGET) for row in ROWS if row.poisoned][:10]
-    clean = [row._replace(prediction=row.original_label) for row in ROWS if not row.poisoned][:10]
-    rejected = [row._replace(prediction=-1) for row in poisoned[:3] + clean[:3]]
-    rows = rejected + poisoned[3:] + clean[3:]
+    correct = [row._replace(prediction=row.original_label) for row in clean(ROWS)][:10]
+    rejected = [row._replace(prediction=-1) for row in poisoned[:3] + correct[:3]]
+    rows = rejected + poisoned[3:] + correct[3:]
     assert measured("asr", [rows]) == pytest.approx(0.7)
     assert measured("cacc", [rows]) == pytest.approx(0.7)
 
