@@ -12,7 +12,8 @@ def compose(*fragments: Fragment) -> Fragment:
 
     Mappings are merged, ``NAME+`` appends to the list ``NAME``, and anything else replaces what was there. A class that
     replaces another one takes over none of its arguments, except for ``model`` and ``data`` of the config itself: an
-    attack keeps the arguments of the model entry, and a dataset those of the base.
+    attack keeps the arguments of the model entry, and a dataset those of the base. (The command line imports the
+    classes, and takes over the arguments that the other class knows.)
 
     >>> compose({"trainer": {"callbacks": ["A"], "devices": 1}}, {"trainer": {"callbacks+": ["B"], "devices": 2}})
     {'trainer': {'callbacks': ['A', 'B'], 'devices': 2}}

@@ -212,6 +212,7 @@ def test_texts_are_shown_with_their_trigger_outlined_and_their_tokens_shaded(bro
 
 def test_hostile_names_texts_errors_and_files_stay_inert(browser: Browser, tmp_path: Path) -> None:
     made = example(tmp_path, (HOSTILE,), (HOSTILE,), {"none": None, HOSTILE: 2.0, "other": 1.0}, (0,))
+    made.inspect(HOSTILE + "!", {HOSTILE: [1.0], "none": [0.5]})
     for row in made.rows:
         row["model"] = HOSTILE
     fail(made.row(attack="none", defense="other"), HOSTILE)
@@ -238,6 +239,8 @@ def test_hostile_names_texts_errors_and_files_stay_inert(browser: Browser, tmp_p
             "#failed .error",
         ):
             assert page.locator(place).first.text_content() == WRITTEN, place
+        assert page.locator("#inspections bdi").all_text_contents() == [WRITTEN + "!", WRITTEN, WRITTEN]
+        assert {*page.locator("#inspections td:first-child").all_text_contents()} == {WRITTEN, "none"}
         legends = page.locator(".plot .legendtext").all_text_contents()
         assert "".join(HOSTILE.split())[:30] in ["".join(text.split())[:30] for text in legends]
 

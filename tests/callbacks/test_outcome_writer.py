@@ -37,7 +37,7 @@ def test_the_logged_rates_can_be_computed_from_the_file(inside: Path, trained: P
     if defense:
         rates["cacc_defended"] = share([o.outcome == o.label for o in clean])
         rates["asr_defended"] = share([o.outcome == o.target_label for o in poisoned])
-        rates["fpr"], found["tpr"] = (share([bool(o.flagged) for o in kind]) for kind in (clean, poisoned))
+        rates["fpr"], rates["tpr"] = (share([bool(o.flagged) for o in kind]) for kind in (clean, poisoned))
         rates["tpr_confirmed"] = share([bool(o.confirmed) for o in poisoned])
     else:
         assert {(o.defended_prediction, o.flagged, o.score) for o in outcomes} == {(None, None, None)}

@@ -17,7 +17,7 @@ from lightning_backdoor.errors import InputError, reason
 
 
 class Launch(NamedTuple):
-    """One call of ``benchmark`` as each of its workers knows it, and what a job of a cluster calls.
+    """One call of ``benchmark``, as its workers know it and as a job of a cluster calls it.
 
     Attributes:
         grid: the grid's file, which stays as it is.
@@ -31,16 +31,10 @@ class Launch(NamedTuple):
     only: list[str]
     name: str
 
-    def work(self) -> None:
-        """Runs a worker until nothing is left."""
-        grid = Grid(self.grid)
-        wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, self.folder)
-        Worker(self.folder, select(grid.cells, self.only), self.name, wandb_runs=wandb_runs).run()
-
     def __call__(self) -> None:
         """Works; of several tasks of a job the first one does."""
         if os.environ.get("SLURM_PROCID", "0") == "0":
-            self.work()
+            work(*self)
 
     def checkpoint(self) -> Any:
         """Called by submitit before a job is preempted: queues it again as it is, since its state is on disk."""
@@ -49,14 +43,15 @@ class Launch(NamedTuple):
         return DelayedSubmission(self)
 
 
-def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
-    """Runs workers as processes, each with a share of the cores and a GPU where there are any.
+def work(grid_file: Path, folder: Path, only: list[str], launch: str) -> None:
+    """Runs a worker of a :class:`Launch` until nothing is left."""
+    grid = Grid(grid_file)
+    wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
+    Worker(folder, select(grid.cells, only), launch, wandb_runs=wandb_runs).run()
 
-    Args:
-        launch: the workers' launch.
-        jobs: number of workers.
-        wait: called now and then.
-    """
+
+def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
+    """Runs workers as processes, each with a share of the cores and of the GPUs; calls ``wait`` now and then."""
     line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(launch.grid)]
     line += ["--output", str(launch.folder), "--worker", launch.name, *(f"--only={rule}" for rule in launch.only)]
     with (launch.folder / "log.txt").open("ab") as log:
@@ -76,7 +71,7 @@ def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
 
 
 def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any], wait: Callable[[], None]) -> None:
-    """Runs workers as an array of jobs through submitit.
+    """Runs workers as an array of jobs through submitit; calls ``wait`` now and then.
 
     Args:
         launch: the workers' launch.
@@ -84,7 +79,7 @@ def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any]
         cluster: ``slurm`` or ``local``, as submitit names them.
         options: of submitit's executor, such as ``slurm_partition``, ``timeout_min``, and ``slurm_max_num_timeout``,
             how often a job whose time is up is queued again.
-        wait: called now and then.
+        wait: called until all jobs are done.
 
     Raises:
         InputError: submitit is not installed, or refuses an option.
