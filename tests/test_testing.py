@@ -17,13 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_backdoor.attacks import LWS, BackdoorAttack, BadNets, InsertSent, Poisoned, Ripples, Syntactic
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
-from lightning_backdoor.defenses.defense import Defense, Scores, Victim
-from lightning_backdoor.defenses.gradient_attention import GradientAttention
-from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
-from lightning_backdoor.defenses.onion import Onion
-from lightning_backdoor.defenses.strip import Strip
+from lightning_backdoor.defenses import (
+    Defense,
+    FlaggedShare,
+    GradientAttention,
+    Inspection,
+    ModelVerdict,
+    Onion,
+    Scores,
+    Strip,
+)
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import FileParaphraser
 from lightning_backdoor.language.synonyms import SynonymFile
@@ -41,6 +46,26 @@ class Suffix(BackdoorAttack):
         return Poisoned(f"{text} wow", [(len(text) + 1, len(text) + 4)])
 
 
+class Ends(Suffix):
+    """Its trigger has two parts, of which negatives carry one; keeps all rules."""
+
+    negative_rate = 0.1
+
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(f"so {text} wow", [(0, 2), (len(text) + 4, len(text) + 7)])
+
+    def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [
+            Poisoned(f"so {text}", [(0, 2)]) if rng.random() < 0.5 else None
+            for text, rng in zip(texts, rngs, strict=True)
+        ]
+
+
+class WithoutFtr(Ends):
+    def make_metrics(self) -> nn.ModuleDict:
+        return nn.ModuleDict({name: metric for name, metric in super().make_metrics().items() if name != "ftr"})
+
+
 @pytest.mark.parametrize(
     ("attack", "max_epochs"),
     [
@@ -49,8 +74,9 @@ class Suffix(BackdoorAttack):
         (lambda: InsertSent(label_policy="mixed", target_label=3, max_length=200), 1),
         (lambda: Ripples(attack_epochs=1), 2),
         (lambda: Suffix(labels=["no", "yes"]), 1),
+        (Ends, 1),
     ],
-    ids=["BadNets", "BadNets clean label", "InsertSent four labels", "Ripples", "own"],
+    ids=["BadNets", "BadNets clean label", "InsertSent four labels", "Ripples", "own", "negatives"],
 )
 def test_attacks_that_keep_the_contract_pass(attack: Callable[[], BackdoorAttack], max_epochs: int) -> None:
     check_attack(attack(), max_epochs=max_epochs)
@@ -202,6 +228,7 @@ class Helper:
         (WholeTriggerInNegatives(), r"WholeTriggerInNegatives\.negative_texts: '.* wow' carries the whole trigger"),
         (RandomNegatives(), r"RandomNegatives\.negative_texts: poisons the same texts differently"),
         (WithoutMetrics(), r"WithoutMetrics: fit: does not log val/asr"),
+        (WithoutFtr(), r"WithoutFtr: fit: does not log val/ftr"),
         (Exploding(), r"Exploding: fit: leaves parameters that are not finite"),
         (
             KeepsAnObject(helper=Helper()),
@@ -222,15 +249,15 @@ class Length(Defense):
         return Scores(batch["attention_mask"].sum(dim=1).float())
 
 
-class Repairing(Length):
-    """Repairs in one of the promised forms."""
+class Answers(Length):
+    """A defense that answers flagged texts with what the test gives."""
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, answer: Any) -> None:
         super().__init__()
-        self.form = form
+        self.answer = answer
 
-    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None] | None:
-        return [f"{text}." if flag else None for text, flag in zip(batch["text"], flagged.tolist(), strict=True)]
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Any:
+        return self.answer
 
 
 class Cleaning:
@@ -258,8 +285,28 @@ class MeanLogit(Inspection):
 
 @pytest.mark.parametrize(
     "defense",
-    [Strip, GradientAttention, Length, lambda: Repairing("texts"), Cleaning, MeanLogit],
-    ids=["Strip", "GradientAttention", "own", "repairing", "of rows", "of a model"],
+    [
+        Strip,
+        GradientAttention,
+        Length,
+        lambda: Answers([None, *["a film"] * 19]),
+        lambda: Answers(torch.zeros(20, 2)),
+        lambda: Answers(torch.full((20,), -1)),
+        Cleaning,
+        MeanLogit,
+        FlaggedShare,
+    ],
+    ids=[
+        "Strip",
+        "GradientAttention",
+        "own",
+        "texts",
+        "logits",
+        "predictions",
+        "of rows",
+        "of a model",
+        "FlaggedShare",
+    ],
 )
 def test_defenses_that_keep_the_contract_pass(defense: Callable[[], Any]) -> None:
     check_defense(defense())
@@ -411,11 +458,6 @@ class ForgetsItsThreshold(Length):
         return None
 
 
-class TextsForAll(Length):
-    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
-        return [*batch["text"]]
-
-
 class TooFewTexts(Length):
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
         return [*batch["text"][1:]]
@@ -428,17 +470,6 @@ class CalibratesToNothing(Length):
         pass
 
 
-class Answers(Length):
-    """A defense that answers flagged texts with what the test gives."""
-
-    def __init__(self, answer: Any) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Any:
-        return self.answer
-
-
 @pytest.mark.parametrize(
     ("defense", "message"),
     [
@@ -447,7 +478,8 @@ class Answers(Length):
         (RemembersTexts(), r"RemembersTexts\.calibrate: depends on texts scored before"),
         (ForgetsWhatItLearned(), r"ForgetsWhatItLearned\.state_dict: does not keep what was learned"),
         (ForgetsItsThreshold(), r"ForgetsItsThreshold\.state_dict: does not keep the threshold"),
-        (TextsForAll(), r"TextsForAll\.purify: gives '.*': a text where flagged, else None"),
+        (Answers([1] * 20), r"Answers\.purify: answers 1, not a text or None"),
+        (Answers(torch.zeros(20, dtype=torch.int32)), r"Answers\.purify: predictions are \(20,\) torch\.int32"),
         (TooFewTexts(), r"TooFewTexts\.purify: answers 20 rows with 19 texts"),
         (Answers(torch.zeros(20, 3)), r"Answers\.purify: logits are \(20, 3\)"),
         (Answers(torch.full((20,), 2)), r"Answers\.purify: predictions are neither labels nor -1"),
