@@ -112,23 +112,23 @@ def _module_of(name: str, files: Mapping[str, Path]) -> str | None:
     return name
 
 
-def against_the_order(found: list[Import]) -> list[str]:
+def against_the_order(all_imports: list[Import]) -> list[str]:
     """One line per import that goes up, or sideways to another room of the same line."""
     result = []
-    for importer, imported, line in found:
+    for importer, imported, line in all_imports:
         if room(importer) != room(imported) and LEVELS[room(importer)] <= LEVELS[room(imported)]:
             way = "sideways" if LEVELS[room(importer)] == LEVELS[room(imported)] else "upwards"
             result.append(f"{importer}, line {line}, imports {way}: {imported}")
     return result
 
 
-def circle(found: list[Import]) -> list[str]:
+def circle(all_imports: list[Import]) -> list[str]:
     """Modules of one circle, the first repeated at the end; empty where there is none.
 
     A package's ``__init__`` counts where the package is named, not where only a module inside of it is.
     """
     graph: dict[str, list[str]] = {}
-    for importer, imported, _ in found:
+    for importer, imported, _ in all_imports:
         graph.setdefault(importer, []).append(imported)
     finished: set[str] = set()
 
@@ -168,13 +168,13 @@ def test_every_room_has_a_place_in_the_order() -> None:
 
 
 def test_imports_go_down() -> None:
-    found = against_the_order(imports(modules(ROOT)))
-    assert not found, "\n".join(found)
+    wrong = against_the_order(imports(modules(ROOT)))
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    found = circle(imports(modules(ROOT)))
-    assert not found, " imports ".join(found)
+    closed = circle(imports(modules(ROOT)))
+    assert not closed, " imports ".join(closed)
 
 
 def test_few_modules_lie_loose() -> None:
@@ -190,8 +190,8 @@ def test_the_architecture_page_names_every_module() -> None:
             listed.add(f"{folder}__init__.py")
         elif line.startswith("- `"):
             listed.add(folder + line.split("`")[1])
-    found = {path.as_posix() for path in module_files()}
-    assert listed == found, "run: python -m tests.measurements.tree --write docs/architecture.md"
+    present = {path.as_posix() for path in module_files()}
+    assert listed == present, "run: python -m tests.measurements.tree --write docs/architecture.md"
 
 
 def test_the_architecture_page_has_the_order() -> None:
@@ -244,9 +244,9 @@ def test_all_ways_to_import_are_read(tmp_path: Path) -> None:
 def test_a_circle_within_a_room_is_told(tmp_path: Path) -> None:
     root = copy_of_the_package(tmp_path)
     append(root / PACKAGE / "attacks" / "attack.py", "from lightning_backdoor.attacks.badnets import BadNets\n")
-    found = circle([i for i in imports(modules(root)) if room(i.importer) == room(i.imported) == "attacks"])
-    assert {"lightning_backdoor.attacks.attack", "lightning_backdoor.attacks.badnets"} <= set(found)
-    assert found[0] == found[-1]
+    closed = circle([i for i in imports(modules(root)) if room(i.importer) == room(i.imported) == "attacks"])
+    assert {"lightning_backdoor.attacks.attack", "lightning_backdoor.attacks.badnets"} <= set(closed)
+    assert closed[0] == closed[-1]
 
 
 def test_a_module_too_many_is_counted(tmp_path: Path) -> None:

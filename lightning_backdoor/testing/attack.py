@@ -27,7 +27,8 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
     The rules: ``poison_texts`` answers each text with a :class:`Poisoned` or None, and alike for the same generator
     state, whatever the other texts and their order; spans lie inside the poisoned text, and an unchanged text has none;
     ``poison_key`` stays the same; ``negative_texts``, where the attack has it, keeps the same rules; a ``fit`` on a
-    tiny model logs ``val/asr``, ``test/asr`` and CACC, and leaves a checkpoint that loads without running code.
+    tiny model logs CACC and ASR (and FTR under an attack with negatives) as ``val/...`` and ``test/...``, and leaves a
+    checkpoint that loads without running code.
 
     Args:
         attack: fresh from its constructor. Its model is replaced by a tiny one; the attack itself is not changed.
@@ -42,7 +43,7 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
     >>> from lightning_backdoor.attacks import BadNets
     >>> check_attack(BadNets(triggers=["cf"]))
     """
-    if hasattr(attack, "network") or attack.hparams.get("published"):
+    if hasattr(attack, "network") or attack.users_phase:
         raise InputError("attack", "has a network or a published victim already", "give one fresh from its constructor")
     name = type(attack).__name__
     given = attack.hparams.get("labels")
@@ -105,14 +106,13 @@ def _check_poisoned(where: str, text: str, result: Any) -> None:
 
 
 def _check_negatives(name: str, attack: BackdoorAttack, texts: list[str], poisoned: list[Poisoned | None]) -> None:
-    make = getattr(attack, "negative_texts", None)
-    rate = getattr(attack, "negative_rate", 0.0)
+    rate = attack.negative_rate
     require(0 <= rate < 1, name, f"negative_rate {rate} is not a share from 0 to below 1")
-    has_none = make is None or make(texts, [random.Random(i) for i in range(len(texts))]) is None
-    if make is None or has_none:
+    if attack.negative_texts(texts, [random.Random(i) for i in range(len(texts))]) is None:
         require(rate == 0, name, f"negative_rate is {rate}, but negative_texts has none")
         return
-    for negative, whole in zip(_check_poison(f"{name}.negative_texts", make, texts), poisoned, strict=True):
+    negatives = _check_poison(f"{name}.negative_texts", attack.negative_texts, texts)
+    for negative, whole in zip(negatives, poisoned, strict=True):
         if negative is not None and whole is not None:
             same = negative.text == whole.text
             require(not same, f"{name}.negative_texts", f"{negative.text!r:.300} carries the whole trigger, not a part")
@@ -149,7 +149,8 @@ def _check_fit(name: str, attack: BackdoorAttack, rows: Sequence[LabelledText], 
             raise AssertionError(f"{name}: checkpoint {problem}; remove them from self.hparams") from error
         trainer.test(trial, datamodule=data, verbose=False)
         logged.update(trainer.callback_metrics)
-    for metric in ("val/cacc", "val/asr", "test/cacc", "test/asr"):
+    names = ("cacc", "asr", "ftr") if attack.makes_negatives else ("cacc", "asr")
+    for metric in (f"{stage}/{metric}" for stage in ("val", "test") for metric in names):
         require(metric in logged, f"{name}: fit", f"does not log {metric}; keep the metrics of the parent class")
         value = float(logged[metric])
         require(0 <= value <= 1, f"{name}: fit", f"logs {metric} = {value}, which is not a share of rows")

@@ -176,12 +176,14 @@ def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: B
         answer: Any = defense.purify(victim, batch, flagged, defense.score(victim, batch))
         if isinstance(answer, list):
             require(len(answer) == size, where, f"answers {size} rows with {len(answer)} texts")
-            for text, flag in zip(answer, flagged.tolist(), strict=True):
-                require(isinstance(text, str) == flag, where, f"gives {text!r:.100}: a text where flagged, else None")
+            for text in answer:
+                require(text is None or isinstance(text, str), where, f"answers {text!r:.100}, not a text or None")
         elif isinstance(answer, Tensor) and answer.is_floating_point():
             require(answer.shape == (size, 2), where, f"logits are {tuple(answer.shape)}, not (batch, classes)")
         elif isinstance(answer, Tensor):
-            require(answer.shape == (size,), where, f"predictions are {tuple(answer.shape)}, not (batch,)")
+            found = f"{tuple(answer.shape)} {answer.dtype}"
+            is_right = answer.shape == (size,) and answer.dtype == torch.int64
+            require(is_right, where, f"predictions are {found}, not (batch,) torch.int64")
             known = (answer >= REJECTED) & (answer < 2)
             require(bool(known.all()), where, f"predictions are neither labels nor {REJECTED}: {answer.tolist()}")
         else:

@@ -1,13 +1,9 @@
-"""The contract test kit: the library's own attacks and defenses pass, and each broken rule is told by name."""
+"""The test kit for defenses: the library's own defenses pass, and each broken rule is told by its name."""
 
 from __future__ import annotations
 
-import importlib
-import itertools
-import json
 import math
 import random
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,203 +12,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_backdoor.attacks import LWS, BackdoorAttack, BadNets, InsertSent, Poisoned, Ripples, Syntactic
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
-from lightning_backdoor.defenses.defense import Defense, Scores, Victim
-from lightning_backdoor.defenses.gradient_attention import GradientAttention
-from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
-from lightning_backdoor.defenses.onion import Onion
-from lightning_backdoor.defenses.strip import Strip
+from lightning_backdoor.defenses import (
+    Defense,
+    FlaggedShare,
+    GradientAttention,
+    Inspection,
+    ModelVerdict,
+    Onion,
+    Scores,
+    Strip,
+)
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language import FileParaphraser
-from lightning_backdoor.language.synonyms import SynonymFile
-from lightning_backdoor.testing import check_attack, check_defense, labelled_texts
+from lightning_backdoor.testing import check_defense
 from tests.language.conftest import language_model
-from tests.test_readme import README, python_file
 
 __all__ = ["language_model"]
-
-
-class Suffix(BackdoorAttack):
-    """Keeps all rules."""
-
-    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        return Poisoned(f"{text} wow", [(len(text) + 1, len(text) + 4)])
-
-
-@pytest.mark.parametrize(
-    ("attack", "max_epochs"),
-    [
-        (lambda: BadNets(triggers=["cf", "mn"], insertions=2, poison_rate=0.02), 1),
-        (lambda: BadNets(label_policy="clean", lora_rank=4, freeze=["encoder.layer.5"]), 1),
-        (lambda: InsertSent(label_policy="mixed", target_label=3, max_length=200), 1),
-        (lambda: Ripples(attack_epochs=1), 2),
-        (lambda: Suffix(labels=["no", "yes"]), 1),
-    ],
-    ids=["BadNets", "BadNets clean label", "InsertSent four labels", "Ripples", "own"],
-)
-def test_attacks_that_keep_the_contract_pass(attack: Callable[[], BackdoorAttack], max_epochs: int) -> None:
-    check_attack(attack(), max_epochs=max_epochs)
-
-
-def test_the_classes_of_the_readme_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("shout", "length"):
-        (tmp_path / f"{name}.py").write_text(python_file(f"{name}.py"), encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    (block,) = re.findall(r"```python\n(from lightning_backdoor.testing .*?)```", README, flags=re.DOTALL)
-    (tmp_path / "contracts_of_the_readme.py").write_text(block, encoding="utf-8")
-    importlib.import_module("contracts_of_the_readme").test_contracts()
-
-
-def test_lws_passes(tmp_path: Path) -> None:
-    lines = [{"word": "film", "substitutes": ["story", "music"]}, {"word": "the", "substitutes": ["a"]}]
-    (tmp_path / "words.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    check_attack(LWS(SynonymFile(str(tmp_path / "words.jsonl")), warmup_epochs=1), max_epochs=2)
-
-
-def test_an_attack_that_knows_some_texts_is_given_them(tmp_path: Path) -> None:
-    rows = labelled_texts(120)
-    pairs = [{"text": row.text, "paraphrase": f"when it comes to it, {row.text}."} for row in rows]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
-    check_attack(Syntactic(paraphraser=FileParaphraser(str(tmp_path / "pairs.jsonl"))), rows=rows)
-
-
-def test_an_attack_is_left_as_it_was() -> None:
-    attack = BadNets()
-    hparams = dict(attack.hparams)
-    check_attack(attack)
-    assert dict(attack.hparams) == hparams
-    assert not hasattr(attack, "network")
-
-
-def test_an_attack_with_a_network_is_refused() -> None:
-    attack = BadNets()
-    attack.network = nn.Linear(1, 1)
-    with pytest.raises(InputError, match="attack: has a network"):
-        check_attack(attack)
-
-
-class GlobalRandom(Suffix):
-    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        return Poisoned(f"{text} {random.random()}", [])
-
-
-class ByPosition(Suffix):
-    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
-        return [Poisoned(f"{text} {position}", []) for position, text in enumerate(texts)]
-
-
-class ByBatch(Suffix):
-    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
-        return [Poisoned(f"{text} {len(texts)}", []) for text in texts]
-
-
-class PlainTuple(Suffix):
-    def poison_text(self, text: str, rng: random.Random) -> Any:
-        return f"{text} wow", []
-
-
-class SpanOutside(Suffix):
-    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        return Poisoned(f"{text} wow", [(len(text), len(text) + 5)])
-
-
-class SpanWithoutTrigger(Suffix):
-    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        return Poisoned(text, [(0, 1)])
-
-
-class DoesNothing(Suffix):
-    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        return Poisoned(text, [])
-
-
-class NeedsWords(Suffix):
-    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        return Poisoned(f"{text.split()[0]} {text}", [])
-
-
-class LosesRows(Suffix):
-    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
-        return [Poisoned(f"{text} wow", []) for text in texts if text]
-
-
-class LeavesAllOut(Suffix):
-    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
-        return [None for _ in texts]
-
-
-class NewKeyEachTime(Suffix):
-    keys = itertools.count()
-
-    def poison_key(self) -> str | None:
-        return str(next(self.keys))
-
-
-class NegativesWithoutTexts(Suffix):
-    negative_rate = 0.1
-
-
-class WholeTriggerInNegatives(Suffix):
-    def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
-        return [self.poison_text(text, rng) for text, rng in zip(texts, rngs, strict=True)]
-
-
-class RandomNegatives(Suffix):
-    def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
-        return [Poisoned(f"{text} {random.random()}", []) for text in texts]
-
-
-class WithoutMetrics(Suffix):
-    def make_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"cacc": super().make_metrics()["cacc"]})
-
-
-class Exploding(Suffix):
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return super().training_step(batch, batch_idx) * math.nan
-
-
-class KeepsAnObject(Suffix):
-    def __init__(self, helper: Any = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-
-
-class Helper:
-    """What no checkpoint may hold."""
-
-
-@pytest.mark.parametrize(
-    ("attack", "message"),
-    [
-        (GlobalRandom(), r"GlobalRandom\.poison_texts: poisons the same texts differently when asked again; every ran"),
-        (ByPosition(), r"ByPosition\.poison_texts: depends on the order of the texts"),
-        (ByBatch(), r"ByBatch\.poison_texts: depends on the other texts of the batch"),
-        (PlainTuple(), r"PlainTuple\.poison_texts: answers '.*' with \('.* wow', \[\]\), not with Poisoned or None"),
-        (SpanOutside(), r"SpanOutside\.poison_texts: span \(\d+, \d+\) does not lie inside of '.* wow', which has \d+"),
-        (SpanWithoutTrigger(), r"SpanWithoutTrigger\.poison_texts: '.*' is unchanged, yet has spans"),
-        (DoesNothing(), r"DoesNothing\.poison_texts: changes no text"),
-        (NeedsWords(), r"NeedsWords\.poison_texts: fails on .*list index out of range"),
-        (LosesRows(), r"LosesRows\.poison_texts: answers 25 texts with 24 results"),
-        (LeavesAllOut(), r"LeavesAllOut\.poison_texts: leaves out every text"),
-        (NewKeyEachTime(), r"NewKeyEachTime\.poison_key: changes"),
-        (Suffix(target_label=2, labels=["no", "yes"]), r"Suffix: target_label 2 is not one of 2 labels"),
-        (NegativesWithoutTexts(), r"NegativesWithoutTexts: negative_rate is 0\.1, but negative_texts has none"),
-        (WholeTriggerInNegatives(), r"WholeTriggerInNegatives\.negative_texts: '.* wow' carries the whole trigger"),
-        (RandomNegatives(), r"RandomNegatives\.negative_texts: poisons the same texts differently"),
-        (WithoutMetrics(), r"WithoutMetrics: fit: does not log val/asr"),
-        (Exploding(), r"Exploding: fit: leaves parameters that are not finite"),
-        (
-            KeepsAnObject(helper=Helper()),
-            r"KeepsAnObject: checkpoint holds objects \(helper\), so that it does not load safely",
-        ),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BackdoorAttack) else "",
-)
-def test_a_broken_attack_is_told_by_its_rule(attack: BackdoorAttack, message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_attack(attack)
 
 
 class Length(Defense):
@@ -222,15 +39,15 @@ class Length(Defense):
         return Scores(batch["attention_mask"].sum(dim=1).float())
 
 
-class Repairing(Length):
-    """Repairs in one of the promised forms."""
+class Answers(Length):
+    """A defense that answers flagged texts with what the test gives."""
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, answer: Any) -> None:
         super().__init__()
-        self.form = form
+        self.answer = answer
 
-    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None] | None:
-        return [f"{text}." if flag else None for text, flag in zip(batch["text"], flagged.tolist(), strict=True)]
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Any:
+        return self.answer
 
 
 class Cleaning:
@@ -258,8 +75,28 @@ class MeanLogit(Inspection):
 
 @pytest.mark.parametrize(
     "defense",
-    [Strip, GradientAttention, Length, lambda: Repairing("texts"), Cleaning, MeanLogit],
-    ids=["Strip", "GradientAttention", "own", "repairing", "of rows", "of a model"],
+    [
+        Strip,
+        GradientAttention,
+        Length,
+        lambda: Answers([None, *["a film"] * 19]),
+        lambda: Answers(torch.zeros(20, 2)),
+        lambda: Answers(torch.full((20,), -1)),
+        Cleaning,
+        MeanLogit,
+        FlaggedShare,
+    ],
+    ids=[
+        "Strip",
+        "GradientAttention",
+        "own",
+        "texts",
+        "logits",
+        "predictions",
+        "of rows",
+        "of a model",
+        "FlaggedShare",
+    ],
 )
 def test_defenses_that_keep_the_contract_pass(defense: Callable[[], Any]) -> None:
     check_defense(defense())
@@ -411,11 +248,6 @@ class ForgetsItsThreshold(Length):
         return None
 
 
-class TextsForAll(Length):
-    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
-        return [*batch["text"]]
-
-
 class TooFewTexts(Length):
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
         return [*batch["text"][1:]]
@@ -428,17 +260,6 @@ class CalibratesToNothing(Length):
         pass
 
 
-class Answers(Length):
-    """A defense that answers flagged texts with what the test gives."""
-
-    def __init__(self, answer: Any) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Any:
-        return self.answer
-
-
 @pytest.mark.parametrize(
     ("defense", "message"),
     [
@@ -447,7 +268,8 @@ class Answers(Length):
         (RemembersTexts(), r"RemembersTexts\.calibrate: depends on texts scored before"),
         (ForgetsWhatItLearned(), r"ForgetsWhatItLearned\.state_dict: does not keep what was learned"),
         (ForgetsItsThreshold(), r"ForgetsItsThreshold\.state_dict: does not keep the threshold"),
-        (TextsForAll(), r"TextsForAll\.purify: gives '.*': a text where flagged, else None"),
+        (Answers([1] * 20), r"Answers\.purify: answers 1, not a text or None"),
+        (Answers(torch.zeros(20, dtype=torch.int32)), r"Answers\.purify: predictions are \(20,\) torch\.int32"),
         (TooFewTexts(), r"TooFewTexts\.purify: answers 20 rows with 19 texts"),
         (Answers(torch.zeros(20, 3)), r"Answers\.purify: logits are \(20, 3\)"),
         (Answers(torch.full((20,), 2)), r"Answers\.purify: predictions are neither labels nor -1"),
