@@ -110,7 +110,7 @@ def plain_log_likelihoods(network: PreTrainedModel, rows: Sequence[list[int]]) -
     return log_likelihoods
 
 
-class _SharedPrefix(DynamicLayer):  # type: ignore[misc]
+class _SharedPrefix(DynamicLayer):  # type: ignore[misc]  # private: transformers 5.23.0
     """One layer's keys and values: in each row the stored prefix of its text, then the tokens that are read now."""
 
     def __init__(self, of_texts: tuple[Tensor, Tensor], text_of_row: Tensor, length: int) -> None:

@@ -1,4 +1,4 @@
-"""Exact perplexities of texts, and of each text without each of its words, by any causal language model.
+"""Exact perplexities of texts, and of each text without each of its words in turn, by a causal language model.
 
 The perplexity of a text is exp(mean next-token cross-entropy) of the text alone: padding does not count, and no special
 token is added. Words are what single spaces separate; a text without its i-th word is the other words joined by single
@@ -44,7 +44,7 @@ Compute = Callable[[Sequence[str]], list[list[float]]]
 
 
 class LeaveOneOut(NamedTuple):
-    """The perplexity of a text, and its perplexity without each of its words.
+    """The perplexity of a text, and its perplexity without each of its words in turn.
 
     Attributes:
         text: of the whole text; NaN where it has fewer than two tokens.
@@ -58,7 +58,7 @@ class LeaveOneOut(NamedTuple):
 def leave_one_out(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], shares: bool
 ) -> list[LeaveOneOut]:
-    """Perplexities of a group of texts, and of each text without each of its words.
+    """Perplexities of a group of texts, and of each text without each of its words in turn.
 
     Args:
         network: a causal language model, in evaluation mode.
@@ -120,8 +120,8 @@ class Perplexity:
     """Perplexities of texts by a causal language model, each computed once and from then on read from a cache on disk.
 
     The model is loaded at the first text that is not in the cache. It is not a submodule of the module that uses it, so
-    checkpoints do not hold its weights. A text that is longer than the model's positions is cut there, with and without
-    each word; leaving out a word beyond the cut gives NaN.
+    checkpoints do not hold its weights. A text that is longer than the model's positions is cut at the last one; the
+    perplexity without a word that lies beyond the cut is NaN.
 
     Args:
         model: hub name, folder, or GGUF file, also as ``package://`` name; loaded in float32, without running code of
@@ -150,7 +150,9 @@ class Perplexity:
         return self
 
     def leave_one_out(self, texts: Sequence[str]) -> list[LeaveOneOut]:
-        """The perplexity of each text, and its perplexity without each word; words are what single spaces separate.
+        """The perplexity of each text, and its perplexity without each of its words in turn.
+
+        Words are what single spaces separate.
 
         Raises:
             InputError: the model cannot be loaded, or the cache cannot be used.

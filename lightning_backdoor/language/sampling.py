@@ -172,7 +172,7 @@ class _BatchState:
         self.mask, self.logits = self.mask[index], self.logits[index]
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # private: transformers 5.23.0
     """A layer's keys and values in tensors with spare room: they are copied every 32 tokens, not at every token."""
 
     room: tuple[Tensor, ...] = ()

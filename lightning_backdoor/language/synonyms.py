@@ -156,10 +156,10 @@ def _parse_line(line: str, number: int, path: str) -> tuple[str, list[str]]:
 
 
 class WordNet(Synonyms):
-    """Words that share a sense with the word in WordNet (Miller 1995), through NLTK, which is installed separately.
+    """Substitutes that share a sense with the word in WordNet (Miller 1995), read through NLTK.
 
-    The words of all senses are taken, in WordNet's order, since the sense that a text means is not known. WordNet lists
-    lemmas, so the substitute of ``films`` is ``movie``.
+    NLTK and its WordNet data are installed separately. The words of all senses are taken, in WordNet's order, since the
+    sense that a text means is not known. WordNet lists lemmas, so ``films`` is replaced by ``movie``, not ``movies``.
 
     Raises:
         InputError: NLTK or WordNet's data are not installed.

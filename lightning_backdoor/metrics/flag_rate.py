@@ -9,7 +9,7 @@ from lightning_backdoor.metrics.share import Share
 
 
 class FlagRate(Share):
-    """Share of the poisoned rows that are flagged (TPR), or of the clean rows that are flagged (FPR).
+    """Share of the poisoned rows that a defense flags (TPR), or of the clean rows that it flags (FPR).
 
     Args:
         poisoned: True for the TPR, False for the FPR.

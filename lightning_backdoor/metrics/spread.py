@@ -34,7 +34,7 @@ class Spread(Metric):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def add(self, numbers: Sequence[float]) -> None:
-        """Adds rows, given the number of each."""
+        """Adds rows, given one number per row; rows whose number is not finite count in ``left_out``."""
         finite = torch.tensor([number for number in numbers if math.isfinite(number)], dtype=torch.float64)
         self.rows += len(finite)
         self.left_out += len(numbers) - len(finite)

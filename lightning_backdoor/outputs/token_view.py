@@ -51,7 +51,7 @@ class Piece(NamedTuple):
 
     Attributes:
         text: the characters.
-        score: the highest score of the tokens that cover them.
+        score: the highest score of the tokens that cover them; 0 where no token does.
         shade: opacity of the shade, from 0 to 1.
         trigger: whether they belong to the trigger.
     """

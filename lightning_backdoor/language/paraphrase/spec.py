@@ -1,4 +1,4 @@
-"""Manners of paraphrasing: how a language model is asked for a style or template, and how its answers are checked."""
+"""Manners of paraphrasing, such as a style: how a language model is asked for one, and how its answers are checked."""
 
 from __future__ import annotations
 
