@@ -17,7 +17,7 @@ class CleaningWriter(Callback):
 
     The file holds the data module's :class:`CleaningRecord`: ``rows``, ``removed``, ``changed``, ``precision``,
     ``recall``, null where a share does not exist. Logged are the same numbers as ``cleaning/rows`` and so on, without
-    those that do not exist. Does nothing where no data defense cleaned the training rows.
+    shares that do not exist. Does nothing where no data defense cleaned the training rows.
 
     Example::
 

@@ -150,7 +150,9 @@ class MuScleLoRA(Callback):
                 "callbacks", f"the victim is already trained under {victim.training_defense}", "attach one defense"
             )
         if self.lora and victim.hparams["lora_rank"] is not None:
-            raise InputError("lora_rank", "the victim already has LoRA", "leave it out, or give MuScleLoRA lora=False")
+            raise InputError(
+                "lora_rank", "the victim has LoRA of its own", "leave it out, or give MuScleLoRA lora=False"
+            )
         victim.configure_model()
         if self.lora:
             insert_lora(victim.network, self.lora_rank, self.lora_alpha, self.lora_targets)

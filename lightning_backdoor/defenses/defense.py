@@ -81,7 +81,7 @@ class Verdict(NamedTuple):
 
 
 class Defense(nn.Module, ABC):
-    """Base of inference-time defenses: scores texts, flags those at or above a threshold, and answers them.
+    """Base of inference-time defenses: scores texts, and flags and answers texts at or above a threshold.
 
     A subclass implements :meth:`score`. A subclass that answers flagged texts in another way than by rejecting them
     also implements :meth:`purify`. Thresholds come from clean validation texts alone.
@@ -202,7 +202,7 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None 
 
     Raises:
         RuntimeError: the defense has no threshold yet.
-        ValueError: the defense's answer is none of those that :meth:`Defense.purify` may return.
+        ValueError: the defense's answer has none of the forms that :meth:`Defense.purify` may return.
     """
     if defense.threshold.isnan():
         raise RuntimeError(f"{type(defense).__name__} has no threshold; call calibrate with clean validation batches")
@@ -247,6 +247,7 @@ def _repredicted(victim: Victim, purified: list[str | None], prediction: Tensor)
 def _own_predictions(defense: Defense, answer: Tensor, logits: Tensor) -> Tensor:
     """The classes that a defense's own logits or predictions name, (batch,), int64."""
     texts, classes = logits.shape
+    answer = answer.to(logits.device)
     if answer.is_floating_point() and answer.shape == logits.shape:
         return answer.argmax(dim=-1)
     said = f"a tensor of {answer.dtype} and shape {tuple(answer.shape)}"

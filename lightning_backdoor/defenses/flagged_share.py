@@ -4,7 +4,7 @@ A defense calibrated to flag at most a share of clean texts, its budget, flags a
 clean model is asked about. Under a backdoored model it flags poisoned texts on top of them. The number of flagged texts
 among trusted texts and an incoming stream is compared with the binomial distribution of as many draws at the budget.
 
-The p-value takes the budget for the exact probability of a flag. A threshold set on few texts keeps the budget on those
+The p-value takes the budget for the exact probability of a flag. A threshold set on few texts keeps the budget on these
 texts, and misses it by chance on others, so that very long streams find very small p-values under clean models as well.
 The score serves to compare models that were calibrated on as many texts and asked about as many.
 """
@@ -55,7 +55,12 @@ def flagged_share_verdict(
     log_p = _log_binomial_tail(flagged, texts, budget)
     counts = Counter(predictions_of_flagged)
     label = min(counts, key=lambda index: (-counts[index], index)) if counts else None
-    evidence = {"flagged": flagged, "texts": texts, "budget": budget, "p_value": math.exp(log_p)}
+    evidence: dict[str, float | int | str] = {
+        "flagged": flagged,
+        "texts": texts,
+        "budget": budget,
+        "p_value": math.exp(log_p),
+    }
     return ModelVerdict(abs(log_p) / math.log(10), label, evidence)
 
 
@@ -90,7 +95,7 @@ class FlaggedShare(Inspection):
         self.threshold = torch.tensor(math.nan)
 
     @property
-    def seed(self) -> int | None:  # type: ignore[override]
+    def seed(self) -> int | None:
         """The seed of the defense."""
         return self.defense.seed
 

@@ -1,7 +1,7 @@
 """MuScleLoRA (arXiv 2402.12026): training under which a victim learns no backdoor; its layers and its alignment.
 
-A backdoor is a low-frequency mapping, which a network learns first. MuScleLoRA trains few parameters (LoRA), lets those
-in the pooler or head see their input at several frequencies at once, and follows only gradients along that of trusted
+A backdoor is a low-frequency mapping, which a network learns first. MuScleLoRA trains few parameters (LoRA), lets the
+pooler or head see its input at several frequencies at once, and follows only gradients along that of trusted
 clean rows. Its three parts can be used separately:
 
 - :func:`lightning_backdoor.models.lora.insert_lora`: low-rank updates in the attention layers; backbone, pooler and

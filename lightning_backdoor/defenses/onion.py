@@ -181,7 +181,7 @@ class Onion(Defense):
             of_trusted = self._suspicions([row.text for row in trusted.threshold])
             threshold = threshold_at_fpr(torch.stack([_largest(suspicion) for suspicion in of_trusted]), self.fpr)
         else:
-            raise InputError("data_defense", "there are no trusted texts to take a bar from", "set bar, such as 0")
+            raise InputError("data_defense", "no trusted texts to take a bar from", "set bar, such as 0")
         texts = [row.text for row in rows]
         return [
             without_outliers(text, suspicion, float(threshold))

@@ -1,4 +1,4 @@
-"""What a defense sees, and what is logged of it."""
+"""Inference-time defenses in a run: which rows they are given, and what is logged and written."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Victim, judge
+from lightning_backdoor.defenses.defense import Defense, Scores, Victim, judge
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.errors import InputError
@@ -25,7 +24,7 @@ from tests.support.reviews import reviews
 
 
 class Recorder(Defense):
-    """Scores by length, rejects, and remembers what it was shown."""
+    """Scores texts by length, rejects flagged texts, and records the rows it is given."""
 
     def __init__(self, fpr: float = 0.3) -> None:
         super().__init__(fpr)
@@ -88,7 +87,9 @@ def test_every_test_row_is_scored_once(tmp_path: Path, data: BackdoorDataModule,
     assert sorted(recorder.scored) == sorted((row["index"], row["poisoned"]) for row in rows)
 
 
-def test_the_threshold_does_not_see_the_test_rows(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:
+def test_the_threshold_does_not_depend_on_the_test_rows(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
     thresholds = []
     for test_rows in (data.clean_splits()["test"], data.clean_splits()["test"][:10]):
         data.clean_splits()["test"] = test_rows
@@ -105,12 +106,12 @@ def test_logged_numbers_are_those_of_judging_each_row_alone(
     logged = run_test(tmp_path, attack, data, InferenceDefense(defense))
     attack.eval()
     data.attack = attack
-    found: dict[bool, list[dict[str, bool]]] = {False: [], True: []}
+    judged: dict[bool, list[dict[str, bool]]] = {False: [], True: []}
     data.eval_batch_size = 1
     for batch in [batch for loader in data.test_dataloader() for batch in loader]:
         with torch.no_grad():
             verdict = judge(defense, attack, batch, attack(batch))
-        found[bool(batch["poisoned"])].append(
+        judged[bool(batch["poisoned"])].append(
             {
                 "correct": bool(verdict.defended_prediction == batch["original_label"]),
                 "target": int(verdict.defended_prediction) == attack.target_label,
@@ -119,7 +120,7 @@ def test_logged_numbers_are_those_of_judging_each_row_alone(
                 "confirmed": bool(verdict.confirmed),
             }
         )
-    clean, poisoned = found[False], found[True]
+    clean, poisoned = judged[False], judged[True]
 
     def share(rows: list[dict[str, bool]], key: str) -> float:
         return sum(row[key] for row in rows) / len(rows)
@@ -136,12 +137,12 @@ def test_logged_numbers_are_those_of_judging_each_row_alone(
     }
     for name, value in expected.items():
         assert logged[f"test/{name}"] == pytest.approx(value), name
-    assert 0 < logged["test/fpr"] < 1  # flags were at work
+    assert 0 < logged["test/fpr"] < 1  # some clean texts are flagged, not all
     assert logged["test/overhead"] > 0
     assert 0 <= logged["test/localisation"] <= 1
 
 
-def test_a_rejected_text_is_neither_right_nor_a_success(
+def test_a_rejected_text_is_neither_correct_nor_an_attack_success(
     tmp_path: Path, data: BackdoorDataModule, attack: BadNets
 ) -> None:
     class RejectAll(Recorder):
@@ -252,10 +253,6 @@ def test_a_token_view_without_token_scores(tmp_path: Path, data: BackdoorDataMod
     assert "Token view" in (tmp_path / "token_view.html").read_text(encoding="utf-8")
 
 
-def test_rejected_is_no_class() -> None:
-    assert Tensor([REJECTED]).item() < 0
-
-
 def test_buffers_that_were_moved_in_evaluation_can_be_written_again(
     tmp_path: Path, data: BackdoorDataModule, attack: BadNets
 ) -> None:
@@ -277,7 +274,7 @@ def test_the_overhead_counts_the_plain_forward_where_the_defense_needs_it(
     assert logged["test/overhead"] > 1
 
 
-def test_the_run_says_the_seed_where_the_defense_has_none(
+def test_the_defense_takes_the_seed_of_the_run_where_it_has_none(
     tmp_path: Path, data: BackdoorDataModule, attack: BadNets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     callback, own = GradientAttentionDefense(), InferenceDefense(GradientAttention(seed=7), name="own")
@@ -288,7 +285,7 @@ def test_the_run_says_the_seed_where_the_defense_has_none(
     assert own.defense.seed == 7
 
 
-def test_rows_cut_elsewhere_are_refused_since_they_may_be_training_rows(
+def test_test_rows_cut_by_another_seed_are_refused_since_they_may_be_training_rows(
     tmp_path: Path, data: BackdoorDataModule, attack: BadNets
 ) -> None:
     trainer = trainer_with(tmp_path, max_epochs=1)
@@ -303,7 +300,7 @@ def test_rows_cut_elsewhere_are_refused_since_they_may_be_training_rows(
     trainer_with(tmp_path).test(attack, datamodule=same, ckpt_path=tmp_path / "kept.ckpt", verbose=False)
 
 
-def test_label_names_that_are_not_the_datas_are_refused(
+def test_label_names_other_than_those_of_the_data_are_refused(
     tmp_path: Path, data: BackdoorDataModule, tiny_folder: Callable[[str], str]
 ) -> None:
     attack = BadNets(model=tiny_folder("bert"), labels=["positive", "negative"])

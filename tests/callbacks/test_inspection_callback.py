@@ -102,7 +102,7 @@ def test_the_stream_says_nothing_of_labels_and_poison(
     run_test(tmp_path, attack, data, InspectionCallback(recorder))
     for batch in recorder.given["stream"]:
         for column in ("label", "original_label", "index"):
-            assert set(batch[column].tolist()) == {-1}  # type: ignore[literal-required]
+            assert set(batch[column].tolist()) == {-1}
         for column in ("poisoned", "negative"):
             assert not batch[column].any()  # type: ignore[literal-required]
         assert not any(batch["spans"])
@@ -119,7 +119,7 @@ def test_a_batch_without_labels_keeps_texts_and_tokens_and_leaves_the_original(
     assert hidden.keys() == batch.keys()
     assert hidden["text"] == batch["text"]
     for column in ("input_ids", "attention_mask"):
-        assert torch.equal(hidden[column], batch[column])  # type: ignore[literal-required]
+        assert torch.equal(hidden[column], batch[column])
     for column in ("label", "original_label", "poisoned", "negative", "index"):
         assert hidden[column].dtype == batch[column].dtype  # type: ignore[literal-required]
         assert hidden[column].shape == batch[column].shape  # type: ignore[literal-required]

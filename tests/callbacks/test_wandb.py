@@ -1,4 +1,4 @@
-"""What Weights & Biases gets, read back from the files that it keeps offline."""
+"""What is logged to Weights & Biases, read back from the files of offline runs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.reviews import reviews
 from tests.support.wandb_files import Run
 
 EVIL = "<img src=x onerror=alert(1)> {{ 7 * 7 }}"
-TEXTS = 6  # of either kind in the table
+TEXTS = 6  # clean texts in the table, and as many poisoned ones
 
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No run reaches the network, writes elsewhere or is left open."""
+    """Keeps runs offline and their files in a temporary folder, and closes them."""
     import wandb
 
     for name, value in (("MODE", "offline"), ("SILENT", "true"), ("CONSOLE", "off")):
@@ -51,7 +51,7 @@ def trainer_in(folder: Path, *callbacks: Any) -> Trainer:
     )
 
 
-def test_a_run_can_be_looked_at_and_grouped(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
+def test_labels_texts_and_histograms_of_a_run_are_logged(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
     import wandb
 
     data = reviews(tmp_path, seed=5)
@@ -94,7 +94,7 @@ def test_a_run_can_be_looked_at_and_grouped(tmp_path: Path, tiny_folder: Callabl
     assert sum(poisoned["values"]) == len(splits.poisoned["test"])
 
 
-def test_a_run_without_attack_and_defense_says_so(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
+def test_labels_of_a_run_without_attack_and_defense_are_none(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
     import wandb
 
     data = reviews(tmp_path)
@@ -112,7 +112,7 @@ def test_a_run_without_attack_and_defense_says_so(tmp_path: Path, tiny_folder: C
     assert {"attack: none", "defense: none", "seed: 0"} <= set(said.read_text(encoding="utf-8").splitlines())
 
 
-def test_scores_that_are_no_numbers_do_not_stop_the_log(tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_do_not_prevent_logging(tmp_path: Path) -> None:
     import wandb
 
     row: ViewedText = {

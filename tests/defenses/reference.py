@@ -1,4 +1,4 @@
-"""Gradient-attention scoring as one would write it on a blackboard: eager attention, one text, loops."""
+"""A plain reference of gradient-attention scoring: eager attention, one text at a time, Python loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_backdoor.language.stop_words import stop_words
 
 
 class Seen(NamedTuple):
-    """What one pass over one text shows; attention and gradient one number a position, padding included."""
+    """Logits, and attention received and gradient norm per position, of one pass over one text, padding included."""
 
     logits: list[float]
     attention: list[float]
@@ -22,14 +22,14 @@ class Seen(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The score of each position, None where it has none, and of the text."""
+    """The score of each position, None for positions without one, and of the text."""
 
     tokens: list[float | None]
     text: float
 
 
 def eager_network(folder: str) -> PreTrainedModel:
-    """The network of a folder, with attention that can be looked at."""
+    """The network of a folder, with eager attention, which returns its probabilities."""
     return AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
 
 
@@ -55,7 +55,7 @@ def seen(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, co
 
 
 def content(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[bool]:
-    """Whether each position is scored, told from the characters it stands for."""
+    """Whether each position is scored, decided from its characters."""
     encoding = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
     result = []
     for token_id, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
@@ -69,7 +69,7 @@ def content(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> l
 
 
 def scored(found: Seen, input_ids: list[int], kept: list[bool]) -> Scored:
-    """Scores of one row from what was seen of it."""
+    """Scores of one row from its attention and gradients."""
     positions = [j for j, keep in enumerate(kept) if keep]
     if not positions:
         return Scored([None] * len(kept), 0.0)

@@ -1,4 +1,4 @@
-"""What one pass over a batch sees, and what it leaves behind: nothing."""
+"""One pass over a batch: the attention and gradients that it yields, and that the network is unchanged after it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def close(expected: list[float]) -> Any:
     return pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-# on the left, the first token of a ModernBERT is padding that looks nowhere, and GPT-2 by itself counts it as a place
+# not on the left: ModernBERT's first position would be padding that attends to nothing, and GPT-2 would count padding
 @pytest.mark.parametrize(
     ("kind", "side"), [*product(FAMILIES, ["right"]), *product([*ENCODERS, "electra", DECODER, "llama"], ["left"])]
 )
-def test_a_pass_sees_what_eager_attention_and_plain_autograd_show(
+def test_attention_and_gradients_are_those_of_eager_attention_and_plain_autograd(
     kind: str, side: str, tiny_folder: Callable[[str], str]
 ) -> None:
     victim = loaded(tiny_folder(kind))
@@ -53,7 +53,7 @@ def test_a_pass_sees_what_eager_attention_and_plain_autograd_show(
             )
 
 
-def test_padded_rows_add_attention_only_where_they_are_asked_to(
+def test_padded_queries_add_attention_only_with_count_padding(
     kind: str, victim: TextClassifier, tiny_folder: Callable[[str], str]
 ) -> None:
     batch = batch_for(victim)
@@ -70,7 +70,7 @@ def test_padded_rows_add_attention_only_where_they_are_asked_to(
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", DECODERS)
-def test_a_decoder_that_looks_at_every_token_alike_gives_every_token_one(
+def test_uniform_attention_of_a_decoder_gives_every_token_one(
     kind: str, side: str, tiny_folder: Callable[[str], str]
 ) -> None:
     victim = loaded(tiny_folder(kind))
@@ -86,7 +86,7 @@ def test_a_decoder_that_looks_at_every_token_alike_gives_every_token_one(
     assert raw[0][mask[0].bool()][0] > 3 > 1 / 3 > raw[0][mask[0].bool()][-1]
 
 
-def test_uniform_causal_attention_is_shared_among_those_before_but_the_first() -> None:
+def test_uniform_causal_attention_is_shared_among_earlier_tokens_except_the_first() -> None:
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
     found = uniform_causal_sums(mask, mask)
     for row, length in enumerate([4, 2, 6, 1]):
@@ -94,9 +94,9 @@ def test_uniform_causal_attention_is_shared_among_those_before_but_the_first() -
         assert found[row][mask[row].bool()].tolist() == close(expected)
 
 
-@pytest.mark.parametrize("capture", [True, False], ids=["captured", "shown by the model"])
+@pytest.mark.parametrize("capture", [True, False], ids=["captured", "returned by the model"])
 @pytest.mark.parametrize("kind", DECODERS)
-def test_a_decoders_attention_is_levelled_as_on_a_blackboard(
+def test_attention_of_a_decoder_is_levelled_as_in_plain_loops(
     kind: str, capture: bool, tiny_folder: Callable[[str], str]
 ) -> None:
     victim = loaded(tiny_folder(kind))
@@ -104,7 +104,7 @@ def test_a_decoders_attention_is_levelled_as_on_a_blackboard(
     network = eager_network(tiny_folder(kind))
     if not capture:  # as for architectures without SDPA
         victim.network.set_attn_implementation("eager")
-        victim.network._supports_sdpa = False
+        victim.network._supports_sdpa = False  # private: transformers 5.23.0
     found = attention_and_gradient(victim.network, batch["input_ids"], batch["attention_mask"]).attention
     for i, mask in enumerate(batch["attention_mask"].bool()):
         layers = network(batch["input_ids"][i][mask][None], output_attentions=True).attentions
@@ -113,8 +113,8 @@ def test_a_decoders_attention_is_levelled_as_on_a_blackboard(
         expected = [1.0] * length
         for j in range(1, length):
             for query in range(j, length):
-                looked = sum(head[query][j] / sum(head[query][1:]) for head in heads) / len(heads)
-                expected[j] += looked - 1 / query
+                received = sum(head[query][j] / sum(head[query][1:]) for head in heads) / len(heads)
+                expected[j] += received - 1 / query
         assert found[i][mask].tolist() == close(expected)
 
 
@@ -131,7 +131,7 @@ def test_an_encoder_is_not_levelled(kind: str, tiny_folder: Callable[[str], str]
 
 def state(network: PreTrainedModel) -> dict[str, Any]:
     return {
-        "attention": network.config._attn_implementation,
+        "attention": network.config._attn_implementation,  # private: transformers 5.23.0
         "requires_grad": {name: p.requires_grad for name, p in network.named_parameters()},
         "training": {name: module.training for name, module in network.named_modules()},
         "gradients": [name for name, p in network.named_parameters() if p.grad is not None],
@@ -148,7 +148,7 @@ class Broken(nn.Module):
 def test_a_pass_leaves_the_network_as_it_was(victim: TextClassifier, breaks: bool) -> None:
     network = victim.network
     network.train()
-    next(network.base_model.children()).eval()  # a part that somebody put to rest
+    next(network.base_model.children()).eval()  # a part that was in evaluation mode before
     for parameter in list(network.parameters())[::3]:
         parameter.requires_grad_(False)
     if breaks:
@@ -161,12 +161,12 @@ def test_a_pass_leaves_the_network_as_it_was(victim: TextClassifier, breaks: boo
     assert before["gradients"] == []
 
 
-def test_a_network_set_to_eager_attention_is_eager_again_and_seen_alike(bert: TextClassifier) -> None:
+def test_a_network_with_eager_attention_gives_the_same_and_is_eager_again(bert: TextClassifier) -> None:
     batch = batch_for(bert)
     sdpa = attention_and_gradient(bert.network, batch["input_ids"], batch["attention_mask"])
     bert.network.set_attn_implementation("eager")
     eager = attention_and_gradient(bert.network, batch["input_ids"], batch["attention_mask"])
-    assert bert.network.config._attn_implementation == "eager"
+    assert bert.network.config._attn_implementation == "eager"  # private: transformers 5.23.0
     assert torch.equal(sdpa.attention, eager.attention)
 
 
@@ -190,17 +190,17 @@ def test_inference_mode_changes_nothing(victim: TextClassifier) -> None:
     assert not inside.attention.requires_grad
 
 
-class Silent(nn.Module):
-    """An attention of its own make, that nobody can look into."""
+class Opaque(nn.Module):
+    """An attention layer whose attention cannot be captured."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         return hidden_states, None
 
 
-@pytest.mark.parametrize("kind", ["bert", "deberta-v2"], ids=["captured", "shown by the model"])
-def test_a_layer_that_cannot_be_looked_into_is_an_error(kind: str, tiny_folder: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2"], ids=["captured", "returned by the model"])
+def test_a_layer_whose_attention_cannot_be_captured_is_an_error(kind: str, tiny_folder: Callable[[str], str]) -> None:
     victim = loaded(tiny_folder(kind))
-    victim.network.base_model.encoder.layer[1].attention.self = Silent()
+    victim.network.base_model.encoder.layer[1].attention.self = Opaque()
     before = state(victim.network)
     batch = batch_for(victim)
     with pytest.raises(RuntimeError, match=r"1 layers was captured in .*, which has 2"):

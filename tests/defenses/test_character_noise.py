@@ -1,4 +1,4 @@
-"""Repair: noise on the flagged token and on nothing else."""
+"""Character noise: only the flagged token changes, and how."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.tiny import DECODER, ENCODERS, SENTENCES, loaded
 
 
 def purified(victim: TextClassifier, batch: Batch, top: list[int], seed: int = 0) -> list[str | None]:
-    """Repairs every row of the batch at a position of one's own choice."""
+    """The texts of a batch, each repaired at the given position."""
     rows = len(batch["text"])
     scores = Scores(torch.zeros(rows), top=torch.tensor(top))
     return GradientAttention(seed=seed).purify(victim, batch, torch.ones(rows, dtype=torch.bool), scores)
@@ -64,7 +64,7 @@ def test_only_the_characters_of_the_token_change_and_word_starts_stay(
     assert min(lengths) <= 2 < max(lengths)
 
 
-def test_a_continuation_stays_one_and_a_word_start_stays_one(bert: TextClassifier) -> None:
+def test_continuations_and_word_starts_stay_what_they_are(bert: TextClassifier) -> None:
     vocabulary = bert.tokenizer.get_vocab()
     first = "film"
     assert first in vocabulary
@@ -129,7 +129,7 @@ def test_a_dropped_trigger_does_not_come_back_from_beyond_the_cut(kind: str, tin
 
 
 @pytest.mark.parametrize("kind", ["roberta", DECODER])
-def test_bytes_of_one_character_are_replaced_once(kind: str, tiny_folder: Callable[[str], str]) -> None:
+def test_a_character_of_several_byte_tokens_is_replaced_once(kind: str, tiny_folder: Callable[[str], str]) -> None:
     victim = loaded(tiny_folder(kind))
     text = "so 😟 sad 😟😀 film"  # the bytes of 😟 are f0 9f 98 9f
     batch = batch_of_texts([text], victim.tokenizer, victim.max_length)
@@ -151,7 +151,7 @@ def test_spaces_of_dropped_words() -> None:
 
 
 @pytest.mark.parametrize("word", ["film", "Öl!", "😀😀😀", "שלום", "abc"])
-def test_noise_is_one_or_two_letters_put_in_or_in_the_place_of_one_character(word: str) -> None:
+def test_noise_inserts_one_or_two_letters_or_replaces_one_character_by_them(word: str) -> None:
     kinds = set()
     for seed in range(300):
         result = noisy(word, random.Random(seed))
@@ -160,11 +160,11 @@ def test_noise_is_one_or_two_letters_put_in_or_in_the_place_of_one_character(wor
             (removed, added)
             for removed in (0, 1)
             for added in (1, 2)
-            for place in range(len(word))
+            for position in range(len(word))
             if len(result) == len(word) + added - removed
-            and result[:place] == word[:place]
-            and result[place + added :] == word[place + removed :]
-            and set(result[place : place + added]) <= set(string.ascii_lowercase)
+            and result[:position] == word[:position]
+            and result[position + added :] == word[position + removed :]
+            and set(result[position : position + added]) <= set(string.ascii_lowercase)
         }
         assert ways
         kinds |= ways

@@ -1,4 +1,4 @@
-"""The layers and the alignment of MuScleLoRA, against published numbers and on every architecture."""
+"""Layers and alignment of MuScleLoRA: against published numbers, and on every architecture."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_aligned_gradient_never_opposes_the_reference() -> None:
         torch.testing.assert_close((aligned * reference).sum().abs(), (task * reference).sum().abs())
 
 
-def test_without_a_reference_the_gradient_stays() -> None:
+def test_with_a_zero_reference_gradient_the_gradient_stays() -> None:
     task = torch.tensor([1.0, -2.0])
     assert torch.equal(align(task, torch.zeros(2)), task)
     assert torch.equal(align(task, torch.zeros(2), 0.5), task)
@@ -88,7 +88,7 @@ def logits(victim: TextClassifier) -> torch.Tensor:
 
 
 def trained(victim: TextClassifier) -> None:
-    """As if it had been trained: nothing that was inserted is zero any more."""
+    """Changes all trainable parameters, as training would, so that no inserted weight is zero."""
     torch.manual_seed(1)
     for parameter in victim.network.parameters():
         if parameter.requires_grad:
@@ -140,7 +140,7 @@ def test_multi_scale_alone_trains_the_backbone_and_the_classifier(tiny_folder: F
 
 
 def test_the_published_layers_are_replaced(tiny_folder: Folder) -> None:
-    places = {
+    layers = {
         "bert": "bert.pooler.dense",
         "roberta": "classifier.dense",
         "distilbert": "pre_classifier",
@@ -150,10 +150,10 @@ def test_the_published_layers_are_replaced(tiny_folder: Folder) -> None:
         "modernbert": "head.dense",
         **dict.fromkeys(DECODERS, "score"),
     }
-    for kind, place in places.items():
+    for kind, name in layers.items():
         victim = loaded(tiny_folder(kind))
         insert_multi_scale(victim.network, [1], inner_rank=1, alpha=6)
-        assert isinstance(victim.network.get_submodule(place), MultiScaleHead | MultiScaleLinear), kind
+        assert isinstance(victim.network.get_submodule(name), MultiScaleHead | MultiScaleLinear), kind
 
 
 def test_unknown_layers_are_named_in_one_line(tiny_folder: Folder) -> None:

@@ -1,4 +1,4 @@
-"""ONION: suspicions, the bar, what is removed, and where the top word is found."""
+"""ONION: suspicions of words and tokens, the bar, and which words are removed."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def perplexities(defense: Onion, texts: list[str]) -> list[LeaveOneOut]:
     return defense.perplexity.leave_one_out(texts)
 
 
-def test_the_score_is_the_largest_fall_in_perplexity(bert: TextClassifier, onion: Make) -> None:
+def test_the_score_is_the_largest_drop_in_perplexity(bert: TextClassifier, onion: Make) -> None:
     defense = onion()
     texts = list(SENTENCES[:6])
     scores = defense.score(bert, next(labelled(bert, texts, [0] * 6)))
-    for score, one in zip(scores.text.tolist(), perplexities(defense, texts), strict=True):
-        assert score == pytest.approx(max(one.text - without for without in one.without), rel=1e-5)
+    for score, perplexity in zip(scores.text.tolist(), perplexities(defense, texts), strict=True):
+        assert score == pytest.approx(max(perplexity.text - without for without in perplexity.without), rel=1e-5)
 
 
 def test_every_token_has_the_suspicion_of_its_word_and_the_top_is_the_first_of_the_top_word(
@@ -77,14 +77,14 @@ def test_every_token_has_the_suspicion_of_its_word_and_the_top_is_the_first_of_t
         bounds = [0, *(i + 1 for i, character in enumerate(text) if character == " "), len(text) + 1]
         spans = token_spans(text, victim.tokenizer, victim.max_length)
         inside = []
-        for place, (start, end) in enumerate(spans):
+        for position, (start, end) in enumerate(spans):
             if start == end:
-                assert scores.tokens[row, place] == -math.inf
+                assert scores.tokens[row, position] == -math.inf
                 continue
             (word,) = [i for i, (a, b) in enumerate(pairwise(bounds)) if a <= start < b]
-            assert scores.tokens[row, place].item() == pytest.approx(suspicion[word], rel=1e-5)
+            assert scores.tokens[row, position].item() == pytest.approx(suspicion[word], rel=1e-5)
             if suspicion[word] == max(suspicion):
-                inside.append(place)
+                inside.append(position)
         top = int(scores.top[row])
         assert top == (inside[0] if inside else -1)
         assert (scores.tokens[row, len(spans) :] == -math.inf).all()
@@ -112,7 +112,7 @@ def test_a_score_does_not_depend_on_batch_mates(bert: TextClassifier, onion: Mak
         assert alone.item() == pytest.approx(score.item(), rel=1e-3)
 
 
-def test_words_above_the_bar_go_and_the_rest_stays_as_it_was() -> None:
+def test_words_above_the_bar_are_removed_and_the_rest_stays() -> None:
     suspicion = torch.tensor([3.0, 7.0, -torch.inf, 7.000001, 8.0])
     above = float(torch.nextafter(torch.tensor(7.0), torch.tensor(torch.inf)))
     assert without_outliers("one two  four five", suspicion, above) == "one two "
@@ -146,7 +146,7 @@ def test_the_bar_is_the_lowest_that_keeps_the_accuracy_as_all_higher_ones_do(
 ) -> None:
     texts = list(SENTENCES)
     labels = predict(bert, texts).tolist()
-    labels[3] = 1 - labels[3]  # the victim is not always right
+    labels[3] = 1 - labels[3]  # the victim makes a mistake
     defense = onion(accuracy_budget=budget)
     defense.calibrate(bert, labelled(bert, texts, labels))
     suspicion = [
@@ -176,7 +176,7 @@ def test_each_form_of_a_text_is_predicted_once(bert: TextClassifier) -> None:
         lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     lowest_threshold(bert, texts, predict(bert, texts).tolist(), found, accuracy_budget=0.99)
-    rows = rows[1:]  # the call just above
+    rows = rows[1:]  # without the call that gave the labels
     ordered = torch.cat(found).sort(descending=True).values
     bars = [float(ordered[i * len(ordered) // CANDIDATES]) for i in range(CANDIDATES)]
     forms = {without_outliers(text, one, bar + 1e-7) for text, one in zip(texts, found, strict=True) for bar in bars}

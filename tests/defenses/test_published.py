@@ -1,4 +1,4 @@
-"""The published code's figures on a real backdoored MiniLM: text by text, and as rates over a test set."""
+"""Figures of the published code on a real backdoored MiniLM: scores per text, and rates over a test set."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def test_scores_are_those_of_the_published_code(
 
 
 class Outcome(NamedTuple):
+    """Rates before and after the defense, and the AUROC of its scores."""
+
     cacc: float
     cacc_defended: float
     asr: float
@@ -63,8 +65,18 @@ def batches(rows: list[Row], victim: TextClassifier) -> list[Batch]:
     return [collate(whole[start : start + 32], victim.tokenizer) for start in range(0, len(whole), 32)]
 
 
-def outcome(victim: TextClassifier, defense: GradientAttention) -> Outcome:
-    """The published experiment: 400 clean and 290 poisoned test rows, the threshold from 400 validation rows."""
+def outcome(victim: TextClassifier, padded: bool) -> Outcome:
+    """The published experiment: 400 clean and 290 poisoned test rows, the threshold from 400 validation rows.
+
+    Args:
+        victim: the backdoored MiniLM.
+        padded: pad the texts of each set to the longest of the set, as the published code does.
+    """
+
+    def defense_of(texts: list[Batch]) -> GradientAttention:
+        longest = max(batch["input_ids"].shape[1] for batch in texts)
+        return GradientAttention(fpr=0.10, padded_like_paper=longest if padded else False)
+
     rows = {
         split: [clean_row(text, label, i) for i, (text, label) in enumerate(sst2(split, 600))]
         for split in ("validation", "test")
@@ -73,31 +85,36 @@ def outcome(victim: TextClassifier, defense: GradientAttention) -> Outcome:
     assert len(poisoned) == 290
     clean = batches(rows["test"][:400], victim)
     triggered = batches(poisoned, victim)
-    defense.calibrate(victim, batches(rows["validation"][:400], victim))
+    validation = batches(rows["validation"][:400], victim)
+    calibrated = defense_of(validation)
+    calibrated.calibrate(victim, validation)
     cacc, cacc_defended, asr, asr_defended = CleanAccuracy(), CleanAccuracy(), AttackSuccessRate(), AttackSuccessRate()
     auroc = DetectionAUROC()
-    for batch in [*clean, *triggered]:
-        with torch.inference_mode():
-            verdict = judge(defense, victim, batch, victim(batch))
-        for metric in (cacc, asr):
-            metric.update(verdict.prediction, batch)
-        for metric in (cacc_defended, asr_defended):
-            metric.update(verdict.defended_prediction, batch)
-        auroc.update(verdict.scores.text, batch["poisoned"])
+    for texts in (clean, triggered):
+        defense = defense_of(texts)
+        defense.load_state_dict(calibrated.state_dict())
+        for batch in texts:
+            with torch.inference_mode():
+                verdict = judge(defense, victim, batch, victim(batch))
+            for metric in (cacc, asr):
+                metric.update(verdict.prediction, batch)
+            for metric in (cacc_defended, asr_defended):
+                metric.update(verdict.defended_prediction, batch)
+            auroc.update(verdict.scores.text, batch["poisoned"])
     return Outcome(*(float(metric.compute()) for metric in (cacc, cacc_defended, asr, asr_defended, auroc)))
 
 
 def test_scored_without_padding_it_defends_as_well_as_published(backdoored: TextClassifier) -> None:
-    found = outcome(backdoored, GradientAttention(fpr=0.10))
-    assert found.cacc == pytest.approx(0.873, abs=0.005)
-    assert found.asr >= 0.99
-    assert found.asr_defended <= 0.59
-    assert found.cacc_defended >= 0.828
-    assert found.auroc == pytest.approx(0.844, abs=0.02)
+    rates = outcome(backdoored, padded=False)
+    assert rates.cacc == pytest.approx(0.873, abs=0.005)
+    assert rates.asr >= 0.99
+    assert rates.asr_defended <= 0.59
+    assert rates.cacc_defended >= 0.828
+    assert rates.auroc == pytest.approx(0.844, abs=0.02)
 
 
 def test_padded_like_paper_it_gives_the_published_figures(backdoored: TextClassifier) -> None:
-    found = outcome(backdoored, GradientAttention(fpr=0.10, padded_like_paper=True))
-    assert found.auroc == pytest.approx(0.919, abs=0.01)
-    assert found.asr_defended == pytest.approx(0.355, abs=0.04)
-    assert found.cacc_defended == pytest.approx(0.848, abs=0.03)
+    rates = outcome(backdoored, padded=True)
+    assert rates.auroc == pytest.approx(0.919, abs=0.01)
+    assert rates.asr_defended == pytest.approx(0.355, abs=0.04)
+    assert rates.cacc_defended == pytest.approx(0.848, abs=0.03)

@@ -1,4 +1,4 @@
-"""STRIP against a plain loop, and what a score may depend on."""
+"""STRIP: scores against a plain loop, and what they depend on."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def scores(defense: Strip, victim: TextClassifier, texts: Iterable[str]) -> torc
 
 
 def plain_score(victim: TextClassifier, text: str, lenders: list[list[str]], seed: int) -> float:
-    """Copy by copy, alone and unpadded."""
+    """Minus the mean entropy over the copies of a text, each predicted alone and unpadded."""
     rng, entropies = random.Random(f"{seed}/strip/{text}"), list[float]()
     for _ in range(5):
         words, lender = text.split(), rng.choice(lenders)
         count = max(1, len(words) // 2)
-        for i, place in enumerate(rng.choices(range(len(words)), k=count) if words else []):
-            words[place] = lender[i % len(lender)]
+        for i, position in enumerate(rng.choices(range(len(words)), k=count) if words else []):
+            words[position] = lender[i % len(lender)]
         batch = batch_of(victim, [" ".join(words)])
         with torch.no_grad():
             shares: list[float] = victim(batch)[0].softmax(dim=0).tolist()
@@ -56,7 +56,7 @@ def plain_score(victim: TextClassifier, text: str, lenders: list[list[str]], see
 
 
 def plain_lenders() -> list[list[str]]:
-    """Each clean text's words by count times smoothed inverse document frequency."""
+    """The words of each clean text by count times smoothed inverse document frequency."""
     bags = []
     for text in CLEAN:
         letters = "".join(char if char.isalnum() else " " for char in text.lower())
@@ -77,7 +77,7 @@ def test_scores_are_those_of_a_plain_loop(kind: str, tiny_folder: Callable[[str]
     expected = [plain_score(victim, text, plain_lenders(), seed=0) for text in TEXTS]
     found = scores(learned(victim), victim, TEXTS)
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    assert found.std() > 1e-3  # over the wrong axis, or of constants, they would lie together
+    assert found.std() > 1e-3  # averaged over the wrong axis, or constant, they would be close to each other
 
 
 def test_a_score_does_not_depend_on_batch_mates(bert: TextClassifier) -> None:
@@ -146,7 +146,7 @@ def test_it_learns_from_the_reference_rows_and_is_calibrated_on_others(
     assert sorted(recorder.seen["calibrate"]) == sorted(row["index"] for row in parts.threshold)
     assert not set(recorder.seen["learn"]) & set(recorder.seen["calibrate"])
     logged = trainer.callback_metrics
-    assert logged["test/strip/fpr"] == logged["test/strip/fpr_confirmed"]  # whatever is flagged is rejected
+    assert logged["test/strip/fpr"] == logged["test/strip/fpr_confirmed"]  # every flagged text is rejected
     assert 0 <= logged["test/strip/auroc"] <= 1
 
 

@@ -22,8 +22,8 @@ def test_spans_are_the_characters_of_each_token_without_the_space_before_it(
     spans = token_spans(TEXT, victim.tokenizer, victim.max_length)
     (ids,) = token_ids([TEXT], victim.tokenizer, victim.max_length)
     assert len(spans) == len(ids)
-    covered = {place for start, end in spans for place in range(start, end)}
-    assert covered == {place for place, char in enumerate(TEXT) if not char.isspace()}
+    covered = {position for start, end in spans for position in range(start, end)}
+    assert covered == {position for position, char in enumerate(TEXT) if not char.isspace()}
     for token_id, (start, end) in zip(ids, spans, strict=True):
         token = victim.tokenizer.convert_ids_to_tokens(token_id)
         piece = victim.tokenizer.decode([token_id]).strip().removeprefix("##")
@@ -50,7 +50,7 @@ def test_an_empty_text_has_a_position_to_predict_from(kind: str, tiny_folder: Ca
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_lies_on_the_tokenizers_side_and_is_masked(bert: TextClassifier, side: str) -> None:
+def test_padding_is_on_the_side_of_the_tokenizer_and_masked(bert: TextClassifier, side: str) -> None:
     bert.tokenizer.padding_side = side
     ids, mask = pad([[7, 8, 9], [5]], bert.tokenizer)
     padding = int(bert.tokenizer.pad_token_id)
@@ -59,7 +59,7 @@ def test_padding_lies_on_the_tokenizers_side_and_is_masked(bert: TextClassifier,
     assert ids.dtype == mask.dtype == torch.int64
 
 
-def test_texts_of_which_nothing_is_known_are_not_poisoned_and_keep_their_order(bert: TextClassifier) -> None:
+def test_a_batch_of_bare_texts_is_unlabelled_not_poisoned_and_in_order(bert: TextClassifier) -> None:
     batch = batch_of_texts(SENTENCES[:3], bert.tokenizer, bert.max_length)
     assert batch["text"] == list(SENTENCES[:3])
     assert batch["label"].tolist() == batch["original_label"].tolist() == [-1, -1, -1]
@@ -70,7 +70,7 @@ def test_texts_of_which_nothing_is_known_are_not_poisoned_and_keep_their_order(b
     ]
 
 
-def test_rows_keep_all_that_is_known_of_them(bert: TextClassifier) -> None:
+def test_collated_rows_keep_all_their_columns(bert: TextClassifier) -> None:
     row = {"text": "cf x", "spans": [(0, 2)], "input_ids": [2, 3], "label": 1, "original_label": 0}
     batch = collate([{**row, "poisoned": True, "negative": False, "index": 17}], bert.tokenizer)
     assert (batch["text"], batch["spans"]) == (["cf x"], [[(0, 2)]])
