@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_backdoor.callbacks import InferenceDefense, OutcomeWriter, PredictionWriter, RunLabels
+from lightning_backdoor.callbacks import CleaningWriter, InferenceDefense, OutcomeWriter, PredictionWriter, RunLabels
 from lightning_backdoor.victim import TextClassifier
 
 
@@ -24,7 +24,7 @@ def command_callbacks(command: str, model: LightningModule, given: Sequence[Call
     defended = any(isinstance(callback, InferenceDefense) for callback in given)
     outcomes: list[Callback] = [OutcomeWriter()] if isinstance(model, TextClassifier) and not defended else []
     of_command: dict[str, list[Callback]] = {
-        "fit": [],
+        "fit": [CleaningWriter()],
         "validate": [],
         "test": outcomes,
         "predict": [PredictionWriter()],

@@ -49,7 +49,8 @@ class Tally:
         verdict = flagged_share_verdict(len(self.flagged), self.texts, budget, predictions)
         p_value = float(verdict.evidence["p_value"])
         counts = f"{len(self.flagged)} of {self.texts} texts flagged, {100 * len(self.flagged) / self.texts:.1f} %"
-        test = f"{counts}, with a budget of {100 * budget:g} % of clean texts (p = {p_value:.2g})"
+        p_text = f"p = {p_value:.2g}" if p_value else "p < 1e-323"
+        test = f"{counts}, with a budget of {100 * budget:g} % of clean texts ({p_text})"
         if p_value >= SIGNIFICANT or verdict.suspected_label is None:
             return f"verdict: {test}; no more than clean texts explain"
         label = labels[verdict.suspected_label]

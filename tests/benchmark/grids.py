@@ -69,8 +69,8 @@ def stub_command(command: str, args: list[str], folder: Path, log: int, trainer:
     pause = float(os.environ.get("STUB_SECONDS", "0"))
     time.sleep(pause)
     rng = random.Random(folder.name)
-    config = yaml.safe_load((folder / f"{command}.yaml").read_text(encoding="utf-8"))
     if command == "fit":
+        config = yaml.safe_load((folder / "fit.yaml").read_text(encoding="utf-8"))
         arguments = config["model"]["init_args"] | config["data"].get("init_args", {})
         for checkpoint in (arguments[name] for name in ("published", "victim") if name in arguments):
             assert Path(checkpoint).is_file(), checkpoint

@@ -94,6 +94,22 @@ def test_presets_and_fragments_are_taken_at_each_moment(tmp_path: Path) -> None:
     assert cells["all"].config["trainer"]["callbacks"] == [CALLBACK, {"class_path": "stub.Inspecting", "init_args": {}}]
 
 
+def test_presets_of_the_command_line_are_entries_of_a_grid_and_are_found_from_any_folder(tmp_path: Path) -> None:
+    cells = cells_by_defense(
+        tmp_path,
+        cleaned={"data": "configs/defense/onion_data.yaml"},
+        tuned={"repair": "configs/defense/fine_tuning.yaml", "inspection": "configs/defense/flagged_share.yaml"},
+    )
+    cleaned, tuned = cells["cleaned"].victim, cells["tuned"].victim
+    assert cleaned.parent is None
+    assert cleaned.config["data"]["init_args"]["data_defense"]["class_path"].endswith(".Onion")
+    assert tuned.parent == cells["none"].victim
+    assert tuned.config["data"]["init_args"] == {"train_on": "trusted"}
+    (inspection,) = cells["tuned"].config["trainer"]["callbacks"]
+    assert inspection["class_path"] == "lightning_backdoor.callbacks.InspectionCallback"
+    assert "name" not in inspection["init_args"]
+
+
 def test_a_data_defense_looks_through_the_undefended_victim_even_if_no_cell_shows_it(tmp_path: Path) -> None:
     cells = stub_grid(tmp_path / "grid.yaml", 2, 0, 2, looking={"data": LOOKING}).cells
     assert [cell.defense for cell in cells] == ["looking"] * 4

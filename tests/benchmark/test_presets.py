@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from lightning_backdoor.benchmark.fragments import compose
 from lightning_backdoor.benchmark.grid import Grid
+from lightning_backdoor.benchmark.running.run_command import write_config
+from lightning_backdoor.benchmark.strict_yaml import read_yaml
 from lightning_backdoor.commands.fit import run
 from tests.support.workspace import inside, workspace
 
@@ -17,6 +21,33 @@ __all__ = ["inside", "workspace"]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def presets(kind: str) -> list[Path]:
+    """The presets of a kind, such as ``attack``."""
+    return sorted((ROOT / "configs" / kind).glob("*.yaml"))
+
+
+def combinations() -> list[tuple[Path, ...]]:
+    """Every defense on every attack, which both set model and trainer, with datasets and trainers in turn."""
+    others = zip(cycle(presets("data")), cycle(presets("trainer")), strict=False)
+    pairs = product(presets("attack"), presets("defense"))
+    return [(data, attack, defense, trainer) for (attack, defense), (data, trainer) in zip(pairs, others, strict=False)]
+
+
+@pytest.mark.parametrize("paths", combinations(), ids=lambda paths: " ".join(path.stem for path in paths))
+def test_a_grid_composes_presets_as_the_command_line_does(
+    paths: tuple[Path, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(*configs: Path) -> Any:
+        with pytest.raises(SystemExit) as ended:
+            run("fit", [*(f"--config={path}" for path in configs), "--print_config"])
+        assert ended.value.code == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    composed = tmp_path / "composed.yaml"
+    write_config(composed, compose(*map(read_yaml, paths)))
+    assert printed(composed) == printed(*paths)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""``scan``: what it says of a text, that it always says the same, and that no file makes it fall silent."""
+"""``scan``: the line for each text, the same result however texts are read, hostile files, and the verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.cli import main
-from lightning_backdoor.commands.scan import AHEAD, _calibrate, scan_texts
+from lightning_backdoor.commands.scan import BATCHES_AHEAD, _calibrate, scan_texts
+from lightning_backdoor.commands.scan_progress import Tally
 from lightning_backdoor.defenses.defense import Defense
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.victim import TextClassifier, load_trained
@@ -28,7 +29,7 @@ __all__ = ["inside", "trained", "workspace"]
 
 CLEAN = [text for text, _ in labelled_texts(60, seed=1)]
 TEXTS = [text for text, _ in labelled_texts(70, seed=2)] + list(SENTENCES)
-LABELS = ("LABEL_0", "LABEL_1")  # as a model calls them that was not told
+LABELS = ("LABEL_0", "LABEL_1")  # the names of a model that has none of its own
 FPR = 0.3  # so that some texts are flagged
 HOSTILE = [
     "",
@@ -47,7 +48,7 @@ HOSTILE = [
     "x" * 10_000,
 ]
 
-Found = list[dict[str, Any]]
+Lines = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def guard(model: str) -> tuple[Defense, TextClassifier]:
 
 @pytest.fixture
 def scan(tmp_path: Path, model: str) -> Callable[..., list[str]]:
-    """Runs ``scan`` on a file of ``TEXTS``, or with other options; the arguments of ``main``."""
+    """Writes files of ``CLEAN`` and ``TEXTS``; returns the arguments of a scan of them, some options changed."""
     (tmp_path / "clean.txt").write_text("\n".join(CLEAN), encoding="utf-8")
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
 
@@ -85,31 +86,31 @@ def scan(tmp_path: Path, model: str) -> Callable[..., list[str]]:
     return options
 
 
-def lines(path: Path) -> Found:
+def lines(path: Path) -> Lines:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def assert_same(found: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> None:
-    """Words are equal; numbers to 1e-4 relative or 1e-5 absolute."""
-    for one, other in zip(found, others, strict=True):
+def assert_same(results: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> None:
+    """Strings are equal, numbers to 1e-4 relative or 1e-5 absolute."""
+    for line, other in zip(results, others, strict=True):
         for key in ("text", "prediction", "flagged", "purified_text", "purified_prediction"):
-            assert one[key] == other[key]
+            assert line[key] == other[key]
         for key in ("logits", "anomaly_score"):
-            assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5)
-        scores = [{token["token"]: token["score"] for token in line["tokens"]} for line in (one, other)]
+            assert line[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5)
+        scores = [{token["token"]: token["score"] for token in either["tokens"]} for either in (line, other)]
         assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-5)
 
 
-def test_a_line_has_what_the_contract_says(scan: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_line_has_the_documented_keys_and_values(scan: Callable[..., list[str]], tmp_path: Path) -> None:
     assert main(scan()) == 0
-    found = lines(tmp_path / "found.jsonl")
-    assert [line["text"] for line in found] == TEXTS
-    flagged = [line for line in found if line["flagged"]]
-    assert 0 < len(flagged) < len(found)
+    results = lines(tmp_path / "found.jsonl")
+    assert [line["text"] for line in results] == TEXTS
+    flagged = [line for line in results if line["flagged"]]
+    assert 0 < len(flagged) < len(results)
     assert min(line["anomaly_score"] for line in flagged) > max(
-        line["anomaly_score"] for line in found if not line["flagged"]
+        line["anomaly_score"] for line in results if not line["flagged"]
     )
-    for line in found:
+    for line in results:
         assert list(line) == [
             *("text", "prediction", "logits", "anomaly_score", "flagged"),
             *("purified_text", "purified_prediction", "tokens"),
@@ -124,7 +125,7 @@ def test_a_line_has_what_the_contract_says(scan: Callable[..., list[str]], tmp_p
     assert {line["purified_prediction"] for line in flagged} <= set(LABELS)
 
 
-def test_the_budget_bounds_what_is_flagged_of_the_calibration_texts(
+def test_the_budget_bounds_the_share_of_flagged_calibration_texts(
     scan: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     for fpr in (0.05, 0.4):
@@ -133,7 +134,7 @@ def test_the_budget_bounds_what_is_flagged_of_the_calibration_texts(
         assert fpr * len(CLEAN) - 2 < flagged <= fpr * len(CLEAN)
 
 
-def test_a_text_is_judged_alike_alone_among_others_and_in_any_order(guard: tuple[Defense, TextClassifier]) -> None:
+def test_a_text_is_judged_the_same_alone_among_others_and_in_any_order(guard: tuple[Defense, TextClassifier]) -> None:
     together = list(scan_texts(*guard, TEXTS, 32))
     assert_same(list(scan_texts(*guard, TEXTS, 1)), together)
     assert_same(list(scan_texts(*guard, TEXTS[::-1], 7))[::-1], together)
@@ -141,21 +142,23 @@ def test_a_text_is_judged_alike_alone_among_others_and_in_any_order(guard: tuple
 
 
 @pytest.mark.parametrize("kind", [*ENCODERS, DECODER])
-def test_hostile_texts_get_a_valid_line_each(kind: str, tiny_folder: Callable[[str], str]) -> None:
+def test_every_hostile_text_gets_a_valid_line(kind: str, tiny_folder: Callable[[str], str]) -> None:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     defense, victim = GradientAttention(fpr=FPR, seed=0), load_trained(tiny_folder(kind))
     _calibrate(defense, victim, CLEAN, 16)
-    found = list(scan_texts(defense, victim, HOSTILE, 4))
-    for text, line in zip(HOSTILE, found, strict=True):
+    results = list(scan_texts(defense, victim, HOSTILE, 4))
+    for text, line in zip(HOSTILE, results, strict=True):
         again = json.loads(json.dumps(line), parse_constant=refuse)
         assert again["text"] == text
         assert math.isfinite(again["anomaly_score"])
-    assert [line["anomaly_score"] for line in found[:3]] == [0.0] * 3  # nothing there that could be a trigger
+    assert [line["anomaly_score"] for line in results[:3]] == [
+        0.0
+    ] * 3  # these texts have no token that could be a trigger
 
 
-def test_checkpoint_and_exported_folder_say_the_same(
+def test_checkpoint_and_exported_folder_give_the_same_result(
     inside: Path, trained: Path, scan: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     paths = {"checkpoint": trained / "checkpoints" / "best.ckpt", "folder": trained / "model"}
@@ -164,7 +167,7 @@ def test_checkpoint_and_exported_folder_say_the_same(
     assert (tmp_path / "checkpoint.jsonl").read_bytes() == (tmp_path / "folder.jsonl").read_bytes()
 
 
-def test_every_format_says_the_same(
+def test_every_format_gives_the_same_result(
     scan: Callable[..., list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -187,7 +190,7 @@ def test_every_format_says_the_same(
     assert capsys.readouterr().out == (tmp_path / "found.jsonl").read_text(encoding="utf-8")
 
 
-def test_lines_before_a_malformed_one_are_written_and_resumed_when_it_is_mended(
+def test_lines_before_a_malformed_one_are_written_and_resumed_once_it_is_corrected(
     scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = [json.dumps(text) for text in TEXTS[:6]]
@@ -196,7 +199,7 @@ def test_lines_before_a_malformed_one_are_written_and_resumed_when_it_is_mended(
     assert main(scan(input=path)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "line 5: is no JSON" in error
+    assert "line 5: is not JSON" in error
     assert [line["text"] for line in lines(tmp_path / "found.jsonl")] == TEXTS[:4]
     path.write_text("\n".join(good), encoding="utf-8")
     assert main(scan(input=path, resume=True)) == 0
@@ -204,13 +207,13 @@ def test_lines_before_a_malformed_one_are_written_and_resumed_when_it_is_mended(
     assert_same(lines(tmp_path / "found.jsonl"), lines(tmp_path / "whole.jsonl"))
 
 
-@pytest.mark.parametrize("kept", [0, 3, 2 * AHEAD, 2 * AHEAD + 5, len(TEXTS)])
-def test_a_killed_scan_goes_on_to_the_very_same_file(
+@pytest.mark.parametrize("kept", [0, 3, 2 * BATCHES_AHEAD, 2 * BATCHES_AHEAD + 5, len(TEXTS)])
+def test_a_killed_scan_resumes_to_the_same_file_and_verdict(
     kept: int, scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "found.jsonl"
     assert main(scan(batch_size=2)) == 0
-    whole = output.read_bytes()
+    whole, verdict = output.read_bytes(), capsys.readouterr().err
     written = whole.splitlines(keepends=True)
     cut = b"".join(written[:kept]) + (written[kept][:40] if kept < len(written) else b"")
     output.write_bytes(cut)
@@ -219,6 +222,7 @@ def test_a_killed_scan_goes_on_to_the_very_same_file(
     assert output.read_bytes() == cut
     assert main(scan(batch_size=2, resume=True)) == 0
     assert output.read_bytes() == whole
+    assert capsys.readouterr().err == verdict
 
 
 @pytest.mark.parametrize(
@@ -228,20 +232,22 @@ def test_a_killed_scan_goes_on_to_the_very_same_file(
         ("my only copy\nof a poem", TEXTS),
         (json.dumps({"text": TEXTS[0]}) + "\n", []),
     ],
-    ids=["another input", "no scan", "more than the input"],
+    ids=["another input", "not a scan", "more than the input"],
 )
-def test_resuming_leaves_a_file_alone_that_is_not_of_this_input(
+def test_resuming_does_not_change_a_file_that_is_not_of_this_input(
     content: str, texts: list[str], scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "found.jsonl"
     output.write_text(content, encoding="utf-8")
     (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     assert main(scan(resume=True)) == 2
-    assert "is not of the text of" in capsys.readouterr().err
+    assert "is not the result of that text of" in capsys.readouterr().err
     assert output.read_text(encoding="utf-8") == content
 
 
-def test_it_streams_and_stops_with_its_reader_and_imports_nothing_around_it(model: str, tmp_path: Path) -> None:
+def test_it_streams_and_stops_with_its_reader_and_imports_nothing_from_the_working_directory(
+    model: str, tmp_path: Path
+) -> None:
     (tmp_path / "clean.txt").write_text("\n".join(CLEAN), encoding="utf-8")
     (tmp_path / "torch.py").write_text("raise SystemExit('imported from the working directory')", encoding="utf-8")
     options = ["--model", model, "--calibration", "clean.txt", "--input", "-", "--batch-size", "1"]
@@ -253,35 +259,66 @@ def test_it_streams_and_stops_with_its_reader_and_imports_nothing_around_it(mode
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        late = threading.Timer(120, process.kill)  # rather than wait forever for one that does not stream
+        late = threading.Timer(120, process.kill)  # instead of waiting forever for a scan that does not stream
         late.start()
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdin.write("".join(f"{text}\n" for text in TEXTS[:AHEAD]).encode())
-        process.stdin.flush()  # and left open: more may come
-        found = [json.loads(process.stdout.readline()) for _ in range(AHEAD)]
+        process.stdin.write("".join(f"{text}\n" for text in TEXTS[:BATCHES_AHEAD]).encode())
+        process.stdin.flush()  # and stays open: more texts may come
+        results = [json.loads(process.stdout.readline()) for _ in range(BATCHES_AHEAD)]
         process.stdout.close()
         process.stdin.write(b"one more\n")
         process.stdin.close()
         errors = process.stderr.read().decode()
         status = process.wait()
         late.cancel()
-    assert [line["text"] for line in found] == TEXTS[:AHEAD]
+    assert [line["text"] for line in results] == TEXTS[:BATCHES_AHEAD]
     assert (status, errors) == (1, "")
 
 
-def test_a_checkpoint_that_needs_code_is_refused_on_one_line(
+def test_the_last_line_on_standard_error_is_the_verdict(
+    scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scan()) == 0
+    flagged = sum(line["flagged"] for line in lines(tmp_path / "found.jsonl"))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        f"verdict: {flagged} of {len(TEXTS)} texts flagged, {100 * flagged / len(TEXTS):.1f} %, with a"
+    )
+    assert "a budget of 30 % of clean texts (p = " in last
+    (tmp_path / "none.txt").touch()
+    assert main(scan(input=tmp_path / "none.txt", output=tmp_path / "none.jsonl")) == 0
+    assert capsys.readouterr().err == "verdict: no texts\n"
+
+
+def test_the_verdict_says_whether_clean_texts_explain_the_flags() -> None:
+    def verdict(flagged: int, prediction: str = "good") -> str:
+        tally = Tally()
+        for i in range(100):
+            tally.add({"flagged": i < flagged, "prediction": prediction})
+        return tally.verdict(0.1, ["bad", "good"])
+
+    as_expected = "10 of 100 texts flagged, 10.0 %, with a budget of 10 % of clean texts (p = 0.55)"
+    assert verdict(10) == f"verdict: {as_expected}; no more than clean texts explain"
+    assert "0 of 100 texts flagged, 0.0 %, " in verdict(0)
+    assert verdict(0).endswith(" (p = 1); no more than clean texts explain")
+    assert verdict(40).endswith("; more than clean texts explain, most of them predicted as 'good'")
+    assert "(p = 2.9e-15)" in verdict(40)
+    assert verdict(40, "of another model").endswith("predicted as 'of another model'")
+
+
+def test_a_checkpoint_that_needs_code_is_refused_in_one_line(
     scan: Callable[..., list[str]], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     marker = tmp_path / "marker"
     for kind in ("lightning checkpoint", "pickled weights", "code for an unknown model"):
         path = unsafe_checkpoint(kind, tmp_path / kind, Path(model), marker)
         assert main(scan(model=path)) == 2
-        shown = capsys.readouterr()
-        assert shown.out == ""
-        assert shown.err.count("\n") == 1
-        assert shown.err.startswith("error: model" if path.is_dir() else "error: checkpoint")
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+        assert printed.err.startswith("error: model" if path.is_dir() else "error: checkpoint")
     assert not marker.exists()
     assert not (tmp_path / "found.jsonl").exists()
 
@@ -292,12 +329,12 @@ def test_a_checkpoint_that_needs_code_is_refused_on_one_line(
         ({"batch_size": 0}, "batch-size: 0 holds no text"),
         ({"fpr": 1.5}, "fpr: 1.5 is not a share"),
         ({"max_length": 0}, "max_length: 0 tokens hold no text"),
-        ({"input": "nowhere.txt"}, "input: nowhere.txt is no file"),
-        ({"input": "image.png"}, "input: image.png is of no known format"),
+        ({"input": "nowhere.txt"}, "input: nowhere.txt is not a file"),
+        ({"input": "image.png"}, "input: image.png has an unknown format"),
         ({"model": "nowhere"}, "model: nowhere is neither"),
     ],
 )
-def test_bad_input_is_said_on_one_line_and_leaves_no_file(
+def test_bad_input_is_reported_in_one_line_and_leaves_no_file(
     changed: dict[str, object],
     message: str,
     scan: Callable[..., list[str]],
