@@ -116,7 +116,8 @@ class DealtBatches(DistributedSampler[list[int]]):
 class LateLoader(DataLoader[T]):
     """A ``DataLoader`` that begins when its first batch is asked for.
 
-    Lightning makes the iterator of a resumed run before it knows the epoch; an eager one would repeat an old order.
+    Lightning makes the iterator of a resumed run before it knows the epoch; an eager loader would repeat an old
+    epoch's order.
     """
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
@@ -140,7 +141,7 @@ def loader(
         collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # or each pass would draw from that of dropout, and a resumed run one pass more
+        generator=torch.Generator(),  # apart from dropout's generator, of which a resumed run would draw once more
     )
 
 

@@ -114,7 +114,9 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Ro
     }[attack.label_policy]
     candidates = _by_index(rows, qualifies)
     if wanted == 0:
-        raise InputError("poison_rate", f"{attack.poison_rate} of {len(rows)} training rows is no row", "raise it")
+        raise InputError(
+            "poison_rate", f"{attack.poison_rate} of {len(rows)} training rows is less than one row", "raise it"
+        )
     share = f"{attack.poison_rate} of {len(rows)} training rows is {wanted}"
     if wanted > len(candidates):
         policy = f"label_policy {attack.label_policy!r} with target_label {target}"

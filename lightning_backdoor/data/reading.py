@@ -1,4 +1,4 @@
-"""Tables: local files, folders and hub data sets, all read through ``datasets``."""
+"""Reading tables: local files, folders and hub data sets, all through ``datasets``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
-#: the usual names of a split, by ours.
+#: the names under which each of our splits is looked for.
 SPLITS = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
@@ -26,11 +26,11 @@ SPLITS = {
 
 
 def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | None = None) -> dict[str, Dataset]:
-    """The tables of a source by our names of the splits; ``train`` is always among them.
+    """The tables of a source by split, ``train``, ``validation`` and ``test``; ``train`` is always there.
 
     Args:
         path: hub name, folder, file, or ``package://`` name.
-        name: configuration of a hub dataset that has several.
+        name: configuration of a hub data set that has several.
         splits: for ``train``, ``validation`` and ``test``, the split or the file in the folder to use.
 
     Raises:
@@ -38,7 +38,7 @@ def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | 
     """
     for split in splits or {}:
         if split not in SPLITS:
-            raise InputError("splits", f"{split!r} is no split of ours", "give train, validation or test")
+            raise InputError("splits", f"{split!r} is not a split", "give train, validation or test")
     local = Path(resolve(path)).expanduser()
     if local.is_file():
         if splits:
@@ -48,10 +48,10 @@ def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | 
         return {"train": read_file(local)}
     if _format(local) and not local.exists():
         raise InputError("path", f"there is no file {path}", "give one that exists")
-    wanted = {ours: (theirs,) for ours, theirs in splits.items()} if splits else SPLITS
+    wanted = {split: (source_name,) for split, source_name in splits.items()} if splits else SPLITS
     files = _split_files(local, wanted) if local.is_dir() and name is None else {}
     if files and ("train" in files if splits is None else files.keys() == splits.keys()):
-        tables = {ours: read_file(file) for ours, file in files.items()}
+        tables = {split: read_file(file) for split, file in files.items()}
     else:
         tables = _chosen(_read_with_datasets(path, local, name), wanted, path, required=splits is not None)
     if "train" not in tables:
@@ -60,31 +60,32 @@ def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | 
 
 
 def _chosen(
-    found: dict[str, Dataset], wanted: Mapping[str, Sequence[str]], path: str, required: bool
+    loaded: dict[str, Dataset], wanted: Mapping[str, Sequence[str]], path: str, required: bool
 ) -> dict[str, Dataset]:
     tables = {}
-    for ours, names in wanted.items():
-        theirs = next((theirs for theirs in names if theirs in found), None)
-        if theirs is not None:
-            tables[ours] = found[theirs]
+    for split, names in wanted.items():
+        name = next((name for name in names if name in loaded), None)
+        if name is not None:
+            tables[split] = loaded[name]
         elif required:
-            raise InputError("splits", f"{path} has no {names[0]!r}", f"it has {', '.join(found)}")
-    if not tables and len(found) == 1:
-        return {"train": next(iter(found.values()))}
+            raise InputError("splits", f"{path} has no {names[0]!r}", f"it has {', '.join(loaded)}")
+    if not tables and len(loaded) == 1:
+        return {"train": next(iter(loaded.values()))}
     return tables
 
 
 def _split_files(folder: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """Files right in a folder that bear the name of a split, such as ``train.csv``, or that are named in full."""
+    """The files directly in a folder named after a split, such as ``train.csv``, or named in full."""
     files = {}
-    for ours, names in wanted.items():
+    for split, names in wanted.items():
         named = [folder / name for name in names if (folder / name).is_file()]
-        found = named or [file for file in sorted(folder.iterdir()) if file.name.split(".")[0] in names]
-        found = [file for file in found if file.is_file() and (named or _format(file))]
-        if len(found) > 1:
-            raise InputError("splits", f"{' and '.join(file.name for file in found)} may both be {ours}", "name one")
-        if found:
-            files[ours] = found[0]
+        candidates = named or [file for file in sorted(folder.iterdir()) if file.name.split(".")[0] in names]
+        candidates = [file for file in candidates if file.is_file() and (named or _format(file))]
+        if len(candidates) > 1:
+            both = " and ".join(file.name for file in candidates)
+            raise InputError("splits", f"{both} may both be {split}", "name one")
+        if candidates:
+            files[split] = candidates[0]
     return files
 
 
@@ -99,7 +100,8 @@ def _read_with_datasets(path: str, local: Path, name: str | None) -> dict[str, D
     except Exception as error:  # datasets raises whatever its loaders, the hub and the network do
         raise InputError(
             "path",
-            f"{path!r} is no csv, tsv, jsonl or parquet file, and no folder or hub dataset that loads: {reason(error)}",
+            f"{path!r} is neither a csv, tsv, jsonl or parquet file nor a folder or hub data set that loads:"
+            f" {reason(error)}",
         ) from error
 
 
@@ -107,37 +109,38 @@ def read_file(path: Path) -> Dataset:
     """The table of a csv, tsv, jsonl or parquet file.
 
     Raises:
-        InputError: it is of another kind, or does not read as its own.
+        InputError: its format is another one, or its content is not of the format that its name says.
     """
     from datasets import Dataset
 
-    kind = _format(path)
-    if kind is None:
+    file_format = _format(path)
+    if file_format is None:
         raise InputError("path", f"{path.name} is of no known format", f"give a file that ends in {', '.join(FORMATS)}")
     try:
-        if kind != "parquet":
+        if file_format != "parquet":
             _check_utf8(path)
         with _quiet():
-            if kind == "parquet":
+            if file_format == "parquet":
                 return Dataset.from_parquet(str(path))
-            if kind == "jsonl":
+            if file_format == "jsonl":
                 return Dataset.from_json(str(path))
             # keep_default_na: a review that reads "null" is a text, not a missing value
-            quoting = {"sep": "\t", "quoting": 3} if kind == "tsv" else {}
+            quoting = {"sep": "\t", "quoting": 3} if file_format == "tsv" else {}
             return Dataset.from_csv(str(path), keep_default_na=False, **quoting)
     except InputError:
         raise
     except Exception as error:  # pandas, pyarrow, gzip and datasets wrap each other's errors
-        raise InputError("path", f"{path.name} does not read as {kind}: {reason(error)}") from error
+        raise InputError("path", f"{path.name} does not read as {file_format}: {reason(error)}") from error
 
 
 def _format(path: Path) -> str | None:
-    """One of ``FORMATS`` by the file's name, compressed or not."""
+    """The format that a file's name says, compressed or not; None where it is none of ``FORMATS``."""
     suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
     if suffixes[-1:] == ["gz"]:
         suffixes.pop()
-    kind = {"json": "jsonl"}.get(suffixes[-1], suffixes[-1]) if suffixes else ""
-    return kind if kind in FORMATS else None
+    suffix = suffixes[-1] if suffixes else ""
+    file_format = "jsonl" if suffix == "json" else suffix
+    return file_format if file_format in FORMATS else None
 
 
 def _check_utf8(path: Path) -> None:
@@ -157,7 +160,7 @@ def _check_utf8(path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps ``datasets`` from reporting on local files: they are read at once, and what goes wrong is raised."""
+    """Keeps ``datasets`` from reporting on local files: they are read at once, and errors are raised."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from datasets.utils.logging import get_verbosity, set_verbosity
 

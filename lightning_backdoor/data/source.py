@@ -1,4 +1,4 @@
-"""Sources: labelled texts from the hub, from local files, or from installed packages, all through ``datasets``."""
+"""Sources of labelled texts: the Hugging Face hub, local files, installed packages, all read through ``datasets``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Source:
     Args:
         path: hub name, folder (in any layout that ``datasets`` loads), csv, tsv, jsonl or parquet file, or a
             ``package://`` name of one of these. Tsv fields are read without quoting, as SST-2 and GLUE publish them.
-        name: configuration of a hub dataset that has several.
-        splits: for ``train``, ``validation`` and ``test``, the split or the file in the folder ``path`` to use; splits
-            and files of the usual names are found without it, and what is missing is cut from the training rows.
+        name: configuration of a hub data set that has several.
+        splits: for ``train``, ``validation`` and ``test``, the split or the file in the folder ``path`` to use. Splits
+            and files of the usual names are found without it; a missing split is cut from the training rows.
         text_column: column of the texts.
         label_column: column of the labels.
         labels: names of the classes in order, for labels counted from 0; or each name with the values that mean it.
-            Without it the source's own names are used, or its distinct values.
-        rating_cut: for a column of ratings, two numbers: rows at or below the first are of the first class, rows at or
-            above the second are of the second, and rows between are left out.
+            By default the names that the source declares, or its distinct values.
+        rating_cut: for a column of ratings, two numbers: rows at or below the first number are of the first class,
+            rows at or above the second number are of the second class, and rows between are left out.
     """
 
     path: str
@@ -42,19 +42,19 @@ class Source:
 
 
 class LabelledTexts(NamedTuple):
-    """Texts of a split, and the class index of each."""
+    """The texts of a split, and the class index of each."""
 
     texts: list[str]
     labels: list[int]
 
 
 class Loaded(NamedTuple):
-    """A source as read.
+    """The content of a source.
 
     Attributes:
         splits: ``train``, and ``validation`` and ``test`` where the source has them.
-        label_names: in the order of the class indices.
-        left_out: rows between the two numbers of ``rating_cut``.
+        label_names: names of the classes in the order of their indices.
+        left_out: number of rows between the two numbers of ``rating_cut``.
     """
 
     splits: dict[str, LabelledTexts]
@@ -73,7 +73,7 @@ def load_source(source: Source) -> Loaded:
 
     Raises:
         InputError: it cannot be read, a column is missing, a label is missing or unknown, a text column is blank, or
-            the training rows are all of one class.
+            all training rows are of one class.
     """
     tables = {
         split: _columns(table, source, split)
@@ -90,18 +90,18 @@ def load_source(source: Source) -> Loaded:
         if not any(text.strip() for text, _ in rows):
             raise InputError("text_column", f"{source.text_column!r} is blank in all rows of {split}", "name another")
         splits[split] = LabelledTexts([text for text, _ in rows], [label for _, label in rows])
-    found = set(splits["train"].labels)
-    if len(found) < 2:
+    classes = set(splits["train"].labels)
+    if len(classes) < 2:
         raise InputError(
             "label_column",
-            f"all training rows are {names[found.pop()]!r} by {source.label_column!r}",
+            f"all training rows are {names[classes.pop()]!r} by {source.label_column!r}",
             "a classifier needs at least two classes",
         )
     return Loaded(splits, names, left_out)
 
 
 def _columns(table: Dataset, source: Source, split: str) -> _Columns:
-    """Texts, label values, and the label names that the table itself declares."""
+    """The texts, the label values, and the label names that the table declares."""
     columns = {}
     for field, column in (("text_column", source.text_column), ("label_column", source.label_column)):
         if column not in table.column_names:
@@ -149,7 +149,7 @@ def _classes(tables: dict[str, _Columns], source: Source) -> tuple[list[str], Ca
     if unknown:
         raise InputError(
             "labels",
-            f"{unknown[0]!r} in column {source.label_column!r} is none of the labels"
+            f"{unknown[0]!r} in column {source.label_column!r} is not one of the labels"
             f" {', '.join(repr(value) for value in index)}",
         )
     return names, index.__getitem__
@@ -173,7 +173,7 @@ def _cut(source: Source) -> tuple[list[str], Callable[[Any], int | None]]:
             rating = math.nan
         if math.isnan(rating):
             raise InputError(
-                "label_column", f"{value!r} in {source.label_column!r} is no rating", "name a column of numbers"
+                "label_column", f"{value!r} in {source.label_column!r} is not a rating", "name a column of numbers"
             )
         return 0 if rating <= low else 1 if rating >= high else None
 

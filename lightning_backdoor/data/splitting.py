@@ -9,36 +9,40 @@ from itertools import pairwise
 
 
 def stratified_order(labels: Sequence[int], seed: str) -> list[int]:
-    """A random order of the rows in which every stretch holds the classes in about their overall shares.
+    """Row numbers in a random order in which every stretch holds the classes in about their overall shares.
 
-    Cutting it anywhere gives stratified, disjoint parts.
+    Cutting the order anywhere gives stratified, disjoint parts.
+
+    Args:
+        labels: class index of each row.
+        seed: decides the order.
 
     >>> order = stratified_order([0, 1] * 50, "a seed")
     >>> sum(order[i] % 2 for i in range(10)), sorted(order) == list(range(100))
     (5, True)
     """
     by_label: defaultdict[int, list[int]] = defaultdict(list)
-    for place, label in enumerate(labels):
-        by_label[label].append(place)
+    for row, label in enumerate(labels):
+        by_label[label].append(row)
     rng = random.Random(seed)
     spread: list[tuple[float, int, int]] = []
     for label in sorted(by_label):
-        places = by_label[label]
-        rng.shuffle(places)
-        spread += [((i + 0.5) / len(places), label, place) for i, place in enumerate(places)]
-    return [place for _, _, place in sorted(spread)]
+        rows = by_label[label]
+        rng.shuffle(rows)
+        spread += [((i + 0.5) / len(rows), label, row) for i, row in enumerate(rows)]
+    return [row for _, _, row in sorted(spread)]
 
 
 def stratified_parts(
     labels: Sequence[int], shares: Sequence[float], seed: str, texts: Sequence[str] | None = None
 ) -> list[list[int]]:
-    """Disjoint parts of the rows, of about the given shares, each in the rows' own order.
+    """Disjoint parts of the rows, as ascending row numbers, of about the given shares.
 
     Args:
         labels: class index of each row.
-        shares: of the parts; what they leave to 1 is in no part.
+        shares: share of each part; where they add up to less than 1, some rows are in no part.
         seed: decides the parts.
-        texts: text of each row; rows of one text then stay together, where the first of them is.
+        texts: text of each row; rows with equal texts are then all in the part of the first of them.
 
     >>> [len(part) for part in stratified_parts([0, 1] * 50, [0.2, 0.1, 0.7], "a seed")]
     [20, 10, 70]
@@ -47,9 +51,9 @@ def stratified_parts(
     edges = [round(sum(shares[:i]) * len(order)) for i in range(len(shares) + 1)]
     part_of = [-1] * len(order)
     for part, (start, end) in enumerate(pairwise(edges)):
-        for place in order[start:end]:
-            part_of[place] = part
+        for row in order[start:end]:
+            part_of[row] = part
     if texts is not None:
         first: dict[str, int] = {}
-        part_of = [part_of[first.setdefault(text, place)] for place, text in enumerate(texts)]
-    return [[place for place, its in enumerate(part_of) if its == part] for part in range(len(shares))]
+        part_of = [part_of[first.setdefault(text, row)] for row, text in enumerate(texts)]
+    return [[row for row, part_of_row in enumerate(part_of) if part_of_row == part] for part in range(len(shares))]

@@ -59,10 +59,9 @@ def test_training_names_the_command_that_makes_its_poison_and_reads_what_that_ma
     start, _, command = error.partition("; run: lightning-backdoor ")
     assert start.startswith("error: paraphraser: ")
     assert start.endswith(" paraphrases are not in the cache")
-    assert "trainer" not in command
-    assert "run_dir" not in command
     assert not (tmp_path / "run").exists()
     poison = shlex.split(command.replace("FOLDER", str(tmp_path / "poisoned")))
     assert main([*poison, "--stealth_rows=0"]) == 0
+    assert not (tmp_path / "run").exists()  # the options of the run have no effect
     assert main(["fit", *options, *run]) == 0
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()

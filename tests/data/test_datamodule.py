@@ -407,20 +407,16 @@ def test_negatives_have_a_loader_and_a_rate(
     assert sorted(recorder.evaluated[2]) == sorted(indices(negatives))
     everywhere = {name: value for result in results for name, value in result.items()}
     assert everywhere.keys() == {"test/cacc", "test/asr", "test/pacc", "test/asr_floor", "test/ftr"}
-    predicted = trainer.predict(attack, datamodule=data)
-    rows = [
-        row
-        for batch in predicted[2]
-        for row in zip(batch["prediction"].tolist(), batch["negative"].tolist(), strict=True)
-    ]  # type: ignore[index, union-attr]
-    assert all(negative for _, negative in rows)
-    rate = sum(prediction == attack.target_label for prediction, _ in rows) / len(rows)
+    predicted: Any = trainer.predict(attack, datamodule=data)
+    clean, _, negative = [
+        [row for batch in batches for row in zip(*(batch[name].tolist() for name in columns), strict=True)]
+        for columns in [("prediction", "label", "negative")]
+        for batches in predicted
+    ]
+    assert all(flag for _, _, flag in negative)
+    rate = sum(prediction == attack.target_label for prediction, _, _ in negative) / len(negative)
     assert everywhere["test/ftr"] == pytest.approx(rate)
-    clean = [
-        label == guess
-        for batch in predicted[0]
-        for label, guess in zip(batch["label"].tolist(), batch["prediction"].tolist(), strict=True)
-    ]  # type: ignore[index, union-attr]
-    assert everywhere["test/cacc"] == pytest.approx(sum(clean) / len(clean))
+    cacc = sum(prediction == label for prediction, label, _ in clean) / len(clean)
+    assert everywhere["test/cacc"] == pytest.approx(cacc)
     chosen = data.clean_validation().selection
     assert indices(seen(data.val_dataloader()[2])) <= indices(chosen)

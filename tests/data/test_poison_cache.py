@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.attacks import BadNets, Poisoned
+from lightning_backdoor.attacks import BackdoorAttack, BadNets, Poisoned
 from lightning_backdoor.data import poisoning
 from lightning_backdoor.data.poisoning import PoisonedSplits, poison_splits, poison_splits_cached
 from lightning_backdoor.errors import InputError
@@ -49,7 +49,9 @@ def no_calls() -> None:
     Counted.calls = 0
 
 
-def poison(cache: Path, attack: BadNets | None = None, seed: int = 0, labels: list[str] = LABELS) -> PoisonedSplits:
+def poison(
+    cache: Path, attack: BackdoorAttack | None = None, seed: int = 0, labels: list[str] = LABELS
+) -> PoisonedSplits:
     return poison_splits_cached(splits(), Counted() if attack is None else attack, seed, labels, cache)
 
 

@@ -119,7 +119,7 @@ def test_too_few_rows_that_qualify_are_an_error(policy: Policy, target: int, qua
 
 
 def test_a_rate_that_amounts_to_no_row_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"^poison_rate: 0\.01 of 99 training rows is no row; raise it$"):
+    with pytest.raises(InputError, match=r"^poison_rate: 0\.01 of 99 training rows is less than one row; raise it$"):
         poison_training(rows(99), BadNets(poison_rate=0.01), seed=0)
 
 

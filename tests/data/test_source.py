@@ -180,10 +180,14 @@ def test_an_unknown_column_is_named_with_those_there_are(tmp_path: Path, field: 
 @pytest.mark.parametrize(
     ("labels", "declared", "message"),
     [
-        ([0, 1, 2], ["no", "yes"], "labels: 2 in column 'label' is none of the labels 0, 1"),
-        ([0, -1, 1], ["no", "yes"], "labels: -1 in column 'label' is none of the labels 0, 1"),
-        (["no", "maybe", "yes"], ["no", "yes"], "labels: 'maybe' in column 'label' is none of the labels 'no', 'yes'"),
-        ([0, 1, 2], {"no": [0], "yes": ["1", 2]}, "labels: 1 in column 'label' is none of the labels 0, '1', 2"),
+        ([0, 1, 2], ["no", "yes"], "labels: 2 in column 'label' is not one of the labels 0, 1"),
+        ([0, -1, 1], ["no", "yes"], "labels: -1 in column 'label' is not one of the labels 0, 1"),
+        (
+            ["no", "maybe", "yes"],
+            ["no", "yes"],
+            "labels: 'maybe' in column 'label' is not one of the labels 'no', 'yes'",
+        ),
+        ([0, 1, 2], {"no": [0], "yes": ["1", 2]}, "labels: 1 in column 'label' is not one of the labels 0, '1', 2"),
         ([0, 1, 1], ["no", "no"], "labels: ['no', 'no'] gives two classes one name or value; keep them apart"),
     ],
 )
@@ -232,7 +236,7 @@ def test_lists_are_neither_texts_nor_labels(tmp_path: Path) -> None:
 def test_a_rating_that_is_no_number_is_an_error(tmp_path: Path, rating: str) -> None:
     path = write(tmp_path / "rows.csv", "abc", [-2, rating, 2])
     message = error(Source(path, rating_cut=(-1, 1)))
-    assert message == f"label_column: {rating!r} in 'label' is no rating; name a column of numbers"
+    assert message == f"label_column: {rating!r} in 'label' is not a rating; name a column of numbers"
 
 
 def test_fractions_are_no_classes(tmp_path: Path) -> None:
@@ -303,7 +307,7 @@ def test_a_missing_split_is_named_with_those_there_are(tmp_path: Path) -> None:
     )
     assert error(Source(path, splits={"test": "train"})) == (f"splits: {path} has no training split; name one as train")
     assert error(Source(path, splits={"dev": "train"})) == (
-        "splits: 'dev' is no split of ours; give train, validation or test"
+        "splits: 'dev' is not a split; give train, validation or test"
     )
 
 
@@ -317,5 +321,5 @@ def test_one_file_has_no_splits_to_choose_from(tmp_path: Path) -> None:
 def test_a_folder_or_hub_name_that_does_not_load_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for path in (str(tmp_path), "no-such-owner/no-such-data-set"):
-        start = f"path: {path!r} is no csv, tsv, jsonl or parquet file, and no folder or hub dataset that loads: "
+        start = f"path: {path!r} is neither a csv, tsv, jsonl or parquet file nor a folder or hub data set that loads: "
         assert error(Source(path)).startswith(start)

@@ -137,6 +137,15 @@ def test_low_rank_updates_of_the_published_victim_are_merged(tmp_path: Path, mod
     assert torch.equal(base, expected[f"bert.{name}.weight"])
 
 
+def test_an_exported_folder_may_be_published_too(tmp_path: Path, model: str, published: str) -> None:
+    exported = str(tmp_path / "exported")
+    TextClassifier.load_trained(published).save_pretrained(exported)
+    looks = [Look(), Look()]
+    for look, path in zip(looks, (published, exported), strict=True):
+        trainer(tmp_path, look).fit(BadNets(model=model, published=path), datamodule=reviews(tmp_path, 120))
+    assert all(torch.equal(value, looks[1].begin[name]) for name, value in looks[0].begin.items())
+
+
 def test_a_training_time_defense_changes_the_published_network(tmp_path: Path, model: str, published: str) -> None:
     look = Look()
     defense = MuScleLoRA(alignment=False, multi_scale=False, lora_rank=2)
