@@ -65,7 +65,7 @@ def test_later_entries_win_and_presets_are_read_from_the_grids_own_folder(tmp_pa
     assert cell.victim.config["trainer"]["devices"] == 1
 
 
-def test_a_preset_with_a_name_of_its_own_logs_under_none(tmp_path: Path) -> None:
+def test_a_preset_that_names_its_callback_logs_without_that_name(tmp_path: Path) -> None:
     named = {"class_path": "lightning_backdoor.callbacks.InferenceDefense", "init_args": {"name": "mine", "texts": 3}}
     defenses = {"mine": {"inference": {"trainer": {"callbacks+": [named]}}}}
     cell = grid(tmp_path, defenses=defenses).cells[0]
