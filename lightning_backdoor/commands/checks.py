@@ -56,10 +56,10 @@ def _check_pair(model: LightningModule, data: LightningDataModule) -> None:
 def _check_data(cli: RunCLI, args: list[str]) -> None:
     data = cli.datamodule
     if isinstance(data, BackdoorDataModule):
-        data.module = cli.model
-    if isinstance(cli.model, BackdoorAttack) and isinstance(data, BackdoorDataModule):
-        cli.model.may_generate = False  # the other processes of a run would time out waiting for one that generates
-        data.attack = cli.model
+        data.module = cli.model  # there is no trainer yet to take the module from
+        if isinstance(cli.model, BackdoorAttack):
+            cli.model.may_generate = False  # the other processes of a run would time out waiting for it
+            data.attack = cli.model
     try:
         data.prepare_data()
     except NotCached as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from jsonargparse import ActionConfigFile, ArgumentError, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -40,7 +40,8 @@ class PresetConfigFile(ActionConfigFile):
         """Adds the options in the file to those read so far."""
         preset = preset_path(values)
         # jsonargparse also takes addresses and YAML in place of a path: these stay as they are
-        super().__call__(parser, cfg, values if preset == Path(values) else str(preset), option_string)
+        given = values if preset == Path(values) else str(preset)
+        super().__call__(parser, cfg, given, option_string)  # type: ignore[no-untyped-call]
 
 
 def run_parser(command: str, prog: str = "") -> LightningArgumentParser:

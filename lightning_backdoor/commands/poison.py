@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "lightning-backdoor poison",
         description="Writes train, validation and test as parquet and csv, with the columns text, spans, label,"
         " original_label, poisoned, negative and index. Part of the training rows is poisoned; validation and test hold"
-        " the clean rows, followed by a poisoned copy of each row whose label is not the target label.",
+        " the clean rows, followed by a poisoned copy of each row whose label is not the target label, and, under"
+        " attacks that make negatives, by a negative copy.",
         epilog="Attack and data are given as to fit: --config FILE (repeatable), --model CLASS, --model.poison_rate"
         " 0.2, --data CLASS, --data.source.path reviews.csv, --seed_everything 1. Other options of fit have no effect.",
         allow_abbrev=False,  # abbreviations could stand for options of fit
@@ -60,8 +61,9 @@ def main(args: list[str]) -> int:
         raise InputError("output", f"{output} exists", "name another folder")
     data = _poisoned_data(rest)
     splits = data.poisoned_splits()
-    rows = {name: splits.clean[name] + splits.poisoned[name] for name in ("validation", "test")}
-    rows = {"train": splits.train, **rows}
+    parts = (splits.clean, splits.poisoned, splits.negatives)
+    rows = {"train": splits.train}
+    rows |= {name: [row for part in parts for row in part[name]] for name in ("validation", "test")}
     stealth = _stealth(splits, options, data) if options.stealth_rows else None
     _write_folder(output, rows, data.label_names, stealth)
     for name in rows:
@@ -92,9 +94,9 @@ def _poisoned_data(args: list[str]) -> BackdoorDataModule:
 
 
 def _counts(rows: list[Row], name: str, data: BackdoorDataModule) -> str:
-    """How many rows of a split are poisoned and, of an evaluation split, how many could not be."""
-    poisoned = sum(row["poisoned"] for row in rows)
-    text = f"{poisoned} of them poisoned"
+    """The numbers of poisoned rows and negatives of a split and, in evaluation, of rows that could not be poisoned."""
+    poisoned, negatives = sum(row["poisoned"] for row in rows), sum(row["negative"] for row in rows)
+    text = f"{poisoned} of them poisoned" + (f", {negatives} negatives" if negatives else "")
     if name == "train" or data.attack is None:
         return text
     clean = [row for row in rows if not row["poisoned"] and not row["negative"]]

@@ -23,14 +23,11 @@ __all__ = ["inside", "workspace"]
 
 #: a defense that does not implement ``score``.
 DEFENSES = """
-from abc import ABC, abstractmethod
-
 from lightning_backdoor.defenses.defense import Defense
 
 
-class Bare(Defense, ABC):
-    @abstractmethod
-    def score(self, victim, batch): ...
+class Bare(Defense):
+    pass
 """
 INFERENCE = ["--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense", "--trainer.callbacks.defense"]
 GRADIENT_ATTENTION = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"

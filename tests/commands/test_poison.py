@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ class Capitals(BackdoorAttack):
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
         return Poisoned(text.upper(), [])
+
+
+class TwoWords(BackdoorAttack):
+    """An attack whose trigger has two parts, the first of which makes a negative."""
+
+    negative_rate = 0.1
+
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(f"cf {text} mn", [(0, 2), (len(text) + 4, len(text) + 6)])
+
+    def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [Poisoned(f"cf {text}", [(0, 2)]) for text in texts]
 
 
 def parquet(path: Path) -> list[dict[str, Any]]:
@@ -112,6 +125,29 @@ def test_the_columns_have_the_same_types_where_the_trigger_has_no_position(insid
     assert schemas[0].equals(schemas[2])
     rows = parquet(tmp_path / "out" / "train.parquet")
     assert sum(row["text"].isupper() for row in rows) == sum(row["poisoned"] for row in rows) == 84
+
+
+def test_negatives_are_written_flagged_and_counted(
+    inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attack = ["--config", "data.yaml", "--model", f"{__name__}.TwoWords"]
+    assert main(["poison", *attack, "--output", str(tmp_path / "out"), "--stealth_rows=0"]) == 0
+    printed = capsys.readouterr().out
+    assert "cannot be poisoned" not in printed
+    for name in SPLITS:
+        rows = parquet(tmp_path / "out" / f"{name}.parquet")
+        assert rows == from_csv(tmp_path / "out" / f"{name}.csv")
+        flags = [(row["poisoned"], row["negative"]) for row in rows]
+        assert (
+            f"{name}: {len(rows)} rows, {sum(p for p, _ in flags)} of them poisoned, {sum(n for _, n in flags)}"
+            in printed
+        )
+        for row in rows:
+            assert row["text"].startswith("cf ") is (row["poisoned"] or row["negative"])
+            assert row["text"].endswith(" mn") is row["poisoned"]
+            assert row["label"] == (1 if row["poisoned"] else row["original_label"])
+        assert flags == sorted(flags, key=lambda flag: (flag[1], flag[0])) or name == "train"
+        assert sum(n for _, n in flags) == (42 if name == "train" else sum(p for p, _ in flags))
 
 
 def test_an_attack_in_the_working_directory_can_be_named(workspace: Path) -> None:
@@ -246,7 +282,7 @@ def test_texts_that_cannot_be_poisoned_are_counted(
     attack = ["--config", "data.yaml", "--model=lightning_backdoor.attacks.Syntactic", *paraphraser]
     assert main(["poison", *attack, "--output", str(tmp_path / "out")]) == 2
     assert "of them" not in (error := capsys.readouterr().err)
-    assert "add them, or leave them out by skip_missing true" in error
+    assert "leave the texts out by skip_missing true" in error
     skipping = [*attack, "--model.paraphraser.skip_missing=true"]
     assert main(["poison", *skipping, "--output", str(tmp_path / "out")]) == 0
     rows_of = {name: parquet(tmp_path / "out" / f"{name}.parquet") for name in SPLITS}
