@@ -22,14 +22,14 @@ def parser() -> argparse.ArgumentParser:
     add("--output", required=True, help="the folder that everything is written to")
     plan = "print cells, victims and an estimate, and stop there; classes and their arguments are not looked at"
     add("--dry-run", action="store_true", help=plan)
-    only = "run only such cells: dataset, model, attack, defense or seed = a name, or names with commas between;"
-    only += " repeatable, and then all must fit"
+    only = "run only the cells whose dataset, model, attack, defense or seed has this name, or one of several with"
+    only += " commas between; repeatable, and then all must fit"
     add("--only", action="append", default=[], metavar="KEY=NAME", help=only)
     resume = "go on in a folder that holds results; --no-resume refuses such a folder"
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help=resume)
     add("--jobs", type=int, default=1, help="number of workers (default: 1, this process)")
-    cluster = "run the workers as jobs through submitit: on SLURM, or as it would there on this machine; the grid's"
-    cluster += " cluster: holds submitit's options"
+    cluster = "run the workers as jobs through submitit, on SLURM or, to try it, on this machine; submitit's options"
+    cluster += " are under cluster: in the grid"
     add("--cluster", choices=["slurm", "local"], help=cluster)
     add("--worker", metavar="LAUNCH", help=argparse.SUPPRESS)  # how workers are started
     return options

@@ -90,11 +90,16 @@ def parse(parser: LightningArgumentParser, args: list[str]) -> Namespace:
 def _input_error(error: ArgumentError) -> InputError:
     """An error of jsonargparse in one line: the option, and the innermost reason why its value is refused."""
     keys: list[str] = []
+    class_path = ""
     cause: BaseException | None = error
     while cause is not None:  # each level of nested options tells its key, some of them twice
         key = re.match(r'Parser key "([^"]+)"', str(cause))
         if key and key[1] not in keys[-1:]:
             keys.append(key[1])
+        if given := re.match(r"Problem with given class_path '([^']+)'", str(cause)):
+            class_path = given[1]
+        if class_path and isinstance(cause, ImportError | AttributeError):  # neither names the class
+            return InputError(".".join(keys) or "options", f"{reason(error)} ({class_path})")
         cause = cause.__cause__
     field, problem = ".".join(keys) or "options", reason(error)
     abstract = re.search(r"([\w.]+)\.(\w+) is abstract", problem)
