@@ -88,12 +88,16 @@ def parse(parser: LightningArgumentParser, args: list[str]) -> Namespace:
 
 
 def _input_error(error: ArgumentError) -> InputError:
-    """An error of jsonargparse in one line: the option, and the innermost reason why its value is refused."""
+    """An error of jsonargparse in one line: the option, and the innermost reason why its value is refused.
+
+    The option and an abstract class are read from the messages, since jsonargparse tells them nowhere else. Where its
+    wording changes, the field is "options" and the reason stays as it is.
+    """
     keys: list[str] = []
     class_path = ""
     cause: BaseException | None = error
     while cause is not None:  # each level of nested options tells its key, some of them twice
-        key = re.match(r'Parser key "([^"]+)"', str(cause))
+        key = re.match(r'Parser key "([^"]+)"', str(cause))  # private: jsonargparse 4.53.0
         if key and key[1] not in keys[-1:]:
             keys.append(key[1])
         if given := re.match(r"Problem with given class_path '([^']+)'", str(cause)):
@@ -102,7 +106,7 @@ def _input_error(error: ArgumentError) -> InputError:
             return InputError(".".join(keys) or "options", f"{reason(error)} ({class_path})")
         cause = cause.__cause__
     field, problem = ".".join(keys) or "options", reason(error)
-    abstract = re.search(r"([\w.]+)\.(\w+) is abstract", problem)
+    abstract = re.search(r"([\w.]+)\.(\w+) is abstract", problem)  # private: jsonargparse 4.53.0
     if abstract:
         module, name = abstract.groups()
         missing = ", ".join(sorted(getattr(importlib.import_module(module), name).__abstractmethods__))

@@ -87,7 +87,7 @@ def _poisoned_data(args: list[str]) -> BackdoorDataModule:
     made = fit.instantiate_classes(Namespace(model=given.model, data=given.data))  # type: ignore[no-untyped-call]
     for option, instance, base in (("model", made.model, BackdoorAttack), ("data", made.data, BackdoorDataModule)):
         if not isinstance(instance, base):
-            raise InputError(option, f"{type(instance).__name__} is not a {base.__name__}", "give one")
+            raise InputError(option, f"{type(instance).__name__} is not a {base.__name__}", "give a class that is")
     data: BackdoorDataModule = made.data
     data.attack = made.model
     return data

@@ -75,7 +75,7 @@ class RunCLI(LightningCLI):
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """Takes the parser that ``poison`` takes as well."""
+        """Uses the parser that ``poison`` uses as well."""
         self.parser = run_parser(self.command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -96,7 +96,7 @@ class RunCLI(LightningCLI):
             arguments = Namespace(save_dir=str(self.folder), name="logs")  # type: ignore[no-untyped-call]
             loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments)  # type: ignore[no-untyped-call]
             config.trainer.logger = loggers
-        unsettled = (None, ".", config.run_dir)  # the last is where the run logged whose config this is
+        unsettled = (None, ".", config.run_dir)  # a saved config names the folder of its run
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in unsettled:
                 logger.init_args.save_dir = str(self.folder)
@@ -112,7 +112,7 @@ class RunCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            raise input_error_behind(error) or error  # noqa: B904 - one is in the chain of the other
+            raise input_error_behind(error) or error  # noqa: B904 - the first is a cause of the second
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the trainer, with the callbacks of its options and those of the command."""

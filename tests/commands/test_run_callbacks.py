@@ -1,0 +1,41 @@
+"""The callbacks that commands attach beside those that their options name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Callback
+
+from lightning_backdoor.callbacks import GradientAttentionDefense, InspectionCallback
+from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
+from lightning_backdoor.defenses.flagged_share import FlaggedShare
+from lightning_backdoor.victim import TextClassifier
+
+VICTIM = TextClassifier(model="never loaded", labels=["negative", "positive"])
+INSPECTION = InspectionCallback(FlaggedShare())
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "names"),
+    [
+        ("fit", [], ["RunLabels", "CleaningWriter"]),
+        ("validate", [], ["RunLabels"]),
+        ("predict", [], ["RunLabels", "PredictionWriter"]),
+        ("test", [], ["RunLabels", "OutcomeWriter"]),
+        ("test", [INSPECTION], ["RunLabels", "OutcomeWriter"]),  # it answers no text
+        ("test", [INSPECTION, GradientAttentionDefense()], ["RunLabels"]),  # the defense writes the outcomes
+    ],
+)
+def test_outcomes_are_written_once_with_or_without_a_defense(
+    command: str, given: list[Callback], names: list[str]
+) -> None:
+    assert [type(callback).__name__ for callback in command_callbacks(command, VICTIM, given)] == names
+
+
+def test_without_validation_the_best_checkpoint_is_the_last(tmp_path: Path) -> None:
+    best, last = checkpoint_callbacks(VICTIM, tmp_path, validated=True)
+    assert (best.filename, best.monitor, best.mode) == ("best", "val/cacc", "max")
+    assert (last.filename, last.monitor, last.mode) == ("last", None, "min")
+    assert checkpoint_callbacks(VICTIM, tmp_path, validated=False)[0].monitor is None
+    assert best.state_key != last.state_key
