@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 
@@ -32,14 +33,23 @@ class TrustedRows(NamedTuple):
     threshold: list[LabelledText]
 
 
-@runtime_checkable
-class DataDefense(Protocol):
+class DataDefense(ABC):
     """A defense that repairs or removes training rows before anything is trained on them.
 
-    Any class with this method is a data defense. A class that looks through a victim trained on the same rows sets
-    ``needs_victim = True``; the data module then loads the victim that its argument ``victim`` names.
+    Attributes:
+        needs_victim: whether the defense looks through a victim that was trained on the same rows; the data module then
+            loads the one that its argument ``victim`` names.
+
+    Example::
+
+        class DropShort(DataDefense):
+            def clean(self, rows, trusted, victim):
+                return [row.text if len(row.text) > 20 else None for row in rows]
     """
 
+    needs_victim = False
+
+    @abstractmethod
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
         """The text of each training row after cleaning: as it was, repaired, or None to remove the row.
 
@@ -50,7 +60,6 @@ class DataDefense(Protocol):
             trusted: clean validation rows.
             victim: trained on the same rows, in evaluation mode; None unless the class sets ``needs_victim``.
         """
-        ...
 
 
 class CleaningRecord(NamedTuple):

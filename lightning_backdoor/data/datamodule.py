@@ -180,7 +180,7 @@ class BackdoorDataModule(LightningDataModule):
         name = type(defense).__name__
         trusted = TrustedRows(labelled(self.trusted_rows()), labelled(self.clean_validation().threshold))
         victim = None
-        if getattr(defense, "needs_victim", False):
+        if defense.needs_victim:
             if self.victim is None:
                 raise InputError("data.victim", f"{name} looks through a victim", "give the checkpoint of a run")
             device = self.trainer.strategy.root_device if self.trainer else None

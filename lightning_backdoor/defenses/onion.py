@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_backdoor.batch import Batch, Spans, token_spans
-from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
+from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, Victim, predict, threshold_at_fpr
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
@@ -69,7 +69,7 @@ def word_of_token(text: str, spans: Spans) -> list[int]:
     return [text.count(" ", 0, start) if start < end else -1 for start, end in spans]
 
 
-class Onion(Defense):
+class Onion(Defense, DataDefense):
     """ONION (arXiv 2011.10369): removes words without which a text is more fluent, at inference or from training rows.
 
     Perplexities are cached on disk by text: a second run over the same texts computes none, does not load the language

@@ -194,7 +194,7 @@ def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: B
 def _check_cleaning(defense: DataDefense, victim: TextClassifier) -> None:
     where = f"{type(defense).__name__}.clean"
     rows, trusted = labelled_texts(12), TrustedRows(labelled_texts(20, seed=1), labelled_texts(20, seed=2))
-    given = victim if getattr(defense, "needs_victim", False) else None
+    given = victim if defense.needs_victim else None
     with _victim_is_kept(victim, where):
         answer = defense.clean(rows, trusted, given)
         again = defense.clean(rows, trusted, given)

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Victim, batch_of_texts
-from lightning_backdoor.data import BackdoorDataModule, LabelledText, Source, TrustedRows
+from lightning_backdoor.data import BackdoorDataModule, DataDefense, LabelledText, Source, TrustedRows
 from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.errors import InputError
@@ -27,7 +27,7 @@ from tests.data.test_source import write
 CONFIG = Path(__file__).parents[2] / "configs" / "defense" / "onion_data.yaml"
 
 
-class TriggerHunt:
+class TriggerHunt(DataDefense):
     """Drops texts that begin with the trigger, takes it out of the others; remembers what it was given."""
 
     def __init__(self, drop_all: bool = False) -> None:
@@ -195,7 +195,7 @@ def test_a_defense_learns_from_selection_and_reference_rows_and_has_the_threshol
     assert defense.trusted == (parts[0] + parts[1], parts[2])
 
 
-class Looks:
+class Looks(DataDefense):
     """Removes what the victim predicts otherwise than it is labelled."""
 
     needs_victim = True
