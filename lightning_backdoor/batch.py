@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+if TYPE_CHECKING:  # importing them takes seconds
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: characters ``[start, end)`` of a text, such as those that its trigger takes.
 Spans = list[tuple[int, int]]

@@ -13,7 +13,7 @@ from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.callbacks import GradientAttentionDefense, MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.victim.checkpoints import load_trained
+from lightning_backdoor.victim import load_trained
 from tests.callbacks.test_muscle_lora import SMALL, data, make, trainer_with
 from tests.support.tiny import SENTENCES
 

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.data import BackdoorDataModule, Source
+from lightning_backdoor.data import BackdoorDataModule, DataDefense, Source
 from lightning_backdoor.data.batching import DealtBatches
 from lightning_backdoor.data.poisoning import Row, poison_evaluation, poison_training
 from lightning_backdoor.errors import InputError
@@ -352,7 +352,7 @@ def data_with(data: BackdoorDataModule, tiny: dict[str, Any]) -> BackdoorDataMod
 
 
 def test_trusted_rows_need_no_cleaning(source: Source) -> None:
-    class Keeps:
+    class Keeps(DataDefense):
         def clean(self, rows: Any, trusted: Any, victim: Any) -> list[str | None]:
             return [row.text for row in rows]
 

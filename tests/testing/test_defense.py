@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, Victim
-from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
+from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.defenses import (
     Defense,
     FlaggedShare,
@@ -50,7 +50,7 @@ class Answers(Length):
         return self.answer
 
 
-class Cleaning:
+class Cleaning(DataDefense):
     """Removes rows without words of trusted texts, and keeps all rules."""
 
     def clean(
