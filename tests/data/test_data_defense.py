@@ -170,7 +170,7 @@ def test_without_poison_or_changes_there_is_nothing_to_divide_by(make: Callable[
 def test_an_answer_that_cannot_be_used_is_bad_input(
     make: Callable[..., BackdoorDataModule], answer: Any, message: str
 ) -> None:
-    class Answers:
+    class Answers(DataDefense):
         def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
             return answer  # type: ignore[no-any-return]
 
