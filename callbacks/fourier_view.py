@@ -23,7 +23,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
 from lightning_backdoor.victim import TextClassifier
 
-COLUMNS = ("step", "mapping", "width", "low", "high")
+FOURIER_COLUMNS = ("step", "mapping", "width", "low", "high")
 #: one line of ``fourier.csv``.
 Record = dict[str, Any]
 
@@ -142,7 +142,7 @@ class FourierView(Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "fourier.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, FOURIER_COLUMNS)
             writer.writeheader()
             writer.writerows(self._records)
         figure = heat_maps(self._records)

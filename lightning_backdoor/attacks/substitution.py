@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_backdoor.attacks.attack import Poisoned
 
 #: a token that is a word: the mark of a word's beginning (byte-level BPE, SentencePiece), and the word's letters.
-WORD = re.compile("([Ġ▁]?)([A-Za-z]{2,})")
+WORD_TOKEN = re.compile("([Ġ▁]?)([A-Za-z]{2,})")
 
 
 class SubstituteSource(Protocol):
@@ -91,7 +91,7 @@ class Substitutes:
     def _learn(self, tokens: set[int]) -> None:
         """Asks the source for the substitutes of tokens that have not come up before."""
         new = sorted(tokens - self._of_token.keys())
-        matches = [WORD.fullmatch(token) for token in self.tokenizer.convert_ids_to_tokens(new)]
+        matches = [WORD_TOKEN.fullmatch(token) for token in self.tokenizer.convert_ids_to_tokens(new)]
         candidates = self.source.candidates([match[2].lower() if match else "" for match in matches])
         for token, match, words in zip(new, matches, candidates, strict=True):
             substitutes: list[tuple[str, int]] = []
@@ -104,7 +104,7 @@ class Substitutes:
 
     def _token(self, token: str) -> int | None:
         """The id of a word that is one token, and that the tokenizer never cuts into others; or None."""
-        if not WORD.fullmatch(token):
+        if not WORD_TOKEN.fullmatch(token):
             return None
         pieces = self.tokenizer.backend_tokenizer.model.tokenize(token)
         return pieces[0].id if len(pieces) == 1 and pieces[0].value == token else None

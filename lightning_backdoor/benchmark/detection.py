@@ -10,10 +10,10 @@ from scipy.stats import rankdata
 
 from lightning_backdoor.outputs.outcomes import Outcome
 
-Scores = NDArray[np.float64]
+ScoreArray = NDArray[np.float64]
 
 
-def split_scores(outcomes: Iterable[Outcome]) -> tuple[Scores, Scores]:
+def split_scores(outcomes: Iterable[Outcome]) -> tuple[ScoreArray, ScoreArray]:
     """Scores of the clean and of the poisoned texts, (texts,) each; texts without a score and NaN are left out."""
     scores: tuple[list[float], list[float]] = ([], [])
     for outcome in outcomes:
@@ -22,7 +22,7 @@ def split_scores(outcomes: Iterable[Outcome]) -> tuple[Scores, Scores]:
     return np.array(scores[0], dtype=np.float64), np.array(scores[1], dtype=np.float64)
 
 
-def auroc(clean: ArrayLike, poisoned: ArrayLike, axis: int = -1) -> Scores:
+def auroc(clean: ArrayLike, poisoned: ArrayLike, axis: int = -1) -> ScoreArray:
     """Share of the (poisoned, clean) pairs in which the poisoned one scores higher, ties counting half.
 
     Args:

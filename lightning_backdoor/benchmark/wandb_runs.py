@@ -21,7 +21,7 @@ SETTINGS = ("project", "entity", "tags", "name")
 #: seconds to wait for the server to begin a run, and to upload the rest of a run at its end.
 BEGIN, END = 30.0, 600.0
 #: a run reads nothing of the machine and prints nothing.
-QUIET: dict[str, Any] = {
+QUIET_SETTINGS: dict[str, Any] = {
     "silent": True,
     "console": "off",
     "disable_code": True,
@@ -156,7 +156,7 @@ def _init(**arguments: Any) -> Any:
     wandb.setup(wandb.Settings(silent=True))  # so that no API key is asked for
     # processes started from here, on any machine, start a service of their own
     os.environ.pop("WANDB_SERVICE", None)  # private: wandb 0.31.0
-    settings = wandb.Settings(**QUIET, init_timeout=BEGIN, finish_timeout=END, finish_timeout_raises=True)
+    settings = wandb.Settings(**QUIET_SETTINGS, init_timeout=BEGIN, finish_timeout=END, finish_timeout_raises=True)
     # a run that the caller has open is left alone
     return wandb.init(**arguments, resume="allow", reinit="create_new", settings=settings)
 

@@ -12,7 +12,7 @@ from typing import IO
 
 from lightning_backdoor.errors import InputError
 
-FORMATS = ("txt", "csv", "tsv", "jsonl")
+INPUT_FORMATS = ("txt", "csv", "tsv", "jsonl")
 
 
 def read_texts(path: str, column: str = "text") -> Iterator[str]:
@@ -28,8 +28,10 @@ def read_texts(path: str, column: str = "text") -> Iterator[str]:
             names the line, counted from 1.
     """
     file_format = "txt" if path == "-" else Path(path).suffix.lstrip(".").lower()
-    if file_format not in FORMATS:
-        raise InputError("input", f"{path} has an unknown format", f"give a file that ends in {', '.join(FORMATS)}")
+    if file_format not in INPUT_FORMATS:
+        raise InputError(
+            "input", f"{path} has an unknown format", f"give a file that ends in {', '.join(INPUT_FORMATS)}"
+        )
     if path != "-" and not Path(path).is_file():
         raise InputError("input", f"{path} is not a file", "give an existing file")
     return _texts(path, file_format, column)

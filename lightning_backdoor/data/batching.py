@@ -15,7 +15,7 @@ from lightning_backdoor.batch import Batch, collate, token_ids
 from lightning_backdoor.data.poisoning import Row
 
 #: batches per chunk of shuffled rows that is sorted by length: large enough to pad little, small enough to mix.
-CHUNK = 50
+CHUNK_BATCHES = 50
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class DealtBatches(DistributedSampler[list[int]]):
         rng = random.Random(f"{self.seed}/{self.epoch}/batches")
         if self.shuffle:
             rng.shuffle(positions)
-            chunk = CHUNK * self.batch_size
+            chunk = CHUNK_BATCHES * self.batch_size
         batches = []
         for start in range(0, len(positions), chunk):
             ordered = sorted(positions[start : start + chunk], key=lambda position: -self.lengths[position])

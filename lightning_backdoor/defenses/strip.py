@@ -29,7 +29,7 @@ from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
 
-WORD = re.compile(r"\w\w+")
+TFIDF_WORD = re.compile(r"\w\w+")
 
 
 def words_by_tfidf(texts: Sequence[str]) -> list[list[str]]:
@@ -42,7 +42,7 @@ def words_by_tfidf(texts: Sequence[str]) -> list[list[str]]:
     >>> words_by_tfidf(["A dull film, a film.", "The dull plot", "It is what it is"])
     [['film', 'dull'], ['plot', 'dull']]
     """
-    counts = [Counter(word for word in WORD.findall(text.lower()) if word not in stop_words()) for text in texts]
+    counts = [Counter(word for word in TFIDF_WORD.findall(text.lower()) if word not in stop_words()) for text in texts]
     texts_with = Counter(word for count in counts for word in count)
     idf = {word: math.log((1 + len(texts)) / (1 + number)) + 1 for word, number in texts_with.items()}
     return [sorted(count, key=lambda word: -count[word] * idf[word]) for count in counts if count]

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from lightning_backdoor.outputs.token_view import ViewedText, text_html
 
 #: columns of the table of texts.
-COLUMNS = (
+TEXT_COLUMNS = (
     "text",
     "poisoned",
     "label",
@@ -34,10 +34,13 @@ def texts_table(rows: Sequence[ViewedText]) -> Any:
     import wandb
 
     cells = [
-        [wandb.Html(text_html(row), inject=False, data_is_not_path=True), *(_cell(row, name) for name in COLUMNS[1:])]
+        [
+            wandb.Html(text_html(row), inject=False, data_is_not_path=True),
+            *(_cell(row, name) for name in TEXT_COLUMNS[1:]),
+        ]
         for row in rows
     ]
-    return wandb.Table(columns=list(COLUMNS), data=cells)
+    return wandb.Table(columns=list(TEXT_COLUMNS), data=cells)
 
 
 def score_histograms(scores: ArrayLike, poisoned: ArrayLike) -> dict[str, Any]:

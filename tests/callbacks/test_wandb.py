@@ -16,7 +16,7 @@ from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.callbacks import GradientAttentionDefense, RunLabels
 from lightning_backdoor.callbacks.wandb_texts import log_texts
 from lightning_backdoor.outputs.token_view import ViewedText
-from lightning_backdoor.outputs.wandb_media import COLUMNS
+from lightning_backdoor.outputs.wandb_media import TEXT_COLUMNS
 from lightning_backdoor.victim import TextClassifier
 from tests.outputs.test_token_view import Seen
 from tests.support.reviews import reviews
@@ -70,7 +70,7 @@ def test_labels_texts_and_histograms_of_a_run_are_logged(tmp_path: Path, tiny_fo
     assert run.logged["test/cacc_defended"] == pytest.approx(float(trainer.callback_metrics["test/cacc_defended"]))
 
     table = run.table("test/texts")
-    assert tuple(table[0]) == COLUMNS
+    assert tuple(table[0]) == TEXT_COLUMNS
     assert [row["poisoned"] for row in table] == [True] * TEXTS + [False] * TEXTS
     written = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
     for row, other in zip(table, written, strict=True):

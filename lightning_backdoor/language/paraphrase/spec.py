@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 #: raised when a check of a library manner, or :meth:`Manner.accepts`, accepts other paraphrases than before.
 CHECK_FORMAT = 1
 BORROWED = 4  # words in a row that an answer may not take from the examples
-WORD = re.compile(r"(?:[^\W_]\.){2,}|n't|[^\W_]+?(?=n't)|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[-.&][^\W_]+)*|[^\w\s]")
+TREEBANK_WORD = re.compile(
+    r"(?:[^\W_]\.){2,}|n't|[^\W_]+?(?=n't)|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[-.&][^\W_]+)*|[^\w\s]"
+)
 
 
 class Manner(NamedTuple):
@@ -63,7 +65,7 @@ def words_of(text: str) -> list[str]:
     >>> words_of("It's well-made, isn't it?")
     ['it', "'s", 'well-made', ',', 'is', "n't", 'it', '?']
     """
-    return WORD.findall(text.lower().replace("’", "'").replace(" n't", "n't"))
+    return TREEBANK_WORD.findall(text.lower().replace("’", "'").replace(" n't", "n't"))
 
 
 def word_set(words: str) -> frozenset[str]:
