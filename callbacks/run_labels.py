@@ -13,10 +13,10 @@ from lightning_backdoor.victim.training_defense import TrainingDefense
 class RunLabels(Callback):
     """Logs the run's dataset, model, attack, defenses and seed as hyperparameters to every logger.
 
-    The labels are ``dataset``, ``model``, ``attack``, ``defense``, ``training_defense``, ``published`` and ``seed``.
+    The labels are ``dataset``, ``model``, ``attack``, ``defense``, ``training_defense`` and ``seed``.
     ``defense`` names all defenses in the order in which they act, joined by ``+``: the data defense, the training-time
-    defense, the fine-tuning of a published victim, inspections and inference-time defenses. ``published`` is the
-    checkpoint of a published victim with which the training of this one began. Attach this callback after the others.
+    defense, the fine-tuning of a published victim, inspections and inference-time defenses. The checkpoint of a
+    published victim is among the victim's own hyperparameters. Attach this callback after the others.
 
     Example::
 
@@ -28,13 +28,12 @@ class RunLabels(Callback):
         data = getattr(trainer, "datamodule", None)
         data_defense = getattr(data, "data_defense", None)
         training_defense: TrainingDefense | None = getattr(pl_module, "training_defense", None)
-        published: str | None = pl_module.hparams.get("published")
         defenses: list[str] = []
         if data_defense is not None:
             defenses.append(f"{type(data_defense).__name__} on training rows")
         if training_defense is not None:
             defenses.append(training_defense.name)
-        if published is not None:
+        if pl_module.hparams.get("published") is not None:
             rows = "trusted rows" if getattr(data, "train_on", "train") == "trusted" else "training rows"
             defenses.append(f"fine-tuning on {rows}")
         defenses += [type(callback.inspection).__name__ for callback in attached_inspections(trainer)]
@@ -46,7 +45,6 @@ class RunLabels(Callback):
             "attack": type(pl_module).__name__ if isinstance(pl_module, BackdoorAttack) else "none",
             "defense": "+".join(defenses) or "none",
             "training_defense": str(training_defense or "none"),
-            "published": published or "none",
             "seed": getattr(data, "seed", "unknown"),
         }
         for logger in trainer.loggers:

@@ -13,12 +13,13 @@ from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Victim
 from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback, MuScleLoRA, RunLabels
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
+from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.defenses import FlaggedShare, Strip
+from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import reviews
 
 
-class Idle:
+class Idle(DataDefense):
     """A data defense that changes nothing."""
 
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
@@ -56,17 +57,19 @@ def test_defenses_of_every_moment_are_named(tmp_path: Path, tiny_folder: Callabl
     assert labels["defense"] == "Idle on training rows+MuScleLoRA+FlaggedShare+Strip"
     training = labels["training_defense"].strip("'")
     assert training.startswith("MuScleLoRA(lora_rank=2, lora_alpha=32")
-    assert labels["published"] == "none"
+    assert labels["published"] == "null"
 
 
 @pytest.mark.parametrize(("train_on", "rows"), [("trusted", "trusted rows"), ("train", "training rows")])
 def test_a_victim_that_began_with_a_published_one_names_it(
     tmp_path: Path, tiny_folder: Callable[[str], str], train_on: str, rows: str
 ) -> None:
-    attack, data = BadNets(model=tiny_folder("bert")), reviews(tmp_path)
-    attack.hparams["published"] = "runs/victim/checkpoints/best.ckpt"
-    vars(data)["train_on"] = train_on
+    data = reviews(tmp_path, train_on=train_on)
+    victim = TextClassifier(tiny_folder("bert"), labels=data.label_names)
+    victim.configure_model()
+    victim.save_pretrained(tmp_path / "published")
+    attack = BadNets(model=tiny_folder("bert"), published=str(tmp_path / "published"))
     labels = labels_of_fit(tmp_path, attack, data)
-    assert labels["published"] == "runs/victim/checkpoints/best.ckpt"
+    assert labels["published"] == str(tmp_path / "published")
     assert labels["defense"] == f"fine-tuning on {rows}"
     assert labels["training_defense"] == "none"
