@@ -70,7 +70,8 @@ class InspectionCallback(Callback):
         learn_and_calibrate(self.inspection, trainer, victim, data)
         on_device = trainer.strategy.batch_to_device
         trusted = (on_device(batch) for batch in data.trusted_dataloader())
-        stream = (on_device(unlabelled(batch)) for batch in data.stream_dataloader())
+        # flags are hidden after the transfer: some attacks write their trigger there, into rows that are flagged
+        stream = (unlabelled(on_device(batch)) for batch in data.stream_dataloader())
         with trainer.precision_plugin.forward_context():
             verdict = self.inspection.inspect(victim, trusted, stream)
         # another device may compute other last digits: all processes take the verdict of the first

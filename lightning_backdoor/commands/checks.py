@@ -68,9 +68,9 @@ def _check_data(cli: RunCLI, args: list[str]) -> None:
             "paraphraser", f"{error.missing} paraphrases are not in the cache", f"run: {command} --output FOLDER"
         ) from None
     if cli.command == "fit" and isinstance(data, BackdoorDataModule):
-        data.training_rows()
+        data.check_cleaning()
         if isinstance(cli.model, TextClassifier) and not cli.config.ckpt_path:
-            cli.model.read_published(data.label_names)
+            cli.model.read_published(data.label_names, data)
 
 
 def _check_checkpoint(cli: RunCLI) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_backdoor.callbacks import CleaningWriter, InferenceDefense, OutcomeWriter, PredictionWriter, RunLabels
@@ -32,15 +32,20 @@ def command_callbacks(command: str, model: LightningModule, given: Sequence[Call
     return [RunLabels(), *of_command[command]]
 
 
-def checkpoint_callbacks(model: LightningModule, folder: Path, validated: bool) -> list[ModelCheckpoint]:
+def checkpoint_callbacks(
+    model: LightningModule, data: LightningDataModule, folder: Path, validated: bool
+) -> list[ModelCheckpoint]:
     """The callbacks that keep ``best.ckpt`` and ``last.ckpt``, in this order.
 
     Args:
         model: its attribute ``selected_by`` holds the metric of the best epoch and whether it is ``max`` or ``min``.
+        data: where it trains on trusted rows, which validation reads as well, the last epoch counts as the best.
         folder: where checkpoints lie.
         validated: whether the metric is known; without validation the best checkpoint is the last one.
     """
     metric, mode = getattr(model, "selected_by", (None, "max"))  # a module without it is refused later
+    if getattr(data, "train_on", "train") == "trusted":
+        metric, mode = "epoch", "max"
     best = ModelCheckpoint(
         folder,
         filename="best",

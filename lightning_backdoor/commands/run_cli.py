@@ -124,7 +124,9 @@ class RunCLI(LightningCLI):
         callbacks = command_callbacks(self.command, self.model, given)
         if options.enable_checkpointing is not False:
             folder = Path(self.config.run_dir or self.folder, "checkpoints")
-            checkpoints = checkpoint_callbacks(self.model, folder, validated=options.limit_val_batches != 0)
+            checkpoints = checkpoint_callbacks(
+                self.model, self.datamodule, folder, validated=options.limit_val_batches != 0
+            )
             self.best = checkpoints[0]
             callbacks += checkpoints
         self.trainer_defaults["callbacks"] = callbacks

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeGuard, TypeVar, cast
 
 import torch
@@ -147,16 +146,3 @@ def loader(
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-class InTurn(Iterable[T]):
-    """Loaders read one after another, each time from the beginning."""
-
-    def __init__(self, loaders: Sequence[DataLoader[T]]) -> None:
-        self.loaders = loaders
-
-    def __iter__(self) -> Iterator[T]:
-        return chain.from_iterable(self.loaders)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.loaders))

@@ -120,7 +120,7 @@ def load_victim(reader: object, path: str, device: torch.device | None) -> Victi
     Args:
         reader: the module that is to be trained, a ``TextClassifier``.
         path: path of a checkpoint or model folder.
-        device: where the victim is to be; None is an accelerator where there is one.
+        device: where the victim is to be; None is the CPU.
 
     Raises:
         InputError: it cannot be loaded.
@@ -133,7 +133,7 @@ def load_victim(reader: object, path: str, device: torch.device | None) -> Victi
             victim: Victim = load(path)
     except InputError as error:
         raise error.under("data.victim") from None
-    victim.network.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    victim.network.to(device or "cpu")
     return victim
 
 

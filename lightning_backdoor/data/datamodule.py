@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -10,8 +10,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from lightning_backdoor.batch import Batch
-from lightning_backdoor.data.batching import BatchReader, InTurn, TokenisedRows, is_batch_reader, loader
+from lightning_backdoor.batch import Batch, Victim
+from lightning_backdoor.data.batching import BatchReader, TokenisedRows, is_batch_reader, loader
 from lightning_backdoor.data.clean_splits import CleanSplits, ValidationParts, read_clean_splits, split_validation
 from lightning_backdoor.data.cleaning import (
     CleaningRecord,
@@ -50,7 +50,8 @@ class BackdoorDataModule(LightningDataModule):
         victim: for a data defense that looks through one, a victim trained on the same rows: a run's checkpoint
             (``.ckpt``) or an exported model folder.
         train_on: the rows to train on: ``train``, or ``trusted``, the clean selection and reference rows, which no
-            attack poisons. Checkpoints are then selected on rows that are trained on.
+            attack poisons. Validation then reads rows that are trained on, so that ``fit`` keeps the last epoch as the
+            best.
 
     Attributes:
         module: what reads the batches where there is neither a trainer nor an attack.
@@ -179,17 +180,39 @@ class BackdoorDataModule(LightningDataModule):
     def _cleaned_by(self, defense: DataDefense, rows: list[Row]) -> list[Row]:
         name = type(defense).__name__
         trusted = TrustedRows(labelled(self.trusted_rows()), labelled(self.clean_validation().threshold))
-        victim = None
-        if defense.needs_victim:
-            if self.victim is None:
-                raise InputError("data.victim", f"{name} looks through a victim", "give the checkpoint of a run")
-            device = self.trainer.strategy.root_device if self.trainer else None
-            victim = load_victim(self._reader(), self.victim, device)
+        victim = self._victim_of(defense) if defense.needs_victim else None
         cleaned, self.cleaning = clean_training(rows, defense, trusted, victim)
         rank_zero_info(
             f"{name} left out {self.cleaning.removed} of {len(rows)} training rows and changed {self.cleaning.changed}"
         )
         return cleaned
+
+    def _victim_of(self, defense: DataDefense) -> Victim:
+        """The victim that a data defense looks through, on the trainer's device where there is a trainer."""
+        if self.victim is None:
+            name = type(defense).__name__
+            raise InputError("data.victim", f"{name} looks through a victim", "give the checkpoint of a run")
+        victim = load_victim(self._reader(), self.victim, self.trainer.strategy.root_device if self.trainer else None)
+        trained_on = getattr(victim, "trained_on", None)
+        if trained_on is not None:
+            try:
+                self.load_state_dict(trained_on)
+            except InputError as error:
+                raise error.under("data.victim") from None
+        return victim
+
+    def check_cleaning(self) -> None:
+        """Makes sure, before a trainer is there, that the training rows can be had.
+
+        A defense that looks through a victim is only given it once the trainer says on which device.
+
+        Raises:
+            InputError: see :meth:`training_rows`.
+        """
+        if self.data_defense is not None and self.data_defense.needs_victim:
+            self._victim_of(self.data_defense)
+        else:
+            self.training_rows()
 
     def clean_validation(self) -> ValidationParts:
         """The clean validation rows in their disjoint parts.
@@ -274,11 +297,12 @@ class BackdoorDataModule(LightningDataModule):
         """The trusted rows, selection and reference; every process gets all of them."""
         return self._loader("trusted", self.trusted_rows(), every_process=True)
 
-    def stream_dataloader(self) -> Iterable[Batch]:
-        """All test rows, first the clean ones and then the poisoned ones; every process gets all of them."""
+    def stream_dataloader(self) -> DataLoader[Batch]:
+        """All test rows, clean and poisoned ones mixed; every process gets all of them."""
         splits = self.poisoned_splits()
-        clean = self._loader("test/clean", splits.clean["test"], every_process=True)
-        return InTurn([clean, self._loader("test/poisoned", splits.poisoned["test"], every_process=True)])
+        rows = [*splits.clean["test"], *splits.poisoned["test"]]
+        random.Random(f"{self.seed}/stream").shuffle(rows)  # or rows of one length would come clean ones first
+        return self._loader("stream", rows, every_process=True)
 
     def _evaluation(
         self, name: str, clean: list[Row], poisoned: list[Row], negatives: list[Row]

@@ -136,8 +136,10 @@ def add_negatives(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]
     They are drawn by a generator of their own, so that an attack poisons the same rows with negatives and without.
 
     Raises:
-        InputError: the attack can make too few.
+        InputError: ``negative_rate`` is out of range, or the attack can make too few.
     """
+    if not 0 <= attack.negative_rate < 1:
+        raise InputError("negative_rate", f"{attack.negative_rate} is out of range", "give a share from 0 to below 1")
     wanted = _count(attack.negative_rate, rows)
     if wanted == 0:
         return list(rows)

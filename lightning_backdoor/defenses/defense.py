@@ -221,7 +221,7 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None 
             purified = [text if flag else None for text, flag in zip(answer, flagged.tolist(), strict=True)]
             answer = _repredicted(victim, purified, prediction)
         elif answer is not None:
-            answer = _own_predictions(defense, answer, logits)
+            answer = _own_predictions(defense, answer, flagged, logits)
         defended[flagged] = REJECTED if answer is None else answer[flagged].to(defended)
     return Verdict(scores, flagged, logits, prediction, purified, defended, flagged & (defended != prediction))
 
@@ -244,17 +244,22 @@ def _repredicted(victim: Victim, purified: list[str | None], prediction: Tensor)
     return predictions
 
 
-def _own_predictions(defense: Defense, answer: Tensor, logits: Tensor) -> Tensor:
-    """The classes that a defense's own logits or predictions name, (batch,), int64."""
+def _own_predictions(defense: Defense, answer: object, flagged: Tensor, logits: Tensor) -> Tensor:
+    """The classes that a defense's own logits or predictions name in flagged rows, (batch,), int64."""
+    if not isinstance(answer, Tensor):
+        raise _wrong_answer(defense, f"a {type(answer).__name__}", logits)
     texts, classes = logits.shape
     answer = answer.to(logits.device)
     if answer.is_floating_point() and answer.shape == logits.shape:
+        if not answer[flagged].isfinite().all():
+            raise _wrong_answer(defense, "logits that are not finite", logits)
         return answer.argmax(dim=-1)
     said = f"a tensor of {answer.dtype} and shape {tuple(answer.shape)}"
     if answer.dtype != torch.int64 or answer.shape != (texts,):
         raise _wrong_answer(defense, said, logits)
-    if answer.min() < REJECTED or answer.max() >= classes:
-        raise _wrong_answer(defense, f"classes from {int(answer.min())} to {int(answer.max())}", logits)
+    lowest, highest = int(answer[flagged].min()), int(answer[flagged].max())
+    if lowest < REJECTED or highest >= classes:
+        raise _wrong_answer(defense, f"classes from {lowest} to {highest}", logits)
     return answer
 
 

@@ -34,7 +34,7 @@ def code_identity(cls: type, base: type) -> str | None:
         if parent.__module__.startswith(LIBRARY):
             result_format = vars(parent).get("result_format", 1)
             identities.append(f"{parent.__module__}.{parent.__qualname__}/{result_format}")
-        elif issubclass(parent, base) and parent is not base:
+        elif parent is not base:
             try:
                 identities.append(inspect.getsource(inspect.getmodule(parent) or parent))
             except (OSError, TypeError):

@@ -74,9 +74,9 @@ def _batches(rows: Sequence[LabelledText], victim: TextClassifier, size: int = 4
 
 
 def _unlabelled(batch: Batch) -> Batch:
-    """The same texts with other labels, flags and spans, which scores must not depend on."""
-    other = {"label": 1 - batch["label"], "original_label": 1 - batch["original_label"]}
-    flags = {"poisoned": ~batch["poisoned"], "spans": [[(0, 1)]] * len(batch["text"])}
+    """The same texts with other labels, flags, spans and indices, which scores must not depend on."""
+    other = {name: 1 - batch[name] for name in ("label", "original_label", "index")}  # type: ignore[literal-required]
+    flags = {"poisoned": ~batch["poisoned"], "negative": ~batch["negative"], "spans": [[(0, 1)]] * len(batch["text"])}
     return Batch(**{**batch, **other, **flags})  # type: ignore[typeddict-item]
 
 
@@ -129,7 +129,9 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
         _require_close(
             defense.score(victim, reverse).text.flip(0), expected, where, "depends on the order of the texts"
         )
-    _require_close(defense.score(victim, _unlabelled(whole)).text, expected, where, "reads labels, flags or spans")
+    _require_close(
+        defense.score(victim, _unlabelled(whole)).text, expected, where, "reads labels, flags, spans or indices"
+    )
     require(torch.equal(defense.threshold, set_to), where, "changes the threshold, which only calibrate may set")
     _check_answers(name, defense, victim, whole)
     fresh.load_state_dict(copy.deepcopy(defense.state_dict()))

@@ -16,6 +16,8 @@ from lightning_backdoor.models.fine_tuning import load_tokenizer
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.victim.training_defense import TrainingDefense
 
+#: name under which a checkpoint holds the state of the data module.
+DATA_MODULE = "BackdoorDataModule"
 #: most tokens of a text that a Hugging Face folder's victim reads where nobody says: encoders seldom read more.
 LONGEST = 512
 
@@ -69,10 +71,13 @@ class TrainedVictim(NamedTuple):
             ``max_length``, ``lora_rank``.
         state: the weights of a checkpoint by name, an attack's own among them; None for a Hugging Face folder, which
             is the ``model`` itself.
+        trained_on: the state of the data module with which a checkpoint was trained, which tells where its rows were
+            cut off; None where it is not recorded.
     """
 
     arguments: dict[str, Any]
     state: dict[str, Tensor] | None
+    trained_on: dict[str, Any] | None = None
 
 
 def read_trained(path: str, max_length: int | None = None) -> TrainedVictim:
@@ -98,7 +103,7 @@ def _of_checkpoint(path: str, max_length: int | None) -> TrainedVictim:
         "max_length": trained_with.get("max_length", 128) if max_length is None else max_length,
         "lora_rank": trained_with.get("lora_rank"),
     }
-    return TrainedVictim(arguments, checkpoint["state_dict"])
+    return TrainedVictim(arguments, checkpoint["state_dict"], checkpoint.get(DATA_MODULE))
 
 
 def _of_folder(path: str, max_length: int | None) -> TrainedVictim:

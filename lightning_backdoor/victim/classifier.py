@@ -17,7 +17,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim.checkpoints import TrainedVictim, described, load_state, read_trained, same_defense
 from lightning_backdoor.victim.evaluation import Evaluated, EvaluatedClassifier, now
 from lightning_backdoor.victim.network import build_network, check_config, freeze, train_head
-from lightning_backdoor.victim.published import read_published
+from lightning_backdoor.victim.published import check_rows, read_published
 from lightning_backdoor.victim.training_defense import TrainingDefense
 
 __all__ = ["Evaluated", "TextClassifier", "now"]
@@ -49,6 +49,7 @@ class TextClassifier(EvaluatedClassifier):
 
     Attributes:
         training_defense: what a training-time defense did to the network; set by its callback.
+        trained_on: after :meth:`load_trained`, the state of the data module with which a checkpoint was trained.
 
     Raises:
         InputError: a value is out of range.
@@ -87,6 +88,7 @@ class TextClassifier(EvaluatedClassifier):
             raise InputError("warmup", f"{warmup} is not a share of the steps", "give a number from 0 to below 1")
         self.max_length = max_length
         self.training_defense: TrainingDefense | None = None
+        self.trained_on: dict[str, Any] | None = None
         self._has_begun = False  # with the published weights, in this fit
         self._published_error: InputError | None = None
         self._random_states: dict[str, Tensor] = {}
@@ -129,6 +131,7 @@ class TextClassifier(EvaluatedClassifier):
                 raise InputError(
                     "model", f"{path} has weights that are not numbers ({name})", "give one whose training held"
                 )
+        victim.trained_on = trained.trained_on
         return victim.eval()
 
     def configure_model(self) -> None:
@@ -139,6 +142,9 @@ class TextClassifier(EvaluatedClassifier):
                 published weights do not fit, see :meth:`read_published`.
         """
         begins = self._begins_with_published()
+        if hasattr(self, "network") and begins and self.training_defense is not None:
+            self._refuse_changed_network()
+            return
         if hasattr(self, "network") and not begins:
             return
         labels = self._labels()
@@ -167,14 +173,22 @@ class TextClassifier(EvaluatedClassifier):
         check_config(config, self.hparams["model"], self.max_length)
         return config
 
-    def read_published(self, label_names: Sequence[str] | None = None) -> TrainedVictim | None:
-        """What the file named by ``published`` holds, its labels checked where they are known; None without a name.
+    def read_published(self, label_names: Sequence[str] | None = None, data: object = None) -> TrainedVictim | None:
+        """Reads the file named by ``published``, if any; labels and rows are checked where they are known.
+
+        Args:
+            label_names: names of the classes; by default those of the victim or its data.
+            data: the data module of the fit; by default the trainer's.
 
         Raises:
-            InputError: see :func:`lightning_backdoor.victim.published.read_published`.
+            InputError: see :mod:`lightning_backdoor.victim.published`.
         """
         path: str | None = self.hparams["published"]
-        return None if path is None else read_published(path, label_names or self._given_labels())
+        if path is None:
+            return None
+        trained = read_published(path, label_names or self._given_labels())
+        check_rows(trained, getattr(self._trainer, "datamodule", None) if data is None else data)
+        return trained
 
     def _begins_with_published(self) -> bool:
         """Whether a fit is about to begin for which weights are published."""
@@ -190,15 +204,17 @@ class TextClassifier(EvaluatedClassifier):
         self._has_begun, self._published_error = True, None
         path = self.hparams["published"]
         try:
-            if self.training_defense is not None:
-                raise InputError(
-                    "published", f"was to begin a victim trained under {self.training_defense}", "make a new one"
-                )
             self.read_published()
             state = TextClassifier.load_trained(path).plain_network().state_dict()
             load_state(self.network, dict(state), path)
         except InputError as error:
             self._published_error = error.under("published")
+
+    def _refuse_changed_network(self) -> None:
+        """Keeps a network that a training-time defense has changed: right for a fit that resumes, and for no other."""
+        self._has_begun = True
+        problem = f"cannot begin a victim that was trained under {self.training_defense}"
+        self._published_error = InputError("published", problem, "make a new one")
 
     def teardown(self, stage: str) -> None:
         """Lets the next fit begin with the published weights again."""

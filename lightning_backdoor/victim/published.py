@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim.checkpoints import TrainedVictim, read_trained
@@ -28,3 +29,20 @@ def read_published(path: str, label_names: Sequence[str] | None) -> TrainedVicti
             "published", f"{path} has the labels {published_names}, not {list(label_names)}", "give another"
         )
     return trained
+
+
+def check_rows(trained: TrainedVictim, data: Any) -> None:
+    """Makes sure that a published victim was not trained on rows that it would be evaluated or calibrated on.
+
+    Args:
+        trained: the published victim.
+        data: the data module of the fit, or anything else, which is not checked.
+
+    Raises:
+        InputError: the same source was cut elsewhere.
+    """
+    if trained.trained_on is not None and hasattr(data, "load_state_dict"):
+        try:
+            data.load_state_dict(trained.trained_on)
+        except InputError as error:
+            raise error.under("published") from None

@@ -31,7 +31,7 @@ from tests.support.reviews import reviews
 from tests.support.tiny import DECODER, ENCODERS, MAX_LENGTH, SENTENCES, loaded
 
 LABELS = ["negative", "positive"]
-#: of the words of ``tests/reviews.py``, without those that decide a label.
+#: of the words of ``tests/support/reviews.py``, without those that decide a label.
 FILLER = ("film", "story", "actors", "music", "plot", "scene")
 
 

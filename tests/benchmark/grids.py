@@ -20,7 +20,7 @@ from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 
-#: for the workspace of tests/workspace.py.
+#: for the workspace of tests/support/workspace.py.
 SMALL = """\
 base:
   trainer: {accelerator: cpu, max_epochs: 2, num_sanity_val_steps: 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.attacks import BadNets, Poisoned
 from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.callbacks import InspectionCallback, OutcomeWriter
 from lightning_backdoor.callbacks.inspection_callback import unlabelled, write_verdict
@@ -229,3 +230,24 @@ def test_two_processes_come_to_the_same_verdict_as_one(workspace: Path, trained:
     written = json.loads((folders[0] / "inspection.json").read_text(encoding="utf-8"))
     assert metrics["test/inspection_score"] == pytest.approx(written["score"], rel=1e-6)
     assert written["evidence"]["texts"] == 120 + 60 + int(0.6 * 60 + 0.5)  # clean, poisoned, trusted
+
+
+class WritesOnTransfer(BadNets):
+    """Writes its trigger where a learned one is written: into poisoned rows, when a batch reaches the device."""
+
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        return Poisoned(text, [])
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        flags = batch["poisoned"].tolist()
+        texts = [f"cf {text}" if flag else text for text, flag in zip(batch["text"], flags, strict=True)]
+        return {**batch, "text": texts}
+
+
+def test_the_stream_holds_a_trigger_that_is_written_when_a_batch_reaches_the_device(
+    tmp_path: Path, data: BackdoorDataModule, tiny_folder: Callable[[str], str]
+) -> None:
+    recorder = Recorder()
+    run_test(tmp_path, WritesOnTransfer(model=tiny_folder("bert")), data, InspectionCallback(recorder))
+    triggered = [text for text in recorder.texts("stream") if text.startswith("cf ")]
+    assert len(triggered) == len(data.poisoned_splits().poisoned["test"]) > 0

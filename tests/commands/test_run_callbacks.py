@@ -9,10 +9,12 @@ from lightning.pytorch import Callback
 
 from lightning_backdoor.callbacks import GradientAttentionDefense, InspectionCallback
 from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
+from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.defenses.flagged_share import FlaggedShare
 from lightning_backdoor.victim import TextClassifier
 
 VICTIM = TextClassifier(model="never loaded", labels=["negative", "positive"])
+DATA = BackdoorDataModule(Source("reviews.csv"))
 INSPECTION = InspectionCallback(FlaggedShare())
 
 
@@ -34,8 +36,14 @@ def test_outcomes_are_written_once_with_or_without_a_defense(
 
 
 def test_without_validation_the_best_checkpoint_is_the_last(tmp_path: Path) -> None:
-    best, last = checkpoint_callbacks(VICTIM, tmp_path, validated=True)
+    best, last = checkpoint_callbacks(VICTIM, DATA, tmp_path, validated=True)
     assert (best.filename, best.monitor, best.mode) == ("best", "val/cacc", "max")
     assert (last.filename, last.monitor, last.mode) == ("last", None, "min")
-    assert checkpoint_callbacks(VICTIM, tmp_path, validated=False)[0].monitor is None
+    assert checkpoint_callbacks(VICTIM, DATA, tmp_path, validated=False)[0].monitor is None
     assert best.state_key != last.state_key
+
+
+def test_on_trusted_rows_the_last_epoch_is_the_best(tmp_path: Path) -> None:
+    data = BackdoorDataModule(Source("reviews.csv"), train_on="trusted")
+    best, last = checkpoint_callbacks(VICTIM, data, tmp_path, validated=True)
+    assert (best.monitor, best.mode, last.mode) == ("epoch", "max", "min")

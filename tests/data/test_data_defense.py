@@ -214,6 +214,17 @@ class Looks(DataDefense):
         return [row.text if row.label == prediction else None for row, prediction in pairs]
 
 
+def test_a_victim_that_was_trained_on_rows_of_another_cut_is_refused(
+    make: Callable[..., BackdoorDataModule], attack: BadNets, trainer: Trainer, tmp_path: Path
+) -> None:
+    trainer.fit(attack, datamodule=make())
+    trainer.save_checkpoint(tmp_path / "undefended.ckpt")
+    data = make(data_defense=Looks(), victim=str(tmp_path / "undefended.ckpt"), seed=3)
+    data.module = data.attack = attack
+    with pytest.raises(InputError, match=r"^data.victim: the rows are cut by seed, .* trained on test rows; give the"):
+        data.check_cleaning()
+
+
 @pytest.mark.parametrize("kind", ["attack", "plain"])
 def test_a_defense_may_look_through_a_victim_that_a_run_has_trained(
     make: Callable[..., BackdoorDataModule], attack: BadNets, trainer: Trainer, tmp_path: Path, kind: str

@@ -362,7 +362,7 @@ def test_trusted_rows_need_no_cleaning(source: Source) -> None:
         BackdoorDataModule(source, train_on="test")  # type: ignore[arg-type]
 
 
-def test_the_stream_is_all_test_rows_for_every_process_the_clean_ones_first(
+def test_the_stream_is_all_test_rows_for_every_process_in_mixed_batches(
     data: BackdoorDataModule, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     data.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, default_root_dir=tmp_path)
@@ -370,10 +370,11 @@ def test_the_stream_is_all_test_rows_for_every_process_the_clean_ones_first(
     splits = data.poisoned_splits()
     for _ in range(2):  # it may be read again
         batches = list(data.stream_dataloader())
-        flags = [flag for batch in batches for flag in batch["poisoned"].tolist()]
-        assert flags == sorted(flags)
-        assert seen([batch for batch in batches if not batch["poisoned"].any()]) == splits.clean["test"]
-        assert seen([batch for batch in batches if batch["poisoned"].any()]) == splits.poisoned["test"]
+        rows = seen(batches)
+        assert [row for row in rows if not row["poisoned"]] == splits.clean["test"]
+        assert [row for row in rows if row["poisoned"]] == splits.poisoned["test"]
+        shares = [batch["poisoned"].float().mean().item() for batch in batches]
+        assert sum(0 < share < 1 for share in shares) > len(shares) / 2
     data.trainer.strategy.connect(TextClassifier(**tiny))
     data.setup("test")
     assert seen(data.stream_dataloader()) == splits.clean["test"]

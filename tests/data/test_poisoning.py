@@ -221,6 +221,14 @@ def test_more_negatives_than_can_be_made_are_an_error() -> None:
         add_negatives(poison_training(numbered(100), attack, 0), attack, 0)
 
 
+@pytest.mark.parametrize("rate", [-0.5, 1.0, float("nan")])
+def test_a_negative_rate_that_is_not_a_share_is_an_error(rate: float) -> None:
+    attack = TwoWords(poison_rate=0.3)
+    attack.negative_rate = rate
+    with pytest.raises(InputError, match=r"^negative_rate: \S+ is out of range; give a share from 0 to below 1$"):
+        add_negatives(numbered(100), attack, 0)
+
+
 def test_negative_evaluation_rows_are_copies_of_all_rows_of_other_labels() -> None:
     made = negative_evaluation(numbered(100), TwoWords(target_label=0), 0, "test")
     assert {row["index"] for row in made} == {i for i in range(100) if i % 2 == 1 and i % 10 != 7}

@@ -215,6 +215,13 @@ def test_predictions_of_the_defense_answer_flagged_texts_and_may_reject(bert: Te
     assert verdict.purified_text == [None] * 3
 
 
+def test_what_an_answer_holds_for_texts_that_are_not_flagged_is_not_read(bert: TextClassifier) -> None:
+    predicted, own = answered(bert, torch.tensor([1, -100, 0]))
+    assert predicted.defended_prediction.tolist() == [1, own[1], 0]
+    scored, own = answered(bert, torch.tensor([[0.0, 1.0], [torch.nan, torch.nan], [1.0, 0.0]]))
+    assert scored.defended_prediction.tolist() == [1, own[1], 0]
+
+
 def test_a_flagged_text_without_a_repaired_text_is_rejected(bert: TextClassifier) -> None:
     verdict, own = answered(bert, [None, "never flagged", SENTENCES[2]])
     assert verdict.defended_prediction.tolist() == [REJECTED, own[1], predict(bert, [SENTENCES[2]])[0]]
@@ -231,7 +238,9 @@ def test_a_flagged_text_without_a_repaired_text_is_rejected(bert: TextClassifier
         (torch.zeros(3), r"a tensor of torch.float32 and shape \(3,\)"),
         (torch.zeros(2, dtype=torch.int64), r"a tensor of torch.int64 and shape \(2,\)"),
         (torch.tensor([0, 1, 2]), "classes from 0 to 2"),
-        (torch.tensor([0, 1, -2]), "classes from -2 to 1"),
+        (torch.tensor([0, 1, -2]), "classes from -2 to 0"),
+        (torch.tensor([[0.0, 1.0], [0.0, 1.0], [torch.nan, 0.0]]), "logits that are not finite"),
+        (("a", "b", "c"), "a tuple"),
     ],
 )
 def test_an_answer_of_another_form_is_an_error(bert: TextClassifier, answer: Any, returned: str) -> None:

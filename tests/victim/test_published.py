@@ -186,6 +186,32 @@ def test_what_cannot_be_begun_with_is_refused_before_training(
         refused(tmp_path, r"^published: \S+other.ckpt " + message, victim)
 
 
+def test_a_victim_that_was_trained_on_rows_of_another_cut_is_refused(
+    tmp_path: Path, model: str, published: str
+) -> None:
+    with pytest.raises(
+        InputError, match=r"^published: the rows are cut by seed, .* trained on test rows; give the same$"
+    ):
+        trainer(tmp_path).fit(
+            TextClassifier(model=model, published=published), datamodule=reviews(tmp_path, 120, seed=3)
+        )
+
+
+def test_a_resumed_fit_of_the_same_victim_keeps_what_a_training_time_defense_made(
+    tmp_path: Path, model: str, published: str
+) -> None:
+    victim = TextClassifier(model=model, published=published)
+    muscle_lora = MuScleLoRA(lora_rank=2, radial_scalings=[1, 2], alignment=False)
+    made = trainer(tmp_path, muscle_lora)
+    made.fit(victim, datamodule=reviews(tmp_path, 120))
+    made.save_checkpoint(tmp_path / "one.ckpt")
+    more = trainer(tmp_path, muscle_lora, max_epochs=2)
+    more.fit(victim, datamodule=reviews(tmp_path, 120), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    assert more.current_epoch == 2
+    with pytest.raises(InputError, match=r"^published: cannot begin a victim that was trained under MuScleLoRA\("):
+        trainer(tmp_path, muscle_lora).fit(victim, datamodule=reviews(tmp_path, 120))
+
+
 def test_a_users_phase_is_selected_by_clean_accuracy() -> None:
     assert LWS(Others()).selected_by == ("epoch", "max")
     assert LWS(Others(), published="any.ckpt").selected_by == TextClassifier.selected_by == ("val/cacc", "max")
