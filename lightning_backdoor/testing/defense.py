@@ -75,7 +75,7 @@ def _batches(rows: Sequence[LabelledText], victim: TextClassifier, size: int = 4
 
 def _unlabelled(batch: Batch) -> Batch:
     """The same texts with other labels, flags, spans and indices, which scores must not depend on."""
-    other = {name: 1 - batch[name] for name in ("label", "original_label", "index")}  # type: ignore[literal-required]
+    other = {name: 1 - batch[name] for name in ("label", "original_label", "index")}
     flags = {"poisoned": ~batch["poisoned"], "negative": ~batch["negative"], "spans": [[(0, 1)]] * len(batch["text"])}
     return Batch(**{**batch, **other, **flags})  # type: ignore[typeddict-item]
 
