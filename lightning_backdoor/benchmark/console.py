@@ -1,13 +1,17 @@
-"""What a grid prints while it runs: its plan, and a line for each victim and cell that is done."""
+"""What a grid prints: its plan, a line for each victim and cell that is done, and its table at the end."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.grid import Cell, all_victims
+from lightning_backdoor.benchmark.metrics import BRIEF
+from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.running.journal import Event, Journal
+from lightning_backdoor.benchmark.summaries import shown_metrics
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
@@ -68,6 +72,40 @@ class Progress:
                 numbers = _numbers(event.get("row", {}))
                 sys.stdout.write(f"{count} {self._cells[id].label}: {_result(event, numbers)}\n")
         sys.stdout.flush()
+
+
+def print_table(results: Results) -> None:
+    """Prints a table over seeds per dataset and model, with the main metrics, and how well inspections did."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    metrics = [metric for metric in shown_metrics(results.summaries) if metric.name in BRIEF]
+    tables: dict[str, Table] = {}
+    for summary in results.summaries:
+        title = f"{summary.names['dataset']} · {summary.names['model']}"
+        if title not in tables:
+            tables[title] = Table("attack", "defense", title=Text(title))
+            for metric in metrics:
+                tables[title].add_column(metric.title.replace(" ", "\n"), justify="right")
+        numbers = [summary.numbers.get(metric.name) for metric in metrics]
+        cells = ["–" if n is None else n.text if n.spread is None else f"{n.text}\n± {n.spread:.3f}" for n in numbers]
+        if summary.failed:
+            cells[:1] = ["failed"]
+        tables[title].add_row(Text(summary.names["attack"]), Text(summary.names["defense"]), *cells)
+    for table in tables.values():
+        console.print(table)
+    for inspection in results.inspections:
+        area = "undefined" if inspection.auroc is None else f"{inspection.auroc:.3f}"
+        victims = f"{len(inspection.benign)} benign, {len(inspection.attacked)} attacked victims"
+        console.print(Text(f"{' · '.join(inspection.names.values())}: AUROC over victims {area} ({victims})"))
+
+
+def print_written(folder: Path) -> None:
+    """Prints where the results are."""
+    for name in ("results.csv", "comparisons.csv", "report.html"):
+        sys.stdout.write(f"{name:16} {folder / name}\n")
 
 
 def duration(seconds: float) -> str:

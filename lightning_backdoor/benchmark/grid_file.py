@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lightning_backdoor.benchmark.fragments import Fragment, compose
-from lightning_backdoor.benchmark.strict_yaml import read_yaml
+from lightning_backdoor.benchmark.fragments import Fragment, compose, read_yaml, yaml_text
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.presets import preset_path
 
@@ -93,7 +90,7 @@ class GridFile:
         exclude = [{key: sorted(names) for key, names in rule.items()} for rule in self.exclude]
         content: Fragment = {**self.axes, "seeds": self.seeds, "exclude": exclude, "base": self.base}
         content |= {"test": self.test, "wandb": self.wandb, "cluster": self.cluster}
-        return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+        return yaml_text(content)
 
     def excludes(self, names: Mapping[str, str]) -> bool:
         """Whether a rule of ``exclude`` fits a cell of these names."""

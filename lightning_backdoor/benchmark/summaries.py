@@ -1,4 +1,4 @@
-"""The table over seeds: one line per dataset, model, attack and defense, and which defense is best."""
+"""Results over seeds and over victims: the lines of the table and the best defenses, and how well inspections do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
 from lightning_backdoor.benchmark.metrics import COUNTS, METRICS, PARTS, WITH_INTERVAL, Column
+from lightning_backdoor.benchmark.statistics import auroc
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped
+
+INSPECTION_COLUMNS = ("dataset", "model", "defense", "benign", "attacked", "auroc")
 
 
 class Number(NamedTuple):
@@ -92,6 +95,46 @@ def shown_metrics(summaries: Sequence[Summary]) -> list[Column]:
     """The metrics that a table of these lines shows: those that any line has, by part."""
     with_numbers = {name for summary in summaries for name in summary.numbers}
     return [metric for part in PARTS for metric in METRICS if metric.part == part and metric.name in with_numbers]
+
+
+class InspectedVictims(NamedTuple):
+    """The victims of one dataset and model that one inspection has judged.
+
+    Attributes:
+        names: dataset, model and defense, which names the inspection.
+        benign: rows of the benign victims, highest score first.
+        attacked: rows of the victims under an attack, highest score first.
+        auroc: probability that an attacked victim scores above a benign one, ties counting half, over attacks and
+            seeds; None (undefined) where victims of one of the two are missing.
+    """
+
+    names: dict[str, str]
+    benign: list[ResultRow]
+    attacked: list[ResultRow]
+    auroc: float | None
+
+    def as_row(self) -> ResultRow:
+        """The columns ``INSPECTION_COLUMNS``, with the numbers of victims."""
+        return {**self.names, "benign": len(self.benign), "attacked": len(self.attacked), "auroc": self.auroc}
+
+
+def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[InspectedVictims]:
+    """The judged victims per dataset, model and defense.
+
+    Args:
+        rows: the rows of ``results.csv``.
+        benign: the attack's name under which the grid has its benign victims; None where it has none.
+    """
+    result = []
+    judged = [row for row in rows if row["inspection_score"] is not None and not row["error"]]
+    for group in grouped(judged, INSPECTION_COLUMNS[:3]):
+        group.sort(key=lambda row: -row["inspection_score"])
+        clean, attacked = ([row for row in group if (row["attack"] != benign) is side] for side in (False, True))
+        clean_scores, attacked_scores = ([row["inspection_score"] for row in side] for side in (clean, attacked))
+        area = float(auroc(clean_scores, attacked_scores)) if clean and attacked else None
+        names = {name: group[0][name] for name in INSPECTION_COLUMNS[:3]}
+        result.append(InspectedVictims(names, clean, attacked, area))
+    return result
 
 
 def _summary(rows: Sequence[ResultRow]) -> Summary:

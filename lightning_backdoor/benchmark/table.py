@@ -8,10 +8,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_backdoor.benchmark.detection import split_scores
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
-from lightning_backdoor.benchmark.statistics import auroc_interval, share_interval
+from lightning_backdoor.benchmark.statistics import auroc_interval, share_interval, split_scores
 from lightning_backdoor.outputs.outcomes import Outcome
 
 #: a row by column; None is undefined.

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
-from lightning_backdoor.benchmark.detection import roc, split_scores
-from lightning_backdoor.benchmark.inspections import INSPECTION_COLUMNS
 from lightning_backdoor.benchmark.metrics import METRIC_NAMES
+from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.results import Results
-from lightning_backdoor.benchmark.summaries import Summary
+from lightning_backdoor.benchmark.statistics import roc, split_scores
+from lightning_backdoor.benchmark.summaries import INSPECTION_COLUMNS, Summary
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, NAMES, ResultRow, grouped
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
+from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.results import collect_results
 from lightning_backdoor.benchmark.table import COLUMNS, ResultRow, measured
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import Fragment, compose
+from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
-from lightning_backdoor.benchmark.running.run_command import CommandError, run_command, write_config
+from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
 
@@ -147,7 +147,8 @@ class Worker:
             args += ["--ckpt_path", str(last)]
         else:
             _empty(folder)
-            write_config(config, compose(victim.config, self._parent_fragment(victim)))
+            text = yaml_text(compose(victim.config, self._parent_fragment(victim)))
+            config.write_text(text, encoding="utf-8")
         run_command("fit", args, folder, log, victim.config["trainer"])
         if not (folder / PRODUCT["victim"]).exists() or not list((folder / "model").glob("*.safetensors")):
             raise CommandError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
@@ -160,7 +161,7 @@ class Worker:
 
         _empty(folder)
         config, trained = folder / "test.yaml", self._folder(cell.victim)
-        write_config(config, cell.config)
+        config.write_text(yaml_text(cell.config), encoding="utf-8")
         args = ["--config", str(trained / "config.yaml"), "--config", str(config)]
         args += ["--ckpt_path", str(trained / PRODUCT["victim"])]
         run_command("test", args, folder, log, compose(cell.victim.config, cell.config)["trainer"])
