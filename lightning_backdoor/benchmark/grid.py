@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.benchmark.grid_file import BENIGN, CLEAN_TRAINING, UNDEFENDED, GridFile
@@ -18,8 +17,6 @@ __all__ = ["CLEAN_TRAINING", "UNDEFENDED", "Cell", "Grid", "PlannedVictim", "all
 
 #: what ``victim`` of a data defense is in a grid's file: the undefended victim of the same rows.
 SAME_ROWS = "undefended"
-#: where a victim's config names its parent: the victim that a repair begins with, or that a data defense looks through.
-PARENT_ARGUMENTS = (("model", "published"), ("data", "victim"))
 
 
 class PlannedVictim(NamedTuple):
@@ -30,8 +27,10 @@ class PlannedVictim(NamedTuple):
         dataset: name on its axis; likewise ``model`` and ``attack``.
         training: name of the defense that it is trained under, that cleans its rows or that repairs it, or empty.
         seed: of all its random choices.
-        config: of ``fit``; it names the parent by its id, in one of ``PARENT_ARGUMENTS``.
+        config: of ``fit``; it names the parent by its id.
         parent: the victim that is to be trained before this one, whose checkpoint its training needs.
+        parent_argument: the part and the argument of the config that name the parent: the published victim that a
+            repair begins with, or the one that a data defense looks through.
     """
 
     id: str
@@ -42,18 +41,13 @@ class PlannedVictim(NamedTuple):
     seed: int
     config: Fragment
     parent: PlannedVictim | None = None
+    parent_argument: tuple[str, str] = ("", "")
 
     @property
     def label(self) -> str:
         """The victim in one line."""
         under = f" under {self.training}" if self.training else ""
         return f"{self.dataset} · {self.model} · {self.attack}{under} · seed {self.seed}"
-
-    @property
-    def parent_arguments(self) -> list[tuple[str, str]]:
-        """The part and the argument of the config that name the parent."""
-        id = self.parent.id if self.parent else None
-        return [(part, name) for part, name in PARENT_ARGUMENTS if id and _argument(self.config, part, name) == id]
 
 
 class Cell(NamedTuple):
@@ -120,7 +114,7 @@ class Grid(GridFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._victims: dict[str, PlannedVictim] = {}
+        self._victims: dict[tuple[str, ...], PlannedVictim] = {}
         if not self.cells:
             raise self._error("exclude leaves no cell", "exclude less")
 
@@ -169,23 +163,21 @@ class Grid(GridFile):
     ) -> PlannedVictim:
         """The victim of a dataset, model and attack under a defense: the same for all defenses that train the same."""
         data, training, repair = trained = [moments.get(moment, {}) for moment in ("data", "training", "repair")]
-        key = json.dumps([names, seed, trained], sort_keys=True)
-        if key in self._victims:
-            return self._victims[key]
-        parent, fragments = None, [data, training]
+        parent, argument, fragments = None, ("", ""), [data, training]
         if repair:
             alone = {"data": data}
             cleaning = next((name for name, entry in self.axes["defenses"].items() if entry == alone), defense)
-            parent = self._victim(names, seed, cleaning, alone)
-            fragments = [repair, {"model": {"init_args": {"published": parent.id}}}]
-        elif _argument(data, "data", "victim") == SAME_ROWS:
-            parent = self._victim(names, seed, UNDEFENDED, {})
-            fragments = [data, training, {"data": {"init_args": {"victim": parent.id}}}]
+            parent, argument, fragments = self._victim(names, seed, cleaning, alone), ("model", "published"), [repair]
+        elif (data.get("data", {}).get("init_args") or {}).get("victim") == SAME_ROWS:
+            parent, argument = self._victim(names, seed, UNDEFENDED, {}), ("data", "victim")
+        if parent is not None:
+            fragments.append(init_arg(argument, parent.id))
         entries = (self.axes[axis][name] for axis, name in zip(("datasets", "models", "attacks"), names, strict=True))
         config = compose(self.base, *entries, *fragments)
         config["seed_everything"] = seed
         id, training_name = identity(config, VICTIM_FORMAT), defense if any(trained) else ""
-        return self._victims.setdefault(key, PlannedVictim(id, *names, training_name, seed, config, parent))
+        victim = PlannedVictim(id, *names, training_name, seed, config, parent, argument)
+        return self._victims.setdefault((id, *names), victim)
 
 
 def all_victims(cells: Iterable[Cell]) -> dict[str, PlannedVictim]:
@@ -222,9 +214,10 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
     return chosen
 
 
-def _argument(config: Fragment, part: str, name: str) -> Any:
-    """An argument of the model or the data in a config; None where it is not given."""
-    return (config.get(part, {}).get("init_args") or {}).get(name)
+def init_arg(argument: tuple[str, str], value: str) -> Fragment:
+    """The fragment that gives an argument of a part of the config."""
+    part, name = argument
+    return {part: {"init_args": {name: value}}}
 
 
 def _unnamed(fragment: Fragment) -> Fragment:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lightning_backdoor.benchmark.grid import Cell, Grid
 from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS, AttackSection, attack_sections
 from lightning_backdoor.benchmark.report.page import report_html
-from lightning_backdoor.benchmark.running.journal import Journal, waited_for
+from lightning_backdoor.benchmark.running.journal import Journal, lock
 from lightning_backdoor.benchmark.summaries import InspectedVictims, Summary, inspected_victims, over_seeds
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, ResultRow, csv_text, mark_valid
 from lightning_backdoor.files.atomic import write_whole
@@ -56,7 +56,8 @@ def write_results(grid: Grid, folder: Path, command: str) -> Results:
         folder: the grid's output folder.
         command: the command line, for the report.
     """
-    with waited_for(folder / "log.txt"):
+    with (folder / "log.txt").open("ab") as log:
+        lock(log)
         journal = Journal(folder / "journal.jsonl")
         journal.refresh()
         rows = [row for cell in grid.cells if (row := _row(cell, journal, folder)) is not None]

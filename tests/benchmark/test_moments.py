@@ -326,8 +326,5 @@ def test_the_parent_of_a_victim_is_named_in_its_config_alone(tmp_path: Path) -> 
     victims: dict[str, PlannedVictim] = all_victims(
         cells_by_defense(tmp_path, looking={"data": LOOKING}, **REPAIRED).values()
     )
-    assert [victim.parent_arguments for victim in victims.values()] == [
-        [],
-        [("data", "victim")],
-        [("model", "published")],
-    ]
+    arguments = [victim.parent_argument for victim in victims.values()]
+    assert arguments == [("", ""), ("data", "victim"), ("model", "published")]

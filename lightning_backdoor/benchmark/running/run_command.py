@@ -67,7 +67,8 @@ def check_cell(cell: Cell) -> None:
     from lightning_backdoor.commands.fit import check
 
     config = copy.deepcopy(compose(cell.victim.config, cell.config))
-    for part, argument in cell.victim.parent_arguments:
+    part, argument = cell.victim.parent_argument
+    if part:
         del config[part]["init_args"][argument]
         if part == "data":
             _check_data_defense(config[part]["init_args"].pop("data_defense", None))

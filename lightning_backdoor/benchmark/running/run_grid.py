@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lightning_backdoor.benchmark.console import Progress, plan_text, print_table, print_written
 from lightning_backdoor.benchmark.grid import Cell, Grid, select
 from lightning_backdoor.benchmark.results import write_results
-from lightning_backdoor.benchmark.running.journal import Journal, waited_for
+from lightning_backdoor.benchmark.running.journal import Journal, lock
 from lightning_backdoor.benchmark.running.run_command import check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
@@ -94,8 +94,9 @@ def _keep(grid: Grid, folder: Path, command: str) -> Path:
     text = grid.as_yaml()
     path = folder / "grids" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with waited_for(folder / "log.txt") as log:
-        os.write(log, f"{command}\n".encode())
+    with (folder / "log.txt").open("ab") as log:
+        lock(log)
+        log.write(f"{command}\n".encode())
         write_whole(path, text)
     return path
 

@@ -9,11 +9,12 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
-from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
+from lightning_backdoor.benchmark.fragments import compose, yaml_text
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, init_arg
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
@@ -25,6 +26,7 @@ PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
 PATIENCE = 0.5
 
 
+@dataclass
 class Worker:
     """Runs cells of a grid in a folder, together with any number of workers in the same folder.
 
@@ -41,20 +43,14 @@ class Worker:
         wandb_runs: logs each victim and cell once it is done; None for no W&B runs.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        cells: Sequence[Cell],
-        launch: str,
-        announce: Callable[[], None] = lambda: None,
-        wandb_runs: WandbRuns | None = None,
-    ) -> None:
-        self.folder = folder
-        self.cells = cells
-        self.launch = launch
-        self.announce = announce
-        self.wandb_runs = wandb_runs
-        self.journal = Journal(folder / "journal.jsonl")
+    folder: Path
+    cells: Sequence[Cell]
+    launch: str
+    announce: Callable[[], None] = lambda: None
+    wandb_runs: WandbRuns | None = None
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.folder / "journal.jsonl")
 
     def run(self) -> None:
         """Returns when every cell is done or has failed, by this worker or another."""
@@ -132,13 +128,6 @@ class Worker:
     def _folder(self, work: PlannedVictim | Cell) -> Path:
         return self.folder / f"{_kind(work)}s" / work.id
 
-    def _parent_fragment(self, victim: PlannedVictim) -> Fragment:
-        """The checkpoint of a victim's parent, in the place of its id in the victim's config."""
-        if victim.parent is None:
-            return {}
-        checkpoint = str(self._folder(victim.parent) / PRODUCT["victim"])
-        return compose(*({part: {"init_args": {name: checkpoint}}} for part, name in victim.parent_arguments))
-
     def _fit(self, victim: PlannedVictim, folder: Path, log: int) -> dict[str, Any]:
         """Trains a victim, from the last epoch on if a run was cut off."""
         config, last = folder / "fit.yaml", folder / "checkpoints" / "last.ckpt"
@@ -147,8 +136,11 @@ class Worker:
             args += ["--ckpt_path", str(last)]
         else:
             _empty(folder)
-            text = yaml_text(compose(victim.config, self._parent_fragment(victim)))
-            config.write_text(text, encoding="utf-8")
+            content = victim.config
+            if victim.parent is not None:  # its checkpoint, in the place of its id
+                checkpoint = self._folder(victim.parent) / PRODUCT["victim"]
+                content = compose(content, init_arg(victim.parent_argument, str(checkpoint)))
+            config.write_text(yaml_text(content), encoding="utf-8")
         run_command("fit", args, folder, log, victim.config["trainer"])
         if not (folder / PRODUCT["victim"]).exists() or not list((folder / "model").glob("*.safetensors")):
             raise CommandError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
