@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, binomtest, bootstrap, rankdata
+from scipy.stats import binom, binomtest, bootstrap, mannwhitneyu
 
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -53,11 +54,10 @@ def auroc(clean: ArrayLike, poisoned: ArrayLike, axis: int = -1) -> ScoreArray:
     >>> float(auroc([0.0, 1.0], [1.0, 2.0]))
     0.875
     """
-    clean, poisoned = np.asarray(clean, dtype=float), np.asarray(poisoned, dtype=float)
-    n_clean, n_poisoned = clean.shape[axis], poisoned.shape[axis]
-    ranks = rankdata(np.concatenate([clean, poisoned], axis=axis), axis=axis)
-    rank_sum = np.take(ranks, range(n_clean, n_clean + n_poisoned), axis=axis).sum(axis=axis)
-    return np.asarray((rank_sum - n_poisoned * (n_poisoned + 1) / 2) / (n_clean * n_poisoned))
+    clean, poisoned = np.asarray(clean), np.asarray(poisoned)
+    # each such pair counts in Mann and Whitney's U; the exact p-value would take long, and none is used
+    wins = mannwhitneyu(poisoned, clean, axis=axis, method="asymptotic").statistic
+    return np.asarray(wins / (clean.shape[axis] * poisoned.shape[axis]))
 
 
 def roc(clean: ArrayLike, poisoned: ArrayLike) -> list[tuple[float, float]]:
@@ -150,22 +150,14 @@ class Comparison(NamedTuple):
     p: float
 
 
-def compare(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> Comparison:
-    """Compares the hits under two defenses on the same texts in the same order.
+def compare(pairs: Sequence[tuple[bool, bool]], seed: int = 0) -> Comparison:
+    """Compares two defenses by the pair of their hits on each text; there is at least one text.
 
-    Raises:
-        ValueError: the two differ in length.
-
-    >>> compare([True] * 8 + [False] * 2, [False] * 10)[:2]
+    >>> compare([(True, False)] * 8 + [(False, False)] * 2)[:2]
     (10, 0.8)
     """
-    n = len(first)
-    if n != len(second):
-        raise ValueError(f"{n} and {len(second)} hits are not from the same texts")
-    if not n:
-        return Comparison(0, *[float("nan")] * 4)
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    n, counts = len(pairs), Counter(pairs)
+    only_first, only_second = counts[True, False], counts[False, True]
     shares = [only_first / n, only_second / n, 1 - (only_first + only_second) / n]
     drawn = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, TAILS)

@@ -42,10 +42,9 @@ def measured(
     """
     logged = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.startswith("test/")}
     logged |= {f"cleaning_{name}": value for name, value in (cleaning or {}).items()}
+    # without an inference-time defense the victim's answer is the last one
+    logged = {f"{name}_defended": logged.get(name) for name in ("cacc", "asr", "pacc")} | logged
     row: ResultRow = {name: _known(logged.get(name)) for name in METRIC_NAMES}
-    for name in ("cacc", "asr", "pacc"):  # without an inference-time defense the victim's answer is the last one
-        if f"{name}_defended" not in logged:
-            row[f"{name}_defended"] = row[name]
     clean, poisoned = ([o for o in outcomes if o.poisoned is side] for side in (False, True))
     intervals = {
         "cacc_defended": share_interval(sum(map(is_correct, clean)), len(clean)),

@@ -8,21 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.metrics import METRIC_NAMES
-from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS
+from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.statistics import roc, split_scores
-from lightning_backdoor.benchmark.summaries import INSPECTION_COLUMNS, Summary
-from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, NAMES, ResultRow, grouped
+from lightning_backdoor.benchmark.summaries import Summary
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, ResultRow, grouped
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
-
-#: each metric is followed by its standard deviation over seeds.
-SUMMARY_COLUMNS = (
-    *(*NAMES, "seeds"),
-    *(name + end for name in METRIC_NAMES for end in ("", "_spread")),
-    *("valid", "errors"),
-)
 
 
 def cell_media(folder: Path) -> dict[str, Any]:
@@ -47,34 +39,24 @@ def cell_media(folder: Path) -> dict[str, Any]:
 
 
 def grid_media(results: Results) -> dict[str, Any]:
-    """The tables ``results``, ``over_seeds``, ``comparisons`` and, where there are any, ``inspections``; and charts."""
+    """The tables ``results``, ``over_seeds``, ``comparisons`` and ``inspections`` that have rows; and charts.
+
+    Charts show CACC against ASR, and a bar per defense of each. In ``over_seeds``, each metric that any line has is
+    followed by its standard deviation.
+    """
+    import plotly.graph_objects as go
+    import wandb
+
     lines = [_line(summary) for summary in results.summaries]
     media = {
         "results": _table(results.rows, COLUMNS),
-        "over_seeds": _table(lines, SUMMARY_COLUMNS),
-        "comparisons": _table(results.comparisons, COMPARED_COLUMNS),
+        "over_seeds": _table(lines),
+        "comparisons": _table(results.comparisons),
+        "inspections": _table([inspection.as_row() for inspection in results.inspections]),
+        "cacc_against_asr": wandb.Plotly(go.Figure(trade_off(results.summaries))),
     }
-    if results.inspections:
-        media["inspections"] = _table([inspection.as_row() for inspection in results.inspections], INSPECTION_COLUMNS)
-    return media | _charts(lines)
-
-
-def _line(summary: Summary) -> ResultRow:
-    row: ResultRow = {**summary.names, "seeds": len(summary.seeds), "errors": "; ".join(summary.errors)}
-    for name, number in summary.numbers.items():
-        row |= {name: number.mean, f"{name}_spread": number.spread}
-    valid, known = summary.valid
-    return {**row, "valid": f"{valid} of {known}" if known else ""}
-
-
-def _charts(lines: Iterable[ResultRow]) -> dict[str, Any]:
-    """CACC against ASR, and a bar per defense of each."""
-    import wandb
-
     metrics = ("asr_defended", "cacc_defended")
     rows = [line for line in lines if {*metrics} <= {*line}]
-    title = "CACC against ASR, after the defense"
-    charts = {"cacc_against_asr": wandb.plot.scatter(_table(rows, (*NAMES, *metrics)), *metrics, title=title)}
     n_defenses = len({row["defense"] for row in rows})
     # an attack that some defenses were not tested against would bias their means
     shared = [row for group in grouped(rows, ATTACK_NAMES) if len(group) == n_defenses for row in group]
@@ -84,12 +66,23 @@ def _charts(lines: Iterable[ResultRow]) -> dict[str, Any]:
             for group in grouped(shared, ["defense"])
         ]
         title = f"{metric.split('_')[0].upper()} after the defense, mean over the attacks that all were tested against"
-        charts[f"{metric}_by_defense"] = wandb.plot.bar(_table(means, ("defense", metric)), "defense", metric, title)
-    return charts
+        media[f"{metric}_by_defense"] = wandb.plot.bar(_table(means, ("defense", metric)), "defense", metric, title)
+    return {name: shown for name, shown in media.items() if not isinstance(shown, wandb.Table) or shown.data}
 
 
-def _table(rows: Iterable[ResultRow], columns: Sequence[str]) -> Any:
+def _line(summary: Summary) -> ResultRow:
+    valid, known = summary.valid
+    row: ResultRow = {**summary.names, "seeds": len(summary.seeds), "errors": "; ".join(summary.errors)}
+    row["valid"] = f"{valid} of {known}" if known else ""
+    for name, number in summary.numbers.items():
+        row |= {name: number.mean, f"{name}_spread": number.spread}
+    return row
+
+
+def _table(rows: Iterable[ResultRow], columns: Sequence[str] = ()) -> Any:
+    """A table of rows, with all columns that any row has unless some are given."""
     import wandb
 
-    data = [[row.get(name) for name in columns] for row in rows]
-    return wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
+    rows = list(rows)
+    names = [*columns] or [*dict.fromkeys(name for row in rows for name in row)]
+    return wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in rows], allow_mixed_types=True)

@@ -65,8 +65,8 @@ class WandbRuns:
             run_folder: the folder of ``fit``, with ``logs`` from Lightning's ``CSVLogger``, and ``model``.
             digest: SHA-256 of the model's weights.
         """
-        names = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "training", "seed")}
-        facts = {**_victim_facts(victim, digest), "training": victim.training}
+        facts = _facts(victim, digest)
+        names = {name: facts[name] for name in ("dataset", "model", "attack", "training", "seed")}
 
         def log(run: Any) -> None:
             import wandb
@@ -77,7 +77,7 @@ class WandbRuns:
             model.add_dir(str((run_folder / "model").resolve()), policy="immutable", skip_cache=True)  # not copied
             run.log_artifact(model)
 
-        self._log(log, id=victim.id, job_type="train", config=facts, **self._labels(*names.values()))
+        self._log(log, *names.values(), id=victim.id, job_type="train", config=facts)
 
     def log_cell(self, cell: Cell, row: ResultRow, cell_folder: Path, digest: str) -> None:
         """The run of a test: its numbers, ROC curve, score histograms and texts.
@@ -88,7 +88,7 @@ class WandbRuns:
             cell_folder: with ``outcomes.csv`` and, where a defense wrote it, ``texts.jsonl``.
             digest: SHA-256 of the weights of the victim's model.
         """
-        facts = {**_victim_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
+        facts = {**_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
         facts |= {"n_clean": row["n_clean"], "n_poisoned": row["n_poisoned"], "test": cell.config}
 
         def log(run: Any) -> None:
@@ -97,30 +97,25 @@ class WandbRuns:
             if not run.offline:  # an offline run cannot ask the server for an artifact
                 run.use_artifact(f"{facts['victim_artifact']}:latest")
 
-        labels = self._labels(*cell.names.values())
-        self._log(log, id=cell.id, job_type=cell.defense, config=facts, **labels)
+        self._log(log, *cell.names.values(), id=cell.id, job_type=cell.defense, config=facts)
 
     def log_summary(self, results: Results) -> None:
         """The run of the whole grid: its tables, CACC against ASR, and bars by defense."""
+        self._log(lambda run: run.log(grid_media(results)), self.name, id="summary", job_type="summary")
 
-        def log(run: Any) -> None:
-            run.log(grid_media(results))
+    def _log(self, log: Callable[[Any], None], *names: object, **arguments: Any) -> None:
+        """Begins a run, logs to it and ends it; never raises an ``Exception``.
 
-        self._log(log, id="summary", job_type="summary", name=self.name, group=self.name, tags=self._tags())
-
-    def _labels(self, *names: object) -> dict[str, Any]:
-        """Name, group and tags of a run, from dataset, model, attack, defense and seed."""
-        *names_before, seed = map(str, names)
-        parts = [*filter(None, names_before), f"seed {seed}"]
-        return {"name": " / ".join(parts), "group": "/".join(names_before[:3]), "tags": self._tags(*parts)}
-
-    def _tags(self, *names: str) -> list[str]:
-        return [*dict.fromkeys(tag[:64] for tag in (*names, *self.tags))]  # W&B refuses longer tags
-
-    def _log(self, log: Callable[[Any], None], *, name: str, **arguments: Any) -> None:
-        """Begins a run, logs to it and ends it; never raises an ``Exception``."""
+        Args:
+            log: logs to the run.
+            names: dataset, model, attack, defense and seed, or the grid's name: the run's name, group and tags.
+            arguments: of the run.
+        """
+        parts = [f"seed {name}" if i == 4 else str(name) for i, name in enumerate(names) if name != ""]
+        name, group = " / ".join(parts), "/".join(parts[:3])
+        tags = [*dict.fromkeys(tag[:64] for tag in (*parts, *self.tags))]  # W&B refuses longer tags
         try:
-            run = self._begin(name=name, **arguments)
+            run = self._begin(name=name, group=group, tags=tags, **arguments)
             try:
                 log(run)
             except BaseException:
@@ -175,8 +170,8 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise InputError("wandb", f"project is {project!r}", "give at most 128 characters, none of / \\ # ? % :")
 
 
-def _victim_facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
-    facts = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "seed")}
+def _facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
+    facts = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "training", "seed")}
     facts |= {"victim": victim.id, "victim_artifact": f"victim-{victim.id}", "victim_digest": digest}
     return {**facts, "fit": victim.config}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, combinations, groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
@@ -79,7 +79,7 @@ def compare_defenses(names: Mapping[str, object], by_defense: Mapping[str, Hits]
         for metric, texts in groupby(sorted(first_hits.keys() & second_hits.keys()), itemgetter(0)):
             pairs = [(first_hits[text], second_hits[text]) for text in texts]
             place = {"first": first, "second": second, "metric": metric}
-            result.append({**names, **place, **compare(*zip(*pairs, strict=True))._asdict()})
+            result.append({**names, **place, **compare(pairs)._asdict()})
     return result
 
 
@@ -112,17 +112,13 @@ def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     with path.open(encoding="utf-8") as file:
         texts: list[ViewedText] = [json.loads(line) for line in file]
+    poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
+    # in turn, so that a small budget leaves some of both
+    in_turn = chain.from_iterable(zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS]))
     shown: list[dict[str, Any]] = []
-    for text in _alternating(texts):
+    for text in filter(None, in_turn):
         budget -= 300 + len(text["text"]) + len(text["purified_text"] or "") + 40 * len(text["tokens"])
         if shown and budget < 0:
             break
         shown.append({**text, "pieces": pieces(text["text"], text["tokens"], text["spans"])})
     return sorted(shown, key=lambda text: not text["poisoned"]), len(texts) - len(shown)
-
-
-def _alternating(texts: Sequence[ViewedText]) -> Iterator[ViewedText]:
-    """Poisoned and clean texts in turn, so that a small budget leaves some of both."""
-    poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
-    pairs = zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS])
-    return (text for text in chain.from_iterable(pairs) if text is not None)
