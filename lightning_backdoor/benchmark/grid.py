@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +47,11 @@ class PlannedVictim(NamedTuple):
         """The victim in one line."""
         under = f" under {self.training}" if self.training else ""
         return f"{self.dataset} · {self.model} · {self.attack}{under} · seed {self.seed}"
+
+    @property
+    def line(self) -> list[PlannedVictim]:
+        """The victims that it is made from, each after its parent, and itself."""
+        return [*(self.parent.line if self.parent else []), self]
 
 
 class Cell(NamedTuple):
@@ -108,33 +112,28 @@ class Grid(GridFile):
     Args:
         path: of the YAML file.
 
+    Attributes:
+        benign: name of the attack entry that does not attack; None where the grid has none.
+        cells: all cells, in the order of the axes, seeds before defenses; each attack begins with its control.
+
     Raises:
         InputError: the file is missing or malformed, or leaves no cell; names the key and the value.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._victims: dict[tuple[str, ...], PlannedVictim] = {}
-        if not self.cells:
-            raise self._error("exclude leaves no cell", "exclude less")
-
-    @cached_property
-    def benign(self) -> str | None:
-        """Name of the attack entry that does not attack; None where the grid has none."""
         classes = {name: compose(self.base, entry)["model"] for name, entry in self.axes["attacks"].items()}
-        return next((name for name, model in classes.items() if model["class_path"] == BENIGN), None)
-
-    @cached_property
-    def cells(self) -> list[Cell]:
-        """All cells, in the order of the axes, seeds before defenses; each attack begins with its control."""
+        self.benign = next((name for name, model in classes.items() if model["class_path"] == BENIGN), None)
+        self._victims: dict[tuple[str, ...], PlannedVictim] = {}
         forget_files()
         axes = product(self.axes["datasets"], self.axes["models"], self.axes["attacks"], self.seeds)
-        cells = [cell for dataset, model, attack, seed in axes for cell in self._group(dataset, model, attack, seed)]
+        self.cells = [cell for names in axes for cell in self._group(*names)]
+        if not self.cells:
+            raise self._error("exclude leaves no cell", "exclude less")
         by_id: dict[str, Cell] = {}
-        for cell in cells:
+        for cell in self.cells:
             if by_id.setdefault(cell.id, cell) is not cell:
                 raise self._error(f"{by_id[cell.id].label} and {cell.label} are the same", "leave one out")
-        return cells
 
     def _group(self, dataset: str, model: str, attack: str, seed: int) -> Iterator[Cell]:
         """The cells of one dataset, model, attack and seed."""
@@ -182,15 +181,7 @@ class Grid(GridFile):
 
 def all_victims(cells: Iterable[Cell]) -> dict[str, PlannedVictim]:
     """The victims that cells are tested on, by id, each after its parents."""
-    victims: dict[str, PlannedVictim] = {}
-    for cell in cells:
-        line: list[PlannedVictim] = []
-        victim: PlannedVictim | None = cell.victim
-        while victim is not None:
-            line.insert(0, victim)
-            victim = victim.parent
-        victims |= {each.id: each for each in line if each.id not in victims}
-    return victims
+    return {victim.id: victim for cell in cells for victim in cell.victim.line}
 
 
 def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_backdoor.benchmark.console import Progress, plan_text, print_table, print_written
+from lightning_backdoor.benchmark.console import Progress, plan_text, print_table
 from lightning_backdoor.benchmark.grid import Cell, Grid, select
 from lightning_backdoor.benchmark.results import write_results
 from lightning_backdoor.benchmark.running.journal import Journal, lock
@@ -59,8 +59,7 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
         results = write_results(grid, folder, command)
     if wandb_runs is not None:
         wandb_runs.log_summary(results)
-    print_table(results)
-    print_written(folder)
+    print_table(results, folder)
     ids, left = {cell.id for cell in cells}, progress.left()
     failed = sum(bool(row["error"]) for row in results.rows if row["cell"] in ids)
     if failed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from lightning_backdoor.benchmark.running.journal import Journal, claimed
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
+from lightning_backdoor.files.hashing import content_hash
 
 #: the file without which a victim or a cell counts as deleted, whatever the journal says.
 PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
@@ -144,7 +144,7 @@ class Worker:
         run_command("fit", args, folder, log, victim.config["trainer"])
         if not (folder / PRODUCT["victim"]).exists() or not list((folder / "model").glob("*.safetensors")):
             raise CommandError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
-        return {"digest": _weights_digest(folder / "model")}
+        return {"digest": content_hash(folder / "model")}
 
     def _test(self, cell: Cell, folder: Path, log: int) -> dict[str, Any]:
         """Tests a cell; the row of the table."""
@@ -157,33 +157,18 @@ class Worker:
         args = ["--config", str(trained / "config.yaml"), "--config", str(config)]
         args += ["--ckpt_path", str(trained / PRODUCT["victim"])]
         run_command("test", args, folder, log, compose(cell.victim.config, cell.config)["trainer"])
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        row = measured(metrics, read_outcomes(folder / "outcomes.csv"), self._cleaning(cell.victim))
-        return {"row": row}
-
-    def _cleaning(self, victim: PlannedVictim | None) -> dict[str, Any] | None:
-        """What a data defense did to the rows of a victim, or of the victim that it was made from; None without one."""
-        while victim is not None:
-            path = self._folder(victim) / "cleaning.json"
-            if path.exists():
-                record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-                return record
-            victim = victim.parent
-        return None
+        records = [self._folder(victim) / "cleaning.json" for victim in cell.victim.line]
+        cleaning = next((_read_json(path) for path in reversed(records) if path.exists()), None)
+        outcomes = read_outcomes(folder / "outcomes.csv")
+        return {"row": measured(_read_json(folder / "metrics.json"), outcomes, cleaning)}
 
 
 def _kind(work: PlannedVictim | Cell) -> str:
     return "cell" if isinstance(work, Cell) else "victim"
 
 
-def _weights_digest(model: Path) -> str:
-    """SHA-256 of the weights of an exported model."""
-    digest = hashlib.sha256()
-    for path in sorted(model.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _resumable(checkpoint: Path) -> bool:
