@@ -87,8 +87,7 @@ class GridFile:
 
     def as_yaml(self) -> str:
         """The grid with all presets that it names written in: it stands for itself, wherever it lies."""
-        exclude = [{key: sorted(names) for key, names in rule.items()} for rule in self.exclude]
-        content: Fragment = {**self.axes, "seeds": self.seeds, "exclude": exclude, "base": self.base}
+        content: Fragment = {**self.axes, "seeds": self.seeds, "exclude": self.exclude, "base": self.base}
         content |= {"test": self.test, "wandb": self.wandb, "cluster": self.cluster}
         return yaml_text(content)
 
@@ -134,15 +133,15 @@ class GridFile:
             raise self._error(f"{field} is {entry!r}", remedy)
         return entry
 
-    def _rule(self, rule: Any) -> dict[str, set[str]]:
+    def _rule(self, rule: Any) -> dict[str, list[str]]:
         known = {axis.removesuffix("s"): {*names} for axis, names in self.axes.items()}
         known["defense"].add(CLEAN_TRAINING)
         known["seed"] = {str(seed) for seed in self.seeds}
         if not isinstance(rule, dict) or not rule or not set(rule) <= set(known):
             raise self._error(f"exclude has {rule!r}", f"give {', '.join(known)} and a name or names for each")
-        names = {key: {str(name) for name in (v if isinstance(v, list) else [v])} for key, v in rule.items()}
+        names = {key: [str(name) for name in (v if isinstance(v, list) else [v])] for key, v in rule.items()}
         for key, chosen in names.items():
-            if unknown := ", ".join(sorted(chosen - known[key])):
+            if unknown := ", ".join(name for name in chosen if name not in known[key]):
                 remedy = f"the grid has {', '.join(sorted(known[key]))}"
                 raise self._error(f"exclude names an unknown {key}: {unknown}", remedy)
         return names

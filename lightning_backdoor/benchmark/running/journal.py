@@ -51,11 +51,10 @@ class Journal:
             return []
         with self.path.open("rb") as file:
             file.seek(self._position)
-            lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-        self._position += sum(map(len, lines))
-        events: list[Event] = [json.loads(line) for line in lines]
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._position += len(whole)
+        events: list[Event] = [json.loads(line) for line in whole.splitlines()]
         for event in events:
             key = (event["kind"], event["id"])
             if "error" in event:

@@ -118,7 +118,7 @@ def _last_message(log: int, start: int) -> str:
     end = os.fstat(log).st_size
     text = os.pread(log, 1 << 20, max(start, end - (1 << 20))).decode(errors="replace")
     _, error, message = text.rpartition("error: ")
-    return " ".join((message if error else text.rstrip().rpartition("\n")[2]).split())[:500]
+    return one_line(message if error else text.rstrip().rpartition("\n")[2])[:500]
 
 
 @contextlib.contextmanager

@@ -77,9 +77,8 @@ def _check(cells: Sequence[Cell]) -> None:
     """
     checked: set[tuple[str, ...]] = set()
     for cell in cells:
-        names = cell.names
-        combinations = {("", "model", names["model"])}
-        combinations |= {(names["dataset"], key, names[key]) for key in ("attack", "defense")}
+        dataset, model, attack, defense, _ = cell.names.values()
+        combinations = {("model", model), ("attack", attack, dataset), ("defense", defense, dataset)}
         if not combinations <= checked:
             checked |= combinations
             try:
