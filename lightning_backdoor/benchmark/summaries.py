@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
 from lightning_backdoor.benchmark.metrics import COUNTS, METRICS, PARTS, Column
@@ -146,7 +146,7 @@ def _summary(rows: Sequence[ResultRow]) -> Summary:
     for name in (metric.name for metric in METRICS):
         if values := [row[name] for row in done if row[name] is not None]:
             mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-            ends = (done[0].get(f"{name}_low"), done[0].get(f"{name}_high"))
+            ends: tuple[Any, Any] = (done[0].get(f"{name}_low"), done[0].get(f"{name}_high"))
             interval = ends if len(done) == 1 and None not in ends else None
             numbers[name] = Number(mean, spread, interval, f"{mean:.0f}" if name in COUNTS else f"{mean:.3f}")
     known = [row["valid"] for row in done if row["valid"]]
