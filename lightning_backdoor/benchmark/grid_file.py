@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +28,22 @@ DEFAULTS: Fragment = {
 }
 
 
-def _callback(entry: Fragment) -> Fragment:
+#: the callback of this library that an entry of a moment is an argument of, and the argument's name.
+CALLBACKS = {"inference": ("InferenceDefense", "defense"), "inspection": ("InspectionCallback", "inspection")}
+
+
+def of_class_path(role: str, entry: Fragment) -> Fragment:
+    """The fragment that a class path alone stands for, by the axis or the moment under which it is given."""
+    if role == "datasets":
+        return {"data": entry}
+    if role in ("models", "attacks"):
+        return {"model": entry}
+    if role == "data":
+        return {"data": {"init_args": {"data_defense": entry}}}
+    if role in CALLBACKS:
+        callback, argument = CALLBACKS[role]
+        entry = {"class_path": f"lightning_backdoor.callbacks.{callback}", "init_args": {argument: entry}}
     return {"trainer": {"callbacks+": [entry]}}
-
-
-def _wrapped(callback: str, argument: str) -> Callable[[Fragment], Fragment]:
-    """Makes the fragment of a callback of this library that is given an entry as its argument."""
-    class_path = f"lightning_backdoor.callbacks.{callback}"
-    return lambda entry: _callback({"class_path": class_path, "init_args": {argument: entry}})
-
-
-#: the fragment that a class path alone stands for, by the axis or the moment under which it is given.
-CLASS_PATHS: dict[str, Callable[[Fragment], Fragment]] = {
-    "datasets": lambda entry: {"data": entry},
-    "models": lambda entry: {"model": entry},
-    "attacks": lambda entry: {"model": entry},
-    "data": lambda entry: {"data": {"init_args": {"data_defense": entry}}},
-    "training": _callback,
-    "repair": _callback,
-    "inference": _wrapped("InferenceDefense", "defense"),
-    "inspection": _wrapped("InspectionCallback", "inspection"),
-}
 
 
 class GridFile:
@@ -126,8 +121,8 @@ class GridFile:
             entry = read_yaml(beside if beside.exists() else preset_path(entry))
         elif isinstance(entry, str) and role == "models":
             return {"model": {"init_args": {"model": entry}}}
-        if isinstance(entry, dict) and "class_path" in entry and role in CLASS_PATHS:
-            return CLASS_PATHS[role](entry)
+        if isinstance(entry, dict) and "class_path" in entry and role:
+            return of_class_path(role, entry)
         if not isinstance(entry, dict) or not set(entry) <= {"data", "model", "trainer"}:
             remedy = "give the path of a YAML file, a class_path with init_args, or any of data, model and trainer"
             raise self._error(f"{field} is {entry!r}", remedy)
