@@ -48,7 +48,7 @@ def main(args: list[str]) -> int:
     if folder.exists() and not folder.is_dir():
         raise InputError("output", f"{folder} is a file", "give a folder")
     if options.worker:
-        from lightning_backdoor.benchmark.running.launch import work
+        from lightning_backdoor.benchmark.running.run_grid import work
 
         work(Path(options.config), folder, options.only, options.worker)
         return 0

@@ -1,13 +1,18 @@
-"""What a grid prints while it runs: its plan, and a line for each victim and cell that is done."""
+"""What a grid prints: its plan, a line for each victim and cell that is done, and its table at the end."""
 
 from __future__ import annotations
 
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.grid import Cell, all_victims
-from lightning_backdoor.benchmark.running.journal import Event, Journal
+from lightning_backdoor.benchmark.metrics import BRIEF
+from lightning_backdoor.benchmark.results import Results
+from lightning_backdoor.benchmark.running.journal import Journal
+from lightning_backdoor.benchmark.summaries import shown_metrics
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
@@ -21,12 +26,12 @@ def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
     to_train = [victim.label for id, victim in victims.items() if journal.is_open("victim", id)]
     lines += ["victims to be trained:", *(f"  {label}" for label in to_train or ["none"])]
 
-    def mean_seconds(kind: str, ids: Sequence[str]) -> float | None:
+    def mean_seconds(kind: str, ids: Iterable[str]) -> float | None:
         seconds = [event["seconds"] for id in ids if (event := journal.get(kind, id)) and "seconds" in event]
-        return sum(seconds) / len(seconds) if seconds else None
+        return statistics.mean(seconds) if seconds else None
 
     to_run = sum(journal.is_open("cell", cell.id) for cell in cells)
-    per_victim, per_cell = mean_seconds("victim", [*victims]), mean_seconds("cell", [cell.id for cell in cells])
+    per_victim, per_cell = mean_seconds("victim", victims), mean_seconds("cell", (cell.id for cell in cells))
     if not to_run:
         lines.append("nothing is left to run")
     elif per_cell is None or (per_victim is None and to_train):
@@ -61,13 +66,46 @@ class Progress:
         for event in self._journal.refresh():
             kind, id = event["kind"], event["id"]
             if kind == "victim" and id in self._victims:
-                sys.stdout.write(f"{'':{2 * width + 3}} {self._victims[id].label}: {_result(event, 'trained')}\n")
+                count, label, done = " " * (2 * width + 3), self._victims[id].label, "trained"
             elif kind == "cell" and id in self._cells:
                 self._settled.add(id)
                 count = f"[{len(self._settled):{width}}/{len(self._cells)}]"
-                numbers = _numbers(event.get("row", {}))
-                sys.stdout.write(f"{count} {self._cells[id].label}: {_result(event, numbers)}\n")
+                label, done = self._cells[id].label, _numbers(event.get("row", {}))
+            else:
+                continue
+            outcome = f"failed: {event['error']}" if "error" in event else f"{done} ({duration(event['seconds'])})"
+            sys.stdout.write(f"{count} {label}: {outcome}\n")
         sys.stdout.flush()
+
+
+def print_table(results: Results, folder: Path) -> None:
+    """Prints a table over seeds per dataset and model, how well inspections did, and where the files are."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    metrics = [metric for metric in shown_metrics(results.summaries) if metric.name in BRIEF]
+    tables: dict[str, Table] = {}
+    for summary in results.summaries:
+        title = f"{summary.names['dataset']} · {summary.names['model']}"
+        if title not in tables:
+            tables[title] = Table("attack", "defense", title=Text(title))
+            for metric in metrics:
+                tables[title].add_column(metric.title.replace(" ", "\n"), justify="right")
+        numbers = [summary.numbers.get(metric.name) for metric in metrics]
+        cells = ["–" if n is None else n.text if n.spread is None else f"{n.text}\n± {n.spread:.3f}" for n in numbers]
+        if summary.failed:
+            cells[:1] = ["failed"]
+        tables[title].add_row(Text(summary.names["attack"]), Text(summary.names["defense"]), *cells)
+    for table in tables.values():
+        console.print(table)
+    for inspection in results.inspections:
+        area = "undefined" if inspection.auroc is None else f"{inspection.auroc:.3f}"
+        victims = f"{len(inspection.benign)} benign, {len(inspection.attacked)} attacked victims"
+        console.print(Text(f"{' · '.join(inspection.names.values())}: AUROC over victims {area} ({victims})"))
+    for name in ("results.csv", "comparisons.csv", "report.html"):
+        sys.stdout.write(f"{name:16} {folder / name}\n")
 
 
 def duration(seconds: float) -> str:
@@ -80,12 +118,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _result(event: Event, success: str) -> str:
-    if "error" in event:
-        return f"failed: {event['error']}"
-    return f"{success} ({duration(event['seconds'])})"
 
 
 def _numbers(row: Mapping[str, Any]) -> str:

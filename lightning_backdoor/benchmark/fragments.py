@@ -1,8 +1,14 @@
-"""Fragments of configs, as a file given by ``--config`` holds them, and how several become one config."""
+"""Fragments of configs, as files given by ``--config`` hold them: strictly read, laid over each other, written."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from lightning_backdoor.errors import InputError, reason
 
 Fragment = dict[str, Any]
 
@@ -32,3 +38,41 @@ def compose(*fragments: Fragment) -> Fragment:
             else:
                 result[name] = value
     return result
+
+
+def read_yaml(path: Path) -> Fragment:
+    """The mapping that a file holds, with texts as keys and JSON types as values; a date becomes text.
+
+    Raises:
+        InputError: the file is missing or malformed, is not a mapping, or has a name twice or one that is not text.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError:
+        raise InputError("config", f"{path} cannot be read", "give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError("config", f"{path} is not YAML ({reason(error, 150)})", "correct it") from None
+    if not isinstance(content, dict):
+        raise InputError("config", f"{path} does not hold a mapping", "give keys and values")
+    plain: Fragment = json.loads(json.dumps(content, default=str))
+    return plain
+
+
+def yaml_text(content: Fragment) -> str:
+    """A fragment as the text of a file."""
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a name that is given twice, and a name that YAML does not read as text, such as ``no``."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        names: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                name = self.construct_object(key, deep=True)
+                if str(name) in names or type(name) not in (str, int):
+                    problem = "is given twice" if str(name) in names else "is not text: quote it"
+                    raise yaml.constructor.ConstructorError(None, None, f"the name {name} {problem}", node.start_mark)
+                names.add(str(name))
+        return super().construct_mapping(node, deep)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.benchmark.grid_file import BENIGN, CLEAN_TRAINING, UNDEFENDED, GridFile
@@ -18,8 +16,6 @@ __all__ = ["CLEAN_TRAINING", "UNDEFENDED", "Cell", "Grid", "PlannedVictim", "all
 
 #: what ``victim`` of a data defense is in a grid's file: the undefended victim of the same rows.
 SAME_ROWS = "undefended"
-#: where a victim's config names its parent: the victim that a repair begins with, or that a data defense looks through.
-PARENT_ARGUMENTS = (("model", "published"), ("data", "victim"))
 
 
 class PlannedVictim(NamedTuple):
@@ -30,8 +26,10 @@ class PlannedVictim(NamedTuple):
         dataset: name on its axis; likewise ``model`` and ``attack``.
         training: name of the defense that it is trained under, that cleans its rows or that repairs it, or empty.
         seed: of all its random choices.
-        config: of ``fit``; it names the parent by its id, in one of ``PARENT_ARGUMENTS``.
+        config: of ``fit``; it names the parent by its id.
         parent: the victim that is to be trained before this one, whose checkpoint its training needs.
+        parent_argument: the part and the argument of the config that name the parent: the published victim that a
+            repair begins with, or the one that a data defense looks through.
     """
 
     id: str
@@ -42,6 +40,7 @@ class PlannedVictim(NamedTuple):
     seed: int
     config: Fragment
     parent: PlannedVictim | None = None
+    parent_argument: tuple[str, str] = ("", "")
 
     @property
     def label(self) -> str:
@@ -50,10 +49,9 @@ class PlannedVictim(NamedTuple):
         return f"{self.dataset} · {self.model} · {self.attack}{under} · seed {self.seed}"
 
     @property
-    def parent_arguments(self) -> list[tuple[str, str]]:
-        """The part and the argument of the config that name the parent."""
-        id = self.parent.id if self.parent else None
-        return [(part, name) for part, name in PARENT_ARGUMENTS if id and _argument(self.config, part, name) == id]
+    def line(self) -> list[PlannedVictim]:
+        """The victims that it is made from, each after its parent, and itself."""
+        return [*(self.parent.line if self.parent else []), self]
 
 
 class Cell(NamedTuple):
@@ -114,33 +112,28 @@ class Grid(GridFile):
     Args:
         path: of the YAML file.
 
+    Attributes:
+        benign: name of the attack entry that does not attack; None where the grid has none.
+        cells: all cells, in the order of the axes, seeds before defenses; each attack begins with its control.
+
     Raises:
         InputError: the file is missing or malformed, or leaves no cell; names the key and the value.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._victims: dict[str, PlannedVictim] = {}
-        if not self.cells:
-            raise self._error("exclude leaves no cell", "exclude less")
-
-    @cached_property
-    def benign(self) -> str | None:
-        """Name of the attack entry that does not attack; None where the grid has none."""
         classes = {name: compose(self.base, entry)["model"] for name, entry in self.axes["attacks"].items()}
-        return next((name for name, model in classes.items() if model["class_path"] == BENIGN), None)
-
-    @cached_property
-    def cells(self) -> list[Cell]:
-        """All cells, in the order of the axes, seeds before defenses; each attack begins with its control."""
+        self.benign = next((name for name, model in classes.items() if model["class_path"] == BENIGN), None)
+        self._victims: dict[tuple[str, ...], PlannedVictim] = {}
         forget_files()
         axes = product(self.axes["datasets"], self.axes["models"], self.axes["attacks"], self.seeds)
-        cells = [cell for dataset, model, attack, seed in axes for cell in self._group(dataset, model, attack, seed)]
+        self.cells = [cell for names in axes for cell in self._group(*names)]
+        if not self.cells:
+            raise self._error("exclude leaves no cell", "exclude less")
         by_id: dict[str, Cell] = {}
-        for cell in cells:
+        for cell in self.cells:
             if by_id.setdefault(cell.id, cell) is not cell:
                 raise self._error(f"{by_id[cell.id].label} and {cell.label} are the same", "leave one out")
-        return cells
 
     def _group(self, dataset: str, model: str, attack: str, seed: int) -> Iterator[Cell]:
         """The cells of one dataset, model, attack and seed."""
@@ -169,36 +162,26 @@ class Grid(GridFile):
     ) -> PlannedVictim:
         """The victim of a dataset, model and attack under a defense: the same for all defenses that train the same."""
         data, training, repair = trained = [moments.get(moment, {}) for moment in ("data", "training", "repair")]
-        key = json.dumps([names, seed, trained], sort_keys=True)
-        if key in self._victims:
-            return self._victims[key]
-        parent, fragments = None, [data, training]
+        parent, argument, fragments = None, ("", ""), [data, training]
         if repair:
             alone = {"data": data}
             cleaning = next((name for name, entry in self.axes["defenses"].items() if entry == alone), defense)
-            parent = self._victim(names, seed, cleaning, alone)
-            fragments = [repair, {"model": {"init_args": {"published": parent.id}}}]
-        elif _argument(data, "data", "victim") == SAME_ROWS:
-            parent = self._victim(names, seed, UNDEFENDED, {})
-            fragments = [data, training, {"data": {"init_args": {"victim": parent.id}}}]
+            parent, argument, fragments = self._victim(names, seed, cleaning, alone), ("model", "published"), [repair]
+        elif (data.get("data", {}).get("init_args") or {}).get("victim") == SAME_ROWS:
+            parent, argument = self._victim(names, seed, UNDEFENDED, {}), ("data", "victim")
+        if parent is not None:
+            fragments.append(init_arg(argument, parent.id))
         entries = (self.axes[axis][name] for axis, name in zip(("datasets", "models", "attacks"), names, strict=True))
         config = compose(self.base, *entries, *fragments)
         config["seed_everything"] = seed
         id, training_name = identity(config, VICTIM_FORMAT), defense if any(trained) else ""
-        return self._victims.setdefault(key, PlannedVictim(id, *names, training_name, seed, config, parent))
+        victim = PlannedVictim(id, *names, training_name, seed, config, parent, argument)
+        return self._victims.setdefault((id, *names), victim)
 
 
 def all_victims(cells: Iterable[Cell]) -> dict[str, PlannedVictim]:
     """The victims that cells are tested on, by id, each after its parents."""
-    victims: dict[str, PlannedVictim] = {}
-    for cell in cells:
-        line: list[PlannedVictim] = []
-        victim: PlannedVictim | None = cell.victim
-        while victim is not None:
-            line.insert(0, victim)
-            victim = victim.parent
-        victims |= {each.id: each for each in line if each.id not in victims}
-    return victims
+    return {victim.id: victim for cell in cells for victim in cell.victim.line}
 
 
 def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
@@ -222,9 +205,10 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
     return chosen
 
 
-def _argument(config: Fragment, part: str, name: str) -> Any:
-    """An argument of the model or the data in a config; None where it is not given."""
-    return (config.get(part, {}).get("init_args") or {}).get(name)
+def init_arg(argument: tuple[str, str], value: str) -> Fragment:
+    """The fragment that gives an argument of a part of the config."""
+    part, name = argument
+    return {part: {"init_args": {name: value}}}
 
 
 def _unnamed(fragment: Fragment) -> Fragment:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lightning_backdoor.benchmark.fragments import Fragment, compose
-from lightning_backdoor.benchmark.strict_yaml import read_yaml
+from lightning_backdoor.benchmark.fragments import Fragment, compose, read_yaml, yaml_text
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.presets import preset_path
 
@@ -31,27 +28,22 @@ DEFAULTS: Fragment = {
 }
 
 
-def _callback(entry: Fragment) -> Fragment:
+#: the callback of this library that an entry of a moment is an argument of, and the argument's name.
+CALLBACKS = {"inference": ("InferenceDefense", "defense"), "inspection": ("InspectionCallback", "inspection")}
+
+
+def of_class_path(role: str, entry: Fragment) -> Fragment:
+    """The fragment that a class path alone stands for, by the axis or the moment under which it is given."""
+    if role == "datasets":
+        return {"data": entry}
+    if role in ("models", "attacks"):
+        return {"model": entry}
+    if role == "data":
+        return {"data": {"init_args": {"data_defense": entry}}}
+    if role in CALLBACKS:
+        callback, argument = CALLBACKS[role]
+        entry = {"class_path": f"lightning_backdoor.callbacks.{callback}", "init_args": {argument: entry}}
     return {"trainer": {"callbacks+": [entry]}}
-
-
-def _wrapped(callback: str, argument: str) -> Callable[[Fragment], Fragment]:
-    """Makes the fragment of a callback of this library that is given an entry as its argument."""
-    class_path = f"lightning_backdoor.callbacks.{callback}"
-    return lambda entry: _callback({"class_path": class_path, "init_args": {argument: entry}})
-
-
-#: the fragment that a class path alone stands for, by the axis or the moment under which it is given.
-CLASS_PATHS: dict[str, Callable[[Fragment], Fragment]] = {
-    "datasets": lambda entry: {"data": entry},
-    "models": lambda entry: {"model": entry},
-    "attacks": lambda entry: {"model": entry},
-    "data": lambda entry: {"data": {"init_args": {"data_defense": entry}}},
-    "training": _callback,
-    "repair": _callback,
-    "inference": _wrapped("InferenceDefense", "defense"),
-    "inspection": _wrapped("InspectionCallback", "inspection"),
-}
 
 
 class GridFile:
@@ -90,10 +82,9 @@ class GridFile:
 
     def as_yaml(self) -> str:
         """The grid with all presets that it names written in: it stands for itself, wherever it lies."""
-        exclude = [{key: sorted(names) for key, names in rule.items()} for rule in self.exclude]
-        content: Fragment = {**self.axes, "seeds": self.seeds, "exclude": exclude, "base": self.base}
+        content: Fragment = {**self.axes, "seeds": self.seeds, "exclude": self.exclude, "base": self.base}
         content |= {"test": self.test, "wandb": self.wandb, "cluster": self.cluster}
-        return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+        return yaml_text(content)
 
     def excludes(self, names: Mapping[str, str]) -> bool:
         """Whether a rule of ``exclude`` fits a cell of these names."""
@@ -130,22 +121,22 @@ class GridFile:
             entry = read_yaml(beside if beside.exists() else preset_path(entry))
         elif isinstance(entry, str) and role == "models":
             return {"model": {"init_args": {"model": entry}}}
-        if isinstance(entry, dict) and "class_path" in entry and role in CLASS_PATHS:
-            return CLASS_PATHS[role](entry)
+        if isinstance(entry, dict) and "class_path" in entry and role:
+            return of_class_path(role, entry)
         if not isinstance(entry, dict) or not set(entry) <= {"data", "model", "trainer"}:
             remedy = "give the path of a YAML file, a class_path with init_args, or any of data, model and trainer"
             raise self._error(f"{field} is {entry!r}", remedy)
         return entry
 
-    def _rule(self, rule: Any) -> dict[str, set[str]]:
+    def _rule(self, rule: Any) -> dict[str, list[str]]:
         known = {axis.removesuffix("s"): {*names} for axis, names in self.axes.items()}
         known["defense"].add(CLEAN_TRAINING)
         known["seed"] = {str(seed) for seed in self.seeds}
         if not isinstance(rule, dict) or not rule or not set(rule) <= set(known):
             raise self._error(f"exclude has {rule!r}", f"give {', '.join(known)} and a name or names for each")
-        names = {key: {str(name) for name in (v if isinstance(v, list) else [v])} for key, v in rule.items()}
+        names = {key: [str(name) for name in (v if isinstance(v, list) else [v])] for key, v in rule.items()}
         for key, chosen in names.items():
-            if unknown := ", ".join(sorted(chosen - known[key])):
+            if unknown := ", ".join(name for name in chosen if name not in known[key]):
                 remedy = f"the grid has {', '.join(sorted(known[key]))}"
                 raise self._error(f"exclude names an unknown {key}: {unknown}", remedy)
         return names

@@ -1,15 +1,16 @@
-"""How certain the numbers are: bootstrap intervals over texts, and two defenses compared on the same texts."""
+"""AUROC and ROC curve of scores; bootstrap intervals over texts, and two defenses compared on the same texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.stats import binom, binomtest, bootstrap
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom, binomtest, bootstrap, mannwhitneyu
 
-from lightning_backdoor.benchmark.detection import auroc
+from lightning_backdoor.outputs.outcomes import Outcome
 
 #: the share of the resamples that an interval covers.
 CONFIDENCE = 0.95
@@ -17,6 +18,7 @@ TAILS = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
 RESAMPLES = 1000
 #: number of resampled scores in memory at a time.
 SCORES_AT_ONCE = 2_000_000
+ScoreArray = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
@@ -27,6 +29,65 @@ class Interval(NamedTuple):
 
 
 NO_INTERVAL = Interval(float("nan"), float("nan"))
+
+
+def split_scores(outcomes: Iterable[Outcome]) -> tuple[ScoreArray, ScoreArray]:
+    """Scores of the clean and of the poisoned texts, (texts,) each; texts without a score and NaN are left out."""
+    scores: tuple[list[float], list[float]] = ([], [])
+    for outcome in outcomes:
+        if outcome.score is not None and not np.isnan(outcome.score):
+            scores[outcome.poisoned].append(outcome.score)
+    return np.array(scores[0], dtype=np.float64), np.array(scores[1], dtype=np.float64)
+
+
+def auroc(clean: ArrayLike, poisoned: ArrayLike, axis: int = -1) -> ScoreArray:
+    """Share of the (poisoned, clean) pairs in which the poisoned one scores higher, ties counting half.
+
+    Args:
+        clean: (..., clean), scores; at least one.
+        poisoned: (..., poisoned), scores; at least one.
+        axis: of the scores.
+
+    Returns:
+        (...,) from 0 to 1.
+
+    >>> float(auroc([0.0, 1.0], [1.0, 2.0]))
+    0.875
+    """
+    clean, poisoned = np.asarray(clean), np.asarray(poisoned)
+    # each such pair counts in Mann and Whitney's U; the exact p-value would take long, and none is used
+    wins = mannwhitneyu(poisoned, clean, axis=axis, method="asymptotic").statistic
+    return np.asarray(wins / (clean.shape[axis] * poisoned.shape[axis]))
+
+
+def roc(clean: ArrayLike, poisoned: ArrayLike) -> list[tuple[float, float]]:
+    """False and true positive rate at every threshold, from none flagged to all; equal scores are flagged together.
+
+    Points on the straight line between their neighbours are left out, which keeps the area under the curve.
+
+    Args:
+        clean: (clean texts,), scores.
+        poisoned: (poisoned texts,), scores.
+
+    Returns:
+        No points where there are no clean or no poisoned texts.
+
+    >>> roc([0.0, 1.0, 1.0], [1.0, 2.0, 3.0])
+    [(0.0, 0.0), (0.0, 0.6666666666666666), (0.6666666666666666, 1.0), (1.0, 1.0)]
+    """
+    scores = [np.asarray(side, dtype=float) for side in (clean, poisoned)]
+    n_clean, n_poisoned = map(len, scores)
+    if not n_clean or not n_poisoned:
+        return []
+    values, ranks = np.unique(np.concatenate(scores), return_inverse=True)
+    flagged = [
+        np.concatenate([[0], np.bincount(side, minlength=len(values))[::-1].cumsum()])
+        for side in (ranks[:n_clean], ranks[n_clean:])
+    ]
+    x, y = np.diff(flagged[0]), np.diff(flagged[1])
+    bends = np.flatnonzero(x[:-1] * y[1:] != x[1:] * y[:-1]) + 1
+    corners = [0, *bends.tolist(), len(values)]
+    return [(float(flagged[0][i] / n_clean), float(flagged[1][i] / n_poisoned)) for i in corners]
 
 
 def share_interval(hits: int, total: int) -> Interval:
@@ -89,22 +150,14 @@ class Comparison(NamedTuple):
     p: float
 
 
-def compare(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> Comparison:
-    """Compares the hits under two defenses on the same texts in the same order.
+def compare(pairs: Sequence[tuple[bool, bool]], seed: int = 0) -> Comparison:
+    """Compares two defenses by the pair of their hits on each text; there is at least one text.
 
-    Raises:
-        ValueError: the two differ in length.
-
-    >>> compare([True] * 8 + [False] * 2, [False] * 10)[:2]
+    >>> compare([(True, False)] * 8 + [(False, False)] * 2)[:2]
     (10, 0.8)
     """
-    n = len(first)
-    if n != len(second):
-        raise ValueError(f"{n} and {len(second)} hits are not from the same texts")
-    if not n:
-        return Comparison(0, *[float("nan")] * 4)
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    n, counts = len(pairs), Counter(pairs)
+    only_first, only_second = counts[True, False], counts[False, True]
     shares = [only_first / n, only_second / n, 1 - (only_first + only_second) / n]
     drawn = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, TAILS)

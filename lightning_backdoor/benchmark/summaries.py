@@ -1,14 +1,17 @@
-"""The table over seeds: one line per dataset, model, attack and defense, and which defense is best."""
+"""Results over seeds and over victims: the lines of the table and the best defenses, and how well inspections do."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
-from lightning_backdoor.benchmark.metrics import COUNTS, METRICS, PARTS, WITH_INTERVAL, Column
+from lightning_backdoor.benchmark.metrics import COUNTS, METRICS, PARTS, Column
+from lightning_backdoor.benchmark.statistics import auroc
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped
+
+INSPECTION_NAMES = ("dataset", "model", "defense")
 
 
 class Number(NamedTuple):
@@ -80,10 +83,13 @@ def over_seeds(rows: Iterable[ResultRow]) -> list[Summary]:
     result = []
     for attack_rows in grouped(rows, ATTACK_NAMES):
         summaries = [_summary(group) for group in grouped(attack_rows, NAMES)]
-        defenses = [summary for summary in summaries if summary.is_defense]
         for metric in METRICS:
-            if metric.better:
-                _mark_best(metric, [summary.numbers for summary in defenses if metric.name in summary.numbers])
+            defenses = [line.numbers for line in summaries if line.is_defense and metric.name in line.numbers]
+            shown = [float(numbers[metric.name].text) for numbers in defenses]
+            if metric.better and len({*shown}) > 1:
+                best = max(shown) if metric.better == "high" else min(shown)
+                for numbers, value in zip(defenses, shown, strict=True):
+                    numbers[metric.name] = numbers[metric.name]._replace(best=value == best)
         result += summaries
     return result
 
@@ -94,15 +100,54 @@ def shown_metrics(summaries: Sequence[Summary]) -> list[Column]:
     return [metric for part in PARTS for metric in METRICS if metric.part == part and metric.name in with_numbers]
 
 
+class InspectedVictims(NamedTuple):
+    """The victims of one dataset and model that one inspection has judged.
+
+    Attributes:
+        names: dataset, model and defense, which names the inspection.
+        benign: rows of the benign victims, highest score first.
+        attacked: rows of the victims under an attack, highest score first.
+        auroc: probability that an attacked victim scores above a benign one, ties counting half, over attacks and
+            seeds; None (undefined) where victims of one of the two are missing.
+    """
+
+    names: dict[str, str]
+    benign: list[ResultRow]
+    attacked: list[ResultRow]
+    auroc: float | None
+
+    def as_row(self) -> ResultRow:
+        """Names, numbers of victims, and AUROC."""
+        return {**self.names, "benign": len(self.benign), "attacked": len(self.attacked), "auroc": self.auroc}
+
+
+def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[InspectedVictims]:
+    """The judged victims per dataset, model and defense.
+
+    Args:
+        rows: the rows of ``results.csv``.
+        benign: the attack's name under which the grid has its benign victims; None where it has none.
+    """
+    result = []
+    judged = [row for row in rows if row["inspection_score"] is not None and not row["error"]]
+    for group in grouped(judged, INSPECTION_NAMES):
+        group.sort(key=lambda row: -row["inspection_score"])
+        clean, attacked = ([row for row in group if (row["attack"] != benign) is side] for side in (False, True))
+        clean_scores, attacked_scores = ([row["inspection_score"] for row in side] for side in (clean, attacked))
+        area = float(auroc(clean_scores, attacked_scores)) if clean and attacked else None
+        names = {name: group[0][name] for name in INSPECTION_NAMES}
+        result.append(InspectedVictims(names, clean, attacked, area))
+    return result
+
+
 def _summary(rows: Sequence[ResultRow]) -> Summary:
     done = [row for row in rows if not row["error"]]
     numbers = {}
     for name in (metric.name for metric in METRICS):
         if values := [row[name] for row in done if row[name] is not None]:
             mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-            interval = None
-            if len(done) == 1 and name in WITH_INTERVAL and done[0][f"{name}_low"] is not None:
-                interval = (done[0][f"{name}_low"], done[0][f"{name}_high"])
+            ends: tuple[Any, Any] = (done[0].get(f"{name}_low"), done[0].get(f"{name}_high"))
+            interval = ends if len(done) == 1 and None not in ends else None
             numbers[name] = Number(mean, spread, interval, f"{mean:.0f}" if name in COUNTS else f"{mean:.3f}")
     known = [row["valid"] for row in done if row["valid"]]
     return Summary(
@@ -112,11 +157,3 @@ def _summary(rows: Sequence[ResultRow]) -> Summary:
         valid=(known.count("yes"), len(known)),
         errors=[row["error"] for row in rows if row["error"]],
     )
-
-
-def _mark_best(metric: Column, defenses: Sequence[dict[str, Number]]) -> None:
-    shown = [float(numbers[metric.name].text) for numbers in defenses]
-    if len(set(shown)) > 1:
-        best = max(shown) if metric.better == "high" else min(shown)
-        for numbers, value in zip(defenses, shown, strict=True):
-            numbers[metric.name] = numbers[metric.name]._replace(best=value == best)

@@ -8,10 +8,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_backdoor.benchmark.detection import split_scores
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
-from lightning_backdoor.benchmark.statistics import auroc_interval, share_interval
+from lightning_backdoor.benchmark.statistics import auroc_interval, share_interval, split_scores
 from lightning_backdoor.outputs.outcomes import Outcome
 
 #: a row by column; None is undefined.
@@ -43,10 +42,9 @@ def measured(
     """
     logged = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.startswith("test/")}
     logged |= {f"cleaning_{name}": value for name, value in (cleaning or {}).items()}
+    # without an inference-time defense the victim's answer is the last one
+    logged = {f"{name}_defended": logged.get(name) for name in ("cacc", "asr", "pacc")} | logged
     row: ResultRow = {name: _known(logged.get(name)) for name in METRIC_NAMES}
-    for name in ("cacc", "asr", "pacc"):  # without an inference-time defense the victim's answer is the last one
-        if f"{name}_defended" not in logged:
-            row[f"{name}_defended"] = row[name]
     clean, poisoned = ([o for o in outcomes if o.poisoned is side] for side in (False, True))
     intervals = {
         "cacc_defended": share_interval(sum(map(is_correct, clean)), len(clean)),

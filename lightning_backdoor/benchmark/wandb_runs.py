@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
+import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
+from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.results import Results
-from lightning_backdoor.benchmark.table import ResultRow
-from lightning_backdoor.benchmark.wandb_charts import cell_media, grid_media
+from lightning_backdoor.benchmark.statistics import roc, split_scores
+from lightning_backdoor.benchmark.summaries import Summary
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, ResultRow, grouped
 from lightning_backdoor.errors import InputError, one_line
+from lightning_backdoor.outputs.outcomes import read_outcomes
+from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
 
 SETTINGS = ("project", "entity", "tags", "name")
 #: seconds to wait for the server to begin a run, and to upload the rest of a run at its end.
@@ -63,10 +69,10 @@ class WandbRuns:
         Args:
             victim: the victim that was trained.
             run_folder: the folder of ``fit``, with ``logs`` from Lightning's ``CSVLogger``, and ``model``.
-            digest: SHA-256 of the model's weights.
+            digest: SHA-256 of the model.
         """
-        names = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "training", "seed")}
-        facts = {**_victim_facts(victim, digest), "training": victim.training}
+        facts = _facts(victim, digest)
+        names = {name: facts[name] for name in ("dataset", "model", "attack", "training", "seed")}
 
         def log(run: Any) -> None:
             import wandb
@@ -77,7 +83,7 @@ class WandbRuns:
             model.add_dir(str((run_folder / "model").resolve()), policy="immutable", skip_cache=True)  # not copied
             run.log_artifact(model)
 
-        self._log(log, id=victim.id, job_type="train", config=facts, **self._labels(*names.values()))
+        self._log(log, *names.values(), id=victim.id, job_type="train", config=facts)
 
     def log_cell(self, cell: Cell, row: ResultRow, cell_folder: Path, digest: str) -> None:
         """The run of a test: its numbers, ROC curve, score histograms and texts.
@@ -86,9 +92,9 @@ class WandbRuns:
             cell: the cell that was tested.
             row: the cell's numbers, as :func:`lightning_backdoor.benchmark.table.measured` returns them.
             cell_folder: with ``outcomes.csv`` and, where a defense wrote it, ``texts.jsonl``.
-            digest: SHA-256 of the weights of the victim's model.
+            digest: SHA-256 of the victim's model.
         """
-        facts = {**_victim_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
+        facts = {**_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
         facts |= {"n_clean": row["n_clean"], "n_poisoned": row["n_poisoned"], "test": cell.config}
 
         def log(run: Any) -> None:
@@ -97,30 +103,25 @@ class WandbRuns:
             if not run.offline:  # an offline run cannot ask the server for an artifact
                 run.use_artifact(f"{facts['victim_artifact']}:latest")
 
-        labels = self._labels(*cell.names.values())
-        self._log(log, id=cell.id, job_type=cell.defense, config=facts, **labels)
+        self._log(log, *cell.names.values(), id=cell.id, job_type=cell.defense, config=facts)
 
     def log_summary(self, results: Results) -> None:
         """The run of the whole grid: its tables, CACC against ASR, and bars by defense."""
+        self._log(lambda run: run.log(grid_media(results)), self.name, id="summary", job_type="summary")
 
-        def log(run: Any) -> None:
-            run.log(grid_media(results))
+    def _log(self, log: Callable[[Any], None], *names: object, **arguments: Any) -> None:
+        """Begins a run, logs to it and ends it; never raises an ``Exception``.
 
-        self._log(log, id="summary", job_type="summary", name=self.name, group=self.name, tags=self._tags())
-
-    def _labels(self, *names: object) -> dict[str, Any]:
-        """Name, group and tags of a run, from dataset, model, attack, defense and seed."""
-        *names_before, seed = map(str, names)
-        parts = [*filter(None, names_before), f"seed {seed}"]
-        return {"name": " / ".join(parts), "group": "/".join(names_before[:3]), "tags": self._tags(*parts)}
-
-    def _tags(self, *names: str) -> list[str]:
-        return [*dict.fromkeys(tag[:64] for tag in (*names, *self.tags))]  # W&B refuses longer tags
-
-    def _log(self, log: Callable[[Any], None], *, name: str, **arguments: Any) -> None:
-        """Begins a run, logs to it and ends it; never raises an ``Exception``."""
+        Args:
+            log: logs to the run.
+            names: dataset, model, attack, defense and seed, or the grid's name: the run's name, group and tags.
+            arguments: of the run.
+        """
+        parts = [f"seed {name}" if i == 4 else str(name) for i, name in enumerate(names) if name != ""]
+        name, group = " / ".join(parts), "/".join(parts[:3])
+        tags = [*dict.fromkeys(tag[:64] for tag in (*parts, *self.tags))]  # W&B refuses longer tags
         try:
-            run = self._begin(name=name, **arguments)
+            run = self._begin(name=name, group=group, tags=tags, **arguments)
             try:
                 log(run)
             except BaseException:
@@ -175,8 +176,8 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise InputError("wandb", f"project is {project!r}", "give at most 128 characters, none of / \\ # ? % :")
 
 
-def _victim_facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
-    facts = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "seed")}
+def _facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
+    facts = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "training", "seed")}
     facts |= {"victim": victim.id, "victim_artifact": f"victim-{victim.id}", "victim_digest": digest}
     return {**facts, "fit": victim.config}
 
@@ -195,3 +196,74 @@ def _history(logs: Path) -> dict[int, dict[str, float]]:
 def _warn(problem: str, error: Exception) -> None:
     reason = one_line(f"{type(error).__name__}: {error}")[:200]
     print(f"warning: W&B: {problem} ({reason})", file=sys.stderr, flush=True)
+
+
+def cell_media(folder: Path) -> dict[str, Any]:
+    """``scores_clean``, ``scores_poisoned``, ``roc`` and ``texts`` of a cell, each where there is data for it.
+
+    Args:
+        folder: with ``outcomes.csv`` and, where a defense wrote it, ``texts.jsonl``.
+    """
+    import wandb
+
+    media: dict[str, Any] = {}
+    clean, poisoned = split_scores(read_outcomes(folder / "outcomes.csv"))
+    if len(clean) or len(poisoned):
+        media |= score_histograms([*clean, *poisoned], [0] * len(clean) + [1] * len(poisoned))
+    if points := roc(clean, poisoned):
+        table = wandb.Table(columns=["fpr", "tpr"], data=[[*point] for point in points])
+        media["roc"] = wandb.plot.line(table, "fpr", "tpr", title="ROC")
+    if (folder / "texts.jsonl").exists():
+        with (folder / "texts.jsonl").open(encoding="utf-8") as file:
+            media["texts"] = texts_table([json.loads(line) for line in file])
+    return media
+
+
+def grid_media(results: Results) -> dict[str, Any]:
+    """The tables ``results``, ``over_seeds``, ``comparisons`` and ``inspections`` that have rows; and charts.
+
+    Charts show CACC against ASR, and a bar per defense of each. In ``over_seeds``, each metric that any line has is
+    followed by its standard deviation.
+    """
+    import plotly.graph_objects as go
+    import wandb
+
+    lines = [_line(summary) for summary in results.summaries]
+    media = {
+        "results": _table(results.rows, COLUMNS),
+        "over_seeds": _table(lines),
+        "comparisons": _table(results.comparisons),
+        "inspections": _table([inspection.as_row() for inspection in results.inspections]),
+        "cacc_against_asr": wandb.Plotly(go.Figure(trade_off(results.summaries))),
+    }
+    metrics = ("asr_defended", "cacc_defended")
+    rows = [line for line in lines if {*metrics} <= {*line}]
+    n_defenses = len({row["defense"] for row in rows})
+    # an attack that some defenses were not tested against would bias their means
+    shared = [row for group in grouped(rows, ATTACK_NAMES) if len(group) == n_defenses for row in group]
+    for metric in metrics:
+        means = [
+            {"defense": group[0]["defense"], metric: statistics.mean(row[metric] for row in group)}
+            for group in grouped(shared, ["defense"])
+        ]
+        title = f"{metric.split('_')[0].upper()} after the defense, mean over the attacks that all were tested against"
+        media[f"{metric}_by_defense"] = wandb.plot.bar(_table(means, ("defense", metric)), "defense", metric, title)
+    return {name: shown for name, shown in media.items() if not isinstance(shown, wandb.Table) or shown.data}
+
+
+def _line(summary: Summary) -> ResultRow:
+    valid, known = summary.valid
+    row: ResultRow = {**summary.names, "seeds": len(summary.seeds), "errors": "; ".join(summary.errors)}
+    row["valid"] = f"{valid} of {known}" if known else ""
+    for name, number in summary.numbers.items():
+        row |= {name: number.mean, f"{name}_spread": number.spread}
+    return row
+
+
+def _table(rows: Iterable[ResultRow], columns: Sequence[str] = ()) -> Any:
+    """A table of rows, with all columns that any row has unless some are given."""
+    import wandb
+
+    rows = list(rows)
+    names = [*columns] or [*dict.fromkeys(name for row in rows for name in row)]
+    return wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in rows], allow_mixed_types=True)

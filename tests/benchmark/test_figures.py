@@ -10,8 +10,8 @@ import pytest
 from lightning_backdoor.benchmark.report.figures import (
     POINTS,
     histogram,
-    roc_curve,
     roc_figure,
+    roc_traces,
     styles,
     thinned,
     trade_off,
@@ -39,7 +39,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
 def test_no_name_is_read_as_markup_by_plotly(made: Example) -> None:
     name = "<a href=x>%{x}"
     rows = [{**row, "defense": name} if row["defense"] == "onion" else row for row in made.rows]
-    curves = roc_figure([roc_curve(name, "0", OUTCOMES)], styles([name]))
+    curves = roc_figure(roc_traces(name, "0", OUTCOMES, styles([name])[name]))
     for figure in (trade_off(over_seeds(rows)), curves):
         labels = json.dumps([[trace.get(key) for key in ("name", "text")] for trace in figure["data"]])
         assert "&lt;a href=x&gt;%&#123;x}" in labels
@@ -50,9 +50,10 @@ def test_figures_are_json_that_plotly_knows_every_property_of(made: Example) -> 
     import plotly.graph_objects as go
 
     one_seed = over_seeds(row for row in made.rows if row["seed"] == 0)
-    curves = [roc_curve("onion", seed, OUTCOMES) for seed in ("0", "1")]
-    drawn = [trade_off(made.results.summaries), trade_off(one_seed), roc_figure(curves, styles(["onion"]))]
-    drawn += [histogram(OUTCOMES), histogram([]), trade_off([]), roc_figure([], {})]
+    style = styles(["onion"])["onion"]
+    curves = [trace for seed in ("0", "1") for trace in roc_traces("onion", seed, OUTCOMES, style)]
+    drawn = [trade_off(made.results.summaries), trade_off(one_seed), roc_figure(curves)]
+    drawn += [histogram(OUTCOMES), histogram([]), trade_off([]), roc_figure([])]
     for figure in drawn:
         assert json.loads(json.dumps(figure, allow_nan=False)) == figure
         go.Figure(figure)  # raises an error on a property or a value that plotly does not know

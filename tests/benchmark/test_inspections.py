@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import tensor
 
-from lightning_backdoor.benchmark.inspections import inspected_victims
+from lightning_backdoor.benchmark.summaries import inspected_victims
 from lightning_backdoor.benchmark.table import ResultRow
 from lightning_backdoor.metrics import DetectionAUROC
 from tests.benchmark.test_table import row

@@ -13,11 +13,11 @@ import yaml
 from lightning_backdoor.benchmark.console import Progress, plan_text
 from lightning_backdoor.benchmark.fragments import Fragment
 from lightning_backdoor.benchmark.grid import Cell, Grid, PlannedVictim, all_victims
+from lightning_backdoor.benchmark.results import write_results
 from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
 from lightning_backdoor.benchmark.running.run_command import CommandError, check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
-from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.errors import InputError
 from tests.benchmark.grids import REPAIRED, inference, stub_command, stub_grid
 
@@ -326,8 +326,5 @@ def test_the_parent_of_a_victim_is_named_in_its_config_alone(tmp_path: Path) -> 
     victims: dict[str, PlannedVictim] = all_victims(
         cells_by_defense(tmp_path, looking={"data": LOOKING}, **REPAIRED).values()
     )
-    assert [victim.parent_arguments for victim in victims.values()] == [
-        [],
-        [("data", "victim")],
-        [("model", "published")],
-    ]
+    arguments = [victim.parent_argument for victim in victims.values()]
+    assert arguments == [("", ""), ("data", "victim"), ("model", "published")]

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_backdoor.benchmark.fragments import compose
+from lightning_backdoor.benchmark.fragments import compose, read_yaml, yaml_text
 from lightning_backdoor.benchmark.grid import Grid
-from lightning_backdoor.benchmark.running.run_command import write_config
-from lightning_backdoor.benchmark.strict_yaml import read_yaml
 from lightning_backdoor.commands.fit import run
 from tests.support.workspace import inside, workspace
 
@@ -46,7 +44,7 @@ def test_a_grid_composes_presets_as_the_command_line_does(
         return yaml.safe_load(capsys.readouterr().out)
 
     composed = tmp_path / "composed.yaml"
-    write_config(composed, compose(*map(read_yaml, paths)))
+    composed.write_text(yaml_text(compose(*map(read_yaml, paths))), encoding="utf-8")
     assert printed(composed) == printed(*paths)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.benchmark import results, summaries
+from lightning_backdoor.benchmark.console import print_table
 from lightning_backdoor.benchmark.report import attack_sections
 from lightning_backdoor.benchmark.report.page import report_html
-from lightning_backdoor.benchmark.report.terminal import print_table
+from lightning_backdoor.benchmark.results import write_results
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.table import measured
-from lightning_backdoor.benchmark.wandb_charts import grid_media
-from lightning_backdoor.benchmark.write_results import write_results
+from lightning_backdoor.benchmark.wandb_runs import grid_media
 from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes, write_outcomes
 from tests.benchmark.example import example
 from tests.benchmark.grids import stub_grid
@@ -40,7 +40,7 @@ def test_outcomes_of_each_cell_are_opened_once(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "open", counting)
     written = write_results(grid, tmp_path, "")
-    print_table(written)
+    print_table(written, tmp_path)
     assert len(grid.cells) == 12
     assert {cell.id: opened[cell.id] for cell in grid.cells} == {cell.id: 1 for cell in grid.cells}
     assert len(written.comparisons) == 4 * 3 * 2  # attacks and seeds, pairs of defenses, ASR and CACC
@@ -58,7 +58,7 @@ def test_seeds_are_put_together_once_for_all_that_is_shown(tmp_path: Path, monke
     monkeypatch.setattr(results, "over_seeds", counting)
     found = made.results
     report_html("Grid", found, "", "")
-    print_table(found)
+    print_table(found, tmp_path)
     grid_media(found)
     assert calls == [len(made.rows)]
 
@@ -89,13 +89,13 @@ def test_the_terminal_shows_metrics_with_numbers_and_inspections(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     made = example(tmp_path, attacks=("badnets",))
-    print_table(made.results)
+    print_table(made.results, tmp_path)
     without = capsys.readouterr().out
     assert "AUROC" in without
     assert "Inspection" not in without
     made.inspect("share", {"none": [0.5, 1.0], "badnets": [2.0, 0.75]})
     made.inspect("alone", {"badnets": [2.0]})
-    print_table(made.results)
+    print_table(made.results, tmp_path)
     shown = capsys.readouterr().out
     assert "Inspection" in shown
     assert "sst2 · minilm · share: AUROC over victims 0.750 (2 benign, 2 attacked victims)" in shown

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS, compare_defenses, text_hits
+from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS, compare_defenses, text_hits
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, ResultRow, csv_text, mark_valid, measured
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -95,5 +95,4 @@ def test_defenses_are_compared_on_the_texts_that_both_have() -> None:
 @pytest.mark.parametrize(("poisoned", "metric"), [(True, "asr"), (False, "cacc")])
 def test_poisoned_texts_count_for_asr_and_clean_ones_for_cacc(poisoned: bool, metric: str) -> None:
     outcomes = [Outcome(5, poisoned, "bad", "good", "good"), Outcome(6, poisoned, "good", "bad", "good")]
-    other = "cacc" if poisoned else "asr"
-    assert text_hits(outcomes) == {metric: {5: poisoned, 6: not poisoned}, other: {}}
+    assert text_hits(outcomes) == {(metric, 5): poisoned, (metric, 6): not poisoned}

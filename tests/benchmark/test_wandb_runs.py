@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
+from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.results import collect_results
 from lightning_backdoor.benchmark.table import COLUMNS, ResultRow, measured
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
@@ -194,10 +194,11 @@ def test_the_summary_has_all_tables_and_charts(tmp_path: Path) -> None:
     assert (onion["defense"], onion["seeds"], onion["asr_defended"]) == ("onion", 1, 0.5)
     assert (onion["asr_defended_spread"], onion["errors"], plain["errors"]) == (None, "out of memory", "")
 
-    points = run.table("cacc_against_asr_table")
-    assert [(p["defense"], p["asr_defended"], p["cacc_defended"]) for p in points] == [
-        ("onion", 0.5, 0.5),
-        ("none", 1, 0.5),
+    (path,) = run.folder.glob("files/media/plotly/cacc_against_asr*.json")
+    onion_points, plain_points = json.loads(path.read_text(encoding="utf-8"))["data"]
+    assert [(trace["name"], trace["x"], trace["y"]) for trace in (onion_points, plain_points)] == [
+        ("onion", [0.5], [0.5]),
+        ("none", [1], [0.5]),
     ]
     assert run.table("asr_defended_by_defense_table") == [
         {"defense": "onion", "asr_defended": 0.5},
@@ -206,11 +207,9 @@ def test_the_summary_has_all_tables_and_charts(tmp_path: Path) -> None:
     assert [bar["cacc_defended"] for bar in run.table("cacc_defended_by_defense_table")] == [0.5, 0.5]
     charts = {name: chart["panel_config"] for name, chart in run.config["_wandb"]["visualize"].items()}
     assert {name: chart["panelDefId"] for name, chart in charts.items()} == {
-        "cacc_against_asr": "wandb/scatter/v0",
         "asr_defended_by_defense": "wandb/bar/v0",
         "cacc_defended_by_defense": "wandb/bar/v0",
     }
-    assert charts["cacc_against_asr"]["fieldSettings"] == {"x": "asr_defended", "y": "cacc_defended"}
 
 
 def test_what_is_logged_twice_is_one_run_and_all_of_it_lies_in_the_folder(tmp_path: Path) -> None:

@@ -1,20 +1,23 @@
-"""What the report shows per attack: ROC curves, histograms, texts, and defenses compared on the same texts."""
+"""What is shown per attack: ROC curves, histograms, texts, and the rows of ``comparisons.csv``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import chain, zip_longest
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, combinations, groupby, zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_backdoor.benchmark.comparisons import Hits, compare_defenses, text_hits
-from lightning_backdoor.benchmark.detection import split_scores
-from lightning_backdoor.benchmark.report.figures import Figure, RocCurve, histogram, roc_curve
-from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped
-from lightning_backdoor.outputs.outcomes import read_outcomes
+from lightning_backdoor.benchmark.report.figures import Figure, Style, histogram, roc_figure, roc_traces, styles
+from lightning_backdoor.benchmark.statistics import Comparison, compare, split_scores
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped, is_attack_success, is_correct
+from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes
 from lightning_backdoor.outputs.token_view import ViewedText, pieces
 
+COMPARED_COLUMNS = (*ATTACK_NAMES, "seed", "first", "second", "metric", *Comparison._fields)
+#: per metric and index of a text, whether the text is a hit.
+Hits = dict[tuple[str, int], bool]
 #: the largest number of texts shown per cell: poisoned, clean.
 POISONED_TEXTS, CLEAN_TEXTS = 8, 4
 #: number of characters of HTML for all texts together, roughly.
@@ -32,10 +35,10 @@ class Detector(NamedTuple):
 
 
 class AttackSection(NamedTuple):
-    """One dataset, model and attack: ROC curves per detector and seed, detectors, and rows of ``comparisons.csv``."""
+    """One dataset, model and attack: a ROC curve per detector and seed, detectors, and rows of ``comparisons.csv``."""
 
     names: tuple[str, ...]
-    curves: list[RocCurve]
+    roc: Figure | None
     detectors: list[Detector]
     comparisons: list[ResultRow]
 
@@ -50,11 +53,42 @@ def attack_sections(rows: Sequence[ResultRow], cells: Path) -> list[AttackSectio
         cells: the folder of the cells' folders, each with ``outcomes.csv`` and ``texts.jsonl``, where they exist.
     """
     text_budget = TEXT_BUDGET / max(len(grouped(rows, NAMES)), 1)
-    return [_attack_section(attack_rows, cells, text_budget) for attack_rows in grouped(rows, ATTACK_NAMES)]
+    style = styles(row["defense"] for row in rows)
+    return [_attack_section(attack_rows, cells, text_budget, style) for attack_rows in grouped(rows, ATTACK_NAMES)]
 
 
-def _attack_section(rows: Sequence[ResultRow], cells: Path, text_budget: float) -> AttackSection:
-    section = AttackSection(tuple(rows[0][name] for name in ATTACK_NAMES), [], [], [])
+def text_hits(outcomes: Iterable[Outcome]) -> Hits:
+    """Attack successes among the poisoned texts and correct answers among the clean ones, after the defense."""
+    result = {}
+    for outcome in outcomes:
+        metric, is_hit = ("asr", is_attack_success) if outcome.poisoned else ("cacc", is_correct)
+        result[metric, outcome.index] = is_hit(outcome)
+    return result
+
+
+def compare_defenses(names: Mapping[str, object], by_defense: Mapping[str, Hits]) -> list[ResultRow]:
+    """Compares every two defenses in ASR and in CACC, each on the texts that both were tested on.
+
+    Args:
+        names: dataset, model, attack and seed.
+        by_defense: the hits under each defense.
+    """
+    result = []
+    names = {name: names[name] for name in (*ATTACK_NAMES, "seed")}
+    for (first, first_hits), (second, second_hits) in combinations(by_defense.items(), 2):
+        for metric, texts in groupby(sorted(first_hits.keys() & second_hits.keys()), itemgetter(0)):
+            pairs = [(first_hits[text], second_hits[text]) for text in texts]
+            place = {"first": first, "second": second, "metric": metric}
+            result.append({**names, **place, **compare(pairs)._asdict()})
+    return result
+
+
+def _attack_section(
+    rows: Sequence[ResultRow], cells: Path, text_budget: float, style: Mapping[str, Style]
+) -> AttackSection:
+    curves: list[Figure] = []
+    detectors: dict[str, Detector] = {}
+    comparisons: list[ResultRow] = []
     for seed_rows in grouped([row for row in rows if not row["error"]], ["seed"]):
         by_defense: dict[str, Hits] = {}
         for row in seed_rows:
@@ -63,12 +97,13 @@ def _attack_section(rows: Sequence[ResultRow], cells: Path, text_budget: float) 
             by_defense[defense] = text_hits(outcomes)
             clean, poisoned = split_scores(outcomes)
             if len(clean) and len(poisoned):
-                section.curves.append(roc_curve(defense, seed, outcomes))
-            if (len(clean) or len(poisoned)) and defense not in [detector.defense for detector in section.detectors]:
+                curves += roc_traces(defense, seed, outcomes, style[defense])
+            if (len(clean) or len(poisoned)) and defense not in detectors:
                 texts, left_out = _shown_texts(folder / "texts.jsonl", text_budget)
-                section.detectors.append(Detector(defense, seed, histogram(outcomes), texts, left_out))
-        section.comparisons.extend(compare_defenses(seed_rows[0], by_defense))
-    return section
+                detectors[defense] = Detector(defense, seed, histogram(outcomes), texts, left_out)
+        comparisons += compare_defenses(seed_rows[0], by_defense)
+    names = tuple(rows[0][name] for name in ATTACK_NAMES)
+    return AttackSection(names, roc_figure(curves) if curves else None, [*detectors.values()], comparisons)
 
 
 def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
@@ -77,17 +112,13 @@ def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     with path.open(encoding="utf-8") as file:
         texts: list[ViewedText] = [json.loads(line) for line in file]
+    poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
+    # in turn, so that a small budget leaves some of both
+    in_turn = chain.from_iterable(zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS]))
     shown: list[dict[str, Any]] = []
-    for text in _alternating(texts):
+    for text in filter(None, in_turn):
         budget -= 300 + len(text["text"]) + len(text["purified_text"] or "") + 40 * len(text["tokens"])
         if shown and budget < 0:
             break
         shown.append({**text, "pieces": pieces(text["text"], text["tokens"], text["spans"])})
     return sorted(shown, key=lambda text: not text["poisoned"]), len(texts) - len(shown)
-
-
-def _alternating(texts: Sequence[ViewedText]) -> Iterator[ViewedText]:
-    """Poisoned and clean texts in turn, so that a small budget leaves some of both."""
-    poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
-    pairs = zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS])
-    return (text for text in chain.from_iterable(pairs) if text is not None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_backdoor.benchmark.detection import roc, split_scores
+from lightning_backdoor.benchmark.statistics import roc, split_scores
 from lightning_backdoor.benchmark.summaries import Number, Summary
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -45,15 +45,6 @@ class Style(NamedTuple):
     dash: str
 
 
-class RocCurve(NamedTuple):
-    """The ROC curve of a detector; each point is an FPR and a TPR."""
-
-    defense: str
-    seed: str
-    points: list[tuple[float, float]]
-    at_threshold: tuple[float, float]
-
-
 def styles(defenses: Iterable[str]) -> dict[str, Style]:
     """A style per defense, in the order in which they come first."""
     return {
@@ -85,27 +76,27 @@ def trade_off(summaries: Sequence[Summary]) -> Figure:
     return _figure(traces, 420, _axis("ASR after the defense", [-0.03, 1.03]), _axis("CACC after the defense"))
 
 
-def roc_curve(defense: str, seed: str, outcomes: Sequence[Outcome]) -> RocCurve:
-    """The curve of a detector that has scores of clean and of poisoned texts."""
-    fpr, tpr = (float(np.mean([bool(o.flagged) for o in outcomes if o.poisoned is side])) for side in (False, True))
-    return RocCurve(defense, seed, thinned(roc(*split_scores(outcomes))), (fpr, tpr))
+def roc_traces(defense: str, seed: str, outcomes: Sequence[Outcome], style: Style) -> list[Figure]:
+    """The ROC curve of a detector that has scores of clean and of poisoned texts, and a mark at its threshold."""
+    name = label(defense)
+    threshold = [float(np.mean([bool(o.flagged) for o in outcomes if o.poisoned is side])) for side in (False, True)]
+    curve = {"mode": "lines", "line": {"color": style.colour, "dash": style.dash, "width": 2}}
+    mark = {"mode": "markers", "marker": {"color": style.colour, "symbol": style.symbol, "size": 10}}
+    traces = []
+    for drawn, xy, what in ((curve, thinned(roc(*split_scores(outcomes))), ""), (mark, [threshold], ", threshold")):
+        hover = f"{name}, seed {seed}{what}<br>FPR %{{x:.3f}}, TPR %{{y:.3f}}<extra></extra>"
+        legend = {"name": name, "legendgroup": " ".join(style)}
+        coordinates = {"x": _short(x for x, _ in xy), "y": _short(y for _, y in xy)}
+        traces.append({"type": "scatter", **drawn, **legend, **coordinates, "hovertemplate": hover})
+    return traces
 
 
-def roc_figure(curves: Iterable[RocCurve], style: Mapping[str, Style]) -> Figure:
-    """Curves of the detectors of one attack, each with a mark at its threshold."""
+def roc_figure(curves: Sequence[Figure]) -> Figure:
+    """The curves of the detectors of one attack; the legend has each detector once."""
     chance = {"x": [0, 1], "y": [0, 1], "line": {"color": "#888888", "width": 1}, "hoverinfo": "skip"}
     traces: list[Figure] = [{"type": "scatter", "mode": "lines", "showlegend": False, **chance}]
-    in_legend: set[str] = set()
-    for defense, seed, points, at_threshold in curves:
-        (colour, symbol, dash), name = style[defense], label(defense)
-        line = {"mode": "lines", "line": {"color": colour, "dash": dash, "width": 2}}
-        mark = {"mode": "markers", "marker": {"color": colour, "symbol": symbol, "size": 10}}
-        for drawn, xy, what in ((line, points, ""), (mark, [at_threshold], ", threshold")):
-            hover = f"{name}, seed {seed}{what}<br>FPR %{{x:.3f}}, TPR %{{y:.3f}}<extra></extra>"
-            legend = {"name": name, "legendgroup": f"{colour} {symbol} {dash}", "showlegend": defense not in in_legend}
-            coordinates = {"x": _short(x for x, _ in xy), "y": _short(y for _, y in xy)}
-            traces.append({"type": "scatter", **drawn, **legend, **coordinates, "hovertemplate": hover})
-            in_legend.add(defense)
+    groups = [trace["legendgroup"] for trace in curves]
+    traces += [{**trace, "showlegend": groups.index(trace["legendgroup"]) == i} for i, trace in enumerate(curves)]
     return _figure(traces, 380, _axis("FPR", [-0.02, 1.02]), _axis("TPR", [-0.02, 1.02]))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, groupby
 
 from lightning_backdoor.benchmark.metrics import PARTS, Column
-from lightning_backdoor.benchmark.summaries import Summary, shown_metrics
+from lightning_backdoor.benchmark.summaries import Number, Summary, shown_metrics
 from lightning_backdoor.benchmark.table import NAMES
 
 _LATEX = {
@@ -37,9 +37,9 @@ def latex_table(summaries: Sequence[Summary]) -> str:
     parts = [(PARTS[part], len(list(group))) for part, group in groupby(metrics, lambda metric: metric.part)]
     ends = accumulate((width for _, width in parts), initial=len(NAMES))
     rules = [f"\\cmidrule(lr){{{end + 1}-{end + width}}}" for end, (_, width) in zip(ends, parts, strict=False)]
-    titles = ["", *[""] * (len(NAMES) - 1), *(f"\\multicolumn{{{width}}}{{c}}{{{title}}}" for title, width in parts)]
+    titles = [""] * len(NAMES) + [f"\\multicolumn{{{width}}}{{c}}{{{title}}}" for title, width in parts]
     failed = [f"\\multicolumn{{{len(metrics)}}}{{l}}{{failed}}"]
-    body = _cells(summaries, metrics, _latex, r"\textbf{{{}}}", r"{} {{\scriptsize {}}}", failed)
+    body = _cells(summaries, metrics, _latex, _latex_number, failed)
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
@@ -65,7 +65,7 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     metrics = shown_metrics(summaries)
     head = [*_NAME_HEADINGS, *(metric.title for metric in metrics)]
     rule = ["---"] * len(NAMES) + ["---:"] * len(metrics)
-    body = _cells(summaries, metrics, _markdown, "**{}**", "{} {}", ["failed", *[""] * (len(metrics) - 1)])
+    body = _cells(summaries, metrics, _markdown, _markdown_number, ["failed", *[""] * (len(metrics) - 1)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
 
@@ -73,21 +73,27 @@ def _cells(
     summaries: Sequence[Summary],
     metrics: Sequence[Column],
     escape: Callable[[str], str],
-    bold: str,
-    with_around: str,
+    shown: Callable[[Number], str],
     failed: list[str],
 ) -> Iterator[list[str]]:
-    """The cells of each line; ``bold`` and ``with_around`` are formats, ``failed`` replaces a failed line's numbers."""
+    """The cells of each line; ``failed`` replaces the numbers of a line that has none."""
     for summary in summaries:
         names = [escape(name) for name in summary.names.values()]
         if summary.invalid:
             names[2] += f" ({summary.invalid})"
-        cells = []
-        for metric in metrics:
-            number = summary.numbers.get(metric.name)
-            text = escape("–") if number is None else bold.format(number.text) if number.best else number.text
-            cells.append(with_around.format(text, escape(number.around)) if number and number.around else text)
+        numbers = [summary.numbers.get(metric.name) for metric in metrics]
+        cells = [escape("–") if number is None else shown(number) for number in numbers]
         yield [*names, *(failed if summary.failed and metrics else cells)]
+
+
+def _latex_number(number: Number) -> str:
+    text = rf"\textbf{{{number.text}}}" if number.best else number.text
+    return rf"{text} {{\scriptsize {_latex(number.around)}}}" if number.around else text
+
+
+def _markdown_number(number: Number) -> str:
+    text = f"**{number.text}**" if number.best else number.text
+    return f"{text} {number.around}" if number.around else text
 
 
 def _latex(text: str) -> str:

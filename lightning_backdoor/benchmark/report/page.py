@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, Template
+from jinja2 import Environment, PackageLoader
 
 from lightning_backdoor.benchmark.metrics import PARTS
-from lightning_backdoor.benchmark.report.figures import roc_figure, styles, trade_off
+from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.report.latex_markdown import latex_table, markdown_table
-from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.summaries import shown_metrics
 from lightning_backdoor.benchmark.table import VALID_ASR, VALID_LOSS
+
+if TYPE_CHECKING:
+    from lightning_backdoor.benchmark.results import Results
 
 
 def report_html(title: str, results: Results, grid: str, command: str) -> str:
@@ -26,9 +28,12 @@ def report_html(title: str, results: Results, grid: str, command: str) -> str:
         grid: the YAML of the grid.
         command: the command line that ran it.
     """
-    style = styles(row["defense"] for row in results.rows)
-    scripts = {"script": _source("page.js"), "plotly": _plotly()}
-    page = _template().render(
+    from plotly.offline import get_plotlyjs
+
+    scripts = {"script": _source("page.js"), "plotly": get_plotlyjs()}
+    loader = PackageLoader("lightning_backdoor.benchmark.report", "")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("page.html.jinja").render(
         title=title,
         results=results,
         metrics=shown_metrics(results.summaries),
@@ -37,8 +42,8 @@ def report_html(title: str, results: Results, grid: str, command: str) -> str:
         valid_asr=VALID_ASR,
         valid_loss=VALID_LOSS,
         trade_off=trade_off(results.summaries),
-        attacks=[(a, roc_figure(a.curves, style)) for a in results.attacks if a.detectors or a.comparisons],
-        opened=next((attack for attack in results.attacks if attack.curves), None),
+        attacks=[attack for attack in results.attacks if attack.detectors or attack.comparisons],
+        opened=next((attack for attack in results.attacks if attack.roc), None),
         grid=grid,
         command=command,
         latex=latex_table(results.summaries),
@@ -50,24 +55,9 @@ def report_html(title: str, results: Results, grid: str, command: str) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")  # UTF-8 has no surrogates, which a broken text may hold
 
 
-@lru_cache(maxsize=1)
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    source: str = get_plotlyjs()
-    return source
-
-
 def _source(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def _digest(source: str) -> str:
     return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-
-
-@lru_cache(maxsize=1)
-def _template() -> Template:
-    loader = PackageLoader("lightning_backdoor.benchmark.report", "")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("page.html.jinja")

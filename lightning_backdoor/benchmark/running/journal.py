@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning_backdoor.errors import InputError
 
@@ -51,11 +51,10 @@ class Journal:
             return []
         with self.path.open("rb") as file:
             file.seek(self._position)
-            lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-        self._position += sum(map(len, lines))
-        events: list[Event] = [json.loads(line) for line in lines]
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._position += len(whole)
+        events: list[Event] = [json.loads(line) for line in whole.splitlines()]
         for event in events:
             key = (event["kind"], event["id"])
             if "error" in event:
@@ -68,7 +67,7 @@ class Journal:
         """Writes an event to disk; an unfinished line that a kill left behind is removed first."""
         line = json.dumps({"kind": kind, "id": id, **facts}).encode() + b"\n"
         with self.path.open("ab+") as file:
-            _lock(file.fileno(), self.path)
+            lock(file)
             start = max(0, file.tell() - LONGEST_LINE)
             file.seek(start)
             file.truncate(start + file.read().rfind(b"\n") + 1)
@@ -91,9 +90,7 @@ def claimed(log: Path) -> Iterator[int | None]:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab+") as file:
-        try:
-            _lock(file.fileno(), log, fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(file, wait=False):
             yield None
             return
         try:
@@ -102,20 +99,17 @@ def claimed(log: Path) -> Iterator[int | None]:
             fcntl.flock(file, fcntl.LOCK_UN)  # also for processes that still have the file open
 
 
-@contextmanager
-def waited_for(log: Path) -> Iterator[int]:
-    """As :func:`claimed`, but waits until the lock is free."""
-    with log.open("ab") as file:
-        _lock(file.fileno(), log)
-        yield file.fileno()
+def lock(file: BinaryIO, wait: bool = True) -> bool:
+    """Locks an open file until it is closed; False where another process holds the lock and is not waited for.
 
-
-def _lock(descriptor: int, path: Path, flags: int = 0) -> None:
+    Raises:
+        InputError: the file system has no locks.
+    """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise
+        return False
     except OSError as error:
-        raise InputError(
-            "output", f"{path.parent} lies on a file system without locks ({error})", "give a folder on another one"
-        ) from None
+        problem = f"{Path(file.name).parent} lies on a file system without locks ({error})"
+        raise InputError("output", problem, "give a folder on another one") from None
+    return True

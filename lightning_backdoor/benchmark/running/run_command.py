@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import Fragment, compose
+from lightning_backdoor.benchmark.fragments import compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError, one_line
@@ -67,13 +67,14 @@ def check_cell(cell: Cell) -> None:
     from lightning_backdoor.commands.fit import check
 
     config = copy.deepcopy(compose(cell.victim.config, cell.config))
-    for part, argument in cell.victim.parent_arguments:
+    part, argument = cell.victim.parent_argument
+    if part:
         del config[part]["init_args"][argument]
         if part == "data":
             _check_data_defense(config[part]["init_args"].pop("data_defense", None))
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "config.yaml")
-        write_config(path, config)
+        path.write_text(yaml_text(config), encoding="utf-8")
         with Path(os.devnull).open("wb") as nowhere, _output_to(nowhere.fileno()):
             check(["--config", str(path), "--run_dir", str(Path(scratch, "run"))])
 
@@ -117,7 +118,7 @@ def _last_message(log: int, start: int) -> str:
     end = os.fstat(log).st_size
     text = os.pread(log, 1 << 20, max(start, end - (1 << 20))).decode(errors="replace")
     _, error, message = text.rpartition("error: ")
-    return " ".join((message if error else text.rstrip().rpartition("\n")[2]).split())[:500]
+    return one_line(message if error else text.rstrip().rpartition("\n")[2])[:500]
 
 
 @contextlib.contextmanager
@@ -136,10 +137,3 @@ def _output_to(log: int) -> Iterator[None]:
         for descriptor, copied in kept:
             os.dup2(copied, descriptor)
             os.close(copied)
-
-
-def write_config(path: Path, config: Fragment) -> None:
-    """Writes a config that ``fit`` and ``test`` read."""
-    import yaml
-
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")

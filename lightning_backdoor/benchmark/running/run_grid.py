@@ -1,4 +1,4 @@
-"""One call of ``benchmark``: the grid is checked, its workers run, and the results are written."""
+"""One call of ``benchmark``: the grid is checked, its workers run, here or elsewhere, and the results are written."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import argparse
 import hashlib
 import os
 import secrets
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from lightning_backdoor.benchmark.console import Progress, plan_text
+from lightning_backdoor.benchmark.console import Progress, plan_text, print_table
 from lightning_backdoor.benchmark.grid import Cell, Grid, select
-from lightning_backdoor.benchmark.report.terminal import print_table, print_written
-from lightning_backdoor.benchmark.running.journal import Journal, waited_for
-from lightning_backdoor.benchmark.running.launch import Launch, run_jobs, run_processes
+from lightning_backdoor.benchmark.results import write_results
+from lightning_backdoor.benchmark.running.journal import Journal, lock
 from lightning_backdoor.benchmark.running.run_command import check_cell
-from lightning_backdoor.benchmark.running.worker import Worker
+from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
-from lightning_backdoor.benchmark.write_results import write_results
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.presets import preset_path
 
@@ -58,8 +59,7 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
         results = write_results(grid, folder, command)
     if wandb_runs is not None:
         wandb_runs.log_summary(results)
-    print_table(results)
-    print_written(folder)
+    print_table(results, folder)
     ids, left = {cell.id for cell in cells}, progress.left()
     failed = sum(bool(row["error"]) for row in results.rows if row["cell"] in ids)
     if failed:
@@ -77,9 +77,8 @@ def _check(cells: Sequence[Cell]) -> None:
     """
     checked: set[tuple[str, ...]] = set()
     for cell in cells:
-        names = cell.names
-        combinations = {("", "model", names["model"])}
-        combinations |= {(names["dataset"], key, names[key]) for key in ("attack", "defense")}
+        dataset, model, attack, defense, _ = cell.names.values()
+        combinations = {("model", model), ("attack", attack, dataset), ("defense", defense, dataset)}
         if not combinations <= checked:
             checked |= combinations
             try:
@@ -93,7 +92,110 @@ def _keep(grid: Grid, folder: Path, command: str) -> Path:
     text = grid.as_yaml()
     path = folder / "grids" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with waited_for(folder / "log.txt") as log:
-        os.write(log, f"{command}\n".encode())
+    with (folder / "log.txt").open("ab") as log:
+        lock(log)
+        log.write(f"{command}\n".encode())
         write_whole(path, text)
     return path
+
+
+class Launch(NamedTuple):
+    """One call of ``benchmark``, as its workers know it and as a job of a cluster calls it.
+
+    Attributes:
+        grid: the grid's file, which stays as it is.
+        folder: the grid's output, which all machines see.
+        only: conditions on the cells.
+        name: of the launch; see :class:`Worker`.
+    """
+
+    grid: Path
+    folder: Path
+    only: list[str]
+    name: str
+
+    def __call__(self) -> None:
+        """Works; of several tasks of a job the first one does."""
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            work(*self)
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before a job is preempted: queues it again as it is, since its state is on disk."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def work(grid_file: Path, folder: Path, only: list[str], launch: str) -> None:
+    """Runs a worker of a :class:`Launch` until nothing is left."""
+    grid = Grid(grid_file)
+    wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
+    Worker(folder, select(grid.cells, only), launch, wandb_runs=wandb_runs).run()
+
+
+def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
+    """Runs workers as processes, each with a share of the cores and of the GPUs; calls ``wait`` now and then."""
+    line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(launch.grid)]
+    line += ["--output", str(launch.folder), "--worker", launch.name, *(f"--only={rule}" for rule in launch.only)]
+    with (launch.folder / "log.txt").open("ab") as log:
+        workers = [
+            subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=worker_environment(i, jobs))
+            for i in range(jobs)
+        ]
+        try:
+            while any(worker.poll() is None for worker in workers):
+                time.sleep(PATIENCE)
+                wait()
+        finally:
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.wait()
+
+
+def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any], wait: Callable[[], None]) -> None:
+    """Runs workers as an array of jobs through submitit; calls ``wait`` now and then.
+
+    Args:
+        launch: the workers' launch.
+        jobs: number of workers.
+        cluster: ``slurm`` or ``local``, as submitit names them.
+        options: of submitit's executor, such as ``slurm_partition``, ``timeout_min``, and ``slurm_max_num_timeout``,
+            how often a job whose time is up is queued again.
+        wait: called until all jobs are done.
+
+    Raises:
+        InputError: submitit is not installed, or refuses an option.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise InputError(
+            "cluster", f"{cluster} needs submitit", "install it with: pip install 'lightning-backdoor[cluster]'"
+        ) from None
+    parameters = dict(options)
+    for_executor = {name: parameters.pop(name) for name in ("slurm_max_num_timeout",) if name in parameters}
+    try:
+        executor = submitit.AutoExecutor(folder=launch.folder / "submitit", cluster=cluster, **for_executor)
+        executor.update_parameters(**parameters)
+    except Exception as error:  # whatever submitit checks, it raises its own exceptions
+        raise InputError("cluster", f"submitit refuses {dict(options)} ({reason(error, 200)})") from None
+    with executor.batch():
+        handles = [executor.submit(launch) for _ in range(jobs)]
+    while not all(handle.done() for handle in handles):
+        time.sleep(PATIENCE)
+        wait()
+
+
+def worker_environment(number: int, jobs: int) -> dict[str, str]:
+    """Environment variables of one of several workers: its share of the cores, and one GPU where there are several."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(gpu) for gpu in range(gpus)]
+        environment["CUDA_VISIBLE_DEVICES"] = names[number % gpus]
+    return environment

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import Fragment, compose
-from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
+from lightning_backdoor.benchmark.fragments import compose, yaml_text
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, init_arg
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
-from lightning_backdoor.benchmark.running.run_command import CommandError, run_command, write_config
+from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
+from lightning_backdoor.files.hashing import content_hash
 
 #: the file without which a victim or a cell counts as deleted, whatever the journal says.
 PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
@@ -25,6 +26,7 @@ PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
 PATIENCE = 0.5
 
 
+@dataclass
 class Worker:
     """Runs cells of a grid in a folder, together with any number of workers in the same folder.
 
@@ -41,20 +43,14 @@ class Worker:
         wandb_runs: logs each victim and cell once it is done; None for no W&B runs.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        cells: Sequence[Cell],
-        launch: str,
-        announce: Callable[[], None] = lambda: None,
-        wandb_runs: WandbRuns | None = None,
-    ) -> None:
-        self.folder = folder
-        self.cells = cells
-        self.launch = launch
-        self.announce = announce
-        self.wandb_runs = wandb_runs
-        self.journal = Journal(folder / "journal.jsonl")
+    folder: Path
+    cells: Sequence[Cell]
+    launch: str
+    announce: Callable[[], None] = lambda: None
+    wandb_runs: WandbRuns | None = None
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.folder / "journal.jsonl")
 
     def run(self) -> None:
         """Returns when every cell is done or has failed, by this worker or another."""
@@ -132,13 +128,6 @@ class Worker:
     def _folder(self, work: PlannedVictim | Cell) -> Path:
         return self.folder / f"{_kind(work)}s" / work.id
 
-    def _parent_fragment(self, victim: PlannedVictim) -> Fragment:
-        """The checkpoint of a victim's parent, in the place of its id in the victim's config."""
-        if victim.parent is None:
-            return {}
-        checkpoint = str(self._folder(victim.parent) / PRODUCT["victim"])
-        return compose(*({part: {"init_args": {name: checkpoint}}} for part, name in victim.parent_arguments))
-
     def _fit(self, victim: PlannedVictim, folder: Path, log: int) -> dict[str, Any]:
         """Trains a victim, from the last epoch on if a run was cut off."""
         config, last = folder / "fit.yaml", folder / "checkpoints" / "last.ckpt"
@@ -147,11 +136,15 @@ class Worker:
             args += ["--ckpt_path", str(last)]
         else:
             _empty(folder)
-            write_config(config, compose(victim.config, self._parent_fragment(victim)))
+            content = victim.config
+            if victim.parent is not None:  # its checkpoint, in the place of its id
+                checkpoint = self._folder(victim.parent) / PRODUCT["victim"]
+                content = compose(content, init_arg(victim.parent_argument, str(checkpoint)))
+            config.write_text(yaml_text(content), encoding="utf-8")
         run_command("fit", args, folder, log, victim.config["trainer"])
         if not (folder / PRODUCT["victim"]).exists() or not list((folder / "model").glob("*.safetensors")):
             raise CommandError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
-        return {"digest": _weights_digest(folder / "model")}
+        return {"digest": content_hash(folder / "model")}
 
     def _test(self, cell: Cell, folder: Path, log: int) -> dict[str, Any]:
         """Tests a cell; the row of the table."""
@@ -160,37 +153,22 @@ class Worker:
 
         _empty(folder)
         config, trained = folder / "test.yaml", self._folder(cell.victim)
-        write_config(config, cell.config)
+        config.write_text(yaml_text(cell.config), encoding="utf-8")
         args = ["--config", str(trained / "config.yaml"), "--config", str(config)]
         args += ["--ckpt_path", str(trained / PRODUCT["victim"])]
         run_command("test", args, folder, log, compose(cell.victim.config, cell.config)["trainer"])
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        row = measured(metrics, read_outcomes(folder / "outcomes.csv"), self._cleaning(cell.victim))
-        return {"row": row}
-
-    def _cleaning(self, victim: PlannedVictim | None) -> dict[str, Any] | None:
-        """What a data defense did to the rows of a victim, or of the victim that it was made from; None without one."""
-        while victim is not None:
-            path = self._folder(victim) / "cleaning.json"
-            if path.exists():
-                record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-                return record
-            victim = victim.parent
-        return None
+        records = [self._folder(victim) / "cleaning.json" for victim in cell.victim.line]
+        cleaning = next((_read_json(path) for path in reversed(records) if path.exists()), None)
+        outcomes = read_outcomes(folder / "outcomes.csv")
+        return {"row": measured(_read_json(folder / "metrics.json"), outcomes, cleaning)}
 
 
 def _kind(work: PlannedVictim | Cell) -> str:
     return "cell" if isinstance(work, Cell) else "victim"
 
 
-def _weights_digest(model: Path) -> str:
-    """SHA-256 of the weights of an exported model."""
-    digest = hashlib.sha256()
-    for path in sorted(model.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _resumable(checkpoint: Path) -> bool:
