@@ -10,12 +10,12 @@ from lightning_backdoor.benchmark.table import ATTACK_NAMES, ResultRow, is_attac
 from lightning_backdoor.outputs.outcomes import Outcome
 
 COMPARED_COLUMNS = (*ATTACK_NAMES, "seed", "first", "second", "metric", *Comparison._fields)
-#: per metric and index of a text, whether the text is a hit.
+#: per metric and index of a text, whether the text counts (as an attack success or a correct prediction).
 Hits = dict[str, dict[int, bool]]
 
 
 def text_hits(outcomes: Iterable[Outcome]) -> Hits:
-    """Attack successes among the poisoned texts and correct answers among the clean ones, after the defense."""
+    """Attack successes among poisoned texts and correct predictions among clean texts, after the defense."""
     result: Hits = {"asr": {}, "cacc": {}}
     for outcome in outcomes:
         if outcome.poisoned:

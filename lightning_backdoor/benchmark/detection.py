@@ -1,4 +1,4 @@
-"""How well scores separate clean from poisoned texts, or benign from backdoored victims: AUROC and ROC curve."""
+"""AUROC and ROC curve of scores: of clean against poisoned texts, or of benign against backdoored victims."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def auroc(clean: ArrayLike, poisoned: ArrayLike, axis: int = -1) -> ScoreArray:
     Args:
         clean: (..., clean), scores; at least one.
         poisoned: (..., poisoned), scores; at least one.
-        axis: of the scores.
+        axis: axis of the scores.
 
     Returns:
-        (...,) from 0 to 1.
+        (...,), AUROC from 0 to 1.
 
     >>> float(auroc([0.0, 1.0], [1.0, 2.0]))
     0.875
@@ -44,7 +44,7 @@ def auroc(clean: ArrayLike, poisoned: ArrayLike, axis: int = -1) -> ScoreArray:
 
 
 def roc(clean: ArrayLike, poisoned: ArrayLike) -> list[tuple[float, float]]:
-    """False and true positive rate at every threshold, from none flagged to all; equal scores are flagged together.
+    """The ROC curve: (FPR, TPR) at every threshold, from none flagged to all; equal scores are flagged together.
 
     Points on the straight line between their neighbours are left out, which keeps the area under the curve.
 
@@ -53,7 +53,7 @@ def roc(clean: ArrayLike, poisoned: ArrayLike) -> list[tuple[float, float]]:
         poisoned: (poisoned texts,), scores.
 
     Returns:
-        No points where there are no clean or no poisoned texts.
+        Points of the curve; an empty list if there are no clean or no poisoned texts.
 
     >>> roc([0.0, 1.0, 1.0], [1.0, 2.0, 3.0])
     [(0.0, 0.0), (0.0, 0.6666666666666666), (0.6666666666666666, 1.0), (1.0, 1.0)]

@@ -16,9 +16,9 @@ from lightning_backdoor.errors import InputError
 
 __all__ = ["CLEAN_TRAINING", "UNDEFENDED", "Cell", "Grid", "PlannedVictim", "all_victims", "select"]
 
-#: what ``victim`` of a data defense is in a grid's file: the undefended victim of the same rows.
+#: value of the data module's ``victim`` in a grid file that stands for the undefended victim of the same rows.
 SAME_ROWS = "undefended"
-#: where a victim's config names its parent: the victim that a repair begins with, or that a data defense looks through.
+#: arguments of a config that give the parent: the victim that a repair starts from, or that a data defense uses.
 PARENT_ARGUMENTS = (("model", "published"), ("data", "victim"))
 
 
@@ -26,12 +26,13 @@ class PlannedVictim(NamedTuple):
     """A victim that is trained once and shared by all its cells.
 
     Attributes:
-        id: a hash of all that determines it.
+        id: a hash of all that determines the victim.
         dataset: name on its axis; likewise ``model`` and ``attack``.
-        training: name of the defense that it is trained under, that cleans its rows or that repairs it, or empty.
-        seed: of all its random choices.
-        config: of ``fit``; it names the parent by its id, in one of ``PARENT_ARGUMENTS``.
-        parent: the victim that is to be trained before this one, whose checkpoint its training needs.
+        training: name of the defense that the victim is trained under, that cleans its rows or that repairs it; or
+            empty.
+        seed: seed of all its random choices.
+        config: config of ``fit``; it gives the parent by its id, in one of ``PARENT_ARGUMENTS``.
+        parent: the victim that must be trained first, since training needs its checkpoint; or None.
     """
 
     id: str
@@ -45,13 +46,13 @@ class PlannedVictim(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The victim in one line."""
+        """A one-line description of the victim."""
         under = f" under {self.training}" if self.training else ""
         return f"{self.dataset} · {self.model} · {self.attack}{under} · seed {self.seed}"
 
     @property
     def parent_arguments(self) -> list[tuple[str, str]]:
-        """The part and the argument of the config that name the parent."""
+        """The part and the argument of the config that give the parent."""
         id = self.parent.id if self.parent else None
         return [(part, name) for part, name in PARENT_ARGUMENTS if id and _argument(self.config, part, name) == id]
 
@@ -60,11 +61,11 @@ class Cell(NamedTuple):
     """One row of the table: a victim, tested with an attack's poison and a defense.
 
     Attributes:
-        id: a hash of all that determines it, the victim included.
+        id: a hash of all that determines the cell, including the victim.
         attack: name of the attack whose poison it is tested with.
         defense: name of the defense, or ``CLEAN_TRAINING``.
         victim: the victim that is tested.
-        config: what ``test`` is given in addition to the config that the victim was trained with.
+        config: config of ``test``, in addition to the config that the victim was trained with.
     """
 
     id: str
@@ -75,13 +76,13 @@ class Cell(NamedTuple):
 
     @property
     def names(self) -> dict[str, str]:
-        """The cell's name on each axis, as ``--only`` and ``exclude`` give it and the table shows it."""
+        """The cell's name on each axis, as used in ``--only``, ``exclude`` and the table."""
         of_victim = {"dataset": self.victim.dataset, "model": self.victim.model}
         return {**of_victim, "attack": self.attack, "defense": self.defense, "seed": str(self.victim.seed)}
 
     @property
     def label(self) -> str:
-        """The cell in one line."""
+        """A one-line description of the cell."""
         *names, seed = self.names.values()
         return " · ".join([*names, f"seed {seed}"])
 
@@ -93,29 +94,31 @@ class Grid(GridFile):
     and ``init_args``, or a mapping with any of ``data``, ``model`` and ``trainer``, as the commands take it. A model
     may also be given by its name alone, and an attack by null for none.
 
-    An entry of ``defenses`` names what acts at one or more moments, each in the same three forms. A class path is
+    An entry of ``defenses`` defines a defense for one or more moments, each in one of these three forms. A class path
+    is
 
     - under ``data``, a data defense, which cleans the training rows. With ``data: {init_args: {victim: undefended}}``
-      beside it, it looks through the undefended victim of the same dataset, model, attack and seed;
-    - under ``training``, a callback of the training;
-    - under ``repair``, a callback of a training of its own, which begins with the undefended victim, or with the one
-      that ``data`` makes. The repaired victim is tested, and not the first;
+      in the same entry, it uses the undefended victim of the same dataset, model, attack and seed;
+    - under ``training``, a callback for training;
+    - under ``repair``, a callback for a separate training that starts from the undefended victim, or from the victim of
+      the entry's ``data``. The repaired victim is tested, and not the victim it started from;
     - under ``inference``, a :class:`lightning_backdoor.defenses.defense.Defense`;
     - under ``inspection``, a :class:`lightning_backdoor.defenses.inspection.Inspection`.
 
     The entry without a defense is null and called ``UNDEFENDED``. Defenses with the same data, training and repair
     share a victim.
 
-    ``base`` is below all entries, ``test`` above the config of every test; later ones win: base, dataset, model,
-    attack, defense. ``exclude`` lists mappings from ``dataset``, ``model``, ``attack``, ``defense`` or ``seed`` to a
-    name or names; a cell that fits all of a mapping is left out. Beside the cells that the axes span, each attack has
-    a control, called ``CLEAN_TRAINING``, where the grid also has a benign victim.
+    Configs are merged in the order base, dataset, model, attack, defense; later ones override earlier ones, and
+    ``test`` overrides the config of every test. ``exclude`` is a list of mappings from ``dataset``, ``model``,
+    ``attack``, ``defense`` or ``seed`` to a name or names; a cell that matches every key of a mapping is left out. In
+    addition to the cells that the axes span, each attack has a control, called ``CLEAN_TRAINING``, if the grid has a
+    benign victim.
 
     Args:
-        path: of the YAML file.
+        path: path of the YAML file.
 
     Raises:
-        InputError: the file is missing or malformed, or leaves no cell; names the key and the value.
+        InputError: the file is missing or malformed, or defines no cell; the message names the key and the value.
     """
 
     def __init__(self, path: Path) -> None:
@@ -126,13 +129,13 @@ class Grid(GridFile):
 
     @cached_property
     def benign(self) -> str | None:
-        """Name of the attack entry that does not attack; None where the grid has none."""
+        """Name of the attack entry for the benign victim; None if the grid has no benign victim."""
         classes = {name: compose(self.base, entry)["model"] for name, entry in self.axes["attacks"].items()}
         return next((name for name, model in classes.items() if model["class_path"] == BENIGN), None)
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """All cells, in the order of the axes, seeds before defenses; each attack begins with its control."""
+        """All cells, in the order of the axes, seeds before defenses; the control comes first for each attack."""
         forget_files()
         axes = product(self.axes["datasets"], self.axes["models"], self.axes["attacks"], self.seeds)
         cells = [cell for dataset, model, attack, seed in axes for cell in self._group(dataset, model, attack, seed)]
@@ -159,7 +162,7 @@ class Grid(GridFile):
 
     def _cell(self, attack: str, defense: str, victim: PlannedVictim, *fragments: Fragment) -> Cell:
         config = compose(*fragments, self.test)
-        if "callbacks" in config.get("trainer", {}):  # they would replace those that the victim was trained with
+        if "callbacks" in config.get("trainer", {}):  # would replace the callbacks of the victim's training
             trained_with = victim.config["trainer"].get("callbacks") or []
             config = compose({"trainer": {"callbacks": trained_with}}, *fragments, self.test)
         return Cell(identity([victim.id, config], RESULTS_FORMAT), attack, defense, victim, config)
@@ -167,7 +170,7 @@ class Grid(GridFile):
     def _victim(
         self, names: tuple[str, str, str], seed: int, defense: str, moments: Mapping[str, Fragment]
     ) -> PlannedVictim:
-        """The victim of a dataset, model and attack under a defense: the same for all defenses that train the same."""
+        """The victim of a dataset, model and attack under a defense; shared by defenses with the same training."""
         data, training, repair = trained = [moments.get(moment, {}) for moment in ("data", "training", "repair")]
         key = json.dumps([names, seed, trained], sort_keys=True)
         if key in self._victims:
@@ -189,7 +192,7 @@ class Grid(GridFile):
 
 
 def all_victims(cells: Iterable[Cell]) -> dict[str, PlannedVictim]:
-    """The victims that cells are tested on, by id, each after its parents."""
+    """The victims of some cells, by id, each after its parents."""
     victims: dict[str, PlannedVictim] = {}
     for cell in cells:
         line: list[PlannedVictim] = []
@@ -202,10 +205,10 @@ def all_victims(cells: Iterable[Cell]) -> dict[str, PlannedVictim]:
 
 
 def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
-    """The cells that fit all of some conditions ``key=NAME`` or ``key=NAME,NAME``.
+    """The cells that meet all of some conditions ``key=NAME`` or ``key=NAME,NAME``.
 
     Raises:
-        InputError: a condition is malformed or fits no cell.
+        InputError: a condition is malformed or no cell meets it.
     """
     chosen = list(cells)
     for condition in only:
@@ -214,7 +217,7 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
             remedy = "give dataset, model, attack, defense or seed =NAME"
             raise InputError("only", f"{condition!r} is not a condition", remedy)
         known = dict.fromkeys(cell.names[key] for cell in chosen)
-        names = [value] if value in known else value.split(",")  # a name may have a comma in it
+        names = [value] if value in known else value.split(",")  # a name may contain a comma
         for name in names:
             if name not in known:
                 raise InputError("only", f"{condition!r} fits no cell by {name!r}", f"there is {', '.join(known)}")
@@ -223,12 +226,12 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
 
 
 def _argument(config: Fragment, part: str, name: str) -> Any:
-    """An argument of the model or the data in a config; None where it is not given."""
+    """An argument of the model or the data in a config; None if it is not given."""
     return (config.get(part, {}).get("init_args") or {}).get(name)
 
 
 def _unnamed(fragment: Fragment) -> Fragment:
-    """A fragment whose single callback logs without the name that it has: a cell has only one defense."""
+    """A fragment whose only callback logs without a name prefix, since a cell has only one defense."""
     callbacks = fragment.get("trainer", {}).get("callbacks+")
     if not isinstance(callbacks, list) or len(callbacks) != 1:
         return fragment

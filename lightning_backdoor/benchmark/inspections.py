@@ -1,4 +1,4 @@
-"""Whether an inspection tells backdoored victims from benign ones, over all victims of a grid."""
+"""How well inspections separate backdoored from benign victims, over all victims of a grid."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class InspectedVictims(NamedTuple):
     """The victims of one dataset and model that one inspection has judged.
 
     Attributes:
-        names: dataset, model and defense, which names the inspection.
+        names: dataset, model and defense; the defense is the inspection.
         benign: rows of the benign victims, highest score first.
         attacked: rows of the victims under an attack, highest score first.
         auroc: probability that an attacked victim scores above a benign one, ties counting half, over attacks and
-            seeds; None (undefined) where victims of one of the two are missing.
+            seeds; None (undefined) if there are no benign or no attacked victims.
     """
 
     names: dict[str, str]
@@ -33,11 +33,11 @@ class InspectedVictims(NamedTuple):
 
 
 def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[InspectedVictims]:
-    """The judged victims per dataset, model and defense.
+    """Groups the inspected victims by dataset, model and defense.
 
     Args:
         rows: the rows of ``results.csv``.
-        benign: the attack's name under which the grid has its benign victims; None where it has none.
+        benign: name of the attack entry of the benign victims; None if the grid has none.
     """
     result = []
     judged = [row for row in rows if row["inspection_score"] is not None and not row["error"]]

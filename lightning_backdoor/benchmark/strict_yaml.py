@@ -1,4 +1,4 @@
-"""Strict reading of YAML files: what YAML would accept in silence is refused."""
+"""Strict reading of YAML files: duplicate names and names that are not text are errors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from lightning_backdoor.errors import InputError, reason
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a file holds, with texts as keys and JSON types as values; a date becomes text.
+    """Reads a mapping from a file, with text as keys and JSON types as values; a date becomes text.
 
     Raises:
-        InputError: the file is missing or malformed, is not a mapping, or has a name twice or one that is not text.
+        InputError: the file is missing or malformed, is not a mapping, or contains a name twice or a name that is not
+            text.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -30,7 +31,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses a name that is given twice, and a name that YAML does not read as text, such as ``no``."""
+    """Rejects duplicate names, and names that YAML does not read as text, such as ``no``."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names: set[str] = set()

@@ -1,4 +1,4 @@
-"""What a Weights & Biases run shows of a cell or of a grid beside its numbers: tables and charts."""
+"""Tables and charts of a cell or a grid for Weights & Biases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, NAMES, Res
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
 
-#: each metric is followed by its standard deviation over seeds.
+#: columns of the table over seeds; each metric is followed by its standard deviation.
 SUMMARY_COLUMNS = (
     *(*NAMES, "seeds"),
     *(name + end for name in METRIC_NAMES for end in ("", "_spread")),
@@ -27,10 +27,10 @@ SUMMARY_COLUMNS = (
 
 
 def cell_media(folder: Path) -> dict[str, Any]:
-    """``scores_clean``, ``scores_poisoned``, ``roc`` and ``texts`` of a cell, each where there is data for it.
+    """``scores_clean``, ``scores_poisoned``, ``roc`` and ``texts`` of a cell, as far as there is data for them.
 
     Args:
-        folder: with ``outcomes.csv`` and, where a defense wrote it, ``texts.jsonl``.
+        folder: the cell's folder, with ``outcomes.csv`` and, if a defense wrote it, ``texts.jsonl``.
     """
     import wandb
 
@@ -48,7 +48,7 @@ def cell_media(folder: Path) -> dict[str, Any]:
 
 
 def grid_media(results: Results) -> dict[str, Any]:
-    """The tables ``results``, ``over_seeds``, ``comparisons`` and, where there are any, ``inspections``; and charts."""
+    """The tables ``results``, ``over_seeds``, ``comparisons`` and, if there are any, ``inspections``; and charts."""
     lines = [_line(summary) for summary in results.summaries]
     media = {
         "results": _table(results.rows, COLUMNS),
@@ -69,7 +69,7 @@ def _line(summary: Summary) -> ResultRow:
 
 
 def _charts(lines: Iterable[ResultRow]) -> dict[str, Any]:
-    """CACC against ASR, and a bar per defense of each."""
+    """A chart of CACC against ASR, and bar charts of each by defense."""
     import wandb
 
     metrics = ("asr_defended", "cacc_defended")
@@ -77,7 +77,7 @@ def _charts(lines: Iterable[ResultRow]) -> dict[str, Any]:
     title = "CACC against ASR, after the defense"
     charts = {"cacc_against_asr": wandb.plot.scatter(_table(rows, (*NAMES, *metrics)), *metrics, title=title)}
     n_defenses = len({row["defense"] for row in rows})
-    # an attack that some defenses were not tested against would bias their means
+    # only attacks that all defenses were tested against: others would bias the means
     shared = [row for group in grouped(rows, ATTACK_NAMES) if len(group) == n_defenses for row in group]
     for metric in metrics:
         means = [

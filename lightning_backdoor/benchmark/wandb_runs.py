@@ -20,7 +20,7 @@ from lightning_backdoor.errors import InputError, one_line
 SETTINGS = ("project", "entity", "tags", "name")
 #: seconds to wait for the server to begin a run, and to upload the rest of a run at its end.
 BEGIN, END = 30.0, 600.0
-#: a run reads nothing of the machine and prints nothing.
+#: settings by which a run records nothing about the machine and prints nothing.
 QUIET_SETTINGS: dict[str, Any] = {
     "silent": True,
     "console": "off",
@@ -37,16 +37,16 @@ QUIET_SETTINGS: dict[str, Any] = {
 
 
 class WandbRuns:
-    """Logs the runs of a grid. A failure is told in one line on standard error and never raised.
+    """Logs the runs of a grid. A failure is reported in one line on standard error and never raised.
 
-    Where the server cannot be reached or there is no API key, runs are kept offline; ``wandb sync`` sends them later.
+    If the server cannot be reached or there is no API key, runs are kept offline, to be sent later by ``wandb sync``.
 
     Args:
-        settings: the grid's ``wandb``: any of ``project``, ``entity``, ``tags``, and ``name`` of the grid.
+        settings: the grid's ``wandb`` mapping: any of ``project``, ``entity``, ``tags``, and ``name`` of the grid.
         folder: the grid's output folder, whose name is the default of ``name``; runs are kept in its ``wandb``.
 
     Raises:
-        InputError: a setting is unknown or malformed; names it.
+        InputError: a setting is unknown or malformed; the message names it.
     """
 
     def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
@@ -58,7 +58,7 @@ class WandbRuns:
         self._offline = False
 
     def log_victim(self, victim: PlannedVictim, run_folder: Path, digest: str) -> None:
-        """The run of a training: its history, and the model as an artifact.
+        """Logs the run of a training: its history, and the model as an artifact.
 
         Args:
             victim: the victim that was trained.
@@ -80,12 +80,12 @@ class WandbRuns:
         self._log(log, id=victim.id, job_type="train", config=facts, **self._labels(*names.values()))
 
     def log_cell(self, cell: Cell, row: ResultRow, cell_folder: Path, digest: str) -> None:
-        """The run of a test: its numbers, ROC curve, score histograms and texts.
+        """Logs the run of a test: its numbers, ROC curve, score histograms and texts.
 
         Args:
             cell: the cell that was tested.
             row: the cell's numbers, as :func:`lightning_backdoor.benchmark.table.measured` returns them.
-            cell_folder: with ``outcomes.csv`` and, where a defense wrote it, ``texts.jsonl``.
+            cell_folder: the cell's folder, with ``outcomes.csv`` and, if a defense wrote it, ``texts.jsonl``.
             digest: SHA-256 of the weights of the victim's model.
         """
         facts = {**_victim_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
@@ -101,7 +101,7 @@ class WandbRuns:
         self._log(log, id=cell.id, job_type=cell.defense, config=facts, **labels)
 
     def log_summary(self, results: Results) -> None:
-        """The run of the whole grid: its tables, CACC against ASR, and bars by defense."""
+        """Logs the run of the whole grid: its tables, CACC against ASR, and bars by defense."""
 
         def log(run: Any) -> None:
             run.log(grid_media(results))
@@ -118,7 +118,7 @@ class WandbRuns:
         return [*dict.fromkeys(tag[:64] for tag in (*names, *self.tags))]  # W&B refuses longer tags
 
     def _log(self, log: Callable[[Any], None], *, name: str, **arguments: Any) -> None:
-        """Begins a run, logs to it and ends it; never raises an ``Exception``."""
+        """Starts a run, logs to it and ends it; never raises an ``Exception``."""
         try:
             run = self._begin(name=name, **arguments)
             try:
@@ -128,12 +128,12 @@ class WandbRuns:
                 raise
             run.finish()
         except Exception as error:
-            self._offline |= isinstance(error, TimeoutError)  # of the upload at the end
+            self._offline |= isinstance(error, TimeoutError)  # from the upload at the end
             _warn(f"the run {name!r} is incomplete", error)
 
     def _begin(self, *, id: str, config: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # the files of artifacts wait here as well, so that all is in place for `wandb sync`
+        # files of artifacts are kept here too, where `wandb sync` finds them
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder.resolve() / "wandb"))
         # the same cell in another folder is another run
         arguments["id"] = hashlib.sha256(f"{self.folder.resolve()}/{id}".encode()).hexdigest()[:16]
@@ -146,18 +146,18 @@ class WandbRuns:
             import wandb
 
             self._offline = True
-            wandb.teardown()  # drops the run that did not begin, which holds the id
+            wandb.teardown()  # drops the run that did not start and still holds the id
         return _init(**arguments, mode="offline")
 
 
 def _init(**arguments: Any) -> Any:
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))  # so that no API key is asked for
-    # processes started from here, on any machine, start a service of their own
+    wandb.setup(wandb.Settings(silent=True))  # never prompts for an API key
+    # processes started from here, on any machine, must start their own service
     os.environ.pop("WANDB_SERVICE", None)  # private: wandb 0.31.0
     settings = wandb.Settings(**QUIET_SETTINGS, init_timeout=BEGIN, finish_timeout=END, finish_timeout_raises=True)
-    # a run that the caller has open is left alone
+    # does not touch a run that the caller has open
     return wandb.init(**arguments, resume="allow", reinit="create_new", settings=settings)
 
 
@@ -182,7 +182,7 @@ def _victim_facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
 
 
 def _history(logs: Path) -> dict[int, dict[str, float]]:
-    """Logged values by step; where a resumed training repeated a step, the later values."""
+    """Logged values by step; the later values if a resumed training repeated a step."""
     history: dict[int, dict[str, float]] = {}
     for path in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.rpartition("_")[2])):
         with path.open(encoding="utf-8", newline="") as file:

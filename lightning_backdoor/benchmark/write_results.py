@@ -1,4 +1,4 @@
-"""Writes the files at the end of a grid: ``results.csv``, ``comparisons.csv`` and ``report.html``."""
+"""Writing the files of a grid: ``results.csv``, ``comparisons.csv`` and ``report.html``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_backdoor.files.atomic import write_whole
 def write_results(grid: Grid, folder: Path, command: str) -> Results:
     """Writes the files from all cells of the grid that are done or have failed.
 
-    Of several callers at once, each waits for the one before.
+    Concurrent callers write one after another.
 
     Args:
         grid: the grid whose cells are written.

@@ -1,4 +1,4 @@
-"""What the report shows per attack: ROC curves, histograms, texts, and defenses compared on the same texts."""
+"""The report's section per attack: ROC curves, histograms, texts, and defenses compared on the same texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_backdoor.outputs.token_view import ViewedText, pieces
 
 #: the largest number of texts shown per cell: poisoned, clean.
 POISONED_TEXTS, CLEAN_TEXTS = 8, 4
-#: number of characters of HTML for all texts together, roughly.
+#: approximate limit on the characters of HTML for all texts together.
 TEXT_BUDGET = 3_000_000
 
 
@@ -41,13 +41,13 @@ class AttackSection(NamedTuple):
 
 
 def attack_sections(rows: Sequence[ResultRow], cells: Path) -> list[AttackSection]:
-    """The section of each attack, in the order in which they come first.
+    """The section of each attack, in the order in which the attacks first occur.
 
-    Reads ``outcomes.csv`` of each cell once, and keeps of it what is shown.
+    Reads ``outcomes.csv`` of each cell once, and keeps only what is shown.
 
     Args:
         rows: the rows of ``results.csv``.
-        cells: the folder of the cells' folders, each with ``outcomes.csv`` and ``texts.jsonl``, where they exist.
+        cells: the folder that contains the cells' folders, with ``outcomes.csv`` and ``texts.jsonl`` if they exist.
     """
     text_budget = TEXT_BUDGET / max(len(grouped(rows, NAMES)), 1)
     return [_attack_section(attack_rows, cells, text_budget) for attack_rows in grouped(rows, ATTACK_NAMES)]
@@ -72,7 +72,7 @@ def _attack_section(rows: Sequence[ResultRow], cells: Path, text_budget: float) 
 
 
 def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
-    """A cell's texts that are shown, poisoned ones first, and the number of those left out."""
+    """The texts of a cell that are shown, poisoned ones first, and the number of texts left out."""
     if not path.is_file():
         return [], 0
     with path.open(encoding="utf-8") as file:
@@ -87,7 +87,7 @@ def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
 
 
 def _alternating(texts: Sequence[ViewedText]) -> Iterator[ViewedText]:
-    """Poisoned and clean texts in turn, so that a small budget leaves some of both."""
+    """Poisoned and clean texts in turn, so that a small budget includes both kinds."""
     poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
     pairs = zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS])
     return (text for text in chain.from_iterable(pairs) if text is not None)

@@ -1,4 +1,4 @@
-"""The plots of the report as plotly.js takes them: the trade-off of defenses, ROC curves, histograms of scores."""
+"""The plots of the report, as input for plotly.js: trade-off of defenses, ROC curves, histograms of scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "triangle-down", "hourglass")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "4px,2px")
-#: the largest number of points of a curve.
+#: maximum number of points of a curve.
 POINTS = 200
 BINS = 30
 LAYOUT: Figure = {
@@ -38,7 +38,7 @@ LAYOUT: Figure = {
 
 
 class Style(NamedTuple):
-    """How a defense is drawn in all plots; defenses next to each other differ in colour, symbol and dash."""
+    """The style of a defense in all plots; successive defenses differ in colour, symbol and dash."""
 
     colour: str
     symbol: str
@@ -55,7 +55,7 @@ class RocCurve(NamedTuple):
 
 
 def styles(defenses: Iterable[str]) -> dict[str, Style]:
-    """A style per defense, in the order in which they come first."""
+    """A style per defense, in the order in which the defenses first occur."""
     return {
         defense: Style(COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)], DASHES[i % len(DASHES)])
         for i, defense in enumerate(dict.fromkeys(defenses))
@@ -63,7 +63,7 @@ def styles(defenses: Iterable[str]) -> dict[str, Style]:
 
 
 def trade_off(summaries: Sequence[Summary]) -> Figure:
-    """CACC against ASR after the defense: a point per line of the table, with its spread or its interval."""
+    """CACC against ASR after the defense: a point per row of the table, with its spread or interval."""
     traces = []
     axes = {"x": "asr_defended", "y": "cacc_defended"}
     for defense, style in styles(summary.names["defense"] for summary in summaries).items():
@@ -86,13 +86,13 @@ def trade_off(summaries: Sequence[Summary]) -> Figure:
 
 
 def roc_curve(defense: str, seed: str, outcomes: Sequence[Outcome]) -> RocCurve:
-    """The curve of a detector that has scores of clean and of poisoned texts."""
+    """The ROC curve of a detector, from the scores of clean and poisoned texts."""
     fpr, tpr = (float(np.mean([bool(o.flagged) for o in outcomes if o.poisoned is side])) for side in (False, True))
     return RocCurve(defense, seed, thinned(roc(*split_scores(outcomes))), (fpr, tpr))
 
 
 def roc_figure(curves: Iterable[RocCurve], style: Mapping[str, Style]) -> Figure:
-    """Curves of the detectors of one attack, each with a mark at its threshold."""
+    """The ROC curves of the detectors of one attack, each with a mark at its threshold."""
     chance = {"x": [0, 1], "y": [0, 1], "line": {"color": "#888888", "width": 1}, "hoverinfo": "skip"}
     traces: list[Figure] = [{"type": "scatter", "mode": "lines", "showlegend": False, **chance}]
     in_legend: set[str] = set()
@@ -138,7 +138,7 @@ def histogram(outcomes: Sequence[Outcome]) -> Figure:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most ``POINTS`` of the points, the first and the last among them.
+    """At most ``POINTS`` of some points, including the first and the last.
 
     >>> thinned([(i / 1000, 1.0) for i in range(1001)])[-1]
     (1.0, 1.0)
@@ -148,7 +148,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def label(name: str) -> str:
-    """A name, shortened if long, so that plotly shows it literally: it reads some HTML and fills in ``%{...}``.
+    """A name, shortened if long and escaped, since plotly interprets some HTML and ``%{...}``.
 
     >>> label("<b>%{x}")
     '&lt;b&gt;%&#123;x}'
@@ -158,7 +158,7 @@ def label(name: str) -> str:
 
 
 def _bar(number: Number, end: int) -> float:
-    """Length of an error bar: below (``end`` 0) or above (1) the mean."""
+    """Length of an error bar below (``end`` 0) or above (``end`` 1) the mean."""
     if number.interval is None:
         return number.spread or 0.0
     return max(number.interval[end] - number.mean if end else number.mean - number.interval[end], 0.0)
@@ -169,7 +169,7 @@ def _short(values: Iterable[float] | NDArray[np.float64]) -> list[float]:
 
 
 def _axis(title: str, bounds: list[float] | None = None) -> Figure:
-    """An axis that does not move when a finger scrolls the page over it."""
+    """An axis that does not move when the page is scrolled by touch."""
     axis: Figure = {"title": {"text": title}, "fixedrange": True, "zeroline": False, "automargin": True}
     return axis if bounds is None else {**axis, "range": bounds}
 

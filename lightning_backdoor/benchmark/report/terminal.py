@@ -1,4 +1,4 @@
-"""Prints a grid's table on the terminal, and where its files are."""
+"""Printing a grid's table and the paths of its files on the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_backdoor.benchmark.summaries import shown_metrics
 
 
 def print_table(results: Results) -> None:
-    """Prints a table over seeds per dataset and model, with the main metrics, and how well inspections did."""
+    """Prints a table over seeds per dataset and model, with the main metrics, and the AUROC of inspections."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -39,6 +39,6 @@ def print_table(results: Results) -> None:
 
 
 def print_written(folder: Path) -> None:
-    """Prints where the results are."""
+    """Prints the paths of the results."""
     for name in ("results.csv", "comparisons.csv", "report.html"):
         sys.stdout.write(f"{name:16} {folder / name}\n")

@@ -1,4 +1,4 @@
-"""Where the workers of a grid run: as processes of this machine, or as jobs of a cluster."""
+"""Starting the workers of a grid, as processes of this machine or as jobs of a cluster."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lightning_backdoor.errors import InputError, reason
 
 
 class Launch(NamedTuple):
-    """One call of ``benchmark``, as its workers know it and as a job of a cluster calls it.
+    """One call of ``benchmark``: the data that its workers need, callable as a cluster job.
 
     Attributes:
-        grid: the grid's file, which stays as it is.
-        folder: the grid's output, which all machines see.
+        grid: path of the grid's file, which does not change.
+        folder: the grid's output folder, visible from all machines.
         only: conditions on the cells.
-        name: of the launch; see :class:`Worker`.
+        name: name of the launch; see :class:`Worker`.
     """
 
     grid: Path
@@ -32,26 +32,26 @@ class Launch(NamedTuple):
     name: str
 
     def __call__(self) -> None:
-        """Works; of several tasks of a job the first one does."""
+        """Runs a worker; of several tasks of a job, only the first one does."""
         if os.environ.get("SLURM_PROCID", "0") == "0":
             work(*self)
 
     def checkpoint(self) -> Any:
-        """Called by submitit before a job is preempted: queues it again as it is, since its state is on disk."""
+        """Queues the job again, unchanged, since its state is on disk; submitit calls it before a preemption."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def work(grid_file: Path, folder: Path, only: list[str], launch: str) -> None:
-    """Runs a worker of a :class:`Launch` until nothing is left."""
+    """Runs a worker of a :class:`Launch` until no cell is left."""
     grid = Grid(grid_file)
     wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
     Worker(folder, select(grid.cells, only), launch, wandb_runs=wandb_runs).run()
 
 
 def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
-    """Runs workers as processes, each with a share of the cores and of the GPUs; calls ``wait`` now and then."""
+    """Runs workers as processes, each with a share of cores and GPUs; calls ``wait`` until all have ended."""
     line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(launch.grid)]
     line += ["--output", str(launch.folder), "--worker", launch.name, *(f"--only={rule}" for rule in launch.only)]
     with (launch.folder / "log.txt").open("ab") as log:
@@ -71,18 +71,18 @@ def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
 
 
 def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any], wait: Callable[[], None]) -> None:
-    """Runs workers as an array of jobs through submitit; calls ``wait`` now and then.
+    """Runs workers as an array of jobs through submitit; calls ``wait`` until all have ended.
 
     Args:
         launch: the workers' launch.
         jobs: number of workers.
         cluster: ``slurm`` or ``local``, as submitit names them.
-        options: of submitit's executor, such as ``slurm_partition``, ``timeout_min``, and ``slurm_max_num_timeout``,
-            how often a job whose time is up is queued again.
-        wait: called until all jobs are done.
+        options: options of submitit's executor, such as ``slurm_partition``, ``timeout_min``, and
+            ``slurm_max_num_timeout``, the number of times that a job is queued again after it runs out of time.
+        wait: called repeatedly until all jobs are done.
 
     Raises:
-        InputError: submitit is not installed, or refuses an option.
+        InputError: submitit is not installed, or rejects an option.
     """
     try:
         import submitit
@@ -95,7 +95,7 @@ def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any]
     try:
         executor = submitit.AutoExecutor(folder=launch.folder / "submitit", cluster=cluster, **for_executor)
         executor.update_parameters(**parameters)
-    except Exception as error:  # whatever submitit checks, it raises its own exceptions
+    except Exception as error:  # submitit raises its own exceptions for invalid options
         raise InputError("cluster", f"submitit refuses {dict(options)} ({reason(error, 200)})") from None
     with executor.batch():
         handles = [executor.submit(launch) for _ in range(jobs)]
@@ -105,7 +105,7 @@ def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any]
 
 
 def worker_environment(number: int, jobs: int) -> dict[str, str]:
-    """Environment variables of one of several workers: its share of the cores, and one GPU where there are several."""
+    """Environment variables of one of several workers: its share of the cores, and one GPU if there are several."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""One call of ``benchmark``: the grid is checked, its workers run, and the results are written."""
+"""One call of ``benchmark``: checks the grid, runs its workers, and writes the results."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     """Runs a grid, or prints its plan; returns the exit status of ``benchmark``.
 
     Args:
-        options: of ``benchmark``.
-        folder: the grid's output.
+        options: parsed options of ``benchmark``.
+        folder: the grid's output folder.
         command: the whole command, for the log and the report.
     """
     grid = Grid(preset_path(options.config))
@@ -53,7 +53,7 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
             run_processes(launch, jobs, progress.look)
         else:
             Worker(folder, cells, launch.name, progress.look, wandb_runs).run()
-    finally:  # interrupted or not, what is done is in the table
+    finally:  # even after an interruption, the table has all that is done
         progress.look()
         results = write_results(grid, folder, command)
     if wandb_runs is not None:
@@ -70,10 +70,10 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
 
 
 def _check(cells: Sequence[Cell]) -> None:
-    """Tries every model, and every attack and defense on every dataset, with the first seed that has it.
+    """Checks every model, and every attack and defense on every dataset, with the first seed that has it.
 
     Raises:
-        InputError: something that is named does not exist or does not fit; names the cell.
+        InputError: something named in the grid does not exist or does not fit; the message names the cell.
     """
     checked: set[tuple[str, ...]] = set()
     for cell in cells:
@@ -89,7 +89,7 @@ def _check(cells: Sequence[Cell]) -> None:
 
 
 def _keep(grid: Grid, folder: Path, command: str) -> Path:
-    """Writes the grid into its folder under a name of its own, so that workers that start later find this grid."""
+    """Writes the grid into its folder under a unique name, so that workers that start later use the same grid."""
     text = grid.as_yaml()
     path = folder / "grids" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
