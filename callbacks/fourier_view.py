@@ -67,7 +67,7 @@ class FourierView(Callback):
         if every_n_steps < 1:
             raise InputError("every_n_steps", f"{every_n_steps} steps are out of range", "give at least 1")
         if rows < 2:
-            raise InputError("rows", f"between {rows} rows there is no distance", "give at least 2")
+            raise InputError("rows", f"{rows} rows have no distances between them", "give at least 2")
         if not widths or min(widths) <= 0:
             raise InputError("widths", f"{list(widths)} is not a list of widths", "give one or more numbers above 0")
         self.every_n_steps = every_n_steps

@@ -101,7 +101,7 @@ def associated_tokens(
     associated = [token for token, score in scores.items() if score > 0 and token not in leave_out]
     if not associated:
         raise InputError(
-            "target_label", "no word of the clean training rows speaks for it", "use more rows of each label"
+            "target_label", "no word of the clean training rows is associated with it", "use more rows of each label"
         )
     return sorted(associated, key=lambda token: -scores[token])[:count]
 

@@ -95,7 +95,7 @@ class Ripples(BadNets):
     def setup(self, stage: str) -> None:
         """Checks that the trainer has enough epochs for the first phase."""
         epochs = self.trainer.max_epochs
-        if stage == "fit" and epochs is not None and -1 < epochs < self.attack_epochs:  # -1 is no limit
+        if stage == "fit" and epochs is not None and -1 < epochs < self.attack_epochs:  # -1 means no limit
             raise InputError("max_epochs", f"{epochs} ends within the {self.attack_epochs} attack_epochs", "give more")
 
     def on_fit_start(self) -> None:

@@ -101,7 +101,7 @@ def clean_training(
     left = [(row, text) for row, text in zip(rows, texts, strict=True) if text is not None]
     cleaned = [row if text == row["text"] else Row({**row, "text": text, "spans": []}) for row, text in left]
     if not cleaned:
-        raise InputError("data_defense", f"{name} leaves no training row", "loosen it")
+        raise InputError("data_defense", f"{name} removes all training rows", "make it less strict")
     hits = sum(row["poisoned"] for row, is_touched in zip(rows, touched, strict=True) if is_touched)
     removed = len(rows) - len(cleaned)
     record = CleaningRecord(

@@ -182,7 +182,9 @@ class BackdoorDataModule(LightningDataModule):
         victim = None
         if defense.needs_victim:
             if self.victim is None:
-                raise InputError("data.victim", f"{name} looks through a victim", "give the checkpoint of a run")
+                raise InputError(
+                    "data.victim", f"{name} needs a victim trained on the same rows", "give the checkpoint of a run"
+                )
             device = self.trainer.strategy.root_device if self.trainer else None
             victim = load_victim(self._reader(), self.victim, device)
         cleaned, self.cleaning = clean_training(rows, defense, trusted, victim)

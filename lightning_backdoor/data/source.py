@@ -144,7 +144,7 @@ def _classes(tables: dict[str, _Columns], source: Source) -> tuple[list[str], Ca
         pairs = [(value, i) for i, value in enumerate(values)]
     index: dict[Any, int] = dict(pairs)
     if len(set(names)) < len(names) or len(index) < len(pairs):
-        raise InputError("labels", f"{declared} gives two classes one name or value", "keep them apart")
+        raise InputError("labels", f"{declared} gives two classes the same name or value", "give different ones")
     unknown = sorted((value for value in distinct if value not in index), key=str)
     if unknown:
         raise InputError(

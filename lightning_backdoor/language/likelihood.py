@@ -225,7 +225,7 @@ def _rest_log_likelihoods(
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (rows, longest), padded on the right, where no token attends, and the rows' lengths (rows,)."""
+    """Ids (rows, longest), padded on the right, to which no token attends, and the rows' lengths (rows,)."""
     ids = pad_sequence([torch.tensor(row or [0], dtype=torch.long) for row in rows], batch_first=True)
     return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
 

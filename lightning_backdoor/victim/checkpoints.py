@@ -58,7 +58,7 @@ def load_state(module: nn.Module, state: dict[str, Any], path: str | Path, stric
     try:
         module.load_state_dict(state, strict=strict)
     except RuntimeError as error:
-        raise InputError("checkpoint", f"{path} is of another network: {reason(error, 200)}") from None
+        raise InputError("checkpoint", f"{path} does not fit the network: {reason(error, 200)}") from None
 
 
 class TrainedVictim(NamedTuple):
@@ -88,7 +88,7 @@ def _of_checkpoint(path: str, max_length: int | None) -> TrainedVictim:
     checkpoint = read_checkpoint(path)
     trained_with = checkpoint.get("hyper_parameters")
     if not isinstance(trained_with, dict) or not trained_with.get("labels") or not trained_with.get("model"):
-        raise InputError("model", f"{path} does not say of what model and labels it is", "export it as a folder")
+        raise InputError("model", f"{path} does not record its model and labels", "export it as a folder")
     defense = described(checkpoint.get("training_defense"))
     if defense:
         raise InputError("model", f"{path} was trained under {defense}", "give the model folder that its run exported")

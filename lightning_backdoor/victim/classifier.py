@@ -127,9 +127,7 @@ class TextClassifier(EvaluatedClassifier):
             load_state(victim, {k: v for k, v in trained.state.items() if k.startswith("network.")}, path)
         for name, weight in victim.network.named_parameters():
             if not weight.isfinite().all():
-                raise InputError(
-                    "model", f"{path} has weights that are not numbers ({name})", "give one whose training held"
-                )
+                raise InputError("model", f"{path} has weights that are not numbers ({name})", "give one without them")
         return victim.eval()
 
     def configure_model(self) -> None:
@@ -195,7 +193,7 @@ class TextClassifier(EvaluatedClassifier):
         try:
             if self.training_defense is not None:
                 raise InputError(
-                    "published", f"was to begin a victim trained under {self.training_defense}", "make a new one"
+                    "published", f"cannot be loaded into a victim under {self.training_defense}", "create a new victim"
                 )
             self.read_published()
             state = TextClassifier.load_trained(path).plain_network().state_dict()
@@ -219,7 +217,9 @@ class TextClassifier(EvaluatedClassifier):
         if labels is None:
             raise InputError("labels", "not given, and there is no BackdoorDataModule to name them", "give their names")
         if of_data is not None and list(labels) != list(of_data):
-            raise InputError("labels", f"{list(labels)} are not those of the data, {list(of_data)}", "leave them out")
+            raise InputError(
+                "labels", f"{list(labels)} differ from the data's labels, {list(of_data)}", "leave them out"
+            )
         return list(labels)
 
     def insert_lora(self) -> None:
@@ -275,7 +275,7 @@ class TextClassifier(EvaluatedClassifier):
             trained_under = described(recorded) or "no training-time defense"
             raise InputError(
                 "checkpoint",
-                f"trained under {trained_under}, here is {self.training_defense or 'none'}",
+                f"trained under {trained_under}, but {self.training_defense or 'none'} is attached",
                 "attach the same callback, or give the run's exported model folder",
             )
         self._random_states = checkpoint.get("random_states", {})
