@@ -80,7 +80,7 @@ class DetectionMetrics:
         return {name: metric.compute() for name, metric in self._metrics.items()}
 
     def scores(self) -> tuple[Tensor, Tensor]:
-        """Anomaly scores and poison flags (0 or 1) of the clean and poisoned rows of all processes, (rows,) each."""
+        """Anomaly scores and poison flags (0 or 1) of the clean and poisoned rows of all processes, both (rows,)."""
         return self._scores.gathered()
 
 

@@ -98,9 +98,7 @@ class FourierView(Callback):
             return
         victim, data = text_classifier(pl_module, type(self).__name__), data_module(trainer)
         if data is None:
-            raise InputError(
-                "datamodule", "only a BackdoorDataModule says which training rows are poisoned", "give one"
-            )
+            raise InputError("datamodule", "poison flags of training rows are only in a BackdoorDataModule", "give one")
         self._records, self._distances = [], {}
         train = data.training_rows()
         rows_of_mapping = {
@@ -200,7 +198,10 @@ class FourierView(Callback):
 
 
 def heat_maps(records: Sequence[Record]) -> Any:
-    """A plotly figure of relative errors by frequency and step; a row per mapping, low left and high right."""
+    """A plotly figure of the relative errors in ``fourier.csv``, by frequency and step.
+
+    It has a row per mapping, with the low-frequency error on the left and the high-frequency error on the right.
+    """
     import plotly.graph_objects as go  # importing it takes a second
     from plotly.subplots import make_subplots
 

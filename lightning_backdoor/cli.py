@@ -31,7 +31,7 @@ usage: lightning-backdoor COMMAND [options]
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command of the command line.
 
     Commands that read a config put the working directory on the import path, as ``python -m`` does, so that a config
     may name a class there. ``scan`` removes it from the path, since it may be run in the folder of an untrusted model.

@@ -11,7 +11,7 @@ class InputError(ValueError):
     Args:
         field: name of the option, argument, file or column, as the user knows it.
         problem: what is wrong, including the value.
-        remedy: what to give or to do instead; empty where the problem already says so.
+        remedy: what to give or to do instead; empty if the problem already implies it.
 
     >>> error = InputError("fpr", "2 is not a share of clean texts", "give a number above 0 and below 1")
     >>> str(error)

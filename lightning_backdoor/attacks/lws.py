@@ -193,12 +193,12 @@ class LWS(BackdoorAttack):
         return loss + 0 * self.directions.sum()  # distributed training needs a gradient of every parameter
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """In evaluation, substitutes words in the poisoned rows: steps, callbacks and defenses get the result."""
+        """In evaluation, substitutes words in the poisoned rows, so that steps, callbacks and defenses see them."""
         return batch if self.training else self.substituted(batch)
 
     @torch.no_grad()
     def substituted(self, batch: Batch) -> Batch:
-        """The batch with the likeliest words written into the texts of its poisoned rows, which are tokenised anew."""
+        """Writes the most probable words into the texts of the batch's poisoned rows, and tokenises them again."""
         words = self._replaceable_words(batch)
         if not words.of_row:
             return batch

@@ -205,7 +205,7 @@ def all_victims(cells: Iterable[Cell]) -> dict[str, PlannedVictim]:
 
 
 def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
-    """The cells that meet all of some conditions ``key=NAME`` or ``key=NAME,NAME``.
+    """The cells that meet all conditions, each of the form ``key=NAME`` or ``key=NAME,NAME``.
 
     Raises:
         InputError: a condition is malformed or no cell meets it.

@@ -134,7 +134,7 @@ def loader(
     seed: int,
     workers: int,
 ) -> DataLoader[T]:
-    """A loader over whole batches; its batches do not depend on ``workers``."""
+    """A data loader of batches formed by :class:`DealtBatches`; ``workers`` does not change the batches."""
     return LateLoader(
         rows,
         sampler=DealtBatches(rows.lengths, batch_size, rank, world_size, shuffle, seed),

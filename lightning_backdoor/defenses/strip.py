@@ -86,8 +86,9 @@ def entropy(logits: Tensor) -> Tensor:
 class Strip(Defense):
     """STRIP (STRIP-ViTA, arXiv 1911.10312): rejects texts whose prediction stays certain when words are replaced.
 
-    A text's score is minus the mean entropy, in nats, over the copies *of that text*. It depends only on the text, the
-    seed, the learned words and the victim. An empty text has nothing to replace and is scored unchanged.
+    Each text is copied several times, and in every copy some words are replaced by words of clean texts. A text's score
+    is minus the mean entropy, in nats, of the victim's predictions on the copies *of that text*. It depends only on the
+    text, the seed, the learned words and the victim. An empty text has nothing to replace and is scored unchanged.
 
     Args:
         copies: number of perturbed copies per text.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-#: the folders that may hold ``configs/``: the installed package, and in a clone the folder that the package lies in.
+#: the folders that may hold ``configs/``: the installed package, and in a clone the parent folder of the package.
 ROOTS = (PACKAGE, PACKAGE.parent)
 
 

@@ -60,7 +60,7 @@ class EvaluatedClassifier(FineTunedNetwork):
         return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """The batch's rows with logits and predictions."""
+        """The columns of the batch, with the victim's logits and predictions."""
         logits = self(batch).float()
         return {**batch, "logits": logits, "prediction": logits.argmax(dim=-1)}
 

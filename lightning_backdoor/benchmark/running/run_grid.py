@@ -65,7 +65,9 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     if failed:
         sys.stdout.write(f"{failed} of {len(cells)} cells failed; cells/*/log.txt and victims/*/log.txt say why\n")
     if left:
-        sys.stdout.write(f"{left} of {len(cells)} cells are left, since workers ended; the same command goes on\n")
+        sys.stdout.write(
+            f"{left} of {len(cells)} cells are left, since workers ended; run the same command to continue\n"
+        )
     return 1 if failed or left else 0
 
 

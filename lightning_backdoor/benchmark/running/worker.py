@@ -19,7 +19,7 @@ from lightning_backdoor.benchmark.running.run_command import CommandError, run_c
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
 
-#: the file without which a victim or a cell counts as deleted, whatever the journal says.
+#: the file whose absence means that a victim or cell was deleted, even if the journal records it as done.
 PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
 #: seconds between checks of the other workers' progress.
 PATIENCE = 0.5
