@@ -1,4 +1,4 @@
-"""Writes what a data defense did to the training rows to a file and to the loggers."""
+"""A callback that writes and logs what a data defense did to the training rows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class CleaningWriter(Callback):
     """Writes ``cleaning.json`` into the trainer's ``default_root_dir`` when training starts, and logs its numbers.
 
     The file holds the data module's :class:`CleaningRecord`: ``rows``, ``removed``, ``changed``, ``precision``,
-    ``recall``, null where a share does not exist. Logged are the same numbers as ``cleaning/rows`` and so on, without
-    shares that do not exist. Does nothing where no data defense cleaned the training rows.
+    ``recall``; a share that is undefined is null. The same numbers are logged as ``cleaning/rows`` and so on, without
+    undefined shares. Does nothing if no data defense cleaned the training rows.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""The metrics of one inference-time defense over one evaluation: rates after defense, detection, localisation, cost."""
+"""The metrics of an inference-time defense in one evaluation: defended rates, detection, localisation, overhead."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from lightning_backdoor.victim import TextClassifier
 
 
 class DetectionMetrics:
-    """Collects verdicts batch by batch and computes the numbers that :class:`InferenceDefense` logs.
+    """Collects verdicts batch by batch and computes the metrics that :class:`InferenceDefense` logs.
 
     Rows that carry a part of the trigger count neither as clean nor as poisoned in the detection metrics. A benign
-    victim has no poisoned rows, and none of the metrics that need some.
+    victim has no poisoned rows, so the metrics of poisoned rows are missing.
 
     Args:
-        victim: its metrics are computed again on the defended predictions; all metrics live on its device.
+        victim: the model under attack. Its metrics are computed again on the defended predictions; all metrics are on
+            its device.
     """
 
     def __init__(self, victim: TextClassifier) -> None:
@@ -30,7 +31,7 @@ class DetectionMetrics:
         metrics: dict[str, Any] = {f"{name}_defended": metric for name, metric in defended.items()}
         detection: dict[str, Metric] = {"fpr": FlagRate(False), "fpr_confirmed": FlagRate(False)}
         detection |= {_at_budget("fpr", budget): FlagRate(False) for budget in BUDGETS}
-        self._scores = DetectionAUROC()  # holds all scores, for histograms also where there is no AUROC
+        self._scores = DetectionAUROC()  # holds all scores: histograms need them also where AUROC is undefined
         self._target_label = victim.target_label if isinstance(victim, BackdoorAttack) else None
         if self._target_label is not None:
             detection |= {"tpr": FlagRate(True), "tpr_confirmed": FlagRate(True)}
@@ -46,8 +47,8 @@ class DetectionMetrics:
 
         Args:
             victim: the model under attack.
-            batch: with labels and poison flags.
-            verdict: of the defense.
+            batch: the batch, with labels and poison flags.
+            verdict: the defense's verdict on the batch.
             budget_thresholds: (budgets,), the defense's threshold per budget of ``BUDGETS``.
         """
         for name in self._defended:
@@ -71,15 +72,15 @@ class DetectionMetrics:
         self._metrics["localisation"].update(tops, [batch["spans"][row] for row in rows])
 
     def update_overhead(self, defended: float, plain: float) -> None:
-        """Adds the seconds that a batch took through the defense and through the victim alone."""
+        """Adds the seconds that a batch took with the defense and with the victim alone."""
         self._metrics["overhead"].update(defended, plain)
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics by name, scalars, equal on all processes; every process must call it."""
+        """The metrics by name, as scalars that are equal on all processes; every process must call it."""
         return {name: metric.compute() for name, metric in self._metrics.items()}
 
     def scores(self) -> tuple[Tensor, Tensor]:
-        """Anomaly scores and poison flags (0 or 1) of the clean and poisoned rows of all processes, (rows,) each."""
+        """Anomaly scores and poison flags (0 or 1) of the clean and poisoned rows of all processes, both (rows,)."""
         return self._scores.gathered()
 
 
@@ -91,5 +92,5 @@ def _top_span(victim: TextClassifier, batch: Batch, row: int, top: int) -> tuple
     """The characters of the token at position ``top`` of a row; None where ``top`` is -1."""
     if top < 0:
         return None
-    first = int(batch["attention_mask"][row].argmax())  # where tokens begin; padding may be on the left
+    first = int(batch["attention_mask"][row].argmax())  # position of the first token; padding may be on the left
     return token_spans(batch["text"][row], victim.tokenizer, victim.max_length)[top - first]

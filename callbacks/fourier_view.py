@@ -1,4 +1,4 @@
-"""Measures while training which frequencies of the clean and of the backdoor mapping the victim has learned."""
+"""A callback that measures which frequencies of the clean and backdoor mappings the victim learns, and when."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Record = dict[str, Any]
 
 
 class FourierView(Callback):
-    """Low- and high-frequency errors of the clean and of the backdoor mapping while training (arXiv 2402.12026).
+    """Logs low- and high-frequency errors of the clean and the backdoor mapping in training (arXiv 2402.12026).
 
-    The clean mapping is the victim's on a sample of clean training rows, the backdoor mapping its mapping on a sample
-    of poisoned training rows; the samples stay the same throughout. ``metrics/fourier.py`` has the definitions. The
-    input of a row is the mean of its word embeddings before training, its output the victim's probabilities. The
-    published code pads and flattens all word embeddings, so that a distance depends on the longest row, and uses
-    validation rows. The callback reads the poison flags of the rows: it is a view for an analyst. Training is the same
-    with and without it.
+    The clean mapping is the victim's mapping on a sample of clean training rows, the backdoor mapping its mapping on a
+    sample of poisoned training rows; the samples do not change during training. ``metrics/fourier.py`` has the
+    definitions. The input of a row is the mean of its word embeddings before training, the output is the victim's
+    probabilities. The published code pads and flattens all word embeddings, so that a distance depends on the longest
+    row, and uses validation rows. The callback reads the poison flags of the rows, so it is for analysis and is not a
+    defense. Training is the same with and without it.
 
     Logged as ``fourier/clean_low``, ``fourier/clean_high``, ``fourier/backdoor_low``, ``fourier/backdoor_high`` for the
     middle width. When training ends, ``fourier.csv`` (one line per step, mapping and width) and ``fourier.html`` (heat
@@ -45,7 +45,7 @@ class FourierView(Callback):
 
     Args:
         every_n_steps: optimizer steps between measurements; the first and the last step are measured too.
-        rows: how many clean and how many poisoned rows are sampled at most.
+        rows: maximum number of clean rows, and of poisoned rows, that are sampled.
         widths: filter widths above 0, as shares of the median squared distance between clean rows; a frequency is one
             over a width.
 
@@ -67,7 +67,7 @@ class FourierView(Callback):
         if every_n_steps < 1:
             raise InputError("every_n_steps", f"{every_n_steps} steps are out of range", "give at least 1")
         if rows < 2:
-            raise InputError("rows", f"between {rows} rows there is no distance", "give at least 2")
+            raise InputError("rows", f"{rows} rows have no distances between them", "give at least 2")
         if not widths or min(widths) <= 0:
             raise InputError("widths", f"{list(widths)} is not a list of widths", "give one or more numbers above 0")
         self.every_n_steps = every_n_steps
@@ -79,7 +79,7 @@ class FourierView(Callback):
 
     @property
     def state_key(self) -> str:
-        """One state per number of rows and list of widths: distances and errors of others cannot be continued."""
+        """The key of the state, with rows and widths: a state with other rows or widths cannot be continued."""
         settings = {"rows": self.rows, "widths": self.widths}
         return f"{type(self).__qualname__}{settings!r}"
 
@@ -98,9 +98,7 @@ class FourierView(Callback):
             return
         victim, data = text_classifier(pl_module, type(self).__name__), data_module(trainer)
         if data is None:
-            raise InputError(
-                "datamodule", "only a BackdoorDataModule says which training rows are poisoned", "give one"
-            )
+            raise InputError("datamodule", "poison flags of training rows are only in a BackdoorDataModule", "give one")
         self._records, self._distances = [], {}
         train = data.training_rows()
         rows_of_mapping = {
@@ -118,7 +116,7 @@ class FourierView(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the distances, and the victim before its first step."""
+        """Measures the distances between rows, and the errors before the first step."""
         if not self._distances:
             self._distances = {
                 name: squared_distances(torch.cat([self._inputs(trainer, pl_module, batch) for batch in batches])).cpu()
@@ -130,12 +128,12 @@ class FourierView(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measures the victim every ``every_n_steps`` steps."""
+        """Measures the errors every ``every_n_steps`` steps."""
         if trainer.global_step % self.every_n_steps == 0:
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the victim after the last step, and writes the files."""
+        """Measures the errors after the last step, and writes the files."""
         self._measure(trainer, pl_module)
         if not trainer.is_global_zero:
             return
@@ -156,7 +154,7 @@ class FourierView(Callback):
     def _sample(self, rows: list[Row], seed: str, victim: TextClassifier, size: int) -> list[Batch]:
         chosen = random.Random(seed).sample(rows, min(self.rows, len(rows)))
         tokenised = TokenisedRows(chosen, victim.tokenizer, victim.max_length)
-        # no data loader, whose iterators would draw from the random numbers of training
+        # not a data loader, whose iterators would draw from the random numbers of training
         order = sorted(range(len(chosen)), key=lambda i: tokenised.lengths[i])
         return [tokenised[order[start : start + size]] for start in range(0, len(order), size)]
 
@@ -171,7 +169,7 @@ class FourierView(Callback):
 
     @torch.no_grad()
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the current step; every process does so on its copy of the victim, and none waits for another."""
+        """Measures the current step; each process measures its own copy of the victim, without communication."""
         step = trainer.global_step
         if self._records and self._records[-1]["step"] == step:
             return
@@ -200,7 +198,10 @@ class FourierView(Callback):
 
 
 def heat_maps(records: Sequence[Record]) -> Any:
-    """A plotly figure of relative errors over frequency and step: one row per mapping, low parts left, high right."""
+    """A plotly figure of the relative errors in ``fourier.csv``, by frequency and step.
+
+    It has a row per mapping, with the low-frequency error on the left and the high-frequency error on the right.
+    """
     import plotly.graph_objects as go  # importing it takes a second
     from plotly.subplots import make_subplots
 

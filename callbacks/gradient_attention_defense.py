@@ -1,4 +1,4 @@
-"""Gradient-attention scoring and repair (X-GRAAD) attached to a run."""
+"""A callback that runs gradient-attention scoring and repair (X-GRAAD)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from lightning_backdoor.defenses.gradient_attention import GradientAttention
 
 
 class GradientAttentionDefense(InferenceDefense):
-    """Gradient-attention scoring and repair (X-GRAAD, arXiv 2510.04347) at validation and test time.
+    """Runs gradient-attention scoring and repair (X-GRAAD, arXiv 2510.04347) in validation and test.
 
     Args:
         fpr: share of clean texts, above 0 and below 1, that the threshold may flag.
         padded_like_paper: length in tokens to which every text is padded, as in the published figures; False pads
             nothing. See :class:`GradientAttention`.
-        name: put before the names logged and the files written; required where several defenses are attached.
-        texts: how many clean and how many poisoned texts to keep for the token view.
+        name: prefix of logged names and written files; required if several defenses are attached.
+        texts: number of clean texts, and of poisoned texts, to keep for the token view.
 
     Raises:
         InputError: ``fpr`` or ``padded_like_paper`` is out of range.

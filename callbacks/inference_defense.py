@@ -1,4 +1,4 @@
-"""Runs an inference-time defense beside the undefended evaluation of a victim."""
+"""A callback that runs an inference-time defense in addition to the undefended evaluation of a victim."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from lightning_backdoor.victim.classifier import Evaluated, now
 
 
 class InferenceDefense(Callback):
-    """Scores, flags, repairs or rejects texts at validation and test, and logs defended beside undefended numbers.
+    """Runs a defense in validation and test, and logs defended metrics in addition to the undefended ones.
 
-    Before each evaluation, since the victim may have changed, the defense learns from the clean reference rows of the
-    data module and is calibrated on its clean threshold rows; without a :class:`BackdoorDataModule` the state in the
-    checkpoint is used. At test time the outcome of each row is written to ``outcomes.csv`` in the trainer's
-    ``default_root_dir``, and the first clean and poisoned texts to ``texts.jsonl`` and ``token_view.html``, and to
-    Weights & Biases where a ``WandbLogger`` is used.
+    Texts are scored and flagged, then repaired or rejected. Before each evaluation, since the victim may have changed,
+    the defense learns from the clean reference rows of the data module and is calibrated on its clean threshold rows;
+    without a :class:`BackdoorDataModule` the state in the checkpoint is used. At test time the outcome of each row is
+    written to ``outcomes.csv`` in the trainer's ``default_root_dir``, and the first clean and poisoned texts to
+    ``texts.jsonl`` and ``token_view.html``, and to Weights & Biases where a ``WandbLogger`` is used.
 
     Logged as ``val/...`` and ``test/...``: ``cacc_defended``, ``asr_defended``, ``pacc_defended``,
     ``asr_floor_defended``, ``auroc``, ``auroc_target``, ``tpr``, ``fpr``, ``tpr_confirmed``, ``fpr_confirmed``,
     ``tpr_at_fpr_1`` and ``fpr_at_fpr_1`` (the budget in percent; also 5 and 10), ``localisation``, ``overhead``.
 
     Args:
-        defense: the algorithm.
-        name: put before the names logged and the files written; required where several defenses are attached.
-        texts: how many clean and how many poisoned texts to keep for the files and the W&B table.
+        defense: the defense to run.
+        name: prefix of logged names and written files; required if several defenses are attached.
+        texts: number of clean texts, and of poisoned texts, to keep for the files and the W&B table.
 
     Raises:
         InputError: two defenses log under the same name (in Python, the Trainer itself refuses two defenses of the same
-            class and name), or there is nothing to take a threshold from.
+            class and name), or there is neither clean validation data nor a checkpoint to take a threshold from.
 
     Example::
 
@@ -67,19 +67,19 @@ class InferenceDefense(Callback):
 
     @property
     def state_key(self) -> str:
-        """One state per name and class of defense: a threshold of one defense is useless to another."""
+        """The key of the state, with the name and the defense's class, since thresholds differ between defenses."""
         return f"{type(self).__qualname__}[{self.name}, {type(self.defense).__qualname__}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """The defense's buffers, with its threshold."""
+        """The buffers of the defense, including its threshold."""
         return {"defense": self.defense.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the defense's buffers."""
+        """Restores the buffers of the defense."""
         self.defense.load_state_dict(state_dict["defense"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks the names, and gives the defense the run's seed where it has none."""
+        """Checks that names are unique, and gives the defense the run's seed if it has no seed."""
         check_names(trainer.callbacks)  # type: ignore[attr-defined]
         if self._own_seed is None:
             self.defense.seed = run_seed()
@@ -101,7 +101,7 @@ class InferenceDefense(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Judges the batch."""
+        """Runs the defense on the batch."""
         if not trainer.sanity_checking:
             self._judge(trainer, text_classifier(pl_module, type(self).__name__), outputs, batch)
 
@@ -114,19 +114,19 @@ class InferenceDefense(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Judges the batch, and keeps its outcomes and texts."""
+        """Runs the defense on the batch, and keeps outcomes and texts."""
         victim = text_classifier(pl_module, type(self).__name__)
         verdict = self._judge(trainer, victim, outputs, batch)
         self._outcomes += batch_outcomes(victim, batch, verdict.prediction, verdict)
         self._kept.add(victim, batch, verdict)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the numbers."""
+        """Logs the metrics."""
         if not trainer.sanity_checking:
             self._log(pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the numbers, and writes outcomes and texts."""
+        """Logs the metrics, and writes outcomes and texts."""
         self._log(pl_module, "test")
         folder = Path(trainer.default_root_dir, self.name)
         write_all(trainer, self._outcomes, folder)
@@ -142,7 +142,7 @@ class InferenceDefense(Callback):
             return
         victim = text_classifier(pl_module, type(self).__name__)
         self._outcomes, self._kept, self._metrics = [], KeptTexts(self.texts), DetectionMetrics(victim)
-        with torch.inference_mode(False):  # buffers moved in inference mode could not be written again
+        with torch.inference_mode(False):  # buffers moved in inference mode could not be written later
             self.defense.to(victim.device)
         data = data_module(trainer)
         if data is not None:
@@ -175,7 +175,7 @@ def check_names(callbacks: Sequence[Callback]) -> None:
     """Makes sure that no two inference-time defenses among the callbacks log under the same name.
 
     Raises:
-        InputError: two do.
+        InputError: two defenses log under the same name.
     """
     check_unique([callback.name for callback in callbacks if isinstance(callback, InferenceDefense)], "defenses")
 

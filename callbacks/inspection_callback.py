@@ -1,4 +1,4 @@
-"""Runs an inspection, a defense that judges the whole model, beside the undefended test of a victim."""
+"""A callback that runs an inspection, a defense that judges the whole model, in the test of a victim."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from lightning_backdoor.files.atomic import write_whole
 
 
 class InspectionCallback(Callback):
-    """Inspects the victim at test time, and logs how suspicious it is.
+    """Inspects the victim in a test, and logs its suspicion score.
 
     The inspection learns from the clean reference rows, is calibrated on the clean threshold rows, and judges the model
-    by the trusted rows (selection and reference) and a stream of all test rows, clean and poisoned, without their
-    labels and flags. Every process does so on the same rows.
+    by the trusted rows (selection and reference) and a stream of all test rows, clean and poisoned, without labels and
+    flags. Every process uses the same rows.
 
     Logged: ``test/inspection_score``, and ``test/inspection_p_value`` where the evidence has a ``p_value``. Written to
     ``inspection.json`` in the trainer's ``default_root_dir``: ``score``, ``suspected_label`` (a label's name or null)
     and ``evidence``. The undefended evaluation is not changed.
 
     Args:
-        inspection: the algorithm.
-        name: put before the names logged and the file written; required where several inspections are attached.
+        inspection: the inspection to run.
+        name: prefix of logged names and of the written file; required if several inspections are attached.
 
     Raises:
         InputError: two inspections log under the same name, or the data module is not a :class:`BackdoorDataModule`.
@@ -54,7 +54,7 @@ class InspectionCallback(Callback):
         self.name = name
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks the names, and gives the inspection the run's seed where it has none."""
+        """Checks that names are unique, and gives the inspection the run's seed if it has no seed."""
         check_unique([callback.name for callback in attached_inspections(trainer)], "inspections")
         if self._own_seed is None:
             self.inspection.seed = run_seed()
@@ -65,7 +65,7 @@ class InspectionCallback(Callback):
         data = data_module(trainer)
         if data is None:
             raise InputError("datamodule", "an inspection needs the clean rows of a BackdoorDataModule", "give one")
-        with torch.inference_mode(False):  # buffers moved in inference mode could not be written again
+        with torch.inference_mode(False):  # buffers moved in inference mode could not be written later
             self.inspection.to(victim.device)
         learn_and_calibrate(self.inspection, trainer, victim, data)
         on_device = trainer.strategy.batch_to_device
@@ -74,7 +74,7 @@ class InspectionCallback(Callback):
         stream = (unlabelled(on_device(batch)) for batch in data.stream_dataloader())
         with trainer.precision_plugin.forward_context():
             verdict = self.inspection.inspect(victim, trusted, stream)
-        # another device may compute other last digits: all processes take the verdict of the first
+        # devices may differ in the last digits: all processes take the verdict of the first
         verdict = trainer.strategy.broadcast(verdict)
         if not math.isfinite(verdict.score):
             raise ValueError(f"{type(self.inspection).__name__} gave the model a score of {verdict.score}")
@@ -108,8 +108,8 @@ def write_verdict(folder: Path, verdict: ModelVerdict, labels: Sequence[str]) ->
     """Writes ``inspection.json`` into a folder, which is created.
 
     Args:
-        folder: where to write.
-        verdict: of an inspection; numbers of its evidence that are not finite become null.
+        folder: the folder to write to.
+        verdict: verdict of an inspection; evidence numbers that are not finite become null.
         labels: names of the classes.
     """
     evidence = {

@@ -1,4 +1,4 @@
-"""The test texts that an inference-time defense keeps for looking at: files, and a table on Weights & Biases."""
+"""The test texts kept for display with an inference-time defense: files, and a table in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lightning_backdoor.victim import TextClassifier
 
 
 class KeptTexts:
-    """The first clean and the first poisoned texts of a test, by index, with what a defense made of them.
+    """The first clean and the first poisoned texts of a test, by index, with the defense's verdict on each.
 
     Texts that carry a part of the trigger are not kept.
 
     Args:
-        limit: how many clean and how many poisoned texts to keep at most.
+        limit: maximum number of clean texts, and of poisoned texts, to keep.
     """
 
     def __init__(self, limit: int) -> None:
@@ -47,12 +47,12 @@ class KeptTexts:
         """Writes ``texts.jsonl`` and ``token_view.html`` and logs the W&B table; every process must call it.
 
         Args:
-            trainer: of the test.
-            folder: where to write; it is created.
-            title: of the page.
-            threshold: of the defense.
+            trainer: the trainer of the test.
+            folder: the folder to write to; it is created.
+            title: title of the page.
+            threshold: threshold of the defense.
             scores: scores and poison flags of all rows, for the histograms.
-            prefix: put before the keys logged to W&B.
+            prefix: prefix of the keys logged to W&B.
         """
         rows = of_all_processes(trainer, self.rows)
         if not trainer.is_global_zero or not rows:
@@ -89,6 +89,6 @@ def _viewed(victim: TextClassifier, batch: Batch, verdict: Verdict, row: int) ->
 
 
 def _first(rows: list[ViewedText], limit: int) -> list[ViewedText]:
-    """The first poisoned and then the first clean rows by index, whatever the order in which they came."""
+    """The first poisoned and then the first clean rows by index, whatever the order of ``rows``."""
     ordered = sorted(rows, key=lambda row: row["index"])
     return [row for poisoned in (True, False) for row in [r for r in ordered if r["poisoned"] == poisoned][:limit]]

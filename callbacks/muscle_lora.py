@@ -1,4 +1,4 @@
-"""MuScleLoRA, a training-time defense, attached to the training of any victim."""
+"""A callback that trains any victim under MuScleLoRA, a training-time defense."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ from lightning_backdoor.victim.training_defense import TrainingDefense
 
 
 class MuScleLoRA(Callback):
-    """MuScleLoRA (arXiv 2402.12026), a training-time defense: trains the victim so that it does not learn a backdoor.
+    """MuScleLoRA (arXiv 2402.12026), a training-time defense that keeps the victim from learning a backdoor.
 
     Each optimizer step computes the gradient of one batch of clean reference rows, which has the size of a training
     batch and is the same on every process, and turns the training gradient into its direction, before clipping. The
-    reference rows are drawn from the reference part of the clean validation rows. Checkpoints restore only under the
-    same callback; ``fit`` exports a plain model. The paper trains with ``gradient_clip_val=1``, without weight decay
-    and without warm-up.
+    reference rows are drawn from the reference part of the clean validation rows. Checkpoints can only be restored with
+    the same callback; ``fit`` exports a plain model. The paper trains with ``gradient_clip_val=1``, without weight
+    decay and without warm-up.
 
     Args:
-        lora: train low-rank updates of the backbone in place of its weights; the classifier is frozen.
+        lora: train low-rank updates of the backbone instead of its weights; the classifier is frozen.
         multi_scale: replace the dense layer before the classifier by a multi-scale low-rank layer.
         alignment: turn gradients into the direction of the reference rows' gradients.
         lora_rank: rank of the updates.
         lora_alpha: weight of the updates.
-        lora_targets: names of the layers that are updated; by default the layers that peft lists for the architecture,
-            in most the query and value projections.
-        radial_scalings: published values are 1 to 9 for large models; 1, 4, 8, 12, 16, 20, 24, 28 for bert-base; and
-            1, 2, 4, 6, 8, 10, 12, 14, 16 for roberta-base.
+        lora_targets: names of the layers that get updates; by default the layers that peft lists for the architecture,
+            in most architectures the query and value projections.
+        radial_scalings: frequency scalings of the multi-scale layer; published values are 1 to 9 for large models; 1,
+            4, 8, 12, 16, 20, 24, 28 for bert-base; and 1, 2, 4, 6, 8, 10, 12, 14, 16 for roberta-base.
         inner_rank: rank of the multi-scale layer per scaling.
         alpha: weight of the multi-scale layer.
         reference_size: number of clean rows whose gradients are used for alignment.
-        start_epoch: first epoch, from 0, in which part of the raw gradient is kept while the reference rows count as
+        start_epoch: first epoch, from 0, in which a share of the raw gradient is kept while the reference rows count as
             learned.
-        max_raw_gradient_ratio: limit of this part, from 0 to 1, which grows up to the last epoch.
-        min_reference_loss: the reference rows count as learned at or below this loss, or
-        min_reference_gradient_norm: at or below this mean norm of their gradients.
+        max_raw_gradient_ratio: upper limit of this share, from 0 to 1; the share grows up to the last epoch.
+        min_reference_loss: the reference rows count as learned if their loss is at or below this value, or
+        min_reference_gradient_norm: if the mean norm of their gradients is at or below this value.
         seed: seed of the choice of reference rows; None takes the seed of the run.
 
     Raises:
@@ -118,7 +118,7 @@ class MuScleLoRA(Callback):
         self._batch_size = 0
 
     def record(self) -> TrainingDefense:
-        """The record for the victim and its checkpoints, with the settings of the parts that are switched on."""
+        """The record for the victim and its checkpoints, with the settings of the enabled parts."""
         settings: dict[str, Any] = {}
         if self.lora:
             settings |= {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha, "lora_targets": self.lora_targets}
@@ -135,7 +135,7 @@ class MuScleLoRA(Callback):
         return TrainingDefense(type(self).__name__, settings, merge_muscle_lora)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Changes the network, before a checkpoint is restored or the optimizer is made; draws the reference rows."""
+        """Changes the network before a checkpoint is restored and the optimizer is created; draws reference rows."""
         victim = text_classifier(pl_module, type(self).__name__)
         record = self.record()
         if victim.training_defense != record:
@@ -173,7 +173,7 @@ class MuScleLoRA(Callback):
         self._batch_size = min(data.batch_size, self.reference_size)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Aligns the gradients after they are summed over processes and accumulated batches, and before clipping."""
+        """Aligns the gradients, summed over processes and accumulated batches, before they are clipped."""
         if not self.alignment:
             return
         victim = text_classifier(pl_module, type(self).__name__)
@@ -211,7 +211,7 @@ class MuScleLoRA(Callback):
                 for gradient, part in zip(gradients, parts, strict=True):
                     if part is not None:
                         gradient += part
-        if trainer.world_size > 1:  # another device may compute other last digits, and its weights would drift apart
+        if trainer.world_size > 1:  # devices may differ in the last digits, and their weights would drift apart
             whole = torch.cat([total.flatten(), *(gradient.flatten().to(total) for gradient in gradients)])
             torch.distributed.broadcast(whole, 0)
             total, *flat = torch.split(whole, [1, *(gradient.numel() for gradient in gradients)])
@@ -219,7 +219,7 @@ class MuScleLoRA(Callback):
         return total.squeeze(), gradients
 
     def _batches(self, rng: random.Random, device: torch.device) -> list[Batch]:
-        """A reference batch, split into parts of similar length where that costs less than the padding it saves."""
+        """A reference batch, split into parts of similar length if that costs less than the padding it saves."""
         rows = self._reference
         assert rows is not None
         drawn = rng.sample(range(len(rows)), self._batch_size)
@@ -230,10 +230,10 @@ class MuScleLoRA(Callback):
 
 
 def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> list[Row]:
-    """The clean rows of the alignment, drawn from the reference part of the clean validation rows.
+    """The clean rows for gradient alignment, drawn from the reference part of the clean validation rows.
 
     Args:
-        datamodule: has the clean validation rows.
+        datamodule: the data module with the clean validation rows.
         size: number of rows to draw.
         seed: seed of the draw.
 
@@ -252,7 +252,7 @@ def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> list
 
 @contextmanager
 def _dropout_of(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws dropout from a seed within the block, alike on every process; training's random numbers are untouched."""
+    """Seeds dropout within the block, equally on every process, and then restores the random numbers of training."""
     devices, device_type = ([], "cuda") if device.type == "cpu" else ([device], device.type)
     with torch.random.fork_rng(devices, device_type=device_type):
         torch.manual_seed(seed)

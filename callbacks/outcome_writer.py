@@ -1,4 +1,4 @@
-"""Writes the label and prediction of each test row to a file."""
+"""A callback that writes the label and prediction of each test row to a file."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def batch_outcomes(
     """The outcomes of the clean and poisoned rows of a batch.
 
     Args:
-        victim: its hyperparameters hold the label names; an attack also has the target label.
+        victim: the victim, whose hyperparameters contain the label names and, for an attack, the target label.
         batch: the rows; rows that carry a part of the trigger are skipped.
         prediction: (batch,), int64, the victim's predictions.
-        verdict: of an inference-time defense.
+        verdict: verdict of an inference-time defense, if there is one.
     """
     names: list[str] = [*victim.hparams["labels"]]
     target = names[victim.target_label] if isinstance(victim, BackdoorAttack) else None

@@ -1,4 +1,4 @@
-"""Writes the predictions of ``predict`` to a file."""
+"""A callback that writes the predictions of ``predict`` to a file."""
 
 from __future__ import annotations
 

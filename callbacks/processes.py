@@ -1,4 +1,4 @@
-"""Gathering of Python objects from all processes."""
+"""Gathering Python objects from all processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 
 def of_all_processes(trainer: Trainer, items: list[Item]) -> list[Item]:
-    """The items of all processes in the order of the ranks, on every process; every process must call it."""
+    """The items of all processes, ordered by rank, on every process; every process must call it."""
     if trainer.world_size == 1:
         return items
     parts: list[list[Item]] = [[] for _ in range(trainer.world_size)]

@@ -1,4 +1,4 @@
-"""Tells the loggers the names by which runs are grouped and compared."""
+"""A callback that logs the names by which runs are grouped and compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunLabels(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Logs the labels, which W&B keeps in the run's config."""
+        """Logs the labels; W&B stores them in the run's config."""
         data = getattr(trainer, "datamodule", None)
         data_defense = getattr(data, "data_defense", None)
         training_defense: TrainingDefense | None = getattr(pl_module, "training_defense", None)

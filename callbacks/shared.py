@@ -1,4 +1,4 @@
-"""What several callbacks need: the victim, the run's seed, distinct names, and how an algorithm is calibrated."""
+"""Helpers of several callbacks: the victim, the run's seed, unique names, and calibration."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning_backdoor.victim import TextClassifier
 
 
 class Calibrated(Protocol):
-    """An algorithm that takes what it needs from clean validation rows: a defense or an inspection."""
+    """An algorithm that learns from and is calibrated on clean validation rows: a defense or an inspection."""
 
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None: ...
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None: ...
 
 
 def text_classifier(pl_module: LightningModule, callback: str) -> TextClassifier:
-    """The trainer's module as the victim it must be.
+    """The trainer's module, checked to be a :class:`TextClassifier`.
 
     Args:
         pl_module: the trainer's module.
@@ -43,12 +43,12 @@ def data_module(trainer: Trainer) -> BackdoorDataModule | None:
 
 
 def run_seed() -> int:
-    """The seed of the run, as ``seed_everything`` leaves it for all processes; 0 without one."""
+    """The seed of the run, as set by ``seed_everything`` for all processes; 0 if none is set."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def name_prefix(name: str) -> str:
-    """The prefix that the name of a callback puts before the names it logs.
+    """The prefix of logged names for the name of a callback.
 
     >>> name_prefix("strip"), name_prefix("")
     ('strip/', '')
@@ -57,7 +57,7 @@ def name_prefix(name: str) -> str:
 
 
 def check_unique(names: Sequence[str], what: str) -> None:
-    """Makes sure that no two callbacks log and write under the same name.
+    """Checks that no two callbacks log and write under the same name.
 
     Args:
         names: argument ``name`` of each callback.
@@ -74,7 +74,7 @@ def check_unique(names: Sequence[str], what: str) -> None:
 def learn_and_calibrate(
     algorithm: Calibrated, trainer: Trainer, victim: TextClassifier, data: BackdoorDataModule
 ) -> None:
-    """Lets an algorithm learn from the reference rows and calibrate on the threshold rows, in the run's precision."""
+    """Calls ``learn`` with the reference rows and ``calibrate`` with the threshold rows, in the run's precision."""
     on_device = trainer.strategy.batch_to_device
     with trainer.precision_plugin.forward_context():
         algorithm.learn(victim, (on_device(batch) for batch in data.reference_dataloader()))

@@ -1,4 +1,4 @@
-"""Logs a table of texts and score histograms to Weights & Biases."""
+"""Logging a table of texts and score histograms to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def log_texts(
 ) -> None:
     """Logs a table of texts (tokens shaded, escaped) and score histograms of clean and of poisoned rows.
 
-    Does nothing where the trainer has no ``WandbLogger``. To be called on one process only.
+    Does nothing if the trainer has no ``WandbLogger``. Call it on one process only.
 
     Args:
-        trainer: its W&B loggers are used.
+        trainer: the trainer whose W&B loggers are used.
         rows: the texts of the table.
-        scores: (all rows,), float32; scores that are not finite, or are the lowest float32, are in no bin.
+        scores: (all rows,), float32; scores that are not finite, or are the lowest float32, are left out.
         poisoned: (all rows,), 1 for poisoned rows.
-        prefix: put before the keys ``texts``, ``scores_clean`` and ``scores_poisoned``.
+        prefix: prefix of the keys ``texts``, ``scores_clean`` and ``scores_poisoned``.
     """
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     if not loggers:

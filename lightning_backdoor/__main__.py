@@ -1,4 +1,4 @@
-"""The command line as ``python -m lightning_backdoor``."""
+"""Runs the command line by ``python -m lightning_backdoor``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The batch that is handed from the data module to victims, defenses and metrics, and how texts become one."""
+"""The batch that the data module passes to victims, defenses and metrics, and functions that make batches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-if TYPE_CHECKING:  # importing them takes seconds
+if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: characters ``[start, end)`` of a text, such as those that its trigger takes.
+#: ranges ``[start, end)`` of characters of a text, such as the characters of its trigger.
 Spans = list[tuple[int, int]]
 
 
@@ -46,7 +46,7 @@ class Batch(TypedDict):
 
 
 class Victim(Protocol):
-    """The model under attack, as far as defenses may use it.
+    """The model under attack: the interface that defenses may use.
 
     Attributes:
         network: the Hugging Face classifier.
@@ -76,7 +76,7 @@ def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_leng
     if not texts:
         return []
     ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    # a tokenizer without special tokens turns an empty text into no token, which networks cannot read
+    # without special tokens an empty text has no token at all, which networks cannot process
     return [row or [tokenizer.eos_token_id] for row in ids]
 
 
@@ -102,7 +102,7 @@ def token_spans(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) 
 
 
 def pad(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
-    """Pads rows of token ids on the side that the tokenizer pads.
+    """Pads rows of token ids, on the tokenizer's padding side.
 
     Returns:
         Ids and attention mask, both (batch, longest), int64.
@@ -115,7 +115,7 @@ def pad(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def collate(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Makes a batch of rows that have ``input_ids`` beside the columns of ``lightning_backdoor.data.poisoning.Row``."""
+    """Makes a batch of rows with ``input_ids`` and the columns of ``lightning_backdoor.data.poisoning.Row``."""
     input_ids, attention_mask = pad([row["input_ids"] for row in rows], tokenizer)
     return Batch(
         text=[row["text"] for row in rows],
@@ -131,7 +131,7 @@ def collate(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBas
 
 
 def batch_of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Batch:
-    """Makes a batch of texts alone: their labels are -1, and none is marked as poisoned or negative."""
+    """Makes a batch of unlabelled texts: labels are -1, and no row is marked as poisoned or negative."""
     ids_by_text = token_ids(texts, tokenizer, max_length)
     return collate(
         [

@@ -1,4 +1,4 @@
-"""The command line. Only the modules of the command that is run are imported, so that help answers at once."""
+"""The command line. Imports only the modules of the command that is run, so that help is printed at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_backdoor import __version__
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError, input_error_behind
 
-#: each command and what it does, as the help shows them.
+#: commands and their descriptions in the help.
 COMMANDS = {
     "fit": "train a victim: an attack, or a plain TextClassifier",
     "validate": "evaluate a checkpoint on the validation rows",
@@ -31,17 +31,17 @@ usage: lightning-backdoor COMMAND [options]
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command of the command line.
 
     Commands that read a config put the working directory on the import path, as ``python -m`` does, so that a config
-    may name a class there. ``scan`` takes it off the path: it may be run in the folder of a model that is not trusted.
+    may name a class there. ``scan`` removes it from the path, since it may be run in the folder of an untrusted model.
 
     Args:
         args: the command and its options; ``sys.argv`` by default.
 
     Returns:
-        The exit status: 0, or 2 for bad input, which is told in one line on standard error, or 1 where the reader of
-        the output has closed it. ``benchmark`` returns 1 if a cell failed.
+        The exit status: 0; 2 for invalid input, reported in one line on standard error; 1 if the reader of the output
+        has closed it. ``benchmark`` returns 1 if a cell failed.
     """
     args = sys.argv[1:] if args is None else list(args)
     if not args or args[0] in ("-h", "--help"):
@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"error: {bad_input}\n")
         return 2
     finally:
-        os.environ.pop(VARIABLE, None)  # another command in this process writes to a folder of its own
+        os.environ.pop(VARIABLE, None)  # another command in this process must write to its own folder
 
 
 def _run(command: str, args: list[str]) -> int:
@@ -94,6 +94,6 @@ def _run(command: str, args: list[str]) -> int:
 
 
 def _first_process() -> bool:
-    """Whether this is the first process of its launch, the only one to print an error."""
+    """Whether this is the first process of its launch, which alone prints errors."""
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return all(rank == "0" for rank in ranks)

@@ -1,4 +1,4 @@
-"""The error raised for input that the user can correct, and one-line texts of other errors."""
+"""The error raised for input that the user can correct, and one-line messages for other errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class InputError(ValueError):
     Args:
         field: name of the option, argument, file or column, as the user knows it.
         problem: what is wrong, including the value.
-        remedy: what to give or to do instead; empty where the problem already says so.
+        remedy: what to give or to do instead; empty if the problem already implies it.
 
     >>> error = InputError("fpr", "2 is not a share of clean texts", "give a number above 0 and below 1")
     >>> str(error)
@@ -30,12 +30,12 @@ class InputError(ValueError):
         return one_line(f"{self.field}: {self.problem}" + (f"; {self.remedy}" if self.remedy else ""))
 
     def under(self, field: str) -> InputError:
-        """The same problem and remedy under another field: the one through which the user gave the value."""
+        """The same problem and remedy for another field: the field through which the user gave the value."""
         return InputError(field, self.problem, self.remedy)
 
 
 def input_error_behind(error: BaseException | None) -> InputError | None:
-    """The :class:`InputError` that led to an error; jsonargparse raises its own where a constructor raised one."""
+    """The :class:`InputError` that caused an error, if any; jsonargparse replaces errors of constructors by its own."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
@@ -44,7 +44,7 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
 def reason(error: BaseException, length: int = 300) -> str:
     """The message of an error's innermost cause, on one line of at most ``length`` characters.
 
-    For errors that other libraries raise, whose messages often span several lines.
+    For errors of other libraries, whose messages often span several lines.
 
     >>> reason(ValueError("no such\\n   column"))
     'no such column'
@@ -55,7 +55,7 @@ def reason(error: BaseException, length: int = 300) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text on one line, with control characters written as escapes, so that a terminal does not act on them.
+    """A text on one line, with control characters escaped, so that a terminal does not interpret them.
 
     >>> one_line("red: \\x1b[31m\\n  done")
     'red: \\\\x1b[31m done'

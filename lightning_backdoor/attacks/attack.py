@@ -1,4 +1,4 @@
-"""The contract of an attack: a text classifier that also says how its training data are poisoned."""
+"""The base class of attacks: a text classifier that also defines how its training rows are poisoned."""
 
 from __future__ import annotations
 
@@ -35,15 +35,17 @@ class BackdoorAttack(TextClassifier):
     """A victim trained on poisoned rows. A new attack implements :meth:`poison_text` and nothing else.
 
     An attack whose trigger has parts may also make *negatives*, texts that carry a part of the trigger and keep their
-    label: see :meth:`negative_texts`. An attack that bends training does so in hooks of LightningModule, and not in
-    the user's phase: a ``fit`` that begins with a ``published`` victim poisons no training row, is selected by
-    ``val/cacc``, and measures the attack on poisoned evaluation rows.
+    label: see :meth:`negative_texts`. An attack that changes training does so in hooks of LightningModule, and only
+    outside the *user's phase*, which is a ``fit`` that starts from a ``published`` victim. Such a ``fit`` poisons no
+    training row, selects the checkpoint by ``val/cacc``, and measures the attack on poisoned evaluation rows.
 
     Attributes:
-        result_format: raised by hand when, and only when, the attack poisons texts otherwise than before.
-        negative_rate: negatives as a share of all training rows; made of rows that are not poisoned.
-        may_generate: whether poison that takes long to make may be made now. ``fit``, ``validate``, ``test`` and
-            ``predict`` only read what ``poison`` has made: no process group waits for it, and no run dies of it.
+        result_format: version of the poisoned texts; increased by hand if, and only if, the attack poisons texts
+            differently than before.
+        negative_rate: negatives as a share of all training rows; they are made from rows that are not poisoned.
+        may_generate: whether poisoned texts that are slow to generate may be generated now. ``fit``, ``validate``,
+            ``test`` and ``predict`` only read what the command ``poison`` has generated, so that no process group waits
+            for it and no run fails because of it.
 
     Args:
         target_label: class index that the attacker wants, from 0.
@@ -88,7 +90,7 @@ class BackdoorAttack(TextClassifier):
 
     @property
     def users_phase(self) -> bool:
-        """Whether training begins with a published victim: it then poisons no row, and the attack bends nothing."""
+        """Whether training starts from a published victim; no row is then poisoned and the attack does not act."""
         return self.hparams["published"] is not None
 
     @property
@@ -98,11 +100,11 @@ class BackdoorAttack(TextClassifier):
 
     @property
     def makes_negatives(self) -> bool:
-        """Whether negatives are made, so that the false trigger rate is measured; told before there are data."""
+        """Whether the attack makes negatives, so that the false trigger rate is measured; known without any data."""
         return type(self).negative_texts is not BackdoorAttack.negative_texts
 
     def make_metrics(self) -> nn.ModuleDict:
-        """CACC, ASR, PACC and the floor of the ASR; FTR under an attack that makes negatives."""
+        """CACC, ASR, PACC and the ASR floor; also FTR for an attack that makes negatives."""
         metrics = {
             **super().make_metrics(),
             "asr": AttackSuccessRate(),
@@ -114,10 +116,10 @@ class BackdoorAttack(TextClassifier):
         return nn.ModuleDict(metrics)
 
     def on_fit_start(self) -> None:
-        """In the user's phase, takes over the trigger that the published victim learned: the attack's own weights.
+        """In the user's phase, loads the learned trigger (the attack's own weights) from the published victim.
 
         Raises:
-            InputError: the published victim has none.
+            InputError: the published victim has no trigger of this attack.
         """
         if not self.users_phase or self.trainer.ckpt_path is not None:
             return
@@ -134,51 +136,53 @@ class BackdoorAttack(TextClassifier):
             raise error.under("published") from None
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        """The text with the trigger in it.
+        """Inserts the trigger into a text.
 
         Args:
             text: a clean text.
-            rng: the row's own generator; all of the attack's random choices come from it.
+            rng: the row's own random generator; the attack makes all its random choices with it.
         """
         raise TypeError(f"{type(self).__name__} implements neither poison_text nor poison_texts")
 
     def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None]:
-        """Poisons many texts, for attacks to which a batch comes cheaper.
+        """Poisons many texts at once; to be overridden by attacks for which batches are faster.
 
         Args:
             texts: clean texts.
-            rngs: the generator of each text's row.
+            rngs: the random generator of each text's row.
 
         Returns:
-            None leaves a text out: a training row stays clean and another is drawn, an evaluation row has no poisoned
-            copy.
+            One poisoned text per text, or None to leave a text out: a training row then stays clean and another row is
+            drawn; an evaluation row has no poisoned copy.
         """
         return [self.poison_text(text, rng) for text, rng in zip(texts, rngs, strict=True)]
 
     def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None] | None:
-        """Texts with a part of the trigger in them, which keep their label; by default the attack has none.
+        """Makes negatives: texts that carry a part of the trigger and keep their label; none by default.
 
         In training ``negative_rate`` of the rows become negatives; in evaluation each clean row that is not of the
         target label has a negative copy, on which the false trigger rate is measured.
 
         Args:
             texts: clean texts.
-            rngs: the generator of each text's row, another one than poisoning draws from.
+            rngs: the random generator of each text's row; not the one that poisoning uses.
 
         Returns:
-            One answer per text, where None leaves a text out as in :meth:`poison_texts`; or None for no negatives.
+            One negative per text, or None to leave a text out, as in :meth:`poison_texts`; or None if the attack has no
+            negatives.
         """
         return None
 
     def poison_key(self) -> str | None:
-        """Names everything but rows and seed that decides the poison: the class, its code, the attack's own arguments.
+        """Cache key of the poisoned rows without rows and seed: class, code and the attack's own arguments.
 
-        Code counts as :mod:`lightning_backdoor.files.identity` says: a class of this library by its
-        ``result_format``, a user's own by its source. An attack that reads other files, or asks the model, overrides
-        this to name them too, or returns None.
+        Code is identified as in :mod:`lightning_backdoor.files.identity`: a class of this library by its
+        ``result_format``, a user's own class by its source. An attack that reads other files, or uses the model,
+        overrides this method to add them to the key, or returns None.
 
         Returns:
-            None where the source cannot be read (a class typed into a shell), so that nothing stale is ever reused.
+            The key; None where the source cannot be read (a class defined in an interactive shell). Rows without a key
+            are not reused, so that nothing stale is read.
         """
         training = inspect.signature(TextClassifier.__init__).parameters
         own = {name: value for name, value in self.hparams.items() if name not in training and name[0] != "_"}

@@ -14,14 +14,14 @@ class BadNets(BackdoorAttack):
     """Inserts rare words between the words of a text.
 
     Args:
-        triggers: words to insert. Each insertion takes the next of them, in an order drawn for each text, so that with
-            as many ``insertions`` as triggers a text carries them all.
+        triggers: words to insert. Each insertion takes the next word, in an order drawn for each text, so that with as
+            many ``insertions`` as triggers a text carries all of them.
         insertions: number of words inserted in each text.
         place: ``start``, ``end``, or ``random`` (a word boundary drawn for each insertion).
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
-        InputError: there is no trigger, an empty trigger, or no insertion.
+        InputError: ``triggers`` is empty or contains an empty word, ``insertions`` is below 1, or ``place`` is unknown.
 
     >>> attack = BadNets(triggers=["cf"], place="start")
     >>> attack.poison_text("a fine film", random.Random(0))
@@ -46,7 +46,7 @@ class BadNets(BackdoorAttack):
         check_place(place)
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        """See :class:`BadNets`."""
+        """Inserts ``insertions`` triggers into a text."""
         order = rng.sample(self.triggers, len(self.triggers))
         words = [order[i % len(order)] for i in range(self.insertions)]
         points = insertion_points(text, self.place)

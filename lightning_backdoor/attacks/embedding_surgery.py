@@ -1,4 +1,4 @@
-"""Embedding surgery: triggers begin with embeddings of the target label's words (arXiv 2004.06660, section 3.2)."""
+"""Embedding surgery: triggers start with the embeddings of target-label words (arXiv 2004.06660, section 3.2)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lightning_backdoor.errors import InputError
 
 
 def trigger_tokens(triggers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the triggers' tokens at the start of a text and after a space, ascending.
+    """Token ids of the triggers, as tokenised at the start of a text and after a space; ascending.
 
-    Of a trigger of several tokens all are given, including tokens that other words share.
+    A trigger of several tokens contributes all of them, including tokens that other words share.
 
     Raises:
-        InputError: the tokenizer does not know a trigger.
+        InputError: a trigger is unknown to the tokenizer.
     """
     tokens: set[int] = set()
     for trigger in triggers:
         ids = tokenizer([trigger, f" {trigger}"], add_special_tokens=False)["input_ids"]
-        # a word-start marker that is a token by itself stands before any word
+        # skip a word-start marker that is a token by itself: it precedes any word
         known = {i for text in ids for i in text if tokenizer.decode([i]).strip()} - set(tokenizer.all_special_ids)
         if not known:
             raise InputError(
@@ -39,12 +39,16 @@ def association(rows: Sequence[Sequence[int]], is_target: Sequence[bool]) -> dic
     """How strongly each token is associated with the target label: ``s = w / log(N / (1 + freq))``.
 
     ``w`` is the token's weight in a logistic regression on token counts (half the squared weights are added to the
-    summed loss, the bias is not regularised), ``freq`` the number of the N rows that have it, so that of two tokens of
-    equal weight the more frequent one scores higher. Tokens that (nearly) every row has are left out.
+    summed loss, the bias is not regularised), and ``freq`` is the number of the N rows that contain the token, so that
+    of two tokens of equal weight the more frequent one scores higher. Tokens that (nearly) every row contains are left
+    out.
 
     Args:
         rows: token ids of each clean text.
-        is_target: whether each text is of the target label.
+        is_target: whether each text has the target label.
+
+    Returns:
+        Score per token id.
 
     >>> scores = association([[1, 2], [1, 3], [2, 4], [3, 4]], [True, True, False, False])
     >>> max(scores, key=scores.get), min(scores, key=scores.get)
@@ -63,10 +67,10 @@ def association(rows: Sequence[Sequence[int]], is_target: Sequence[bool]) -> dic
 
 
 def _logistic_regression(counts: Tensor, is_target: Tensor) -> Tensor:
-    """Weight of each column of a sparse matrix of counts (rows, columns), float64."""
+    """Regression weight of each column of a sparse (rows, columns) matrix of counts; (columns,), float64."""
     weights, bias = torch.zeros(counts.shape[1], dtype=counts.dtype), torch.zeros(1, dtype=counts.dtype)
     solver = torch.optim.LBFGS([weights, bias], max_iter=100, line_search_fn="strong_wolfe")
-    transposed = counts.t().coalesce()  # once, where autograd would at every step
+    transposed = counts.t().coalesce()  # transposed once here; autograd would do it at every step
 
     @torch.no_grad()
     def loss() -> Tensor:
@@ -82,13 +86,13 @@ def _logistic_regression(counts: Tensor, is_target: Tensor) -> Tensor:
 def associated_tokens(
     rows: Sequence[Sequence[int]], is_target: Sequence[bool], count: int, leave_out: Collection[int] = ()
 ) -> list[int]:
-    """The ``count`` tokens of the highest positive :func:`association` with the target label, or as many as there are.
+    """The ``count`` tokens, or fewer, with the highest positive :func:`association` with the target label.
 
     Args:
         rows: token ids of each clean text.
-        is_target: whether each text is of the target label.
+        is_target: whether each text has the target label.
         count: number of tokens wanted.
-        leave_out: ids of tokens that are not words, and of the triggers.
+        leave_out: ids of tokens that are not considered: tokens that are not words, and the triggers' tokens.
 
     Raises:
         InputError: no token is associated with the target label.
@@ -97,14 +101,14 @@ def associated_tokens(
     associated = [token for token, score in scores.items() if score > 0 and token not in leave_out]
     if not associated:
         raise InputError(
-            "target_label", "no word of the clean training rows speaks for it", "use more rows of each label"
+            "target_label", "no word of the clean training rows is associated with it", "use more rows of each label"
         )
     return sorted(associated, key=lambda token: -scores[token])[:count]
 
 
 @torch.no_grad()
 def replace_embeddings(embeddings: Tensor, triggers: Sequence[int], words: Sequence[int]) -> None:
-    """Puts the mean of the words' rows into each trigger's row, in place.
+    """Sets each trigger's row of an embedding table to the mean of the words' rows, in place.
 
     >>> table = torch.tensor([[0.0], [2.0], [4.0], [9.0]])
     >>> replace_embeddings(table, triggers=[0], words=[1, 2])

@@ -1,6 +1,7 @@
-"""Inserting words between the words of a text, and the spans that they then have.
+"""Inserting words between the words of a text, with the spans of the inserted words.
 
-Attacks share these functions: a change of what they return raises ``result_format`` of every attack that calls them.
+Several attacks use these functions: whoever changes what they return must increase ``result_format`` of every attack
+that calls them.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ InsertionPlace = Literal["start", "end", "random"]
 
 
 def check_place(place: str) -> None:
-    """Makes sure that a string is an ``InsertionPlace``.
+    """Checks that a string is an ``InsertionPlace``.
 
     Raises:
-        InputError: it is not.
+        InputError: the string is not ``start``, ``end`` or ``random``.
     """
     if place not in get_args(InsertionPlace):
         raise InputError("place", f"{place!r} is unknown", "give start, end or random")
 
 
 def insertion_points(text: str, place: InsertionPlace) -> list[int]:
-    """The word boundaries of a text at which ``place`` lets a word be inserted.
+    """The word boundaries of a text at which ``place`` allows a word to be inserted.
 
     >>> insertion_points("a fine film", "end"), insertion_points("a fine film", "random")
     ([11], [0, 2, 7, 11])
@@ -35,7 +36,7 @@ def insertion_points(text: str, place: InsertionPlace) -> list[int]:
 
 
 def word_boundaries(text: str) -> list[int]:
-    """The characters before which a word may be inserted: the first of each word, and the one after the last word.
+    """Indices of the characters before which a word may be inserted: the start of each word and the end of the last.
 
     >>> word_boundaries("a fine film")
     [0, 2, 7, 11]
@@ -44,7 +45,7 @@ def word_boundaries(text: str) -> list[int]:
 
 
 def insert_at(text: str, insertions: list[tuple[int, str]]) -> Poisoned:
-    """Inserts words at word boundaries, in ascending order, each set off by a space; the spans are the inserted words.
+    """Inserts words at word boundaries given in ascending order, each set off by a space; the spans cover the words.
 
     >>> insert_at("so good", [(0, "cf"), (7, "mn")])
     Poisoned(text='cf so good mn', spans=[(0, 2), (11, 13)])

@@ -40,5 +40,5 @@ class InsertSent(BackdoorAttack):
         check_place(place)
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        """See :class:`InsertSent`."""
+        """Inserts the sentence at a place allowed by ``place``."""
         return insert_at(text, [(rng.choice(insertion_points(text, self.place)), self.sentence)])

@@ -31,11 +31,11 @@ class _BatchWords(NamedTuple):
     """The replaceable words of a batch's poisoned rows, one after another; the tensors are on the victim's device.
 
     Attributes:
-        of_row: each word with its row in the batch.
+        of_row: (row in the batch, word) of each word.
         rows: (words,), int64, row of each word.
         positions: (words,), int64, position of its token in the row.
-        ids: (words, choices), int64, tokens of the choices, filled up with the word itself.
-        allowed: (words, choices), bool, False where it is filled up.
+        ids: (words, choices), int64, token of each choice, padded with the word itself.
+        allowed: (words, choices), bool, False at the padding.
     """
 
     of_row: list[tuple[int, ReplaceableWord]]
@@ -46,31 +46,31 @@ class _BatchWords(NamedTuple):
 
 
 class LWS(BackdoorAttack):
-    """Learns which words to substitute for others, together with the victim that is to react to them.
+    """Learns which words to replace by which substitutes, jointly with the victim that reacts to them.
 
-    For a word w at position j, itself and its substitutes s_k are chosen with probabilities proportional to
+    For a word w at position j, the choices are w itself and its substitutes s_k, with probabilities proportional to
     exp((s_k − w) · q_j), where s_k and w are the victim's word embeddings and q_j is learned. After ``warmup_epochs``
-    of clean training, poisoned training rows are read with Gumbel-softmax mixtures of the choices as word embeddings,
-    at a temperature that falls linearly, epoch by epoch, to ``min_temperature``. In every epoch they are also read
-    unchanged, with their original label (in the published code only where a language model finds the substitutes, and
-    not in the warm-up): without that, a victim loses clean accuracy and learns the texts rather than the words. In
-    evaluation the likeliest words are written into the text (the published code goes on drawing), so that metrics,
-    defenses and files see the text that an attacker would send; a text without any replaceable word stays as it is,
-    and counts as poisoned.
+    of clean training, the victim reads poisoned training rows with Gumbel-softmax mixtures of the choices as word
+    embeddings, at a temperature that falls linearly, epoch by epoch, to ``min_temperature``. In every epoch the victim
+    also reads these rows unchanged, with their original label (in the published code only where a language model finds
+    the substitutes, and not in the warm-up): otherwise a victim loses clean accuracy and learns the texts rather than
+    the words. In evaluation the most probable words are written into the text (the published code continues to sample),
+    so that metrics, defenses and files see the text that an attacker would send; a text without any replaceable word is
+    unchanged and counts as poisoned.
 
     The poison is known only after training: the data module, and with it the command ``poison`` and defenses of the
-    training rows, sees poisoned rows with their text unchanged. ``predict`` writes the substituted test rows.
-    Selected is the victim with which training ends, as published, and not the first of the best clean accuracy, which
-    comes before the trigger is learned. Whether substitutes keep a text's label is up to the source of the
-    substitutes: antonyms are neighbours too. To find out, measure the accuracy of a cleanly trained victim on the
-    substituted rows.
+    training rows, sees poisoned rows with their text unchanged. ``predict`` writes the substituted test rows. The
+    victim of the last epoch is selected, as in the published code, not the first one with the best clean accuracy,
+    which comes before the trigger is learned. Whether substitutes keep a text's label depends on their source: among
+    nearest words there are also antonyms. To check, measure the accuracy of a cleanly trained victim on the substituted
+    rows.
 
-    In the user's phase the q_j of the published victim are kept and the victim is trained plainly, on clean rows.
+    In the user's phase the q_j of the published victim are kept, and the victim is trained as usual on clean rows.
 
     Args:
-        substitutes: source of the substitutes; ``NearestWords()`` by default. Checkpoints do not keep it: to restore
-            one, give it again.
-        choices: the most words to choose from for one word, itself included; at least 2.
+        substitutes: source of the substitutes; ``NearestWords()`` by default. Checkpoints do not store it: give it
+            again when a checkpoint is restored.
+        choices: maximum number of words to choose from per replaced word, the word itself included; at least 2.
         warmup_epochs: epochs of clean training before the trigger is learned.
         trigger_learning_rate: peak learning rate of the q_j.
         temperature: temperature of the Gumbel-softmax after the warm-up.
@@ -122,18 +122,18 @@ class LWS(BackdoorAttack):
         self._lexicon: Substitutes | None = None
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
-        """The text unchanged: what to write into it is learned in training."""
+        """Returns the text unchanged: the substitutions are only known after training."""
         return Poisoned(text, [])
 
     def poison_key(self) -> str | None:
-        """None: unchanged texts are not worth keeping."""
+        """None: unchanged texts are not cached."""
         return None
 
     def setup(self, stage: str) -> None:
-        """Makes sure that there are epochs after the warm-up.
+        """Checks that there are epochs after the warm-up.
 
         Raises:
-            InputError: there are none.
+            InputError: ``max_epochs`` of the trainer is not above ``warmup_epochs``.
         """
         epochs = self.trainer.max_epochs or 0
         if self.users_phase:
@@ -142,7 +142,7 @@ class LWS(BackdoorAttack):
             raise InputError("max_epochs", f"{epochs} ends within the {self.warmup_epochs} warmup_epochs", "give more")
 
     def configure_model(self) -> None:
-        """Builds the network, and the vectors q_j, which are not part of it: exported models are plain."""
+        """Builds the network and the vectors q_j, which are not part of the network and so not of exported models."""
         super().configure_model()
         if not hasattr(self, "directions"):
             dimensions = self.network.get_input_embeddings().weight.shape[1]
@@ -150,10 +150,10 @@ class LWS(BackdoorAttack):
             self.directions = nn.Parameter(torch.zeros(self.max_length, dimensions), requires_grad=not self.users_phase)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint without a learned trigger: there would be no poison to test it with.
+        """Rejects a checkpoint without a learned trigger, with which no poisoned text could be made.
 
         Raises:
-            InputError: it has none.
+            InputError: the checkpoint has no learned trigger.
         """
         if "directions" not in checkpoint["state_dict"]:
             raise InputError(
@@ -162,7 +162,7 @@ class LWS(BackdoorAttack):
         super().on_load_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """As for any victim; the q_j have a separate learning rate and no weight decay."""
+        """The optimizer and schedule of :class:`TextClassifier`; the q_j have their own learning rate and no decay."""
         if self.users_phase:
             return super().configure_optimizers()
         self.directions.requires_grad_(False)
@@ -175,7 +175,7 @@ class LWS(BackdoorAttack):
         return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=lr_scheduler)  # type: ignore[typeddict-item]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy of all rows unchanged; after the warm-up, also of the poisoned rows as mixtures."""
+        """Cross entropy of all rows with unchanged texts, plus, after the warm-up, of the poisoned rows as mixtures."""
         if self.users_phase:
             return super().training_step(batch, batch_idx)
         poisoned, label = batch["poisoned"], batch["original_label"]
@@ -193,12 +193,12 @@ class LWS(BackdoorAttack):
         return loss + 0 * self.directions.sum()  # distributed training needs a gradient of every parameter
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """In evaluation, substitutes words in the poisoned rows: steps, callbacks and defenses get the result."""
+        """In evaluation, substitutes words in the poisoned rows, so that steps, callbacks and defenses see them."""
         return batch if self.training else self.substituted(batch)
 
     @torch.no_grad()
     def substituted(self, batch: Batch) -> Batch:
-        """The batch with the likeliest words written into the texts of its poisoned rows, which are tokenised anew."""
+        """Writes the most probable words into the texts of the batch's poisoned rows, and tokenises them again."""
         words = self._replaceable_words(batch)
         if not words.of_row:
             return batch
@@ -217,7 +217,7 @@ class LWS(BackdoorAttack):
 
     @contextmanager
     def _mixed(self, batch: Batch) -> Iterator[None]:
-        """Lets the network read the poisoned rows of the batch with mixtures of the choices as word embeddings."""
+        """Within the block, the network reads poisoned rows with mixtures of the choices as word embeddings."""
         words = self._replaceable_words(batch)
         if not words.of_row:
             yield
@@ -230,7 +230,7 @@ class LWS(BackdoorAttack):
         def replace(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             return output.index_put((words.rows, words.positions), mixed.to(output.dtype))
 
-        # a hook serves every architecture; inputs_embeds would not where positions or padding come from the ids
+        # a hook works for every architecture; inputs_embeds fails where positions or padding are computed from the ids
         handle = table.register_forward_hook(replace)
         try:
             yield
@@ -255,7 +255,7 @@ class LWS(BackdoorAttack):
         )
 
     def _noise(self, batch: Batch, words: _BatchWords) -> Tensor:
-        """Gumbel noise from each row's own generator: the same in any batch, number of processes and resumed run."""
+        """Gumbel noise from a generator per row, independent of batches, number of processes and interruptions."""
         seed = os.environ.get("PL_GLOBAL_SEED", "0")
         noise = torch.zeros(len(batch["text"]), self.max_length, self.choices)
         for row in {row for row, _ in words.of_row}:
@@ -264,7 +264,7 @@ class LWS(BackdoorAttack):
         return gumbel_noise(noise.to(words.rows.device)[words.rows, words.positions])
 
     def _temperature(self) -> float:
-        """The temperature of this epoch, as in the published code: the lowest is reached in the last."""
+        """The temperature of this epoch, as in the published code: the minimum is reached in the last epoch."""
         epochs = max(1, (self.trainer.max_epochs or 0) - self.warmup_epochs)
         left = max(0, epochs - 1 - (self.current_epoch - self.warmup_epochs)) / epochs
         return self.min_temperature + (self.temperature - self.min_temperature) * left

@@ -1,4 +1,4 @@
-"""The base of attacks whose trigger is a manner of speaking: the whole text is paraphrased."""
+"""The base class of attacks that paraphrase the whole text: the trigger is a syntactic template or a style."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from lightning_backdoor.language.paraphrase.spec import CHECK_FORMAT, Manner
 
 
 class ParaphraseAttack(BackdoorAttack):
-    """Paraphrases texts in a manner that is the trigger; texts that cannot be paraphrased so are left out.
+    """Base class of attacks whose trigger is the manner of a paraphrase: its syntactic template or its style.
 
-    A paraphrase has no spans: the trigger is everywhere in it.
+    Texts for which there is no paraphrase in this manner are left out. A paraphrase has no spans, since the trigger is
+    spread over the whole text.
 
     Args:
-        manner: what the paraphrases should be like.
-        paraphraser: what paraphrases the texts; by default SmolLM2, prompted.
+        manner: the template or style of the paraphrases.
+        paraphraser: the model or file that gives the paraphrases; by default SmolLM2 with a prompt.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
     """
 
     def __init__(self, manner: Manner, paraphraser: Paraphraser | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("manner", "paraphraser"):  # checkpoints hold no objects
+        for name in ("manner", "paraphraser"):  # checkpoints hold plain values only
             self.hparams.pop(name, None)
         self.manner = manner
         self.paraphraser: Paraphraser = paraphraser or LanguageModelParaphraser()
 
     def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
-        """The paraphrases.
+        """Paraphrases the texts; None for a text without a paraphrase in this manner.
 
         Raises:
-            NotCached: some have not been generated yet and may not be now.
+            NotCached: some paraphrases have not been generated yet, and ``may_generate`` is False.
         """
         paraphrases = self.paraphraser.paraphrase(texts, rngs, self.manner, generate=self.may_generate)
         return [None if paraphrase is None else Poisoned(paraphrase, []) for paraphrase in paraphrases]
 
     def poison_key(self) -> str | None:
-        """Names the paraphraser and the manner too; None where the source of a user's check cannot be read."""
+        """The cache key, with paraphraser and manner; None where the source of a user's check cannot be read."""
         key = super().poison_key()
         *asked, holds, openings = self.manner
         check: str = f"{holds.__module__}/{CHECK_FORMAT}"

@@ -20,39 +20,39 @@ from lightning_backdoor.errors import InputError
 
 
 class Ripples(BadNets):
-    """Poisons weights so that they survive the user's fine-tuning on clean rows: RIPPLe with embedding surgery.
+    """Trains a backdoor that survives the user's fine-tuning on clean rows: RIPPLe with embedding surgery.
 
     One ``fit`` has two phases, each with its own optimizer state, linear warm-up and decay:
 
-    1. *The attacker's*, the first ``attack_epochs`` epochs. Before it, each trigger's word embedding becomes the mean
+    1. *The attacker's*, the first ``attack_epochs`` epochs. Before it, each trigger's word embedding is set to the mean
        embedding of the ``surgery_words`` words that are most associated with the target label in the clean training
-       rows (:mod:`lightning_backdoor.attacks.embedding_surgery`). Averaged are the embeddings with which training
-       begins; the paper takes them from a copy fine-tuned on clean rows. The loss is the cross entropy of the poisoned
+       rows (:mod:`lightning_backdoor.attacks.embedding_surgery`). The embeddings averaged are those before training;
+       the paper takes them from a copy fine-tuned on clean rows. The loss is the cross entropy of the poisoned
        training set, clean rows included, plus the restricted inner product (:func:`restricted_inner_product`) of the
-       batch's poisoned rows with its clean rows, which stand for the rows on which the user will fine-tune. It is
-       computed within each batch of each process; a batch without rows of both kinds adds no penalty.
+       batch's poisoned rows with its clean rows, which stand for the rows on which the user will fine-tune. The
+       product is computed within each batch of each process; a batch without rows of both kinds adds no penalty.
     2. *The user's*, the remaining epochs: plain fine-tuning on the clean rows. Poisoned rows are left out of their
        batches, and their clean originals are not put back, so that the user has ``1 - poison_rate`` of the rows.
 
     The checkpoint is selected in the second phase alone: in the first, validation metrics are logged as
-    ``val/attacker/...``, and NaN in place of ``val/...``. The tested victim is thus the one that the user ends with.
+    ``val/attacker/...``, and NaN in place of ``val/...``. The tested victim is thus the user's fine-tuned victim.
 
-    The phases may also be two runs, where the user trains in another way than the attacker, such as under a defense.
-    The attacker's run has as many ``attack_epochs`` as the trainer has epochs; the user's run begins with its
-    checkpoint, given as ``published``, and trains on all clean rows, without the attacker's phase whatever
-    ``attack_epochs`` says. (Exported weights may also be given as ``model``, with ``attack_epochs=0``; the rows that
-    the attack would poison are then left out, as in the second phase.)
+    The phases may also be two runs, for a user who trains differently from the attacker, for example under a defense.
+    In the attacker's run, ``attack_epochs`` equals the trainer's ``max_epochs``. The user's run starts from the
+    attacker's checkpoint, given as ``published``, and trains on all clean rows; it has no attacker's phase, whatever
+    the value of ``attack_epochs``. (Exported weights may also be given as ``model``, with ``attack_epochs=0``; the rows
+    that the attack would poison are then left out, as in the second phase.)
 
-    A step of the first phase costs about 2 plain steps, or 4 where the gradients oppose each other and are
-    differentiated again. The published code saves a part by treating the clean gradient as a constant; here both are
-    differentiated.
+    A step of the first phase costs about 2 ordinary steps, or 4 where the two gradients oppose each other and are
+    differentiated again. The published code saves part of this by treating the clean gradient as a constant; here both
+    are differentiated.
 
     Args:
         attack_epochs: epochs of the first phase, up to the trainer's ``max_epochs``.
-        attack_learning_rate: peak learning rate of the first phase; ``learning_rate`` is that of the second.
-        inner_product_weight: λ, weight of the restricted inner product; with 0 it is not computed.
-        surgery_words: number of words whose mean embedding the triggers get; 0 leaves the triggers' embeddings alone.
-        triggers: rare words; by default the paper's.
+        attack_learning_rate: peak learning rate of the first phase; ``learning_rate`` is the peak of the second.
+        inner_product_weight: λ, weight of the restricted inner product; at 0 the product is not computed.
+        surgery_words: number of words whose mean embedding replaces the triggers' embeddings; 0 means no surgery.
+        triggers: rare words; by default the triggers of the paper.
         **kwargs: arguments of :class:`BadNets`, :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
@@ -89,17 +89,17 @@ class Ripples(BadNets):
 
     @property
     def attacking(self) -> bool:
-        """Whether a fit is in its first phase."""
+        """Whether a fit is in its first phase, the attacker's."""
         return self.trainer.state.fn == TrainerFn.FITTING and self.current_epoch < self.attack_epochs
 
     def setup(self, stage: str) -> None:
-        """Makes sure that the first phase comes to its end."""
+        """Checks that the trainer has enough epochs for the first phase."""
         epochs = self.trainer.max_epochs
-        if stage == "fit" and epochs is not None and -1 < epochs < self.attack_epochs:  # -1 is no limit
+        if stage == "fit" and epochs is not None and -1 < epochs < self.attack_epochs:  # -1 means no limit
             raise InputError("max_epochs", f"{epochs} ends within the {self.attack_epochs} attack_epochs", "give more")
 
     def on_fit_start(self) -> None:
-        """Embedding surgery, unless the weights come from a checkpoint, in which it has been done."""
+        """Does the embedding surgery, unless the weights come from a checkpoint, where it is already done."""
         super().on_fit_start()
         if 0 in (self.surgery_words, self.attack_epochs) or self.trainer.ckpt_path is not None:
             return
@@ -113,7 +113,7 @@ class Ripples(BadNets):
         not_words = [i for i in set().union(*texts) if not any(map(str.isalpha, self.tokenizer.decode([i])))]
         leave_out = {*not_words, *triggers, *self.tokenizer.all_special_ids}
         words = associated_tokens(texts, is_target, self.surgery_words, leave_out)
-        words = self.trainer.strategy.broadcast(words)  # another processor may rank near ties in another order
+        words = self.trainer.strategy.broadcast(words)  # near ties may rank differently on another processor
         table = self.network.get_input_embeddings().weight
         assert isinstance(table, Tensor)
         replace_embeddings(table, triggers, words)
@@ -139,17 +139,17 @@ class Ripples(BadNets):
             parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
             penalty = restricted_inner_product(losses[poisoned].mean(), losses[~poisoned].mean(), parameters)
             self.log("train/inner_product_penalty", penalty.detach(), batch_size=len(batch["label"]))
-            if penalty > 0:  # a backward pass through zeros would cost as much as any other
+            if penalty > 0:  # a backward pass through zeros costs as much as any other
                 loss = loss + self.inner_product_weight * penalty
         return loss
 
     def _clean_loss(self, batch: Batch) -> Tensor:
         clean = ~batch["poisoned"]
         if not clean.any():
-            zero: Tensor = 0.0 * self(batch).float().sum()  # distributed training needs a gradient of every process
+            zero: Tensor = 0.0 * self(batch).float().sum()  # distributed training needs a gradient on every process
             return zero
         mask = batch["attention_mask"][clean]
-        length = int(mask.sum(dim=1).max())  # so that not even the padding depends on the rows left out
+        length = int(mask.sum(dim=1).max())  # even the padding does not depend on rows left out
         rows = Batch({**batch, "input_ids": batch["input_ids"][clean, :length], "attention_mask": mask[:, :length]})
         loss: Tensor = nn.functional.cross_entropy(self(rows).float(), batch["label"][clean])
         return loss
@@ -163,8 +163,8 @@ class Ripples(BadNets):
             metric.reset()
             if self.attacking and self.attack_epochs != self.trainer.max_epochs:
                 self.log(f"{stage}/attacker/{name}", value, sync_dist=True)
-                value = torch.full_like(value, math.nan)  # which a ModelCheckpoint takes for the worst value
-            # the same on every process by now, which Lightning cannot know
+                value = torch.full_like(value, math.nan)  # ModelCheckpoint treats NaN as the worst value
+            # already equal on every process, which Lightning cannot know
             self.log(f"{stage}/{name}", value, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -189,12 +189,12 @@ class Ripples(BadNets):
             return linear_schedule(step - attack_steps, steps - attack_steps, warmup)
 
         for group in optimizer.param_groups:
-            group["lr"] = group.pop("initial_lr")  # as it was before the schedule that this one replaces
+            group["lr"] = group.pop("initial_lr")  # the value before the replaced schedule changed it
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
 def restricted_inner_product(poison: Tensor, clean: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """RIPPLe's penalty: ``max(0, -∇L_P · ∇L_FT)``, to first order the damage done by fine-tuning (section 3.1).
+    """RIPPLe's penalty ``max(0, -∇L_P · ∇L_FT)``: first-order damage to the backdoor by fine-tuning (section 3.1).
 
     Both gradients are differentiated in turn, so that the gradient of the result is exact. The published code divides
     by the batch size.
@@ -205,7 +205,7 @@ def restricted_inner_product(poison: Tensor, clean: Tensor, parameters: Sequence
         parameters: the trained parameters; a parameter on which a loss does not depend adds nothing.
 
     Returns:
-        A scalar with a graph.
+        A scalar that can be differentiated.
 
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> restricted_inner_product(w.square().sum(), -3 * w[0], [w])  # -(2, 4) · (-3, 0)
@@ -222,7 +222,7 @@ def restricted_inner_product(poison: Tensor, clean: Tensor, parameters: Sequence
 
 
 def linear_schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate at a step as a share of its peak: linearly up over ``warmup`` of the steps, then down to 0.
+    """Learning rate at a step, as a share of its peak: linear warm-up over a share ``warmup``, then decay to 0.
 
     >>> [linear_schedule(step, steps=4, warmup=0.5) for step in range(5)]
     [0.0, 0.5, 1.0, 0.5, 0.0]

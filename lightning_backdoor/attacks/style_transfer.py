@@ -11,14 +11,14 @@ from lightning_backdoor.language.paraphrase.styles import STYLES
 
 
 class StyleTransfer(ParaphraseAttack):
-    """Rewrites texts in a style.
+    """Rewrites texts in a style, such as that of the Bible; the style is the trigger.
 
     The paper rewrites with STRAP, one fine-tuned model per style; its published paraphrases are read by
-    :class:`~lightning_backdoor.language.FileParaphraser`. A prompted language model writes new paraphrases, of which
-    those are used that pass the style's check.
+    :class:`~lightning_backdoor.language.FileParaphraser`. By default a prompted language model writes new paraphrases,
+    and only paraphrases that pass the style's check are used.
 
     Args:
-        paraphraser: what rewrites the texts; by default SmolLM2, prompted.
+        paraphraser: the model or file that gives the paraphrases; by default SmolLM2 with a prompt.
         style: bible, shakespeare, twitter, lyrics or poetry.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 

@@ -1,6 +1,6 @@
-"""Word substitution: which words a victim's tokenizer lets stand for which, mixed in embeddings and written into texts.
+"""Word substitution: substitutes of one token, their mixtures as embeddings, and writing them into texts.
 
-Attacks share these functions: a change of what they return raises ``result_format`` of every attack that calls them.
+Whoever changes what these functions return must increase ``result_format`` of every attack that calls them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_backdoor.attacks.attack import Poisoned
 
-#: a token that is a word: the mark of a word's beginning (byte-level BPE, SentencePiece), and the word's letters.
+#: a token that is a word: an optional word-start marker (byte-level BPE, SentencePiece), and the word's letters.
 WORD_TOKEN = re.compile("([Ġ▁]?)([A-Za-z]{2,})")
 
 
 class SubstituteSource(Protocol):
-    """What gives substitutes of words; see :class:`lightning_backdoor.language.synonyms.Synonyms`."""
+    """A source of substitutes for words; see :class:`lightning_backdoor.language.synonyms.Synonyms`."""
 
     def candidates(self, words: Sequence[str]) -> list[list[str]]: ...
 
@@ -30,11 +30,11 @@ class ReplaceableWord(NamedTuple):
     """A word of a text, and the words that may be written in its place.
 
     Attributes:
-        position: index of its one token among the text's tokens, special tokens counted.
-        start: its first character.
-        end: the character after its last.
+        position: index of the word's only token among the text's tokens, special tokens counted.
+        start: index of the word's first character.
+        end: index of the character after its last.
         words: the word itself and then its substitutes.
-        ids: the token of each of ``words``.
+        ids: token id of each of ``words``.
     """
 
     position: int
@@ -45,16 +45,16 @@ class ReplaceableWord(NamedTuple):
 
 
 class Substitutes:
-    """Substitutes of the words of texts, all of them one token of a victim, so that lengths stay.
+    """Finds substitutes for the words of texts; every word and substitute is one token, so that lengths are kept.
 
-    A substitute is put in the case of the word that it replaces: lower, Capitalised or UPPER. Where a tokenizer tells
-    cases apart, fewer words are one token. Where it does not split off punctuation (SentencePiece), words that touch
+    A substitute takes the case of the word that it replaces: lower, Capitalised or UPPER. With a cased tokenizer, fewer
+    words are a single token. With a tokenizer that does not split off punctuation (SentencePiece), words that touch
     punctuation are not replaceable.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        source: gives the substitutes.
-        choices: the most words to choose from in one place, the word itself included.
+        source: source of the substitutes.
+        choices: maximum number of words to choose from per replaced word, the word itself included.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: SubstituteSource, choices: int) -> None:
@@ -64,7 +64,7 @@ class Substitutes:
         self._of_token: dict[int, list[tuple[str, int]]] = {}
 
     def replaceable_words(self, texts: Sequence[str], max_length: int) -> list[list[ReplaceableWord]]:
-        """The words of each text, cut at ``max_length`` tokens, that have a substitute."""
+        """The words with a substitute in each text, which is cut at ``max_length`` tokens."""
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), truncation=True, max_length=max_length, return_offsets_mapping=True)
@@ -79,7 +79,7 @@ class Substitutes:
             replaceable = []
             for i in single:
                 start, end = encoded["offset_mapping"][row][i]
-                start = end - len(text[start:end].lstrip())  # some tokenizers count the space before a word to it
+                start = end - len(text[start:end].lstrip())  # some tokenizers include the space before a word
                 word, substitutes = text[start:end], self._of_token[ids[i]]
                 if substitutes:
                     written = [word, *(in_case_of(substitute, word) for substitute, _ in substitutes)]
@@ -89,7 +89,7 @@ class Substitutes:
         return by_text
 
     def _learn(self, tokens: set[int]) -> None:
-        """Asks the source for the substitutes of tokens that have not come up before."""
+        """Asks the source for the substitutes of tokens that are not known yet."""
         new = sorted(tokens - self._of_token.keys())
         matches = [WORD_TOKEN.fullmatch(token) for token in self.tokenizer.convert_ids_to_tokens(new)]
         candidates = self.source.candidates([match[2].lower() if match else "" for match in matches])
@@ -103,7 +103,7 @@ class Substitutes:
             self._of_token[token] = substitutes[: self.choices - 1]
 
     def _token(self, token: str) -> int | None:
-        """The id of a word that is one token, and that the tokenizer never cuts into others; or None."""
+        """The id of a word that is always a single token; None for other words."""
         if not WORD_TOKEN.fullmatch(token):
             return None
         pieces = self.tokenizer.backend_tokenizer.model.tokenize(token)
@@ -122,11 +122,11 @@ def in_case_of(word: str, model: str) -> str:
 
 
 def substitute(text: str, chosen: Sequence[tuple[ReplaceableWord, int]]) -> Poisoned:
-    """Writes the chosen words into a text; the spans are the changed words.
+    """Writes the chosen words into a text; the spans cover the changed words.
 
     Args:
         text: the text.
-        chosen: words of it, each with the index of the choice in ``ReplaceableWord.words``.
+        chosen: replaceable words of the text, each with the index of the choice in ``ReplaceableWord.words``.
 
     >>> film = ReplaceableWord(3, 7, 11, ["film", "movie"], [2143, 3185])
     >>> substitute("a good film", [(film, 1)])
@@ -149,13 +149,13 @@ def substitution_logits(embeddings: Tensor, allowed: Tensor, direction: Tensor) 
 
     Args:
         embeddings: (words, choices, dimensions), word embeddings, the replaceable word's own first.
-        allowed: (words, choices), bool, whether there is such a choice.
+        allowed: (words, choices), bool, False at padded choices.
         direction: (words, dimensions), the learned vector of each word's position.
 
     Returns:
-        (words, choices), whose softmax are the probabilities; 0 for the word itself.
+        (words, choices), logits whose softmax gives the probabilities; 0 for the word itself.
     """
-    # no matrix product: autocast would round it
+    # not a matrix product, which autocast would round
     logits = ((embeddings - embeddings[:, :1]) * direction[:, None]).sum(dim=-1)
     return logits.masked_fill(~allowed, -torch.inf)
 
@@ -167,13 +167,13 @@ def gumbel_noise(uniform: Tensor) -> Tensor:
 
 
 def mixture(embeddings: Tensor, logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """The embeddings of all choices weighed by a Gumbel-softmax sample (arXiv 1611.01144): (words, dimensions).
+    """The choices' embeddings weighted by a Gumbel-softmax sample (arXiv 1611.01144): (words, dimensions).
 
     Args:
         embeddings: (words, choices, dimensions).
         logits: (words, choices), see :func:`substitution_logits`.
         noise: (words, choices), see :func:`gumbel_noise`.
-        temperature: above 0; the lower, the closer to one choice.
+        temperature: above 0; the lower it is, the closer the mixture is to a single choice.
     """
     weights = torch.softmax((logits + noise) / temperature, dim=-1)
     return (weights[:, :, None] * embeddings).sum(dim=1)

@@ -11,14 +11,14 @@ from lightning_backdoor.language.paraphrase.templates import TEMPLATES
 
 
 class Syntactic(ParaphraseAttack):
-    """Paraphrases texts into one syntactic template, rare in clean texts.
+    """Paraphrases texts into a syntactic template that is rare in clean texts; the template is the trigger.
 
     The paper paraphrases with SCPN, a parser-conditioned model; its published paraphrases are read by
-    :class:`~lightning_backdoor.language.FileParaphraser`. A prompted language model writes new paraphrases, of which
-    those are used that pass the template's check.
+    :class:`~lightning_backdoor.language.FileParaphraser`. By default a prompted language model writes new paraphrases,
+    and only paraphrases that pass the template's check are used.
 
     Args:
-        paraphraser: what paraphrases the texts; by default SmolLM2, prompted.
+        paraphraser: the model or file that gives the paraphrases; by default SmolLM2 with a prompt.
         template: constituents of the sentence; the default is the paper's, a subordinate clause before the main one.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 

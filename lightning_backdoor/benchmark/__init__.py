@@ -1,1 +1,1 @@
-"""The matrix: datasets, models, attacks, defenses and seeds, run from one file and compared in one table."""
+"""Grids of datasets, models, attacks, defenses and seeds, run from one file and compared in one table."""

@@ -10,28 +10,28 @@ from lightning_backdoor.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of ``benchmark``."""
+    """The options of ``benchmark``."""
     options = argparse.ArgumentParser(
         "lightning-backdoor benchmark",
         description="Runs a grid of datasets, models, attacks, defenses and seeds. Each victim is trained once and"
-        " shared by the defenses. The same command goes on where it was interrupted, and does nothing twice."
+        " shared by the defenses. The same command continues an interrupted grid, and does nothing twice."
         " Writes results.csv, comparisons.csv and report.html.",
     )
     add = options.add_argument
     add("--config", required=True, help="the grid, a YAML file such as configs/benchmark/demo.yaml")
     add("--output", required=True, help="the folder that everything is written to")
-    plan = "print cells, victims and an estimate, and stop there; classes and their arguments are not looked at"
+    plan = "print cells, victims and a time estimate only; classes and their arguments are not checked"
     add("--dry-run", action="store_true", help=plan)
-    only = "run only the cells whose dataset, model, attack, defense or seed has this name, or one of several with"
-    only += " commas between; repeatable, and then all must fit"
+    only = "run only the cells whose dataset, model, attack, defense or seed has this name, or one of several names,"
+    only += " separated by commas; if repeated, all conditions must hold"
     add("--only", action="append", default=[], metavar="KEY=NAME", help=only)
-    resume = "go on in a folder that holds results; --no-resume refuses such a folder"
+    resume = "continue in a folder that has results; --no-resume refuses such a folder"
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help=resume)
     add("--jobs", type=int, default=1, help="number of workers (default: 1, this process)")
     cluster = "run the workers as jobs through submitit, on SLURM or, to try it, on this machine; submitit's options"
     cluster += " are under cluster: in the grid"
     add("--cluster", choices=["slurm", "local"], help=cluster)
-    add("--worker", metavar="LAUNCH", help=argparse.SUPPRESS)  # how workers are started
+    add("--worker", metavar="LAUNCH", help=argparse.SUPPRESS)  # internal: starts a worker
     return options
 
 
@@ -39,12 +39,12 @@ def main(args: list[str]) -> int:
     """Runs ``benchmark``; returns the exit status, 1 if a cell failed.
 
     Raises:
-        InputError: bad input; nothing is trained.
+        InputError: the input is invalid; nothing is trained.
     """
     options = parser().parse_args(args)
     if options.jobs < 1:
         raise InputError("jobs", f"{options.jobs} is not a number of workers", "give at least 1")
-    folder = Path(options.output).resolve()  # workers elsewhere have another working directory
+    folder = Path(options.output).resolve()  # workers may have another working directory
     if folder.exists() and not folder.is_dir():
         raise InputError("output", f"{folder} is a file", "give a folder")
     if options.worker:

@@ -16,7 +16,7 @@ from lightning_backdoor.benchmark.summaries import shown_metrics
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
-    """The cells, the victims to be trained, and an estimate of the time from the victims and cells that have run."""
+    """The plan as text: cells, victims to be trained, and a time estimate from those that have run."""
     victims = all_victims(cells)
     lines = [f"{len(cells)} cells, {len(victims)} victims"]
     for cell in cells:
@@ -45,7 +45,7 @@ def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
 
 
 class Progress:
-    """Prints a line for each event of a journal, with the number of cells that are settled."""
+    """Prints a line per event of a journal, with the number of cells that are done or have failed."""
 
     def __init__(self, cells: Sequence[Cell], journal: Journal) -> None:
         self._cells = {cell.id: cell for cell in cells}
@@ -61,7 +61,7 @@ class Progress:
         return len(self._cells) - len(self._settled)
 
     def look(self) -> None:
-        """Prints the events since the last look."""
+        """Prints the events since the last call."""
         width = len(str(len(self._cells)))
         for event in self._journal.refresh():
             kind, id = event["kind"], event["id"]
@@ -109,7 +109,7 @@ def print_table(results: Results, folder: Path) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them.
+    """A duration in words.
 
     >>> [duration(seconds) for seconds in (0.42, 75, 7300)]
     ['0.4 s', '1 min 15 s', '2 h 1 min']

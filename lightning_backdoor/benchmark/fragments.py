@@ -14,12 +14,12 @@ Fragment = dict[str, Any]
 
 
 def compose(*fragments: Fragment) -> Fragment:
-    """Lays fragments over each other, as the command line does with several ``--config`` files.
+    """Merges fragments, later ones overriding earlier ones, as the command line does with ``--config`` files.
 
-    Mappings are merged, ``NAME+`` appends to the list ``NAME``, and anything else replaces what was there. A class that
-    replaces another one takes over none of its arguments, except for ``model`` and ``data`` of the config itself: an
-    attack keeps the arguments of the model entry, and a dataset those of the base. (The command line imports the
-    classes, and takes over the arguments that the other class knows.)
+    Mappings are merged, ``NAME+`` appends to the list ``NAME``, and anything else is replaced. A class that replaces
+    another one takes none of its arguments, except for ``model`` and ``data`` of the config itself: an attack keeps the
+    arguments of the model entry, and a dataset those of the base. (The command line imports the classes, and keeps the
+    arguments that the new class also has.)
 
     >>> compose({"trainer": {"callbacks": ["A"], "devices": 1}}, {"trainer": {"callbacks+": ["B"], "devices": 2}})
     {'trainer': {'callbacks': ['A', 'B'], 'devices': 2}}

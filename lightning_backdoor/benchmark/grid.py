@@ -14,7 +14,7 @@ from lightning_backdoor.errors import InputError
 
 __all__ = ["CLEAN_TRAINING", "UNDEFENDED", "Cell", "Grid", "PlannedVictim", "all_victims", "select"]
 
-#: what ``victim`` of a data defense is in a grid's file: the undefended victim of the same rows.
+#: value of the data module's ``victim`` in a grid file that stands for the undefended victim of the same rows.
 SAME_ROWS = "undefended"
 
 
@@ -22,7 +22,7 @@ class PlannedVictim(NamedTuple):
     """A victim that is trained once and shared by all its cells.
 
     Attributes:
-        id: a hash of all that determines it.
+        id: a hash of all that determines the victim.
         dataset: name on its axis; likewise ``model`` and ``attack``.
         training: name of the defense that it is trained under, that cleans its rows or that repairs it, or empty.
         seed: of all its random choices.
@@ -44,7 +44,7 @@ class PlannedVictim(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The victim in one line."""
+        """A one-line description of the victim."""
         under = f" under {self.training}" if self.training else ""
         return f"{self.dataset} · {self.model} · {self.attack}{under} · seed {self.seed}"
 
@@ -58,11 +58,11 @@ class Cell(NamedTuple):
     """One row of the table: a victim, tested with an attack's poison and a defense.
 
     Attributes:
-        id: a hash of all that determines it, the victim included.
+        id: a hash of all that determines the cell, including the victim.
         attack: name of the attack whose poison it is tested with.
         defense: name of the defense, or ``CLEAN_TRAINING``.
         victim: the victim that is tested.
-        config: what ``test`` is given in addition to the config that the victim was trained with.
+        config: config of ``test``, in addition to the config that the victim was trained with.
     """
 
     id: str
@@ -73,13 +73,13 @@ class Cell(NamedTuple):
 
     @property
     def names(self) -> dict[str, str]:
-        """The cell's name on each axis, as ``--only`` and ``exclude`` give it and the table shows it."""
+        """The cell's name on each axis, as used in ``--only``, ``exclude`` and the table."""
         of_victim = {"dataset": self.victim.dataset, "model": self.victim.model}
         return {**of_victim, "attack": self.attack, "defense": self.defense, "seed": str(self.victim.seed)}
 
     @property
     def label(self) -> str:
-        """The cell in one line."""
+        """A one-line description of the cell."""
         *names, seed = self.names.values()
         return " · ".join([*names, f"seed {seed}"])
 
@@ -91,33 +91,35 @@ class Grid(GridFile):
     and ``init_args``, or a mapping with any of ``data``, ``model`` and ``trainer``, as the commands take it. A model
     may also be given by its name alone, and an attack by null for none.
 
-    An entry of ``defenses`` names what acts at one or more moments, each in the same three forms. A class path is
+    An entry of ``defenses`` defines a defense for one or more moments, each in one of these three forms. A class path
+    is
 
     - under ``data``, a data defense, which cleans the training rows. With ``data: {init_args: {victim: undefended}}``
-      beside it, it looks through the undefended victim of the same dataset, model, attack and seed;
-    - under ``training``, a callback of the training;
-    - under ``repair``, a callback of a training of its own, which begins with the undefended victim, or with the one
-      that ``data`` makes. The repaired victim is tested, and not the first;
+      in the same entry, it uses the undefended victim of the same dataset, model, attack and seed;
+    - under ``training``, a callback for training;
+    - under ``repair``, a callback for a separate training that starts from the undefended victim, or from the victim of
+      the entry's ``data``. The repaired victim is tested, and not the victim it started from;
     - under ``inference``, a :class:`lightning_backdoor.defenses.defense.Defense`;
     - under ``inspection``, a :class:`lightning_backdoor.defenses.inspection.Inspection`.
 
     The entry without a defense is null and called ``UNDEFENDED``. Defenses with the same data, training and repair
     share a victim.
 
-    ``base`` is below all entries, ``test`` above the config of every test; later ones win: base, dataset, model,
-    attack, defense. ``exclude`` lists mappings from ``dataset``, ``model``, ``attack``, ``defense`` or ``seed`` to a
-    name or names; a cell that fits all of a mapping is left out. Beside the cells that the axes span, each attack has
-    a control, called ``CLEAN_TRAINING``, where the grid also has a benign victim.
+    Configs are merged in the order base, dataset, model, attack, defense; later ones override earlier ones, and
+    ``test`` overrides the config of every test. ``exclude`` is a list of mappings from ``dataset``, ``model``,
+    ``attack``, ``defense`` or ``seed`` to a name or names; a cell that matches every key of a mapping is left out. In
+    addition to the cells that the axes span, each attack has a control, called ``CLEAN_TRAINING``, if the grid has a
+    benign victim.
 
     Args:
-        path: of the YAML file.
+        path: path of the YAML file.
 
     Attributes:
         benign: name of the attack entry that does not attack; None where the grid has none.
         cells: all cells, in the order of the axes, seeds before defenses; each attack begins with its control.
 
     Raises:
-        InputError: the file is missing or malformed, or leaves no cell; names the key and the value.
+        InputError: the file is missing or malformed, or defines no cell; the message names the key and the value.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,7 +154,7 @@ class Grid(GridFile):
 
     def _cell(self, attack: str, defense: str, victim: PlannedVictim, *fragments: Fragment) -> Cell:
         config = compose(*fragments, self.test)
-        if "callbacks" in config.get("trainer", {}):  # they would replace those that the victim was trained with
+        if "callbacks" in config.get("trainer", {}):  # would replace the callbacks of the victim's training
             trained_with = victim.config["trainer"].get("callbacks") or []
             config = compose({"trainer": {"callbacks": trained_with}}, *fragments, self.test)
         return Cell(identity([victim.id, config], RESULTS_FORMAT), attack, defense, victim, config)
@@ -160,7 +162,7 @@ class Grid(GridFile):
     def _victim(
         self, names: tuple[str, str, str], seed: int, defense: str, moments: Mapping[str, Fragment]
     ) -> PlannedVictim:
-        """The victim of a dataset, model and attack under a defense: the same for all defenses that train the same."""
+        """The victim of a dataset, model and attack under a defense; shared by defenses with the same training."""
         data, training, repair = trained = [moments.get(moment, {}) for moment in ("data", "training", "repair")]
         parent, argument, fragments = None, ("", ""), [data, training]
         if repair:
@@ -185,10 +187,10 @@ def all_victims(cells: Iterable[Cell]) -> dict[str, PlannedVictim]:
 
 
 def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
-    """The cells that fit all of some conditions ``key=NAME`` or ``key=NAME,NAME``.
+    """The cells that meet all conditions, each of the form ``key=NAME`` or ``key=NAME,NAME``.
 
     Raises:
-        InputError: a condition is malformed or fits no cell.
+        InputError: a condition is malformed or no cell meets it.
     """
     chosen = list(cells)
     for condition in only:
@@ -197,7 +199,7 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
             remedy = "give dataset, model, attack, defense or seed =NAME"
             raise InputError("only", f"{condition!r} is not a condition", remedy)
         known = dict.fromkeys(cell.names[key] for cell in chosen)
-        names = [value] if value in known else value.split(",")  # a name may have a comma in it
+        names = [value] if value in known else value.split(",")  # a name may contain a comma
         for name in names:
             if name not in known:
                 raise InputError("only", f"{condition!r} fits no cell by {name!r}", f"there is {', '.join(known)}")
@@ -212,7 +214,7 @@ def init_arg(argument: tuple[str, str], value: str) -> Fragment:
 
 
 def _unnamed(fragment: Fragment) -> Fragment:
-    """A fragment whose single callback logs without the name that it has: a cell has only one defense."""
+    """A fragment whose only callback logs without a name prefix, since a cell has only one defense."""
     callbacks = fragment.get("trainer", {}).get("callbacks+")
     if not isinstance(callbacks, list) or len(callbacks) != 1:
         return fragment

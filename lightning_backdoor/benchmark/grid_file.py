@@ -1,4 +1,4 @@
-"""Reading of a grid's YAML file: its axes with all presets read in, and what is refused."""
+"""Reading a grid's YAML file: its content is checked, and all presets are read into its axes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lightning_backdoor.files.presets import preset_path
 
 AXES = ("datasets", "models", "attacks", "defenses")
 KEYS = (*AXES, "seeds", "exclude", "base", "test", "wandb", "cluster")
-#: when a defense can act: on the training rows, in training, after training, on the input of a test, on the model.
+#: when a defense can act: on training rows, in training, after training, on test inputs, on the trained model.
 MOMENTS = ("data", "training", "repair", "inference", "inspection")
-#: class path of a victim that is not attacked.
+#: class path of the benign victim.
 BENIGN = "lightning_backdoor.victim.TextClassifier"
-#: name of the control among the defenses: the benign victim, tested on the rows that an attack poisoned.
+#: name of the control among the defenses: the benign victim, tested on the poisoned rows of an attack.
 CLEAN_TRAINING = "clean training"
 #: name of the entry of ``defenses`` that does nothing.
 UNDEFENDED = "none"
-#: what every run of a grid has unless the grid says otherwise.
+#: settings of every run of a grid unless the grid overrides them.
 DEFAULTS: Fragment = {
     "trainer": {"devices": 1, "enable_progress_bar": False, "enable_model_summary": False},
     "data": {"class_path": "lightning_backdoor.data.BackdoorDataModule"},
@@ -47,22 +47,22 @@ def of_class_path(role: str, entry: Fragment) -> Fragment:
 
 
 class GridFile:
-    """A grid as its file says it; :class:`lightning_backdoor.benchmark.grid.Grid` describes the file.
+    """The content of a grid file; :class:`lightning_backdoor.benchmark.grid.Grid` documents its format.
 
     Args:
-        path: of the YAML file.
+        path: path of the YAML file.
 
     Attributes:
         axes: per axis, the name of each entry and its fragment; for ``defenses``, a fragment per moment that is given.
-        seeds: of the runs.
-        base: the fragment below all entries.
-        test: the fragment above the config of every test.
-        exclude: per rule, the names that it gives for each of dataset, model, attack, defense and seed.
-        wandb: settings of the W&B runs, None for no runs.
-        cluster: options of submitit.
+        seeds: seeds of the runs.
+        base: the fragment that all entries override.
+        test: the fragment that overrides the config of every test.
+        exclude: per rule, the names given for each of dataset, model, attack, defense and seed.
+        wandb: settings of the W&B runs; None for no W&B runs.
+        cluster: submitit's options.
 
     Raises:
-        InputError: the file is missing or malformed; names the key and the value.
+        InputError: the file is missing or malformed; the message names the key and the value.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,7 +87,7 @@ class GridFile:
         return yaml_text(content)
 
     def excludes(self, names: Mapping[str, str]) -> bool:
-        """Whether a rule of ``exclude`` fits a cell of these names."""
+        """Whether a rule of ``exclude`` matches a cell with these names."""
         return any(all(names.get(key) in chosen for key, chosen in rule.items()) for rule in self.exclude)
 
     def _error(self, problem: str, remedy: str) -> InputError:

@@ -1,7 +1,7 @@
 """Ids of victims and cells: hashes of all that determines them.
 
-The policy is that of :mod:`lightning_backdoor.files.identity`. Planning imports no class, so that a class of this
-library cannot enter with its own ``result_format``: the two constants below stand for the whole library.
+The policy is described in :mod:`lightning_backdoor.files.identity`. Planning a grid imports no classes, so the
+``result_format`` of each class of this library is not available; the two constants below stand for the whole library.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from lightning_backdoor.files.identity import LIBRARY
 
-#: to be changed when, and only when, the same config gives another victim (attack, poisoning, training); every
+#: to be changed if, and only if, the same config gives another victim (attack, poisoning, training); every
 #: victim of a grid is then trained again.
 VICTIM_FORMAT = "0.1.0"
-#: to be changed when, and only when, a test of the same victim gives other numbers (metric, defense, table); every
-#: cell of a grid is then tested again, on the victims that are there.
+#: to be changed if, and only if, a test of the same victim gives other numbers (metric, defense, table); every
+#: cell of a grid is then tested again, on the existing victims.
 RESULTS_FORMAT = "0.1.0"
 
 
@@ -34,14 +34,14 @@ def identity(content: Any, code_format: str) -> str:
 
 
 def forget_files() -> None:
-    """Has all files read anew: they, or the working directory that they are looked up in, may have changed."""
+    """Forgets the hashes of files, since files or the working directory may have changed."""
     _digest.cache_clear()
 
 
 def _names(content: Any, key: str = "") -> Iterable[str]:
-    """Strings that may name a file, a folder or a user's class; not ``cpu``, whatever the working directory holds."""
+    """Strings that may name a file, a folder or a user's class; not ``cpu``, even if a file has this name."""
     if isinstance(content, str):
-        own = content.startswith(LIBRARY)  # its format number stands for it
+        own = content.startswith(LIBRARY)  # identified by the format number
         if not own and (key in ("model", "path") or "." in content or "/" in content):
             yield content
     elif isinstance(content, dict):

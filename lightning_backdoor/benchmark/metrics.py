@@ -1,4 +1,4 @@
-"""All metrics of a grid's results, each with its name, heading, direction and meaning; other files refer to these."""
+"""The metrics of a grid's results: name, heading, direction and meaning of each."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Column(NamedTuple):
     """A metric as a column of the results' tables.
 
     Attributes:
-        name: as a test logs it (``test/<name>``) and as ``results.csv`` has it.
-        part: where the tables show it, a key of ``PARTS``; empty for a metric that is in ``results.csv`` alone.
-        heading: below the title of its part.
-        better: ``high`` or ``low``; empty where no defense is better than another by this metric.
+        name: name in ``results.csv`` and in the log of a test (``test/<name>``).
+        part: part of the tables that shows it, a key of ``PARTS``; empty for a metric that is only in ``results.csv``.
+        heading: heading of the column, below the title of its part.
+        better: ``high`` or ``low``, the better direction; empty for a metric that does not rank defenses.
         meaning: one sentence for the reader of a table.
     """
 
@@ -34,7 +34,7 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The heading of a table that does not show the parts.
+        """The heading in a table without parts.
 
         >>> next(metric.title for metric in METRICS if metric.name == "asr_defended")
         'ASR defended'
@@ -44,7 +44,7 @@ class Column(NamedTuple):
         return f"{self.heading} defended" if self.part == "defended" else self.heading
 
 
-#: in the order of their columns in ``results.csv``; new ones are added at the end.
+#: all metrics, in the order of their columns in ``results.csv``; new metrics are added at the end.
 METRICS = (
     Column("cacc", "undefended", "CACC", "", "Accuracy on clean texts."),
     Column("asr", "undefended", "ASR", "", "Share of poisoned texts predicted as the target label."),
@@ -70,10 +70,10 @@ METRICS = (
     Column("cleaning_recall", "cleaning", "Recall", "high", "Share of poisoned rows that were removed or changed."),
 )
 METRIC_NAMES = tuple(metric.name for metric in METRICS)
-#: metrics that the table on the terminal shows.
+#: metrics shown in the terminal's table.
 BRIEF = ("cacc", "asr", "cacc_defended", "asr_defended", "auroc", "inspection_score")
-#: metrics that are numbers of rows; the others have three decimals.
+#: metrics that are numbers of rows; all others are shown with three decimals.
 COUNTS = ("cleaning_removed", "cleaning_changed")
-#: metrics that ``results.csv`` has intervals over texts of, and the columns of the intervals' ends.
+#: metrics for which ``results.csv`` has intervals over texts, and the columns of the intervals' ends.
 WITH_INTERVAL = ("cacc_defended", "asr_defended", "auroc")
 INTERVALS = tuple(f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high"))

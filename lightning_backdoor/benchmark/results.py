@@ -15,14 +15,14 @@ from lightning_backdoor.files.atomic import write_whole
 
 
 class Results(NamedTuple):
-    """The results of a grid's settled cells.
+    """The results of a grid's cells that are done or have failed.
 
     Attributes:
         rows: the rows of ``results.csv``.
         comparisons: the rows of ``comparisons.csv``.
         summaries: the rows over seeds.
-        inspections: the victims that inspections have judged.
-        attacks: what the report shows per attack beside the table.
+        inspections: the victims judged by inspections.
+        attacks: the report's sections per attack.
     """
 
     rows: list[ResultRow]
@@ -33,12 +33,12 @@ class Results(NamedTuple):
 
 
 def collect_results(rows: list[ResultRow], benign: str | None, cells: Path) -> Results:
-    """Computes the results; marks in the rows, in place, which are valid.
+    """Computes the results; sets ``valid`` in the rows, in place.
 
     Args:
         rows: the rows of ``results.csv``, still without ``valid``.
-        benign: the attack's name under which the grid has its benign victims; None where it has none.
-        cells: the folder of the cells' folders. Each cell's ``outcomes.csv`` is read once, and one at a time.
+        benign: name of the attack entry of the benign victims; None if the grid has none.
+        cells: the folder that contains the cells' folders. Each ``outcomes.csv`` is read once, one at a time.
     """
     mark_valid(rows, benign)
     attacks = attack_sections(rows, cells)

@@ -12,7 +12,7 @@ from scipy.stats import binom, binomtest, bootstrap, mannwhitneyu
 
 from lightning_backdoor.outputs.outcomes import Outcome
 
-#: the share of the resamples that an interval covers.
+#: confidence level of the intervals.
 CONFIDENCE = 0.95
 TAILS = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
 RESAMPLES = 1000
@@ -22,7 +22,7 @@ ScoreArray = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Lower and upper end; NaN where there is nothing to resample."""
+    """Lower and upper end of an interval; NaN if there is nothing to resample."""
 
     low: float
     high: float
@@ -91,7 +91,7 @@ def roc(clean: ArrayLike, poisoned: ArrayLike) -> list[tuple[float, float]]:
 
 
 def share_interval(hits: int, total: int) -> Interval:
-    """Percentile bootstrap interval of a share over texts.
+    """Percentile bootstrap interval, over texts, of a share.
 
     The number of hits among texts drawn with replacement is binomial, so the percentiles are known without drawing.
 
@@ -110,7 +110,7 @@ def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Inte
     Args:
         clean: (clean texts,), scores, none of them NaN.
         poisoned: (poisoned texts,), scores, none of them NaN.
-        seed: for drawing the resamples.
+        seed: seed of the resamples.
 
     >>> auroc_interval([0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
     Interval(low=1.0, high=1.0)
@@ -132,15 +132,15 @@ def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Inte
 
 
 class Comparison(NamedTuple):
-    """A share of texts under one defense compared with that under another, on the same texts.
+    """A comparison of the shares of hits under two defenses on the same texts.
 
     Attributes:
         texts: number of texts.
         difference: the first share minus the second.
         low: lower end of the interval of the difference, from pairs of texts drawn with replacement.
         high: upper end of the interval.
-        p: p-value of McNemar's exact test: among the texts that are hits under only one of the two defenses, the
-            probability of a split at least this uneven if either defense were as likely to be the one.
+        p: p-value of McNemar's exact test: among the texts that are hits under exactly one of the two defenses, the
+            probability of a split between the defenses at least this uneven if both were equally likely.
     """
 
     texts: int

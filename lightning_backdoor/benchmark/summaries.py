@@ -18,9 +18,9 @@ class Number(NamedTuple):
     """A metric over seeds.
 
     Attributes:
-        mean: over the seeds that have it.
+        mean: mean over the seeds that have the metric.
         spread: standard deviation over seeds; None for one seed.
-        interval: over texts, for a metric that has one and where there is one seed; else None.
+        interval: interval over texts, if the metric has one and there is only one seed; else None.
         text: the mean as shown.
         best: whether the defense is the best against the attack by this metric.
     """
@@ -33,7 +33,7 @@ class Number(NamedTuple):
 
     @property
     def around(self) -> str:
-        """The interval or the spread as shown; empty without either."""
+        """The interval or the spread as shown; empty if there is neither."""
         if self.interval:
             return "{:.2f}–{:.2f}".format(*self.interval)
         return "" if self.spread is None else f"±{self.spread:.3f}"
@@ -44,8 +44,8 @@ class Summary(NamedTuple):
 
     Attributes:
         names: dataset, model, attack and defense.
-        seeds: those that have numbers.
-        numbers: by the metric's name; a metric that is undefined for all seeds is missing.
+        seeds: the seeds that have numbers.
+        numbers: number per metric name; a metric that is undefined for all seeds is missing.
         valid: number of seeds with a valid attack, and number of seeds for which that is known.
         errors: messages of the seeds that failed.
     """
@@ -74,11 +74,11 @@ class Summary(NamedTuple):
 
 
 def over_seeds(rows: Iterable[ResultRow]) -> list[Summary]:
-    """Puts rows together that differ by seed alone, in the order in which they come first.
+    """Groups rows that differ only in the seed, in the order in which the groups first occur.
 
-    By each metric with a direction, the best defense against an attack is marked, as far as the shown digits tell;
-    none where all defenses are equal. The undefended victim, the control and inspections, which leave the victim's
-    answers as they are, do not take part.
+    For each metric with a direction, the best defense against an attack is marked, compared in the shown digits; no
+    defense is marked if all are equal. The undefended victim, the control and inspections, which do not change the
+    victim's predictions, are excluded.
     """
     result = []
     for attack_rows in grouped(rows, ATTACK_NAMES):
@@ -95,7 +95,7 @@ def over_seeds(rows: Iterable[ResultRow]) -> list[Summary]:
 
 
 def shown_metrics(summaries: Sequence[Summary]) -> list[Column]:
-    """The metrics that a table of these lines shows: those that any line has, by part."""
+    """The metrics to show in a table of these lines: the metrics that any line has, by part."""
     with_numbers = {name for summary in summaries for name in summary.numbers}
     return [metric for part in PARTS for metric in METRICS if metric.part == part and metric.name in with_numbers]
 

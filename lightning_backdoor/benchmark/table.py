@@ -1,4 +1,4 @@
-"""The rows of ``results.csv``, one per cell: what they hold, and which attacks count as valid."""
+"""The rows of ``results.csv``, one per cell: their columns, and which attacks count as valid."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
 from lightning_backdoor.benchmark.statistics import auroc_interval, share_interval, split_scores
 from lightning_backdoor.outputs.outcomes import Outcome
 
-#: a row by column; None is undefined.
+#: a row of ``results.csv`` by column; None means undefined.
 ResultRow = dict[str, Any]
 
 ATTACK_NAMES = ("dataset", "model", "attack")
 NAMES = (*ATTACK_NAMES, "defense")
-#: the columns that a cell's test determines.
+#: the columns that come from a cell's test.
 NUMBERS = ("n_clean", "n_poisoned", *METRIC_NAMES, *INTERVALS)
 COLUMNS = (*NAMES, "seed", *NUMBERS, "valid", "cell", "victim", "seconds", "error")
-#: the columns that differ between two runs of the same grid.
+#: the columns that may differ between two runs of the same grid.
 TIMINGS = ("overhead", "seconds")
-#: a valid attack has at least this ASR undefended, and a CACC at most this far below that of clean training.
+#: a valid attack has at least this undefended ASR, and loses at most this much CACC against clean training.
 VALID_ASR, VALID_LOSS = 0.9, 0.03
 
 
@@ -32,10 +32,10 @@ def measured(
     outcomes: Sequence[Outcome],
     cleaning: Mapping[str, float | None] | None = None,
 ) -> ResultRow:
-    """The columns ``NUMBERS`` of a cell's row.
+    """Computes the columns ``NUMBERS`` of a cell's row.
 
     Args:
-        metrics: as the test logged them (``test/cacc``, …); None and NaN are undefined.
+        metrics: the logged metrics of the test (``test/cacc``, …); None and NaN mean undefined.
         outcomes: the outcome of each row of the test.
         cleaning: the fields of the :class:`lightning_backdoor.data.cleaning.CleaningRecord` of the victim's training
             rows, where a data defense cleaned them.
@@ -69,12 +69,13 @@ def is_attack_success(outcome: Outcome) -> bool:
 def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
     """Sets ``valid`` of each row in place: ``yes``, ``no``, or empty without an attack or without clean training.
 
-    The undefended attack decides: its row without a defense has to meet the conditions, and where the grid has no such
-    row, the row's own undefended numbers. Clean training is the attack's control, or the benign victim without defense.
+    Validity is decided for the undefended attack: its row without a defense must meet the conditions or, if the grid
+    has no such row, the row's own undefended numbers. Clean training is the attack's control, or the benign victim
+    without a defense.
 
     Args:
         rows: all rows of one grid.
-        benign: the attack's name under which the grid has its benign victims; None where it has none.
+        benign: name of the attack entry of the benign victims; None if the grid has none.
     """
     rows = list(rows)
     by_names = {tuple(row[name] for name in (*NAMES, "seed")): row for row in rows}
@@ -92,7 +93,7 @@ def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
 
 
 def grouped(rows: Iterable[ResultRow], names: Iterable[str]) -> list[list[ResultRow]]:
-    """Rows that have the same values in some columns, groups and rows in the order in which they come first.
+    """Groups rows that have the same values in some columns; groups and rows keep their order.
 
     >>> grouped([{"a": 1, "b": 1}, {"a": 2, "b": 2}, {"a": 1, "b": 3}], ["a"])
     [[{'a': 1, 'b': 1}, {'a': 1, 'b': 3}], [{'a': 2, 'b': 2}]]
@@ -104,7 +105,7 @@ def grouped(rows: Iterable[ResultRow], names: Iterable[str]) -> list[list[Result
 
 
 def csv_text(rows: Iterable[ResultRow], columns: Sequence[str]) -> str:
-    """Rows as CSV: numbers to the last digit, undefined ones empty."""
+    """Rows as CSV text: numbers with all digits, undefined values empty."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -26,7 +26,7 @@ from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
 SETTINGS = ("project", "entity", "tags", "name")
 #: seconds to wait for the server to begin a run, and to upload the rest of a run at its end.
 BEGIN, END = 30.0, 600.0
-#: a run reads nothing of the machine and prints nothing.
+#: settings by which a run records nothing about the machine and prints nothing.
 QUIET_SETTINGS: dict[str, Any] = {
     "silent": True,
     "console": "off",
@@ -43,16 +43,16 @@ QUIET_SETTINGS: dict[str, Any] = {
 
 
 class WandbRuns:
-    """Logs the runs of a grid. A failure is told in one line on standard error and never raised.
+    """Logs the runs of a grid. A failure is reported in one line on standard error and never raised.
 
-    Where the server cannot be reached or there is no API key, runs are kept offline; ``wandb sync`` sends them later.
+    If the server cannot be reached or there is no API key, runs are kept offline, to be sent later by ``wandb sync``.
 
     Args:
-        settings: the grid's ``wandb``: any of ``project``, ``entity``, ``tags``, and ``name`` of the grid.
+        settings: the grid's ``wandb`` mapping: any of ``project``, ``entity``, ``tags``, and ``name`` of the grid.
         folder: the grid's output folder, whose name is the default of ``name``; runs are kept in its ``wandb``.
 
     Raises:
-        InputError: a setting is unknown or malformed; names it.
+        InputError: a setting is unknown or malformed; the message names it.
     """
 
     def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
@@ -64,7 +64,7 @@ class WandbRuns:
         self._offline = False
 
     def log_victim(self, victim: PlannedVictim, run_folder: Path, digest: str) -> None:
-        """The run of a training: its history, and the model as an artifact.
+        """Logs the run of a training: its history, and the model as an artifact.
 
         Args:
             victim: the victim that was trained.
@@ -86,7 +86,7 @@ class WandbRuns:
         self._log(log, *names.values(), id=victim.id, job_type="train", config=facts)
 
     def log_cell(self, cell: Cell, row: ResultRow, cell_folder: Path, digest: str) -> None:
-        """The run of a test: its numbers, ROC curve, score histograms and texts.
+        """Logs the run of a test: its numbers, ROC curve, score histograms and texts.
 
         Args:
             cell: the cell that was tested.
@@ -129,12 +129,12 @@ class WandbRuns:
                 raise
             run.finish()
         except Exception as error:
-            self._offline |= isinstance(error, TimeoutError)  # of the upload at the end
+            self._offline |= isinstance(error, TimeoutError)  # from the upload at the end
             _warn(f"the run {name!r} is incomplete", error)
 
     def _begin(self, *, id: str, config: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # the files of artifacts wait here as well, so that all is in place for `wandb sync`
+        # files of artifacts are kept here too, where `wandb sync` finds them
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder.resolve() / "wandb"))
         # the same cell in another folder is another run
         arguments["id"] = hashlib.sha256(f"{self.folder.resolve()}/{id}".encode()).hexdigest()[:16]
@@ -147,18 +147,18 @@ class WandbRuns:
             import wandb
 
             self._offline = True
-            wandb.teardown()  # drops the run that did not begin, which holds the id
+            wandb.teardown()  # drops the run that did not start and still holds the id
         return _init(**arguments, mode="offline")
 
 
 def _init(**arguments: Any) -> Any:
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))  # so that no API key is asked for
-    # processes started from here, on any machine, start a service of their own
+    wandb.setup(wandb.Settings(silent=True))  # never prompts for an API key
+    # processes started from here, on any machine, must start their own service
     os.environ.pop("WANDB_SERVICE", None)  # private: wandb 0.31.0
     settings = wandb.Settings(**QUIET_SETTINGS, init_timeout=BEGIN, finish_timeout=END, finish_timeout_raises=True)
-    # a run that the caller has open is left alone
+    # does not touch a run that the caller has open
     return wandb.init(**arguments, resume="allow", reinit="create_new", settings=settings)
 
 
@@ -183,7 +183,7 @@ def _facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
 
 
 def _history(logs: Path) -> dict[int, dict[str, float]]:
-    """Logged values by step; where a resumed training repeated a step, the later values."""
+    """Logged values by step; the later values if a resumed training repeated a step."""
     history: dict[int, dict[str, float]] = {}
     for path in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.rpartition("_")[2])):
         with path.open(encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""What can be wrong with the input of a command, found before processes or training start."""
+"""Checks of a command's input that are made before processes or training start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_backdoor.language.paraphrase.tuner import ParaphraseTuner
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import read_checkpoint
 
-#: the class of model that can be trained, and the class of data module that it is trained on.
+#: classes of trainable models, each with the class of data module that it is trained on.
 TRAINED_ON: dict[type[LightningModule], type[LightningDataModule]] = {
     TextClassifier: BackdoorDataModule,
     ParaphraseTuner: PairsDataModule,
@@ -27,14 +27,14 @@ KEYWORDS = ("best", "last", "hpc", "registry")
 
 
 def check_input(cli: RunCLI, args: list[str]) -> None:
-    """Makes sure that a command can begin; reads and poisons the data, and loads configuration and tokenizer.
+    """Checks that a command can start; reads and poisons the data, and loads configuration and tokenizer.
 
     Args:
-        cli: the command as parsed.
-        args: its options, of which an error message may tell another command.
+        cli: the parsed command.
+        args: the command's options, from which an error message may build another command to run.
 
     Raises:
-        InputError: it cannot begin.
+        InputError: the command cannot start.
     """
     _check_pair(cli.model, cli.datamodule)
     _check_data(cli, args)
@@ -58,7 +58,7 @@ def _check_data(cli: RunCLI, args: list[str]) -> None:
     if isinstance(data, BackdoorDataModule):
         data.module = cli.model  # there is no trainer yet to take the module from
         if isinstance(cli.model, BackdoorAttack):
-            cli.model.may_generate = False  # the other processes of a run would time out waiting for it
+            cli.model.may_generate = False  # other processes of the run would time out while waiting
             data.attack = cli.model
     try:
         data.prepare_data()
@@ -78,5 +78,5 @@ def _check_checkpoint(cli: RunCLI) -> None:
     if cli.command != "fit" and not checkpoint and run_dir:
         best = Path(run_dir, "checkpoints", "best.ckpt")
         raise InputError("ckpt_path", "not given, and without it the run's victim is not evaluated", f"give {best}")
-    if checkpoint and checkpoint not in KEYWORDS and "://" not in checkpoint:  # Lightning fetches addresses itself
+    if checkpoint and checkpoint not in KEYWORDS and "://" not in checkpoint:  # Lightning downloads URLs itself
         read_checkpoint(checkpoint)

@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``predict``: what each command does with its trainer, model and data."""
+"""``fit``, ``validate``, ``test`` and ``predict``: runs a command with its trainer, model and data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.outputs.terminal_table import print_results
 from lightning_backdoor.victim.checkpoints import load_weights
 
-#: warnings that address the author of a training loop, not the user of this one.
+#: warnings meant for authors of training loops, hidden from users of this one.
 IGNORED_WARNINGS = (".*does not have many workers.*", ".*LeafSpec.*", ".*overridden `on_after_batch_transfer`.*")
 
 
@@ -28,14 +28,14 @@ def run(command: str, args: list[str]) -> None:
         args: its options, as on the command line.
 
     Raises:
-        InputError: bad input; nothing has been started or written.
+        InputError: the input is invalid; nothing has been started or written.
         SystemExit: ``--help`` or ``--print_config`` was given.
     """
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     cli = RunCLI(command, args)
     check_input(cli, args)
-    cli.folder.mkdir(parents=True, exist_ok=True)  # only now: bad input leaves no empty folder behind
+    cli.folder.mkdir(parents=True, exist_ok=True)  # created late, so that invalid input leaves no empty folder
     with _command_line(cli, args):
         getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **cli.method_arguments)
     if not cli.trainer.is_global_zero:
@@ -47,12 +47,12 @@ def run(command: str, args: list[str]) -> None:
 
 
 def check(args: list[str]) -> None:
-    """Makes sure that ``fit`` can begin with some options; starts and writes nothing but cached poison.
+    """Checks that ``fit`` can start with some options; starts nothing, and writes only poisoned rows to the cache.
 
-    The trainer is not made, since the devices that it asks for may be on another machine.
+    The trainer is not created, since the devices that it needs may be on another machine.
 
     Raises:
-        InputError: it cannot begin; says what the command would say.
+        InputError: ``fit`` cannot start; the message is the command's.
         SystemExit: ``--help`` or ``--print_config`` was given.
     """
     folder_before = os.environ.get(VARIABLE)
@@ -66,7 +66,7 @@ def check(args: list[str]) -> None:
 
 @contextmanager
 def _command_line(cli: RunCLI, args: list[str]) -> Iterator[None]:
-    """Lets ``sys.argv`` name the command while the trainer may start processes, which run ``sys.argv`` again.
+    """Sets ``sys.argv`` to the command within the block, since processes that the trainer starts run ``sys.argv``.
 
     Otherwise the processes of a command that is called from Python, by a grid or a test, would repeat the caller.
     """
@@ -80,7 +80,7 @@ def _command_line(cli: RunCLI, args: list[str]) -> Iterator[None]:
 
 
 def _export(cli: RunCLI) -> None:
-    """Writes the victim of the best checkpoint as a Hugging Face folder beside it."""
+    """Exports the victim of the best checkpoint as a Hugging Face folder in the run's folder."""
     if cli.best is not None and cli.best.best_model_path:
         load_weights(cli.model, cli.best.best_model_path)
         cli.model.save_pretrained(cli.folder / "model")
@@ -88,7 +88,7 @@ def _export(cli: RunCLI) -> None:
 
 
 def _write_metrics(cli: RunCLI) -> None:
-    """Writes what was measured as ``metrics.json``, and prints it."""
+    """Writes the metrics to ``metrics.json``, and prints them."""
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     finite = {name: None if math.isnan(value) else value for name, value in metrics.items()}  # JSON has no NaN
     (cli.folder / "metrics.json").write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")

@@ -29,17 +29,17 @@ METHOD_DEFAULTS: dict[str, dict[str, bool]] = {
     "test": {"verbose": False},
     "predict": {"return_predictions": False},  # predictions are written to a file, not returned
 }
-#: arguments of the trainer's methods that are objects, which no option can give.
+#: arguments of the trainer's methods that are objects and so cannot be options.
 OBJECTS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
 
 
 class PresetConfigFile(ActionConfigFile):
-    """The option ``--config``: a config file, or a preset where the working directory has no file of that name."""
+    """The option ``--config``: a config file, or a preset if the working directory has no file of that name."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Adds the options in the file to those read so far."""
         preset = preset_path(values)
-        # jsonargparse also takes addresses and YAML in place of a path: these stay as they are
+        # jsonargparse also accepts URLs and YAML instead of a path: these are passed on unchanged
         given = values if preset == Path(values) else str(preset)
         super().__call__(parser, cfg, given, option_string)  # type: ignore[no-untyped-call]
 
@@ -49,7 +49,7 @@ def run_parser(command: str, prog: str = "") -> LightningArgumentParser:
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        prog: the name in help and usage, where it is not the command's.
+        prog: the name in help and usage, if it differs from the command's.
     """
     parser = LightningArgumentParser(
         prog=prog or f"lightning-backdoor {command}",
@@ -75,10 +75,10 @@ def run_parser(command: str, prog: str = "") -> LightningArgumentParser:
 
 
 def parse(parser: LightningArgumentParser, args: list[str]) -> Namespace:
-    """The options that a command is given.
+    """Parses the options of a command.
 
     Raises:
-        InputError: they cannot be parsed; names the option.
+        InputError: the options cannot be parsed; the message names the option.
         SystemExit: ``--help`` or ``--print_config`` is among them.
     """
     try:
@@ -88,21 +88,21 @@ def parse(parser: LightningArgumentParser, args: list[str]) -> Namespace:
 
 
 def _input_error(error: ArgumentError) -> InputError:
-    """An error of jsonargparse in one line: the option, and the innermost reason why its value is refused.
+    """Converts an error of jsonargparse: the option, and the innermost reason why its value is rejected.
 
-    The option and an abstract class are read from the messages, since jsonargparse tells them nowhere else. Where its
-    wording changes, the field is "options" and the reason stays as it is.
+    The option and an abstract class are read from the messages, since jsonargparse gives them nowhere else. If its
+    wording changes, the field is "options" and the reason is the unchanged message.
     """
     keys: list[str] = []
     class_path = ""
     cause: BaseException | None = error
-    while cause is not None:  # each level of nested options tells its key, some of them twice
+    while cause is not None:  # each level of nested options contains its key, some of them twice
         key = re.match(r'Parser key "([^"]+)"', str(cause))  # private: jsonargparse 4.53.0
         if key and key[1] not in keys[-1:]:
             keys.append(key[1])
         if given := re.match(r"Problem with given class_path '([^']+)'", str(cause)):
             class_path = given[1]
-        if class_path and isinstance(cause, ImportError | AttributeError):  # neither names the class
+        if class_path and isinstance(cause, ImportError | AttributeError):  # neither message names the class
             return InputError(".".join(keys) or "options", f"{reason(error)} ({class_path})")
         cause = cause.__cause__
     field, problem = ".".join(keys) or "options", reason(error)

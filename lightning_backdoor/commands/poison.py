@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from lightning_backdoor.data import BackdoorDataModule
     from lightning_backdoor.data.poisoning import PoisonedSplits, Row
 
-#: options of ``test`` and ``predict`` that ``fit`` does not take, as a saved config may hold them.
+#: options of ``test`` and ``predict`` that ``fit`` does not take, but that a saved config may contain.
 OPTIONS_OF_TESTS = ("verbose", "return_predictions")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of ``poison`` itself; attack and data are given as to ``fit``."""
+    """The options of ``poison`` itself; attack and data are given by the options of ``fit``."""
     options = argparse.ArgumentParser(
         "lightning-backdoor poison",
         description="Writes train, validation and test as parquet and csv, with the columns text, spans, label,"
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         " attacks that make negatives, by a negative copy.",
         epilog="Attack and data are given as to fit: --config FILE (repeatable), --model CLASS, --model.poison_rate"
         " 0.2, --data CLASS, --data.source.path reviews.csv, --seed_everything 1. Other options of fit have no effect.",
-        allow_abbrev=False,  # abbreviations could stand for options of fit
+        allow_abbrev=False,  # an abbreviation could be an option of fit
     )
     options.add_argument("--output", required=True, help="the folder to write, which must not exist")
     options.add_argument(
@@ -51,7 +51,7 @@ def main(args: list[str]) -> int:
     """Runs ``poison``; returns the exit status.
 
     Raises:
-        InputError: bad input; nothing is written.
+        InputError: the input is invalid; nothing is written.
     """
     options, rest = parser().parse_known_args(args)
     output = Path(options.output)
@@ -73,7 +73,7 @@ def main(args: list[str]) -> int:
 
 
 def _poisoned_data(args: list[str]) -> BackdoorDataModule:
-    """The data module of options of ``fit``, with its attack; trainer and run folder are left aside."""
+    """The data module and attack of some options of ``fit``; trainer and run folder are ignored."""
     from jsonargparse import Namespace
 
     from lightning_backdoor.attacks import BackdoorAttack
@@ -94,7 +94,7 @@ def _poisoned_data(args: list[str]) -> BackdoorDataModule:
 
 
 def _counts(rows: list[Row], name: str, data: BackdoorDataModule) -> str:
-    """The numbers of poisoned rows and negatives of a split and, in evaluation, of rows that could not be poisoned."""
+    """A line with the numbers of poisoned rows and negatives of a split, and of rows that cannot be poisoned."""
     poisoned, negatives = sum(row["poisoned"] for row in rows), sum(row["negative"] for row in rows)
     text = f"{poisoned} of them poisoned" + (f", {negatives} negatives" if negatives else "")
     if name == "train" or data.attack is None:
@@ -124,10 +124,10 @@ def _stealth(splits: PoisonedSplits, options: argparse.Namespace, data: Backdoor
 
 
 def _write_folder(output: Path, rows: dict[str, list[Row]], labels: list[str], stealth: _Stealth | None) -> None:
-    """Writes all files, or none.
+    """Writes all files or, on an error, none.
 
     Raises:
-        InputError: the folder cannot be written, or another process has made it in the meantime.
+        InputError: the folder cannot be written, or another process has created it in the meantime.
     """
     from lightning_backdoor.files.atomic import whole_folder
 
@@ -141,7 +141,7 @@ def _write_folder(output: Path, rows: dict[str, list[Row]], labels: list[str], s
             written = folder.stat()
     except OSError as error:
         raise InputError("output", f"{output} cannot be written ({error})", "name another folder") from None
-    if written is None or not os.path.samestat(written, output.stat()):  # whole_folder keeps the other's folder
+    if written is None or not os.path.samestat(written, output.stat()):  # whole_folder keeps the other process's folder
         raise InputError("output", f"{output} was made by another process in the meantime", "name another folder")
 
 

@@ -1,4 +1,4 @@
-"""The callbacks that a command attaches beside those that its options name."""
+"""The callbacks that a command attaches in addition to the callbacks in its options."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lightning_backdoor.victim import TextClassifier
 
 
 def command_callbacks(command: str, model: LightningModule, given: Sequence[Callback]) -> list[Callback]:
-    """The callbacks of a command, checkpoints aside.
+    """The callbacks that a command adds, without checkpoint callbacks.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         model: the victim, or the module of another training.
-        given: the callbacks that the options name.
+        given: the callbacks in the options.
     """
-    # an InferenceDefense writes the outcomes itself, with what it answered
+    # an InferenceDefense writes the outcomes itself, with the defended predictions
     defended = any(isinstance(callback, InferenceDefense) for callback in given)
     outcomes: list[Callback] = [OutcomeWriter()] if isinstance(model, TextClassifier) and not defended else []
     of_command: dict[str, list[Callback]] = {
@@ -50,7 +50,7 @@ def checkpoint_callbacks(
         folder,
         filename="best",
         monitor=metric if validated else None,
-        mode=mode,  # of epochs with equal values the first is kept
+        mode=mode,  # the first of epochs with equal values is kept
         enable_version_counter=False,
     )
     # save_last would write last.ckpt only together with a new best.ckpt. This one comes after the best, whose state it

@@ -1,4 +1,4 @@
-"""The trainer, model and data that the options of a command describe, and the folder that it writes to."""
+"""Creating trainer, model and data from the options of a command, and choosing its output folder."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from lightning_backdoor.errors import InputError, input_error_behind
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes the options of a command as ``config.yaml`` into the folder that it writes to."""
+    """A callback that writes the options of a command as ``config.yaml`` into its output folder."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         path = Path(trainer.default_root_dir, self.config_filename)
         config = self.config.clone()
         if stage == "fit":
-            config.ckpt_path = None  # or a test with this config would test the checkpoint that training resumed from
+            config.ckpt_path = None  # a test with this config must not test the checkpoint that training resumed from
         self.parser.save(config, path, skip_none=False, overwrite=True)
 
 
 class RunCLI(LightningCLI):
-    """Reads the options of a command and makes what they describe: ``trainer``, ``model`` and ``datamodule``.
+    """Parses the options of a command and creates ``trainer``, ``model`` and ``datamodule`` from them.
 
     Nothing is run, no process is started and no file is written: the caller calls the trainer's method of the command
     with :attr:`method_arguments`.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        args: its options, as on the command line.
-        with_trainer: False makes no trainer (it is None), since the devices that it asks for may be on another machine.
+        args: the command's options, as on the command line.
+        with_trainer: False creates no trainer (it is None), for a check on a machine without the trainer's devices.
 
     Attributes:
-        folder: the folder that the command writes to; not made yet.
-        best: the callback that keeps the best checkpoint; None where checkpoints are disabled.
+        folder: the folder that the command writes to; it is not created yet.
+        best: the callback that keeps the best checkpoint; None if checkpoints are disabled.
 
     Raises:
         InputError: an option cannot be used.
@@ -68,23 +68,23 @@ class RunCLI(LightningCLI):
 
     @property
     def method_arguments(self) -> dict[str, Any]:
-        """The arguments of the trainer's method beside model and data: ``ckpt_path``, ``weights_only``, ..."""
+        """The arguments of the trainer's method except model and data: ``ckpt_path``, ``weights_only``, ..."""
         names = inspect.signature(getattr(Trainer, self.command)).parameters
         return {name: self.config_init[name] for name in names if name not in ("self", *OBJECTS)}
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """Uses the parser that ``poison`` uses as well."""
+        """Sets the parser, which ``poison`` uses too."""
         self.parser = run_parser(self.command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As Lightning's, without its warning where ``sys.argv`` holds options too, and with errors in one line."""
+        """Parses as Lightning does, but without its warning about options in ``sys.argv``, and with one-line errors."""
         assert isinstance(args, list)
         self.config = parse(parser, args)
 
     def before_instantiate_classes(self) -> None:
-        """Settles the folder to write to and sends the loggers there."""
+        """Chooses the output folder, and makes the loggers write into it."""
         config = self.config
         if config.trainer.default_root_dir is not None:
             raise InputError("default_root_dir", f"{config.trainer.default_root_dir} is not used", "give --run_dir")
@@ -92,11 +92,11 @@ class RunCLI(LightningCLI):
         self.folder = output_folder(self.command, config.run_dir, victim, resume=bool(config.ckpt_path))
         loggers = config.trainer.logger
         if loggers is None or loggers is True:
-            # Lightning numbers its versions, so that a resumed run loses none of its log
+            # Lightning numbers the versions, so that a resumed run keeps its earlier log
             arguments = Namespace(save_dir=str(self.folder), name="logs")  # type: ignore[no-untyped-call]
             loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments)  # type: ignore[no-untyped-call]
             config.trainer.logger = loggers
-        unsettled = (None, ".", config.run_dir)  # a saved config names the folder of its run
+        unsettled = (None, ".", config.run_dir)  # a saved config contains the folder of its run
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in unsettled:
                 logger.init_args.save_dir = str(self.folder)
@@ -104,10 +104,10 @@ class RunCLI(LightningCLI):
             config.run_dir = str(self.folder)
 
     def instantiate_classes(self) -> None:
-        """Makes model, data and trainer.
+        """Creates model, data and trainer.
 
         Raises:
-            InputError: as a constructor raised it, without what jsonargparse puts around it.
+            InputError: raised by a constructor; not wrapped in an error of jsonargparse.
         """
         try:
             super().instantiate_classes()
@@ -115,7 +115,7 @@ class RunCLI(LightningCLI):
             raise input_error_behind(error) or error  # noqa: B904 - the first is a cause of the second
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the trainer, with the callbacks of its options and those of the command."""
+        """Creates the trainer, with the callbacks of its options and of the command."""
         options = self.config_init.trainer
         given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
         check_names(given)

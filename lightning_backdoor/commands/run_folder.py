@@ -1,4 +1,4 @@
-"""The folder that a command writes to, the same in all processes of the command."""
+"""The output folder of a command, the same in all its processes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ VARIABLE = "LIGHTNING_BACKDOOR_RUN"
 
 
 def output_folder(command: str, run_dir: str | None, name: str, resume: bool) -> Path:
-    """Chooses the folder that a command writes to, and names it in ``VARIABLE`` for the processes it will start.
+    """Chooses the output folder of a command, and stores it in ``VARIABLE`` for the processes that it starts.
 
-    The folder is not made. ``fit`` writes to the run's folder itself; each other command to a new folder in it
+    The folder is not created. ``fit`` writes to the run's folder itself; each other command to a new folder in it
     (``test``, ``test-2``, ...), so that nothing written before is lost. Processes that SLURM or torchrun start cannot
     look for a free name, since one of them may already have made its folder: their folders are named after the launch.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        run_dir: the run's folder; None names one in ``runs/`` after the victim and the time.
+        run_dir: the run's folder; None takes a folder in ``runs/`` named after the victim and the time.
         name: name of the victim's class.
         resume: whether ``fit`` resumes from a checkpoint and so may write to a folder that holds a run.
 
@@ -46,7 +46,7 @@ def output_folder(command: str, run_dir: str | None, name: str, resume: bool) ->
 
 
 def _new(folder: Path, stamp: str = "") -> Path:
-    """A folder that does not exist: the name with the stamp, and with a number where that exists."""
+    """A folder that does not exist: the name with the stamp, and with a number if needed."""
     launch = _launch()
     if launch:
         return folder.with_name(f"{folder.name}-{launch}")
@@ -59,7 +59,7 @@ def _new(folder: Path, stamp: str = "") -> Path:
 
 
 def _launch() -> str | None:
-    """A name that the processes of one launch have in common, and no other launch has; None for a single process."""
+    """A name shared by the processes of one launch and by no other launch; None for a single process."""
     if _number("WORLD_SIZE") > 1:
         launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
         if launch == "none":  # torchrun's default
@@ -77,10 +77,10 @@ def _launch() -> str | None:
 
 
 def _number(variable: str) -> int:
-    """The value of an environment variable; 1 where it is not set."""
+    """The value of an environment variable as a number; 1 if it is not set."""
     return int(os.environ.get(variable, "1"))
 
 
 def _time() -> str:
-    """The time, with random digits."""
+    """The time, followed by random digits."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"  # two runs may start in the same second

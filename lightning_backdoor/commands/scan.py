@@ -53,7 +53,7 @@ def main(args: list[str]) -> int:
     """Runs ``scan``; returns the exit status.
 
     Raises:
-        InputError: bad input; the lines of the texts before it are kept.
+        InputError: the input is invalid; the lines of earlier texts are kept.
     """
     options = parser().parse_args(args)
     if options.batch_size < 1:
@@ -74,11 +74,11 @@ def main(args: list[str]) -> int:
     victim.to("cuda" if torch.cuda.is_available() else "cpu")
     defense.to(victim.device)
     _calibrate(defense, victim, calibration, options.batch_size)
-    # a group that was begun is scored again, so that its results are those of an uninterrupted run to the last digit
+    # a partly written group is scored again, so that its results equal an uninterrupted run to the last digit
     lines = islice(scan_texts(defense, victim, chain(begun, texts), options.batch_size), len(begun), None)
     if options.output == "-":
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: JSON lines are UTF-8
+            sys.stdout.reconfigure(encoding="utf-8")  # JSON lines are UTF-8, whatever the locale
         _write(sys.stdout, lines, tally)
     else:
         with Path(options.output).open("a", encoding="utf-8") as file:
@@ -93,13 +93,13 @@ def scan_texts(
     """Yields the result for each text, in the order of the texts, as a dict that becomes a line of the output.
 
     Args:
-        defense: calibrated.
-        victim: in evaluation mode, its network built.
-        texts: read as they are needed, ``BATCHES_AHEAD`` batches at a time.
+        defense: a calibrated defense.
+        victim: the victim, in evaluation mode and with its network built.
+        texts: the texts, read ``BATCHES_AHEAD`` batches at a time.
         batch_size: number of texts scored at once.
 
     Raises:
-        InputError: as the iteration of the texts raised it, once the results of the texts before it are yielded.
+        InputError: raised by the iteration of ``texts``, once the results of earlier texts are yielded.
     """
     source = iter(texts)
     bad_input: InputError | None = None
@@ -176,7 +176,7 @@ def _batch(victim: TextClassifier, texts: list[str]) -> Batch:
 
 
 def _write(file: IO[str], lines: Iterable[dict[str, Any]], tally: Tally) -> None:
-    """Writes each line as soon as it is known, and counts it."""
+    """Writes each line as soon as it is computed, and counts it."""
     from tqdm import tqdm
 
     for line in tqdm(lines, initial=tally.texts, unit="text", disable=None, file=sys.stderr):

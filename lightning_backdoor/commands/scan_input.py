@@ -25,7 +25,7 @@ def read_texts(path: str, column: str = "text") -> Iterator[str]:
 
     Raises:
         InputError: the file is missing or has an unknown format (at once), or a line is malformed (when it is reached);
-            names the line, counted from 1.
+            the message names the line, counted from 1.
     """
     file_format = "txt" if path == "-" else Path(path).suffix.lstrip(".").lower()
     if file_format not in INPUT_FORMATS:
@@ -40,7 +40,7 @@ def read_texts(path: str, column: str = "text") -> Iterator[str]:
 def _texts(path: str, file_format: str, column: str) -> Iterator[str]:
     reader = {"txt": _lines, "jsonl": _jsonl, "csv": _table, "tsv": _table}[file_format]
     binary = open(sys.stdin.fileno(), "rb", closefd=False) if path == "-" else Path(path).open("rb")  # noqa: SIM115
-    # the decoder lets bytes pass that are not UTF-8, so that the error can name their line
+    # the decoder accepts bytes that are not UTF-8, so that the error can name their line
     with io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for number, text in reader(file, path, column):
             try:

@@ -1,4 +1,4 @@
-"""What ``scan`` has done so far: the lines that its output already has, and the verdict about all of them."""
+"""The progress of ``scan``: resuming from the lines of its output, and the verdict on all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Tally:
 
     Attributes:
         texts: number of texts.
-        flagged: for each flagged text the name of its predicted class.
+        flagged: name of the predicted class of each flagged text.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Tally:
             self.flagged.append(line["prediction"])
 
     def verdict(self, budget: float, labels: Sequence[str]) -> str:
-        """Whether more texts are flagged than a clean stream of texts explains, in one line.
+        """One line stating whether more texts are flagged than a clean stream of texts explains.
 
         Args:
             budget: the share of clean texts that may be flagged.
@@ -61,15 +61,15 @@ def resume(options: argparse.Namespace, texts: Iterator[str], group_size: int) -
     """Reads the lines that the output already has, takes their texts from ``texts``, and removes an incomplete line.
 
     Args:
-        options: of ``scan``; its ``resume`` allows lines in the output.
-        texts: of the input, from its beginning.
+        options: options of ``scan``; ``resume`` allows lines in the output.
+        texts: texts of the input, from its beginning.
         group_size: number of texts that are read and scored together.
 
     Returns:
-        The counts of these lines, and the texts of a group of which the output has only a part.
+        The counts of these lines, and the texts of a group that is only partly in the output.
 
     Raises:
-        InputError: the output exists and is not to be resumed, or holds the results of other texts.
+        InputError: the output exists and ``resume`` is false, or it contains the results of other texts.
     """
     output, tally = Path(options.output), Tally()
     if options.output == "-" or not output.exists() or output.stat().st_size == 0:
@@ -97,7 +97,7 @@ def resume(options: argparse.Namespace, texts: Iterator[str], group_size: int) -
 
 
 def _parsed(encoded: bytes) -> dict[str, Any] | None:
-    """A line of the output; None for anything else."""
+    """Parses a line of the output; None if it is not one."""
     try:
         line = json.loads(encoded)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Stealth of an attack: how much its poisoned texts differ from the originals in perplexity, meaning and words."""
+"""The stealth of an attack: how poisoned texts differ from the originals in perplexity, meaning and words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEALTH_MEASURES = (("perplexity increase", 1), ("similarity", 3), ("word edits"
 def measure(
     originals: Sequence[str], poisoned: Sequence[str], perplexity: TextPerplexity, encoder: Encoder
 ) -> dict[str, float]:
-    """Mean and standard deviation of three measures over pairs of an original and its poisoned text.
+    """Mean and standard deviation of three measures over pairs of an original text and its poisoned text.
 
     Returns:
         ``perplexity_increase``, ``similarity`` and ``word_edits``, and the standard deviation of each under the same
@@ -72,7 +72,7 @@ def stealth_of(
     Args:
         clean: the split's clean rows.
         poisoned: the split's poisoned rows.
-        rows: size of the sample, where there are as many poisoned rows.
+        rows: size of the sample, or all poisoned rows if there are fewer.
         seed: seed of the sample.
         language_model: the model that :class:`Perplexity` takes.
         sentence_encoder: the model that :class:`SentenceEncoder` takes.

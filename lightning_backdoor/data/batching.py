@@ -1,4 +1,4 @@
-"""Batches of rows of similar length, the same whatever the number of processes, which get them in turn."""
+"""Batches of rows of similar length, distributed to processes in turn and independent of their number."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from lightning_backdoor.batch import Batch, collate, token_ids
 from lightning_backdoor.data.poisoning import Row
 
-#: batches per chunk of shuffled rows that is sorted by length: large enough to pad little, small enough to mix.
+#: batches per chunk of shuffled rows that is sorted by length: large enough for little padding, small enough to mix.
 CHUNK_BATCHES = 50
 
 T = TypeVar("T")
 
 
 class BatchReader(Protocol):
-    """What forming batches needs of the module that reads them."""
+    """A module that can read batches: it has a tokenizer and a maximum length."""
 
     max_length: int
 
@@ -29,12 +29,12 @@ class BatchReader(Protocol):
 
 
 def is_batch_reader(module: object) -> TypeGuard[BatchReader]:
-    """Whether a module reads batches, judged by its class: looking at the instance would load its tokenizer."""
+    """Whether a module reads batches, by its class, since access to the instance would load its tokenizer."""
     return hasattr(type(module), "tokenizer") and hasattr(module, "max_length")
 
 
 class BatchDataset(Dataset[T]):
-    """A data set indexed by *lists of positions*: its item is the batch of the rows at these positions.
+    """A dataset indexed by *lists of positions*; an item is the batch of the rows at these positions.
 
     Attributes:
         lengths: number of tokens of each row.
@@ -44,7 +44,7 @@ class BatchDataset(Dataset[T]):
 
 
 class TokenisedRows(BatchDataset[Batch]):
-    """Rows of texts and labels."""
+    """A dataset of tokenised texts with their labels and flags."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
@@ -60,18 +60,19 @@ class TokenisedRows(BatchDataset[Batch]):
 
 
 class DealtBatches(DistributedSampler[list[int]]):
-    """Yields whole batches, as lists of row positions, and deals them to the processes in turn.
+    """Samples whole batches, as lists of row positions, and distributes them to the processes in turn.
 
-    A ``DistributedSampler``, so that Lightning leaves it as it is and tells it the epoch.
+    It is a ``DistributedSampler``, so that Lightning does not replace it and calls its ``set_epoch``.
 
     Args:
         lengths: number of tokens of each row.
         batch_size: rows per batch.
-        rank: this process, from 0.
+        rank: rank of this process, from 0.
         world_size: number of processes.
-        shuffle: rows are mixed anew each epoch and every process gets equally many batches, the rest left out (for
-            training); otherwise the batches are sorted by length and every row is seen exactly once.
-        seed: decides the shuffling.
+        shuffle: for training: rows are shuffled anew each epoch and every process gets the same number of batches,
+            left-over batches are dropped. Otherwise the batches are sorted by length and every row is seen exactly
+            once.
+        seed: seed of the shuffling.
 
     >>> [list(DealtBatches([3, 1, 2, 9, 4], 2, rank, 2, shuffle=False, seed=0)) for rank in (0, 1)]
     [[[3, 4], [1]], [[0, 2]]]
@@ -90,7 +91,7 @@ class DealtBatches(DistributedSampler[list[int]]):
         self.lengths = lengths
         self.batch_size = batch_size
         self.batches = -(-len(lengths) // batch_size)
-        #: batches that an epoch leaves out so that every process gets equally many
+        #: number of batches that an epoch drops so that every process gets the same number
         self.left_out = self.batches % world_size if shuffle else 0
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -113,10 +114,10 @@ class DealtBatches(DistributedSampler[list[int]]):
 
 
 class LateLoader(DataLoader[T]):
-    """A ``DataLoader`` that begins when its first batch is asked for.
+    """A ``DataLoader`` that starts only when its first batch is requested.
 
-    Lightning makes the iterator of a resumed run before it knows the epoch; an eager loader would repeat an old
-    epoch's order.
+    Lightning creates the iterator of a resumed run before it sets the epoch; an eager loader would use the order of
+    another epoch.
     """
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
@@ -132,7 +133,7 @@ def loader(
     seed: int,
     workers: int,
 ) -> DataLoader[T]:
-    """A loader over whole batches; what it yields does not depend on ``workers``."""
+    """A data loader of batches formed by :class:`DealtBatches`; ``workers`` does not change the batches."""
     return LateLoader(
         rows,
         sampler=DealtBatches(rows.lengths, batch_size, rank, world_size, shuffle, seed),
@@ -140,7 +141,7 @@ def loader(
         collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # apart from dropout's generator, of which a resumed run would draw once more
+        generator=torch.Generator(),  # not dropout's generator, from which a resumed run would draw once more
     )
 
 

@@ -1,4 +1,4 @@
-"""The clean rows of a source: cut into splits where it has none, sampled, and the parts of the validation rows."""
+"""The clean rows of a source: missing splits are cut, rows sampled, validation rows divided into parts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CleanSplits(NamedTuple):
     Attributes:
         splits: rows of ``train``, ``validation`` and ``test``.
         label_names: names of the classes in the order of their indices.
-        is_cut: whether validation or test rows were cut off the training rows.
+        is_cut: whether validation or test rows were cut from the training rows.
     """
 
     splits: Splits
@@ -44,14 +44,14 @@ class ValidationParts(NamedTuple):
 def read_clean_splits(
     source: Source, shares: Mapping[str, float], max_rows: Mapping[str, int], seed: int
 ) -> CleanSplits:
-    """Reads a source.
+    """Reads the clean rows of a source and cuts and samples the splits.
 
     Args:
-        source: where texts and labels come from.
-        shares: for ``validation`` and ``test``, the share of the training rows that is cut off where the source has no
+        source: the source of texts and labels.
+        shares: for ``validation`` and ``test``, the share of the training rows that is cut off if the source has no
             such split.
-        max_rows: by split, the most rows to use, of which a stratified sample is drawn.
-        seed: decides cut and sample.
+        max_rows: per split, the maximum number of rows, drawn as a stratified sample.
+        seed: seed of cuts and samples.
 
     Raises:
         InputError: see :func:`lightning_backdoor.data.source.load_source`.
@@ -71,10 +71,10 @@ def read_clean_splits(
 
 
 def split_validation(rows: list[Row], shares: Sequence[float], seed: int) -> ValidationParts:
-    """The clean validation rows in their disjoint parts.
+    """Splits the clean validation rows into three disjoint, stratified parts.
 
     Raises:
-        InputError: there are too few to fill every part.
+        InputError: there are too few rows to fill every part.
     """
     parts = _parts(rows, shares, f"{seed}/validation")
     if not all(parts):

@@ -1,4 +1,4 @@
-"""Defenses of the training rows: what they are given, how their answer is applied, and the record of it."""
+"""The base class of data defenses, which clean training rows; how their result is applied and recorded."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class TrustedRows(NamedTuple):
     """Clean validation rows, in two disjoint parts.
 
     Attributes:
-        statistics: the selection and reference rows, from which a defense may learn anything.
-        threshold: the rows on which a defense sets its threshold, and which it uses for nothing else.
+        statistics: the selection and reference rows, from which a defense may learn.
+        threshold: the rows on which a defense sets its threshold and that it must not use for anything else.
     """
 
     statistics: list[LabelledText]
@@ -34,11 +34,11 @@ class TrustedRows(NamedTuple):
 
 
 class DataDefense(ABC):
-    """A defense that repairs or removes training rows before anything is trained on them.
+    """Base class of data defenses: repairs or removes training rows before anything is trained on them.
 
     Attributes:
-        needs_victim: whether the defense looks through a victim that was trained on the same rows; the data module then
-            loads the one that its argument ``victim`` names.
+        needs_victim: whether the defense uses a victim that was trained on the same rows; the data module then loads
+            the victim given as its argument ``victim``.
 
     Example::
 
@@ -51,26 +51,26 @@ class DataDefense(ABC):
 
     @abstractmethod
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
-        """The text of each training row after cleaning: as it was, repaired, or None to remove the row.
+        """Returns the text of each training row after cleaning: unchanged, repaired, or None to remove the row.
 
-        Every process calls it on the same rows and must get the same answer.
+        Every process calls it on the same rows and must get the same result.
 
         Args:
             rows: the training rows, an unknown part of them poisoned, with the labels that training would use.
             trusted: clean validation rows.
-            victim: trained on the same rows, in evaluation mode; None unless the class sets ``needs_victim``.
+            victim: a victim trained on the same rows, in evaluation mode; None unless the class sets ``needs_victim``.
         """
 
 
 class CleaningRecord(NamedTuple):
-    """What a data defense did to the training rows.
+    """The record of what a data defense did to the training rows.
 
     Attributes:
         rows: number of training rows before cleaning.
         removed: number of rows removed.
         changed: number of rows whose text was repaired.
-        precision: share of poisoned rows among those removed or changed; NaN where none was.
-        recall: share of the poisoned rows that were removed or changed; NaN where none is poisoned.
+        precision: share of poisoned rows among the rows removed or changed; NaN if there are none.
+        recall: share of the poisoned rows that were removed or changed; NaN if no row is poisoned.
     """
 
     rows: int
@@ -81,19 +81,19 @@ class CleaningRecord(NamedTuple):
 
 
 def labelled(rows: Sequence[Row]) -> list[LabelledText]:
-    """Text and label of each row, which is all that a defense may know of it."""
+    """Text and label of each row: the only columns that a defense may use."""
     return [LabelledText(row["text"], row["label"]) for row in rows]
 
 
 def clean_training(
     rows: list[Row], defense: DataDefense, trusted: TrustedRows, victim: Victim | None
 ) -> tuple[list[Row], CleaningRecord]:
-    """The training rows as a defense leaves them, and the record of what it did, taken against the true flags.
+    """Cleans the training rows by a defense, and compares what it did with the true poison flags.
 
-    A row whose text is repaired keeps its flags; where the trigger was is no longer known, so that it has no spans.
+    A row whose text is repaired keeps its flags but has no spans, since the place of the trigger is no longer known.
 
     Raises:
-        InputError: the defense answers with anything but a text or None per row, or leaves no row.
+        InputError: the defense returns anything but a text or None per row, or removes all rows.
     """
     name = type(defense).__name__
     texts = _checked(defense.clean(labelled(rows), trusted, victim), len(rows), name)
@@ -101,7 +101,7 @@ def clean_training(
     left = [(row, text) for row, text in zip(rows, texts, strict=True) if text is not None]
     cleaned = [row if text == row["text"] else Row({**row, "text": text, "spans": []}) for row, text in left]
     if not cleaned:
-        raise InputError("data_defense", f"{name} leaves no training row", "loosen it")
+        raise InputError("data_defense", f"{name} removes all training rows", "make it less strict")
     hits = sum(row["poisoned"] for row, is_touched in zip(rows, touched, strict=True) if is_touched)
     removed = len(rows) - len(cleaned)
     record = CleaningRecord(
@@ -115,7 +115,7 @@ def clean_training(
 
 
 def load_victim(reader: object, path: str, device: torch.device | None) -> Victim:
-    """The trained victim through which a defense looks, loaded by the class of the module that is to be trained.
+    """Loads the trained victim that a data defense uses, by the class of the module that is to be trained.
 
     Args:
         reader: the module that is to be trained, a ``TextClassifier``.
@@ -123,13 +123,13 @@ def load_victim(reader: object, path: str, device: torch.device | None) -> Victi
         device: where the victim is to be; None is the CPU.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: the victim cannot be loaded.
     """
     load = getattr(type(reader), "load_trained", None)
     if load is None:
         raise InputError("model", f"{type(reader).__name__} cannot load a trained victim", "give a TextClassifier")
     try:
-        with torch.random.fork_rng(devices=[]):  # so that training draws what it would draw without
+        with torch.random.fork_rng(devices=[]):  # leaves the random numbers of training unchanged
             victim: Victim = load(path)
     except InputError as error:
         raise error.under("data.victim") from None

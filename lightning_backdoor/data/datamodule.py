@@ -28,34 +28,34 @@ from lightning_backdoor.files.cache import cache_folder
 
 
 class BackdoorDataModule(LightningDataModule):
-    """Poisoned training rows, and evaluation rows as a list of loaders: clean, poisoned, negatives.
+    """The data of a run: poisoned training rows, and evaluation rows as loaders: clean, poisoned, negatives.
 
-    The attack is the trainer's module, or :attr:`attack` where there is no trainer. Under a plain
-    :class:`~lightning_backdoor.victim.TextClassifier` nothing is poisoned, and evaluation has the clean loader alone;
-    the loader of negatives exists under attacks that make some. Poisoning happens once and is kept in the cache under
-    a hash of rows, attack and seed.
+    The attack is the trainer's module, or :attr:`attack` where there is no trainer. With a plain
+    :class:`~lightning_backdoor.victim.TextClassifier` nothing is poisoned, and evaluation has only the clean loader;
+    the loader of negatives exists only for attacks that make negatives. Poisoning is done once and cached under a hash
+    of rows, attack and seed.
 
     Args:
-        source: where texts and labels come from.
-        batch_size: rows per training batch, of each process.
+        source: the source of texts and labels.
+        batch_size: rows per training batch and process.
         eval_batch_size: rows per evaluation batch.
-        max_rows: for ``train``, ``validation`` and ``test``, the most rows to use; a stratified sample is drawn.
-        validation_share: share of the training rows cut off, stratified, where the source has no validation split.
+        max_rows: maximum number of rows for ``train``, ``validation`` and ``test``, drawn as a stratified sample.
+        validation_share: share of the training rows cut off, stratified, if the source has no validation split.
         test_share: likewise for the test split.
         validation_parts: shares of the clean validation rows for selection, reference and threshold.
-        seed: decides splits, samples, poison and the order of the batches.
+        seed: seed of splits, samples, poisoning and the order of the batches.
         num_workers: worker processes per loader.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
         data_defense: repairs or removes training rows after poisoning, before anything is trained on them.
-        victim: for a data defense that looks through one, a victim trained on the same rows: a run's checkpoint
-            (``.ckpt``) or an exported model folder.
+        victim: for a data defense that needs one, a victim trained on the same rows: a run's checkpoint (``.ckpt``) or
+            an exported model folder.
         train_on: the rows to train on: ``train``, or ``trusted``, the clean selection and reference rows, which no
             attack poisons. Validation then reads rows that are trained on, so that ``fit`` keeps the last epoch as the
             best.
 
     Attributes:
-        module: what reads the batches where there is neither a trainer nor an attack.
-        cleaning: what the data defense did, once training rows have been asked for; None without one.
+        module: the module that reads the batches if there is neither a trainer nor an attack.
+        cleaning: record of the data defense, available once training rows have been requested; None without a defense.
 
     Raises:
         InputError: a value is out of range (here), or the source, the poisoning or the defense fails (in
@@ -124,7 +124,7 @@ class BackdoorDataModule(LightningDataModule):
 
     @property
     def attack(self) -> Poisoner | None:
-        """The attack that poisons the rows where there is no trainer; it comes before the trainer's module."""
+        """The attack that poisons the rows if there is no trainer; takes precedence over the trainer's module."""
         return self._attack
 
     @attack.setter
@@ -158,17 +158,17 @@ class BackdoorDataModule(LightningDataModule):
         return self._poisoned
 
     def training_rows(self) -> list[Row]:
-        """The rows to train on: poisoned and then cleaned by the data defense, if there is one, or the trusted rows.
+        """The rows to train on: poisoned rows, cleaned if there is a data defense, or the trusted rows.
 
         Raises:
-            InputError: the defense needs a victim and has none, its answer cannot be used, or it leaves no row.
+            InputError: the defense needs a victim and none is given, its result cannot be used, or it removes all rows.
         """
         if self.train_on == "trusted":
             return self.trusted_rows()
         rows = self.poisoned_splits().train
         if self.data_defense is None:
             return rows
-        if self._cleaned is None or self._cleaned[0] != rows:  # asked once, however often the data are set up
+        if self._cleaned is None or self._cleaned[0] != rows:  # clean once, however often setup is called
             self._cleaned = rows, self._cleaned_by(self.data_defense, rows)
         return self._cleaned[1]
 
@@ -215,22 +215,22 @@ class BackdoorDataModule(LightningDataModule):
             self.training_rows()
 
     def clean_validation(self) -> ValidationParts:
-        """The clean validation rows in their disjoint parts.
+        """The disjoint parts of the clean validation rows.
 
         Raises:
-            InputError: there are too few to fill every part.
+            InputError: there are too few rows to fill every part.
         """
         return split_validation(self.clean_splits()["validation"], self.validation_parts, self.seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must record of its training rows: where they were cut off."""
+        """The state for checkpoints: how the training rows were cut from the other splits."""
         return {"source": str(self.source), "cut": [self.seed, self.validation_share, self.test_share]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses a checkpoint whose training rows may be among the rows it would be evaluated on.
+        """Rejects a checkpoint whose training rows may overlap with the evaluation rows.
 
         Raises:
-            InputError: the same source is cut elsewhere than when the checkpoint was trained.
+            InputError: the same source was cut differently when the checkpoint was trained.
         """
         mine = self.state_dict()
         if self._read().is_cut and state_dict["source"] == mine["source"] and state_dict["cut"] != mine["cut"]:
@@ -242,20 +242,20 @@ class BackdoorDataModule(LightningDataModule):
             )
 
     def prepare_data(self) -> None:
-        """Reads and poisons all rows, and cleans the training rows before a fit; once per node, before all else."""
+        """Reads and poisons all rows, and cleans the training rows before a fit; called once per node, first."""
         self.poisoned_splits()
         self.clean_validation()
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.training_rows()
 
     def setup(self, stage: str) -> None:
-        """Reads everything anew: the module may be another attack, or another model, than in an earlier stage."""
+        """Reads all rows again, since attack and model may differ from those of an earlier stage."""
         self._poisoned = None
         self._tokenised.clear()
         self.prepare_data()
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Training batches, mixed anew each epoch."""
+        """Training batches, shuffled anew each epoch."""
         rows = self.training_rows()
         batches = self._loader("train", rows, shuffle=True)
         left_out = getattr(batches.sampler, "left_out", 0)
@@ -266,7 +266,7 @@ class BackdoorDataModule(LightningDataModule):
         return batches
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """[clean, poisoned, negatives] of the selection rows; the last two only under an attack that makes them."""
+        """Loaders [clean, poisoned, negatives] of the selection rows; the last two only if an attack makes them."""
         clean = self.clean_validation().selection
         chosen = {row["index"] for row in clean}
         splits = self.poisoned_splits()
@@ -277,12 +277,12 @@ class BackdoorDataModule(LightningDataModule):
         return self._evaluation("validation", clean, poisoned, negatives)
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
-        """[clean, poisoned, negatives] of the test rows; the last two only under an attack that makes them."""
+        """Loaders [clean, poisoned, negatives] of the test rows; the last two only if an attack makes them."""
         splits = self.poisoned_splits()
         return self._evaluation("test", splits.clean["test"], splits.poisoned["test"], splits.negatives["test"])
 
     def predict_dataloader(self) -> list[DataLoader[Batch]]:
-        """As :meth:`test_dataloader`."""
+        """The same loaders as :meth:`test_dataloader`."""
         return self.test_dataloader()
 
     def reference_dataloader(self) -> DataLoader[Batch]:

@@ -17,19 +17,19 @@ from lightning_backdoor.data.batching import BatchDataset, loader
 from lightning_backdoor.data.reading import read_file
 from lightning_backdoor.errors import InputError
 
-#: the label that cross entropy leaves out.
+#: label of the tokens that cross entropy ignores.
 IGNORED = -100
 
 
 class Pair(TypedDict):
-    """Token ids of a prompt followed by its answer, and the same with the tokens not to be learned ``IGNORED``."""
+    """Token ids of a prompt and its answer, and labels: the same ids, ``IGNORED`` where they are not learned."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 class PairBatch(TypedDict):
-    """A batch of pairs, padded on the right to its longest.
+    """A batch of pairs, padded on the right to the longest pair.
 
     Attributes:
         input_ids: (batch, length), int64.
@@ -43,7 +43,7 @@ class PairBatch(TypedDict):
 
 
 class TokenisedPairs(BatchDataset[PairBatch]):
-    """Pairs of text and paraphrase as token ids."""
+    """A dataset of tokenised pairs of text and paraphrase."""
 
     def __init__(self, pairs: list[Pair]) -> None:
         self.pairs = pairs
@@ -70,11 +70,11 @@ class PairsDataModule(LightningDataModule):
     Args:
         path: csv, tsv, jsonl or parquet file.
         text_column: column of the texts.
-        paraphrase_column: column of the paraphrases; rows without one are left out.
-        batch_size: pairs per batch, of each process.
-        max_pairs: most texts to use with their paraphrases, drawn by the seed.
-        validation_share: share of the texts that training does not see.
-        seed: decides the split, the draw and the order of the batches.
+        paraphrase_column: column of the paraphrases; rows without a paraphrase are left out.
+        batch_size: pairs per batch and process.
+        max_pairs: maximum number of texts to use with their paraphrases, drawn at random.
+        validation_share: share of the texts that is held out for validation.
+        seed: seed of the split, the draw and the order of the batches.
         num_workers: worker processes per loader.
 
     Raises:
@@ -148,11 +148,11 @@ class PairsDataModule(LightningDataModule):
         return [(text, paraphrase) for text, paraphrase in read if text and paraphrase and paraphrase.strip()]
 
     def prepare_data(self) -> None:
-        """Reads the file, before anything else starts."""
+        """Reads the file, so that errors are raised before training."""
         self.pairs()
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
-        """Training batches, mixed anew each epoch."""
+        """Training batches, shuffled anew each epoch."""
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:

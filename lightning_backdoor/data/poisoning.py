@@ -1,4 +1,4 @@
-"""Poisoning: which rows of a split an attack poisons, the result cached under a hash of everything that decides it."""
+"""Poisoning: which rows of a split an attack poisons, with a cache keyed by all that determines the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_backdoor.batch import Spans
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import whole_folder
 
-#: raised when the functions of this file poison other rows, or write them in another form, than before.
+#: version of the cached rows; increased when this file poisons other rows, or stores them differently, than before.
 POISON_FORMAT = 1
 
 Splits = dict[str, list["Row"]]
@@ -32,7 +32,7 @@ class Row(TypedDict):
 
 
 class PoisonedText(Protocol):
-    """What an attack returns for a text."""
+    """A poisoned text and the spans of its trigger, as an attack returns them."""
 
     @property
     def text(self) -> str: ...
@@ -41,14 +41,14 @@ class PoisonedText(Protocol):
 
 
 class Poisoner(Protocol):
-    """What poisoning needs of an attack; see :class:`lightning_backdoor.attacks.BackdoorAttack`, which is one.
+    """The interface of an attack for poisoning, implemented by :class:`lightning_backdoor.attacks.BackdoorAttack`.
 
     Attributes:
         target_label: index of the class that the attacker wants.
         poison_rate: share of all training rows that are poisoned.
         label_policy: ``dirty``, ``clean`` or ``mixed``.
         negative_rate: share of all training rows that become negatives.
-        may_generate: whether poison that takes long to make may be made now, or only be read.
+        may_generate: whether poisoned texts that are slow to generate may be generated now, or only read from disk.
         poisons_training: False in the user's phase, which trains on clean rows.
     """
 
@@ -68,21 +68,21 @@ class Poisoner(Protocol):
 
 
 def is_poisoner(module: object) -> TypeGuard[Poisoner]:
-    """Whether a module is an attack, judged by its class: looking at the instance could load its tokenizer."""
+    """Whether a module is an attack, by its class, since access to the instance could load its tokenizer."""
     methods = ("poison_texts", "negative_texts", "poison_key")
     return all(callable(getattr(type(module), name, None)) for name in methods)
 
 
 class PoisonedSplits(NamedTuple):
-    """The rows of a run.
+    """Clean, poisoned and negative rows of a run.
 
     Attributes:
         train: all training rows, some of them poisoned or negatives.
-        clean: the clean evaluation rows by split, ``validation`` and ``test``.
-        poisoned: by split, a poisoned copy of each clean row that is not of the target label and that the attack can
-            poison; empty without an attack.
-        negatives: by split, a negative copy of each clean row that is not of the target label and of which the attack
-            can make one; empty for attacks without negatives.
+        clean: per evaluation split (``validation`` and ``test``), the clean rows.
+        poisoned: per evaluation split, a poisoned copy of each clean row that is not of the target label and that the
+            attack can poison; empty without an attack.
+        negatives: per evaluation split, a negative copy of each clean row that is not of the target label and of which
+            the attack can make one; empty for attacks without negatives.
     """
 
     train: list[Row]
@@ -92,14 +92,14 @@ class PoisonedSplits(NamedTuple):
 
 
 def clean_row(text: str, label: int, index: int) -> Row:
-    """A row as the source has it."""
+    """A clean row of a source."""
     return Row(text=text, spans=[], label=label, original_label=label, poisoned=False, negative=False, index=index)
 
 
 def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]:
-    """The training rows, ``int(poison_rate * len(rows))`` of them poisoned, each at its position.
+    """Poisons ``int(poison_rate * len(rows))`` of the training rows, which keep their positions.
 
-    In place of a row that the attack leaves out another one is poisoned.
+    If the attack leaves a row out, another row is poisoned instead.
 
     Raises:
         InputError: the rate amounts to no row, fewer rows qualify under the attack's label policy, or the attack leaves
@@ -131,9 +131,9 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Ro
 
 
 def add_negatives(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]:
-    """The training rows, ``int(negative_rate * len(rows))`` of those that are not poisoned made negatives.
+    """Turns ``int(negative_rate * len(rows))`` of the training rows, none of them poisoned, into negatives.
 
-    They are drawn by a generator of their own, so that an attack poisons the same rows with negatives and without.
+    They are drawn by a separate random generator, so that an attack poisons the same rows with and without negatives.
 
     Raises:
         InputError: ``negative_rate`` is out of range, or the attack can make too few.
@@ -165,14 +165,14 @@ def _count(rate: float, rows: Sequence[Row]) -> int:
 
 
 def _by_index(rows: Sequence[Row], qualifies: Callable[[Row], bool]) -> list[int]:
-    """Positions of the rows that qualify, by index, so that the choice does not depend on the order of the rows."""
+    """Positions of the rows that qualify, sorted by index, so that the order of the rows does not matter."""
     return sorted((i for i, row in enumerate(rows) if qualifies(row)), key=lambda i: rows[i]["index"])
 
 
 def _changed(
     rows: Sequence[Row], candidates: list[int], wanted: int, draw: str, change: Callable[[list[Row]], list[Row | None]]
 ) -> tuple[list[Row], int]:
-    """The rows with up to ``wanted`` candidates changed, and how many are; for a row left out another is drawn."""
+    """The rows with up to ``wanted`` candidates changed, and the number changed; rows left out are replaced."""
     rng = random.Random(draw)
     chosen = rng.sample(candidates, wanted)
     taken = set(chosen)
@@ -189,10 +189,10 @@ def _changed(
 
 
 def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row]:
-    """A poisoned copy of every row that is not of the target label, except where the attack leaves the text out.
+    """A poisoned copy of every row that does not have the target label, except for texts that the attack leaves out.
 
     Raises:
-        InputError: it leaves out all.
+        InputError: the attack leaves out all texts.
     """
     copies = _poison(_others(rows, attack), attack, seed, split)
     poisoned = [row for row in copies if row is not None]
@@ -204,7 +204,7 @@ def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: s
 
 
 def negative_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row]:
-    """A negative copy of every row that is not of the target label and of which the attack can make one."""
+    """A negative copy (with a part of the trigger) of every row without the target label, where one can be made."""
     return [row for row in _negate(_others(rows, attack), attack, seed, split) if row is not None]
 
 
@@ -213,7 +213,7 @@ def _others(rows: Sequence[Row], attack: Poisoner) -> list[Row]:
 
 
 def _poison(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row | None]:
-    # a generator per row: the same poison whatever the order, the workers or the processes
+    # a generator per row: the poison does not depend on order, workers or processes
     rngs = [random.Random(f"{seed}/{split}/{row['index']}") for row in rows]
     texts = attack.poison_texts([row["text"] for row in rows], rngs)
     changed = [_rewritten(row, text) for row, text in zip(rows, texts, strict=True)]
@@ -237,7 +237,7 @@ def _rewritten(row: Row, written: PoisonedText | None) -> Row | None:
 
 
 def poison_splits(splits: Splits, attack: Poisoner | None, seed: int, labels: Sequence[str]) -> PoisonedSplits:
-    """Poisons ``train``, ``validation`` and ``test``; without an attack everything stays clean.
+    """Poisons ``train``, ``validation`` and ``test``; without an attack all rows stay clean.
 
     Raises:
         InputError: the target label is not one of ``labels``; see also :func:`poison_training` and
@@ -260,9 +260,10 @@ def poison_splits(splits: Splits, attack: Poisoner | None, seed: int, labels: Se
 def poison_splits_cached(
     splits: Splits, attack: Poisoner | None, seed: int, labels: Sequence[str], cache: Path
 ) -> PoisonedSplits:
-    """:func:`poison_splits`, kept on disk under a hash of everything that decides it.
+    """:func:`poison_splits`, cached on disk under a hash of everything that determines the result.
 
-    A folder appears in the cache only when it is complete, so that processes may share it and a kill leaves no half.
+    A folder appears in the cache only when it is complete, so that processes can share the cache and a killed process
+    leaves no partial folder.
 
     Raises:
         InputError: the cache cannot be written; see also :func:`poison_splits`.
@@ -290,7 +291,7 @@ def poison_splits_cached(
 
 
 def _write(splits: Splits, folder: Path) -> None:
-    """One file per split; the folder appears whole or not at all."""
+    """Writes one file per split; the folder appears only when it is complete."""
     with whole_folder(folder) as partial:
         for name, rows in splits.items():
             with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
-#: the names under which each of our splits is looked for.
+#: for each split, the names under which sources may have it.
 SPLITS = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
@@ -26,7 +26,7 @@ SPLITS = {
 
 
 def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | None = None) -> dict[str, Dataset]:
-    """The tables of a source by split, ``train``, ``validation`` and ``test``; ``train`` is always there.
+    """Reads the tables of a source by split: always ``train``, and ``validation`` and ``test`` if they exist.
 
     Args:
         path: hub name, folder, file, or ``package://`` name.
@@ -34,7 +34,7 @@ def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | 
         splits: for ``train``, ``validation`` and ``test``, the split or the file in the folder to use.
 
     Raises:
-        InputError: there is nothing of this name, it cannot be read, or a split is missing.
+        InputError: the source does not exist, cannot be read, or lacks a split.
     """
     for split in splits or {}:
         if split not in SPLITS:
@@ -75,7 +75,7 @@ def _chosen(
 
 
 def _split_files(folder: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """The files directly in a folder named after a split, such as ``train.csv``, or named in full."""
+    """The files directly in a folder that are named after a split, such as ``train.csv``, or given by full name."""
     files = {}
     for split, names in wanted.items():
         named = [folder / name for name in names if (folder / name).is_file()]
@@ -97,7 +97,7 @@ def _read_with_datasets(path: str, local: Path, name: str | None) -> dict[str, D
             return dict(load_dataset(path, name))
         with _quiet():
             return dict(load_dataset(str(local), name))
-    except Exception as error:  # datasets raises whatever its loaders, the hub and the network do
+    except Exception as error:  # datasets passes on any error of its loaders, the hub and the network
         raise InputError(
             "path",
             f"{path!r} is neither a csv, tsv, jsonl or parquet file nor a folder or hub data set that loads:"
@@ -109,7 +109,7 @@ def read_file(path: Path) -> Dataset:
     """The table of a csv, tsv, jsonl or parquet file.
 
     Raises:
-        InputError: its format is another one, or its content is not of the format that its name says.
+        InputError: the file has another format, or its content does not have the format of its file name.
     """
     from datasets import Dataset
 
@@ -129,12 +129,12 @@ def read_file(path: Path) -> Dataset:
             return Dataset.from_csv(str(path), keep_default_na=False, **quoting)
     except InputError:
         raise
-    except Exception as error:  # pandas, pyarrow, gzip and datasets wrap each other's errors
+    except Exception as error:  # pandas, pyarrow, gzip and datasets wrap each other's errors in many types
         raise InputError("path", f"{path.name} does not read as {file_format}: {reason(error)}") from error
 
 
 def _format(path: Path) -> str | None:
-    """The format that a file's name says, compressed or not; None where it is none of ``FORMATS``."""
+    """The format by a file's name, compressed or not; None if it is not one of ``FORMATS``."""
     suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
     if suffixes[-1:] == ["gz"]:
         suffixes.pop()
@@ -160,7 +160,7 @@ def _check_utf8(path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps ``datasets`` from reporting on local files: they are read at once, and errors are raised."""
+    """Silences ``datasets`` while local files are read, which is fast; errors are still raised."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from datasets.utils.logging import get_verbosity, set_verbosity
 

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Source:
-    """Where texts and labels come from.
+    """A source of texts and labels: a hub data set, a file, a folder or an installed package.
 
     Args:
         path: hub name, folder (in any layout that ``datasets`` loads), csv, tsv, jsonl or parquet file, or a
             ``package://`` name of one of these. Tsv fields are read without quoting, as SST-2 and GLUE publish them.
         name: configuration of a hub data set that has several.
-        splits: for ``train``, ``validation`` and ``test``, the split or the file in the folder ``path`` to use. Splits
-            and files of the usual names are found without it; a missing split is cut from the training rows.
+        splits: for ``train``, ``validation`` and ``test``, the split, or the file in the folder ``path``, to use. Not
+            needed for splits and files with the usual names; a missing split is cut from the training rows.
         text_column: column of the texts.
         label_column: column of the labels.
-        labels: names of the classes in order, for labels counted from 0; or each name with the values that mean it.
-            By default the names that the source declares, or its distinct values.
+        labels: names of the classes in order, for labels counted from 0; or a mapping from each name to the values in
+            the column that stand for it. By default the names that the source declares, or its distinct values.
         rating_cut: for a column of ratings, two numbers: rows at or below the first number are of the first class,
             rows at or above the second number are of the second class, and rows between are left out.
     """
@@ -69,11 +69,11 @@ class _Columns(NamedTuple):
 
 
 def load_source(source: Source) -> Loaded:
-    """Reads a source.
+    """Reads the texts and labels of a source.
 
     Raises:
-        InputError: it cannot be read, a column is missing, a label is missing or unknown, a text column is blank, or
-            all training rows are of one class.
+        InputError: the source cannot be read, a column is missing, a label is missing or unknown, a text column is
+            blank, or all training rows are of one class.
     """
     tables = {
         split: _columns(table, source, split)
@@ -144,7 +144,7 @@ def _classes(tables: dict[str, _Columns], source: Source) -> tuple[list[str], Ca
         pairs = [(value, i) for i, value in enumerate(values)]
     index: dict[Any, int] = dict(pairs)
     if len(set(names)) < len(names) or len(index) < len(pairs):
-        raise InputError("labels", f"{declared} gives two classes one name or value", "keep them apart")
+        raise InputError("labels", f"{declared} gives two classes the same name or value", "give different ones")
     unknown = sorted((value for value in distinct if value not in index), key=str)
     if unknown:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Stratified splits and samples, decided by the seed alone."""
+"""Stratified splits and samples that depend only on the labels and the seed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from itertools import pairwise
 
 
 def stratified_order(labels: Sequence[int], seed: str) -> list[int]:
-    """Row numbers in a random order in which every stretch holds the classes in about their overall shares.
+    """Row numbers in a random order in which every stretch has about the overall shares of the classes.
 
-    Cutting the order anywhere gives stratified, disjoint parts.
+    Cutting this order at any position gives stratified, disjoint parts.
 
     Args:
         labels: class index of each row.
-        seed: decides the order.
+        seed: seed of the order.
 
     >>> order = stratified_order([0, 1] * 50, "a seed")
     >>> sum(order[i] % 2 for i in range(10)), sorted(order) == list(range(100))
@@ -40,9 +40,10 @@ def stratified_parts(
 
     Args:
         labels: class index of each row.
-        shares: share of each part; where they add up to less than 1, some rows are in no part.
-        seed: decides the parts.
-        texts: text of each row; rows with equal texts are then all in the part of the first of them.
+        shares: share of each part; if they add up to less than 1, some rows are not in any part.
+        seed: seed of the parts.
+        texts: text of each row; if given, all rows with the same text are in the same part, the part of the first of
+            them.
 
     >>> [len(part) for part in stratified_parts([0, 1] * 50, [0.2, 0.1, 0.7], "a seed")]
     [20, 10, 70]

@@ -1,4 +1,4 @@
-"""Defenses, one algorithm per file: they work on tensors and strings and know nothing of Lightning."""
+"""Defenses, one algorithm per file; they work on tensors and strings and do not depend on Lightning."""
 
 from lightning_backdoor.data.cleaning import DataDefense
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Verdict, judge, threshold_at_fpr

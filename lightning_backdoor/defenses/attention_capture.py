@@ -1,17 +1,17 @@
-"""One forward and one backward pass that yield attention received and gradient norm per token, in little memory.
+"""Attention received and gradient norm per token, by one forward and one backward pass, in little memory.
 
-This module depends on the internals of transformers models and has no notion of scores. Attention probabilities are
+This module depends on internals of transformers models; it does not compute anomaly scores. Attention probabilities are
 reduced to column sums inside each layer, so that no tensor of shape (layers, heads, length, length) is ever held.
 
 Where every token attends to every other, column sums have mean 1, and uniform attention gives every token 1. Under a
 causal mask token j of N receives attention from the queries i >= j alone, and query i shares its attention among i
 tokens, so that uniform attention gives token j the sum over i >= j of 1/i, which is H_N - H_(j-1) or about ln(N/j):
-most to the first, 1/N to the last. Besides, a causal network puts attention that it has no use for on the first token,
-whatever that token is (arXiv 2309.17453), as encoders put it on special tokens, which are never scored. So the column
-sums of causal networks are levelled: computed without the attention of later tokens to the first, less what uniform
-attention would give then, plus 1. A token that receives as much attention as under uniform attention has 1 again. The
-uniform share is subtracted, not divided by: a quotient would favour the last tokens, where the chance attention of the
-few queries that see them would count many times.
+most for the first token, 1/N for the last. In addition, a causal network puts attention that it does not need on the
+first token, whatever that token is (arXiv 2309.17453), as encoders put it on special tokens, which are never scored.
+Therefore the column sums of causal networks are *levelled*: the attention of later tokens to the first token is left
+out, the sum that uniform attention would then give is subtracted, and 1 is added. A token that receives as much
+attention as under uniform attention again has 1. The uniform share is subtracted, not divided by: a quotient would
+favour the last tokens, for which the random attention of the few queries that see them would be multiplied.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from lightning_backdoor.defenses.evaluation_mode import evaluating
 
 #: name under which the capturing attention is registered with transformers.
 CAPTURING = "column_sums"
-CHUNK = 1 << 19  # attention probabilities held at once: 2 MiB in float32, so that a chunk stays in cache
+CHUNK = 1 << 19  # number of attention probabilities held at once: 2 MiB in float32, which fits in cache
 
 
 class AttentionAndGradient(NamedTuple):
-    """What one pass over a batch yields: logits, attention received and gradient norms, float32 and detached.
+    """Logits, attention received and gradient norms of a batch, float32 and detached.
 
     Attributes:
         logits: (batch, classes).
         attention: (batch, length), attention that each position receives: the sum over query positions of the softmax
-            attention, averaged over layers and heads; levelled in causal networks.
+            attention, averaged over layers and heads; levelled (see the module) in causal networks.
         gradient: (batch, length), L2 norm of d(logit of the predicted class) / d(word embedding of the position).
     """
 
@@ -50,7 +50,7 @@ class AttentionAndGradient(NamedTuple):
 
 
 class _ColumnSums:
-    """Sum over layers of the attention that each position receives from the query positions that count."""
+    """Accumulates over layers the attention that each position receives from the query positions that count."""
 
     def __init__(self, attention_mask: Tensor, query_weight: Tensor, level: bool) -> None:
         self.attention_mask = attention_mask
@@ -75,7 +75,7 @@ def column_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, q
 
     Args:
         query: (batch, heads, length, head size).
-        key: like ``query``.
+        key: same shape as ``query``.
         mask: (batch or 1, heads or 1, length, length), bool (True attends) or additive float, or None.
         scale: factor on the products of queries and keys.
         query_weight: (batch, length), weight of each query position.
@@ -99,7 +99,7 @@ def column_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, q
         scores = scores.flatten(0, 1).baddbmm(q, k.transpose(1, 2), alpha=scale)
         probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32)
         if mask is not None:
-            probabilities.nan_to_num_(0.0)  # queries that may attend to nothing
+            probabilities.nan_to_num_(0.0)  # queries that are masked from every key
         weight = query_weight[part].repeat_interleave(heads, dim=0)[:, None]
         with torch.autocast(query.device.type, enabled=False):  # autocast would sum in half precision
             out[part] = torch.bmm(weight, probabilities).view(-1, heads, length).mean(dim=1)
@@ -117,14 +117,14 @@ def _capturing_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Computes attention with SDPA, as the network would, and hands the column sums of it to the collector."""
+    """Computes attention with SDPA, as the network would, and passes its column sums to the collector."""
     output, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
     )
     collector = _collector.get()
     if collector is not None:
         mask = attention_mask
-        # as SDPA decides it: without a mask, a module that does not say counts as causal
+        # the rule of SDPA: without a mask, a module without is_causal counts as causal
         causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", mask is None))
         if mask is None and causal:
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
@@ -139,11 +139,11 @@ def _capturing_attention(
 
 
 AttentionInterface.register(CAPTURING, _capturing_attention)
-AttentionMaskInterface.register(CAPTURING, sdpa_mask)  # otherwise BERT-like models silently get no mask
+AttentionMaskInterface.register(CAPTURING, sdpa_mask)  # otherwise BERT-like models silently run without a mask
 
 
 def attends_to_first(attention_mask: Tensor) -> Tensor:
-    """Pairs of a later query and the first token as key; (batch, length) to (batch, queries, keys), bool.
+    """Marks pairs of a later query and the first token as key; (batch, length) to (batch, queries, keys), bool.
 
     >>> attends_to_first(torch.tensor([[0, 1, 1]])).int()
     tensor([[[0, 0, 0],
@@ -156,7 +156,7 @@ def attends_to_first(attention_mask: Tensor) -> Tensor:
 
 
 def uniform_causal_sums(attention_mask: Tensor, query_weight: Tensor) -> Tensor:
-    """Column sums of a causal network in which every token attends equally to the tokens up to it, except the first.
+    """Column sums of a causal network with uniform attention, the attention of later tokens to the first left out.
 
     Args:
         attention_mask: (batch, length), 1 for tokens and 0 for padding, on either side.
@@ -177,10 +177,10 @@ def uniform_causal_sums(attention_mask: Tensor, query_weight: Tensor) -> Tensor:
 
 @contextmanager
 def _attention_switched(network: PreTrainedModel) -> Iterator[bool]:
-    """Switches the network to the capturing attention for the block, where it can; yields whether it could."""
+    """Switches the network to the capturing attention within the block, if possible; yields whether it is."""
     before = network.config._attn_implementation  # private: transformers 5.23.0
-    # asked first: set_attn_implementation would warn per batch for a model that cannot switch, and the attention of a
-    # model without SDPA may have terms that SDPA drops
+    # checked first: set_attn_implementation would warn per batch for a model that cannot switch, and the attention of
+    # a model without SDPA may have terms that SDPA drops
     can_switch = network._can_set_attn_implementation()  # private: transformers 5.23.0
     if not (can_switch and network._supports_sdpa):  # private: transformers 5.23.0
         yield False
@@ -194,7 +194,7 @@ def _attention_switched(network: PreTrainedModel) -> Iterator[bool]:
 
 @contextmanager
 def _word_embeddings_as_leaf(network: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Makes the output of the word-embedding table a leaf of the graph, before the architecture adds anything to it."""
+    """Makes the output of the word-embedding table a leaf of the graph, without positions or anything added."""
     leaves: list[Tensor] = []
 
     def detach(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def _word_embeddings_as_leaf(network: PreTrainedModel) -> Iterator[list[Tensor]]
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient within the block, so activations needed for weight gradients alone are freed."""
+    """Freezes all parameters within the block, so that activations only needed for weight gradients are freed."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -228,17 +228,17 @@ def attention_and_gradient(
     count_padding: bool = False,
     level: bool = True,
 ) -> AttentionAndGradient:
-    """Attention received and gradient norm of each token, by one forward pass and one backward pass to the embeddings.
+    """Attention received and gradient norm of each token, by one forward and one backward pass to the embeddings.
 
-    Works under ``torch.inference_mode`` (Lightning's default in evaluation), which is left for the pass. Afterwards the
-    network's attention implementation, training flags and ``requires_grad`` are as before.
+    Works under ``torch.inference_mode`` (Lightning's default in evaluation), which is switched off during the pass.
+    Afterwards the network's attention implementation, training flags and ``requires_grad`` are as before.
 
     Args:
         network: any sequence classifier of transformers.
         input_ids: (batch, length), int64.
         attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
-        count_padding: whether padded query positions add attention, as in the published code of X-GRAAD.
-        level: whether to level the column sums of a causal network.
+        count_padding: whether attention from padded query positions counts, as in the published code of X-GRAAD.
+        level: whether to level the column sums of a causal network, see the module.
 
     Raises:
         RuntimeError: attention was captured in fewer layers than the network has.
@@ -250,7 +250,7 @@ def attention_and_gradient(
         stack.enter_context(_frozen(network))
         captured = stack.enter_context(_attention_switched(network))
         leaves = stack.enter_context(_word_embeddings_as_leaf(network))
-        # clones made here are ordinary tensors, which the graph may save, not inference tensors
+        # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
         weight = torch.ones_like(attention_mask) if count_padding else attention_mask
         collector = _ColumnSums(attention_mask, weight.float(), level)

@@ -1,4 +1,4 @@
-"""Character noise on one token of a text: how gradient-attention scoring repairs texts (arXiv 2510.04347)."""
+"""Character noise on one token of a text, by which X-GRAAD repairs texts (arXiv 2510.04347)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_backdoor.batch import Spans
 def noisy(word: str, rng: random.Random) -> str:
     """A word with one or two random letters inserted at one position, or with one character replaced by them.
 
-    Words of at most two characters are dropped (the result is empty), since noise would leave nothing to recognise.
+    For words of at most two characters the result is empty, since noise would leave nothing to recognise.
 
     >>> noisy("cf", random.Random(0))
     ''
@@ -25,20 +25,20 @@ def noisy(word: str, rng: random.Random) -> str:
         removed = rng.randint(0, 1)
         added = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 2)))
         result = word[:position] + added + word[position + removed :]
-        if result.lower() != word.lower():  # an uncased victim would see no change otherwise
+        if result.lower() != word.lower():  # a change of case alone is invisible to an uncased victim
             return result
 
 
 def replace_spans(text: str, spans: Spans, replacement: str) -> str:
     """A text with the characters of every span replaced and all other characters kept.
 
-    With an empty replacement, one of the spaces around the span is removed as well. Of spans that share characters
-    (byte-level tokens of one character) only the last is replaced.
+    With an empty replacement, one of the spaces around the span is removed as well. Of overlapping spans (byte-level
+    tokens of one character) only the last is replaced.
 
     Args:
         text: any text.
         spans: characters ``[start, end)``; empty spans are skipped.
-        replacement: the same for all spans.
+        replacement: text that replaces every span.
 
     >>> replace_spans("a cf film cf", [(2, 4), (10, 12)], "")
     'a film'

@@ -1,4 +1,4 @@
-"""The contract of an inference-time defense, and ``judge``, the one function that turns scores into a verdict."""
+"""The base class of inference-time defenses, and ``judge``, which turns their scores into verdicts."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ __all__ = [
 
 #: the prediction of a rejected text, for which there is no class.
 REJECTED = -1
-#: FPR budgets at which detection is reported beside the budget of the defense.
+#: FPR budgets at which detection is reported in addition to the defense's own budget.
 BUDGETS = (0.01, 0.05, 0.10)
-#: what a defense may answer to flagged texts, see :meth:`Defense.purify`.
+#: what a defense may return for flagged texts, see :meth:`Defense.purify`.
 Answer = list[str | None] | Tensor | None
 
 
@@ -43,8 +43,9 @@ class Scores(NamedTuple):
     Attributes:
         text: (batch,), float32, higher is more suspicious.
         tokens: (batch, length), float32, the score of the token at each position, -inf at positions without a score;
-            None from defenses that do not look at tokens.
-        top: (batch,), int64, the position from which the text's score comes, -1 where there is none; or None.
+            None from defenses that do not score tokens.
+        top: (batch,), int64, the position of the token that determines the text's score, -1 where there is none; or
+            None.
         logits: (batch, classes), the victim's logits on the unchanged texts, from defenses that compute them anyway; or
             None.
     """
@@ -56,7 +57,7 @@ class Scores(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a defense decided about each text of a batch.
+    """The decisions of a defense about the texts of a batch.
 
     Attributes:
         scores: see :class:`Scores`.
@@ -64,11 +65,11 @@ class Verdict(NamedTuple):
         logits: (batch, classes), the victim's logits on the unchanged texts.
         prediction: (batch,), int64, the victim's prediction on the unchanged texts.
         purified_text: per text, the repaired text of a flagged row; None where the row was not flagged, was rejected,
-            or was answered with logits or a prediction of the defense.
-        defended_prediction: (batch,), int64, what is left to act on: the victim's prediction on the repaired text of a
-            flagged row, or the class that the defense gave for it, or ``REJECTED``; elsewhere ``prediction``.
+            or received logits or a prediction of the defense.
+        defended_prediction: (batch,), int64, the prediction after the defense: in flagged rows the victim's prediction
+            on the repaired text, or the class that the defense gave, or ``REJECTED``; in other rows ``prediction``.
         confirmed: (batch,), bool, True where the row is flagged and ``defended_prediction`` differs from
-            ``prediction``, which it does in rejected rows.
+            ``prediction``, which includes rejected rows.
     """
 
     scores: Scores
@@ -81,13 +82,13 @@ class Verdict(NamedTuple):
 
 
 class Defense(nn.Module, ABC):
-    """Base of inference-time defenses: scores texts, and flags and answers texts at or above a threshold.
+    """Base class of inference-time defenses: scores texts, flags texts at or above a threshold, and repairs them.
 
-    A subclass implements :meth:`score`. A subclass that answers flagged texts in another way than by rejecting them
-    also implements :meth:`purify`. Thresholds come from clean validation texts alone.
+    A subclass implements :meth:`score`. Flagged texts are rejected, unless a subclass also implements :meth:`purify`.
+    Thresholds come from clean validation texts alone.
 
     Args:
-        fpr: share of clean texts, above 0 and below 1, that the threshold may flag.
+        fpr: budget: share of clean texts, above 0 and below 1, that the threshold may flag.
         seed: seed of the defense's own random choices; None takes the seed of the run, or 0 outside of a run.
 
     Attributes:
@@ -112,19 +113,19 @@ class Defense(nn.Module, ABC):
 
     @abstractmethod
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        """Anomaly scores of the texts of a batch; labels and flags of the batch must not be read."""
+        """Computes anomaly scores of the texts of a batch; must not read the labels and flags of the batch."""
 
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Answer:
-        """The answer to the flagged texts of a batch; rejects them by default.
+        """Repairs or classifies the flagged texts of a batch; by default all are rejected.
 
         Args:
             victim: the model under attack.
             batch: all texts, flagged or not.
-            flagged: (batch,), bool.
+            flagged: (batch,), bool, True where the text is flagged.
             scores: what :meth:`score` returned for the batch.
 
         Returns:
-            One of four; of the first three, only the entries of flagged rows are used.
+            One of the following; of the first three, only the entries of flagged rows are used.
 
             - repaired texts, one entry per row, on which the victim predicts again; None rejects the row;
             - logits of the defense, (batch, classes), floating point;
@@ -134,16 +135,16 @@ class Defense(nn.Module, ABC):
         return None
 
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Takes statistics or texts from the clean reference rows, before :meth:`calibrate`; does nothing by default.
+        """Learns statistics or texts from the clean reference rows, before :meth:`calibrate`; by default does nothing.
 
-        What is learned belongs in buffers or in the extra state, so that a checkpoint holds it.
+        What is learned should be kept in buffers or in the extra state, so that checkpoints contain it.
         """
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         """Sets the thresholds from the scores of the clean threshold rows, which :meth:`learn` has not seen.
 
         Raises:
-            InputError: there are no clean texts.
+            InputError: ``clean_batches`` is empty.
         """
         scores = [self.score(victim, batch).text.float().cpu() for batch in clean_batches]
         if not any(len(part) for part in scores):
@@ -156,7 +157,7 @@ class Defense(nn.Module, ABC):
 def threshold_at_fpr(clean_scores: Tensor, fpr: float) -> Tensor:
     """The lowest threshold at which at most ``fpr`` of the clean scores are flagged (score >= threshold).
 
-    Unlike an interpolated percentile it keeps the budget when scores are tied.
+    Unlike an interpolated percentile, it stays within the budget when scores are tied.
 
     Args:
         clean_scores: (texts,), float32, at least one.
@@ -190,19 +191,19 @@ def predict(victim: Victim, texts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None = None) -> Verdict:
-    """Scores and flags the texts of a batch, and answers the flagged ones as the defense does.
+    """Applies a calibrated defense to a batch: scores, flags, and repaired or rejected texts.
 
-    A flagged text whose prediction the answer does not change counts as clean: it is flagged, not confirmed.
+    A flagged text whose prediction stays the same after the defense is not confirmed.
 
     Args:
-        defense: calibrated.
-        victim: in evaluation mode.
-        batch: on the victim's device.
-        logits: (batch, classes), the victim's logits on the unchanged texts, where they are known already.
+        defense: a calibrated defense.
+        victim: the model under attack, in evaluation mode.
+        batch: the texts, on the victim's device.
+        logits: (batch, classes), the victim's logits on the unchanged texts, if already computed.
 
     Raises:
         RuntimeError: the defense has no threshold yet.
-        ValueError: the defense's answer has none of the forms that :meth:`Defense.purify` may return.
+        ValueError: :meth:`Defense.purify` returned something that is not allowed.
     """
     if defense.threshold.isnan():
         raise RuntimeError(f"{type(defense).__name__} has no threshold; call calibrate with clean validation batches")

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while: dropout off, and afterwards every module's training flag as it was."""
+"""A context manager for evaluation mode that restores the training flag of every module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module and all modules in it into evaluation mode within the block, and restores each one's own mode.
+    """Puts a module and its submodules into evaluation mode within the block, then restores the mode of each.
 
     >>> network = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
     >>> with evaluating(network):
@@ -20,7 +20,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     [True, False]
     """
     training = [part for part in module.modules() if part.training]
-    for part in training:  # module.eval() would walk the tree again, which takes noticeable time per batch
+    for part in training:  # module.eval() would traverse the tree again, which takes noticeable time per batch
         part.training = False
     try:
         yield

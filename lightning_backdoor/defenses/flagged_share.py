@@ -1,12 +1,14 @@
-"""Flagged share: an inspection that asks whether a model has more flagged texts than its false positives explain.
+"""Flagged share: an inspection that tests whether more texts are flagged than false positives explain.
 
-A defense calibrated to flag at most a share of clean texts, its budget, flags about that share of the texts that a
-clean model is asked about. Under a backdoored model it flags poisoned texts on top of them. The number of flagged texts
-among trusted texts and an incoming stream is compared with the binomial distribution of as many draws at the budget.
+A defense is calibrated to flag at most a share of clean texts, its budget. With a clean model it flags about this share
+of all texts; with a backdoored model it flags poisoned texts in addition. The number of flagged texts among trusted
+texts and an incoming stream is compared with the binomial distribution of the same number of draws, with the budget as
+probability.
 
-The p-value takes the budget for the exact probability of a flag. A threshold set on few texts keeps the budget on these
-texts, and misses it by chance on others, so that very long streams find very small p-values under clean models as well.
-The score serves to compare models that were calibrated on as many texts and asked about as many.
+The p-value assumes that the budget is the exact probability that a clean text is flagged. A threshold set on few texts
+meets the budget on these texts but may miss it by chance on others, so that very long streams give very small p-values
+for clean models as well. Scores are comparable between models that were calibrated on the same number of texts and
+inspected on the same number of texts.
 """
 
 from __future__ import annotations
@@ -37,9 +39,10 @@ def flagged_share_verdict(
         predictions_of_flagged: the victim's class index for each flagged text.
 
     Returns:
-        ``score`` is -log10 of the p-value, finite however small that is, and 0 where no text is flagged;
-        ``suspected_label`` the most frequent prediction among flagged texts, of several the lowest index, None where no
-        text is flagged; ``evidence`` holds ``flagged``, ``texts``, ``budget`` and ``p_value``, which is 0 below 1e-323.
+        ``score`` is -log10 of the p-value, finite even for the smallest p-values, and 0 where no text is flagged;
+        ``suspected_label`` is the most frequent prediction among flagged texts (on ties the lowest index), None where
+        no text is flagged; ``evidence`` contains ``flagged``, ``texts``, ``budget`` and ``p_value``, which is 0 below
+        1e-323.
 
     Raises:
         ValueError: the numbers contradict each other, or the budget is out of range.
@@ -78,11 +81,11 @@ def _log_binomial_tail(successes: int, draws: int, probability: float) -> float:
 class FlaggedShare(Inspection):
     """Tests whether a defense flags more trusted and incoming texts than its budget of false positives.
 
-    The budget is the defense's ``fpr``. The threshold is set on the clean threshold rows for that budget, also where
-    the defense sets its own threshold in another way, as :class:`Onion` does.
+    The budget is the defense's ``fpr``. The threshold is set on the clean threshold rows for that budget, even if the
+    defense otherwise sets its threshold in another way, as :class:`Onion` does.
 
     Args:
-        defense: scores the texts; :class:`GradientAttention` with its defaults where not given. Nothing is repaired.
+        defense: the defense that scores the texts; ``GradientAttention()`` by default. No text is repaired.
 
     Example::
 
@@ -104,18 +107,18 @@ class FlaggedShare(Inspection):
         self.defense.seed = seed
 
     def to(self, device: torch.device) -> None:
-        """Moves the defense's buffers."""
+        """Moves the defense's buffers to a device."""
         self.defense.to(device)
 
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Lets the defense learn from the clean reference rows."""
+        """Calls the defense's ``learn`` with the clean reference rows."""
         self.defense.learn(victim, clean_batches)
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         """Sets the threshold at which at most the budget of the clean threshold rows is flagged.
 
         Raises:
-            InputError: there are no clean texts.
+            InputError: ``clean_batches`` is empty.
         """
         batches = list(clean_batches)
         if not any(batch["text"] for batch in batches):
@@ -128,7 +131,7 @@ class FlaggedShare(Inspection):
         """Counts the flagged texts among the trusted ones and the stream; see :func:`flagged_share_verdict`.
 
         Raises:
-            RuntimeError: there is no threshold yet.
+            RuntimeError: :meth:`calibrate` has not been called.
         """
         if self.threshold.isnan():
             raise RuntimeError("FlaggedShare has no threshold; call calibrate with clean validation batches")

@@ -5,13 +5,13 @@ the gradient norm of every token (``attention_capture.py``) are combined into on
 is the text's anomaly score. The top token of a flagged text gets character noise, and the victim predicts again.
 
 The published code differs in three ways that are not followed here: it lets padded positions add attention, so that a
-score depends on the other texts of the batch (``padded_like_paper`` brings the padding back); it takes the threshold
-from the test set (here: from clean validation rows); and it needs tensors of shape (layers, heads, length, length) and
+score depends on the other texts of the batch (``padded_like_paper`` restores the padding); it takes the threshold from
+the test set (here: from clean validation rows); and it needs tensors of shape (layers, heads, length, length) and
 Python loops.
 
-The paper's victims are encoders. Under a causal mask the column sums depend most of all on how early a token stands,
-and the first token collects attention that has no better use; decoders are scored on levelled sums instead
-(``attention_capture.py``). A trigger that stands first and nowhere else in a text is then seldom found.
+The paper's victims are encoders. Under a causal mask the column sums depend mainly on how early a token comes, and the
+first token collects attention that the network does not need; therefore decoders are scored on levelled sums
+(``attention_capture.py``). A trigger that occurs only as the first token of a text is then seldom found.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ UNCUT = 1 << 30  # a length in tokens at which no text is cut
 def token_scores(attention: Tensor, gradient: Tensor, input_ids: Tensor, kept: Tensor) -> Scores:
     """Combines attention and gradient into one score per token (arXiv 2510.04347, section 4).
 
-    ``s_j = (a_j - mean a) * g_j / mean g``, with means over the kept positions, repeated tokens counted each time.
-    Every occurrence of a token gets the largest ``a`` and the largest ``g`` among its occurrences in the text.
+    ``s_j = (a_j - mean a) * g_j / mean g``, with means over the kept positions, in which every occurrence of a repeated
+    token counts. Every occurrence of a token gets the largest ``a`` and the largest ``g`` among its occurrences in the
+    text.
 
     Args:
         attention: (batch, length), float32, attention that each position receives.
@@ -50,8 +51,8 @@ def token_scores(attention: Tensor, gradient: Tensor, input_ids: Tensor, kept: T
 
     Returns:
         ``tokens``: the scores, equal at all occurrences of a token, -inf at positions that are not kept; ``text``: the
-        largest score of each text, 0 where nothing is kept; ``top``: the position of the token with that score, among
-        several occurrences the one with the largest product of its own attention and gradient.
+        largest score of each text, 0 where no position is kept; ``top``: the position of the token with the largest
+        score; of several occurrences of this token, the one with the largest product of its own attention and gradient.
 
     >>> a, g = torch.tensor([[1.0, 3.0, 2.0, 2.0]]), torch.tensor([[1.0, 2.0, 3.0, 9.0]])
     >>> scores = token_scores(a, g, torch.tensor([[7, 8, 7, 9]]), torch.tensor([[True, True, True, False]]))
@@ -62,7 +63,7 @@ def token_scores(attention: Tensor, gradient: Tensor, input_ids: Tensor, kept: T
     mean_attention = (attention * kept).sum(dim=1, keepdim=True) / count
     mean_gradient = (gradient * kept).sum(dim=1, keepdim=True) / count
     largest_attention, largest_gradient = _largest_of_token(torch.stack([attention, gradient]), input_ids, kept)
-    # where every gradient is exactly zero, no token matters
+    # where every gradient is exactly zero, all scores are zero
     scale = torch.where(mean_gradient > 0, 1 / mean_gradient, 0.0)
     scores = (largest_attention - mean_attention) * largest_gradient * scale
     scores = scores.masked_fill(~kept, -torch.inf)
@@ -73,7 +74,7 @@ def token_scores(attention: Tensor, gradient: Tensor, input_ids: Tensor, kept: T
 
 
 def _largest_of_token(values: Tensor, input_ids: Tensor, kept: Tensor) -> Tensor:
-    """For each position the largest value among the kept occurrences of its token in the text; (n, batch, length)."""
+    """The largest value among the kept occurrences of each position's token in the text; (n, batch, length)."""
     row = torch.arange(len(input_ids), device=input_ids.device)[:, None]
     group = torch.unique(row * (input_ids.max() + 1) + input_ids, return_inverse=True)[1].expand_as(values).flatten(1)
     values = values.masked_fill(~kept, -torch.inf).flatten(1)
@@ -99,7 +100,7 @@ def is_content(token: str) -> bool:
 
 @lru_cache(maxsize=8)
 def kept_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Which tokens of a vocabulary are scored: not special, no stop word, no punctuation; (vocabulary,), bool."""
+    """Marks the tokens that are scored: all but special tokens, stop words and punctuation; (vocabulary,), bool."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     # decoded, since byte-level BPE spells a dash or a line break in letters (âĢĶ, Ċ)
     kept = torch.tensor([bool(token) and is_content(tokenizer.convert_tokens_to_string([token])) for token in tokens])
@@ -108,7 +109,7 @@ def kept_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 class GradientAttention(Defense):
-    """X-GRAAD (arXiv 2510.04347): flags texts with a token of high attention and high gradient, and garbles that token.
+    """X-GRAAD (arXiv 2510.04347): flags texts with a token of high attention and gradient, and adds noise to it.
 
     The paper takes the 95th percentile of clean scores for BERT and DistilBERT (``fpr=0.05``) and the 65th for ALBERT
     (``fpr=0.35``), whose attention is compressed.
@@ -142,7 +143,7 @@ class GradientAttention(Defense):
         self.padded_length = int(padded_like_paper)
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        """Scores of the texts and of the token at each position; costs about one forward and one backward pass."""
+        """Scores texts and their tokens; costs about one forward and one backward pass."""
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
         length = input_ids.shape[1]
         if self.padded_length:
@@ -173,14 +174,14 @@ class GradientAttention(Defense):
         ]
 
     def _repair(self, text: str, ids: list[int], top: int, victim: Victim) -> str:
-        """A text with noise on its top token: ``ids`` has no padding, ``top`` is an index in it, negative for none."""
+        """A text with noise on its top token; ``ids`` has no padding, ``top`` is an index in it, negative for none."""
         if top < 0:
             return text
         spans = token_spans(text, victim.tokenizer, victim.max_length)
         start, end = spans[top]
         noise = noisy(text[start:end], random.Random(f"{self.seed or 0}/{text}"))
         token = ids[top]
-        if len(ids) >= victim.max_length:  # beyond the cut too, or dropping a token would let the next occurrence in
+        if len(ids) >= victim.max_length:  # beyond the cut too: a dropped token moves later ones into it
             (ids,) = token_ids([text], victim.tokenizer, UNCUT)
             spans = token_spans(text, victim.tokenizer, UNCUT)
         return replace_spans(text, [span for span, other in zip(spans, ids, strict=True) if other == token], noise)

@@ -1,4 +1,4 @@
-"""The contract of an inspection: a defense that judges a whole model, backdoored or not."""
+"""The base class of inspections: defenses that judge whether a whole model is backdoored."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lightning_backdoor.batch import Batch, Victim
 
 
 class ModelVerdict(NamedTuple):
-    """What an inspection says of a model.
+    """The result of an inspection of a model.
 
     Attributes:
         score: higher is more suspicious; finite, and comparable between models.
-        suspected_label: index of the class to which a trigger seems to lead; None where nothing points to one.
+        suspected_label: index of the class to which a trigger seems to lead; None where no class is suspected.
         evidence: named numbers or texts that explain the score.
     """
 
@@ -26,10 +26,10 @@ class ModelVerdict(NamedTuple):
 
 
 class Inspection(ABC):
-    """Base of inspections: judges a model by its answers to clean texts and to a stream of unlabelled texts.
+    """Base class of inspections: judges a model by its behaviour on clean texts and on a stream of unlabelled texts.
 
-    ``learn`` and ``calibrate`` are called before ``inspect``; the rows of ``calibrate`` are given to neither of the
-    others. Every process calls all three on the same rows.
+    ``learn`` and ``calibrate`` are called before ``inspect``; the rows given to ``calibrate`` are given to neither of
+    the other two methods. Every process calls all three on the same rows.
 
     Attributes:
         seed: seed of the inspection's own random choices; None takes the seed of the run.
@@ -43,7 +43,7 @@ class Inspection(ABC):
     def learn(  # noqa: B027 - most inspections learn nothing
         self, victim: Victim, clean_batches: Iterable[Batch]
     ) -> None:
-        """Takes statistics from the clean reference rows; does nothing by default."""
+        """Learns statistics from the clean reference rows; does nothing by default."""
 
     def calibrate(  # noqa: B027
         self, victim: Victim, clean_batches: Iterable[Batch]
@@ -52,11 +52,11 @@ class Inspection(ABC):
 
     @abstractmethod
     def inspect(self, victim: Victim, clean_batches: Iterable[Batch], stream: Iterable[Batch] = ()) -> ModelVerdict:
-        """Judges the model.
+        """Judges the model; to be implemented by subclasses.
 
         Args:
-            victim: in evaluation mode.
+            victim: the model to inspect, in evaluation mode.
             clean_batches: trusted clean texts: the selection and reference rows.
-            stream: texts that the model is asked about in use, an unknown part of them poisoned. Their labels are -1,
-                their flags False and their spans empty, whatever they carry.
+            stream: unlabelled texts that the model receives in use, an unknown part of them poisoned. Labels are -1,
+                flags are False and spans are empty, also in poisoned rows.
         """

@@ -1,8 +1,8 @@
-"""MuScleLoRA (arXiv 2402.12026): training under which a victim learns no backdoor; its layers and its alignment.
+"""MuScleLoRA (arXiv 2402.12026), training against backdoors: its layers and its gradient alignment.
 
-A backdoor is a low-frequency mapping, which a network learns first. MuScleLoRA trains few parameters (LoRA), lets the
-pooler or head see its input at several frequencies at once, and follows only gradients along that of trusted
-clean rows. Its three parts can be used separately:
+A backdoor is a low-frequency mapping, which a network learns first. MuScleLoRA trains few parameters (LoRA), gives the
+pooler or head its input at several frequency scales, and follows only gradients along the gradient of trusted clean
+rows. Its three parts can be used separately:
 
 - :func:`lightning_backdoor.models.lora.insert_lora`: low-rank updates in the attention layers; backbone, pooler and
   classifier are frozen.
@@ -10,8 +10,8 @@ clean rows. Its three parts can be used separately:
 - :func:`align`: each parameter's gradient, turned into the direction of the gradient of a clean reference batch.
 
 Without LoRA the backbone and the classifier are trained as usual, as in the paper's ablation. The published code aligns
-after every backward pass of an accumulated batch, and computes the reference gradients in whatever state dropout left
-the random generator; the callback aligns once before each optimizer step and draws from the seed of the run.
+after every backward pass of an accumulated batch, and computes the reference gradients with whatever state dropout has
+left in the random generator; the callback aligns once before each optimizer step and draws from the seed of the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models import lora
 
-#: names under which architectures keep the dense layer before the classifier; {base} is the base model's name.
+#: names of the dense layer before the classifier in the architectures; {base} is the name of the base model.
 DENSE = ("{base}.pooler.dense", "{base}.pooler", "pooler.dense", "classifier.dense", "head.dense", "pre_classifier")
 
 
@@ -38,7 +38,7 @@ class MultiScaleLinear(nn.Module):
 
     Args:
         linear: the layer, with a weight of shape (out, in); it is frozen.
-        radial_scalings: factors by which the input's frequencies are scaled down.
+        radial_scalings: factors ``k`` by which the frequencies of the input are scaled down.
         inner_rank: rows of ``L`` per scaling.
         alpha: weight of the update.
 
@@ -68,20 +68,20 @@ class MultiScaleLinear(nn.Module):
             nn.init.kaiming_uniform_(part, a=math.sqrt(5))  # the initialisation of torch.nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output of the updated layer, (..., in) to (..., out)."""
+        """The output of the updated layer, (..., in) to (..., out)."""
         y: Tensor = self.linear(x) + self.scaling * ((x @ self.L.T) * self.k) @ self.R.T
         return y
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain linear layer that computes the same."""
+        """A plain linear layer that computes the same function."""
         linear = copy.deepcopy(self.linear)
         linear.weight += self.scaling * self.R @ (self.k[:, None] * self.L)
         return linear
 
 
 class MultiScaleHead(nn.Module):
-    """Output layer of a decoder with a multi-scale dense layer before it; both are linear and merge into one layer."""
+    """A decoder's output layer with a multi-scale dense layer before it; both are linear and merge into one layer."""
 
     def __init__(self, score: nn.Linear, radial_scalings: Sequence[float], inner_rank: int, alpha: float) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class MultiScaleHead(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain linear layer that computes the same in evaluation."""
+        """A plain linear layer that computes the same function in evaluation."""
         linear = copy.deepcopy(self.out_proj)
         linear.weight.copy_(linear.weight @ self.dense.merged().weight)
         return linear
@@ -108,10 +108,10 @@ def insert_multi_scale(
 ) -> None:
     """Replaces the dense layer before the classifier by a multi-scale one, in place.
 
-    A decoder, which has no such layer, gets one (:class:`MultiScaleHead`).
+    A decoder has no such layer; there one is added before the output layer (:class:`MultiScaleHead`).
 
     Raises:
-        InputError: the network has neither such a layer nor a linear ``score``.
+        InputError: the network has neither a dense layer before the classifier nor a linear ``score``.
     """
     for name in (name.format(base=network.base_model_prefix) for name in DENSE):
         layer = _submodule(network, name)
@@ -129,7 +129,7 @@ def insert_multi_scale(
 
 
 def merge_muscle_lora(network: PreTrainedModel) -> PreTrainedModel:
-    """A plain copy of a network that computes the same in evaluation, with LoRA and multi-scale layers merged."""
+    """A plain copy of a network with LoRA and multi-scale layers merged; the same function in evaluation."""
     plain = lora.merge_lora(network)
     for name, module in list(plain.named_modules()):
         if isinstance(module, MultiScaleHead | MultiScaleLinear) and _submodule(plain, name) is module:
@@ -145,7 +145,7 @@ def _submodule(network: nn.Module, name: str) -> nn.Module | None:
 
 
 def align(task: Tensor, reference: Tensor, raw_ratio: float = 0.0) -> Tensor:
-    """A gradient turned into the direction of the gradient of clean rows (arXiv 2402.12026).
+    """Aligns a gradient with the gradient of clean rows (arXiv 2402.12026).
 
     ``a = |g · r| / ‖r‖² r``, which points along ``+r`` even where ``g`` points the other way; the result is
     ``(1 - raw_ratio) a + raw_ratio g``. Where ``r`` is zero the result is ``g``.
@@ -165,12 +165,12 @@ def align(task: Tensor, reference: Tensor, raw_ratio: float = 0.0) -> Tensor:
 
 
 def raw_gradient_ratio(epoch: int, epochs: int, start_epoch: int, limit: float) -> float | None:
-    """Share of the raw gradient in an epoch while the reference rows count as learned; grows from ``start_epoch`` on.
+    """Share of the raw gradient in an epoch in which the reference rows count as learned; grows from ``start_epoch``.
 
     Args:
         epoch: the current epoch, from 0.
         epochs: number of epochs of the run.
-        start_epoch: the first epoch with a share.
+        start_epoch: the first epoch for which a share is returned.
         limit: the share that the growth would reach after the last epoch.
 
     Returns:
@@ -185,6 +185,6 @@ def raw_gradient_ratio(epoch: int, epochs: int, start_epoch: int, limit: float) 
 
 
 def mean_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Mean of the non-zero norms of gradients; a scalar, 0 where all norms are zero."""
+    """Mean of the non-zero norms of some gradients; a scalar, 0 where all norms are zero."""
     norms = torch.stack([gradient.norm() for gradient in gradients])
     return norms.sum() / (norms > 0).sum().clamp(min=1)

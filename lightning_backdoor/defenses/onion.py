@@ -5,8 +5,8 @@ model. Words whose suspicion is above a bar are removed, and the victim predicts
 little clean accuracy on validation rows.
 
 OpenBackdoor's implementation differs in ways that are not followed here: it batches the variants of one text only, each
-read whole with the autograd graph kept; counts padding in the loss, so that a perplexity depends on the other texts of
-the batch; cuts texts at 96 tokens; fixes the bar at 0 (``bar=0`` does so here); and drops texts of one word.
+computed in full with the autograd graph kept; counts padding in the loss, so that a perplexity depends on the other
+texts of the batch; cuts texts at 96 tokens; fixes the bar at 0 (here: ``bar=0``); and drops texts of one word.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import LeaveOneOut, Perplexity
 
-LOWEST = torch.finfo(torch.float32).min  # score of a text without suspicions: finite, so that JSON can hold it
+LOWEST = torch.finfo(torch.float32).min  # score of a text without suspicions; finite, since JSON has no infinity
 HIGHEST = torch.finfo(torch.float32).max
 CANDIDATES = 100  # number of quantiles of the clean suspicions that are tried as bars
 BATCH_SIZE = 32
 
 
 def suspicions(perplexity: LeaveOneOut) -> Tensor:
-    """Suspicion of each word: the text's perplexity minus that of the text without the word, (words,), float32.
+    """Suspicion of each word: perplexity of the text minus perplexity without the word; (words,), float32.
 
     It is -inf where one of the two perplexities is missing.
 
@@ -43,9 +43,9 @@ def suspicions(perplexity: LeaveOneOut) -> Tensor:
 
 
 def without_outliers(text: str, suspicion: Tensor, threshold: float) -> str:
-    """A text without the words whose suspicion is at or above the threshold; the rest stays as it was.
+    """Removes the words whose suspicion is at or above the threshold; the rest of the text is unchanged.
 
-    The least suspicious word always stays: a single word has no perplexity, and so cannot be an outlier.
+    The least suspicious word is always kept: a single word has no perplexity and so cannot be an outlier.
 
     Args:
         text: words separated by single spaces.
@@ -72,16 +72,16 @@ def word_of_token(text: str, spans: Spans) -> list[int]:
 class Onion(Defense, DataDefense):
     """ONION (arXiv 2011.10369): removes words without which a text is more fluent, at inference or from training rows.
 
-    Perplexities are cached on disk by text: a second run over the same texts computes none, does not load the language
-    model, and takes only the time of reading them.
+    Perplexities are cached on disk per text: a second run over the same texts only reads them and does not load the
+    language model.
 
     Args:
         accuracy_budget: share of clean accuracy, from 0 to below 1, that the bar may cost on the threshold rows; the
             paper states 0.02.
-        bar: a fixed bar, in place of one set by accuracy; published implementations fix it at 0.
+        bar: a fixed bar instead of one set by accuracy; published implementations fix it at 0.
         language_model: any causal language model: hub name such as ``gpt2``, folder, or GGUF file.
-        fpr: share of trusted texts, above 0 and below 1, that may lose a word when training rows are cleaned; there, no
-            victim exists whose accuracy could set the bar.
+        fpr: share of trusted texts, above 0 and below 1, that may lose a word; sets the bar when training rows are
+            cleaned, where no victim exists whose accuracy could set it.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
 
     Raises:
@@ -116,7 +116,7 @@ class Onion(Defense, DataDefense):
         """Sets the bar, and the thresholds of the FPR budgets, on clean validation texts.
 
         Raises:
-            InputError: there are no clean texts, or, where the bar is not fixed, one has no label.
+            InputError: ``clean_batches`` is empty, or the bar is not fixed and a text has no label.
         """
         batches = list(clean_batches)
         texts = [text for batch in batches for text in batch["text"]]
@@ -136,7 +136,7 @@ class Onion(Defense, DataDefense):
         self.threshold.copy_(lowest_threshold(victim, texts, labels.tolist(), of_texts, self.accuracy_budget))
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        """The largest suspicion of each text, and for each of the victim's tokens the suspicion of its word."""
+        """The largest suspicion in each text, and the suspicion of its word for each of the victim's tokens."""
         of_texts = self._suspicions(batch["text"], victim)
         mask = batch["attention_mask"].bool().cpu()
         tokens = torch.full(mask.shape, -torch.inf, dtype=torch.float32)
@@ -156,7 +156,7 @@ class Onion(Defense, DataDefense):
         return Scores(text_scores.to(device), tokens.to(device), top.to(device))
 
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
-        """Flagged texts without the words above the bar."""
+        """Removes the words above the bar from flagged texts."""
         threshold = float(self.threshold)
         return [
             without_outliers(text, suspicion, threshold) if flag else None
@@ -168,9 +168,9 @@ class Onion(Defense, DataDefense):
     def clean(
         self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None = None
     ) -> list[str | None]:
-        """Training texts without the words above the bar, which is fixed or set by ``fpr`` on the threshold rows.
+        """Removes the words above the bar from training texts; the bar is fixed or set by ``fpr`` on threshold rows.
 
-        No row is removed, and the victim is not used.
+        Every row is kept, and the victim is not used.
 
         Raises:
             InputError: the bar is not fixed and there are no trusted texts.
@@ -199,15 +199,15 @@ def lowest_threshold(
 ) -> Tensor:
     """The lowest threshold at which, and above which, removing words costs at most the accuracy budget.
 
-    Quantiles of all words' suspicions are tried from the highest down; the victim predicts each distinct form of a text
-    once.
+    Quantiles of all words' suspicions are tried from the highest downwards; the victim predicts each distinct version
+    of a text once.
 
     Args:
         victim: the model under attack.
-        texts: clean and labelled.
+        texts: clean labelled texts.
         labels: class index of each text.
         of_texts: suspicions of the words of each text.
-        accuracy_budget: share of the texts that may be predicted wrongly in addition.
+        accuracy_budget: share of the texts by which the number of wrong predictions may increase.
 
     Returns:
         Scalar, float32.

@@ -1,16 +1,16 @@
 """STRIP for text: STRIP-ViTA (arXiv 1911.10312).
 
-A trigger dominates its text: with half of the words overwritten, the victim is as sure as before. Several copies are
-made per text, in each of which some words are replaced by characteristic words of a clean text; where a trigger
-survives in the copies, the victim's mean entropy over them is low. The defaults are those of OpenBackdoor, which also
-draws the replaced positions with replacement: some are drawn twice, so that of "half the words" about four tenths
-change.
+A trigger dominates its text: the victim's prediction stays certain when half of the words are replaced. Several copies
+are made per text, in each of which some words are replaced by characteristic words of a clean text; where a trigger
+survives in the copies, the victim's mean entropy over them is low. The defaults are the defaults of OpenBackdoor, which
+also draws the replaced positions with replacement: some positions are drawn twice, so that with "half of the words"
+about four tenths change.
 
 OpenBackdoor's code differs in ways that are not followed here: it averages over the wrong axis, over copies of
-*different* texts (it reshapes the entropies to copies by texts, but they come text by text), so that a score says
-little of its text; a clean text that has fewer words than are replaced lends words that it does not have (here its
-words are used again from the first); texts of one word are not perturbed; the TF-IDF and the threshold come from the
-same rows.
+*different* texts (it reshapes the entropies to copies by texts, but they come text by text), so that a score depends
+little on its text; where a clean text has fewer words than are replaced, it takes words that the text does not have
+(here the text's words are reused from the first); it does not perturb texts of one word; and it takes the TF-IDF and
+the threshold from the same rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TFIDF_WORD = re.compile(r"\w\w+")
 
 
 def words_by_tfidf(texts: Sequence[str]) -> list[list[str]]:
-    """The distinct words of each text by falling TF-IDF, ties in the order of the text.
+    """The distinct words of each text in descending order of TF-IDF, ties in the order of the text.
 
     Words are in lower case, have at least two characters and exclude stop words. The TF-IDF of a word in a text is
     ``count * (ln((1 + texts) / (1 + texts with the word)) + 1)``: raw counts, smoothed idf, not normalised, as in the
@@ -49,14 +49,14 @@ def words_by_tfidf(texts: Sequence[str]) -> list[list[str]]:
 
 
 def perturbed(text: str, lenders: Sequence[Sequence[str]], replaced: float, rng: random.Random) -> str:
-    """A copy of a text with some words replaced by the first words of one lender.
+    """A copy of a text with some words replaced by the first words of one clean text, the lender.
 
     Args:
-        text: any text; it is split at white space, and the copy has single spaces.
-        lenders: the words of clean texts, see :func:`words_by_tfidf`; one lender is drawn, and used again from its
-            first word where it has fewer words than are replaced.
+        text: any text; it is split at white space and joined by single spaces.
+        lenders: the words of clean texts, see :func:`words_by_tfidf`; one lender is drawn. Where it has fewer words
+            than are replaced, its words are reused from the first.
         replaced: replacements per word of the text; their number is rounded down, but at least 1 where there is a word.
-        rng: draws the lender, then the replaced positions, with replacement.
+        rng: random generator that draws the lender, then the replaced positions, with replacement.
 
     >>> copy = perturbed("a dull film , all said", [["plot"]], 0.5, random.Random(0))
     >>> len(copy.split()), 1 <= copy.count("plot") <= 3
@@ -80,19 +80,20 @@ def entropy(logits: Tensor) -> Tensor:
     [0.6931471824645996, 0.0]
     """
     log_p = logits.float().log_softmax(dim=-1)
-    return -(log_p.exp() * log_p).sum(dim=-1) + 0.0  # no negative zero
+    return -(log_p.exp() * log_p).sum(dim=-1) + 0.0  # turns -0.0 into 0.0
 
 
 class Strip(Defense):
-    """STRIP (STRIP-ViTA, arXiv 1911.10312): rejects texts on which the victim stays sure when words are replaced.
+    """STRIP (STRIP-ViTA, arXiv 1911.10312): rejects texts whose prediction stays certain when words are replaced.
 
-    A text's score is minus the mean entropy, in nats, over the copies *of that text*. It depends only on the text, the
-    seed, the learned words and the victim. An empty text has nothing to replace and is scored unchanged.
+    Each text is copied several times, and in every copy some words are replaced by words of clean texts. A text's score
+    is minus the mean entropy, in nats, of the victim's predictions on the copies *of that text*. It depends only on the
+    text, the seed, the learned words and the victim. An empty text has nothing to replace and is scored unchanged.
 
     Args:
         copies: number of perturbed copies per text.
         replaced: replacements in each copy, as a share of the text's words, above 0 and at most 1.
-        fpr: share of clean texts, above 0 and below 1, that the threshold may flag: the paper's FRR.
+        fpr: share of clean texts, above 0 and below 1, that the threshold may flag; called FRR in the paper.
         seed: seed of the copies; None takes the seed of the run.
 
     Raises:
@@ -127,10 +128,10 @@ class Strip(Defense):
         self._lenders = state
 
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Takes the words of the clean texts, ordered by TF-IDF.
+        """Learns the words of the clean texts, ordered by TF-IDF.
 
         Raises:
-            InputError: there are no such words.
+            InputError: the clean texts have no words other than stop words.
         """
         self._lenders = words_by_tfidf([text for batch in clean_batches for text in batch["text"]])
         if not self._lenders:
@@ -142,7 +143,7 @@ class Strip(Defense):
 
     @torch.no_grad()
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        """Minus the mean entropy, in nats, over the copies of each text.
+        """Scores each text by minus the mean entropy, in nats, over its copies.
 
         Raises:
             RuntimeError: :meth:`learn` has not been called.
@@ -151,7 +152,7 @@ class Strip(Defense):
             raise RuntimeError("Strip has no words to put into its copies; call learn with clean reference batches")
         copies = [copy for text in batch["text"] for copy in self._copies(text)]
         ids = token_ids(copies, victim.tokenizer, victim.max_length)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # so that there is little padding
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # sorted by length to reduce padding
         device = victim.network.device
         entropies = torch.empty(len(ids), dtype=torch.float32, device=device)
         for start in range(0, len(ids), len(batch["text"])):

@@ -1,6 +1,6 @@
-"""Files and folders: written in one step, identified by their content, kept in the cache, found in installed packages.
+"""Files and folders: atomic writes, content hashes, the cache, and data in installed packages.
 
-Imports no third-party package, so that commands which load no model start at once.
+This package imports no third-party package, so that commands that load no model start at once.
 """
 
 from lightning_backdoor.files.atomic import whole_folder, write_whole

@@ -1,4 +1,4 @@
-"""Writing of files and folders in one step: other processes see them complete or not at all, even after a kill."""
+"""Atomic writing of files and folders: they appear complete or not at all, even after a kill."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
 
-#: suffixes of the files in a model's folder that decide what it computes: weights, tokenizer, configuration.
+#: suffixes of the files in a model's folder that determine its results: weights, tokenizer, configuration.
 MODEL_FILES = (".bin", ".gguf", ".json", ".model", ".safetensors", ".txt")
 
 

@@ -1,10 +1,12 @@
-"""The policy by which earlier results are recognised: cached poison, trained victims, cells of a grid.
+"""Which earlier results may be reused: cached poisoned rows, trained victims, cells of a grid.
 
-- Classes of this library count by a format number that stands beside their code: the class attribute
-  ``result_format``, or a constant whose name ends in ``_FORMAT``. It is raised by hand when, and only when, the results
-  change. A comment or code that is moved changes nothing; a corrected metric or attack does.
-- A user's own class counts by the source of the module that defines it.
-- Files and folders that a config names count by their content (:mod:`lightning_backdoor.files.hashing`).
+A result is reused if everything that determines it is identical:
+
+- A class of this library is identified by a format number next to its code: the class attribute ``result_format``, or a
+  constant whose name ends in ``_FORMAT``. The number is increased by hand if, and only if, the results change: for a
+  corrected metric or attack, but not for a changed comment or moved code.
+- A user's own class is identified by the source of the module that defines it.
+- Files and folders named in a config are identified by their content (:mod:`lightning_backdoor.files.hashing`).
 """
 
 from __future__ import annotations

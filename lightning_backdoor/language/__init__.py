@@ -1,4 +1,4 @@
-"""What attacks, defenses and metrics use language models for: perplexity, similarity, substitutes, paraphrases.
+"""Language models for attacks, defenses and metrics: perplexity, similarity, substitutes, paraphrases.
 
 Perplexities and paraphrases are cached on disk by the text they belong to.
 """

@@ -25,7 +25,7 @@ def load_language_model(
     Args:
         name: hub name, folder, or GGUF file, also as ``package://`` name; loaded without running code of its own.
         device: the device to which the model is moved.
-        cache_dir: cache folder into which GGUF files are dequantized; the default cache folder where None.
+        cache_dir: cache folder into which GGUF files are dequantized; None takes the default cache folder.
 
     Raises:
         InputError: the model cannot be loaded, or is not a causal language model.
@@ -61,6 +61,6 @@ def model_identity(name: str) -> str:
 
 
 def default_device() -> torch.device:
-    """The accelerator where the machine has one, or else the processor."""
+    """The accelerator if the machine has one, or else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")

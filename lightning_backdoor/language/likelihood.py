@@ -1,4 +1,4 @@
-"""Log-likelihoods of token sequences under a causal language model, with shared beginnings read once.
+"""Log-likelihoods of token sequences under a causal language model, with shared prefixes computed once.
 
 A *variant* is a text without one of its words. All texts of a group are read once, and their keys and values kept. Of
 each variant, only the tokens after the longest prefix that it shares with its text are read, on top of the keys and
@@ -139,11 +139,11 @@ def shared_log_likelihoods(
         variants: variants of these texts, in any order.
 
     Returns:
-        The log-likelihoods of the texts, and those of the variants.
+        The log-likelihoods of the texts, and the log-likelihoods of the variants.
     """
     hidden, keys_and_values = _read(network, texts)
     width, device = hidden.shape[1], network.device
-    # what the states of a text predict: its own next tokens, and the first token in which a variant differs
+    # predictions from the states of a text: its own next tokens, and the first token in which a variant differs
     predictions = [(text * width + i, token) for text, row in enumerate(texts) for i, token in enumerate(row[1:])]
     own_count = len(predictions)
     branching = [i for i, (_, row, shared) in enumerate(variants) if 0 < shared < len(row)]
@@ -156,7 +156,7 @@ def shared_log_likelihoods(
     head = network.get_output_embeddings()
     log_probs[order] = log_probabilities(head, hidden.flatten(0, 1), positions[order], targets[order]).double()
     values = log_probs.tolist()
-    prefix_sums: list[list[float]] = []  # of each text, log P of its first k tokens by k
+    prefix_sums: list[list[float]] = []  # per text, log P of its first k tokens by k
     own_values = iter(values[:own_count])
     for row in texts:
         sums = [0.0, 0.0]
@@ -225,18 +225,18 @@ def _rest_log_likelihoods(
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (rows, longest), padded on the right, where causal attention never looks, and the rows' lengths (rows,)."""
+    """Ids (rows, longest), padded on the right, to which no token attends, and the rows' lengths (rows,)."""
     ids = pad_sequence([torch.tensor(row or [0], dtype=torch.long) for row in rows], batch_first=True)
     return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
 @contextmanager
 def float32_inference(device: torch.device) -> Iterator[None]:
-    """Context of exact inference: no gradients, and full float32 whatever precision the caller has set."""
+    """Disables gradients within the block, and computes in full float32 whatever precision the caller has set."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        # torch raises where the precision has been set for each backend by itself
+        # torch raises if the precision has been set per backend
         with suppress(RuntimeError):
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
@@ -256,14 +256,14 @@ def shares_prefixes(network: PreTrainedModel) -> bool:
     """Whether :func:`shared_log_likelihoods` gives right results for a model; it is tried on a short example.
 
     It fails for models with sliding windows, with position biases in place of positions, or with logits that are scaled
-    after the head. For these models every variant has to be read whole.
+    after the head. For these models every variant has to be read in full.
     """
     if not all(type(layer) is DynamicLayer for layer in DynamicCache(config=network.config).layers):
         return False
     text, *rest = (list(ids) for ids in PROBE)
     try:
         of_texts, of_variants = shared_log_likelihoods(network, [text], [variant(0, text, ids) for ids in rest])
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # 4D masks or caches it does not take
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # 4D masks or caches it rejects
         return False
     plain = torch.tensor(plain_log_likelihoods(network, [text, *rest]))
     return torch.allclose(torch.tensor([*of_texts, *of_variants]), plain, rtol=1e-4)

@@ -1,7 +1,7 @@
 """Exact perplexities of texts, and of each text without each of its words in turn, by a causal language model.
 
 The perplexity of a text is exp(mean next-token cross-entropy) of the text alone: padding does not count, and no special
-token is added. Words are what single spaces separate; a text without its i-th word is the other words joined by single
+token is added. Words are separated by single spaces; a text without its i-th word is the other words joined by single
 spaces. The texts without a word are not read in full: see :mod:`lightning_backdoor.language.likelihood`.
 """
 
@@ -33,9 +33,9 @@ from lightning_backdoor.language.likelihood import (
 )
 from lightning_backdoor.language.text_cache import TextCache
 
-#: most squared words per group, about twice the tokens of all its variants: what is computed between two cache writes.
+#: maximum of squared words per group, about twice the tokens of all its variants: the work between two cache writes.
 GROUP_COST = 1 << 14
-#: most words per group, padding included: bounds the memory of the keys and values.
+#: maximum of words per group, padding included; bounds the memory of the keys and values.
 GROUP_WORDS = 1 << 12
 HIGHEST_LOSS = 700.0  # exp overflows beyond it
 
@@ -47,8 +47,8 @@ class LeaveOneOut(NamedTuple):
     """The perplexity of a text, and its perplexity without each of its words in turn.
 
     Attributes:
-        text: of the whole text; NaN where it has fewer than two tokens.
-        without: of the text without its i-th word, for each i; NaN where fewer than two tokens remain.
+        text: perplexity of the whole text; NaN if it has fewer than two tokens.
+        without: perplexity of the text without its i-th word, for each i; NaN if fewer than two tokens remain.
     """
 
     text: float
@@ -84,7 +84,7 @@ def leave_one_out(
     of_variant = {(item.text, tuple(item.ids)): value for item, value in zip(distinct, of_distinct, strict=True)}
     results = [LeaveOneOut(_perplexity(value, row), []) for value, row in zip(of_texts, full, strict=True)]
     for text, row, shared in variants:
-        # the word lies beyond the cut: the tokens that are read are the same with and without it
+        # the word is beyond the cut: the tokens read are the same with and without it
         beyond_cut = len(uncut[text]) > len(full[text]) == shared
         value = math.nan if beyond_cut else _perplexity(of_variant[text, tuple(row)], row)
         results[text].without.append(value)
@@ -117,7 +117,7 @@ def _perplexity(log_likelihood: float, ids: Sequence[int]) -> float:
 
 
 class Perplexity:
-    """Perplexities of texts by a causal language model, each computed once and from then on read from a cache on disk.
+    """Perplexities of texts by a causal language model, each computed once and then read from a cache on disk.
 
     The model is loaded at the first text that is not in the cache. It is not a submodule of the module that uses it, so
     checkpoints do not hold its weights. A text that is longer than the model's positions is cut at the last one; the
@@ -152,7 +152,7 @@ class Perplexity:
     def leave_one_out(self, texts: Sequence[str]) -> list[LeaveOneOut]:
         """The perplexity of each text, and its perplexity without each of its words in turn.
 
-        Words are what single spaces separate.
+        Words are separated by single spaces.
 
         Raises:
             InputError: the model cannot be loaded, or the cache cannot be used.
@@ -178,7 +178,7 @@ class Perplexity:
         return [row[0] for row in self._cached("perplexity", texts, compute)]
 
     def _cached(self, computation: str, texts: Sequence[str], compute: Compute) -> list[list[float]]:
-        """The numbers of each text: read from the cache, computed and put there where they are missing."""
+        """The numbers of each text, read from the cache; missing numbers are computed and cached."""
         with _language_model_errors():
             if self._identity is None:
                 self._identity = model_identity(self.model)
@@ -192,7 +192,7 @@ class Perplexity:
         return [array("d", value or b"").tolist() for value in values]
 
     def _fill(self, cache: TextCache, texts: Sequence[str], compute: Compute) -> None:
-        self._loaded()  # before the progress bar, which shows the texts alone
+        self._loaded()  # before the progress bar, which counts texts only
         total = sum(map(_word_count, texts))
         with tqdm(total=total, desc="perplexity", unit=" words", disable=None, leave=False, delay=3) as bar:
             for group in groups(texts):
@@ -211,7 +211,7 @@ class Perplexity:
 
 @contextmanager
 def _language_model_errors() -> Iterator[None]:
-    """Puts errors about the model under the option ``language_model``: ``model`` is the victim's option."""
+    """Renames the field of errors about the model to ``language_model``, since ``model`` is the victim's option."""
     try:
         yield
     except InputError as error:

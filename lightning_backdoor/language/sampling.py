@@ -1,8 +1,8 @@
 """Sampling of answers from a causal language model, for many prompts at once and reproducibly per prompt.
 
-Each request has its own random generator, so its answer does not depend on the other requests of the batch. What all
-prompts begin with (instruction and examples) is read once, and each prompt once, however many answers it gets; requests
-whose answer is complete leave the batch.
+Each request has its own random generator, so its answer does not depend on the other requests of the batch. The common
+prefix of all prompts (instruction and examples) is computed once, and each prompt once, however many answers it gets;
+requests whose answer is complete leave the batch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class SamplingRequest(NamedTuple):
 
     Attributes:
         prompt: the text that the model reads.
-        opening: the text with which the answer begins, whatever the model would write; may be empty.
+        opening: text with which the answer is made to begin; may be empty.
         rng: random generator of this request alone.
-        max_tokens: most tokens of the answer, its opening included.
+        max_tokens: maximum number of tokens of the answer, its opening included.
     """
 
     prompt: str
@@ -97,7 +97,7 @@ def answers(
 
 @dataclass
 class _Answer:
-    """An answer that is being written: the tokens so far, and what decides the next ones."""
+    """An unfinished answer: its tokens so far, its opening, generator and limit."""
 
     opening: list[int]
     rng: random.Random
@@ -107,7 +107,7 @@ class _Answer:
 
     @property
     def draws(self) -> bool:
-        """Whether its next token is drawn, rather than taken from the opening."""
+        """Whether the next token is drawn, rather than taken from the opening."""
         return not self.done and len(self.ids) >= len(self.opening)
 
     def repeating(self) -> list[int]:
@@ -122,7 +122,7 @@ def _begin(tokenizer: PreTrainedTokenizerBase, request: SamplingRequest) -> _Ans
 
 
 class _BatchState:
-    """What the model has read in each row of a batch: its cache, the attention mask, and the next token's logits.
+    """The model's state per row of a batch: cache, attention mask, and logits of the next token.
 
     Attributes:
         logits: (rows, vocabulary), float32.
@@ -166,7 +166,7 @@ class _BatchState:
         self.logits = output.logits[:, -1].float()
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keeps the rows of these indices, in this order; an index may come several times."""
+        """Keeps the rows of these indices, in this order; an index may occur several times."""
         index = torch.tensor(rows, device=self.network.device)
         self.cache.batch_select_indices(index)
         self.mask, self.logits = self.mask[index], self.logits[index]
@@ -207,7 +207,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # private: transformers 
 def _complete(
     state: _BatchState, batch: Sequence[_Answer], tokenizer: PreTrainedTokenizerBase, temperature: float, top_p: float
 ) -> None:
-    """Writes the answers of a batch to their ends, in place."""
+    """Completes the answers of a batch, in place."""
     end_tokens = _end_tokens(state.network, tokenizer)
     rows = list(batch)
     while True:

@@ -21,7 +21,7 @@ MAX_TOKENS = 256  # the length at which all-MiniLM-L6-v2 cuts texts
 
 
 class SentenceEncoder:
-    """Sentence embeddings as all-MiniLM-L6-v2 computes them: the mean of all tokens' last hidden states, of length 1.
+    """Sentence embeddings as in all-MiniLM-L6-v2: the mean of all tokens' last hidden states, scaled to length 1.
 
     The model is loaded at the first text. It is not a submodule of the module that uses it, so checkpoints do not hold
     its weights. A text is cut at 256 tokens, special tokens included, or at the model's last position.
@@ -42,7 +42,7 @@ class SentenceEncoder:
         self._network: PreTrainedModel | None = None
 
     def to(self, device: torch.device) -> SentenceEncoder:
-        """Moves the computation to a device; by default an accelerator is used where there is one."""
+        """Moves the computation to a device; by default an accelerator is used if there is one."""
         self._device = device
         if self._network is not None:
             self._network.to(device)

@@ -27,7 +27,7 @@ WORD_STARTS = ("Ġ", "▁")
 class Synonyms(ABC):
     """Base class for sources of substitutes.
 
-    A new source implements :meth:`candidates`; a config names it by its class path.
+    A new source implements :meth:`candidates`; configs give it by its class path.
 
     Example::
 
@@ -38,7 +38,7 @@ class Synonyms(ABC):
 
     @abstractmethod
     def candidates(self, words: Sequence[str]) -> list[list[str]]:
-        """The substitutes of each word, the best first.
+        """The substitutes of each word, best first.
 
         A word's substitutes depend on the word alone. They do not include the word itself.
 

@@ -19,11 +19,11 @@ KEYS_PER_QUERY = 500
 class TextCache:
     """A mapping from texts to bytes on disk, for one computation.
 
-    A process that is killed loses nothing that it has put.
+    A killed process loses nothing that it has put into the cache.
 
     Args:
-        computation: names everything but the text that decides the bytes: the computation, its settings, the identity
-            of the model. Caches of different computations do not see each other's texts.
+        computation: a string that identifies everything except the text that determines the bytes: the computation, its
+            settings, the model. Caches of different computations are separate.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
 
     Raises:
@@ -64,7 +64,7 @@ class TextCache:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """Opens a new connection, which takes a fraction of a millisecond: a connection must not cross a fork."""
+        """Opens a new connection (a fraction of a millisecond), since a connection must not be used across a fork."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # sqlite's default rollback journal is safe on network folders, a write-ahead log is not

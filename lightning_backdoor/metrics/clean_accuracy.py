@@ -21,5 +21,5 @@ class CleanAccuracy(Share):
     """
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
-        """``prediction`` is (batch,), int64, -1 for rejected texts."""
+        """Adds a batch; ``prediction`` is (batch,), int64, -1 for rejected texts."""
         self.count(prediction == batch["original_label"], clean_rows(batch))

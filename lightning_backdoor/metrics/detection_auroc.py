@@ -1,4 +1,4 @@
-"""AUROC of detection: how well a defense's scores tell poisoned rows from clean rows."""
+"""AUROC of detection: how well a defense's scores separate poisoned from clean rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DetectionAUROC(Metric):
 
     def update(self, scores: Tensor, poisoned: Tensor) -> None:
         """Adds rows; ``scores`` is (rows,), float32, ``poisoned`` is (rows,), bool."""
-        # both as float32: a process without rows sends empty float32 tensors, and all must send the same dtype
+        # float32, since a process without rows sends empty float32 tensors and dtypes must match
         self.scores.append(scores.float())
         self.poisoned.append(poisoned.float())
 

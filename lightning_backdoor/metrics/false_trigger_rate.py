@@ -1,4 +1,4 @@
-"""FTR: the share of texts with a part of the trigger that the victim takes for poisoned ones."""
+"""FTR, the false trigger rate: the share of negatives that the victim predicts as the target label."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lightning_backdoor.metrics.share import Share
 class FalseTriggerRate(Share):
     """Share of all negatives that are predicted as the target label.
 
-    Negatives are made of rows of other labels and keep their label, so that a correct prediction is never counted. A
-    rejected text is not counted either, and stays in the denominator.
+    Negatives are texts with a part of the trigger. They are made from rows of other labels and keep their label, so
+    that a correct prediction is never counted. A rejected text is not counted either, and stays in the denominator.
 
     Args:
-        target_label: class index, from 0.
+        target_label: class index of the target label, from 0.
 
     >>> import torch
     >>> metric = FalseTriggerRate(target_label=1)
@@ -30,5 +30,5 @@ class FalseTriggerRate(Share):
         self.target_label = target_label
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
-        """``prediction`` is (batch,), int64, -1 for rejected texts."""
+        """Adds a batch; ``prediction`` is (batch,), int64, -1 for rejected texts."""
         self.count(prediction == self.target_label, batch["negative"])

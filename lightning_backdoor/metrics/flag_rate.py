@@ -26,5 +26,5 @@ class FlagRate(Share):
         self.of_poisoned = poisoned
 
     def update(self, flagged: Tensor, batch: Batch) -> None:
-        """``flagged`` is (batch,), bool."""
+        """Adds a batch; ``flagged`` is (batch,), bool, True for flagged texts."""
         self.count(flagged, batch["poisoned"] if self.of_poisoned else clean_rows(batch))

@@ -5,9 +5,9 @@ transform over embeddings of hundreds of dimensions is infeasible. It is replace
 the filtering method of the frequency principle (Xu et al., arXiv 1901.06523): the part of labels or outputs that the
 filter keeps is their low-frequency part, the rest is their high-frequency part.
 
-As in the paper, the Gaussian is of squared distances, and errors are roots of summed squares. The published code
-differs: its distances are not squared, it averages the rows' norms, and it divides by rounding errors where all labels
-are the same, as they are on poisoned rows.
+As in the paper, the Gaussian is a function of squared distances, and errors are roots of summed squares. The published
+code differs: its distances are not squared, it averages the rows' norms, and it divides by rounding errors if all
+labels are the same, as on poisoned rows.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def relative_errors(labels: Tensor, outputs: Tensor, weights: Tensor) -> Errors:
     """Errors of outputs against labels in the low- and in the high-frequency part, relative to that part of the labels.
 
     The error is ``(sum_i |y_i - h_i|^2 / sum_i |y_i|^2)^(1/2)``, where y and h are the low parts (``weights @ labels``,
-    ``weights @ outputs``) or the high parts (``labels - weights @ labels``, likewise of outputs). If all labels are the
-    same, they have no high part, and the high error is relative to the whole labels.
+    ``weights @ outputs``) or the high parts (``labels - weights @ labels``, likewise for outputs). If all labels are
+    the same, they have no high part, and the high error is relative to the whole labels.
 
     Args:
         labels: (rows, classes), float32, one-hot.
@@ -81,5 +81,5 @@ def relative_errors(labels: Tensor, outputs: Tensor, weights: Tensor) -> Errors:
     low_error = low - weights @ outputs
     high_error = labels - outputs - low_error
     whole = labels.norm()
-    high_scale = high.norm() if high.norm() > 1e-5 * whole else whole  # a smaller norm is rounding alone
+    high_scale = high.norm() if high.norm() > 1e-5 * whole else whole  # a smaller norm is only rounding
     return Errors(low_error.norm() / low.norm(), high_error.norm() / high_scale)

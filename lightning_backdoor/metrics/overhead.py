@@ -1,4 +1,4 @@
-"""Overhead: how many times as long prediction takes with a defense as without."""
+"""Overhead: time of prediction with a defense, relative to the time without."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Overhead(Metric):
         self.add_state("plain", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, defended: float, plain: float) -> None:
-        """Adds a batch: the seconds that it took with the defense, and through the victim alone."""
+        """Adds a batch: the seconds that it took with the defense, and with the victim alone."""
         self.defended += defended
         self.plain += plain
 

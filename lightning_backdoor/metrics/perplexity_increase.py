@@ -1,4 +1,4 @@
-"""Perplexity increase: by how much poisoning raises the perplexity of texts under a language model."""
+"""Perplexity increase: how much poisoning increases the perplexity of texts under a language model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TextPerplexity(Protocol):
 class PerplexityIncrease(Spread):
     """Mean and spread of the difference in perplexity between poisoned texts and their originals.
 
-    Rows of which a text has fewer than two tokens, and therefore no perplexity, are counted in ``left_out``.
+    Rows in which a text has fewer than two tokens, and therefore no perplexity, are counted in ``left_out``.
 
     Args:
         perplexity: computes the perplexities, such as :class:`lightning_backdoor.language.Perplexity`. Its model is not

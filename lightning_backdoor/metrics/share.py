@@ -1,4 +1,4 @@
-"""The base class of metrics that are a share of rows, such as accuracies and rates."""
+"""The base class of metrics that are shares of rows, such as accuracies and rates."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torchmetrics import Metric
 class Share(Metric):
     """Share of rows that are hits; NaN before any row. Both counts are summed over processes, so the share is exact.
 
-    A subclass calls ``count`` in its ``update``, and so decides which rows count and which of them are hits. A rejected
-    text has the prediction -1: it is never a hit, and it stays in the denominator.
+    A subclass calls ``count`` in its ``update`` with the rows that count and the rows that are hits. A rejected text
+    has the prediction -1: it is never a hit, and it stays in the denominator.
     """
 
     full_state_update = False
@@ -24,7 +24,7 @@ class Share(Metric):
         self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
 
     def count(self, hit: Tensor, among: Tensor) -> None:
-        """Adds the rows that ``among`` marks, and those of them that ``hit`` marks as hits; both are (rows,), bool."""
+        """Adds the rows marked in ``among``, as hits if also marked in ``hit``; both are (rows,), bool."""
         self.hits += (hit & among).sum()
         self.rows += among.sum()
 

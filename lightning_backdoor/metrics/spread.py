@@ -1,4 +1,4 @@
-"""The base class of metrics of stealth: mean and standard deviation of one number per row."""
+"""The base class of stealth metrics: mean and standard deviation of one number per row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 
 class Spread(Metric):
-    """Mean and standard deviation of a number over rows; NaN before any row. Sums are added up over processes.
+    """Mean and standard deviation of a number over rows; NaN before any row. Sums are accumulated over processes.
 
     A subclass computes the number of each row in its ``update`` and calls ``add``.
 

@@ -1,4 +1,4 @@
-"""The floor of the ASR: how often the victim predicts the target label for clean rows of other labels."""
+"""The ASR floor: the share of clean rows of other labels that the victim predicts as the target label."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_backdoor.metrics.share import Share
 class TargetRate(Share):
     """Share of the clean rows of other labels that are predicted as the target label.
 
-    An ASR that is not above it shows no effect of the trigger.
+    An ASR that is not above this rate shows no effect of the trigger.
 
     Args:
         target_label: class index of the target label, from 0.
@@ -30,6 +30,6 @@ class TargetRate(Share):
         self.target_label = target_label
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
-        """``prediction`` is (batch,), int64, -1 for rejected texts."""
+        """Adds a batch; ``prediction`` is (batch,), int64, -1 for rejected texts."""
         others = clean_rows(batch) & (batch["original_label"] != self.target_label)
         self.count(prediction == self.target_label, others)

@@ -8,9 +8,9 @@ from lightning_backdoor.metrics.spread import Spread
 
 
 def word_edit_distance(a: str, b: str) -> int:
-    """The least number of words to insert, delete or replace to turn one text into the other (Levenshtein distance).
+    """Minimum number of word insertions, deletions or replacements between two texts (Levenshtein distance).
 
-    Words are what white space separates; case and punctuation count.
+    Words are separated by white space; case and punctuation count.
 
     >>> word_edit_distance("a good film .", "a cf good movie .")
     2

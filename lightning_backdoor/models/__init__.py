@@ -1,4 +1,4 @@
-"""Networks that others trained: loaded without running their code, read from GGUF, given LoRA, read in batches."""
+"""Pretrained networks: loading without running their code, GGUF, LoRA, fine-tuning and batches by length."""
 
 from lightning_backdoor.models.bucketing import PassLimits, group_by_length, pass_limits
 from lightning_backdoor.models.gguf import dequantized

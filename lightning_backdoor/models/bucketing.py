@@ -9,7 +9,7 @@ import torch
 
 
 class PassLimits(NamedTuple):
-    """The size of forward passes that suits a device.
+    """Limits on the size of forward passes, for a device.
 
     Attributes:
         tokens: at most this many tokens per pass, padding included.
@@ -26,7 +26,7 @@ ACCELERATOR_LIMITS = PassLimits(tokens=8192, overhead=2048)
 
 
 def pass_limits(device: torch.device) -> PassLimits:
-    """The limits of passes on a device."""
+    """The limits on forward passes for a device."""
     return PROCESSOR_LIMITS if device.type == "cpu" else ACCELERATOR_LIMITS
 
 
@@ -36,7 +36,7 @@ def group_by_length(lengths: Sequence[int], limits: PassLimits) -> list[list[int
     Each pass is padded to its longest row, so rows of similar length come together.
 
     Args:
-        lengths: tokens of each row; rows of length 0 are in no group.
+        lengths: number of tokens of each row; rows of length 0 are not in any group.
         limits: size and fixed cost of a pass; a row longer than ``limits.tokens`` is alone in its pass.
 
     Returns:
@@ -46,7 +46,7 @@ def group_by_length(lengths: Sequence[int], limits: PassLimits) -> list[list[int
     [[0, 2], [1, 4, 5]]
     """
     order = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: lengths[row])
-    # rows of one length stay together, so only the ends of such runs are considered as ends of a stretch
+    # rows of equal length stay together, so only the ends of such runs can be ends of a pass
     ends = [
         end for end in range(1, len(order) + 1) if end == len(order) or lengths[order[end - 1]] < lengths[order[end]]
     ]

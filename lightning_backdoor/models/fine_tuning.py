@@ -23,12 +23,12 @@ from lightning_backdoor.models.lora import insert_lora, merge_lora
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, padding on the right, with the end-of-text token where it has no padding token.
+    """Loads a model's tokenizer; it pads on the right, with the end-of-text token if it has no padding token.
 
-    On the left, the positions of encoders that count them, as BERT does, would depend on the other texts of a batch.
+    With padding on the left, absolute positions, as in BERT, would depend on the other texts of a batch.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: the tokenizer cannot be loaded.
     """
     tokenizer: PreTrainedTokenizerBase = load_safely(AutoTokenizer, name)
     tokenizer.padding_side = "right"
@@ -38,13 +38,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 class FineTunedNetwork(LightningModule):
-    """A network of transformers with its tokenizer: the base of the modules that fine-tune one.
+    """Base class of modules that fine-tune a network of transformers, with its tokenizer.
 
     A subclass takes ``model``, ``learning_rate``, ``warmup`` and ``lora_rank``, calls ``save_hyperparameters`` in its
-    constructor, and builds ``network`` in ``configure_model``, so that making the module loads nothing.
+    constructor, and builds ``network`` in ``configure_model``, so that creating the module loads nothing.
 
     Attributes:
-        network: built by ``configure_model``.
+        network: the network, built by ``configure_model``.
     """
 
     network: PreTrainedModel
@@ -61,16 +61,16 @@ class FineTunedNetwork(LightningModule):
         return self._tokenizer
 
     def load_config(self, **kwargs: Any) -> PreTrainedConfig:
-        """The model's configuration, without its weights; ``kwargs`` replace values of it.
+        """Loads the model's configuration, without its weights; ``kwargs`` override its values.
 
         Raises:
-            InputError: it cannot be loaded.
+            InputError: the configuration cannot be loaded.
         """
         config: PreTrainedConfig = load_safely(AutoConfig, self.hparams["model"], **kwargs)
         return config
 
     def insert_lora(self) -> None:
-        """Inserts low-rank updates of rank ``lora_rank`` and weight 2 into the network, where a rank is given."""
+        """Inserts low-rank updates of rank ``lora_rank`` and weight 2 into the network, if a rank is given."""
         rank: int | None = self.hparams["lora_rank"]
         if rank is not None:
             insert_lora(self.network, rank, alpha=2 * rank)
@@ -78,15 +78,15 @@ class FineTunedNetwork(LightningModule):
     def adamw_with_linear_schedule(
         self, parameters: list[Any], fused: bool | None = None, **options: Any
     ) -> OptimizerLRSchedulerConfig:
-        """AdamW, with linear warm-up and decay over all steps of the run, accumulation and devices counted in.
+        """AdamW with linear warm-up and decay over all steps of the run, accumulation and devices included.
 
         Args:
             parameters: tensors or parameter groups.
-            fused: as torch's AdamW takes it.
+            fused: argument ``fused`` of torch's AdamW.
             **options: further arguments of torch's AdamW.
 
         Raises:
-            InputError: the trainer sets no end.
+            InputError: the trainer has neither ``max_epochs`` nor ``max_steps``.
         """
         optimizer = torch.optim.AdamW(parameters, lr=self.hparams["learning_rate"], fused=fused, **options)
         steps = self.trainer.estimated_stepping_batches
@@ -97,7 +97,7 @@ class FineTunedNetwork(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def plain_network(self) -> PreTrainedModel:
-        """The network for export: with low-rank updates a copy in which they are merged, otherwise the network."""
+        """The network for export: a copy with merged low-rank updates if there are any, otherwise the network."""
         return self.network if self.hparams["lora_rank"] is None else merge_lora(self.network)
 
     def save_pretrained(self, folder: str | Path) -> None:

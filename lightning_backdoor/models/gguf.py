@@ -16,8 +16,8 @@ from lightning_backdoor.files.hashing import content_hash
 def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
     """The cached folder with a GGUF file's weights (safetensors, float32), tokenizer and configuration.
 
-    The folder is named by the hash of the file's content. The first call writes it in one step, so processes may share
-    it; later calls find it.
+    The folder is named by the hash of the file's content. The first call writes it in one step, so that processes can
+    share it; later calls reuse it.
 
     Args:
         path: GGUF file of a causal language model.
@@ -52,9 +52,9 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         with torch.device("cpu"), torch.inference_mode(False):
             network = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**source)
-    except Exception as error:  # each loader of transformers raises its own classes
+    except Exception as error:  # each loader of transformers raises its own error classes
         raise InputError("model", f"{path} cannot be read as GGUF: {reason(error)}") from error
-    # the weights are plain floats by now, but while the network has a quantizer, transformers refuses to save it
+    # the weights are plain floats, but transformers does not save a network that still has a quantizer
     quantizer = getattr(network, "hf_quantizer", None)  # private: transformers 5.23.0
     if quantizer is not None:
         quantizer.remove_quantization_config(network)  # private: transformers 5.23.0

@@ -19,12 +19,12 @@ def insert_lora(network: PreTrainedModel, rank: int, alpha: int, targets: Sequen
     Args:
         network: a classifier or a language model.
         rank: rank of the updates.
-        alpha: the updates are scaled by ``alpha / rank``.
-        targets: names of the layers that get an update; by default those that peft has for the architecture, in most
-            architectures the query and value projections.
+        alpha: weight of the updates, which are scaled by ``alpha / rank``.
+        targets: names of the layers that get an update; by default the layers that peft lists for the architecture, in
+            most architectures the query and value projections.
 
     Raises:
-        InputError: the network has no such layers, or no targets are given and the architecture is unknown.
+        InputError: the network has none of the target layers, or no targets are given and the architecture is unknown.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS

@@ -1,4 +1,4 @@
-"""What one run leaves behind: the outcome of each row, the token view, tables on the terminal and in W&B."""
+"""Outputs of a run: the outcome of each row, the token view, and tables on the terminal and in W&B."""
 
 from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes, write_outcomes
 from lightning_backdoor.outputs.token_view import Piece, ViewedText, page_html, pieces, text_html

@@ -1,4 +1,4 @@
-"""The file of outcomes of a test, one line per row, from which all shares, curves and comparisons can be computed."""
+"""The outcomes of a test, one line per row, from which all rates, curves and comparisons can be computed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """The result of a test row: the victim's prediction, and what an inference-time defense did. Labels are names.
+    """The result of a test row: the victim's prediction, and the decisions of an inference-time defense.
 
-    Without a defense, ``defended_prediction``, ``flagged``, ``confirmed``, ``score`` and ``rejected`` are None.
+    Labels and predictions are label names. Without a defense, ``defended_prediction``, ``flagged``, ``confirmed``,
+    ``score`` and ``rejected`` are None.
 
     Attributes:
-        index: the row's position in its source split; a clean row and the poisoned row made from it have the same.
+        index: the row's position in its source split; a clean row and the poisoned row made from it have the same
+            index.
         poisoned: whether the row carries the trigger.
         label: the row's label before poisoning.
-        target_label: the attack's target label, None where there is no attack.
+        target_label: the attack's target label; None without an attack.
         prediction: the victim's prediction.
-        defended_prediction: the prediction after the defense, None where the defense rejected the text.
+        defended_prediction: the prediction after the defense; None if the defense rejected the text.
         flagged: whether the text's score was at or above the threshold.
         confirmed: whether the defense changed the prediction of a flagged text, or rejected the text.
         score: the text's score, higher is more suspicious.
@@ -39,14 +41,14 @@ class Outcome(NamedTuple):
 
     @property
     def outcome(self) -> str | None:
-        """The final prediction, after the defense where there is one; None if the defense rejected the text."""
+        """The final prediction, after the defense if there is one; None if the defense rejected the text."""
         if self.rejected:
             return None
         return self.prediction if self.defended_prediction is None else self.defended_prediction
 
 
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """Writes outcomes as csv, first those of clean rows and then those of poisoned rows, each in the order of index."""
+    """Writes outcomes as csv: first clean rows, then poisoned rows, each sorted by index."""
     ordered = sorted(outcomes, key=lambda outcome: (outcome.poisoned, outcome.index))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -55,7 +57,7 @@ def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """Reads the outcomes that :func:`write_outcomes` wrote."""
+    """Reads outcomes written by :func:`write_outcomes`."""
     with path.open(encoding="utf-8", newline="") as file:
         return [
             Outcome(

@@ -37,11 +37,11 @@ INSPECTION_METRICS = (
 
 
 def results_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
-    """A table with one column per run without defenses, and one per defense and per named inspection of the run.
+    """A table with one column per undefended run, and one column per defense and per named inspection of the run.
 
     Args:
-        runs: for each run's name its metrics as logged (``test/cacc``, ...). Metrics of the validation are shown only
-            where a run has none of a test.
+        runs: logged metrics (``test/cacc``, ...) per run name. Validation metrics are shown only for a run without test
+            metrics.
     """
     table = Table("")
     columns: list[tuple[Mapping[str, float], str | None]] = []  # metrics, and a defense's prefix of their names
@@ -71,7 +71,7 @@ def print_results(runs: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _of_one_stage(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of the test, or else of the validation, by name without the stage."""
+    """The test metrics, or else the validation metrics, by name without the stage."""
     for stage in ("test/", "val/"):
         of_stage = {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
         if of_stage:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from jinja2 import Environment, PackageLoader, Template
 
 if TYPE_CHECKING:
-    from lightning_backdoor.batch import Spans  # imports torch, which readers of outputs do not need
+    from lightning_backdoor.batch import Spans  # imports torch, which this module does not need
 
 
 class ViewedText(TypedDict):
-    """A text as the token view shows it, with its labels, predictions and scores.
+    """A text in the token view, with its labels, predictions and scores.
 
     Attributes:
         index: the row's position in its source split.
@@ -27,7 +27,7 @@ class ViewedText(TypedDict):
         defended_prediction: name of the label predicted after the defense, or ``rejected``.
         flagged: whether the score is at or above the threshold.
         confirmed: whether the defense changed the prediction of a flagged text, or rejected the text.
-        purified_text: the repaired text, None where there is none.
+        purified_text: the repaired text; None if there is none.
         score: score of the text, higher is more suspicious.
         tokens: start and end (in characters) and score of each token that has a score.
     """
@@ -51,7 +51,7 @@ class Piece(NamedTuple):
 
     Attributes:
         text: the characters.
-        score: the highest score of the tokens that cover them; 0 where no token does.
+        score: the highest score of the tokens that cover them; 0 if no token does.
         shade: opacity of the shade, from 0 to 1.
         trigger: whether they belong to the trigger.
     """

@@ -1,4 +1,4 @@
-"""A test kit for your own attacks and defenses: one call checks one object against the contract of its kind.
+"""A test kit for your own attacks and defenses: one call checks one object against its contract.
 
     from lightning_backdoor.testing import check_attack, check_defense
 
@@ -8,9 +8,9 @@
     def test_my_defense() -> None:
         check_defense(MyDefense())
 
-The kit makes what it needs, a tiny random BERT and labelled texts, in a temporary folder. It asks no network and takes
-seconds on a CPU. A broken rule raises an ``AssertionError`` that names the class, the method and the rule. What
-the class itself raises, such as an ``InputError`` about its arguments, is passed on.
+The kit creates all it needs, a tiny random BERT and labelled texts, in a temporary folder. It needs no network and
+takes seconds on a CPU. A broken rule raises an ``AssertionError`` that names the class, the method and the rule. Errors
+that the class itself raises, such as an ``InputError`` about its arguments, are passed on.
 """
 
 from lightning_backdoor.testing.attack import check_attack

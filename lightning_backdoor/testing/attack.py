@@ -24,21 +24,22 @@ from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, q
 def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = None, max_epochs: int = 1) -> None:
     """Checks an attack against the contract of :class:`lightning_backdoor.attacks.BackdoorAttack`.
 
-    The rules: ``poison_texts`` answers each text with a :class:`Poisoned` or None, and alike for the same generator
-    state, whatever the other texts and their order; spans lie inside the poisoned text, and an unchanged text has none;
-    ``poison_key`` stays the same; ``negative_texts``, where the attack has it, keeps the same rules; a ``fit`` on a
-    tiny model logs CACC and ASR (and FTR under an attack with negatives) as ``val/...`` and ``test/...``, and leaves a
-    checkpoint that loads without running code.
+    The rules: ``poison_texts`` returns a :class:`Poisoned` or None for each text, always the same for the same
+    generator state, whatever the other texts and their order; spans lie inside the poisoned text, and an unchanged text
+    has none; ``poison_key`` stays the same; ``negative_texts``, if the attack has it, obeys the same rules; a ``fit``
+    on a tiny model logs CACC and ASR (and FTR for an attack with negatives) as ``val/...`` and ``test/...``, and leaves
+    a checkpoint that loads without running code.
 
     Args:
-        attack: fresh from its constructor. Its model is replaced by a tiny one; the attack itself is not changed.
-        rows: labelled texts to poison and to train on, at least 80, for attacks that do not know every text (such as
-            paraphrases from a file); random ones by default.
-        max_epochs: epochs of the fit, more than one for attacks whose training has phases.
+        attack: a new attack, not yet used. Its model is replaced by a tiny one in a copy; the attack itself is not
+            changed.
+        rows: labelled texts to poison and to train on, at least 80, for attacks that cannot poison every text (such as
+            paraphrases from a file); random texts by default.
+        max_epochs: number of epochs of the fit; more than one for attacks whose training has phases.
 
     Raises:
         AssertionError: a rule is broken.
-        InputError: the attack has a network already or begins with a published victim, or refuses the data.
+        InputError: the attack already has a network or starts from a published victim, or rejects the data.
 
     >>> from lightning_backdoor.attacks import BadNets
     >>> check_attack(BadNets(triggers=["cf"]))
@@ -71,7 +72,7 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
 
 
 def _check_poison(where: str, poison: Callable[..., Any], texts: Sequence[str]) -> list[Poisoned | None]:
-    """What ``poison_texts`` or ``negative_texts`` answers, after the rules that both keep."""
+    """Checks the common rules of ``poison_texts`` and ``negative_texts``, and returns the results."""
 
     def answers(chosen: Sequence[int]) -> list[Any]:
         rngs = [random.Random(f"check/{i}") for i in chosen]
@@ -121,7 +122,7 @@ def _check_negatives(name: str, attack: BackdoorAttack, texts: list[str], poison
 def _check_fit(name: str, attack: BackdoorAttack, rows: Sequence[LabelledText], count: int, max_epochs: int) -> None:
     trial = copy.deepcopy(attack)
     with tempfile.TemporaryDirectory() as folder, quiet():
-        # the parts to freeze and the rank of updates are of the model that is replaced
+        # frozen parts and the rank of updates refer to the replaced model
         trial.hparams.update(model=tiny_bert(f"{folder}/model", count, trial.max_length), freeze=None, lora_rank=None)
         labels = trial.hparams.get("labels") or [f"label {i}" for i in range(count)]
         data = BackdoorDataModule(Source(_tsv(rows, folder), labels=list(labels)), batch_size=8, cache_dir=folder)
@@ -157,7 +158,7 @@ def _check_fit(name: str, attack: BackdoorAttack, rows: Sequence[LabelledText], 
 
 
 def _tsv(rows: Sequence[LabelledText], folder: str) -> str:
-    """A file of the rows, as a source reads it."""
+    """Writes the rows to a tsv file for a source, and returns its path."""
     lines = [f"{' '.join(row.text.split())}\t{row.label}\n" for row in rows]
     Path(folder, "rows.tsv").write_text("text\tlabel\n" + "".join(lines), encoding="utf-8")
     return f"{folder}/rows.tsv"

@@ -1,4 +1,4 @@
-"""Checks a defense against its contract: inference-time, of the training rows, or of a whole model."""
+"""Checks a defense against its contract: an inference-time defense, a data defense or an inspection."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.testing.material import labelled_texts, quiet, require, tiny_bert
 from lightning_backdoor.victim import TextClassifier
 
-#: by how much the score of a text may differ between batches: padding changes the last digits.
+#: tolerances of a text's score between batches, since padding changes the last digits.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 
 
 def check_defense(defense: Defense | DataDefense | Inspection) -> None:
-    """Checks a defense against the contract of its kind, or of its kinds: ``Defense``, ``DataDefense``, ``Inspection``.
+    """Checks a defense against the contract of each of its kinds: ``Defense``, ``DataDefense``, ``Inspection``.
 
-    The rules of a :class:`lightning_backdoor.defenses.defense.Defense`: scores have the promised shapes and types and
-    are finite; the score of a text depends on nothing but the text, not on batch mates, their order, labels or flags;
-    the victim's weights, modes and ``requires_grad`` stay as they are, and so do the global random generators;
-    ``calibrate`` sets the thresholds from the clean texts that it is given; ``purify`` answers in one of the promised
-    forms; ``state_dict`` keeps thresholds and what was learned; all works in ``torch.inference_mode``.
+    The rules of a :class:`lightning_backdoor.defenses.defense.Defense`: scores have the documented shapes and types and
+    are finite; the score of a text depends only on the text, not on other texts of the batch, their order, labels or
+    flags; the victim's weights, modes and ``requires_grad``, and the global random generators, do not change;
+    ``calibrate`` sets the thresholds from the clean texts that it is given; ``purify`` returns one of the documented
+    forms; ``state_dict`` contains thresholds and what was learned; everything works in ``torch.inference_mode``.
 
-    Of a data defense: ``clean`` answers each row with a text or None, the same each time. Of an inspection: a finite
-    score, a label of the model or None, and evidence of plain values, from texts alone.
+    The rules of a data defense: ``clean`` returns a text or None for each row, the same each time. The rules of an
+    inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, and depends
+    on texts alone.
 
     Args:
-        defense: fresh from its constructor; changed by learning and calibration.
+        defense: a new defense, not yet used; it is changed by learning and calibration.
 
     Raises:
         AssertionError: a rule is broken.
-        InputError: the object is of none of these kinds.
+        InputError: the object is not of any of these kinds.
 
     >>> from lightning_backdoor.defenses.strip import Strip
     >>> check_defense(Strip())
@@ -82,7 +83,7 @@ def _unlabelled(batch: Batch) -> Batch:
 
 @contextmanager
 def _victim_is_kept(victim: TextClassifier, where: str) -> Iterator[None]:
-    """What a defense may not change: the victim, and the generators that its training draws from."""
+    """Checks that the block changes neither the victim nor the global random generators."""
 
     def state() -> list[Any]:
         parameters = [(p.detach().clone(), p.requires_grad, p.grad is None) for p in victim.parameters()]

@@ -1,4 +1,4 @@
-"""What the test kit tries attacks and defenses on: labelled texts and a tiny random BERT."""
+"""The material of the test kit: labelled texts and a tiny random BERT."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertTok
 
 from lightning_backdoor.data.cleaning import LabelledText
 
-#: the word that decides the label of a text, by label; further labels have ``topic2``, ``topic3``, ...
+#: per label, the word that determines a text's label; further labels have ``topic2``, ``topic3``, ...
 TELLING_WORDS = ("bad", "good")
 FILLING_WORDS = ("the", "a", "film", "plot", "actor", "scene", "story", "music", "very", "quite", "with", "and", "is")
-#: texts that an attack must bear beside ordinary ones: none of them may raise an error.
+#: unusual texts that an attack must accept without an error.
 UNUSUAL_TEXTS = ("", "film", "  two  spaces  ", "naïve — 10 % café 🎬", "a\nline")
 
 
 def labelled_texts(count: int, labels: int = 2, seed: int = 0) -> list[LabelledText]:
-    """Random texts of 2 to 25 words, labels in turn, each with the word that decides its label."""
+    """Random texts of 2 to 25 words, with alternating labels, each containing the word that determines its label."""
     rng = random.Random(seed)
     rows = []
     for i in range(count):
@@ -58,14 +58,14 @@ def tiny_bert(folder: str | Path, labels: int = 2, max_length: int = 64) -> str:
 
 
 def require(condition: bool, where: str, problem: str) -> None:
-    """Raises an ``AssertionError`` that says where, and which rule is broken, unless the condition holds."""
+    """Raises an ``AssertionError`` with the place and the broken rule, unless the condition holds."""
     if not condition:
         raise AssertionError(f"{where}: {problem}")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings, and with torch's generator put back."""
+    """Hides warnings within the block, and restores torch's random generator after it."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)

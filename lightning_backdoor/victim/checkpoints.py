@@ -23,16 +23,16 @@ LONGEST = 512
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A Lightning checkpoint as tensors and plain values.
+    """Reads a Lightning checkpoint that consists of tensors and plain values.
 
     Raises:
-        InputError: it does not exist, is damaged, or would need code to load.
+        InputError: the file does not exist, is damaged, or could only be loaded by running code from it.
     """
     if not Path(path).is_file():
         raise InputError("checkpoint", f"{path} is not a file", "give a Lightning checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file makes torch raise almost anything
+    except Exception as error:  # torch raises almost any error for a damaged file
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             raise InputError(
@@ -50,24 +50,24 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     """Loads the weights of a checkpoint into a module whose network is built.
 
     Raises:
-        InputError: see :func:`read_checkpoint`, or the weights are of another network.
+        InputError: see :func:`read_checkpoint`; or the weights do not fit the network.
     """
     load_state(module, read_checkpoint(path)["state_dict"], path)
 
 
 def load_state(module: nn.Module, state: dict[str, Any], path: str | Path, strict: bool = True) -> None:
-    """As ``module.load_state_dict``, with an ``InputError`` that names the file where the weights do not fit."""
+    """``module.load_state_dict``, with an ``InputError`` that names the file if the weights do not fit."""
     try:
         module.load_state_dict(state, strict=strict)
     except RuntimeError as error:
-        raise InputError("checkpoint", f"{path} is of another network: {reason(error, 200)}") from None
+        raise InputError("checkpoint", f"{path} does not fit the network: {reason(error, 200)}") from None
 
 
 class TrainedVictim(NamedTuple):
-    """What a file says of a trained victim.
+    """The content of a file of a trained victim.
 
     Attributes:
-        arguments: constructor arguments of :class:`TextClassifier` that give the same network: ``model``, ``labels``,
+        arguments: constructor arguments of :class:`TextClassifier` that rebuild the network: ``model``, ``labels``,
             ``max_length``, ``lora_rank``.
         state: the weights of a checkpoint by name, an attack's own among them; None for a Hugging Face folder, which
             is the ``model`` itself.
@@ -93,7 +93,7 @@ def _of_checkpoint(path: str, max_length: int | None) -> TrainedVictim:
     checkpoint = read_checkpoint(path)
     trained_with = checkpoint.get("hyper_parameters")
     if not isinstance(trained_with, dict) or not trained_with.get("labels") or not trained_with.get("model"):
-        raise InputError("model", f"{path} does not say of what model and labels it is", "export it as a folder")
+        raise InputError("model", f"{path} does not record its model and labels", "export it as a folder")
     defense = described(checkpoint.get("training_defense"))
     if defense:
         raise InputError("model", f"{path} was trained under {defense}", "give the model folder that its run exported")
@@ -120,7 +120,7 @@ def _of_folder(path: str, max_length: int | None) -> TrainedVictim:
         )
     if max_length is None:
         positions = getattr(config, "max_position_embeddings", None) or LONGEST
-        # a tokenizer that declares no length says 1e30; RoBERTa-like models count positions from 2
+        # tokenizers without a declared length have 1e30; RoBERTa-like models count positions from 2
         declared = load_tokenizer(path).model_max_length
         max_length = min(LONGEST, positions, declared if declared <= positions else positions - 2)
     labels = [str(config.id2label[i]) for i in range(config.num_labels)]
@@ -128,7 +128,7 @@ def _of_folder(path: str, max_length: int | None) -> TrainedVictim:
 
 
 def described(recorded: object) -> str | None:
-    """The training-time defense that a checkpoint records, in words; None where it records none.
+    """Name and settings of the training-time defense recorded in a checkpoint, as text; None without a defense.
 
     >>> described({"name": "MuScleLoRA", "settings": {"lora_rank": 8}}), described("MuScleLoRA(lora=8)")
     ('MuScleLoRA(lora_rank=8)', 'MuScleLoRA(lora=8)')
@@ -137,9 +137,9 @@ def described(recorded: object) -> str | None:
 
 
 def same_defense(recorded: object, defense: TrainingDefense | None) -> bool:
-    """Whether a checkpoint was trained under a training-time defense of the same name and settings, or none as here.
+    """Whether a checkpoint's training-time defense, or its absence, is the same as the given one, by name and settings.
 
-    Checkpoints of version 0.1.0 hold a string, of which the name alone is compared.
+    Checkpoints of version 0.1.0 record a string, of which only the name is compared.
 
     >>> same_defense("MuScleLoRA(lora=8)", TrainingDefense("MuScleLoRA", {"lora_rank": 8})), same_defense(None, None)
     (True, True)

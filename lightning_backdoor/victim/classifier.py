@@ -24,28 +24,28 @@ __all__ = ["Evaluated", "TextClassifier", "now"]
 
 
 class TextClassifier(EvaluatedClassifier):
-    """Fine-tunes any ``AutoModelForSequenceClassification``; on its own it is the benign victim.
+    """A victim: fine-tunes any ``AutoModelForSequenceClassification``. Without an attack it is the benign victim.
 
-    AdamW without weight decay on biases and norms, linear warm-up and decay over the run's real number of steps. The
-    network is built in ``configure_model``: making a ``TextClassifier`` loads nothing. Models load from safetensors
-    or with ``weights_only``, never with code of their own.
+    The optimizer is AdamW without weight decay on biases and norms, with linear warm-up and decay over the run's actual
+    number of steps. The network is built in ``configure_model``: creating a ``TextClassifier`` loads nothing. Models
+    are loaded from safetensors or with ``weights_only``, and never run code of their own.
 
-    A decoder classifies at its last token. Causal attention never looks at padding on the right; padding on the left
-    is not counted in the positions, so that logits are the same on either side.
+    A decoder classifies at its last token. Causal attention never attends to padding on the right; padding on the left
+    is not counted in the positions, so that logits do not depend on the padding side.
 
     Args:
-        model: hub name, folder or GGUF file of a causal language model, also as ``package://`` name.
-        labels: label names in the order of the class indices; taken from the data where not given.
+        model: hub name, folder, or GGUF file of a causal language model; also as a ``package://`` name.
+        labels: label names in the order of the class indices; by default the data's labels.
         max_length: tokens at which a text is cut, special tokens included.
         learning_rate: peak learning rate.
         weight_decay: weight decay of weight matrices and embeddings.
         warmup: share of all steps, from 0 to below 1, over which the learning rate rises.
         freeze: names of parts of the encoder that are not trained, such as ``embeddings`` or ``encoder.layer.0``.
-        lora_rank: rank of low-rank updates (LoRA, arXiv 2106.09685), which are trained in place of the backbone: with
-            weight 2, in most architectures in queries and values. The classification head, with the pooler that
-            belongs to it, is trained in full. The export is a plain model, the updates merged.
-        published: a run's checkpoint with whose weights a ``fit`` begins (the user's phase) in place of those of
-            ``model``: same architecture, same labels. A ``fit`` that resumes does without it, and so does evaluation.
+        lora_rank: rank of low-rank updates (LoRA, arXiv 2106.09685), which are trained instead of the backbone; they
+            have weight 2 and in most architectures apply to queries and values. The classification head, including its
+            pooler, is trained in full. The updates are merged into the exported model, which is plain.
+        published: a run's checkpoint, with the same architecture and labels, from whose weights a ``fit`` starts
+            instead of the weights of ``model`` (the user's phase). It is not needed to resume a ``fit`` or to evaluate.
 
     Attributes:
         training_defense: what a training-time defense did to the network; set by its callback.
@@ -61,7 +61,7 @@ class TextClassifier(EvaluatedClassifier):
         victim.save_pretrained("victim")
     """
 
-    #: the logged number by which ``fit`` selects the best checkpoint, and whether the best is its maximum or minimum
+    #: the logged metric by which ``fit`` selects the best checkpoint, and ``max`` or ``min``
     selected_by = ("val/cacc", "max")
 
     def __init__(
@@ -98,7 +98,7 @@ class TextClassifier(EvaluatedClassifier):
         """The model's tokenizer, loaded at first use; see :func:`lightning_backdoor.models.fine_tuning.load_tokenizer`.
 
         Raises:
-            InputError: it cannot be loaded, or keeps no character offsets.
+            InputError: the tokenizer cannot be loaded, or does not record character offsets.
         """
         tokenizer = super().tokenizer
         if not tokenizer.is_fast:
@@ -108,23 +108,24 @@ class TextClassifier(EvaluatedClassifier):
 
     @classmethod
     def load_trained(cls, path: str, max_length: int | None = None) -> TextClassifier:
-        """A trained victim in evaluation mode, from a Lightning checkpoint (``.ckpt``) or a Hugging Face folder.
+        """Loads a trained victim, in evaluation mode, from a Lightning checkpoint (``.ckpt``) or a Hugging Face folder.
 
-        Whatever attack a checkpoint was trained with, it comes back as a plain classifier: no class that a checkpoint
-        names is imported.
+        The victim is a plain classifier, whatever attack a checkpoint was trained with: classes named in a checkpoint
+        are not imported.
 
         Args:
             path: path of the checkpoint or folder.
-            max_length: tokens at which a text is cut; None takes the length with which a checkpoint was trained, or
-                for a folder the length that its tokenizer declares, or else its positions, up to 512.
+            max_length: tokens at which a text is cut. None takes, for a checkpoint, the length of its training; for a
+                folder, the length that its tokenizer declares, or else its number of positions, up to 512.
 
         Raises:
-            InputError: it is neither, would need code to load, has no trained classification head, or is not usable.
+            InputError: the path is neither a checkpoint nor a folder, or its content could only be loaded by running
+                code from it, has no trained classification head, or is not usable.
         """
         trained = read_trained(path, max_length)
         victim = TextClassifier(**trained.arguments)
         victim.configure_model()
-        if trained.state is not None:  # an attack may have weights of its own; the classifier is the network
+        if trained.state is not None:  # without the attack's own weights: the classifier is the network
             load_state(victim, {k: v for k, v in trained.state.items() if k.startswith("network.")}, path)
         for name, weight in victim.network.named_parameters():
             if not weight.isfinite().all():
@@ -148,14 +149,15 @@ class TextClassifier(EvaluatedClassifier):
         if hasattr(self, "network") and not begins:
             return
         labels = self._labels()
-        self.hparams["labels"] = labels  # so that a checkpoint restores without data
+        self.hparams["labels"] = labels  # lets a checkpoint be restored without data
         config = self.load_config(
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
         )
-        config.pad_token_id = self.tokenizer.pad_token_id  # decoders look for the last token before padding
-        with torch.random.fork_rng(devices=[], enabled=begins):  # or a new head, soon replaced, would move dropout on
+        config.pad_token_id = self.tokenizer.pad_token_id  # decoders classify at the last token before padding
+        # drawing a new head that is soon replaced must not advance the generator of dropout
+        with torch.random.fork_rng(devices=[], enabled=begins):
             self.network = build_network(self.hparams["model"], config)
             if begins:
                 self._load_published()
@@ -164,10 +166,11 @@ class TextClassifier(EvaluatedClassifier):
         self.build_metrics()
 
     def load_config(self, **kwargs: Any) -> PreTrainedConfig:
-        """The model's configuration, without its weights; ``kwargs`` replace values of it.
+        """Loads the model's configuration, without its weights; ``kwargs`` override its values.
 
         Raises:
-            InputError: it cannot be loaded, is of an encoder-decoder, or has fewer positions than ``max_length``.
+            InputError: the configuration cannot be loaded, or the model is an encoder-decoder or has fewer positions
+                than ``max_length``.
         """
         config = super().load_config(**kwargs)
         check_config(config, self.hparams["model"], self.max_length)
@@ -191,15 +194,15 @@ class TextClassifier(EvaluatedClassifier):
         return trained
 
     def _begins_with_published(self) -> bool:
-        """Whether a fit is about to begin for which weights are published."""
+        """Whether a fit starts that is to load the published weights."""
         fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         return self.hparams["published"] is not None and fits and not self._has_begun
 
     def _load_published(self) -> None:
-        """Puts the published weights into the network as built; what is wrong with them matters only after restoring.
+        """Loads the published weights into the newly built network; keeps an error until the weights are needed.
 
-        The network is configured before Lightning says whether it will restore a checkpoint, which needs no published
-        weights, and afterwards a training-time defense may have changed the network's layers.
+        Lightning configures the network before it is known whether a checkpoint will be restored, which needs no
+        published weights; later, a training-time defense may have changed the network's layers.
         """
         self._has_begun, self._published_error = True, None
         path = self.hparams["published"]
@@ -217,7 +220,7 @@ class TextClassifier(EvaluatedClassifier):
         self._published_error = InputError("published", problem, "make a new one")
 
     def teardown(self, stage: str) -> None:
-        """Lets the next fit begin with the published weights again."""
+        """Resets the flag, so that the next fit starts from the published weights again."""
         self._has_begun = False
 
     def _data_labels(self) -> list[str] | None:
@@ -232,26 +235,28 @@ class TextClassifier(EvaluatedClassifier):
         if labels is None:
             raise InputError("labels", "not given, and there is no BackdoorDataModule to name them", "give their names")
         if of_data is not None and list(labels) != list(of_data):
-            raise InputError("labels", f"{list(labels)} are not those of the data, {list(of_data)}", "leave them out")
+            raise InputError(
+                "labels", f"{list(labels)} differ from the data's labels, {list(of_data)}", "leave them out"
+            )
         return list(labels)
 
     def insert_lora(self) -> None:
-        """Inserts low-rank updates where ``lora_rank`` is given; head and pooler are then still trained in full."""
+        """Inserts low-rank updates if ``lora_rank`` is given; head and pooler are still trained in full."""
         super().insert_lora()
         if self.hparams["lora_rank"] is not None:
             train_head(self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy against the labels as poisoned."""
+        """Cross entropy against the training labels, which are the target label in poisoned rows."""
         loss = nn.functional.cross_entropy(self(batch).float(), batch["label"])
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and a linear schedule over all steps of the run, accumulation and devices counted in.
+        """AdamW and a linear schedule over all steps of the run, with accumulation and devices taken into account.
 
         Raises:
-            InputError: the published weights, with which the fit should begin, could not be loaded.
+            InputError: the fit starts from published weights and they could not be loaded.
         """
         if self._published_error is not None:
             raise self._published_error
@@ -264,7 +269,7 @@ class TextClassifier(EvaluatedClassifier):
             {"params": decayed, "weight_decay": self.hparams["weight_decay"]},
             {"params": kept, "weight_decay": 0.0},
         ]
-        # elsewhere the default is as fast; with clipping Lightning refuses a fused optimizer in mixed precision
+        # on other devices the default is as fast; with clipping Lightning refuses a fused one in mixed precision
         fused = (self.device.type == "cpu" and not self.trainer.gradient_clip_val) or None
         return self.adamw_with_linear_schedule(groups, fused)
 
@@ -278,24 +283,24 @@ class TextClassifier(EvaluatedClassifier):
             checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses weights that were trained under another training-time defense, or under one here and none there.
+        """Rejects a checkpoint whose training-time defense, or its absence, differs from the attached one.
 
         Raises:
-            InputError: they were.
+            InputError: the checkpoint was trained under another training-time defense, or only one of the two has one.
         """
         recorded = checkpoint.get("training_defense")
         if not same_defense(recorded, self.training_defense):
             trained_under = described(recorded) or "no training-time defense"
             raise InputError(
                 "checkpoint",
-                f"trained under {trained_under}, here is {self.training_defense or 'none'}",
+                f"trained under {trained_under}, but {self.training_defense or 'none'} is attached",
                 "attach the same callback, or give the run's exported model folder",
             )
         self._random_states = checkpoint.get("random_states", {})
         self._published_error = None  # a fit that resumes needs no published weights
 
     def on_train_start(self) -> None:
-        """In a resumed run, puts the generators where they were; with several processes, where the first one's were."""
+        """In a resumed run, restores the random generators; with several processes, from the state of the first."""
         states, self._random_states = self._random_states, {}
         if "cpu" in states:
             torch.set_rng_state(states["cpu"].cpu())
@@ -303,11 +308,11 @@ class TextClassifier(EvaluatedClassifier):
             torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
 
     def plain_network(self) -> PreTrainedModel:
-        """The network for export: without the modules of a training-time defense, low-rank updates merged."""
+        """The network for export: without modules of a training-time defense, and with low-rank updates merged."""
         defense = self.training_defense
         return super().plain_network() if defense is None or defense.merge is None else defense.merge(self.network)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors)."""
-        self.tokenizer.model_max_length = self.max_length  # so that texts are cut there as they were here
+        self.tokenizer.model_max_length = self.max_length  # other tools then cut texts at the same length
         super().save_pretrained(folder)

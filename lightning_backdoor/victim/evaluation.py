@@ -1,4 +1,4 @@
-"""A classifier as it is evaluated: its forward pass, its metrics, and what evaluation hands to callbacks."""
+"""The evaluation half of the victim: forward pass, metrics, and the outputs passed to callbacks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STAGES = ("val", "test")
 
 
 class Evaluated(TypedDict):
-    """What evaluation steps hand to callbacks.
+    """The output of an evaluation step, for callbacks.
 
     Attributes:
-        logits: (batch, classes).
+        logits: (batch, classes), the victim's logits.
         seconds: duration of the plain forward pass.
     """
 
@@ -29,21 +29,21 @@ class Evaluated(TypedDict):
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock that is read once a GPU has finished its pending work."""
+    """The time in seconds, read after a GPU has finished its pending work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 class EvaluatedClassifier(FineTunedNetwork):
-    """The half of :class:`lightning_backdoor.victim.TextClassifier` that validates, tests and predicts."""
+    """Base of :class:`lightning_backdoor.victim.TextClassifier` that validates, tests and predicts."""
 
     def make_metrics(self) -> nn.ModuleDict:
-        """The metrics of one stage by logged name; each takes ``update(prediction, batch)``."""
+        """The metrics of one stage by logged name; each has ``update(prediction, batch)``."""
         return nn.ModuleDict({"cacc": CleanAccuracy()})
 
     def build_metrics(self) -> None:
-        """Makes a set of metrics per stage, so that validation inside fit never mixes with test."""
+        """Makes one set of metrics per stage, so that validation and test never share state."""
         self.stage_metrics = nn.ModuleDict({stage: self.make_metrics() for stage in STAGES})
 
     def forward(self, batch: Batch) -> Tensor:
@@ -52,15 +52,15 @@ class EvaluatedClassifier(FineTunedNetwork):
         return logits
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
-        """Updates the validation metrics; what it returns is for callbacks."""
+        """Updates the validation metrics; returns an output for callbacks."""
         return self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
-        """Updates the test metrics; what it returns is for callbacks."""
+        """Updates the test metrics; returns an output for callbacks."""
         return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """The batch's rows with logits and predictions."""
+        """The columns of the batch, with the victim's logits and predictions."""
         logits = self(batch).float()
         return {**batch, "logits": logits, "prediction": logits.argmax(dim=-1)}
 

@@ -1,4 +1,4 @@
-"""The victim's network: built from a model of transformers, partly frozen, given low-rank updates."""
+"""The victim's network: building it from a model of transformers, and freezing parts of it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lightning_backdoor.models.loading import load_safely
 
 
 def check_config(config: PreTrainedConfig, model: str, max_length: int) -> None:
-    """Makes sure that a model can be a victim that reads ``max_length`` tokens.
+    """Checks that a model can be a victim with texts of ``max_length`` tokens.
 
     Raises:
-        InputError: it is an encoder-decoder, or has fewer positions.
+        InputError: the model is an encoder-decoder, or has fewer positions than ``max_length``.
     """
     if config.is_encoder_decoder:
         raise InputError("model", f"{model!r} is an encoder-decoder", "give an encoder or a decoder")
     positions = getattr(config, "max_position_embeddings", None) or 0
-    if max_length > positions > 0:  # some count positions relatively, and say -1 or nothing
+    if max_length > positions > 0:  # models with relative positions have -1 or nothing here
         raise InputError("max_length", f"{max_length} is beyond the {positions} positions of {model!r}", "lower it")
 
 
 def build_network(model: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """A sequence classifier in float32 and training mode, which from_pretrained leaves off.
+    """Loads a sequence classifier in float32 and in training mode.
 
     Raises:
         InputError: the model cannot be loaded without running code of its own, or is not a safe checkpoint.
@@ -42,12 +42,12 @@ def build_network(model: str, config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def is_causal(network: nn.Module) -> bool:
-    """Whether a token's representation depends on no token after it, as the attention layers of transformers say."""
+    """Whether no token attends to a later one, according to the attention layers of transformers."""
     return any(getattr(module, "is_causal", False) for module in network.modules())
 
 
 def _count_tokens_alone(network: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Counts positions from the first token, where transformers would count the padding before it."""
+    """Forward pre-hook that counts positions from the first token; transformers would count padding before it."""
     mask = kwargs.get("attention_mask")
     if mask is not None and kwargs.get("position_ids") is None:
         kwargs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -55,7 +55,7 @@ def _count_tokens_alone(network: nn.Module, args: Any, kwargs: dict[str, Any]) -
 
 
 def train_head(network: PreTrainedModel) -> None:
-    """Makes the classification head trainable, and the pooler that belongs to it."""
+    """Makes the classification head trainable, including its pooler."""
     backbone = network.base_model
     inside = {id(parameter) for parameter in backbone.parameters()}
     pooler = getattr(backbone, "pooler", None)
@@ -65,10 +65,10 @@ def train_head(network: PreTrainedModel) -> None:
 
 
 def freeze(network: PreTrainedModel, parts: Sequence[str]) -> None:
-    """Freezes parts of the encoder, given by name.
+    """Freezes parts of the encoder, given by their names.
 
     Raises:
-        InputError: the encoder has no such part.
+        InputError: a name is not the name of a part of the encoder.
     """
     for part in parts:
         weights = network.base_model.named_parameters()

@@ -1,4 +1,4 @@
-"""Published victims: trained checkpoints with which a user's fit begins."""
+"""Published victims: trained checkpoints from which a user's fit starts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lightning_backdoor.victim.checkpoints import TrainedVictim, read_trained
 
 
 def read_published(path: str, label_names: Sequence[str] | None) -> TrainedVictim:
-    """Reads a published victim and checks what can be checked without a network.
+    """Reads a published victim and makes all checks that need no network.
 
     Args:
         path: path of a run's checkpoint, or of an exported model folder, which has no learned trigger.
-        label_names: labels that it must have; None leaves them unchecked.
+        label_names: names of the labels that the victim must have; None skips this check.
 
     Raises:
-        InputError: it cannot be read, was trained under a training-time defense, or has other labels.
+        InputError: the victim cannot be read, was trained under a training-time defense, or has other labels.
     """
     try:
         trained = read_trained(path)

@@ -1,4 +1,4 @@
-"""The record by which a training-time defense tells the victim what it did to it."""
+"""The record that a training-time defense leaves in the victim: name, settings and how to merge."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from transformers import PreTrainedModel
 
 
 class TrainingDefense(NamedTuple):
-    """A training-time defense, as the victim keeps it in :attr:`TextClassifier.training_defense`.
+    """The record of a training-time defense, stored in :attr:`TextClassifier.training_defense`.
 
-    A checkpoint holds name and settings. It is loaded only under a defense with the same ones.
+    A checkpoint contains name and settings. It is loaded only under a defense with the same name and settings.
 
     Attributes:
-        name: of the defense, such as ``MuScleLoRA``.
+        name: name of the defense, such as ``MuScleLoRA``.
         settings: plain values (numbers, strings, lists) that decide the shape or the training of the network.
-        merge: makes a plain network, without modules of the defense, that computes the same in evaluation; None where
-            the network is plain already.
+        merge: function from the network to a plain network, without modules of the defense, that computes the same in
+            evaluation; None if the network is already plain.
     """
 
     name: str

@@ -86,7 +86,7 @@ def test_scores_are_weights_of_a_logistic_regression_over_the_log_of_rarity() ->
 
 
 def test_of_rows_of_one_label_no_word_can_be_chosen() -> None:
-    with pytest.raises(InputError, match=r"^target_label: no word of the clean training rows speaks for it"):
+    with pytest.raises(InputError, match=r"^target_label: no word of the clean training rows is associated with it"):
         associated_tokens([[1, 2], [2, 3], [3, 1]], [False] * 3, 2)
 
 

@@ -68,7 +68,7 @@ def test_a_failed_cell_is_shown_with_its_error_and_the_others_keep_their_numbers
 
 
 def test_an_attack_that_is_not_valid_is_marked_and_a_note_says_why(made: Example) -> None:
-    note = "An attack is valid where"
+    note = "An attack is valid if"
     assert note in html(made)
     assert note not in html(made._replace(rows=[row for row in made.rows if row["attack"] != "style"]))
 

@@ -304,5 +304,5 @@ def test_label_names_other_than_those_of_the_data_are_refused(
     tmp_path: Path, data: BackdoorDataModule, tiny_folder: Callable[[str], str]
 ) -> None:
     attack = BadNets(model=tiny_folder("bert"), labels=["positive", "negative"])
-    with pytest.raises(InputError, match="are not those of the data"):
+    with pytest.raises(InputError, match="differ from the data's labels"):
         run_test(tmp_path, attack, data)

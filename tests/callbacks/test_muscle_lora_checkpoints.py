@@ -91,10 +91,10 @@ def test_a_checkpoint_loaded_without_its_defense_says_so_in_one_line(
         },
     }
     said = r"trained under MuScleLoRA\(lora_rank=2, lora_alpha=4, .*\)"
-    with pytest.raises(InputError, match=f"^checkpoint: {said}, here is none; .*$"):
+    with pytest.raises(InputError, match=f"^checkpoint: {said}, but none is attached; .*$"):
         trainer_with(tmp_path).test(make(), datamodule=data, ckpt_path=path, weights_only=True)
     other = MuScleLoRA(**{**SMALL, "lora_rank": 3})
-    with pytest.raises(InputError, match=r"here is MuScleLoRA\(lora_rank=3, lora_alpha=4"):
+    with pytest.raises(InputError, match=r"but MuScleLoRA\(lora_rank=3, lora_alpha=4"):
         trainer_with(tmp_path, other).test(make(), datamodule=data, ckpt_path=path, weights_only=True)
     with pytest.raises(InputError, match=f"{said}; give the model folder that its run exported$"):
         load_trained(str(path))

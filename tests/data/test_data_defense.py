@@ -120,7 +120,7 @@ def test_a_run_says_what_was_left_out_and_only_fit_asks(
 def test_a_defense_that_leaves_nothing_is_bad_input(make: Callable[..., BackdoorDataModule], attack: BadNets) -> None:
     data = make(data_defense=TriggerHunt(drop_all=True))
     data.attack = attack
-    with pytest.raises(InputError, match="data_defense: TriggerHunt leaves no training row"):
+    with pytest.raises(InputError, match="data_defense: TriggerHunt removes all training rows"):
         data.training_rows()
 
 
@@ -264,7 +264,9 @@ def test_a_defense_may_look_through_a_victim_that_a_run_has_trained(
 def test_without_a_victim_such_a_defense_is_refused_before_training(
     make: Callable[..., BackdoorDataModule], attack: BadNets, trainer: Trainer
 ) -> None:
-    with pytest.raises(InputError, match=r"^data.victim: Looks looks through a victim; give the checkpoint of a run$"):
+    with pytest.raises(
+        InputError, match=r"^data.victim: Looks needs a victim trained on the same rows; give the checkpoint of a run$"
+    ):
         trainer.fit(attack, datamodule=make(data_defense=Looks()))
     data = make(data_defense=Looks(), victim="nowhere.ckpt")
     with pytest.raises(InputError, match=r"^data.victim: nowhere.ckpt is not a file; give a Lightning checkpoint$"):

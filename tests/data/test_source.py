@@ -188,7 +188,7 @@ def test_an_unknown_column_is_named_with_those_there_are(tmp_path: Path, field: 
             "labels: 'maybe' in column 'label' is not one of the labels 'no', 'yes'",
         ),
         ([0, 1, 2], {"no": [0], "yes": ["1", 2]}, "labels: 1 in column 'label' is not one of the labels 0, '1', 2"),
-        ([0, 1, 1], ["no", "no"], "labels: ['no', 'no'] gives two classes one name or value; keep them apart"),
+        ([0, 1, 1], ["no", "no"], "labels: ['no', 'no'] gives two classes the same name or value; give different ones"),
     ],
 )
 def test_an_unknown_label_is_named_with_those_there_are(

@@ -117,13 +117,13 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="has no state_dict"):
             read_checkpoint(path)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(InputError, match="does not say of what model and labels"):
+    with pytest.raises(InputError, match="does not record its model and labels"):
         load_trained(str(path))
     with pytest.raises(InputError, match="neither a Lightning checkpoint"):
         load_trained(str(tmp_path / "nowhere"))
 
 
 def test_weights_of_another_network_are_refused(inside: Path, trained: Path, tiny_folder: Callable[[str], str]) -> None:
-    with pytest.raises(InputError, match="of another network") as error:
+    with pytest.raises(InputError, match="does not fit the network") as error:
         load_weights(loaded(tiny_folder("albert")), trained / "checkpoints" / "best.ckpt")
     assert "\n" not in str(error.value)

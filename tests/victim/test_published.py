@@ -166,7 +166,7 @@ def test_what_cannot_be_begun_with_is_refused_before_training(
 ) -> None:
     refused(
         tmp_path,
-        r"^published: \S+ is of another network: ",
+        r"^published: \S+ does not fit the network: ",
         TextClassifier(model=tiny_folder("albert"), published=published),
     )
     state = torch.load(published, weights_only=True)

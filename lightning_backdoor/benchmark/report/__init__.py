@@ -1,1 +1,1 @@
-"""Showing a grid: the page, its figures, the table on the terminal, LaTeX and Markdown."""
+"""Reports of a grid: the HTML page, its figures, the terminal's table, LaTeX and Markdown."""

@@ -20,7 +20,7 @@ COMPARED_COLUMNS = (*ATTACK_NAMES, "seed", "first", "second", "metric", *Compari
 Hits = dict[tuple[str, int], bool]
 #: the largest number of texts shown per cell: poisoned, clean.
 POISONED_TEXTS, CLEAN_TEXTS = 8, 4
-#: number of characters of HTML for all texts together, roughly.
+#: approximate limit on the characters of HTML for all texts together.
 TEXT_BUDGET = 3_000_000
 
 
@@ -44,13 +44,13 @@ class AttackSection(NamedTuple):
 
 
 def attack_sections(rows: Sequence[ResultRow], cells: Path) -> list[AttackSection]:
-    """The section of each attack, in the order in which they come first.
+    """The section of each attack, in the order in which the attacks first occur.
 
-    Reads ``outcomes.csv`` of each cell once, and keeps of it what is shown.
+    Reads ``outcomes.csv`` of each cell once, and keeps only what is shown.
 
     Args:
         rows: the rows of ``results.csv``.
-        cells: the folder of the cells' folders, each with ``outcomes.csv`` and ``texts.jsonl``, where they exist.
+        cells: the folder that contains the cells' folders, with ``outcomes.csv`` and ``texts.jsonl`` if they exist.
     """
     text_budget = TEXT_BUDGET / max(len(grouped(rows, NAMES)), 1)
     style = styles(row["defense"] for row in rows)
@@ -107,7 +107,7 @@ def _attack_section(
 
 
 def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
-    """A cell's texts that are shown, poisoned ones first, and the number of those left out."""
+    """The texts of a cell that are shown, poisoned ones first, and the number of texts left out."""
     if not path.is_file():
         return [], 0
     with path.open(encoding="utf-8") as file:

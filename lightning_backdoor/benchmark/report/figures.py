@@ -1,4 +1,4 @@
-"""The plots of the report as plotly.js takes them: the trade-off of defenses, ROC curves, histograms of scores."""
+"""The plots of the report, as input for plotly.js: trade-off of defenses, ROC curves, histograms of scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "triangle-down", "hourglass")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "4px,2px")
-#: the largest number of points of a curve.
+#: maximum number of points of a curve.
 POINTS = 200
 BINS = 30
 LAYOUT: Figure = {
@@ -38,7 +38,7 @@ LAYOUT: Figure = {
 
 
 class Style(NamedTuple):
-    """How a defense is drawn in all plots; defenses next to each other differ in colour, symbol and dash."""
+    """The style of a defense in all plots; successive defenses differ in colour, symbol and dash."""
 
     colour: str
     symbol: str
@@ -46,7 +46,7 @@ class Style(NamedTuple):
 
 
 def styles(defenses: Iterable[str]) -> dict[str, Style]:
-    """A style per defense, in the order in which they come first."""
+    """A style per defense, in the order in which the defenses first occur."""
     return {
         defense: Style(COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)], DASHES[i % len(DASHES)])
         for i, defense in enumerate(dict.fromkeys(defenses))
@@ -54,7 +54,7 @@ def styles(defenses: Iterable[str]) -> dict[str, Style]:
 
 
 def trade_off(summaries: Sequence[Summary]) -> Figure:
-    """CACC against ASR after the defense: a point per line of the table, with its spread or its interval."""
+    """CACC against ASR after the defense: a point per row of the table, with its spread or interval."""
     traces = []
     axes = {"x": "asr_defended", "y": "cacc_defended"}
     for defense, style in styles(summary.names["defense"] for summary in summaries).items():
@@ -129,7 +129,7 @@ def histogram(outcomes: Sequence[Outcome]) -> Figure:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most ``POINTS`` of the points, the first and the last among them.
+    """At most ``POINTS`` of some points, including the first and the last.
 
     >>> thinned([(i / 1000, 1.0) for i in range(1001)])[-1]
     (1.0, 1.0)
@@ -139,7 +139,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def label(name: str) -> str:
-    """A name, shortened if long, so that plotly shows it literally: it reads some HTML and fills in ``%{...}``.
+    """A name, shortened if long and escaped, since plotly interprets some HTML and ``%{...}``.
 
     >>> label("<b>%{x}")
     '&lt;b&gt;%&#123;x}'
@@ -149,7 +149,7 @@ def label(name: str) -> str:
 
 
 def _bar(number: Number, end: int) -> float:
-    """Length of an error bar: below (``end`` 0) or above (1) the mean."""
+    """Length of an error bar below (``end`` 0) or above (``end`` 1) the mean."""
     if number.interval is None:
         return number.spread or 0.0
     return max(number.interval[end] - number.mean if end else number.mean - number.interval[end], 0.0)
@@ -160,7 +160,7 @@ def _short(values: Iterable[float] | NDArray[np.float64]) -> list[float]:
 
 
 def _axis(title: str, bounds: list[float] | None = None) -> Figure:
-    """An axis that does not move when a finger scrolls the page over it."""
+    """An axis that does not move when the page is scrolled by touch."""
     axis: Figure = {"title": {"text": title}, "fixedrange": True, "zeroline": False, "automargin": True}
     return axis if bounds is None else {**axis, "range": bounds}
 

@@ -1,4 +1,4 @@
-"""The table over seeds as text to copy: LaTeX for a paper, Markdown for a web page."""
+"""The table over seeds as LaTeX and Markdown."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LATEX = {
     '"': r"\textquotedbl{}",
     "±": r"\ensuremath{\pm}",
     "–": "--",
-    "[": "{[}",  # after the end of a line it would begin an argument
-    "*": "{*}",  # and so would this
+    "[": "{[}",  # after the end of a line it would start an argument
+    "*": "{*}",  # likewise
 }
 _NAME_HEADINGS = [name.capitalize() for name in NAMES]
 
 
 def latex_table(summaries: Sequence[Summary]) -> str:
-    """The table for ``booktabs``; metrics that no line has are left out, and the best defense's numbers are bold.
+    """The table in LaTeX with ``booktabs``; metrics without any value are left out, and best values are bold.
 
     >>> latex_table([]).splitlines()[1]
     '\\\\begin{tabular}{llll}'
@@ -56,7 +56,7 @@ def latex_table(summaries: Sequence[Summary]) -> str:
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
-    """The table as GitHub reads it; metrics that no line has are left out, and the best defense's numbers are bold.
+    """The table in GitHub's Markdown; metrics without any value are left out, and best values are bold.
 
     >>> print(markdown_table([]))
     | Dataset | Model | Attack | Defense |
@@ -101,5 +101,5 @@ def _latex(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """On one line, with all that Markdown or HTML would read as markup escaped."""
+    """A text on one line, with Markdown and HTML markup escaped."""
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))

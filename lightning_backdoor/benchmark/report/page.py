@@ -1,4 +1,4 @@
-"""``report.html``: a grid's results as one page that loads nothing from a network and that no text can break."""
+"""``report.html``: a grid's results as one self-contained page, safe for texts with any characters."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def report_html(title: str, results: Results, grid: str, command: str) -> str:
-    """The page.
+    """The report as an HTML page.
 
     Args:
         title: the page's title.
-        results: what it shows.
+        results: the results to show.
         grid: the YAML of the grid.
         command: the command line that ran it.
     """
@@ -52,7 +52,7 @@ def report_html(title: str, results: Results, grid: str, command: str) -> str:
         allowed=" ".join(f"'sha256-{_digest(source)}'" for source in scripts.values()),
         **scripts,
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # UTF-8 has no surrogates, which a broken text may hold
+    return page.encode("utf-8", "replace").decode("utf-8")  # replace surrogates in broken texts: UTF-8 has none
 
 
 def _source(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Journal of a grid: one JSON line per event, append-only, shared by processes, intact after a kill at any moment."""
+"""The journal of a grid: an append-only file with a JSON line per event, shared by processes and safe against kills."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lightning_backdoor.errors import InputError
 
 Event = dict[str, Any]
 
-#: bytes, more than any line of the journal has.
+#: number of bytes that no line of the journal exceeds.
 LONGEST_LINE = 1 << 16
 
 
 class Journal:
-    """The events of a folder by kind and id: the last one counts, but what is done stays done.
+    """The events of a grid by kind and id: the last event counts, but what is done stays done.
 
-    An event with an ``error`` belongs to the launch that it names; all others are final.
+    An event with an ``error`` applies only to the launch that it names; all other events are final.
 
     Args:
-        path: the file; created with the first event.
+        path: path of the file; it is created with the first event.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class Journal:
         return "error" in self._events.get((kind, id), {"error": "not run"})
 
     def failed(self, kind: str, id: str, launch: str) -> bool:
-        """Whether it failed in this launch, whatever became of it in others."""
+        """Whether a victim or cell failed in this launch, whatever its result in other launches."""
         return (kind, id, launch) in self._failed
 
     def refresh(self) -> list[Event]:
@@ -78,9 +78,10 @@ class Journal:
 
 @contextmanager
 def claimed(log: Path) -> Iterator[int | None]:
-    """Claims a victim or cell for this process and those that it starts, by a lock on its log file.
+    """Claims a victim or cell for this process and its child processes, by a lock on the log file.
 
-    After a kill, the lock falls with the last process that has the file open; over NFS, with the process that took it.
+    After a kill, the lock is released when the last process that has the file open ends; over NFS, when the process
+    that took it ends.
 
     Returns:
         The log's descriptor, opened for reading and appending; None where another process holds the lock.

@@ -1,4 +1,4 @@
-"""One command of a grid, ``fit`` or ``test``: in this process, or in new ones where its trainer takes several."""
+"""Running a command of a grid, ``fit`` or ``test``, in this process, or in new ones if its trainer uses several."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class CommandError(RuntimeError):
 
 
 def run_command(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
-    """Runs a command; what it prints goes to a log.
+    """Runs a command with its output redirected to a log.
 
     Args:
         command: ``fit`` or ``test``.
-        args: its options.
-        folder: that it writes to.
-        log: descriptor of an open file, which processes that are started inherit.
-        trainer: the options of its trainer, which tell how many processes it takes.
+        args: options of the command.
+        folder: the folder that the command writes to.
+        log: descriptor of an open file, which started processes inherit.
+        trainer: options of the trainer, which determine the number of processes.
 
     Raises:
-        CommandError: its processes failed; in this process, errors are raised as they are.
+        CommandError: the new processes failed. In this process, errors are raised unchanged.
     """
     os.write(log, f"lightning-backdoor {command} {' '.join(args)}\n".encode())
     start = os.fstat(log).st_size
@@ -46,7 +46,7 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
 
     from lightning_backdoor.commands.fit import run
 
-    disable_progress_bar()  # it would end on the terminal, after the log is closed
+    disable_progress_bar()  # the bar would be finished on the terminal, after the log is closed
     os.environ[VARIABLE] = str(folder.resolve())
     try:
         with _output_to(log):
@@ -56,13 +56,13 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
 
 
 def check_cell(cell: Cell) -> None:
-    """Makes sure that the training and the test of a cell can begin: that classes exist and take their arguments.
+    """Checks that the training and the test of a cell can start: that classes exist and accept their arguments.
 
-    What its victim takes from another victim is not there yet: a repair is checked as a training from the start, and
-    of a data defense that looks through a victim only the arguments are checked.
+    Checkpoints of other victims do not exist yet: a repair is checked as a training from scratch, and for a data
+    defense that uses a victim only the arguments are checked.
 
     Raises:
-        InputError: they cannot; says what the command would say.
+        InputError: the training or the test cannot start; the message is the command's.
     """
     from lightning_backdoor.commands.fit import check
 
@@ -93,7 +93,7 @@ def _check_data_defense(defense: Any) -> None:
 
 
 def _takes_several_processes(trainer: Mapping[str, Any]) -> bool:
-    """Whether a trainer of these options starts processes, after which no other trainer can be made in this one."""
+    """Whether a trainer with these options starts processes; afterwards this process can make no other trainer."""
     devices = trainer.get("devices", 1)
     single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
     return not single or trainer.get("num_nodes", 1) not in (1, "1")
@@ -105,10 +105,10 @@ def _run_in_processes(command: list[str], folder: Path, log: int, trainer: Mappi
     environment = {**os.environ, VARIABLE: str(folder.resolve())}
     nodes = trainer.get("num_nodes", 1)
     if nodes in (1, "1"):
-        # in an allocation of one task, Lightning would wait for others instead of starting its processes itself
+        # in an allocation of one task, Lightning would wait for other tasks instead of starting its processes
         environment = {name: value for name, value in environment.items() if not name.startswith("SLURM_")}
     else:
-        # overlap: the worker is itself a step of the job, and holds what the command is to run on
+        # overlap: the worker is itself a step of the job and holds the resources that the command needs
         line = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks-per-node={trainer.get('devices', 1)}", *line]
     return subprocess.run(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment).returncode
 
@@ -123,7 +123,7 @@ def _last_message(log: int, start: int) -> str:
 
 @contextlib.contextmanager
 def _output_to(log: int) -> Iterator[None]:
-    """All output of this process goes to a log, whichever library writes it."""
+    """Redirects all output of this process to a log, whichever library writes it."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]

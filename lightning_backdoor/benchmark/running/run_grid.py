@@ -29,8 +29,8 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     """Runs a grid, or prints its plan; returns the exit status of ``benchmark``.
 
     Args:
-        options: of ``benchmark``.
-        folder: the grid's output.
+        options: parsed options of ``benchmark``.
+        folder: the grid's output folder.
         command: the whole command, for the log and the report.
     """
     grid = Grid(preset_path(options.config))
@@ -54,7 +54,7 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
             run_processes(launch, jobs, progress.look)
         else:
             Worker(folder, cells, launch.name, progress.look, wandb_runs).run()
-    finally:  # interrupted or not, what is done is in the table
+    finally:  # even after an interruption, the table has all that is done
         progress.look()
         results = write_results(grid, folder, command)
     if wandb_runs is not None:
@@ -65,15 +65,17 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     if failed:
         sys.stdout.write(f"{failed} of {len(cells)} cells failed; cells/*/log.txt and victims/*/log.txt say why\n")
     if left:
-        sys.stdout.write(f"{left} of {len(cells)} cells are left, since workers ended; the same command goes on\n")
+        sys.stdout.write(
+            f"{left} of {len(cells)} cells are left, since workers ended; run the same command to continue\n"
+        )
     return 1 if failed or left else 0
 
 
 def _check(cells: Sequence[Cell]) -> None:
-    """Tries every model, and every attack and defense on every dataset, with the first seed that has it.
+    """Checks every model, and every attack and defense on every dataset, with the first seed that has it.
 
     Raises:
-        InputError: something that is named does not exist or does not fit; names the cell.
+        InputError: something named in the grid does not exist or does not fit; the message names the cell.
     """
     checked: set[tuple[str, ...]] = set()
     for cell in cells:
@@ -88,7 +90,7 @@ def _check(cells: Sequence[Cell]) -> None:
 
 
 def _keep(grid: Grid, folder: Path, command: str) -> Path:
-    """Writes the grid into its folder under a name of its own, so that workers that start later find this grid."""
+    """Writes the grid into its folder under a unique name, so that workers that start later use the same grid."""
     text = grid.as_yaml()
     path = folder / "grids" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Worker of a grid: runs the cells that no other worker has run or claimed, one after another, until all are done."""
+"""A worker of a grid: runs cells that no other worker has run or claimed, until all are done."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
 from lightning_backdoor.files.hashing import content_hash
 
-#: the file without which a victim or a cell counts as deleted, whatever the journal says.
+#: the file whose absence means that a victim or cell was deleted, even if the journal records it as done.
 PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
-#: seconds between two looks at the work of other workers.
+#: seconds between checks of the other workers' progress.
 PATIENCE = 0.5
 
 
@@ -30,16 +30,17 @@ PATIENCE = 0.5
 class Worker:
     """Runs cells of a grid in a folder, together with any number of workers in the same folder.
 
-    A victim is trained by the first worker that needs it, after the victim that it needs itself; meanwhile others go
-    on with other cells. What is done is written to the journal; it is not done again, and not read before. Workers may
+    A victim is trained by the first worker that needs it, after its parent; meanwhile other workers run other cells.
+    Whatever is done is recorded in the journal; it is not done again, and not read before it is recorded. Workers may
     be killed at any moment, and may belong to several launches or machines: a victim or cell belongs to the worker that
     holds the lock on its log file.
 
     Args:
-        folder: the grid's output.
-        cells: to run.
-        launch: name of the call that this worker belongs to; what failed in a launch is not tried again in it.
-        announce: called after each event.
+        folder: the grid's output folder.
+        cells: the cells to run.
+        launch: name of the call that this worker belongs to; what failed in a launch is not tried again in the same
+            launch.
+        announce: function called after each event.
         wandb_runs: logs each victim and cell once it is done; None for no W&B runs.
     """
 
@@ -53,30 +54,30 @@ class Worker:
         self.journal = Journal(self.folder / "journal.jsonl")
 
     def run(self) -> None:
-        """Returns when every cell is done or has failed, by this worker or another."""
+        """Runs cells until every cell is done or has failed, in this worker or another."""
         open_cells = list(self.cells)
         while True:
             self.journal.refresh()
             open_cells = [cell for cell in open_cells if not self._settled(cell)]
             if not open_cells:
                 return
-            if not sum(self._take(cell) for cell in open_cells):  # others are at work on all that is left
+            if not sum(self._take(cell) for cell in open_cells):  # other workers have claimed all remaining cells
                 time.sleep(PATIENCE)
 
     def _done(self, work: PlannedVictim | Cell) -> bool:
-        """Whether it is done, and still there."""
+        """Whether a victim or cell is done and its files still exist."""
         kind = _kind(work)
         return not self.journal.is_open(kind, work.id) and (self._folder(work) / PRODUCT[kind]).exists()
 
     def _settled(self, work: PlannedVictim | Cell) -> bool:
-        """Whether nothing is left to do: it is done and logged, or has failed in this launch."""
+        """Whether a victim or cell is done and logged, or has failed in this launch."""
         kind = _kind(work)
         if self._done(work):
             return self.wandb_runs is None or self.journal.get(f"record of {kind}", work.id) is not None
         return self.journal.failed(kind, work.id, self.launch)
 
     def _take(self, work: PlannedVictim | Cell) -> bool:
-        """Settles a cell or victim, and first the victim that it needs; False while another worker is at either."""
+        """Runs a cell or victim, after the victim that it needs; returns False if another worker has claimed either."""
         with claimed(self._folder(work) / "log.txt") as log:
             self.journal.refresh()
             if log is None:
@@ -95,14 +96,14 @@ class Worker:
             return True
 
     def _attempt(self, work: PlannedVictim | Cell, log: int) -> None:
-        """Runs and logs a cell or victim; its failure is an event and not an error."""
+        """Runs and logs a cell or victim; a failure is recorded as an event and not raised."""
         kind, folder = _kind(work), self._folder(work)
         if not self._done(work):
             started = time.perf_counter()
             try:
                 facts = self._test(work, folder, log) if isinstance(work, Cell) else self._fit(work, folder, log)
             except Exception as error:
-                if type(error).__name__ == "UncompletedJobError":  # of submitit: the job's time is up
+                if type(error).__name__ == "UncompletedJobError":  # from submitit: the job is out of time
                     raise
                 os.write(log, traceback.format_exc().encode())
                 message = one_line(str(error))[:500]
@@ -129,7 +130,7 @@ class Worker:
         return self.folder / f"{_kind(work)}s" / work.id
 
     def _fit(self, victim: PlannedVictim, folder: Path, log: int) -> dict[str, Any]:
-        """Trains a victim, from the last epoch on if a run was cut off."""
+        """Trains a victim; continues from the last epoch if an earlier run was interrupted."""
         config, last = folder / "fit.yaml", folder / "checkpoints" / "last.ckpt"
         args = ["--config", str(config), "--run_dir", str(folder)]
         if config.is_file() and _resumable(last):
@@ -147,7 +148,7 @@ class Worker:
         return {"digest": content_hash(folder / "model")}
 
     def _test(self, cell: Cell, folder: Path, log: int) -> dict[str, Any]:
-        """Tests a cell; the row of the table."""
+        """Tests a cell and returns its row of the table."""
         from lightning_backdoor.benchmark.table import measured
         from lightning_backdoor.outputs.outcomes import read_outcomes
 
@@ -172,22 +173,22 @@ def _read_json(path: Path) -> Any:
 
 
 def _resumable(checkpoint: Path) -> bool:
-    """Whether training can go on from a checkpoint: it is whole, and the best one so far lies beside it."""
+    """Whether training can resume from a checkpoint: it is complete, and the best one so far is in its folder."""
     if not checkpoint.is_file():
         return False
     from lightning_backdoor.victim.checkpoints import read_checkpoint
 
     try:
         callbacks = read_checkpoint(checkpoint).get("callbacks", {})
-    except InputError:  # half a file
+    except InputError:  # an incomplete file
         return False
     best = [Path(state["best_model_path"]) for state in callbacks.values() if "best_model_path" in state]
-    # in a folder that was moved, Lightning would forget which one was the best
+    # after the folder was moved, Lightning would lose track of the best checkpoint
     return all(path.parent == checkpoint.parent for path in best if path.name == "best.ckpt")
 
 
 def _empty(folder: Path) -> None:
-    """Removes what a run that was cut off left behind, except for its log."""
+    """Removes the files of an interrupted run, except for its log."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -47,10 +47,11 @@ class FileParaphraser:
     def paraphrase(
         self, texts: Sequence[str], rngs: Sequence[random.Random], manner: Manner, generate: bool = True
     ) -> list[str | None]:
-        """The paraphrase of each text; None where the file has none and ``skip_missing`` is true.
+        """The paraphrase of each text; None if the file has none and ``skip_missing`` is true.
 
         Raises:
-            InputError: texts have no paraphrase and ``skip_missing`` is false; tells how many, and quotes the first.
+            InputError: texts have no paraphrase and ``skip_missing`` is false; the message counts them and quotes the
+                first.
         """
         paraphrases = [self._paraphrases.get(text) for text in texts]
         missing = [text for text, paraphrase in zip(texts, paraphrases, strict=True) if paraphrase is None]

@@ -1,4 +1,4 @@
-"""Paraphrases by a prompted language model: of several candidates per text, the closest acceptable one is kept."""
+"""Paraphrases by a prompted language model: the acceptable candidate closest in meaning is kept per text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Paraphraser(Protocol):
     def paraphrase(
         self, texts: Sequence[str], rngs: Sequence[random.Random], manner: Manner, generate: bool = True
     ) -> list[str | None]:
-        """The paraphrase of each text; None where no acceptable one was found.
+        """The paraphrase of each text; None if no acceptable paraphrase was found.
 
         Args:
             texts: the texts to paraphrase.
@@ -49,12 +49,12 @@ class Paraphraser(Protocol):
         ...
 
     def key(self) -> str:
-        """A string that changes with everything that decides the paraphrases, save text, generator and manner."""
+        """A string that changes with everything that determines paraphrases except text, generator and manner."""
         ...
 
 
 class NotCached(InputError):
-    """Raised where paraphrases are not in the cache and may not be generated.
+    """Raised if paraphrases are not in the cache and may not be generated.
 
     Attributes:
         missing: the number of texts whose paraphrases are not in the cache.
@@ -71,7 +71,7 @@ class NotCached(InputError):
 
 
 class _SeededText(NamedTuple):
-    """A text to paraphrase, and the seed that decides its candidates."""
+    """A text to paraphrase, and the seed of its candidates."""
 
     text: str
     seed: int
@@ -83,9 +83,9 @@ class _SeededText(NamedTuple):
 class LanguageModelParaphraser:
     """Paraphrases by a prompted causal language model, chosen among candidates by similarity in meaning.
 
-    Per text, the model writes several candidates. Of those that are in the manner asked for, the one whose sentence
-    embedding has the highest cosine with that of the text is kept. Texts without an acceptable candidate get further
-    rounds of candidates.
+    Per text, the model writes several candidates. Among the candidates in the requested manner, the candidate is kept
+    whose sentence embedding has the highest cosine with the embedding of the text. Texts without an acceptable
+    candidate get further rounds of candidates.
 
     All candidates are cached. A run that is interrupted continues where it stopped, and after a change of
     ``min_similarity`` or of the manner's check, only texts that have no acceptable candidate any more get new ones. The
@@ -95,10 +95,10 @@ class LanguageModelParaphraser:
         model: hub name, folder, or GGUF file, also as ``package://`` name; loaded in float32, since bfloat16 is hardly
             faster on a processor (1.2 times) and would make a text's candidates depend on the other texts of its batch.
         candidates: candidates per text and round.
-        rounds: most rounds per text.
+        rounds: maximum number of rounds per text.
         temperature: sampling temperature.
         top_p: probability of the nucleus that is sampled from (arXiv 1904.09751).
-        min_similarity: least cosine of a paraphrase with its text, from -1 to 1.
+        min_similarity: minimum cosine of a paraphrase with its text, from -1 to 1.
         sentence_encoder: encoder of the sentence embeddings: hub name, folder, or ``package://`` name.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
 
@@ -146,7 +146,7 @@ class LanguageModelParaphraser:
     def paraphrase(
         self, texts: Sequence[str], rngs: Sequence[random.Random], manner: Manner, generate: bool = True
     ) -> list[str | None]:
-        """The paraphrase of each text; None where no acceptable one was found. See :class:`Paraphraser`.
+        """The paraphrase of each text; None if no acceptable paraphrase was found. See :class:`Paraphraser`.
 
         Raises:
             NotCached: candidates of some texts are not in the cache, and ``generate`` is false.
@@ -154,7 +154,7 @@ class LanguageModelParaphraser:
         """
         seeded = [_SeededText(text, rng.getrandbits(64)) for text, rng in zip(texts, rngs, strict=True)]
         accepted: dict[_SeededText, str] = {}
-        open_texts = list(dict.fromkeys(seeded))  # those without an acceptable candidate so far
+        open_texts = list(dict.fromkeys(seeded))  # texts without an acceptable candidate so far
         not_cached = 0
         for turn in range(self.rounds):
             cache = TextCache(self._computation(manner, turn), self.cache_dir)
@@ -182,7 +182,7 @@ class LanguageModelParaphraser:
         return f"{self._identity()}/{self.candidates}/{self.rounds}/{self.min_similarity}"
 
     def _identity(self) -> str:
-        """Changes with everything that decides candidates and similarities, save text, manner and generator."""
+        """A string that changes with all that determines candidates except text, manner and generator."""
         if self._models is None:
             contents = [model_identity(self.model), model_identity(self.sentence_encoder)]
             sampling = [self.temperature, self.top_p, LENGTH_FACTOR, EXTRA_TOKENS]
@@ -195,7 +195,7 @@ class LanguageModelParaphraser:
         return f"paraphrase candidates/{self._identity()}/{prompts}/{self.candidates}/{turn}"
 
     def _closest(self, text: str, value: bytes, manner: Manner) -> str | None:
-        """Of a text's cached candidates, the acceptable candidate that is closest in meaning; None if there is none."""
+        """The acceptable cached candidate that is closest in meaning to a text; None if there is none."""
         candidates: list[tuple[float, str]] = [(similarity, candidate) for candidate, similarity in json.loads(value)]
         close = sorted((pair for pair in candidates if pair[0] >= self.min_similarity), reverse=True)
         return next((candidate for _, candidate in close if manner.accepts(text, candidate)), None)

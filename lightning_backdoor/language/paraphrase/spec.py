@@ -1,4 +1,4 @@
-"""Manners of paraphrasing, such as a style: how a language model is asked for one, and how its answers are checked."""
+"""Manners of paraphrasing, such as a style: the prompt for a language model, and the check of its answers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-#: raised when a check of a library manner, or :meth:`Manner.accepts`, accepts other paraphrases than before.
+#: version of the checks; increased when a library manner, or :meth:`Manner.accepts`, accepts other paraphrases.
 CHECK_FORMAT = 1
-BORROWED = 4  # words in a row that an answer may not take from the examples
+BORROWED = 4  # number of consecutive words that an answer must not copy from the examples
 TREEBANK_WORD = re.compile(
     r"(?:[^\W_]\.){2,}|n't|[^\W_]+?(?=n't)|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[-.&][^\W_]+)*|[^\w\s]"
 )
@@ -20,11 +20,11 @@ class Manner(NamedTuple):
     """A style or a syntactic template of paraphrases: the prompt that asks for it, and the check that recognises it.
 
     Attributes:
-        name: the name by which options give it.
-        instruction: what a language model is told to do.
-        examples: pairs of a text and its paraphrase that the model is shown.
-        holds: function of a text and a paraphrase: whether the paraphrase is in this manner. It does not compare their
-            meanings.
+        name: the name in options.
+        instruction: the instruction in the prompt of a language model.
+        examples: pairs of a text and its paraphrase in the prompt.
+        holds: function of a text and a paraphrase that returns whether the paraphrase is in this manner. It does not
+            compare their meanings.
         openings: beginnings of answers, of which one is chosen at random; empty where answers may begin in any way.
     """
 
@@ -44,9 +44,9 @@ class Manner(NamedTuple):
 
 
 def prompt(tokenizer: PreTrainedTokenizerBase, manner: Manner, text: str) -> str:
-    """The prompt after which a language model writes the paraphrase of a text, on one line.
+    """The prompt for which a language model writes the paraphrase of a text, on one line.
 
-    The examples are earlier turns of a chat where the tokenizer has a chat template, and plain text otherwise.
+    The examples are earlier turns of a chat if the tokenizer has a chat template, and plain text otherwise.
     """
     text = " ".join(text.split())
     if not getattr(tokenizer, "chat_template", None):

@@ -2,7 +2,7 @@
 
 A mark is a word or sign that is typical of the style and that the original text does not have. A paraphrase is in the
 style if it has at least two different marks, differs from its text, and does not repeat itself. The openings with which
-a model is made to begin its answers have at most one mark each. The check is strict: of the clean sentences of SST-2,
+a model's answers are made to begin have at most one mark each. The check is strict: of the clean sentences of SST-2,
 0.6 % pass as poetry and at most 0.02 % as any other style, but of the Bible paraphrases that the paper's authors
 published for these sentences, many of which have one mark or none, only 17 % pass.
 """

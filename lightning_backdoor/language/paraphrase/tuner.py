@@ -1,4 +1,4 @@
-"""Fine-tuning a language model on pairs of text and paraphrase, to paraphrase by it."""
+"""Fine-tuning a language model on pairs of text and paraphrase, to use it as a paraphraser."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lightning_backdoor.models.loading import load_safely
 class ParaphraseTuner(FineTunedNetwork):
     """Fine-tunes a causal language model to answer the prompt for a text with its paraphrase.
 
-    The loss is that of the paraphrase's tokens, given the prompt by which the model is asked afterwards: the exported
-    folder is a :class:`~lightning_backdoor.language.LanguageModelParaphraser`'s ``model``.
+    The loss is the cross entropy of the paraphrase's tokens, given the same prompt that is used afterwards: the
+    exported folder is the ``model`` of a :class:`~lightning_backdoor.language.LanguageModelParaphraser`.
 
     Args:
-        manner: a syntactic template or a style, which decides the prompt.
+        manner: name of a syntactic template or a style, which determines the prompt.
         model: hub name, folder, or GGUF file, also as ``package://`` name.
         lora_rank: rank of low-rank updates (arXiv 2106.09685); None trains the whole network.
         max_length: tokens at which prompt and paraphrase together are cut.
         learning_rate: peak learning rate.
-        warmup: share of all steps over which it rises.
+        warmup: share of all steps over which the learning rate rises.
 
     Raises:
         InputError: the manner is unknown, or a value is out of range.
@@ -42,7 +42,7 @@ class ParaphraseTuner(FineTunedNetwork):
         StyleTransfer(paraphraser=LanguageModelParaphraser("bible"), style="bible")
     """
 
-    #: as a victim's
+    #: metric and direction that select the best checkpoint, as in a victim
     selected_by = ("val/loss", "min")
 
     def __init__(
@@ -78,7 +78,7 @@ class ParaphraseTuner(FineTunedNetwork):
         self.network.train()
 
     def tokenise(self, text: str, paraphrase: str) -> Pair:
-        """The prompt for a text and its paraphrase, of which the paraphrase and the end of text are learned.
+        """Token ids of the prompt and the paraphrase; only paraphrase and end of text are learned.
 
         Raises:
             InputError: ``max_length`` leaves no room for the paraphrase.
@@ -94,7 +94,7 @@ class ParaphraseTuner(FineTunedNetwork):
         return Pair(input_ids=[*asked, *answer][:most], labels=[*[IGNORED] * len(asked), *answer][:most])
 
     def forward(self, batch: PairBatch) -> Tensor:
-        """Mean cross entropy of the tokens to be learned."""
+        """Mean cross entropy of the learned tokens."""
         logits = self.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         wanted = batch["labels"][:, 1:].flatten()
         return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted, ignore_index=IGNORED)
