@@ -163,10 +163,11 @@ class Grid(GridFile):
         self, names: tuple[str, str, str], seed: int, defense: str, moments: Mapping[str, Fragment]
     ) -> PlannedVictim:
         """The victim of a dataset, model and attack under a defense; shared by defenses with the same training."""
-        data, training, repair = trained = [moments.get(moment, {}) for moment in ("data", "training", "repair")]
+        data, training = moments.get("data", {}), moments.get("training", {})
+        repair = moments.get("repair")
         parent, argument, fragments = None, ("", ""), [data, training]
-        if repair:
-            alone = {"data": data}
+        if repair is not None:
+            alone = {"data": data} if data else {}
             cleaning = next((name for name, entry in self.axes["defenses"].items() if entry == alone), defense)
             parent, argument, fragments = self._victim(names, seed, cleaning, alone), ("model", "published"), [repair]
         elif (data.get("data", {}).get("init_args") or {}).get("victim") == SAME_ROWS:
@@ -176,7 +177,7 @@ class Grid(GridFile):
         entries = (self.axes[axis][name] for axis, name in zip(("datasets", "models", "attacks"), names, strict=True))
         config = compose(self.base, *entries, *fragments)
         config["seed_everything"] = seed
-        id, training_name = identity(config, VICTIM_FORMAT), defense if any(trained) else ""
+        id, training_name = identity(config, VICTIM_FORMAT), defense if data or training or repair is not None else ""
         victim = PlannedVictim(id, *names, training_name, seed, config, parent, argument)
         return self._victims.setdefault((id, *names), victim)
 

@@ -106,7 +106,10 @@ class GridFile:
             raise self._error(f"{field} has the name of the control", "give another name")
         if not isinstance(entry, dict) or not set(entry) <= set(MOMENTS):
             raise self._error(f"{field} is {entry!r}", f"give any of {', '.join(MOMENTS)}, and a defense under each")
-        moments = {key: self._fragment(f"{field}.{key}", entry[key], key) for key in MOMENTS if entry.get(key)}
+        moments = {key: self._fragment(f"{field}.{key}", entry[key], key) for key in MOMENTS if key in entry}
+        for key, moment in moments.items():
+            if not moment and key != "repair":  # an empty repair is plain fine-tuning on the training rows
+                raise self._error(f"{field}.{key} is empty", "give a defense, or leave it out")
         if bool(moments) == (name == UNDEFENDED):
             raise self._error(f"{field} is {entry!r}", f"the entry without a defense, and no other, is {UNDEFENDED}")
         if "repair" in moments and "training" in moments:
@@ -126,6 +129,10 @@ class GridFile:
         if not isinstance(entry, dict) or not set(entry) <= {"data", "model", "trainer"}:
             remedy = "give the path of a YAML file, a class_path with init_args, or any of data, model and trainer"
             raise self._error(f"{field} is {entry!r}", remedy)
+        for part, options in entry.items():
+            arguments = options.get("init_args") if isinstance(options, dict) else None
+            if not isinstance(options, dict) or not isinstance(arguments, dict | None):
+                raise self._error(f"{field}.{part} is {options!r}", "give names and values, as the commands take them")
         return entry
 
     def _rule(self, rule: Any) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
@@ -48,6 +48,7 @@ class Summary(NamedTuple):
         numbers: number per metric name; a metric that is undefined for all seeds is missing.
         valid: number of seeds with a valid attack, and number of seeds for which that is known.
         errors: messages of the seeds that failed.
+        is_defense: whether the line is neither the undefended victim, nor the control, nor an inspection alone.
     """
 
     names: dict[str, str]
@@ -55,11 +56,7 @@ class Summary(NamedTuple):
     numbers: dict[str, Number]
     valid: tuple[int, int]
     errors: list[str]
-
-    @property
-    def is_defense(self) -> bool:
-        """Whether the line is neither the undefended victim, nor the control, nor an inspection."""
-        return self.names["defense"] not in (UNDEFENDED, CLEAN_TRAINING) and "inspection_score" not in self.numbers
+    is_defense: bool
 
     @property
     def failed(self) -> bool:
@@ -77,12 +74,13 @@ def over_seeds(rows: Iterable[ResultRow]) -> list[Summary]:
     """Groups rows that differ only in the seed, in the order in which the groups first occur.
 
     For each metric with a direction, the best defense against an attack is marked, compared in the shown digits; no
-    defense is marked if all are equal. The undefended victim, the control and inspections, which do not change the
-    victim's predictions, are excluded.
+    defense is marked if all are equal. Excluded are the undefended victim, the control, and inspections of the
+    undefended victim, which do not change its predictions.
     """
     result = []
     for attack_rows in grouped(rows, ATTACK_NAMES):
-        summaries = [_summary(group) for group in grouped(attack_rows, NAMES)]
+        undefended = {row["victim"] for row in attack_rows if row["defense"] == UNDEFENDED}
+        summaries = [_summary(group, undefended) for group in grouped(attack_rows, NAMES)]
         for metric in METRICS:
             defenses = [line.numbers for line in summaries if line.is_defense and metric.name in line.numbers]
             shown = [float(numbers[metric.name].text) for numbers in defenses]
@@ -140,7 +138,8 @@ def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[Ins
     return result
 
 
-def _summary(rows: Sequence[ResultRow]) -> Summary:
+def _summary(rows: Sequence[ResultRow], undefended: Collection[str]) -> Summary:
+    """The line of some rows; ``undefended`` holds the ids of the attack's undefended victims."""
     done = [row for row in rows if not row["error"]]
     numbers = {}
     for name in (metric.name for metric in METRICS):
@@ -150,10 +149,14 @@ def _summary(rows: Sequence[ResultRow]) -> Summary:
             interval = ends if len(done) == 1 and None not in ends else None
             numbers[name] = Number(mean, spread, interval, f"{mean:.0f}" if name in COUNTS else f"{mean:.3f}")
     known = [row["valid"] for row in done if row["valid"]]
+    names = {name: rows[0][name] for name in NAMES}
+    unchanged = not undefended or {row["victim"] for row in rows} <= {*undefended}
+    only_inspected = "inspection_score" in numbers and "fpr" not in numbers and unchanged
     return Summary(
-        names={name: rows[0][name] for name in NAMES},
+        names=names,
         seeds=[int(row["seed"]) for row in done],
         numbers=numbers,
         valid=(known.count("yes"), len(known)),
         errors=[row["error"] for row in rows if row["error"]],
+        is_defense=names["defense"] not in (UNDEFENDED, CLEAN_TRAINING) and not only_inspected,
     )

@@ -30,11 +30,10 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=8)
-def content_hash(path: Path) -> str:
+def model_sha256(path: Path) -> str:
     """The sha256 of a model: of one file, or of the weights, tokenizer and configuration in a folder.
 
-    File names and sizes are hashed as well, the folder's own name is not. Computed once per process and path.
+    File names and sizes are hashed as well, the folder's own name is not.
 
     Raises:
         OSError: a file cannot be read.
@@ -46,6 +45,12 @@ def content_hash(path: Path) -> str:
         for chunk in _chunks(file):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=8)
+def content_hash(path: Path) -> str:
+    """As :func:`model_sha256`, computed once per process and path: for models that do not change meanwhile."""
+    return model_sha256(path)
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -65,6 +65,14 @@ def test_an_inspection_which_changes_no_answer_is_never_the_best(made: Example) 
     assert all(line_of(rows, "badnets", name) == line_of(made.rows, "badnets", name) for name in ("onion", "strip"))
 
 
+def test_an_inspected_victim_that_is_not_the_undefended_one_is_compared(made: Example) -> None:
+    rows = [dict(row) for row in made.rows if row["attack"] == "badnets"]
+    repaired = {"defense": "repair and share", "victim": "repaired", "asr_defended": 0.0, "inspection_score": 1.0}
+    rows += [{**row, **repaired} for row in rows if row["defense"] == "none"]
+    assert line_of(rows, "badnets", "repair and share").numbers["asr_defended"].best
+    assert not line_of(rows, "badnets", "onion").numbers["asr_defended"].best
+
+
 def test_several_seeds_have_a_spread_and_one_an_interval(made: Example) -> None:
     over_both = line_of(made.rows, "badnets", "onion").numbers["asr_defended"]
     values = [row["asr_defended"] for row in made.rows if (row["attack"], row["defense"]) == ("badnets", "onion")]

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import compose, yaml_text
-from lightning_backdoor.benchmark.grid import Cell
+from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError, one_line
 
@@ -58,16 +58,22 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
 def check_cell(cell: Cell) -> None:
     """Checks that the training and the test of a cell can start: that classes exist and accept their arguments.
 
-    Checkpoints of other victims do not exist yet: a repair is checked as a training from scratch, and for a data
-    defense that uses a victim only the arguments are checked.
+    So are the trainings of the victims that its victim needs. Their checkpoints do not exist yet: a repair is checked
+    as a training from scratch, and for a data defense that uses a victim only the arguments are checked.
 
     Raises:
         InputError: the training or the test cannot start; the message is the command's.
     """
+    for parent in cell.victim.line[:-1]:
+        _check_fit(parent, parent.config)
+    _check_fit(cell.victim, compose(cell.victim.config, cell.config))
+
+
+def _check_fit(victim: PlannedVictim, config: Fragment) -> None:
     from lightning_backdoor.commands.fit import check
 
-    config = copy.deepcopy(compose(cell.victim.config, cell.config))
-    part, argument = cell.victim.parent_argument
+    config = copy.deepcopy(config)
+    part, argument = victim.parent_argument
     if part:
         del config[part]["init_args"][argument]
         if part == "data":

@@ -18,7 +18,7 @@ from lightning_backdoor.benchmark.running.journal import Journal, claimed
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
-from lightning_backdoor.files.hashing import content_hash
+from lightning_backdoor.files.hashing import model_sha256
 
 #: the file whose absence means that a victim or cell was deleted, even if the journal records it as done.
 PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
@@ -145,7 +145,7 @@ class Worker:
         run_command("fit", args, folder, log, victim.config["trainer"])
         if not (folder / PRODUCT["victim"]).exists() or not list((folder / "model").glob("*.safetensors")):
             raise CommandError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
-        return {"digest": content_hash(folder / "model")}
+        return {"digest": model_sha256(folder / "model")}
 
     def _test(self, cell: Cell, folder: Path, log: int) -> dict[str, Any]:
         """Tests a cell and returns its row of the table."""
