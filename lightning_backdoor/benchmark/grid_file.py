@@ -106,7 +106,9 @@ class GridFile:
             raise self._error(f"{field} has the name of the control", "give another name")
         if not isinstance(entry, dict) or not set(entry) <= set(MOMENTS):
             raise self._error(f"{field} is {entry!r}", f"give any of {', '.join(MOMENTS)}, and a defense under each")
-        moments = {key: self._fragment(f"{field}.{key}", entry[key], key) for key in MOMENTS if key in entry}
+        moments = {
+            key: self._fragment(f"{field}.{key}", entry[key], key) for key in MOMENTS if entry.get(key) is not None
+        }
         for key, moment in moments.items():
             if not moment and key != "repair":  # an empty repair is plain fine-tuning on the training rows
                 raise self._error(f"{field}.{key} is empty", "give a defense, or leave it out")

@@ -181,7 +181,10 @@ def test_a_corrected_metric_gives_new_cells_and_a_corrected_attack_new_victims(
         ({"cleaning": CALLBACK}, "give any of data, training, repair, inference, inspection"),
         ({"data": {"init_args": {}}}, "defenses.x.data is {'init_args': {}}; give the path"),
         ({"inspection": "no.yaml"}, "no.yaml cannot be read"),
-        ({"data": {}, "repair": None}, "the entry without a defense, and no other, is none"),
+        ({"data": None, "repair": None}, "the entry without a defense, and no other, is none"),
+        ({"data": {}, "repair": CALLBACK}, "defenses.x.data is empty; give a defense, or leave it out"),
+        ({"data": {"data": 3}}, "defenses.x.data.data is 3; give names and values"),
+        ({"data": {"data": {"init_args": 3}}}, "defenses.x.data.data is {'init_args': 3}; give names and values"),
         ("onion_data.yaml", "defenses.x is 'onion_data.yaml'; give any of data,"),
     ],
 )
@@ -313,13 +316,24 @@ def test_a_cell_is_checked_without_what_its_victim_takes_from_another(
     cells = cells_by_defense(
         tmp_path,
         broken={"data": {"data": {"init_args": {**broken, "victim": "undefended"}}}},
+        **{"broken and repaired": {"data": {"data": {"init_args": {**broken, "victim": "undefended"}}}, "repair": {}}},
         **REPAIRED,
     )
     check_cell(cells["repaired"])
-    assert "published" not in checked[0]["model"]["init_args"]
-    assert checked[0]["data"]["init_args"] == {"train_on": "trusted"}
-    with pytest.raises(InputError, match=r"data_defense: .*fpr"):
-        check_cell(cells["broken"])
+    assert [config["data"].get("init_args", {}).get("train_on") for config in checked] == [None, "trusted"]
+    assert not any("published" in config["model"].get("init_args", {}) for config in checked)
+    for name in ("broken", "broken and repaired"):
+        with pytest.raises(InputError, match=r"data_defense: .*fpr"):
+            check_cell(cells[name])
+
+
+def test_an_empty_repair_is_plain_fine_tuning_of_the_undefended_victim(tmp_path: Path) -> None:
+    cells = cells_by_defense(tmp_path, repaired={"repair": {}, "inference": CALLBACK})
+    parent = cells["none"].victim
+    victim = cells["repaired"].victim
+    assert victim.parent == parent
+    assert victim.training == "repaired"
+    assert victim.config["model"]["init_args"]["published"] == parent.id
 
 
 def test_the_parent_of_a_victim_is_named_in_its_config_alone(tmp_path: Path) -> None:

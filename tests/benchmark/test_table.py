@@ -23,7 +23,14 @@ FIRST_COLUMNS = [
 
 def row(attack: str, defense: str, seed: int = 0, **values: Any) -> ResultRow:
     names = {"dataset": "d", "model": "m", "attack": attack, "defense": defense, "seed": seed}
-    return {**dict.fromkeys(NUMBERS), "error": "", "cell": f"{attack}{defense}{seed}", **names, **values}
+    return {
+        **dict.fromkeys(NUMBERS),
+        "error": "",
+        "cell": f"{attack}{defense}{seed}",
+        "victim": f"{attack}{seed}",
+        **names,
+        **values,
+    }
 
 
 def test_an_attack_is_valid_by_its_undefended_victim() -> None:
