@@ -15,4 +15,4 @@ demo: setup
 	WANDB_MODE=offline $(BIN)/lightning-backdoor benchmark --config configs/benchmark/demo.yaml --output runs/demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
