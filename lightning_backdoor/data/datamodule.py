@@ -191,7 +191,9 @@ class BackdoorDataModule(LightningDataModule):
         """The victim that a data defense looks through, on the trainer's device where there is a trainer."""
         if self.victim is None:
             name = type(defense).__name__
-            raise InputError("data.victim", f"{name} looks through a victim", "give the checkpoint of a run")
+            raise InputError(
+                "data.victim", f"{name} needs a victim trained on the same rows", "give the checkpoint of a run"
+            )
         victim = load_victim(self._reader(), self.victim, self.trainer.strategy.root_device if self.trainer else None)
         trained_on = getattr(victim, "trained_on", None)
         if trained_on is not None:

@@ -40,7 +40,7 @@ def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
     except Exception as error:  # each loader of transformers raises its own error classes
         cause = reason(error)
         # these messages would advise users to allow the code
-        if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in cause:
+        if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in str(error):
             cause = "it would need code of its own to load, which is not run"
         raise InputError("model", f"{name!r} cannot be loaded as a safe checkpoint: {cause}") from error
     finally:

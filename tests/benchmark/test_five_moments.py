@@ -126,6 +126,6 @@ def test_a_repaired_victim_is_trained_once_and_serves_two_inference_defenses(
 def test_report_and_wandb_runs_show_every_moment(output: Path) -> None:
     page = (output / "report.html").read_text(encoding="utf-8")
     assert all(defense in page for defense in DEFENSES)
-    kinds = Counter(run.record.job_type for run in runs(output))
+    kinds = Counter(run.record.job_type for run in runs(output, unfinished_too=True))
     assert kinds["train"] >= 6  # a run that a kill cut off is begun again
     assert all(kinds[defense] >= 1 for defense in DEFENSES)

@@ -12,14 +12,22 @@ from typing import Any
 from wandb.proto import wandb_internal_pb2  # private: wandb 0.31.0
 
 
+class UnfinishedRunError(AssertionError):
+    """A run that was begun and not ended, such as by a kill."""
+
+
 def records(path: Path) -> list[Any]:
-    """All records in the file of a finished run."""
+    """All records in the file of a finished run.
+
+    Raises:
+        UnfinishedRunError: the run has not ended.
+    """
     for _ in range(100):  # wandb writes in a process of its own, which may end a moment after the run
         read = [wandb_internal_pb2.Record.FromString(content) for content in entries(path.read_bytes())]
         if read and read[-1].WhichOneof("record_type") == "exit":
             return read
         time.sleep(0.1)
-    raise AssertionError(f"{path} does not end")
+    raise UnfinishedRunError(f"{path} does not end")
 
 
 def entries(data: bytes) -> Iterator[bytes]:
@@ -93,9 +101,20 @@ class Run:
         return rows
 
 
-def runs(folder: Path) -> list[Run]:
-    """All offline runs below a folder, in the order in which they were started."""
-    read = [Run(path) for path in folder.glob("wandb/offline-run-*")]
+def runs(folder: Path, unfinished_too: bool = False) -> list[Run]:
+    """All offline runs below a folder, in the order in which they were started.
+
+    Args:
+        folder: output of a grid, or working directory of a run.
+        unfinished_too: whether there may be runs that a kill cut off, which are left out.
+    """
+    read = []
+    for path in folder.glob("wandb/offline-run-*"):
+        try:
+            read.append(Run(path))
+        except UnfinishedRunError:
+            if not unfinished_too:
+                raise
     return sorted(read, key=lambda run: run.record.start_time.ToNanoseconds())
 
 
