@@ -1,4 +1,4 @@
-"""The results of a grid, computed once for the files, the terminal and Weights & Biases; writing the files."""
+"""The results of a grid: computed once for files, terminal and Weights & Biases, and written to the files."""
 
 from __future__ import annotations
 
