@@ -58,8 +58,8 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
 def check_cell(cell: Cell) -> None:
     """Checks that the training and the test of a cell can start: that classes exist and accept their arguments.
 
-    The trainings of the victim's parents are checked as well. Parents may have no checkpoints yet: a repair is checked as
-    a training from scratch, and of a data defense that uses a victim only the arguments are checked.
+    The trainings of the victim's parents are checked as well. Parents may have no checkpoints yet: a repair is checked
+    as a training from scratch, and of a data defense that uses a victim only the arguments are checked.
 
     Raises:
         InputError: the training or the test cannot start; the message is the command's.
