@@ -1,4 +1,4 @@
-"""What a grid prints: its plan, a line for each victim and cell that is done, and its table at the end."""
+"""The output of a grid on the terminal: its plan, a line per victim and cell that is done, and the final table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_backdoor.benchmark.summaries import shown_metrics
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
-    """The plan as text: cells, victims to be trained, and a time estimate from those that have run."""
+    """The plan as text: cells, victims to be trained, and a time estimate from the victims and cells that have run."""
     victims = all_victims(cells)
     lines = [f"{len(cells)} cells, {len(victims)} victims"]
     for cell in cells:
@@ -79,7 +79,7 @@ class Progress:
 
 
 def print_table(results: Results, folder: Path) -> None:
-    """Prints a table over seeds per dataset and model, how well inspections did, and where the files are."""
+    """Prints a table over seeds per dataset and model, the AUROC of each inspection, and the paths of the files."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""Fragments of configs, as files given by ``--config`` hold them: strictly read, laid over each other, written."""
+"""Config fragments, in the form of a ``--config`` file: strict reading, merging into one config, and writing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def compose(*fragments: Fragment) -> Fragment:
     """Merges fragments, later ones overriding earlier ones, as the command line does with ``--config`` files.
 
     Mappings are merged, ``NAME+`` appends to the list ``NAME``, and anything else is replaced. A class that replaces
-    another one takes none of its arguments, except for ``model`` and ``data`` of the config itself: an attack keeps the
-    arguments of the model entry, and a dataset those of the base. (The command line imports the classes, and keeps the
-    arguments that the new class also has.)
+    another one takes none of the other's arguments, except for ``model`` and ``data`` of the config itself: an attack
+    keeps the arguments of the model entry, and a dataset keeps the arguments of the base. (The command line imports the
+    classes, and keeps the arguments that the new class also has.)
 
     >>> compose({"trainer": {"callbacks": ["A"], "devices": 1}}, {"trainer": {"callbacks+": ["B"], "devices": 2}})
     {'trainer': {'callbacks': ['A', 'B'], 'devices': 2}}
@@ -41,10 +41,11 @@ def compose(*fragments: Fragment) -> Fragment:
 
 
 def read_yaml(path: Path) -> Fragment:
-    """The mapping that a file holds, with texts as keys and JSON types as values; a date becomes text.
+    """Reads a mapping from a file, with text as keys and JSON types as values; a date becomes text.
 
     Raises:
-        InputError: the file is missing or malformed, is not a mapping, or has a name twice or one that is not text.
+        InputError: the file is missing or malformed, is not a mapping, or contains a name twice or a name that is
+            neither text nor a whole number.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -59,12 +60,12 @@ def read_yaml(path: Path) -> Fragment:
 
 
 def yaml_text(content: Fragment) -> str:
-    """A fragment as the text of a file."""
+    """A fragment as YAML text."""
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses a name that is given twice, and a name that YAML does not read as text, such as ``no``."""
+    """Rejects duplicate names, and names that YAML reads neither as text nor as whole numbers, such as ``no``."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         names: set[str] = set()

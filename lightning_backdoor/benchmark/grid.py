@@ -1,4 +1,4 @@
-"""A grid: the victims and cells that the axes of its file span."""
+"""A grid: the victims to train and the cells to test, as planned from its file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ class PlannedVictim(NamedTuple):
     Attributes:
         id: a hash of all that determines the victim.
         dataset: name on its axis; likewise ``model`` and ``attack``.
-        training: name of the defense that it is trained under, that cleans its rows or that repairs it, or empty.
-        seed: of all its random choices.
-        config: of ``fit``; it names the parent by its id.
-        parent: the victim that is to be trained before this one, whose checkpoint its training needs.
-        parent_argument: the part and the argument of the config that name the parent: the published victim that a
-            repair begins with, or the one that a data defense looks through.
+        training: name of the defense that the victim is trained under, that cleans its rows or that repairs it; or
+            empty.
+        seed: seed of all its random choices.
+        config: config of ``fit``; it gives the parent by its id.
+        parent: the victim that must be trained first, since training needs its checkpoint; or None.
+        parent_argument: the part and the argument of the config that give the parent: ``model`` and ``published`` for
+            the victim that a repair starts from, ``data`` and ``victim`` for the victim that a data defense uses.
     """
 
     id: str
@@ -50,7 +51,7 @@ class PlannedVictim(NamedTuple):
 
     @property
     def line(self) -> list[PlannedVictim]:
-        """The victims that it is made from, each after its parent, and itself."""
+        """The victims to train for this one, in this order: the parents of its parent, its parent, itself."""
         return [*(self.parent.line if self.parent else []), self]
 
 
@@ -59,7 +60,7 @@ class Cell(NamedTuple):
 
     Attributes:
         id: a hash of all that determines the cell, including the victim.
-        attack: name of the attack whose poison it is tested with.
+        attack: name of the attack whose poisoned rows the cell is tested with.
         defense: name of the defense, or ``CLEAN_TRAINING``.
         victim: the victim that is tested.
         config: config of ``test``, in addition to the config that the victim was trained with.
@@ -115,8 +116,9 @@ class Grid(GridFile):
         path: path of the YAML file.
 
     Attributes:
-        benign: name of the attack entry that does not attack; None where the grid has none.
-        cells: all cells, in the order of the axes, seeds before defenses; each attack begins with its control.
+        benign: name of the attack entry that does not attack; None if the grid has none.
+        cells: all cells, in the order of the axes, seeds before defenses; the cells of an attack and a seed begin with
+            the control.
 
     Raises:
         InputError: the file is missing or malformed, or defines no cell; the message names the key and the value.
@@ -162,7 +164,7 @@ class Grid(GridFile):
     def _victim(
         self, names: tuple[str, str, str], seed: int, defense: str, moments: Mapping[str, Fragment]
     ) -> PlannedVictim:
-        """The victim of a dataset, model and attack under a defense; shared by defenses with the same training."""
+        """The victim of a dataset, model and attack under a defense; defenses with the same ``fit`` config share it."""
         data, training = moments.get("data", {}), moments.get("training", {})
         repair = moments.get("repair")
         parent, argument, fragments = None, ("", ""), [data, training]
@@ -183,7 +185,7 @@ class Grid(GridFile):
 
 
 def all_victims(cells: Iterable[Cell]) -> dict[str, PlannedVictim]:
-    """The victims that cells are tested on, by id, each after its parents."""
+    """The victims of some cells and their parents, by id, each after its parent."""
     return {victim.id: victim for cell in cells for victim in cell.victim.line}
 
 
@@ -209,7 +211,7 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
 
 
 def init_arg(argument: tuple[str, str], value: str) -> Fragment:
-    """The fragment that gives an argument of a part of the config."""
+    """A fragment that sets an argument, given as part and name, such as ``("model", "published")``."""
     part, name = argument
     return {part: {"init_args": {name: value}}}
 

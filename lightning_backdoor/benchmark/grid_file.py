@@ -28,12 +28,12 @@ DEFAULTS: Fragment = {
 }
 
 
-#: the callback of this library that an entry of a moment is an argument of, and the argument's name.
+#: per moment whose entries are not callbacks: the callback that takes an entry, and the name of its argument.
 CALLBACKS = {"inference": ("InferenceDefense", "defense"), "inspection": ("InspectionCallback", "inspection")}
 
 
 def of_class_path(role: str, entry: Fragment) -> Fragment:
-    """The fragment that a class path alone stands for, by the axis or the moment under which it is given."""
+    """The config fragment of an entry given as a class path with arguments; ``role`` is its axis or moment."""
     if role == "datasets":
         return {"data": entry}
     if role in ("models", "attacks"):
@@ -81,7 +81,7 @@ class GridFile:
         self.cluster = self._mapping("cluster", content.get("cluster"))
 
     def as_yaml(self) -> str:
-        """The grid with all presets that it names written in: it stands for itself, wherever it lies."""
+        """The grid as YAML with its presets inlined, so that it does not depend on other files of its folder."""
         content: Fragment = {**self.axes, "seeds": self.seeds, "exclude": self.exclude, "base": self.base}
         content |= {"test": self.test, "wandb": self.wandb, "cluster": self.cluster}
         return yaml_text(content)

@@ -1,4 +1,4 @@
-"""All that a grid has found, computed once for its files, which are written here, the terminal and W&B."""
+"""The results of a grid: computed once for files, terminal and Weights & Biases, and written to the files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Results(NamedTuple):
     Attributes:
         rows: the rows of ``results.csv``.
         comparisons: the rows of ``comparisons.csv``.
-        summaries: the rows over seeds.
+        summaries: the lines of the table over seeds.
         inspections: the victims judged by inspections.
         attacks: the report's sections per attack.
     """
@@ -47,9 +47,9 @@ def collect_results(rows: list[ResultRow], benign: str | None, cells: Path) -> R
 
 
 def write_results(grid: Grid, folder: Path, command: str) -> Results:
-    """Writes the files from all cells of the grid that are done or have failed.
+    """Writes ``results.csv``, ``comparisons.csv`` and ``report.html`` from all cells that are done or have failed.
 
-    Of several callers at once, each waits for the one before.
+    Concurrent callers write one after another.
 
     Args:
         grid: the grid whose cells are written.

@@ -1,4 +1,4 @@
-"""AUROC and ROC curve of scores; bootstrap intervals over texts, and two defenses compared on the same texts."""
+"""Statistics of a grid: AUROC, ROC curve, bootstrap intervals, and comparison of two defenses on the same texts."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ def split_scores(outcomes: Iterable[Outcome]) -> tuple[ScoreArray, ScoreArray]:
 
 
 def auroc(clean: ArrayLike, poisoned: ArrayLike, axis: int = -1) -> ScoreArray:
-    """Share of the (poisoned, clean) pairs in which the poisoned one scores higher, ties counting half.
+    """The AUROC: share of the (poisoned, clean) pairs in which the poisoned score is higher, ties counting half.
 
     Args:
         clean: (..., clean), scores; at least one.
         poisoned: (..., poisoned), scores; at least one.
-        axis: of the scores.
+        axis: axis of the scores.
 
     Returns:
-        (...,) from 0 to 1.
+        (...,), AUROC from 0 to 1.
 
     >>> float(auroc([0.0, 1.0], [1.0, 2.0]))
     0.875
     """
     clean, poisoned = np.asarray(clean), np.asarray(poisoned)
-    # each such pair counts in Mann and Whitney's U; the exact p-value would take long, and none is used
+    # the number of such pairs is the Mann-Whitney U statistic; an exact p-value would be slow and is not used
     wins = mannwhitneyu(poisoned, clean, axis=axis, method="asymptotic").statistic
     return np.asarray(wins / (clean.shape[axis] * poisoned.shape[axis]))
 
 
 def roc(clean: ArrayLike, poisoned: ArrayLike) -> list[tuple[float, float]]:
-    """False and true positive rate at every threshold, from none flagged to all; equal scores are flagged together.
+    """The ROC curve: (FPR, TPR) at every threshold, from none flagged to all; equal scores are flagged together.
 
     Points on the straight line between their neighbours are left out, which keeps the area under the curve.
 
@@ -70,7 +70,7 @@ def roc(clean: ArrayLike, poisoned: ArrayLike) -> list[tuple[float, float]]:
         poisoned: (poisoned texts,), scores.
 
     Returns:
-        No points where there are no clean or no poisoned texts.
+        Points of the curve; an empty list if there are no clean or no poisoned texts.
 
     >>> roc([0.0, 1.0, 1.0], [1.0, 2.0, 3.0])
     [(0.0, 0.0), (0.0, 0.6666666666666666), (0.6666666666666666, 1.0), (1.0, 1.0)]
@@ -132,7 +132,7 @@ def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Inte
 
 
 class Comparison(NamedTuple):
-    """A comparison of the shares of hits under two defenses on the same texts.
+    """A comparison of two defenses on the same texts by their shares of hits: attack successes or correct predictions.
 
     Attributes:
         texts: number of texts.
@@ -151,7 +151,11 @@ class Comparison(NamedTuple):
 
 
 def compare(pairs: Sequence[tuple[bool, bool]], seed: int = 0) -> Comparison:
-    """Compares two defenses by the pair of their hits on each text; there is at least one text.
+    """Compares two defenses on the same texts, at least one.
+
+    Args:
+        pairs: per text, whether it is a hit under the first and under the second defense.
+        seed: seed of the resamples.
 
     >>> compare([(True, False)] * 8 + [(False, False)] * 2)[:2]
     (10, 0.8)

@@ -1,4 +1,4 @@
-"""Results over seeds and over victims: the lines of the table and the best defenses, and how well inspections do."""
+"""Results over seeds, as lines of the table with the best defenses, and the AUROC of inspections over victims."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Summary(NamedTuple):
         numbers: number per metric name; a metric that is undefined for all seeds is missing.
         valid: number of seeds with a valid attack, and number of seeds for which that is known.
         errors: messages of the seeds that failed.
-        is_defense: whether the line is neither the undefended victim, nor the control, nor an inspection alone.
+        is_defense: False for the undefended victim, the control, and inspections of the undefended victim.
     """
 
     names: dict[str, str]
@@ -65,7 +65,7 @@ class Summary(NamedTuple):
 
     @property
     def invalid(self) -> str:
-        """``not valid``, with the number of seeds where only some are not; empty where all are valid."""
+        """``not valid``, with the number of such seeds if other seeds are valid; empty if all known seeds are valid."""
         valid, known = self.valid
         return "" if valid == known else f"{known - valid} of {known} not valid" if valid else "not valid"
 
@@ -102,11 +102,11 @@ class InspectedVictims(NamedTuple):
     """The victims of one dataset and model that one inspection has judged.
 
     Attributes:
-        names: dataset, model and defense, which names the inspection.
+        names: dataset, model and defense; the defense is the inspection.
         benign: rows of the benign victims, highest score first.
         attacked: rows of the victims under an attack, highest score first.
         auroc: probability that an attacked victim scores above a benign one, ties counting half, over attacks and
-            seeds; None (undefined) where victims of one of the two are missing.
+            seeds; None (undefined) if there are no benign or no attacked victims.
     """
 
     names: dict[str, str]
@@ -115,16 +115,16 @@ class InspectedVictims(NamedTuple):
     auroc: float | None
 
     def as_row(self) -> ResultRow:
-        """Names, numbers of victims, and AUROC."""
+        """The row of the inspections' table: names, numbers of victims, and AUROC."""
         return {**self.names, "benign": len(self.benign), "attacked": len(self.attacked), "auroc": self.auroc}
 
 
 def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[InspectedVictims]:
-    """The judged victims per dataset, model and defense.
+    """Groups the inspected victims by dataset, model and defense.
 
     Args:
         rows: the rows of ``results.csv``.
-        benign: the attack's name under which the grid has its benign victims; None where it has none.
+        benign: name of the attack entry of the benign victims; None if the grid has none.
     """
     result = []
     judged = [row for row in rows if row["inspection_score"] is not None and not row["error"]]
@@ -139,7 +139,12 @@ def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[Ins
 
 
 def _summary(rows: Sequence[ResultRow], undefended: Collection[str]) -> Summary:
-    """The line of some rows; ``undefended`` holds the ids of the attack's undefended victims."""
+    """The line of some rows that differ only in the seed.
+
+    Args:
+        rows: the rows.
+        undefended: ids of the attack's undefended victims; if there are none, all victims count as undefended.
+    """
     done = [row for row in rows if not row["error"]]
     numbers = {}
     for name in (metric.name for metric in METRICS):

@@ -38,11 +38,11 @@ def measured(
         metrics: the logged metrics of the test (``test/cacc``, …); None and NaN mean undefined.
         outcomes: the outcome of each row of the test.
         cleaning: the fields of the :class:`lightning_backdoor.data.cleaning.CleaningRecord` of the victim's training
-            rows, where a data defense cleaned them.
+            rows, if a data defense cleaned them.
     """
     logged = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.startswith("test/")}
     logged |= {f"cleaning_{name}": value for name, value in (cleaning or {}).items()}
-    # without an inference-time defense the victim's answer is the last one
+    # without an inference-time defense the victim's prediction is final
     logged = {f"{name}_defended": logged.get(name) for name in ("cacc", "asr", "pacc")} | logged
     row: ResultRow = {name: _known(logged.get(name)) for name in METRIC_NAMES}
     clean, poisoned = ([o for o in outcomes if o.poisoned is side] for side in (False, True))

@@ -1,4 +1,4 @@
-"""A grid in Weights & Biases: one run per victim, one per cell and a summary, logged from the files on disk."""
+"""Weights & Biases runs of a grid, logged from its files: one per victim, one per cell, and a summary."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class WandbRuns:
         Args:
             victim: the victim that was trained.
             run_folder: the folder of ``fit``, with ``logs`` from Lightning's ``CSVLogger``, and ``model``.
-            digest: SHA-256 of the model.
+            digest: SHA-256 of the model's weights, tokenizer and configuration.
         """
         facts = _facts(victim, digest)
         names = {name: facts[name] for name in ("dataset", "model", "attack", "training", "seed")}
@@ -91,8 +91,8 @@ class WandbRuns:
         Args:
             cell: the cell that was tested.
             row: the cell's numbers, as :func:`lightning_backdoor.benchmark.table.measured` returns them.
-            cell_folder: with ``outcomes.csv`` and, where a defense wrote it, ``texts.jsonl``.
-            digest: SHA-256 of the victim's model.
+            cell_folder: the cell's folder, with ``outcomes.csv`` and, if a defense wrote it, ``texts.jsonl``.
+            digest: SHA-256 of the weights, tokenizer and configuration of the victim's model.
         """
         facts = {**_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
         facts |= {"n_clean": row["n_clean"], "n_poisoned": row["n_poisoned"], "test": cell.config}
@@ -106,16 +106,17 @@ class WandbRuns:
         self._log(log, *cell.names.values(), id=cell.id, job_type=cell.defense, config=facts)
 
     def log_summary(self, results: Results) -> None:
-        """The run of the whole grid: its tables, CACC against ASR, and bars by defense."""
+        """Logs the run of the whole grid: its tables, CACC against ASR, and bars by defense."""
         self._log(lambda run: run.log(grid_media(results)), self.name, id="summary", job_type="summary")
 
     def _log(self, log: Callable[[Any], None], *names: object, **arguments: Any) -> None:
-        """Begins a run, logs to it and ends it; never raises an ``Exception``.
+        """Starts a run, logs to it and ends it; never raises an ``Exception``.
 
         Args:
-            log: logs to the run.
-            names: dataset, model, attack, defense and seed, or the grid's name: the run's name, group and tags.
-            arguments: of the run.
+            log: function that logs to a run.
+            names: dataset, model, attack, defense and seed, or the grid's name; they give the run's name, group and
+                tags.
+            arguments: other arguments of the run.
         """
         parts = [f"seed {name}" if i == 4 else str(name) for i, name in enumerate(names) if name != ""]
         name, group = " / ".join(parts), "/".join(parts[:3])
@@ -199,10 +200,10 @@ def _warn(problem: str, error: Exception) -> None:
 
 
 def cell_media(folder: Path) -> dict[str, Any]:
-    """``scores_clean``, ``scores_poisoned``, ``roc`` and ``texts`` of a cell, each where there is data for it.
+    """``scores_clean``, ``scores_poisoned``, ``roc`` and ``texts`` of a cell, as far as there is data for them.
 
     Args:
-        folder: with ``outcomes.csv`` and, where a defense wrote it, ``texts.jsonl``.
+        folder: the cell's folder, with ``outcomes.csv`` and, if a defense wrote it, ``texts.jsonl``.
     """
     import wandb
 
@@ -222,8 +223,8 @@ def cell_media(folder: Path) -> dict[str, Any]:
 def grid_media(results: Results) -> dict[str, Any]:
     """The tables ``results``, ``over_seeds``, ``comparisons`` and ``inspections`` that have rows; and charts.
 
-    Charts show CACC against ASR, and a bar per defense of each. In ``over_seeds``, each metric that any line has is
-    followed by its standard deviation.
+    ``cacc_against_asr`` is the report's own figure (Plotly), and bar charts show the mean ASR and CACC by defense. In
+    ``over_seeds``, each metric that any line has is followed by its standard deviation.
     """
     import plotly.graph_objects as go
     import wandb
@@ -239,7 +240,7 @@ def grid_media(results: Results) -> dict[str, Any]:
     metrics = ("asr_defended", "cacc_defended")
     rows = [line for line in lines if {*metrics} <= {*line}]
     n_defenses = len({row["defense"] for row in rows})
-    # an attack that some defenses were not tested against would bias their means
+    # only attacks that all defenses were tested against: others would bias the means
     shared = [row for group in grouped(rows, ATTACK_NAMES) if len(group) == n_defenses for row in group]
     for metric in metrics:
         means = [
@@ -261,7 +262,7 @@ def _line(summary: Summary) -> ResultRow:
 
 
 def _table(rows: Iterable[ResultRow], columns: Sequence[str] = ()) -> Any:
-    """A table of rows, with all columns that any row has unless some are given."""
+    """A W&B table of rows, with the given columns, or with all columns that any row has."""
     import wandb
 
     rows = list(rows)

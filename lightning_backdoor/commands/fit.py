@@ -25,7 +25,7 @@ def run(command: str, args: list[str]) -> None:
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        args: its options, as on the command line.
+        args: the command's options, as on the command line.
 
     Raises:
         InputError: the input is invalid; nothing has been started or written.

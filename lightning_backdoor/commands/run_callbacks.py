@@ -38,12 +38,14 @@ def checkpoint_callbacks(
     """The callbacks that keep ``best.ckpt`` and ``last.ckpt``, in this order.
 
     Args:
-        model: its attribute ``selected_by`` holds the metric of the best epoch and whether it is ``max`` or ``min``.
-        data: where it trains on trusted rows, which validation reads as well, the last epoch counts as the best.
-        folder: where checkpoints lie.
-        validated: whether the metric is known; without validation the best checkpoint is the last one.
+        model: the model, whose attribute ``selected_by`` is the metric that selects the best epoch and ``max`` or
+            ``min``.
+        data: the data module; if it trains on trusted rows, which validation also reads, the last epoch is kept as the
+            best.
+        folder: the folder of the checkpoints.
+        validated: whether validation runs; without it, the best checkpoint is the last one.
     """
-    metric, mode = getattr(model, "selected_by", (None, "max"))  # a module without it is refused later
+    metric, mode = getattr(model, "selected_by", (None, "max"))  # a module without it is rejected later
     if getattr(data, "train_on", "train") == "trusted":
         metric, mode = "epoch", "max"
     best = ModelCheckpoint(

@@ -141,7 +141,7 @@ def loader(
         collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # not dropout's generator, from which a resumed run would draw once more
+        generator=torch.Generator(),  # with dropout's generator, a resumed run would draw one more number
     )
 
 

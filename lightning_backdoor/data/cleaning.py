@@ -118,12 +118,12 @@ def load_victim(reader: object, path: str, device: torch.device | None) -> Victi
     """Loads the trained victim that a data defense uses, by the class of the module that is to be trained.
 
     Args:
-        reader: the module that is to be trained, a ``TextClassifier``.
+        reader: the module that is to be trained, a ``TextClassifier``, whose class loads the victim.
         path: path of a checkpoint or model folder.
-        device: where the victim is to be; None is the CPU.
+        device: device of the victim; None means the CPU.
 
     Raises:
-        InputError: the victim cannot be loaded.
+        InputError: the module's class cannot load victims, or the victim cannot be loaded.
     """
     load = getattr(type(reader), "load_trained", None)
     if load is None:

@@ -1,4 +1,4 @@
-"""The data of a run: source, splits, poisoning, batches."""
+"""The data of a run: source, splits, poisoning, cleaning, batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lightning_backdoor.files.cache import cache_folder
 class BackdoorDataModule(LightningDataModule):
     """The data of a run: poisoned training rows, and evaluation rows as loaders: clean, poisoned, negatives.
 
-    The attack is the trainer's module, or :attr:`attack` where there is no trainer. With a plain
+    The attack is the trainer's module, or :attr:`attack` if there is no trainer. With a plain
     :class:`~lightning_backdoor.victim.TextClassifier` nothing is poisoned, and evaluation has only the clean loader;
     the loader of negatives exists only for attacks that make negatives. Poisoning is done once and cached under a hash
     of rows, attack and seed.
@@ -48,7 +48,7 @@ class BackdoorDataModule(LightningDataModule):
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
         data_defense: repairs or removes training rows after poisoning, before anything is trained on them.
         victim: for a data defense that needs one, a victim trained on the same rows: a run's checkpoint (``.ckpt``) or
-            an exported model folder.
+            an exported model folder. A checkpoint records how its rows were cut, and is rejected if the cut differs.
         train_on: the rows to train on: ``train``, or ``trusted``, the clean selection and reference rows, which no
             attack poisons. Validation then reads rows that are trained on, so that ``fit`` keeps the last epoch as the
             best.
@@ -119,7 +119,7 @@ class BackdoorDataModule(LightningDataModule):
         self._attack: Poisoner | None = None
         self._clean: CleanSplits | None = None
         self._poisoned: PoisonedSplits | None = None
-        self._cleaned: tuple[list[Row], list[Row]] | None = None  # training rows before and after
+        self._cleaned: tuple[list[Row], list[Row]] | None = None  # training rows before and after cleaning
         self._tokenised: dict[str, TokenisedRows] = {}
 
     @property
@@ -161,7 +161,7 @@ class BackdoorDataModule(LightningDataModule):
         """The rows to train on: poisoned rows, cleaned if there is a data defense, or the trusted rows.
 
         Raises:
-            InputError: the defense needs a victim and none is given, its result cannot be used, or it removes all rows.
+            InputError: the defense needs a victim that is missing or not usable, or its result is not usable or empty.
         """
         if self.train_on == "trusted":
             return self.trusted_rows()
@@ -188,7 +188,11 @@ class BackdoorDataModule(LightningDataModule):
         return cleaned
 
     def _victim_of(self, defense: DataDefense) -> Victim:
-        """The victim that a data defense looks through, on the trainer's device where there is a trainer."""
+        """Loads the victim that a data defense uses, onto the trainer's device if there is a trainer.
+
+        Raises:
+            InputError: no victim is given, it cannot be loaded, or its training rows were cut differently.
+        """
         if self.victim is None:
             name = type(defense).__name__
             raise InputError(
@@ -204,9 +208,10 @@ class BackdoorDataModule(LightningDataModule):
         return victim
 
     def check_cleaning(self) -> None:
-        """Makes sure, before a trainer is there, that the training rows can be had.
+        """Checks, before a trainer exists, that the training rows can be produced.
 
-        A defense that looks through a victim is only given it once the trainer says on which device.
+        If the defense needs a victim, only the victim is loaded and checked; rows are cleaned later, on the trainer's
+        device.
 
         Raises:
             InputError: see :meth:`training_rows`.
@@ -303,7 +308,7 @@ class BackdoorDataModule(LightningDataModule):
         """All test rows, clean and poisoned ones mixed; every process gets all of them."""
         splits = self.poisoned_splits()
         rows = [*splits.clean["test"], *splits.poisoned["test"]]
-        random.Random(f"{self.seed}/stream").shuffle(rows)  # or rows of one length would come clean ones first
+        random.Random(f"{self.seed}/stream").shuffle(rows)  # rows of equal length keep this order in batches
         return self._loader("stream", rows, every_process=True)
 
     def _evaluation(

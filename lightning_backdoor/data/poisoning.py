@@ -204,7 +204,7 @@ def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: s
 
 
 def negative_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row]:
-    """A negative copy (with a part of the trigger) of every row without the target label, where one can be made."""
+    """A negative copy (with a part of the trigger) of every row without the target label, if the attack makes one."""
     return [row for row in _negate(_others(rows, attack), attack, seed, split) if row is not None]
 
 

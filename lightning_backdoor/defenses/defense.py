@@ -229,7 +229,7 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None 
 
 @torch.no_grad()
 def victim_logits(victim: Victim, batch: Batch, scores: Scores) -> Tensor:
-    """The victim's logits on the unchanged texts, (batch, classes); computed only where scoring did not yield them."""
+    """The victim's logits on the unchanged texts, (batch, classes); computed only if scoring did not return them."""
     if scores.logits is not None:
         return scores.logits
     logits: Tensor = victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -237,7 +237,7 @@ def victim_logits(victim: Victim, batch: Batch, scores: Scores) -> Tensor:
 
 
 def _repredicted(victim: Victim, purified: list[str | None], prediction: Tensor) -> Tensor:
-    """The victim's predictions on the repaired texts, ``REJECTED`` for rows without one."""
+    """The victim's predictions on the repaired texts, ``REJECTED`` for rows without a repaired text."""
     predictions = torch.full_like(prediction, REJECTED)
     rows = [row for row, text in enumerate(purified) if text is not None]
     if rows:
@@ -246,7 +246,7 @@ def _repredicted(victim: Victim, purified: list[str | None], prediction: Tensor)
 
 
 def _own_predictions(defense: Defense, answer: object, flagged: Tensor, logits: Tensor) -> Tensor:
-    """The classes that a defense's own logits or predictions name in flagged rows, (batch,), int64."""
+    """A defense's own logits or predictions as predictions, (batch,), int64; checked in flagged rows."""
     if not isinstance(answer, Tensor):
         raise _wrong_answer(defense, f"a {type(answer).__name__}", logits)
     texts, classes = logits.shape

@@ -1,4 +1,4 @@
-"""Hashes of the content of files and of model folders, by which equal content is recognised under any name."""
+"""Hashes of the content of files and of model folders, the same wherever the file or folder is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def file_sha256(path: Path) -> str:
 
 
 def model_sha256(path: Path) -> str:
-    """The sha256 of a model: of one file, or of the weights, tokenizer and configuration in a folder.
+    """The sha256 of a model: a file, or the weights, tokenizer and configuration in a folder.
 
     File names and sizes are hashed as well, the folder's own name is not.
 
@@ -49,7 +49,7 @@ def model_sha256(path: Path) -> str:
 
 @lru_cache(maxsize=8)
 def content_hash(path: Path) -> str:
-    """As :func:`model_sha256`, computed once per process and path: for models that do not change meanwhile."""
+    """:func:`model_sha256`, computed once per process and path: for models that do not change during the process."""
     return model_sha256(path)
 
 

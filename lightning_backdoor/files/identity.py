@@ -25,7 +25,7 @@ def code_identity(cls: type, base: type) -> str | None:
         base: a class of this library that ``cls`` inherits from.
 
     Returns:
-        The identity, or None where the source of a user's class cannot be read, as in an interactive shell.
+        The identity, or None if the source of a user's class cannot be read, as in an interactive shell.
 
     >>> from lightning_backdoor.errors import InputError
     >>> code_identity(InputError, ValueError)

@@ -143,7 +143,7 @@ class Perplexity:
         self._shares = False
 
     def to(self, device: torch.device) -> Perplexity:
-        """Moves the computation to a device; by default an accelerator is used where there is one."""
+        """Moves the computation to a device; by default an accelerator is used if there is one."""
         self._device = device
         if self._network is not None:
             self._network.to(device)

@@ -18,7 +18,7 @@ from lightning_backdoor.victim.training_defense import TrainingDefense
 
 #: name under which a checkpoint holds the state of the data module.
 DATA_MODULE = "BackdoorDataModule"
-#: most tokens of a text that a Hugging Face folder's victim reads where nobody says: encoders seldom read more.
+#: upper limit on the default ``max_length`` of a Hugging Face folder's victim; encoders seldom have more positions.
 LONGEST = 512
 
 
@@ -69,10 +69,10 @@ class TrainedVictim(NamedTuple):
     Attributes:
         arguments: constructor arguments of :class:`TextClassifier` that rebuild the network: ``model``, ``labels``,
             ``max_length``, ``lora_rank``.
-        state: the weights of a checkpoint by name, an attack's own among them; None for a Hugging Face folder, which
-            is the ``model`` itself.
-        trained_on: the state of the data module with which a checkpoint was trained, which tells where its rows were
-            cut off; None where it is not recorded.
+        state: the weights of a checkpoint by name, including an attack's own weights; None for a Hugging Face folder,
+            which is itself the ``model``.
+        trained_on: the state of the data module that a checkpoint was trained with, which records how the training rows
+            were cut; None if it is not recorded.
     """
 
     arguments: dict[str, Any]

@@ -48,8 +48,9 @@ class TextClassifier(EvaluatedClassifier):
             instead of the weights of ``model`` (the user's phase). It is not needed to resume a ``fit`` or to evaluate.
 
     Attributes:
-        training_defense: what a training-time defense did to the network; set by its callback.
-        trained_on: after :meth:`load_trained`, the state of the data module with which a checkpoint was trained.
+        training_defense: record of the training-time defense, set by its callback; None without one.
+        trained_on: after :meth:`load_trained`, the state of the data module that a checkpoint was trained with; None if
+            it is not recorded.
 
     Raises:
         InputError: a value is out of range.
@@ -89,7 +90,7 @@ class TextClassifier(EvaluatedClassifier):
         self.max_length = max_length
         self.training_defense: TrainingDefense | None = None
         self.trained_on: dict[str, Any] | None = None
-        self._has_begun = False  # with the published weights, in this fit
+        self._has_begun = False  # whether this fit has tried to load the published weights
         self._published_error: InputError | None = None
         self._random_states: dict[str, Tensor] = {}
 
@@ -140,7 +141,7 @@ class TextClassifier(EvaluatedClassifier):
 
         Raises:
             InputError: the model cannot be loaded without running code of its own, or is not a safe checkpoint; or the
-                published weights do not fit, see :meth:`read_published`.
+                labels are missing or differ from the data's labels.
         """
         begins = self._begins_with_published()
         if hasattr(self, "network") and begins and self.training_defense is not None:
@@ -177,7 +178,7 @@ class TextClassifier(EvaluatedClassifier):
         return config
 
     def read_published(self, label_names: Sequence[str] | None = None, data: object = None) -> TrainedVictim | None:
-        """Reads the file named by ``published``, if any; labels and rows are checked where they are known.
+        """Reads the file named by ``published``, if any; labels and rows are checked if they are known.
 
         Args:
             label_names: names of the classes; by default those of the victim or its data.
@@ -194,7 +195,7 @@ class TextClassifier(EvaluatedClassifier):
         return trained
 
     def _begins_with_published(self) -> bool:
-        """Whether a fit starts that is to load the published weights."""
+        """Whether a fit is starting that has not yet tried to load the published weights."""
         fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         return self.hparams["published"] is not None and fits and not self._has_begun
 
@@ -214,7 +215,7 @@ class TextClassifier(EvaluatedClassifier):
             self._published_error = error.under("published")
 
     def _refuse_changed_network(self) -> None:
-        """Keeps a network that a training-time defense has changed: right for a fit that resumes, and for no other."""
+        """Keeps a network that a training-time defense changed; the fit then fails unless it resumes a checkpoint."""
         self._has_begun = True
         problem = f"cannot begin a victim that was trained under {self.training_defense}"
         self._published_error = InputError("published", problem, "make a new one")

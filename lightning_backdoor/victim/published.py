@@ -1,4 +1,4 @@
-"""Published victims: trained checkpoints from which a user's fit starts."""
+"""Published victims: trained checkpoints from which a user's fit starts, and the checks of their labels and rows."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def read_published(path: str, label_names: Sequence[str] | None) -> TrainedVicti
 
 
 def check_rows(trained: TrainedVictim, data: Any) -> None:
-    """Makes sure that a published victim was not trained on rows that it would be evaluated or calibrated on.
+    """Rejects a published victim that may have been trained on rows of this fit's validation or test splits.
 
     Args:
         trained: the published victim.
-        data: the data module of the fit, or anything else, which is not checked.
+        data: the data module of the fit; an object that cannot load a state is not checked.
 
     Raises:
-        InputError: the same source was cut elsewhere.
+        InputError: the same source was cut differently when the victim was trained.
     """
     if trained.trained_on is not None and hasattr(data, "load_state_dict"):
         try:

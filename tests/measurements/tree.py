@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def module_files(root: Path = ROOT) -> list[Path]:
-    """All modules, from the root: those that lie loose, then folder by folder, each beginning with its ``__init__``."""
+    """All modules: first the modules of the root, then folder by folder; each folder begins with ``__init__``."""
     package = [path for path in (root / "lightning_backdoor").rglob("*.py") if path.parent.name != "callbacks"]
     files = [path.relative_to(root) for path in (*package, *(root / "callbacks").glob("*.py"))]
     return sorted(files, key=lambda path: (len(path.parts) > 2 or path.parts[0] == "callbacks", path.parent, path.name))

@@ -1,1 +1,1 @@
-"""Reports of a grid: the HTML page, its figures, the terminal's table, LaTeX and Markdown."""
+"""The report of a grid: the HTML page, its figures and sections, and its table in LaTeX and Markdown."""

@@ -1,4 +1,4 @@
-"""What is shown per attack: ROC curves, histograms, texts, and the rows of ``comparisons.csv``."""
+"""The report's section per attack: ROC curves, histograms, texts, and the rows of ``comparisons.csv``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes
 from lightning_backdoor.outputs.token_view import ViewedText, pieces
 
 COMPARED_COLUMNS = (*ATTACK_NAMES, "seed", "first", "second", "metric", *Comparison._fields)
-#: per metric and index of a text, whether the text is a hit.
+#: per metric and index of a text, whether the text counts (as an attack success or a correct prediction).
 Hits = dict[tuple[str, int], bool]
 #: the largest number of texts shown per cell: poisoned, clean.
 POISONED_TEXTS, CLEAN_TEXTS = 8, 4
@@ -58,7 +58,7 @@ def attack_sections(rows: Sequence[ResultRow], cells: Path) -> list[AttackSectio
 
 
 def text_hits(outcomes: Iterable[Outcome]) -> Hits:
-    """Attack successes among the poisoned texts and correct answers among the clean ones, after the defense."""
+    """Attack successes among poisoned texts and correct predictions among clean texts, after the defense."""
     result = {}
     for outcome in outcomes:
         metric, is_hit = ("asr", is_attack_success) if outcome.poisoned else ("cacc", is_correct)
@@ -113,7 +113,7 @@ def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
     with path.open(encoding="utf-8") as file:
         texts: list[ViewedText] = [json.loads(line) for line in file]
     poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
-    # in turn, so that a small budget leaves some of both
+    # alternately, so that a small budget keeps texts of both kinds
     in_turn = chain.from_iterable(zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS]))
     shown: list[dict[str, Any]] = []
     for text in filter(None, in_turn):

@@ -76,7 +76,7 @@ def _cells(
     shown: Callable[[Number], str],
     failed: list[str],
 ) -> Iterator[list[str]]:
-    """The cells of each line; ``failed`` replaces the numbers of a line that has none."""
+    """The cells of each line; ``failed`` replaces the numbers of a line without numbers."""
     for summary in summaries:
         names = [escape(name) for name in summary.names.values()]
         if summary.invalid:

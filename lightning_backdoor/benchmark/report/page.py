@@ -26,7 +26,7 @@ def report_html(title: str, results: Results, grid: str, command: str) -> str:
         title: the page's title.
         results: the results to show.
         grid: the YAML of the grid.
-        command: the command line that ran it.
+        command: the command line that ran the grid.
     """
     from plotly.offline import get_plotlyjs
 

@@ -14,12 +14,12 @@ from lightning_backdoor.errors import InputError
 
 Event = dict[str, Any]
 
-#: number of bytes that no line of the journal exceeds.
+#: upper limit on the bytes of a line of the journal.
 LONGEST_LINE = 1 << 16
 
 
 class Journal:
-    """The events of a grid by kind and id: the last event counts, but what is done stays done.
+    """The events of a grid by kind and id: the last event counts, except that a failure never replaces a success.
 
     An event with an ``error`` applies only to the launch that it names; all other events are final.
 
@@ -84,7 +84,7 @@ def claimed(log: Path) -> Iterator[int | None]:
     that took it ends.
 
     Returns:
-        The log's descriptor, opened for reading and appending; None where another process holds the lock.
+        The log's descriptor, opened for reading and appending; None if another process holds the lock.
 
     Raises:
         InputError: the file system has no locks.
@@ -101,7 +101,7 @@ def claimed(log: Path) -> Iterator[int | None]:
 
 
 def lock(file: BinaryIO, wait: bool = True) -> bool:
-    """Locks an open file until it is closed; False where another process holds the lock and is not waited for.
+    """Locks an open file until it is closed; with ``wait=False``, returns False if another process holds the lock.
 
     Raises:
         InputError: the file system has no locks.

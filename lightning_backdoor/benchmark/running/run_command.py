@@ -1,4 +1,4 @@
-"""Running a command of a grid, ``fit`` or ``test``, in this process, or in new ones if its trainer uses several."""
+"""Running ``fit`` and ``test`` for a grid, in this process, or in new processes if the trainer uses several."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
 def check_cell(cell: Cell) -> None:
     """Checks that the training and the test of a cell can start: that classes exist and accept their arguments.
 
-    So are the trainings of the victims that its victim needs. Their checkpoints do not exist yet: a repair is checked
-    as a training from scratch, and for a data defense that uses a victim only the arguments are checked.
+    The trainings of the victim's parents are checked as well. Parents may have no checkpoints yet: a repair is checked
+    as a training from scratch, and of a data defense that uses a victim only the arguments are checked.
 
     Raises:
         InputError: the training or the test cannot start; the message is the command's.
@@ -99,7 +99,7 @@ def _check_data_defense(defense: Any) -> None:
 
 
 def _takes_several_processes(trainer: Mapping[str, Any]) -> bool:
-    """Whether a trainer with these options starts processes; afterwards this process can make no other trainer."""
+    """Whether a trainer with these options starts processes, after which this process cannot create another trainer."""
     devices = trainer.get("devices", 1)
     single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
     return not single or trainer.get("num_nodes", 1) not in (1, "1")

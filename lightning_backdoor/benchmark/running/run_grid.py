@@ -1,4 +1,4 @@
-"""One call of ``benchmark``: the grid is checked, its workers run, here or elsewhere, and the results are written."""
+"""One call of ``benchmark``: checks the grid, runs its workers, here or elsewhere, and writes the results."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
 
 
 def _check(cells: Sequence[Cell]) -> None:
-    """Checks every model, and every attack and defense on every dataset, with the first seed that has it.
+    """Checks every model, and every attack and defense on every dataset, in the first cell that has it.
 
     Raises:
         InputError: something named in the grid does not exist or does not fit; the message names the cell.
@@ -90,7 +90,7 @@ def _check(cells: Sequence[Cell]) -> None:
 
 
 def _keep(grid: Grid, folder: Path, command: str) -> Path:
-    """Writes the grid into its folder under a unique name, so that workers that start later use the same grid."""
+    """Writes the grid into its folder, named by its hash, so that workers that start later use the same grid."""
     text = grid.as_yaml()
     path = folder / "grids" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,13 +102,13 @@ def _keep(grid: Grid, folder: Path, command: str) -> Path:
 
 
 class Launch(NamedTuple):
-    """One call of ``benchmark``, as its workers know it and as a job of a cluster calls it.
+    """One call of ``benchmark``: the data that its workers need, callable as a cluster job.
 
     Attributes:
-        grid: the grid's file, which stays as it is.
-        folder: the grid's output, which all machines see.
+        grid: path of the grid's file, which does not change.
+        folder: the grid's output folder, visible from all machines.
         only: conditions on the cells.
-        name: of the launch; see :class:`Worker`.
+        name: name of the launch; see :class:`Worker`.
     """
 
     grid: Path
@@ -117,26 +117,26 @@ class Launch(NamedTuple):
     name: str
 
     def __call__(self) -> None:
-        """Works; of several tasks of a job the first one does."""
+        """Runs a worker; of several tasks of a job, only the first one does."""
         if os.environ.get("SLURM_PROCID", "0") == "0":
             work(*self)
 
     def checkpoint(self) -> Any:
-        """Called by submitit before a job is preempted: queues it again as it is, since its state is on disk."""
+        """Queues the job again, unchanged, since its state is on disk; submitit calls it before a preemption."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def work(grid_file: Path, folder: Path, only: list[str], launch: str) -> None:
-    """Runs a worker of a :class:`Launch` until nothing is left."""
+    """Runs a worker of a :class:`Launch` until no cell is left."""
     grid = Grid(grid_file)
     wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
     Worker(folder, select(grid.cells, only), launch, wandb_runs=wandb_runs).run()
 
 
 def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
-    """Runs workers as processes, each with a share of the cores and of the GPUs; calls ``wait`` now and then."""
+    """Runs workers as processes, each with a share of cores and GPUs; calls ``wait`` again and again until they end."""
     line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(launch.grid)]
     line += ["--output", str(launch.folder), "--worker", launch.name, *(f"--only={rule}" for rule in launch.only)]
     with (launch.folder / "log.txt").open("ab") as log:
@@ -156,18 +156,18 @@ def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
 
 
 def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any], wait: Callable[[], None]) -> None:
-    """Runs workers as an array of jobs through submitit; calls ``wait`` now and then.
+    """Runs workers as an array of jobs through submitit; calls ``wait`` repeatedly until all have ended.
 
     Args:
         launch: the workers' launch.
         jobs: number of workers.
         cluster: ``slurm`` or ``local``, as submitit names them.
-        options: of submitit's executor, such as ``slurm_partition``, ``timeout_min``, and ``slurm_max_num_timeout``,
-            how often a job whose time is up is queued again.
-        wait: called until all jobs are done.
+        options: options of submitit's executor, such as ``slurm_partition``, ``timeout_min``, and
+            ``slurm_max_num_timeout``, the number of times that a job is queued again after it runs out of time.
+        wait: called repeatedly until all jobs are done.
 
     Raises:
-        InputError: submitit is not installed, or refuses an option.
+        InputError: submitit is not installed, or rejects an option.
     """
     try:
         import submitit
@@ -180,7 +180,7 @@ def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any]
     try:
         executor = submitit.AutoExecutor(folder=launch.folder / "submitit", cluster=cluster, **for_executor)
         executor.update_parameters(**parameters)
-    except Exception as error:  # whatever submitit checks, it raises its own exceptions
+    except Exception as error:  # submitit raises its own exceptions for invalid options
         raise InputError("cluster", f"submitit refuses {dict(options)} ({reason(error, 200)})") from None
     with executor.batch():
         handles = [executor.submit(launch) for _ in range(jobs)]
@@ -190,7 +190,7 @@ def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any]
 
 
 def worker_environment(number: int, jobs: int) -> dict[str, str]:
-    """Environment variables of one of several workers: its share of the cores, and one GPU where there are several."""
+    """Environment variables of one of several workers: its share of the cores, and one GPU if there are several."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -138,7 +138,7 @@ class Worker:
         else:
             _empty(folder)
             content = victim.config
-            if victim.parent is not None:  # its checkpoint, in the place of its id
+            if victim.parent is not None:  # its checkpoint replaces its id
                 checkpoint = self._folder(victim.parent) / PRODUCT["victim"]
                 content = compose(content, init_arg(victim.parent_argument, str(checkpoint)))
             config.write_text(yaml_text(content), encoding="utf-8")
