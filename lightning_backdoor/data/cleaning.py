@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -114,16 +114,20 @@ def clean_training(
     return cleaned, record
 
 
-def load_victim(reader: object, path: str, device: torch.device | None) -> Victim:
+def load_victim(
+    reader: object, path: str, device: torch.device | None, check_rows: Callable[[dict[str, Any]], None]
+) -> Victim:
     """Loads the trained victim that a data defense uses, by the class of the module that is to be trained.
 
     Args:
         reader: the module that is to be trained, a ``TextClassifier``, whose class loads the victim.
         path: path of a checkpoint or model folder.
         device: device of the victim; None means the CPU.
+        check_rows: is given the state of the data module with which a checkpoint was trained, if it is recorded;
+            raises ``InputError`` if its training rows may be rows on which the defended victim is evaluated.
 
     Raises:
-        InputError: the module's class cannot load victims, or the victim cannot be loaded.
+        InputError: the module's class cannot load victims, the victim cannot be loaded, or see ``check_rows``.
     """
     load = getattr(type(reader), "load_trained", None)
     if load is None:
@@ -131,6 +135,8 @@ def load_victim(reader: object, path: str, device: torch.device | None) -> Victi
     try:
         with torch.random.fork_rng(devices=[]):  # leaves the random numbers of training unchanged
             victim: Victim = load(path)
+        if getattr(victim, "trained_on", None) is not None:
+            check_rows(victim.trained_on)  # type: ignore[attr-defined]
     except InputError as error:
         raise error.under("data.victim") from None
     victim.network.to(device or "cpu")

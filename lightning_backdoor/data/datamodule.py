@@ -198,14 +198,8 @@ class BackdoorDataModule(LightningDataModule):
             raise InputError(
                 "data.victim", f"{name} needs a victim trained on the same rows", "give the checkpoint of a run"
             )
-        victim = load_victim(self._reader(), self.victim, self.trainer.strategy.root_device if self.trainer else None)
-        trained_on = getattr(victim, "trained_on", None)
-        if trained_on is not None:
-            try:
-                self.load_state_dict(trained_on)
-            except InputError as error:
-                raise error.under("data.victim") from None
-        return victim
+        device = self.trainer.strategy.root_device if self.trainer else None
+        return load_victim(self._reader(), self.victim, device, self.load_state_dict)
 
     def check_cleaning(self) -> None:
         """Checks, before a trainer exists, that the training rows can be produced.

@@ -13,11 +13,11 @@ import yaml
 from lightning_backdoor.benchmark.console import Progress, plan_text
 from lightning_backdoor.benchmark.fragments import Fragment
 from lightning_backdoor.benchmark.grid import Cell, Grid, PlannedVictim, all_victims
-from lightning_backdoor.benchmark.results import write_results
 from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
 from lightning_backdoor.benchmark.running.run_command import CommandError, check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
+from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.errors import InputError
 from tests.benchmark.grids import REPAIRED, inference, stub_command, stub_grid
 

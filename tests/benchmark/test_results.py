@@ -14,10 +14,10 @@ from lightning_backdoor.benchmark import results, summaries
 from lightning_backdoor.benchmark.console import print_table
 from lightning_backdoor.benchmark.report import attack_sections
 from lightning_backdoor.benchmark.report.page import report_html
-from lightning_backdoor.benchmark.results import write_results
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.table import measured
 from lightning_backdoor.benchmark.wandb_runs import grid_media
+from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes, write_outcomes
 from tests.benchmark.example import example
 from tests.benchmark.grids import stub_grid

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.benchmark.grid import Grid
-from lightning_backdoor.benchmark.results import write_results
 from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
 from lightning_backdoor.benchmark.running.run_grid import Launch, worker_environment
 from lightning_backdoor.benchmark.running.worker import Worker
+from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.errors import InputError
 from tests.benchmark.grids import REPAIRED, run_stub, stub_command, stub_grid, stub_process
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
 
 from lightning_backdoor.benchmark.metrics import PARTS
 from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.report.latex_markdown import latex_table, markdown_table
+from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.summaries import shown_metrics
 from lightning_backdoor.benchmark.table import VALID_ASR, VALID_LOSS
-
-if TYPE_CHECKING:
-    from lightning_backdoor.benchmark.results import Results
 
 
 def report_html(title: str, results: Results, grid: str, command: str) -> str:

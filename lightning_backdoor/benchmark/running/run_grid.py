@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.console import Progress, plan_text, print_table
 from lightning_backdoor.benchmark.grid import Cell, Grid, select
-from lightning_backdoor.benchmark.results import write_results
 from lightning_backdoor.benchmark.running.journal import Journal, lock
 from lightning_backdoor.benchmark.running.run_command import check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
+from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.presets import preset_path
