@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.measurements.tree import module_files
+from tests.support.file_list import module_files
 
 PACKAGE = "lightning_backdoor"
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,7 +191,7 @@ def test_the_architecture_page_names_every_module() -> None:
         elif line.startswith("- `"):
             listed.add(folder + line.split("`")[1])
     present = {path.as_posix() for path in module_files()}
-    assert listed == present, "run: python -m tests.measurements.tree --write docs/architecture.md"
+    assert listed == present, "run: python -m tests.support.file_list --write docs/architecture.md"
 
 
 def test_the_architecture_page_has_the_order() -> None:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lightning_backdoor.files.hashing import file_chunks
 from lightning_backdoor.files.identity import LIBRARY
 
 #: to be changed if, and only if, the same config gives another victim (attack, poisoning, training); every
@@ -67,9 +68,8 @@ def _digest(name: str) -> str | None:
             for file in filter(Path.is_file, files):
                 exists = True
                 digest.update(str(file.relative_to(path)).encode())
-                with file.open("rb") as stream:
-                    while chunk := stream.read(1 << 20):
-                        digest.update(chunk)
+                for chunk in file_chunks(file):
+                    digest.update(chunk)
         except (OSError, ValueError):  # too long for a file name, or with a zero byte: the string is a text
             continue
     return digest.hexdigest() if exists else None

@@ -25,7 +25,7 @@ def file_sha256(path: Path) -> str:
     'e3b0c44298fc1c14'
     """
     digest = hashlib.sha256()
-    for chunk in _chunks(path):
+    for chunk in file_chunks(path):
         digest.update(chunk)
     return digest.hexdigest()
 
@@ -42,7 +42,7 @@ def model_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        for chunk in _chunks(file):
+        for chunk in file_chunks(file):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -53,7 +53,8 @@ def content_hash(path: Path) -> str:
     return model_sha256(path)
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file in chunks, so that the file may be larger than memory."""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk

@@ -57,8 +57,8 @@ def attack(tiny_folder: Callable[[str], str]) -> BadNets:
     return BadNets(model=tiny_folder("bert"), triggers=["cf"], poison_rate=0.4)
 
 
-@pytest.fixture
-def trainer(tmp_path: Path) -> Trainer:
+def one_step(folder: Path) -> Trainer:
+    """A trainer of one step, which writes and shows nothing."""
     return Trainer(
         accelerator="cpu",
         max_steps=1,
@@ -67,8 +67,13 @@ def trainer(tmp_path: Path) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=tmp_path,
+        default_root_dir=folder,
     )
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    return one_step(tmp_path)
 
 
 def test_training_rows_are_what_the_defense_leaves(make: Callable[..., BackdoorDataModule], attack: BadNets) -> None:
@@ -246,17 +251,7 @@ def test_a_defense_may_look_through_a_victim_that_a_run_has_trained(
         assert torch.equal(value, defense.victim.network.state_dict()[name].cpu()), name
     assert 0 < len(rows) < len(data.poisoned_splits().train)
     defense.victim = None
-    trainer_of_data = Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    trainer_of_data.fit(module, datamodule=data)
+    one_step(tmp_path).fit(module, datamodule=data)
     assert defense.victim is None  # asked once
     assert data.training_rows() == rows
 

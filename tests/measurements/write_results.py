@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
-from tests.measurements.marked import replace_marked
+from tests.support.marked import replace_marked
 
 #: a line of ``results.csv`` by its column names.
 Line = dict[str, str]

@@ -1,6 +1,6 @@
 """The list of files in ``docs/architecture.md``: each module of the package with the first line of its docstring.
 
-Run ``python -m tests.measurements.tree --write docs/architecture.md`` when modules come, go or change their first line.
+Run ``python -m tests.support.file_list --write docs/architecture.md`` when modules come, go or change their first line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ast
 from itertools import groupby
 from pathlib import Path
 
-from tests.measurements.marked import replace_marked
+from tests.support.marked import replace_marked
 
 ROOT = Path(__file__).resolve().parents[2]
 
