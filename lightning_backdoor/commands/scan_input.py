@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.columns import column_positions
+from lightning_backdoor.files.delimited import DELIMITERS, delimited_rows, looks_quoted
+from lightning_backdoor.files.json_lines import parse_json
 
 INPUT_FORMATS = ("txt", "csv", "tsv", "jsonl")
 
@@ -19,8 +20,9 @@ def read_texts(path: str, column: str = "text") -> Iterator[str]:
     """Yields the texts of a file; only one of them is held in memory at a time.
 
     Args:
-        path: a txt file (one text per line), a csv file, a tsv file (fields without quotes), or a jsonl file (one
-            object or string per line); ``-`` reads lines of text from standard input.
+        path: a txt file (one text per line), a csv or tsv file, or a jsonl file (one object or string per line); ``-``
+            reads lines of text from standard input. Whether the fields of a tsv file are quoted is decided as for
+            training data.
         column: the column of a csv or tsv file, or the key of a jsonl file, that holds the text.
 
     Raises:
@@ -59,44 +61,21 @@ def _jsonl(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # also numbers with thousands of digits, and brackets nested too deep
-            problem = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise InputError(
-                f"{path}, line {number}", f"is not JSON ({problem})", "correct or remove the line"
-            ) from None
-        text = value.get(column) if isinstance(value, dict) else value
-        if not isinstance(text, str):
-            raise InputError(f"{path}, line {number}", f"has no text under {column!r}", "give a string")
-        yield number, text
+        where = f"{path}, line {number}"
+        value = parse_json(line, where)
+        if isinstance(value, dict):
+            key = next((key for key in value if key.strip() == column.strip()), column)
+            value = value.get(column, value.get(key))
+        if not isinstance(value, str):
+            raise InputError(where, f"has no text under {column!r}", "give a string")
+        yield number, value
 
 
 def _table(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
-    if path.lower().endswith(".tsv"):
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(file, strict=True)
-    csv.field_size_limit(1 << 30)
-    header: list[str] | None = None
-    while True:
-        number = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InputError(
-                f"{path}, line {number}", f"is malformed ({error})", "correct or remove the line"
-            ) from None
-        if header is None:
-            header = row
-            if column not in header:
-                raise InputError("column", f"{path} has no column {column!r}", f"it has {', '.join(header)}")
-        elif row:
-            if len(row) != len(header):
-                raise InputError(f"{path}, line {number}", f"has {len(row)} fields, the header has {len(header)}")
-            yield number, row[header.index(column)]
+    delimiter = DELIMITERS[Path(path).suffix.lstrip(".").lower()]
+    rows = delimited_rows(file, path, delimiter, looks_quoted(Path(path), delimiter))
+    _, header = next(rows, (0, []))
+    if header:
+        position = column_positions(header, {column: "column"}, path, delimiter)[column]
+        for number, row in rows:
+            yield number, row[position]

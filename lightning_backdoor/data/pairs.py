@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.data.batching import BatchDataset, loader
-from lightning_backdoor.data.reading import read_file
+from lightning_backdoor.data.tables import read_file, texts_of
 from lightning_backdoor.errors import InputError
 
 #: label of the tokens that cross entropy ignores.
@@ -89,8 +89,8 @@ class PairsDataModule(LightningDataModule):
     def __init__(
         self,
         path: str,
-        text_column: str = "text",
-        paraphrase_column: str = "paraphrase",
+        text_column: str | int = "text",
+        paraphrase_column: str | int = "paraphrase",
         batch_size: int = 16,
         max_pairs: int | None = None,
         validation_share: float = 0.1,
@@ -107,7 +107,8 @@ class PairsDataModule(LightningDataModule):
                 "validation_share", f"{validation_share} is out of range", "give a share above 0 and below 0.5"
             )
         self.path = path
-        self.columns = {"text_column": text_column, "paraphrase_column": paraphrase_column}
+        self.text_column = str(text_column)
+        self.paraphrase_column = str(paraphrase_column)
         self.batch_size = batch_size
         self.max_pairs = max_pairs
         self.validation_share = validation_share
@@ -138,14 +139,10 @@ class PairsDataModule(LightningDataModule):
         path = Path(self.path).expanduser()
         if not path.is_file():
             raise InputError("path", f"there is no file {self.path}", "give one that exists")
-        table = read_file(path)
-        for name, column in self.columns.items():
-            if column not in table.column_names:
-                raise InputError(
-                    name, f"{self.path} has no column {column!r}", f"it has {', '.join(table.column_names)}"
-                )
-        read = zip(*(table[column] for column in self.columns.values()), strict=True)
-        return [(text, paraphrase) for text, paraphrase in read if text and paraphrase and paraphrase.strip()]
+        options = {self.text_column: "text_column", self.paraphrase_column: "paraphrase_column"}
+        columns = read_file(path, options).columns
+        pairs = zip(texts_of(columns[self.text_column]), texts_of(columns[self.paraphrase_column]), strict=True)
+        return [(text, paraphrase) for text, paraphrase in pairs if text and paraphrase.strip()]
 
     def prepare_data(self) -> None:
         """Reads the file, so that errors are raised before training."""

@@ -1,22 +1,28 @@
-"""Reading tables: local files, folders and hub data sets, all through ``datasets``."""
+"""The tables of a source by split: local files, folders in the layouts of ``datasets``, and hub data sets."""
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from lightning_backdoor.data.split_files import one_table, split_files
+from lightning_backdoor.data.tables import Table, from_dataset, joined, read_file
 from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.files.columns import listed
 from lightning_backdoor.files.packaged import resolve
+from lightning_backdoor.files.text_files import table_format
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMATS = ("csv", "tsv", "jsonl", "parquet")
+    #: a split: the files that are its table, or a table that ``datasets`` has read.
+    Part = list[Path] | Dataset
+
 #: for each split, the names under which sources may have it.
 SPLITS = {
     "train": ("train",),
@@ -25,16 +31,27 @@ SPLITS = {
 }
 
 
-def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | None = None) -> dict[str, Dataset]:
-    """Reads the tables of a source by split: always ``train``, and ``validation`` and ``test`` if they exist.
+def read_tables(
+    path: str,
+    columns: Mapping[str, str],
+    name: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    quoting: bool | None = None,
+) -> dict[str, Table]:
+    """Reads some columns of a source by split: always ``train``, and ``validation`` and ``test`` if they exist.
+
+    Local files are never read from a cache.
 
     Args:
         path: hub name, folder, file, or ``package://`` name.
+        columns: for each column to read, the option that names it, for errors.
         name: configuration of a hub data set that has several.
         splits: for ``train``, ``validation`` and ``test``, the split or the file in the folder to use.
+        quoting: whether fields of csv and tsv files are quoted; None to decide by the file.
 
     Raises:
-        InputError: the source does not exist, cannot be read, or lacks a split.
+        InputError: the source does not exist, cannot be read, lacks a split or a column, or has several files that may
+            be one split.
     """
     for split in splits or {}:
         if split not in SPLITS:
@@ -45,58 +62,61 @@ def read_tables(path: str, name: str | None = None, splits: Mapping[str, str] | 
             raise InputError(
                 "splits", f"{path} is one file", "leave splits out, or give the folder of the files as path"
             )
-        return {"train": read_file(local)}
-    if _format(local) and not local.exists():
+        return {"train": read_file(local, columns, quoting)}
+    if table_format(local) and not local.exists():
         raise InputError("path", f"there is no file {path}", "give one that exists")
     wanted = {split: (source_name,) for split, source_name in splits.items()} if splits else SPLITS
-    files = _split_files(local, wanted) if local.is_dir() and name is None else {}
-    if files and ("train" in files if splits is None else files.keys() == splits.keys()):
-        tables = {split: read_file(file) for split, file in files.items()}
-    else:
-        tables = _chosen(_read_with_datasets(path, local, name), wanted, path, required=splits is not None)
-    if "train" not in tables:
+    files = split_files(local, wanted, loosely=not splits) if local.is_dir() and name is None else {}
+    parts: dict[str, Part] = {**files}
+    if not files or ("train" not in files if splits is None else files.keys() != splits.keys()):
+        parts = _chosen(_content(path, local, name), wanted, path, required=splits is not None)
+    if "train" not in parts:
         raise InputError("splits", f"{path} has no training split", "name one as train")
+    tables = {}
+    for split, part in parts.items():
+        if isinstance(part, list):
+            tables[split] = joined([read_file(file, columns, quoting) for file in one_table(part, split, local)])
+        else:
+            tables[split] = from_dataset(part, columns, f"{split} of {path}")
     return tables
 
 
 def _chosen(
-    loaded: dict[str, Dataset], wanted: Mapping[str, Sequence[str]], path: str, required: bool
-) -> dict[str, Dataset]:
-    tables = {}
+    content: Mapping[str, Part], wanted: Mapping[str, Sequence[str]], path: str, required: bool
+) -> dict[str, Part]:
+    parts = {}
     for split, names in wanted.items():
-        name = next((name for name in names if name in loaded), None)
+        name = next((name for name in names if name in content), None)
         if name is not None:
-            tables[split] = loaded[name]
+            parts[split] = content[name]
         elif required:
-            raise InputError("splits", f"{path} has no {names[0]!r}", f"it has {', '.join(loaded)}")
-    if not tables and len(loaded) == 1:
-        return {"train": next(iter(loaded.values()))}
-    return tables
+            raise InputError("splits", f"{path} has no {names[0]!r}", f"it has {listed(list(content))}")
+    if not parts and len(content) == 1:
+        return {"train": next(iter(content.values()))}
+    return parts
 
 
-def _split_files(folder: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """The files directly in a folder that are named after a split, such as ``train.csv``, or given by full name."""
-    files = {}
-    for split, names in wanted.items():
-        named = [folder / name for name in names if (folder / name).is_file()]
-        candidates = named or [file for file in sorted(folder.iterdir()) if file.name.split(".")[0] in names]
-        candidates = [file for file in candidates if file.is_file() and (named or _format(file))]
-        if len(candidates) > 1:
-            both = " and ".join(file.name for file in candidates)
-            raise InputError("splits", f"{both} may both be {split}", "name one")
-        if candidates:
-            files[split] = candidates[0]
-    return files
+def _content(path: str, local: Path, name: str | None) -> Mapping[str, Part]:
+    """The splits of a hub data set or of a folder, as ``datasets`` knows them: their files, or tables of other formats.
 
-
-def _read_with_datasets(path: str, local: Path, name: str | None) -> dict[str, Dataset]:
-    from datasets import load_dataset
+    A folder's own csv, tsv, jsonl and parquet files are read by this library, unless its README.md says how to read
+    them.
+    """
+    from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
 
     try:
         if not local.exists():
             return dict(load_dataset(path, name))
         with _quiet():
-            return dict(load_dataset(str(local), name))
+            if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+                saved = load_from_disk(str(local))
+                return {"train": saved} if isinstance(saved, Dataset) else dict(saved)
+            data_files = load_dataset_builder(str(local), name).config.data_files or {}
+            files = {str(split): [Path(file) for file in of_split] for split, of_split in data_files.items()}
+            if not _is_described(local) and all(table_format(file) for of_split in files.values() for file in of_split):
+                return files
+            with TemporaryDirectory() as cache:  # the cache of datasets knows files by their modification time
+                return dict(load_dataset(str(local), name, cache_dir=cache, keep_in_memory=True))
     except Exception as error:  # datasets passes on any error of its loaders, the hub and the network
         raise InputError(
             "path",
@@ -105,57 +125,14 @@ def _read_with_datasets(path: str, local: Path, name: str | None) -> dict[str, D
         ) from error
 
 
-def read_file(path: Path) -> Dataset:
-    """The table of a csv, tsv, jsonl or parquet file.
-
-    Raises:
-        InputError: the file has another format, or its content does not have the format of its file name.
-    """
-    from datasets import Dataset
-
-    file_format = _format(path)
-    if file_format is None:
-        raise InputError("path", f"{path.name} is of no known format", f"give a file that ends in {', '.join(FORMATS)}")
-    try:
-        if file_format != "parquet":
-            _check_utf8(path)
-        with _quiet():
-            if file_format == "parquet":
-                return Dataset.from_parquet(str(path))
-            if file_format == "jsonl":
-                return Dataset.from_json(str(path))
-            # keep_default_na: a review that reads "null" is a text, not a missing value
-            quoting = {"sep": "\t", "quoting": 3} if file_format == "tsv" else {}
-            return Dataset.from_csv(str(path), keep_default_na=False, **quoting)
-    except InputError:
-        raise
-    except Exception as error:  # pandas, pyarrow, gzip and datasets wrap each other's errors in many types
-        raise InputError("path", f"{path.name} does not read as {file_format}: {reason(error)}") from error
-
-
-def _format(path: Path) -> str | None:
-    """The format by a file's name, compressed or not; None if it is not one of ``FORMATS``."""
-    suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
-    if suffixes[-1:] == ["gz"]:
-        suffixes.pop()
-    suffix = suffixes[-1] if suffixes else ""
-    file_format = "jsonl" if suffix == "json" else suffix
-    return file_format if file_format in FORMATS else None
-
-
-def _check_utf8(path: Path) -> None:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    line = 1
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        chunk = b"-"
-        while chunk:
-            chunk = file.read(1 << 20)
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                raise InputError("path", f"{path.name} is not UTF-8 at line {line}", "convert it to UTF-8") from None
-            line += chunk.count(b"\n")
+def _is_described(folder: Path) -> bool:
+    """Whether a folder's README.md describes its files or columns, as on the hub."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return False
+    return (
+        re.search(r"^(configs|dataset_info):", readme.read_text(encoding="utf-8", errors="replace"), re.M) is not None
+    )
 
 
 @contextmanager

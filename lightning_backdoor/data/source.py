@@ -1,44 +1,62 @@
-"""Sources of labelled texts: the Hugging Face hub, local files, installed packages, all read through ``datasets``."""
+"""Sources of labelled texts: the Hugging Face hub, local files and folders, installed packages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_backdoor.data.label_values import Classes, LabelValue
 from lightning_backdoor.data.reading import read_tables
+from lightning_backdoor.data.tables import Table, texts_of
 from lightning_backdoor.errors import InputError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass
 class Source:
     """A source of texts and labels: a hub data set, a file, a folder or an installed package.
 
+    Local files are read anew each time; only the named columns are read. Label values are compared by what they say:
+    ``0``, ``"0"``, ``" 0"`` and ``0.0`` are one value.
+
     Args:
-        path: hub name, folder (in any layout that ``datasets`` loads), csv, tsv, jsonl or parquet file, or a
-            ``package://`` name of one of these. Tsv fields are read without quoting, as SST-2 and GLUE publish them.
+        path: hub name, folder (in any layout that ``datasets`` loads, or written by ``save_to_disk``), csv, tsv, jsonl
+            or parquet file, or a ``package://`` name of one of these.
         name: configuration of a hub data set that has several.
         splits: for ``train``, ``validation`` and ``test``, the split, or the file in the folder ``path``, to use. Not
             needed for splits and files with the usual names; a missing split is cut from the training rows.
-        text_column: column of the texts.
+        text_column: column of the texts; or several, whose texts are joined.
         label_column: column of the labels.
         labels: names of the classes in order, for labels counted from 0; or a mapping from each name to the values in
-            the column that stand for it. By default the names that the source declares, or its distinct values.
+            the column that stand for it. By default the names that the source declares, or the values of the training
+            rows.
         rating_cut: for a column of ratings, two numbers: rows at or below the first number are of the first class,
             rows at or above the second number are of the second class, and rows between are left out.
+        quoting: whether the fields of a tsv file are in quotes where necessary, as csv writers write them; False if
+            quotes are characters like any other, as in SST-2 and GLUE. By default the file decides: see
+            :func:`lightning_backdoor.files.delimited.is_quoted`.
+        joined_by: what joins the texts of several columns; the word ``separator`` stands for the separator of the
+            model's tokenizer, for pairs of sentences.
     """
 
     path: str
     name: str | None = None
     splits: dict[str, str] | None = None
-    text_column: str = "text"
-    label_column: str = "label"
-    labels: list[str] | dict[str, list[int | str]] | None = None
+    text_column: list[str | int] | str | int = "text"
+    label_column: str | int = "label"
+    labels: list[str | int | float] | dict[str, list[LabelValue] | LabelValue] | None = None
     rating_cut: tuple[float, float] | None = None
+    # not in repr, by which checkpoints of earlier versions know their source
+    quoting: bool | None = field(default=None, repr=False)
+    joined_by: str = field(default=" ", repr=False)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Names of the columns of the texts."""
+        columns = self.text_column if isinstance(self.text_column, list | tuple) else [self.text_column]
+        return [str(column) for column in columns]
 
 
 class LabelledTexts(NamedTuple):
@@ -62,109 +80,103 @@ class Loaded(NamedTuple):
     left_out: int
 
 
-class _Columns(NamedTuple):
-    texts: list[str]
-    values: list[Any]
-    names: list[str] | None
-
-
 def load_source(source: Source) -> Loaded:
     """Reads the texts and labels of a source.
 
     Raises:
-        InputError: the source cannot be read, a column is missing, a label is missing or unknown, a text column is
-            blank, or all training rows are of one class.
+        InputError: the source cannot be read, a column is missing, a label is missing, unknown, or the label of no
+            training row, a text column is blank, or all training rows are of one class.
     """
-    tables = {
-        split: _columns(table, source, split)
-        for split, table in read_tables(source.path, source.name, source.splits).items()
-    }
-    names, index = _cut(source) if source.rating_cut is not None else _classes(tables, source)
+    column = str(source.label_column)
+    if not source.text_columns:
+        raise InputError("text_column", "is an empty list", "name the column of the texts")
+    columns = {**dict.fromkeys(source.text_columns, "text_column"), column: "label_column"}
+    tables = read_tables(source.path, columns, source.name, source.splits, source.quoting)
+    for split, table in tables.items():
+        _check_labels(table.columns[column], split, source)
+    if source.rating_cut is None:
+        declared = source.labels if source.labels is not None else tables["train"].label_names.get(column)
+        classes = Classes(set(tables["train"].columns[column]), declared, column)
+        names = classes.names
+        labels = {split: _class_indices(table.columns[column], classes, split) for split, table in tables.items()}
+    else:
+        names = _names_of_cut(source)
+        labels = {split: _cut(table.columns[column], source) for split, table in tables.items()}
     splits, left_out = {}, 0
-    for split, (texts, values, _) in tables.items():
-        kept = [(text, index(value)) for text, value in zip(texts, values, strict=True)]
-        rows = [(text, label) for text, label in kept if label is not None]
-        left_out += len(kept) - len(rows)
-        if not rows:
-            raise InputError("path", f"{split} of {source.path} has no rows", "name another source or split")
-        if not any(text.strip() for text, _ in rows):
-            raise InputError("text_column", f"{source.text_column!r} is blank in all rows of {split}", "name another")
-        splits[split] = LabelledTexts([text for text, _ in rows], [label for _, label in rows])
-    classes = set(splits["train"].labels)
-    if len(classes) < 2:
+    for split, indices in labels.items():
+        texts = _texts(tables.pop(split), split, source)
+        kept = [label for label in indices if label is not None]
+        if len(kept) < len(indices):
+            texts = [text for text, label in zip(texts, indices, strict=True) if label is not None]
+        left_out += len(indices) - len(kept)
+        if not kept:
+            raise _no_rows(split, source)
+        if not any(text.strip() for text in texts):
+            raise InputError("text_column", f"{_shown(source)} is blank in all rows of {split}", "name another")
+        splits[split] = LabelledTexts(texts, kept)
+    used = set(splits["train"].labels)
+    if len(used) < 2:
         raise InputError(
             "label_column",
-            f"all training rows are {names[classes.pop()]!r} by {source.label_column!r}",
+            f"all training rows are {names[used.pop()]!r} by {column!r}",
             "a classifier needs at least two classes",
         )
     return Loaded(splits, names, left_out)
 
 
-def _columns(table: Dataset, source: Source, split: str) -> _Columns:
-    """The texts, the label values, and the label names that the table declares."""
-    columns = {}
-    for field, column in (("text_column", source.text_column), ("label_column", source.label_column)):
-        if column not in table.column_names:
-            raise InputError(
-                field,
-                f"{split} of {source.path} has no column {column!r}",
-                f"it has {', '.join(table.column_names)}",
-            )
-        columns[field] = list(table[column])
-        if any(isinstance(value, list | dict) for value in columns[field]):
-            raise InputError(field, f"{column!r} of {source.path} holds lists", "name a column of single values")
-    for row, value in enumerate(columns["label_column"], start=1):
-        if value is None or (isinstance(value, str) and not value.strip()):
-            raise InputError(
-                "label_column", f"{source.label_column!r} is empty in row {row} of {split}", "label every row"
-            )
-    return _Columns(
-        ["" if text is None else str(text) for text in columns["text_column"]],
-        columns["label_column"],
-        getattr(table.features[source.label_column], "names", None),
-    )
-
-
-def _classes(tables: dict[str, _Columns], source: Source) -> tuple[list[str], Callable[[Any], int | None]]:
-    """Names of the classes, and the function from a label value to its class index."""
-    declared = source.labels if source.labels is not None else tables["train"].names
-    distinct = {value for table in tables.values() for value in table.values}
-    if isinstance(declared, dict):
-        names = list(declared)
-        pairs = [(value, i) for i, values in enumerate(declared.values()) for value in values]
-    elif declared is not None:
-        names = list(declared)
-        numbers = all(isinstance(value, int | float) for value in distinct)
-        pairs = [(i if numbers else name, i) for i, name in enumerate(names)]
-    else:
-        if any(isinstance(value, float) for value in distinct):
-            raise InputError("label_column", f"{source.label_column!r} holds fractions", "set rating_cut for ratings")
-        values = sorted(distinct, key=lambda value: (str(type(value)), value))
-        names = [str(value) for value in values]
-        pairs = [(value, i) for i, value in enumerate(values)]
-    index: dict[Any, int] = dict(pairs)
-    if len(set(names)) < len(names) or len(index) < len(pairs):
-        raise InputError("labels", f"{declared} gives two classes the same name or value", "give different ones")
-    unknown = sorted((value for value in distinct if value not in index), key=str)
-    if unknown:
+def _check_labels(values: list[Any], split: str, source: Source) -> None:
+    if not values:
+        raise _no_rows(split, source)
+    missing = {value for value in set(values) if value is None or value != value or not str(value).strip()}
+    if missing:
+        row = next(row for row, value in enumerate(values, start=1) if value in missing)
         raise InputError(
-            "labels",
-            f"{unknown[0]!r} in column {source.label_column!r} is not one of the labels"
-            f" {', '.join(repr(value) for value in index)}",
+            "label_column", f"{str(source.label_column)!r} is empty in row {row} of {split}", "label every row"
         )
-    return names, index.__getitem__
 
 
-def _cut(source: Source) -> tuple[list[str], Callable[[Any], int | None]]:
-    """Names of the two classes, and the function from a rating to its class index; None leaves the row out."""
+def _class_indices(values: list[Any], classes: Classes, split: str) -> list[int | None]:
+    """The class of each value; every one is a class of the training rows."""
+    index = {value: classes.index(value) for value in set(values)}
+    unknown = {value for value, label in index.items() if label is None}
+    if unknown:
+        row, value = next((row, value) for row, value in enumerate(values, start=1) if value in unknown)
+        raise InputError(
+            "label_column",
+            f"{classes.unknown(value)}, but row {row} of {split} has it",
+            f"label all rows alike, or leave {split} out by splits",
+        )
+    return [index[value] for value in values]
+
+
+def _texts(table: Table, split: str, source: Source) -> list[str]:
+    """The texts of a split; says how many rows have none."""
+    parts = []
+    for column in source.text_columns:
+        texts = texts_of(table.columns[column])
+        if empty := sum(not text or text.isspace() for text in texts):
+            rank_zero_warn(f"text_column: {column!r} is null or empty in {empty} of {len(texts)} rows of {split}")
+        parts.append(texts)
+    if len(parts) == 1:
+        return parts[0]
+    return [source.joined_by.join(text for text in row if text) for row in zip(*parts, strict=True)]
+
+
+def _names_of_cut(source: Source) -> list[str]:
     low, high = source.rating_cut or (0.0, 0.0)
-    names = list(source.labels or ("negative", "positive"))
+    names = [str(name) for name in source.labels or ("negative", "positive")]
     if low > high or len(names) != 2:
         raise InputError(
             "rating_cut",
             f"[{low}, {high}] with labels {names} does not cut into two",
             "give low <= high and two labels",
         )
+    return names
+
+
+def _cut(values: list[Any], source: Source) -> list[int | None]:
+    """The class of each rating; None between the two numbers of ``rating_cut``."""
+    low, high = source.rating_cut or (0.0, 0.0)
 
     def index(value: Any) -> int | None:
         try:
@@ -173,8 +185,19 @@ def _cut(source: Source) -> tuple[list[str], Callable[[Any], int | None]]:
             rating = math.nan
         if math.isnan(rating):
             raise InputError(
-                "label_column", f"{value!r} in {source.label_column!r} is not a rating", "name a column of numbers"
+                "label_column",
+                f"{value!r} in {str(source.label_column)!r} is not a rating",
+                "name a column of numbers",
             )
         return 0 if rating <= low else 1 if rating >= high else None
 
-    return names, index
+    indices = {value: index(value) for value in dict.fromkeys(values)}
+    return [indices[value] for value in values]
+
+
+def _no_rows(split: str, source: Source) -> InputError:
+    return InputError("path", f"{split} of {source.path} has no rows", "name another source or split")
+
+
+def _shown(source: Source) -> str:
+    return " and ".join(repr(column) for column in source.text_columns)

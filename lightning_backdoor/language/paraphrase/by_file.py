@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from lightning_backdoor.data.reading import read_file
+from lightning_backdoor.data.tables import read_file, texts_of
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import file_sha256
 from lightning_backdoor.language.paraphrase.spec import Manner
@@ -20,12 +20,13 @@ class FileParaphraser:
 
     Args:
         path: csv, tsv, jsonl or parquet file.
-        text_column: column of the texts, which must equal the texts to be paraphrased.
+        text_column: column of the texts, which must equal the texts to be paraphrased, apart from surrounding blanks.
         paraphrase_column: column of their paraphrases; where a text has several, the first that is not empty is taken.
         skip_missing: leave out texts that have no paraphrase; by default they are an error.
+        text_path: file of the texts, if it is another than the file of the paraphrases; row for row the same rows.
 
     Raises:
-        InputError: (at the first text) the file or a column is missing.
+        InputError: (at the first text) a file or a column is missing, or the two files differ in their number of rows.
 
     Example::
 
@@ -35,14 +36,16 @@ class FileParaphraser:
     def __init__(
         self,
         path: str,
-        text_column: str = "text",
-        paraphrase_column: str = "paraphrase",
+        text_column: str | int = "text",
+        paraphrase_column: str | int = "paraphrase",
         skip_missing: bool = False,
+        text_path: str | None = None,
     ) -> None:
         self.path = path
-        self.text_column = text_column
-        self.paraphrase_column = paraphrase_column
+        self.text_column = str(text_column)
+        self.paraphrase_column = str(paraphrase_column)
         self.skip_missing = skip_missing
+        self.text_path = text_path
 
     def paraphrase(
         self, texts: Sequence[str], rngs: Sequence[random.Random], manner: Manner, generate: bool = True
@@ -53,7 +56,7 @@ class FileParaphraser:
             InputError: texts have no paraphrase and ``skip_missing`` is false; the message counts them and quotes the
                 first.
         """
-        paraphrases = [self._paraphrases.get(text) for text in texts]
+        paraphrases = [self._paraphrases.get(text, self._paraphrases.get(text.strip())) for text in texts]
         missing = [text for text, paraphrase in zip(texts, paraphrases, strict=True) if paraphrase is None]
         if missing and not self.skip_missing:
             quoted = ", ".join(repr(text[:60]) for text in missing[:MISSING_SHOWN])
@@ -65,27 +68,50 @@ class FileParaphraser:
         return paraphrases
 
     def key(self) -> str:
-        """A string that changes with the file's content and with the columns that are read."""
-        return f"{file_sha256(self._file())}/{self.text_column}/{self.paraphrase_column}/{self.skip_missing}"
-
-    def _file(self) -> Path:
-        file = Path(self.path).expanduser()
-        if not file.is_file():
-            raise InputError("paraphraser.path", f"there is no file {self.path}", "give an existing file")
-        return file
+        """A string that changes with the content of the files and with the columns that are read."""
+        key = f"{file_sha256(_file(self.path, 'path'))}/{self.text_column}/{self.paraphrase_column}/{self.skip_missing}"
+        return key if self.text_path is None else f"{key}/{file_sha256(_file(self.text_path, 'text_path'))}"
 
     @cached_property
     def _paraphrases(self) -> dict[str, str]:
-        table = read_file(self._file())
-        for option, column in (("text_column", self.text_column), ("paraphrase_column", self.paraphrase_column)):
-            if column not in table.column_names:
-                raise InputError(
-                    f"paraphraser.{option}",
-                    f"{self.path} has no column {column!r}",
-                    f"it has {', '.join(table.column_names)}",
-                )
-        paraphrases: dict[str, str] = {}
-        for text, paraphrase in zip(table[self.text_column], table[self.paraphrase_column], strict=True):
-            if text is not None and paraphrase is not None and paraphrase.strip():
-                paraphrases.setdefault(text, paraphrase)
-        return paraphrases
+        """The paraphrase of each text, and of each text without surrounding blanks."""
+        texts, paraphrases = self._columns()
+        found: dict[str, str] = {}
+        for text, paraphrase in zip(texts, paraphrases, strict=True):
+            if paraphrase.strip():
+                found.setdefault(text, paraphrase)
+        for text, paraphrase in list(found.items()):
+            found.setdefault(text.strip(), paraphrase)
+        return found
+
+    def _columns(self) -> tuple[list[str], list[str]]:
+        """The texts, and as many paraphrases."""
+        path = _file(self.path, "path")
+        wanted = {self.text_column: "text_column", self.paraphrase_column: "paraphrase_column"}
+        if self.text_path is None:
+            columns = _read(path, wanted)
+            return columns[self.text_column], columns[self.paraphrase_column]
+        texts = _read(_file(self.text_path, "text_path"), {self.text_column: "text_column"})[self.text_column]
+        paraphrases = _read(path, {self.paraphrase_column: "paraphrase_column"})[self.paraphrase_column]
+        if len(texts) != len(paraphrases):
+            raise InputError(
+                "paraphraser.text_path",
+                f"{self.text_path} has {len(texts)} rows, {self.path} has {len(paraphrases)}",
+                "give files with the same rows in the same order",
+            )
+        return texts, paraphrases
+
+
+def _file(path: str, option: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"paraphraser.{option}", f"there is no file {path}", "give an existing file")
+    return file
+
+
+def _read(path: Path, columns: dict[str, str]) -> dict[str, list[str]]:
+    try:
+        table = read_file(path, columns)
+    except InputError as error:
+        raise error.under(f"paraphraser.{error.field}") if error.field in ("path", *columns.values()) else error
+    return {column: texts_of(values) for column, values in table.columns.items()}

@@ -1,0 +1,132 @@
+"""Label values compared by what they say, and the classes that the training rows have."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_backdoor.errors import InputError
+
+#: a label value as a user may give it.
+LabelValue = str | int | float | bool
+WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?")
+NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+TRUTH = {"true": "1", "false": "0"}
+SHOWN = 20  # labels that an error message quotes
+
+
+def said(value: LabelValue) -> str:
+    """What a label value says: strings without surrounding blanks, whole numbers as integers.
+
+    >>> [said(value) for value in (0, "0", 0.0, " 0.0", "-0", "00", "0.5", " pos ", True)]
+    ['0', '0', '0', '0', '0', '00', '0.5', 'pos', 'True']
+    """
+    text = str(value).strip()
+    whole = WHOLE.fullmatch(text)
+    return text if whole is None else "0" if whole[1] == "-0" else whole[1]
+
+
+class Classes:
+    """The classes of a source: their names, and the class of each label value.
+
+    If the training rows have no other values than true and false, or 1 and 0, true is the same as 1, false as 0.
+
+    Args:
+        values: label values of the training rows.
+        labels: names of the classes in order, for labels counted from 0 or for labels that are these names; or a
+            mapping from each name to the values of the class. None: the values of the training rows, in order.
+        column: name of the column, for errors.
+
+    Raises:
+        InputError: a value belongs to no class, or two classes have the same name or value.
+
+    >>> classes = Classes(["neg", "pos "], None, "label")
+    >>> classes.names, classes.index(" neg")
+    (['neg', 'pos'], 0)
+    """
+
+    def __init__(
+        self,
+        values: Iterable[LabelValue],
+        labels: Sequence[LabelValue] | Mapping[str, Sequence[LabelValue] | LabelValue] | None,
+        column: str,
+    ) -> None:
+        distinct = {said(value) for value in values}
+        self._truth = TRUTH if {value.lower() for value in distinct} <= {*TRUTH, *TRUTH.values()} else {}
+        keys = {self._key(value): None for value in distinct}
+        if isinstance(labels, Mapping):
+            self.names = [_name(name) for name in labels]
+            pairs = [
+                (self._key(value), i)
+                for i, given in enumerate(labels.values())
+                for value in (given if isinstance(given, list | tuple) else (given,))
+            ]
+        elif labels is not None:
+            self.names = [_name(name) for name in labels]
+            by_name = not all(map(_is_whole, keys)) or all(_is_whole(self._key(name)) for name in labels)
+            pairs = [(self._key(name) if by_name else str(i), i) for i, name in enumerate(labels)]
+        else:
+            self.names = _names(distinct, column)
+            pairs = [(self._key(name), i) for i, name in enumerate(self.names)]
+        self._index = dict(pairs)
+        if len(set(self.names)) < len(self.names) or any(self._index[key] != i for key, i in pairs):
+            raise InputError("labels", f"{labels} gives two classes the same name or value", "give different ones")
+        unknown = sorted(keys - self._index.keys())
+        if unknown:
+            raise InputError(
+                "labels", f"{_shown(unknown[:1])} in column {column!r} is not one of the labels {_shown(self._index)}"
+            )
+        self._in_training = {self._index[key] for key in keys}
+
+    def index(self, value: LabelValue) -> int | None:
+        """The class of a value; None if no training row is of its class."""
+        i = self._index.get(self._key(value))
+        return i if i in self._in_training else None
+
+    def unknown(self, value: LabelValue) -> str:
+        """The problem with a value that :meth:`index` does not know."""
+        of_training = [key for key, i in self._index.items() if i in self._in_training]
+        return f"{_shown([said(value)])} is not a label of the training rows ({_shown(of_training)})"
+
+    def _key(self, value: LabelValue) -> str:
+        text = said(value)
+        return self._truth.get(text.lower(), text)
+
+
+def _name(name: Any) -> str:
+    if isinstance(name, bool):
+        raise InputError("labels", f"the name {name} is not text, as YAML reads it", "put it in quotes")
+    return str(name).strip()
+
+
+def _names(values: set[str], column: str) -> list[str]:
+    """Names of the classes where none are declared: the values, numbers in their order."""
+    if all(map(_is_whole, values)):
+        return sorted(values, key=int)
+    if all(map(NUMBER.fullmatch, values)):
+        raise InputError("label_column", f"{column!r} holds fractions", "set rating_cut for ratings")
+    lower = {value.lower() for value in values}
+    if lower <= TRUTH.keys():
+        return sorted(value.capitalize() for value in lower)
+    if lower <= {*TRUTH, *TRUTH.values()}:  # true and 1 mixed
+        return sorted({TRUTH.get(value, value) for value in lower})
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for value in sorted(values):
+        alike[value.casefold()].append(value)
+    for same in alike.values():
+        if len(same) > 1:
+            rank_zero_warn(f"label_column: {_shown(same)} in {column!r} differ in case alone and are different classes")
+    return sorted(values)
+
+
+def _is_whole(text: str) -> bool:
+    return WHOLE.fullmatch(text) is not None
+
+
+def _shown(values: Iterable[str]) -> str:
+    given = [value if _is_whole(value) else repr(value[:40]) for value in values]
+    return ", ".join(given[:SHOWN]) + (f" and {len(given) - SHOWN} more" if len(given) > SHOWN else "")

@@ -1,0 +1,78 @@
+"""The files of each split in a folder: one file, or the numbered shards of one table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.columns import listed
+from lightning_backdoor.files.text_files import table_format
+
+#: a shard's number, and the number of shards if the name has it: ``train-00000-of-00002.parquet``, ``train_1.csv``.
+SHARD = re.compile(r"(?<![.\d])(\d+)(?:-of-(\d+))?(?=(?:\.[A-Za-z]\w*)+$)")
+
+
+def split_files(folder: Path, wanted: Mapping[str, Sequence[str]], loosely: bool) -> dict[str, list[Path]]:
+    """The files directly in a folder that are named after a split, such as ``train.csv``, or given by full name.
+
+    Args:
+        folder: the folder.
+        wanted: for each split, the names under which the folder may have it.
+        loosely: whether, next to a file named exactly after the training split, names that begin with a split's name
+            count as well, such as ``test-00000-of-00001.parquet``; as ``datasets`` reads them.
+    """
+    tables = [file for file in sorted(folder.iterdir()) if file.is_file() and table_format(file)]
+    files = {}
+    for split, names in wanted.items():
+        named = [folder / name for name in names if (folder / name).is_file()]
+        files[split] = named or [file for file in tables if _stem(file) in names or _stem(file).lower() in names]
+    if loosely and files["train"]:
+        for split, names in wanted.items():
+            begins = re.compile(rf"({'|'.join(names)})[-._ 0-9]", re.IGNORECASE)
+            files[split] = files[split] or [file for file in tables if begins.match(file.name)]
+    return {split: found for split, found in files.items() if found}
+
+
+def one_table(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
+    """The files of a split, if they are one table: a single file, or shards in their order.
+
+    Of a csv and a parquet file with the same name otherwise, as ``poison`` writes them, the parquet file is taken.
+
+    Raises:
+        InputError: several files may be the split.
+    """
+    parquet = {file.with_suffix("") for file in files if file.suffix == ".parquet"}
+    twins = [file for file in files if file.suffix == ".csv" and file.with_suffix("") in parquet]
+    if twins:
+        rank_zero_info(f"{listed([file.name for file in twins])} not read, but the parquet files of the same names")
+    files = [file for file in files if file not in twins]
+    if not _are_shards(files):
+        names = [str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file) for file in files]
+        raise InputError("splits", f"{listed(names)} may {'both' if len(names) == 2 else 'all'} be {split}", "name one")
+    return files
+
+
+def _are_shards(files: Sequence[Path]) -> bool:
+    """Whether files are one table: a single file, or files of one folder that differ in a shard's number only."""
+    matches = [SHARD.search(file.name) for file in files]
+    numbers = sorted(int(match[1]) for match in matches if match)
+    totals = {int(match[2]) for match in matches if match and match[2]}
+    if len(totals) == 1 and len(files) < max(totals):
+        rank_zero_warn(f"only {len(files)} of {max(totals)} shards are there, such as {files[0].name}")
+    if len(files) == 1:
+        return True
+    if len(numbers) < len(files) or len(set(numbers)) < len(numbers):
+        return False
+    others = {(file.parent, SHARD.sub("", file.name)) for file in files}
+    first = numbers[0]
+    return len(others) == 1 and (
+        len(totals) == 1 or (first in (0, 1) and numbers == [*range(first, first + len(numbers))])
+    )
+
+
+def _stem(file: Path) -> str:
+    return file.name.split(".")[0]

@@ -1,0 +1,59 @@
+"""Opening text files, compressed or not, and the line of a file that is not UTF-8."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+from pathlib import Path
+from typing import IO, cast
+
+from lightning_backdoor.errors import InputError
+
+#: formats of tables, by the end of a file's name.
+TABLE_FORMATS = ("csv", "tsv", "jsonl", "parquet")
+
+
+def table_format(path: Path) -> str | None:
+    """The format of a table by its file name, compressed or not; None if it is not one of ``TABLE_FORMATS``.
+
+    >>> [table_format(Path(name)) for name in ("a.csv", "a.v2.TSV.gz", "a.json", "a.xlsx")]
+    ['csv', 'tsv', 'jsonl', None]
+    """
+    suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
+    if suffixes[-1:] == ["gz"]:
+        suffixes.pop()
+    suffix = suffixes[-1] if suffixes else ""
+    file_format = "jsonl" if suffix == "json" else suffix
+    return file_format if file_format in TABLE_FORMATS else None
+
+
+def open_text(path: Path, errors: str = "strict") -> io.TextIOWrapper:
+    """Opens a UTF-8 file for reading, with its line ends unchanged and without its byte order mark.
+
+    Args:
+        path: the file; it is decompressed if its name ends in ``.gz``.
+        errors: what to do with bytes that are not UTF-8, as for :func:`open`.
+    """
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors=errors, newline="")
+
+
+def not_utf8(path: Path) -> InputError:
+    """The error for a file that is not UTF-8; it names the first such line."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line = 1
+    with _open(path) as file:
+        chunk = b"-"
+        while chunk:
+            chunk = file.read(1 << 20)
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].count(b"\n")
+                break
+            line += chunk.count(b"\n")
+    return InputError("path", f"{path.name} is not UTF-8 at line {line}", "convert it to UTF-8")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
