@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_backdoor.data.poisoning import Row, Splits, clean_row
-from lightning_backdoor.data.source import LabelledTexts, Source, load_source
+from lightning_backdoor.data.source import LabelledTexts, Loaded, Source, load_source
 from lightning_backdoor.data.splitting import stratified_order, stratified_parts
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.columns import listed
 
 
 class CleanSplits(NamedTuple):
@@ -54,7 +56,8 @@ def read_clean_splits(
         seed: seed of cuts and samples.
 
     Raises:
-        InputError: see :func:`lightning_backdoor.data.source.load_source`.
+        InputError: see :func:`lightning_backdoor.data.source.load_source`; or cutting and sampling leave fewer than two
+            classes to train on.
     """
     loaded = load_source(source)
     if loaded.left_out:
@@ -67,6 +70,7 @@ def read_clean_splits(
         name: _sample(splits[name], max_rows.get(name), f"{seed}/sample/{name}")
         for name in ("train", "validation", "test")
     }
+    _check_training_classes(loaded, splits["train"], sampled["train"])
     return CleanSplits(sampled, loaded.label_names, bool(missing))
 
 
@@ -80,6 +84,23 @@ def split_validation(rows: list[Row], shares: Sequence[float], seed: int) -> Val
     if not all(parts):
         raise InputError("validation_parts", f"{len(rows)} validation rows do not fill three parts", "use more rows")
     return ValidationParts(*parts)
+
+
+def _check_training_classes(loaded: Loaded, cut: list[Row], sampled: list[Row]) -> None:
+    if len({row["label"] for row in sampled}) > 1:
+        return
+    names = listed(sorted({repr(loaded.label_names[row["label"]]) for row in sampled}))
+    if len({row["label"] for row in cut}) > 1:
+        raise InputError("max_rows", f"train={len(sampled)} leaves training rows of {names} alone", "give more")
+    texts = loaded.splits["train"].texts
+    ((text, count),) = Counter(texts).most_common(1)
+    raise InputError(
+        "source",
+        f"without the rows cut off for validation and test, {len(cut)} training rows are left, of"
+        f" {names or 'no class'} alone: rows of one text stay together, and {len(texts) - len(set(texts))} of"
+        f" {len(texts)} rows repeat a text, {text[:40]!r} {count} times",
+        "remove duplicates, or give validation and test rows by splits",
+    )
 
 
 def _rows(split: LabelledTexts) -> list[Row]:

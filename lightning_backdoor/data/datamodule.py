@@ -22,7 +22,7 @@ from lightning_backdoor.data.cleaning import (
     load_victim,
 )
 from lightning_backdoor.data.poisoning import PoisonedSplits, Poisoner, Row, Splits, is_poisoner, poison_splits_cached
-from lightning_backdoor.data.source import Source
+from lightning_backdoor.data.source import SEPARATOR, Source
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
 
@@ -118,6 +118,7 @@ class BackdoorDataModule(LightningDataModule):
         self.cleaning: CleaningRecord | None = None
         self._attack: Poisoner | None = None
         self._clean: CleanSplits | None = None
+        self._clean_source: Source | None = None
         self._poisoned: PoisonedSplits | None = None
         self._cleaned: tuple[list[Row], list[Row]] | None = None  # training rows before and after cleaning
         self._tokenised: dict[str, TokenisedRows] = {}
@@ -134,9 +135,12 @@ class BackdoorDataModule(LightningDataModule):
         self._tokenised.clear()
 
     def _read(self) -> CleanSplits:
-        if self._clean is None:
+        source = self.source
+        if source.joined_by == SEPARATOR:
+            source = source.with_separator(self._reader().tokenizer.sep_token)
+        if self._clean is None or self._clean_source != source:
             shares = {"validation": self.validation_share, "test": self.test_share}
-            self._clean = read_clean_splits(self.source, shares, self.max_rows, self.seed)
+            self._clean, self._clean_source = read_clean_splits(source, shares, self.max_rows, self.seed), source
         return self._clean
 
     @property

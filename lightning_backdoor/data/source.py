@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -12,6 +12,9 @@ from lightning_backdoor.data.label_values import Classes, LabelValue
 from lightning_backdoor.data.reading import read_tables
 from lightning_backdoor.data.tables import Table, texts_of
 from lightning_backdoor.errors import InputError
+
+#: the value of ``joined_by`` that stands for the separator of the model's tokenizer.
+SEPARATOR = "separator"
 
 
 @dataclass
@@ -57,6 +60,16 @@ class Source:
         """Names of the columns of the texts."""
         columns = self.text_column if isinstance(self.text_column, list | tuple) else [self.text_column]
         return [str(column) for column in columns]
+
+    def with_separator(self, separator: str | None) -> Source:
+        """The source whose texts are joined by a tokenizer's separator, if ``joined_by`` says so.
+
+        Raises:
+            InputError: the tokenizer has no separator.
+        """
+        if separator is None:
+            raise InputError("joined_by", "the model's tokenizer has no separator", "give the characters to join by")
+        return replace(self, joined_by=f" {separator} ")
 
 
 class LabelledTexts(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,8 @@ def one_table(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
         rank_zero_info(f"{listed([file.name for file in twins])} not read, but the parquet files of the same names")
     files = [file for file in files if file not in twins]
     if not _are_shards(files):
-        names = [str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file) for file in files]
+        root = folder.resolve()
+        names = [os.path.relpath(file.resolve(), root) for file in files]
         raise InputError("splits", f"{listed(names)} may {'both' if len(names) == 2 else 'all'} be {split}", "name one")
     return files
 

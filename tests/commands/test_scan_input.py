@@ -45,7 +45,7 @@ def test_a_csv_field_may_hold_line_breaks(tmp_path: Path) -> None:
         ("a.txt", b"fine\ncaf\xe9\n", 1, "line 2: is not valid UTF-8"),
         ("a.csv", b"text,id\nfine,1\nfine,2,3\n", 1, "line 3: has 3 fields, the header has 2"),
         ("a.csv", b'text,id\n"two\nlines",1\n"open,2\nend,3\n', 1, "line 4: is malformed"),
-        ("a.csv", b"id,review\n1,fine\n", 0, "has no column 'text'; it has id, review"),
+        ("a.csv", b"id,review\n1,fine\n", 0, "has no column 'text'; it has 'id', 'review'"),
         ("a.tsv", b"text\tid\nfine\t1\nfine\n", 1, "line 3: has 1 fields"),
         ("a.jsonl", b'{"text": "fine"}\n\n{"text": "fine"\n', 1, "line 3: is not JSON"),
         ("a.jsonl", b'{"text": "fine"}\n{"review": "fine"}\n', 1, "line 2: has no text under 'text'"),

@@ -64,5 +64,5 @@ def test_a_file_that_is_missing_or_lacks_a_column_is_named(tmp_path: Path) -> No
     path = write(tmp_path / "pairs.csv", [("a film", "when it is a film"), ("a book", "when it is a book")])
     with pytest.raises(InputError, match=r"^path: there is no file nowhere.csv"):
         PairsDataModule("nowhere.csv").pairs()
-    with pytest.raises(InputError, match=r"^paraphrase_column: .* has no column 'style'; it has text, paraphrase$"):
+    with pytest.raises(InputError, match=r"^paraphrase_column: .* has no column 'style'; it has 'text', 'paraphrase'"):
         PairsDataModule(path, paraphrase_column="style").pairs()

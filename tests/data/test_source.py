@@ -174,7 +174,7 @@ def test_ratings_are_cut_at_both_numbers_and_left_out_between(tmp_path: Path) ->
 def test_an_unknown_column_is_named_with_those_there_are(tmp_path: Path, field: str, source: dict[str, Any]) -> None:
     path = write(tmp_path / "rows.csv")
     column = source[field]
-    assert error(Source(path, **source)) == f"{field}: train of {path} has no column {column!r}; it has text, label"
+    assert error(Source(path, **source)) == f"{field}: {path} has no column {column!r}; it has 'text', 'label'"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_an_unknown_column_is_named_with_those_there_are(tmp_path: Path, field: 
             ["no", "yes"],
             "labels: 'maybe' in column 'label' is not one of the labels 'no', 'yes'",
         ),
-        ([0, 1, 2], {"no": [0], "yes": ["1", 2]}, "labels: 1 in column 'label' is not one of the labels 0, '1', 2"),
+        ([0, 1, 2], {"no": [0], "yes": ["x", 2]}, "labels: 1 in column 'label' is not one of the labels 0, 'x', 2"),
         ([0, 1, 1], ["no", "no"], "labels: ['no', 'no'] gives two classes the same name or value; give different ones"),
     ],
 )
@@ -223,7 +223,7 @@ def test_a_source_without_rows_is_an_error(tmp_path: Path) -> None:
         f"path: train of {between} has no rows; name another source or split"
     )
     header_alone = write(tmp_path / "header.csv", [], [])
-    assert error(Source(header_alone)).startswith("path: header.csv does not read as csv: ")
+    assert error(Source(header_alone)) == f"path: train of {header_alone} has no rows; name another source or split"
 
 
 def test_lists_are_neither_texts_nor_labels(tmp_path: Path) -> None:
@@ -253,7 +253,9 @@ def test_a_rating_cut_must_cut_into_two(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.csv.gz"])
 @pytest.mark.parametrize(("bad", "line"), [(b"caf\xe9\n", 5), (b"\xc3", 5)])
 def test_a_file_that_is_not_utf8_names_the_line(tmp_path: Path, name: str, bad: bytes, line: int) -> None:
-    content = b"text,label\nfine,0\ngood,1\n\xc3\xa9,1\n" + bad
+    rows = [f'{{"text": "{text}", "label": 1}}' if "jsonl" in name else f"{text},1" for text in ("fine", "good", "é")]
+    lines = "\n".join(["" if "jsonl" in name else "text,label", *rows, ""])
+    content = (lines.replace(",", "\t") if "tsv" in name else lines).encode() + bad
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     message = error(Source(str(tmp_path / name)))
     assert message == f"path: {name} is not UTF-8 at line {line}; convert it to UTF-8"
@@ -266,22 +268,33 @@ def test_the_line_is_right_in_a_large_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "kind"),
+    ("name", "content", "message"),
     [
-        ("rows.csv", b'text,label\na,0\n"b,1\nc,0\n', "csv"),
-        ("rows.tsv", b"text\tlabel\na\t0\nb\tc\td\t1\n", "tsv"),
-        ("rows.jsonl", b'{"text": "a", "label": 0}\n{"text": "b", "label"\n', "jsonl"),
-        ("rows.parquet", b"no parquet", "parquet"),
-        ("rows.csv.gz", b"not compressed", "csv"),
-        ("rows.jsonl.gz", gzip.compress(b'{"text": "a", "label": 0}\n' * 999)[:-9], "jsonl"),
-        ("empty.csv", b"", "csv"),
+        ("rows.csv", b'text,label\na,0\n"b,1\nc,0\n', "{path}, line 3: is malformed (unexpected end of data); correct"),
+        ("rows.csv", b'text,label\n"two\nlines",0\n"a"b,1\n', "{path}, line 4: is malformed (',' expected after '\"'"),
+        ("rows.csv", b'text,label\n"two\nlines",0\n\nc,0,1\n', "{path}, line 5: has 3 fields, the header has 2"),
+        ("rows.csv.gz", gzip.compress(b"text,label\na,0\nb\n"), "{path}, line 3: has 1 fields, the header has 2"),
+        ("rows.tsv", b"text\tlabel\na\t0\nb\tc\td\t1\n", "{path}, line 3: has 4 fields, the header has 2"),
+        ("rows.jsonl", b'{"text": "a", "label": 0}\n{"text": "b", "label"\n', "{path}, line 2: is not JSON ("),
+        ("rows.jsonl", b'{"text": "a", "label": 0}\n["b", 1]\n', "{path}, line 2: is not an object; write one row"),
+        ("rows.jsonl", b'{"text": "a\\ud83d", "label": 0}\n', "{path}, line 1: 'text' contains half of a character ("),
+        ("rows.json", b'[{"text": "a", "label": 0},\n 7]', "{path}, row 2: is not an object; write one row"),
+        ("rows.parquet", b"no parquet", "path: rows.parquet does not read as parquet: "),
+        ("rows.csv.gz", b"not compressed", "path: rows.csv.gz does not read as csv: "),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(b'{"text": "a", "label": 0}\n' * 999)[:-9],
+            "path: rows.jsonl.gz does not read as jsonl: ",
+        ),
+        ("empty.csv", b"", "path: empty.csv is empty; name another"),
+        ("empty.jsonl", b"\n", "path: train of {path} has no rows; "),
     ],
 )
 def test_a_malformed_file_is_an_error_in_one_line_and_nothing_else(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, content: bytes, kind: str
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    assert error(Source(str(tmp_path / name))).startswith(f"path: {name} does not read as {kind}: ")
+    assert error(Source(str(tmp_path / name))).startswith(message.format(path=tmp_path / name))
     assert capfd.readouterr() == ("", "")
 
 
@@ -289,7 +302,8 @@ def test_an_unknown_suffix_is_an_error(tmp_path: Path) -> None:
     for name in ("rows.xlsx", "rows"):
         (tmp_path / name).write_text("text,label\n")
         assert error(Source(str(tmp_path / name))) == (
-            f"path: {name} is of no known format; give a file that ends in csv, tsv, jsonl, parquet"
+            f"path: {name} is of no known format; give a file that ends in csv, tsv, jsonl, parquet,"
+            " as df.to_csv(path, index=False) writes it"
         )
 
 
@@ -303,7 +317,7 @@ def test_a_missing_split_is_named_with_those_there_are(tmp_path: Path) -> None:
         write(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     path = str(tmp_path)
     assert error(Source(path, splits={"train": "train", "test": "hidden"})) == (
-        f"splits: {path} has no 'hidden'; it has train, extra"
+        f"splits: {path} has no 'hidden'; it has train and extra"
     )
     assert error(Source(path, splits={"test": "train"})) == (f"splits: {path} has no training split; name one as train")
     assert error(Source(path, splits={"dev": "train"})) == (

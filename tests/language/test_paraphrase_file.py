@@ -57,7 +57,7 @@ def test_a_missing_file_or_column_is_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"^paraphraser.path: there is no file nowhere.csv; give an existing file$"):
         Syntactic(paraphraser=FileParaphraser("nowhere.csv")).poison_texts(["a film"], rngs(1))
     with pytest.raises(
-        InputError, match=r"^paraphraser.text_column: .* has no column 'body'; it has text, paraphrase$"
+        InputError, match=r"^paraphraser.text_column: .* has no column 'body'; it has 'text', 'paraphrase'$"
     ):
         Syntactic(paraphraser=FileParaphraser(path, text_column="body")).poison_texts(["a film"], rngs(1))
 

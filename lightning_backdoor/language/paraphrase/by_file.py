@@ -113,5 +113,7 @@ def _read(path: Path, columns: dict[str, str]) -> dict[str, list[str]]:
     try:
         table = read_file(path, columns)
     except InputError as error:
-        raise error.under(f"paraphraser.{error.field}") if error.field in ("path", *columns.values()) else error
+        if error.field in ("path", *columns.values()):
+            raise error.under(f"paraphraser.{error.field}") from None
+        raise
     return {column: texts_of(values) for column, values in table.columns.items()}
