@@ -13,8 +13,8 @@ from lightning_backdoor.errors import InputError
 
 #: a label value as a user may give it.
 LabelValue = str | int | float | bool
-WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?")
-NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+WHOLE = re.compile(r"\+?(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?")
+NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)?(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
 TRUTH = {"true": "1", "false": "0"}
 SHOWN = 20  # labels that an error message quotes
 
@@ -22,8 +22,8 @@ SHOWN = 20  # labels that an error message quotes
 def said(value: LabelValue) -> str:
     """What a label value says: strings without surrounding blanks, whole numbers as integers.
 
-    >>> [said(value) for value in (0, "0", 0.0, " 0.0", "-0", "00", "0.5", " pos ", True)]
-    ['0', '0', '0', '0', '0', '00', '0.5', 'pos', 'True']
+    >>> [said(value) for value in (0, "0", 0.0, " 0.0", "-0", "+1", "00", "0.5", " pos ", True)]
+    ['0', '0', '0', '0', '0', '1', '00', '0.5', 'pos', 'True']
     """
     text = str(value).strip()
     whole = WHOLE.fullmatch(text)
@@ -107,7 +107,7 @@ def _names(values: set[str], column: str) -> list[str]:
     """Names of the classes where none are declared: the values, numbers in their order."""
     if all(map(_is_whole, values)):
         return sorted(values, key=int)
-    if all(map(NUMBER.fullmatch, values)):
+    if all(map(NUMBER.fullmatch, values)) and any(set(value) & set(".eE") for value in values):
         raise InputError("label_column", f"{column!r} holds fractions", "set rating_cut for ratings")
     lower = {value.lower() for value in values}
     if lower <= TRUTH.keys():

@@ -33,7 +33,7 @@ def delimited_rows(file: Iterable[str], name: str, delimiter: str, quoted: bool)
     line, width = 1, 0
     try:
         for row in reader:
-            if len(row) != width:
+            if len(row) != width or not row:
                 if not "".join(row).strip() and len(row) < max(width, 2):  # a blank line
                     line = reader.line_num + 1
                     continue
