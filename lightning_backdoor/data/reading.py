@@ -102,7 +102,8 @@ def _content(path: str, local: Path, name: str | None) -> Mapping[str, Part]:
     A folder's own csv, tsv, jsonl and parquet files are read by this library, unless its README.md says how to read
     them.
     """
-    from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
+    from datasets import Dataset, load_dataset, load_from_disk
+    from datasets.data_files import DataFilesDict, get_data_patterns  # private: datasets 5.2.0
 
     try:
         if not local.exists():
@@ -111,10 +112,14 @@ def _content(path: str, local: Path, name: str | None) -> Mapping[str, Part]:
             if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
                 saved = load_from_disk(str(local))
                 return {"train": saved} if isinstance(saved, Dataset) else dict(saved)
-            data_files = load_dataset_builder(str(local), name).config.data_files or {}
-            files = {str(split): [Path(file) for file in of_split] for split, of_split in data_files.items()}
-            if not _is_described(local) and all(table_format(file) for of_split in files.values() for file in of_split):
-                return files
+            if name is None and not _is_described(local):
+                files = DataFilesDict.from_patterns(get_data_patterns(str(local)), base_path=str(local))
+                tables = {
+                    split: [path for file in paths if table_format(path := Path(file))]
+                    for split, paths in files.items()
+                }
+                if any(tables.values()):
+                    return {str(split): paths for split, paths in tables.items() if paths}
             with TemporaryDirectory() as cache:  # the cache of datasets knows files by their modification time
                 return dict(load_dataset(str(local), name, cache_dir=cache, keep_in_memory=True))
     except Exception as error:  # datasets passes on any error of its loaders, the hub and the network
