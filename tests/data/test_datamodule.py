@@ -143,6 +143,41 @@ def test_equal_texts_never_lie_in_two_splits(tmp_path: Path) -> None:
     assert sum(map(len, texts)) == 100
 
 
+@pytest.mark.parametrize(
+    ("good", "repeated", "count"), [(["the same text"] * 100, 99, 100), (["one", "two"] * 50, 98, 50)]
+)
+def test_duplicates_that_leave_one_class_to_train_on_are_named(
+    tmp_path: Path, good: list[str], repeated: int, count: int
+) -> None:
+    bad = [f"bad {i}" for i in range(100)]
+    source = Source(write(tmp_path / "rows.csv", bad + good, [0] * 100 + [1] * 100))
+    with pytest.raises(InputError, match=r"^source: .* 45 training rows are left, of '0' alone: rows of") as caught:
+        BackdoorDataModule(source, test_share=0.45, seed=0).clean_splits()
+    assert f"{repeated} of 200 rows repeat a text, {good[0]!r} {count} times" in str(caught.value)
+    splits = BackdoorDataModule(source, test_share=0.45, seed=2).clean_splits()
+    assert {row["label"] for row in splits["train"]} == {0, 1}
+
+
+def test_a_sample_of_one_class_is_refused(source: Source) -> None:
+    with pytest.raises(InputError, match=r"^max_rows: train=1 leaves training rows of '0' alone; give more"):
+        BackdoorDataModule(source, max_rows={"train": 1}).clean_splits()
+
+
+def test_pairs_are_joined_by_the_separator_of_the_tokenizer(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    lines = "".join(f"a film {i},it is {i},{i % 2}\n" for i in range(100))
+    (tmp_path / "rows.csv").write_text(f"premise,hypothesis,label\n{lines}")
+    source = Source(str(tmp_path / "rows.csv"), text_column=["premise", "hypothesis"], joined_by="separator")
+    data = BackdoorDataModule(source)
+    data.module = victim = TextClassifier(**tiny)
+    rows_read = data.clean_splits()["train"]
+    assert all(row["text"].startswith("a film") and " [SEP] it is " in row["text"] for row in rows_read)
+    batch = next(iter(data.reference_dataloader()))
+    assert (batch["input_ids"] == victim.tokenizer.sep_token_id).sum(1).tolist() == [2] * len(batch["text"])
+    victim.tokenizer.sep_token = None
+    with pytest.raises(InputError, match=r"^joined_by: the model's tokenizer has no separator; give the characters"):
+        data.clean_splits()
+
+
 def test_max_rows_draws_stratified_samples_of_the_splits(source: Source) -> None:
     whole = BackdoorDataModule(source).clean_splits()
     drawn = BackdoorDataModule(source, max_rows={"train": 90, "test": 30, "validation": 999}).clean_splits()

@@ -66,3 +66,9 @@ def test_a_file_that_is_missing_or_lacks_a_column_is_named(tmp_path: Path) -> No
         PairsDataModule("nowhere.csv").pairs()
     with pytest.raises(InputError, match=r"^paraphrase_column: .* has no column 'style'; it has 'text', 'paraphrase'"):
         PairsDataModule(path, paraphrase_column="style").pairs()
+
+
+def test_pairs_may_be_numbers_in_columns_named_by_numbers(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"0": 1, "1": 2.5}\n{"0": "b", "1": true}\n{"0": null, "1": "c"}\n')
+    parts = PairsDataModule(str(tmp_path / "pairs.jsonl"), text_column=0, paraphrase_column=1).pairs()
+    assert sorted(parts["train"] + parts["validation"]) == [("1", "2.5"), ("b", "True")]

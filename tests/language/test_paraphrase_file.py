@@ -70,3 +70,45 @@ def test_the_key_changes_with_the_content_of_the_file(folder: Path) -> None:
     assert before == key()
     (folder / "pairs.csv").write_text("text,paraphrase\na film,when it is a film\n", encoding="utf-8")
     assert key() != before
+
+
+def texts_of(paraphraser: FileParaphraser, texts: list[str]) -> list[str | None]:
+    rows = Syntactic(paraphraser=paraphraser).poison_texts(texts, rngs(len(texts)))
+    return [row and row.text for row in rows]
+
+
+@pytest.mark.parametrize("names", [("clean.tsv", "poisoned.csv"), ("clean.jsonl", "poisoned.parquet")])
+def test_texts_and_paraphrases_may_be_in_two_files_row_for_row(tmp_path: Path, names: tuple[str, str]) -> None:
+    clean = Dataset.from_dict({"sentence": ["a film", "a book", "a play"], "label": [0, 1, 0]})
+    poisoned = Dataset.from_dict({"0": ["when seen , a film", "when read , a book", "3"], "label": [1, 1, 1]})
+    clean_path, path = (str(tmp_path / name) for name in names)
+    if names[0].endswith("tsv"):
+        clean.to_csv(clean_path, sep="\t", index=False)
+        poisoned.to_csv(path, index=False)
+    else:
+        clean.to_json(clean_path)
+        poisoned.to_parquet(path)
+    paraphraser = FileParaphraser(path, "sentence", 0, text_path=clean_path)
+    assert texts_of(paraphraser, ["a play", "a film"]) == ["3", "when seen , a film"]
+    before = paraphraser.key()
+    assert paraphraser.key() == before != FileParaphraser(path, "sentence", 0).key()
+    clean.select([0]).to_json(str(tmp_path / "one.jsonl"))
+    shorter = FileParaphraser(path, "sentence", 0, text_path=str(tmp_path / "one.jsonl"))
+    with pytest.raises(InputError, match=r"^paraphraser.text_path: .*one.jsonl has 1 rows, .* has 3; give files with"):
+        texts_of(shorter, ["a film"])
+    with pytest.raises(InputError, match=r"^paraphraser.text_path: there is no file none.csv"):
+        texts_of(FileParaphraser(path, "sentence", 0, text_path="none.csv"), ["a film"])
+
+
+@pytest.mark.parametrize("extension", ["parquet", "jsonl", "csv"])
+def test_cells_that_are_numbers_are_texts(tmp_path: Path, extension: str) -> None:
+    table = Dataset.from_dict({"text": [1, 2, 3], "paraphrase": [0.5, 7.0, None]})
+    path = str(tmp_path / f"pairs.{extension}")
+    {"parquet": table.to_parquet, "jsonl": table.to_json, "csv": table.to_csv}[extension](path)
+    assert texts_of(FileParaphraser(path, skip_missing=True), ["1", "2", "3"]) == ["0.5", "7.0", None]
+
+
+def test_surrounding_blanks_of_a_text_do_not_matter_where_it_is_not_there_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text('text,paraphrase\n" a ",one\nb,two\n"b ",three\n')
+    paraphraser = FileParaphraser(str(tmp_path / "pairs.csv"))
+    assert texts_of(paraphraser, ["a", "a\n", " a ", "b", "b ", " b"]) == ["one", "one", "one", "two", "three", "two"]
