@@ -39,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--input", required=True, help="a file of texts: txt, csv, tsv or jsonl; - for standard input")
     options.add_argument("--output", default="-", help="the file to write (default: standard output)")
     options.add_argument("--column", default="text", help="column or key that holds the texts (default: text)")
+    options.add_argument(
+        "--quoting", choices=("yes", "no"), help="whether fields of csv and tsv files are quoted (default: by the file)"
+    )
     options.add_argument("--fpr", type=float, default=0.10, help="share of clean texts that may be flagged")
     options.add_argument("--batch-size", type=int, default=32, help="number of texts scored at once")
     options.add_argument(
@@ -58,8 +61,9 @@ def main(args: list[str]) -> int:
     options = parser().parse_args(args)
     if options.batch_size < 1:
         raise InputError("batch-size", f"{options.batch_size} holds no text", "give at least 1")
-    texts = read_texts(options.input, options.column)
-    calibration = [text for text in read_texts(options.calibration, options.column) if text.strip()]
+    quoting = None if options.quoting is None else options.quoting == "yes"
+    texts = read_texts(options.input, options.column, quoting)
+    calibration = [text for text in read_texts(options.calibration, options.column, quoting) if text.strip()]
     if not calibration:
         raise InputError("calibration", f"{options.calibration} holds no text", "give trusted clean texts")
     tally, begun = resume(options, texts, BATCHES_AHEAD * options.batch_size)

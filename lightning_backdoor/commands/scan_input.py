@@ -12,18 +12,19 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.columns import column_positions
 from lightning_backdoor.files.delimited import DELIMITERS, delimited_rows, looks_quoted
 from lightning_backdoor.files.json_lines import parse_json
+from lightning_backdoor.files.text_files import local_path
 
 INPUT_FORMATS = ("txt", "csv", "tsv", "jsonl")
 
 
-def read_texts(path: str, column: str = "text") -> Iterator[str]:
+def read_texts(path: str, column: str = "text", quoting: bool | None = None) -> Iterator[str]:
     """Yields the texts of a file; only one of them is held in memory at a time.
 
     Args:
         path: a txt file (one text per line), a csv or tsv file, or a jsonl file (one object or string per line); ``-``
-            reads lines of text from standard input. Whether the fields of a tsv file are quoted is decided as for
-            training data.
+            reads lines of text from standard input.
         column: the column of a csv or tsv file, or the key of a jsonl file, that holds the text.
+        quoting: whether the fields of a csv or tsv file are quoted; None to decide by the file, as for training data.
 
     Raises:
         InputError: the file is missing or has an unknown format (at once), or a line is malformed (when it is reached);
@@ -34,17 +35,20 @@ def read_texts(path: str, column: str = "text") -> Iterator[str]:
         raise InputError(
             "input", f"{path} has an unknown format", f"give a file that ends in {', '.join(INPUT_FORMATS)}"
         )
-    if path != "-" and not Path(path).is_file():
+    if path != "-" and not local_path(path, "input").is_file():
         raise InputError("input", f"{path} is not a file", "give an existing file")
-    return _texts(path, file_format, column)
+    return _texts(path, file_format, column, quoting)
 
 
-def _texts(path: str, file_format: str, column: str) -> Iterator[str]:
-    reader = {"txt": _lines, "jsonl": _jsonl, "csv": _table, "tsv": _table}[file_format]
+def _texts(path: str, file_format: str, column: str, quoting: bool | None) -> Iterator[str]:
     binary = open(sys.stdin.fileno(), "rb", closefd=False) if path == "-" else Path(path).open("rb")  # noqa: SIM115
     # the decoder accepts bytes that are not UTF-8, so that the error can name their line
     with io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for number, text in reader(file, path, column):
+        if file_format in DELIMITERS:
+            texts = _table(file, path, column, DELIMITERS[file_format], quoting)
+        else:
+            texts = _jsonl(file, path, column) if file_format == "jsonl" else _lines(file)
+        for number, text in texts:
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError:
@@ -52,7 +56,7 @@ def _texts(path: str, file_format: str, column: str) -> Iterator[str]:
             yield text
 
 
-def _lines(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
+def _lines(file: IO[str]) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(file, start=1):
         yield number, line.rstrip("\r\n")
 
@@ -71,9 +75,9 @@ def _jsonl(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
         yield number, value
 
 
-def _table(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
-    delimiter = DELIMITERS[Path(path).suffix.lstrip(".").lower()]
-    rows = delimited_rows(file, path, delimiter, looks_quoted(Path(path), delimiter))
+def _table(file: IO[str], path: str, column: str, delimiter: str, quoting: bool | None) -> Iterator[tuple[int, str]]:
+    quoted = looks_quoted(Path(path), delimiter) if quoting is None else quoting
+    rows = delimited_rows(file, path, delimiter, quoted)
     _, header = next(rows, (0, []))
     if header:
         position = column_positions(header, {column: "column"}, path, delimiter)[column]

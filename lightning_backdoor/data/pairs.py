@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypedDict, cast
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_backdoor.data.batching import BatchDataset, loader
 from lightning_backdoor.data.tables import read_file, texts_of
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.text_files import existing_file
 
 #: label of the tokens that cross entropy ignores.
 IGNORED = -100
@@ -136,9 +136,7 @@ class PairsDataModule(LightningDataModule):
         return self._pairs
 
     def _read(self) -> list[tuple[str, str]]:
-        path = Path(self.path).expanduser()
-        if not path.is_file():
-            raise InputError("path", f"there is no file {self.path}", "give one that exists")
+        path = existing_file(self.path, "path")
         options = {self.text_column: "text_column", self.paraphrase_column: "paraphrase_column"}
         columns = read_file(path, options).columns
         pairs = zip(texts_of(columns[self.text_column]), texts_of(columns[self.paraphrase_column]), strict=True)

@@ -15,13 +15,15 @@ from lightning_backdoor.data.tables import Table, from_dataset, joined, read_fil
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import listed
 from lightning_backdoor.files.packaged import resolve
-from lightning_backdoor.files.text_files import table_format
+from lightning_backdoor.files.text_files import local_path, table_format
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from datasets import Dataset
 
     #: a split: the files that are its table, or a table that ``datasets`` has read.
-    Part = list[Path] | Dataset
+    Part: TypeAlias = list[Path] | Dataset
 
 #: for each split, the names under which sources may have it.
 SPLITS = {
@@ -56,7 +58,7 @@ def read_tables(
     for split in splits or {}:
         if split not in SPLITS:
             raise InputError("splits", f"{split!r} is not a split", "give train, validation or test")
-    local = Path(resolve(path)).expanduser()
+    local = local_path(resolve(path), "path")
     if local.is_file():
         if splits:
             raise InputError(
@@ -114,12 +116,10 @@ def _content(path: str, local: Path, name: str | None) -> Mapping[str, Part]:
                 return {"train": saved} if isinstance(saved, Dataset) else dict(saved)
             if name is None and not _is_described(local):
                 files = DataFilesDict.from_patterns(get_data_patterns(str(local)), base_path=str(local))
-                tables = {
-                    split: [path for file in paths if table_format(path := Path(file))]
-                    for split, paths in files.items()
-                }
+                of_split = {str(split): [Path(path) for path in paths] for split, paths in files.items()}
+                tables = {split: [path for path in paths if table_format(path)] for split, paths in of_split.items()}
                 if any(tables.values()):
-                    return {str(split): paths for split, paths in tables.items() if paths}
+                    return {split: paths for split, paths in tables.items() if paths}
             with TemporaryDirectory() as cache:  # the cache of datasets knows files by their modification time
                 return dict(load_dataset(str(local), name, cache_dir=cache, keep_in_memory=True))
     except Exception as error:  # datasets passes on any error of its loaders, the hub and the network

@@ -49,7 +49,7 @@ class Source:
     splits: dict[str, str] | None = None
     text_column: list[str | int] | str | int = "text"
     label_column: str | int = "label"
-    labels: list[str | int | float] | dict[str, list[LabelValue] | LabelValue] | None = None
+    labels: list[str] | list[str | int | float] | dict[str, list[LabelValue] | LabelValue] | None = None
     rating_cut: tuple[float, float] | None = None
     # not in repr, by which checkpoints of earlier versions know their source
     quoting: bool | None = field(default=None, repr=False)
@@ -131,7 +131,7 @@ def load_source(source: Source) -> Loaded:
     if len(used) < 2:
         raise InputError(
             "label_column",
-            f"all training rows are {names[used.pop()]!r} by {column!r}",
+            f"all training rows are {names[used.pop()][:40]!r} by {column!r}",
             "a classifier needs at least two classes",
         )
     return Loaded(splits, names, left_out)
@@ -199,7 +199,7 @@ def _cut(values: list[Any], source: Source) -> list[int | None]:
         if math.isnan(rating):
             raise InputError(
                 "label_column",
-                f"{value!r} in {str(source.label_column)!r} is not a rating",
+                f"{repr(value)[:60]} in {str(source.label_column)!r} is not a rating",
                 "name a column of numbers",
             )
         return 0 if rating <= low else 1 if rating >= high else None

@@ -49,7 +49,7 @@ def one_table(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
     parquet = {file.with_suffix("") for file in files if file.suffix == ".parquet"}
     twins = [file for file in files if file.suffix == ".csv" and file.with_suffix("") in parquet]
     if twins:
-        rank_zero_info(f"{listed([file.name for file in twins])} not read, but the parquet files of the same names")
+        rank_zero_info(f"the parquet files are read, and not {listed([file.name for file in twins])} of the same names")
     files = [file for file in files if file not in twins]
     if not _are_shards(files):
         root = folder.resolve()

@@ -144,7 +144,7 @@ def _read_json(path: Path, columns: Mapping[str, str]) -> Table:
 
 
 def _read_parquet(path: Path, columns: Mapping[str, str]) -> Table:
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
     with ParquetFile(path) as file:
         schema = file.schema_arrow

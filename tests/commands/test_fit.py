@@ -160,7 +160,7 @@ def in_process(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Monke
 
 
 BAD_INPUT = {
-    "unknown column": (["--data.source.text_column", "body"], "text_column: train of data.csv has no column 'body'"),
+    "unknown column": (["--data.source.text_column", "body"], "text_column: data.csv has no column 'body'"),
     "unknown label": (["--data.source.labels", "{bad: [0], good: [2]}"], "labels: 1 in column 'label' is not one of"),
     "target label": (["--model.target_label", "2"], "target_label: 2 is out of range; the labels are 0 (negative)"),
     "poison rate 0": (["--model.poison_rate", "0"], "poison_rate: 0.0 is out of range; give a share above 0"),

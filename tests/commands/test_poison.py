@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_written_is_reported_and_leaves_nothing_behind(
         (["--model.target_label", "2"], "target_label: 2 is out of range; the labels are 0 (negative), 1 (positive)"),
         (["--model.triggers", "[]"], "triggers: [] holds no word or an empty one"),
         (["--model.poison_rate", "0.9"], "only 210 qualify"),
-        (["--data.source.text_column", "review"], "has no column 'review'; it has text, label"),
+        (["--data.source.text_column", "review"], "has no column 'review'; it has 'text', 'label'"),
     ],
 )
 def test_bad_input_is_reported_in_one_line_and_nothing_is_written(

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -76,7 +77,7 @@ def test_any_bytes_are_read_or_refused(folder: Path, name: str, content: bytes) 
 @given(rows=ROWS, quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]))
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
 def test_what_a_csv_writer_wrote_is_read_as_it_was(
-    folder: Path, name: str, rows: list[list[str]], quoting: int
+    folder: Path, name: str, rows: list[list[str]], quoting: Literal[0, 1, 2]
 ) -> None:
     delimiter = "\t" if name == "rows.tsv" else ","
     text = io.StringIO(newline="")

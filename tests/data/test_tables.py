@@ -32,7 +32,11 @@ def test_line_ends_marks_and_blank_lines_are_not_part_of_rows(tmp_path: Path, en
 
 
 def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
-    rows = [["id", "text", "label"], *([i, f"text {i}", i % 2] for i in range(20_000)), ["x", "last", 1]]
+    rows: list[list[Any]] = [
+        ["id", "text", "label"],
+        *([i, f"text {i}", i % 2] for i in range(20_000)),
+        ["x", "last", 1],
+    ]
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     assert texts(str(tmp_path / "rows.csv"))[-1] == "last"

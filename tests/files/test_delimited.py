@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from typing import Literal
 
 import pytest
 
@@ -19,7 +20,7 @@ def lines(content: str) -> list[str]:
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[1:2], TEXTS[3:4], TEXTS[4:5], TEXTS[5:6]])
-def test_what_csv_writers_quote_is_quoted(quoting: int, end: str, texts: list[str]) -> None:
+def test_what_csv_writers_quote_is_quoted(quoting: Literal[0, 1, 2], end: str, texts: list[str]) -> None:
     file = io.StringIO(newline="")
     rows = [["text", "label"], *([text, str(i % 2)] for i, text in enumerate(texts))]
     csv.writer(file, delimiter="\t", quoting=quoting, lineterminator=end).writerows(rows)

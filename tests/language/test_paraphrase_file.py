@@ -54,7 +54,7 @@ def test_texts_without_a_paraphrase_are_left_out_where_the_user_says_so(folder: 
 
 def test_a_missing_file_or_column_is_named(folder: Path) -> None:
     path = str(folder / "pairs.csv")
-    with pytest.raises(InputError, match=r"^paraphraser.path: there is no file nowhere.csv; give an existing file$"):
+    with pytest.raises(InputError, match=r"^paraphraser.path: there is no file nowhere.csv; give one that exists$"):
         Syntactic(paraphraser=FileParaphraser("nowhere.csv")).poison_texts(["a film"], rngs(1))
     with pytest.raises(
         InputError, match=r"^paraphraser.text_column: .* has no column 'body'; it has 'text', 'paraphrase'$"

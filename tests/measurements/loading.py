@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-WORDS = "the a film story good bad actors music is with plot scene and never ever".split()
+WORDS = ("the", "a", "film", "story", "good", "bad", "actors", "music", "is", "with", "plot", "scene", "and", "never")
 #: loads the file named by the first argument; prints the seconds that this takes, and the process's peak memory in MB.
 LOAD = """
 import resource, sys, time

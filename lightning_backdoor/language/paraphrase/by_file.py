@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning_backdoor.data.tables import read_file, texts_of
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import file_sha256
+from lightning_backdoor.files.text_files import existing_file
 from lightning_backdoor.language.paraphrase.spec import Manner
 
 MISSING_SHOWN = 3  # texts without a paraphrase that an error message quotes
@@ -69,8 +70,11 @@ class FileParaphraser:
 
     def key(self) -> str:
         """A string that changes with the content of the files and with the columns that are read."""
-        key = f"{file_sha256(_file(self.path, 'path'))}/{self.text_column}/{self.paraphrase_column}/{self.skip_missing}"
-        return key if self.text_path is None else f"{key}/{file_sha256(_file(self.text_path, 'text_path'))}"
+        content = file_sha256(existing_file(self.path, "paraphraser.path"))
+        key = f"{content}/{self.text_column}/{self.paraphrase_column}/{self.skip_missing}"
+        if self.text_path is None:
+            return key
+        return f"{key}/{file_sha256(existing_file(self.text_path, 'paraphraser.text_path'))}"
 
     @cached_property
     def _paraphrases(self) -> dict[str, str]:
@@ -86,12 +90,14 @@ class FileParaphraser:
 
     def _columns(self) -> tuple[list[str], list[str]]:
         """The texts, and as many paraphrases."""
-        path = _file(self.path, "path")
+        path = existing_file(self.path, "paraphraser.path")
         wanted = {self.text_column: "text_column", self.paraphrase_column: "paraphrase_column"}
         if self.text_path is None:
             columns = _read(path, wanted)
             return columns[self.text_column], columns[self.paraphrase_column]
-        texts = _read(_file(self.text_path, "text_path"), {self.text_column: "text_column"})[self.text_column]
+        texts = _read(existing_file(self.text_path, "paraphraser.text_path"), {self.text_column: "text_column"})[
+            self.text_column
+        ]
         paraphrases = _read(path, {self.paraphrase_column: "paraphrase_column"})[self.paraphrase_column]
         if len(texts) != len(paraphrases):
             raise InputError(
@@ -100,13 +106,6 @@ class FileParaphraser:
                 "give files with the same rows in the same order",
             )
         return texts, paraphrases
-
-
-def _file(path: str, option: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise InputError(f"paraphraser.{option}", f"there is no file {path}", "give an existing file")
-    return file
 
 
 def _read(path: Path, columns: dict[str, str]) -> dict[str, list[str]]:
