@@ -74,13 +74,18 @@ def read_tables(
         parts = _chosen(_content(path, local, name), wanted, path, required=splits is not None)
     if "train" not in parts:
         raise InputError("splits", f"{path} has no training split", "name one as train")
-    tables = {}
-    for split, part in parts.items():
+    return {split: _table(part, split, path, local, columns, quoting) for split, part in parts.items()}
+
+
+def _table(part: Part, split: str, path: str, local: Path, columns: Mapping[str, str], quoting: bool | None) -> Table:
+    try:
         if isinstance(part, list):
-            tables[split] = joined([read_file(file, columns, quoting) for file in one_table(part, split, local)])
-        else:
-            tables[split] = from_dataset(part, columns, f"{split} of {path}")
-    return tables
+            return joined([read_file(file, columns, quoting) for file in one_table(part, split, local)])
+        return from_dataset(part, columns, f"{split} of {path}")
+    except InputError as error:
+        if split == "train" or error.field not in columns.values():
+            raise
+        raise InputError(error.field, error.problem, f"{error.remedy}, or leave {split} out by splits") from None
 
 
 def _chosen(

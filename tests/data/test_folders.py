@@ -135,3 +135,10 @@ def test_an_edited_file_is_read_anew_whatever_its_size_and_time(tmp_path: Path, 
 
     for rows in (["one", "two"], ["ONE", "TWO"], ["ONE", "TWO", "three"]):
         assert written(rows) == {"train": rows}
+
+
+def test_a_split_without_labels_may_be_left_out(tmp_path: Path) -> None:
+    path = folder_of(tmp_path, "train.csv")
+    (tmp_path / "test.csv").write_text("id,text\n0,a\n")
+    assert error(Source(path)).endswith("has no column 'label'; it has 'id', 'text', or leave test out by splits")
+    assert list(texts(Source(path, splits={"train": "train"}))) == ["train"]
