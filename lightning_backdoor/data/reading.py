@@ -138,11 +138,8 @@ def _content(path: str, local: Path, name: str | None) -> Mapping[str, Part]:
 def _is_described(folder: Path) -> bool:
     """Whether a folder's README.md describes its files or columns, as on the hub."""
     readme = folder / "README.md"
-    if not readme.is_file():
-        return False
-    return (
-        re.search(r"^(configs|dataset_info):", readme.read_text(encoding="utf-8", errors="replace"), re.M) is not None
-    )
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    return text.startswith("---") and re.search(r"^(configs|dataset_info):", text, re.MULTILINE) is not None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import listed
 from lightning_backdoor.files.text_files import table_format
 
@@ -25,8 +25,14 @@ def split_files(folder: Path, wanted: Mapping[str, Sequence[str]], loosely: bool
         wanted: for each split, the names under which the folder may have it.
         loosely: whether, next to a file named exactly after the training split, names that begin with a split's name
             count as well, such as ``test-00000-of-00001.parquet``; as ``datasets`` reads them.
+
+    Raises:
+        InputError: the folder cannot be read.
     """
-    tables = [file for file in sorted(folder.iterdir()) if file.is_file() and table_format(file)]
+    try:
+        tables = [file for file in sorted(folder.iterdir()) if file.is_file() and table_format(file)]
+    except OSError as error:
+        raise InputError("path", f"{folder} cannot be read: {reason(error)}", "give another folder") from None
     files = {}
     for split, names in wanted.items():
         named = [folder / name for name in names if (folder / name).is_file()]
