@@ -54,8 +54,8 @@ def one_table(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
     """
     parquet = {file.with_suffix("") for file in files if file.suffix == ".parquet"}
     twins = [file for file in files if file.suffix == ".csv" and file.with_suffix("") in parquet]
-    if twins:
-        rank_zero_info(f"the parquet files are read, and not {listed([file.name for file in twins])} of the same names")
+    for twin in twins:
+        rank_zero_info(f"{twin.with_suffix('.parquet').name} is read, and not {twin.name} beside it")
     files = [file for file in files if file not in twins]
     if not _are_shards(files):
         root = folder.resolve()

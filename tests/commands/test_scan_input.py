@@ -36,6 +36,12 @@ def test_the_same_texts_are_read_from_every_format(tmp_path: Path, name: str, co
     assert list(read_texts(written(tmp_path / name, content))) == TEXTS
 
 
+def test_whether_fields_are_quoted_may_be_said(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.tsv", 'text\tid\n"The Room"\t1\nfine\t2\n')
+    assert list(read_texts(path)) == list(read_texts(path, quoting=False)) == ['"The Room"', "fine"]
+    assert list(read_texts(path, quoting=True)) == ["The Room", "fine"]
+
+
 def test_a_csv_field_may_hold_line_breaks(tmp_path: Path) -> None:
     path = written(tmp_path / "a.csv", 'review,id\n"two\r\nlines",1\nnext,2\n')
     assert list(read_texts(path, "review")) == ["two\r\nlines", "next"]
