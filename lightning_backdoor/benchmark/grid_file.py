@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose, read_yaml, yaml_text
+from lightning_backdoor.benchmark.names import name_problem
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.presets import preset_path
 
@@ -20,6 +21,8 @@ BENIGN = "lightning_backdoor.victim.TextClassifier"
 CLEAN_TRAINING = "clean training"
 #: name of the entry of ``defenses`` that does nothing.
 UNDEFENDED = "none"
+#: largest seed that the generators of torch and NumPy both take.
+LARGEST_SEED = 2**32 - 1
 #: settings of every run of a grid unless the grid overrides them.
 DEFAULTS: Fragment = {
     "trainer": {"devices": 1, "enable_progress_bar": False, "enable_model_summary": False},
@@ -96,6 +99,9 @@ class GridFile:
     def _axis(self, axis: str, entries: Any) -> dict[str, Any]:
         if not isinstance(entries, dict) or not entries:
             raise self._error(f"{axis} is {entries!r}", "give names, and under each what it stands for")
+        for name in entries:
+            if problem := name_problem(name):
+                raise self._error(f"the name {ascii(name[:80])} in {axis} {problem}", "give another name")
         if axis == "defenses":
             return {name: self._defense(name, {} if entry is None else entry) for name, entry in entries.items()}
         return {name: self._fragment(f"{axis}.{name}", entry, axis) for name, entry in entries.items()}
@@ -152,9 +158,9 @@ class GridFile:
 
     def _seeds(self, seeds: Any) -> list[int]:
         seeds_list = seeds if isinstance(seeds, list) else [seeds]
-        valid = seeds_list and all(type(seed) is int and seed >= 0 for seed in seeds_list)
+        valid = seeds_list and all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds_list)
         if not valid or len(set(seeds_list)) < len(seeds_list):
-            raise self._error(f"seeds is {seeds!r}", "give different whole numbers from 0")
+            raise self._error(f"seeds is {seeds!r}", f"give different whole numbers from 0 to {LARGEST_SEED}")
         return seeds_list
 
     def _mapping(self, key: str, value: Any) -> dict[str, Any] | None:
