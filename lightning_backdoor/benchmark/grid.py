@@ -181,7 +181,10 @@ class Grid(GridFile):
         entries = (self.axes[axis][name] for axis, name in zip(("datasets", "models", "attacks"), names, strict=True))
         config = compose(self.base, *entries, *fragments)
         config["seed_everything"] = seed
-        id, training_name = identity(config, VICTIM_FORMAT, self.output), defense if data or training or repair is not None else ""
+        id, training_name = (
+            identity(config, VICTIM_FORMAT, self.output),
+            defense if data or training or repair is not None else "",
+        )
         victim = PlannedVictim(id, *names, training_name, seed, config, parent, argument)
         return self._victims.setdefault((id, *names), victim)
 

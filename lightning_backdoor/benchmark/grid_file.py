@@ -101,7 +101,7 @@ class GridFile:
             raise self._error(f"{axis} is {entries!r}", "give names, and under each what it stands for")
         for name in entries:
             if problem := name_problem(name):
-                raise self._error(f"the name {ascii(name[:80])} in {axis} {problem}", "give another name")
+                raise self._error(f"the name {name[:80]!a} in {axis} {problem}", "give another name")
         if axis == "defenses":
             return {name: self._defense(name, {} if entry is None else entry) for name, entry in entries.items()}
         return {name: self._fragment(f"{axis}.{name}", entry, axis) for name, entry in entries.items()}

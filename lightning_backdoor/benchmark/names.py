@@ -25,9 +25,9 @@ def name_problem(name: str) -> str | None:
         return f"has {len(name)} characters, more than {LONGEST_NAME}"
     for character in name:
         if unicodedata.category(character) == "Cs":
-            return f"cannot be written, since {ascii(character)} is half a character"
+            return f"cannot be written, since {character!a} is half a character"
         if _is_control(character):
-            return f"holds the control character {ascii(character)}"
+            return f"holds the control character {character!a}"
     return None
 
 

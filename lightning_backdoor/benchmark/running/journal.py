@@ -116,7 +116,7 @@ class Journal:
                 problem = _problem(event)
                 if not problem:
                     return event  # type: ignore[no-any-return]
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, OverflowError):
             problem = "not JSON"
         if problem:
             self._warn(f"{self.path}, line {self._lines}, is not an event of a grid ({problem}) and is skipped")
