@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class GridFile:
         unknown = sorted(content.keys() - set(KEYS))
         if unknown:
             raise self._error(f"{unknown[0]!r} is unknown", f"give {', '.join(KEYS)}")
+        for key, value in content.items():
+            self._check_text(key, value)
         self.axes = {axis: self._axis(axis, content.get(axis)) for axis in AXES}
         self.seeds = self._seeds(content.get("seeds", [0]))
         self.base = compose(DEFAULTS, self._fragment("base", content.get("base") or {}, ""))
@@ -95,6 +97,11 @@ class GridFile:
 
     def _error(self, problem: str, remedy: str) -> InputError:
         return InputError(str(self.path), problem, remedy)
+
+    def _check_text(self, field: str, content: Any) -> None:
+        """Refuses texts with half a character, which JSON's escapes allow and UTF-8 lacks."""
+        if (text := next(_unwritable(content), None)) is not None:
+            raise self._error(f"{field} has the text {text[:80]!a}, which cannot be written", "correct it")
 
     def _axis(self, axis: str, entries: Any) -> dict[str, Any]:
         if not isinstance(entries, dict) or not entries:
@@ -130,6 +137,7 @@ class GridFile:
         if isinstance(entry, str) and entry.endswith((".yaml", ".yml")):
             beside = self.path.parent / entry
             entry = read_yaml(beside if beside.exists() else preset_path(entry))
+            self._check_text(field, entry)
         elif isinstance(entry, str) and role == "models":
             return {"model": {"init_args": {"model": entry}}}
         if isinstance(entry, dict) and "class_path" in entry and role:
@@ -167,3 +175,13 @@ class GridFile:
         if value is not None and not isinstance(value, dict):
             raise self._error(f"{key} is {value!r}", "give names and values, or {}")
         return value
+
+
+def _unwritable(content: Any) -> Iterator[str]:
+    """The texts in a file's content that hold half a character."""
+    if isinstance(content, str):
+        if any("\ud800" <= character <= "\udfff" for character in content):
+            yield content
+    elif isinstance(content, dict | list):
+        for value in (*content.keys(), *content.values()) if isinstance(content, dict) else content:
+            yield from _unwritable(value)

@@ -137,7 +137,7 @@ def _problem(event: Any) -> str:
             return f"without {name}"
     if event["kind"] not in KINDS:
         return "of an unknown kind"
-    for name in ("id", "launch", "error", "digest"):
+    for name in ("id", "launch", "error", "digest", "needs", "fault"):
         if not isinstance(event.get(name, ""), str):
             return f"{name} is not text"
     if not _is_number(event.get("seconds", 0)):

@@ -7,12 +7,15 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.running.journal import Event, Journal, claimed
 from lightning_backdoor.files.hashing import file_sha256, model_sha256
 from lightning_backdoor.outputs.outcomes import read_outcomes
+from lightning_backdoor.outputs.token_view import ViewedText
 
 Work = PlannedVictim | Cell
 
@@ -58,6 +61,9 @@ class Products:
             return f"{NEEDED[kind]} is missing"
         if "seconds" not in event or ("row" if kind == "cell" else "digest") not in event:
             return "its record in the journal is incomplete"
+        needed, digest = needed_by(work), self.needed_digest(work)
+        if needed is not None and event.get("needs", digest) != digest:
+            return f"it was made with another victim {needed.label}"
         try:
             return _changed(folder, event) or (
                 "" if "files" in event else _unreadable_cell(folder, event) if kind == "cell" else _cut(folder)
@@ -74,6 +80,12 @@ class Products:
         """The SHA-256 of the model of a victim that has just been trained."""
         return _digest(self.folder_of(victim) / "model", model_sha256)
 
+    def needed_digest(self, work: Work) -> str:
+        """The digest of the victim that a victim or cell is made with; empty if it needs none or none is recorded."""
+        needed = needed_by(work)
+        event = None if needed is None else self.journal.get("victim", needed.id)
+        return "" if event is None else event.get("digest", "")
+
     def forget_damaged(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Takes back, in memory, what the journal records as done of some cells and their victims, but is damaged.
 
@@ -83,16 +95,17 @@ class Products:
             What is damaged and why, by id; a victim after the victims that it needs, cells after victims.
         """
         damaged: dict[str, str] = {}
-        for work in (*all_victims(cells).values(), *cells):
-            if self.journal.is_open(kind_of(work), work.id):
-                continue
-            needed = work.victim if isinstance(work, Cell) else work.parent
-            fault = self.fault(work)
+        works: list[Work] = [*all_victims(cells).values(), *cells]
+        works = [work for work in works if not self.journal.is_open(kind_of(work), work.id)]
+        with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter to other threads
+            faults = [*threads.map(self.fault, works)]
+        for work, fault in zip(works, faults, strict=True):
+            needed = needed_by(work)
             if not fault and needed is not None and needed.id in damaged:
                 fault = "its victim is trained again" if isinstance(work, Cell) else f"{needed.label} is trained again"
             if fault:
                 damaged[work.id] = fault
-        for work in (*all_victims(cells).values(), *cells):
+        for work in works:
             if work.id in damaged:
                 self.journal.forget(kind_of(work), work.id)
         return damaged
@@ -124,6 +137,11 @@ class Products:
 def kind_of(work: Work) -> str:
     """``victim`` or ``cell``."""
     return "cell" if isinstance(work, Cell) else "victim"
+
+
+def needed_by(work: Work) -> PlannedVictim | None:
+    """The victim that a cell tests, or that the training of a victim starts from or uses; None if it needs none."""
+    return work.victim if isinstance(work, Cell) else work.parent
 
 
 def empty(folder: Path) -> None:
@@ -163,15 +181,17 @@ def _cut(folder: Path) -> str:
 
 def _unreadable_cell(folder: Path, event: Event) -> str:
     """What is wrong with the files of a cell of version 0.1.0, whose digests are not recorded."""
+    for name in FILES["cell"]:
+        if (folder / name).exists() and not (folder / name).read_bytes().endswith(b"\n"):
+            return f"{name} is cut off"
     try:
-        clean, poisoned = (
-            [o for o in read_outcomes(folder / "outcomes.csv") if o.poisoned is side] for side in (False, True)
-        )
-        if [len(clean), len(poisoned)] != [event["row"].get(name) for name in ("n_clean", "n_poisoned")]:
+        outcomes = read_outcomes(folder / "outcomes.csv")
+        poisoned = sum(outcome.poisoned for outcome in outcomes)
+        if [len(outcomes) - poisoned, poisoned] != [event["row"].get(name) for name in ("n_clean", "n_poisoned")]:
             return "outcomes.csv has another number of rows than the journal records"
         if (folder / "texts.jsonl").exists():
             for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines():
-                json.loads(line)
+                _ = itemgetter(*ViewedText.__annotations__)(json.loads(line))
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         return f"its files cannot be read ({type(error).__name__})"
     return ""

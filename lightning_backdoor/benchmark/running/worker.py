@@ -14,7 +14,7 @@ from typing import Any
 from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, init_arg
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
-from lightning_backdoor.benchmark.running.products import CHECKPOINT, Products, Work, empty, kind_of
+from lightning_backdoor.benchmark.running.products import CHECKPOINT, Products, Work, empty, kind_of, needed_by
 from lightning_backdoor.benchmark.running.resuming import is_resumable
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
@@ -83,7 +83,7 @@ class Worker:
                 return False
             if self._settled(work):
                 return True
-            needed = work.victim if isinstance(work, Cell) else work.parent
+            needed = needed_by(work)
             if needed is not None and not self._settled(needed) and not self._take(needed):
                 return False
             if needed is None or self.products.is_done(needed):
@@ -113,6 +113,7 @@ class Worker:
                 known = isinstance(error, InputError | CommandError)
                 self._write(work, error=message if known else f"{type(error).__name__}: {message}")
                 return
+            facts["needs"] = self.products.needed_digest(work)
             self._write(work, seconds=round(time.perf_counter() - started, 3), **facts)
         event = self.journal.get(kind, work.id)
         if self.wandb_runs is None or event is None:
