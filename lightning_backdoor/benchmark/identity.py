@@ -8,7 +8,8 @@ A config names files in three ways, and only these are read:
 - *Path fields*, by the name of the argument: ``path``, ``file``, ``folder``, ``model``, ``published``, ``victim``, and
   names that end in ``_path``, ``_file``, ``_folder``, ``_model`` or ``_encoder``, or in the plural of these. Files and
   folders count with their content, and so do the files that a source's ``splits`` names outside of its ``path``.
-- *Arguments of a user's own class*: whatever their names, files count with their content.
+- *Arguments of a user's own class*: whatever their names, files count with their content if the text that names them
+  has a dot or a slash.
 - *Class paths*: the modules in the working directory that they name.
 
 Any other text, such as a trigger, is a text, even if a file has this name. Folders are read with their subfolders,
@@ -71,7 +72,7 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
             return
         if _PATH_FIELD.fullmatch(key):
             yield "path", content
-        elif own_class:
+        elif own_class and ("." in content or "/" in content):
             yield "file", content
         if _CLASS_PATH.fullmatch(content):
             yield "module", content

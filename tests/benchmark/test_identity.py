@@ -77,6 +77,14 @@ def test_what_a_run_reads_counts(inside: Path, config: dict[str, Any]) -> None:
     assert len(seen) == 3
 
 
+def test_a_word_is_a_word_in_a_users_own_class_too(inside: Path) -> None:
+    config = of_class("mine.Attack", words=["cf", "."], mark="done", path_length=3)
+    before = id_of(config)
+    (inside / "done").touch()
+    (inside / "cf").touch()
+    assert id_of(config) == before
+
+
 @pytest.mark.parametrize("key", ["cache_dir", "save_dir", "dirpath", "device"])
 def test_a_folder_that_is_written_to_does_not_count(inside: Path, key: str) -> None:
     config = of_class(BADNETS, **{key: "./written"})
