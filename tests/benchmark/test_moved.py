@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from lightning_backdoor.benchmark.running.resuming import is_resumable
 from lightning_backdoor.cli import main
-from lightning_backdoor.victim.checkpoints import read_checkpoint
 from tests.benchmark.grids import SMALL
 from tests.support.workspace import inside, workspace
 
@@ -75,31 +72,3 @@ def test_a_moved_folder_is_continued(inside: Path, capsys: pytest.CaptureFixture
     assert not (inside / "moved").exists()
     assert not (inside / "once-out").exists()
     sys.modules.pop("failing_once", None)
-
-
-def test_paths_in_a_checkpoint_follow_its_folder(tmp_path: Path) -> None:
-    before = "/where/it/was/checkpoints"
-    states = {
-        "best": {
-            "best_model_path": f"{before}/best.ckpt",
-            "dirpath": before,
-            "best_k_models": {f"{before}/best.ckpt": 1},
-        },
-        "mine": {"best_model_path": "/elsewhere/mine.ckpt", "dirpath": "/elsewhere"},
-        "other": {"count": 3},
-    }
-    last = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {"weight": torch.ones(3)}, "callbacks": states, "epoch": 2}, last)
-    assert not is_resumable(last)  # without the best checkpoint
-    (tmp_path / "best.ckpt").touch()
-    assert is_resumable(last)
-    content = read_checkpoint(last)
-    here = str(tmp_path)
-    assert content["callbacks"] == {
-        "best": {"best_model_path": f"{here}/best.ckpt", "dirpath": here, "best_k_models": {f"{here}/best.ckpt": 1}},
-        "mine": states["mine"],
-        "other": states["other"],
-    }
-    assert content["state_dict"]["weight"].tolist() == [1, 1, 1]
-    last.write_bytes(last.read_bytes()[:100])
-    assert not is_resumable(last)

@@ -15,7 +15,6 @@ from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, init_arg
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
 from lightning_backdoor.benchmark.running.products import CHECKPOINT, Products, Work, empty, kind_of, needed_by
-from lightning_backdoor.benchmark.running.resuming import is_resumable
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
@@ -134,7 +133,7 @@ class Worker:
         """Trains a victim; continues from the last epoch if an earlier run was interrupted."""
         config, last = folder / "fit.yaml", folder / "checkpoints" / "last.ckpt"
         args = ["--config", str(config), "--run_dir", str(folder)]
-        if config.is_file() and is_resumable(last):
+        if config.is_file() and _resumable(last):
             args += ["--ckpt_path", str(last)]
         else:
             empty(folder)
@@ -171,3 +170,18 @@ class Worker:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _resumable(checkpoint: Path) -> bool:
+    """Whether training can resume from a checkpoint: it is complete, and the best one so far is in its folder."""
+    if not checkpoint.is_file():
+        return False
+    from lightning_backdoor.victim.checkpoints import read_checkpoint
+
+    try:
+        callbacks = read_checkpoint(checkpoint).get("callbacks", {})
+    except InputError:  # an incomplete file
+        return False
+    # by name, since the folder may have been moved
+    best = [Path(state["best_model_path"]).name for state in callbacks.values() if "best_model_path" in state]
+    return "best.ckpt" not in best or checkpoint.with_name("best.ckpt").is_file()
