@@ -129,7 +129,7 @@ def print_table(results: Results, folder: Path) -> None:
         victims = f"{len(inspection.benign)} benign, {len(inspection.attacked)} attacked victims"
         console.print(Text(f"{' · '.join(inspection.names.values())}: AUROC over victims {area} ({victims})"))
     for name in ("results.csv", "comparisons.csv", "report.html"):
-        sys.stdout.write(f"{name:16} {folder / name}\n")
+        sys.stdout.write(f"{name:16} {visible(str(folder / name))}\n")
 
 
 def duration(seconds: float) -> str:

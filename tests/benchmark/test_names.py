@@ -49,7 +49,6 @@ def odd_grid(path: Path, names: tuple[str, ...]) -> Grid:
         ("c1 \x9b", "control character '\\x9b'"),
         ("right\u202eleft", "control character '\\u202e'"),
         ("line\u2028", "control character '\\u2028'"),
-        ("\ud800", "cannot be written"),
         ("", "is blank"),
         (" ", "is blank"),
         ("x" * (LONGEST_NAME + 1), f"more than {LONGEST_NAME}"),
@@ -72,19 +71,30 @@ def test_a_name_that_cannot_be_written_is_refused(tmp_path: Path, axis: str, nam
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("place", ["grid", "preset"])
-def test_text_that_cannot_be_written_is_refused_wherever_it_is(tmp_path: Path, place: str) -> None:
-    attack = {"class_path": "stub.Attack", "init_args": {"triggers": ["\udcff"]}}
-    (tmp_path / "preset.yaml").write_text(yaml.safe_dump({"model": attack}), encoding="utf-8")
+@pytest.mark.parametrize(
+    ("attacks", "said"),
+    [
+        ({"\ud800": {"class_path": "stub.Attack"}}, "attacks has the text '\\ud800', which cannot be written"),
+        ({"a": {"class_path": "stub.Attack", "init_args": {"triggers": ["\udcff"]}}}, "attacks has the text '\\udcff'"),
+        ({"a": "preset.yaml"}, "attacks.a has the text 'x\\udcff', which cannot be written"),
+    ],
+)
+def test_text_that_cannot_be_written_is_refused_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attacks: dict[str, Any], said: str
+) -> None:
     content = {
         "datasets": {"d": {"class_path": "stub.Data"}},
         "models": {"m": "stub"},
-        "attacks": {"a": attack if place == "grid" else "preset.yaml"},
+        "attacks": attacks,
         "defenses": {"none": None},
     }
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    with pytest.raises(InputError, match=r"attacks.* has the text '\\udcff', which cannot be written"):
+    files = {"grid.yaml": content, "preset.yaml": {"model": {"class_path": "x\udcff"}}}
+    # loaders of YAML differ in whether they read such text
+    monkeypatch.setattr("lightning_backdoor.benchmark.grid_file.read_yaml", lambda path: files[path.name])
+    (tmp_path / "preset.yaml").touch()
+    with pytest.raises(InputError) as error:
         Grid(tmp_path / "grid.yaml")
+    assert said in str(error.value)
 
 
 def test_odd_names_write_nothing_elsewhere_and_are_no_formulas_or_markup(

@@ -194,6 +194,22 @@ def test_another_cells_file_is_not_taken_for_its_own(run: Run) -> None:
     assert run.table() == run.before
 
 
+@pytest.mark.parametrize("kind", ["cell", "victim"])
+def test_a_file_that_another_program_has_added_is_not_taken_for_a_cells_own(run: Run, kind: str) -> None:
+    added = run.cell() / "texts.jsonl" if kind == "cell" else run.victim() / "cleaning.json"
+    if kind == "cell":
+        path = run.folder / "journal.jsonl"
+        event = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        digest = event["files"]["texts.jsonl"]
+        text = path.read_text(encoding="utf-8").replace(f', "texts.jsonl": "{digest}"', "")
+        path.write_text(text, encoding="utf-8")
+        assert text.count("texts.jsonl") < 4
+    added.write_text("{}", encoding="utf-8")
+    assert run() == 0
+    assert run.commands["test"] >= 1
+    assert run.table() == run.before
+
+
 def test_a_victim_of_version_0_1_0_is_used_if_it_is_whole(run: Run) -> None:
     as_version_0_1_0(run)
     assert run() == 0
@@ -246,6 +262,20 @@ def test_what_is_damaged_while_the_grid_runs_is_not_in_the_table(run: Run, capsy
     assert run() == 1
     assert "1 of 4 cells are left" in capsys.readouterr().out
     assert len(run.table()) == 3
+
+
+def test_a_checkpoint_with_a_changed_byte_is_not_whole(tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "best.ckpt"
+    torch.save({"state_dict": {"weight": torch.rand(2000)}}, path)
+    assert products.is_whole_checkpoint(path)
+    change(path)
+    assert not products.is_whole_checkpoint(path)
+    for size in (5000, 100, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        assert not products.is_whole_checkpoint(path)
+    assert not products.is_whole_checkpoint(tmp_path / "missing.ckpt")
 
 
 def test_a_foreign_line_in_the_journal_is_said_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,9 +67,8 @@ def test_grid_surrogate(inside: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert benchmark(inside, "grid_surrogate.yaml") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "attacks" in error
-    assert "'\\ud800'" in error
-    assert "cannot be written" in error
+    assert "grid_surrogate.yaml" in error
+    assert error.isascii()
     assert not (inside / "output").exists()
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
@@ -65,8 +66,10 @@ class Products:
         if needed is not None and event.get("needs", digest) != digest:
             return f"it was made with another victim {needed.label}"
         try:
-            return _changed(folder, event) or (
-                "" if "files" in event else _unreadable_cell(folder, event) if kind == "cell" else _cut(folder)
+            if "files" in event:
+                return _changed(folder, event) or _added(folder, FILES[kind], event)
+            return _changed(folder, event) or (_unreadable_cell if kind == "cell" else _unreadable_victim)(
+                folder, event
             )
         except OSError as error:
             return f"its files cannot be read ({error.strerror})"
@@ -153,6 +156,15 @@ def empty(folder: Path) -> None:
             path.unlink()
 
 
+def is_whole_checkpoint(path: Path) -> bool:
+    """Whether a checkpoint's content matches the checksums in it, which torch does not compare when it loads one."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
 def _changed(folder: Path, event: Event) -> str:
     """The first file that is not as the journal records it, with what is wrong with it; empty if there is none."""
     recorded: dict[str, str] = event.get("files", {})
@@ -169,18 +181,19 @@ def _changed(folder: Path, event: Event) -> str:
     return ""
 
 
-def _cut(folder: Path) -> str:
-    """Whether a checkpoint of version 0.1.0, whose digest is not recorded, is damaged; its format has checksums."""
-    try:
-        with zipfile.ZipFile(folder / CHECKPOINT) as file:
-            broken = file.testzip()
-    except zipfile.BadZipFile:
-        broken = CHECKPOINT
-    return f"{CHECKPOINT} is damaged" if broken else ""
+def _added(folder: Path, names: Iterable[str], event: Event) -> str:
+    """A file of a finished run that another program has added; empty if there is none."""
+    added = [name for name in names if name not in event["files"] and (folder / name).exists()]
+    return f"{added[0]} was added" if added else ""
+
+
+def _unreadable_victim(folder: Path, event: Event) -> str:
+    """What is wrong with a checkpoint of version 0.1.0, whose digest is not recorded; empty if nothing is."""
+    return "" if is_whole_checkpoint(folder / CHECKPOINT) else f"{CHECKPOINT} is damaged"
 
 
 def _unreadable_cell(folder: Path, event: Event) -> str:
-    """What is wrong with the files of a cell of version 0.1.0, whose digests are not recorded."""
+    """What is wrong with the files of a cell of version 0.1.0, whose digests are not recorded; empty if nothing is."""
     for name in FILES["cell"]:
         if (folder / name).exists() and not (folder / name).read_bytes().endswith(b"\n"):
             return f"{name} is cut off"

@@ -13,8 +13,17 @@ from typing import Any
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, init_arg
+from lightning_backdoor.benchmark.names import visible
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
-from lightning_backdoor.benchmark.running.products import CHECKPOINT, Products, Work, empty, kind_of, needed_by
+from lightning_backdoor.benchmark.running.products import (
+    CHECKPOINT,
+    Products,
+    Work,
+    empty,
+    is_whole_checkpoint,
+    kind_of,
+    needed_by,
+)
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
@@ -107,7 +116,7 @@ class Worker:
             except Exception as error:
                 if type(error).__name__ == "UncompletedJobError":  # from submitit: the job is out of time
                     raise
-                os.write(log, traceback.format_exc().encode())
+                os.write(log, visible(traceback.format_exc(), keep="\n\t").encode())
                 message = one_line(str(error))[:500]
                 known = isinstance(error, InputError | CommandError)
                 self._write(work, error=message if known else f"{type(error).__name__}: {message}")
@@ -173,15 +182,15 @@ def _read_json(path: Path) -> Any:
 
 
 def _resumable(checkpoint: Path) -> bool:
-    """Whether training can resume from a checkpoint: it is complete, and the best one so far is in its folder."""
-    if not checkpoint.is_file():
+    """Whether training can resume from a checkpoint: it is whole, and so is the best one so far, in its folder."""
+    if not is_whole_checkpoint(checkpoint):
         return False
     from lightning_backdoor.victim.checkpoints import read_checkpoint
 
     try:
         callbacks = read_checkpoint(checkpoint).get("callbacks", {})
-    except InputError:  # an incomplete file
+    except InputError:  # of another program
         return False
     # by name, since the folder may have been moved
     best = [Path(state["best_model_path"]).name for state in callbacks.values() if "best_model_path" in state]
-    return "best.ckpt" not in best or checkpoint.with_name("best.ckpt").is_file()
+    return "best.ckpt" not in best or is_whole_checkpoint(checkpoint.with_name("best.ckpt"))
