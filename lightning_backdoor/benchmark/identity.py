@@ -90,7 +90,9 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
 def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The files of a source's splits that do not lie in its folder."""
     folder, splits = source.get("path"), source.get("splits")
-    for name in splits.values() if isinstance(folder, str) and isinstance(splits, dict) else ():
+    if not isinstance(folder, str) or not isinstance(splits, dict):
+        return
+    for name in splits.values():
         if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
             yield "path", str(Path(folder, name))
 

@@ -250,7 +250,9 @@ def test_cells_of_a_diverged_victim_fail_with_its_error_and_without_numbers(
     assert "failed: victim: loss: diverged" in capsys.readouterr().out
 
 
-def test_what_is_damaged_while_the_grid_runs_is_not_in_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_damaged_while_the_grid_runs_is_not_in_the_table(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(run.cell())
     command = run._command
 
@@ -258,7 +260,7 @@ def test_what_is_damaged_while_the_grid_runs_is_not_in_the_table(run: Run, capsy
         command(*args)
         cut(run.folder / "cells" / run.grid.cells[1].id / "outcomes.csv")
 
-    worker.run_command = damaging  # type: ignore[assignment]  # restored by the fixture
+    monkeypatch.setattr(worker, "run_command", damaging)
     assert run() == 1
     assert "1 of 4 cells are left" in capsys.readouterr().out
     assert len(run.table()) == 3

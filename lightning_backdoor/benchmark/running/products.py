@@ -121,8 +121,9 @@ class Products:
         Returns:
             The victims and cells that are now to be made again.
         """
-        discarded = []
-        for work in (*all_victims(cells).values(), *cells):
+        discarded: list[Work] = []
+        works: list[Work] = [*all_victims(cells).values(), *cells]
+        for work in works:
             if work.id in damaged:
                 with claimed(self.folder_of(work) / "log.txt") as log:
                     self.journal.refresh()
