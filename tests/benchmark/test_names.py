@@ -31,7 +31,7 @@ def odd_grid(path: Path, names: tuple[str, ...]) -> Grid:
         "datasets": {names[0]: {"class_path": "stub.Data"}},
         "models": {names[1]: "stub"},
         "attacks": {name: {"class_path": "stub.Attack", "init_args": {"i": i}} for i, name in enumerate(names)},
-        "defenses": {name: {"inference": inference(i)} for i, name in enumerate(names)},
+        "defenses": {name: {"inference": inference(i)} for i, name in enumerate(names[:2])},
     }
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return Grid(path)
@@ -117,9 +117,9 @@ def test_odd_names_write_nothing_elsewhere_and_are_no_formulas_or_markup(
     for name, columns in (("results.csv", ("attack", "defense")), ("comparisons.csv", ("attack", "first", "second"))):
         with (output / name).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
+        assert "'=1+2" in {row[column] for row in rows for column in columns if column != "attack"}
         for column in columns:
             assert {of_csv_field(row[column]) for row in rows} <= {*ODD}
-            assert "'=1+2" in {row[column] for row in rows}
             assert not [row[column] for row in rows if row[column].startswith(("=", "+", "-", "@"))]
 
 
