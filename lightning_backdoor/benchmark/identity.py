@@ -37,6 +37,13 @@ VICTIM_FORMAT = "0.1.0"
 #: cell of a grid is then tested again, on the existing victims.
 RESULTS_FORMAT = "0.1.0"
 
+#: the files and folders that a grid writes to its output folder.
+WRITTEN = frozenset(
+    {
+        *("cells", "victims", "grids", "wandb", "submitit", "journal.jsonl", "log.txt"),
+        *("results.csv", "comparisons.csv", "report.html"),
+    }
+)
 _PATH_FIELD = re.compile(r"(.*_)?(path|file|folder|model|encoder)s?|published|victim")
 _CLASS_PATH = re.compile(r"\w+(\.\w+)+")
 #: packages whose classes have no path fields by other names.
@@ -51,7 +58,7 @@ def identity(content: Any, code_format: str, output: Path | None = None) -> str:
     Args:
         content: the config.
         code_format: the format number.
-        output: the grid's output folder, absolute; no file in it counts.
+        output: the grid's output folder, absolute; nothing that the grid writes to it counts.
     """
     named: dict[str, set[str]] = {}
     for kind, name in _names(content):
@@ -104,7 +111,7 @@ def _digest(name: str, kinds: frozenset[str], output: Path | None) -> str | None
     exists = False
     for path, file in _files(name, kinds):
         try:
-            if not file.is_file() or (output is not None and file.resolve().is_relative_to(output)):
+            if not file.is_file() or (output is not None and _is_output(path, file, output)):
                 continue
             exists = True
             digest.update(str(file.relative_to(path)).encode(errors="surrogateescape"))
@@ -113,6 +120,15 @@ def _digest(name: str, kinds: frozenset[str], output: Path | None) -> str | None
         except (OSError, ValueError):  # too long for a file name, or with a zero byte: the string is a text
             continue
     return digest.hexdigest() if exists else None
+
+
+def _is_output(path: Path, file: Path, output: Path) -> bool:
+    """Whether a file, named itself or found in the folder ``path``, is one that the grid writes to its folder."""
+    inside = file.resolve()
+    if not inside.is_relative_to(output) or inside == output:
+        return False
+    # a run's data may lie beside what the grid writes, if the output folder is the working directory
+    return path.resolve() in output.parents or inside.relative_to(output).parts[0] in WRITTEN
 
 
 def _files(name: str, kinds: Iterable[str]) -> Iterator[tuple[Path, Path]]:

@@ -112,6 +112,22 @@ def test_the_output_folder_never_counts(inside: Path, monkeypatch: pytest.Monkey
     assert id_of(config, output) != before
 
 
+@pytest.mark.parametrize("path", ["data.csv", "./data.csv", "folder", "."])
+def test_data_beside_what_a_grid_writes_counts(inside: Path, path: str) -> None:
+    output = inside.resolve()  # as with --output .
+    (inside / "folder").mkdir()
+    config = {"data": {"init_args": {"source": {"path": path}}}}
+    seen = []
+    for content in ("1", "2"):
+        for name in ("data.csv", "folder/train.csv"):
+            (inside / name).write_text(content, encoding="utf-8")
+        seen.append(id_of(config, output))
+        for name in ("results.csv", "journal.jsonl", "log.txt"):
+            (inside / name).write_text(content, encoding="utf-8")
+        assert id_of(config, output) == seen[-1]
+    assert seen[0] != seen[1]
+
+
 @pytest.mark.parametrize("path", [".", "..", "/"])
 def test_of_a_folder_around_the_run_only_its_own_files_count(inside: Path, path: str) -> None:
     config = of_class(BADNETS, model=path)
