@@ -130,8 +130,9 @@ def _outcomes(path: Path, row: ResultRow) -> list[Outcome]:
     if not path.is_file():
         return []
     outcomes = read_outcomes(path)
-    if None not in (counts := [row.get("n_clean"), row.get("n_poisoned")]) and len(outcomes) != sum(counts):
-        raise ValueError(f"{len(outcomes)} rows, not {sum(counts)}")
+    clean, poisoned = row.get("n_clean"), row.get("n_poisoned")
+    if clean is not None and poisoned is not None and len(outcomes) != clean + poisoned:
+        raise ValueError(f"{len(outcomes)} rows, not {clean + poisoned}")
     return outcomes
 
 
