@@ -8,22 +8,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.grid import Cell, all_victims
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.metrics import BRIEF
+from lightning_backdoor.benchmark.names import visible
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.summaries import shown_metrics
 
 
-def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
-    """The plan as text: cells, victims to be trained, and a time estimate from the victims and cells that have run."""
+def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mapping[str, str] | None = None) -> str:
+    """The plan as text: cells, victims to be trained, and a time estimate from the victims and cells that have run.
+
+    Args:
+        cells: the cells of the plan.
+        journal: the grid's journal, without what is damaged on disk.
+        jobs: number of workers.
+        damaged: ids of the victims and cells that are to be made again since they are damaged, and what is wrong.
+    """
+    faults = {id: f", since {fault}" for id, fault in (damaged or {}).items()}
     victims = all_victims(cells)
     lines = [f"{len(cells)} cells, {len(victims)} victims"]
     for cell in cells:
         event = journal.get("cell", cell.id)
         state = "to run" if event is None else "failed, to run again" if "error" in event else "done"
+        state = f"to run again{faults[cell.id]}" if cell.id in faults else state
         lines.append(f"  {cell.label}: {state}")
-    to_train = [victim.label for id, victim in victims.items() if journal.is_open("victim", id)]
+    to_train = [
+        f"{victim.label}{faults.get(id, '')}" for id, victim in victims.items() if journal.is_open("victim", id)
+    ]
     lines += ["victims to be trained:", *(f"  {label}" for label in to_train or ["none"])]
 
     def mean_seconds(kind: str, ids: Iterable[str]) -> float | None:
@@ -42,6 +54,12 @@ def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int) -> str:
         means = f"{duration(per_victim)} per victim and {duration(per_cell)} per cell so far"
         lines.append(f"time: about {left} with {jobs} at work, from {means}")
     return "\n".join([*lines, ""])
+
+
+def damage_text(work: PlannedVictim | Cell, fault: str) -> str:
+    """The line about a victim or cell that is made again, since its files are damaged."""
+    made = "tested" if isinstance(work, Cell) else "trained"
+    return f"{work.label}: {visible(fault)}, so it is {made} again\n"
 
 
 class Progress:
@@ -65,6 +83,11 @@ class Progress:
         width = len(str(len(self._cells)))
         for event in self._journal.refresh():
             kind, id = event["kind"], event["id"]
+            work = self._cells.get(id) or self._victims.get(id)
+            if kind in ("damaged victim", "damaged cell") and work is not None:
+                self._settled.discard(id)
+                sys.stdout.write(damage_text(work, str(event.get("fault"))))
+                continue
             if kind == "victim" and id in self._victims:
                 count, label, done = " " * (2 * width + 3), self._victims[id].label, "trained"
             elif kind == "cell" and id in self._cells:
@@ -73,7 +96,8 @@ class Progress:
                 label, done = self._cells[id].label, _numbers(event.get("row", {}))
             else:
                 continue
-            outcome = f"failed: {event['error']}" if "error" in event else f"{done} ({duration(event['seconds'])})"
+            outcome = f"{done} ({duration(event.get('seconds', 0.0))})"
+            outcome = f"failed: {visible(event['error'])}" if "error" in event else outcome
             sys.stdout.write(f"{count} {label}: {outcome}\n")
         sys.stdout.flush()
 
@@ -105,7 +129,7 @@ def print_table(results: Results, folder: Path) -> None:
         victims = f"{len(inspection.benign)} benign, {len(inspection.attacked)} attacked victims"
         console.print(Text(f"{' · '.join(inspection.names.values())}: AUROC over victims {area} ({victims})"))
     for name in ("results.csv", "comparisons.csv", "report.html"):
-        sys.stdout.write(f"{name:16} {folder / name}\n")
+        sys.stdout.write(f"{name:16} {visible(str(folder / name))}\n")
 
 
 def duration(seconds: float) -> str:

@@ -114,6 +114,7 @@ class Grid(GridFile):
 
     Args:
         path: path of the YAML file.
+        output: the folder that the grid is run in, whose files do not count for the ids of victims and cells.
 
     Attributes:
         benign: name of the attack entry that does not attack; None if the grid has none.
@@ -124,8 +125,9 @@ class Grid(GridFile):
         InputError: the file is missing or malformed, or defines no cell; the message names the key and the value.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, output: Path | None = None) -> None:
         super().__init__(path)
+        self.output = None if output is None else output.resolve()
         classes = {name: compose(self.base, entry)["model"] for name, entry in self.axes["attacks"].items()}
         self.benign = next((name for name, model in classes.items() if model["class_path"] == BENIGN), None)
         self._victims: dict[tuple[str, ...], PlannedVictim] = {}
@@ -159,7 +161,7 @@ class Grid(GridFile):
         if "callbacks" in config.get("trainer", {}):  # would replace the callbacks of the victim's training
             trained_with = victim.config["trainer"].get("callbacks") or []
             config = compose({"trainer": {"callbacks": trained_with}}, *fragments, self.test)
-        return Cell(identity([victim.id, config], RESULTS_FORMAT), attack, defense, victim, config)
+        return Cell(identity([victim.id, config], RESULTS_FORMAT, self.output), attack, defense, victim, config)
 
     def _victim(
         self, names: tuple[str, str, str], seed: int, defense: str, moments: Mapping[str, Fragment]
@@ -179,7 +181,10 @@ class Grid(GridFile):
         entries = (self.axes[axis][name] for axis, name in zip(("datasets", "models", "attacks"), names, strict=True))
         config = compose(self.base, *entries, *fragments)
         config["seed_everything"] = seed
-        id, training_name = identity(config, VICTIM_FORMAT), defense if data or training or repair is not None else ""
+        id, training_name = (
+            identity(config, VICTIM_FORMAT, self.output),
+            defense if data or training or repair is not None else "",
+        )
         victim = PlannedVictim(id, *names, training_name, seed, config, parent, argument)
         return self._victims.setdefault((id, *names), victim)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose, read_yaml, yaml_text
+from lightning_backdoor.benchmark.names import name_problem
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.presets import preset_path
 
@@ -20,6 +21,8 @@ BENIGN = "lightning_backdoor.victim.TextClassifier"
 CLEAN_TRAINING = "clean training"
 #: name of the entry of ``defenses`` that does nothing.
 UNDEFENDED = "none"
+#: largest seed that the generators of torch and NumPy both take.
+LARGEST_SEED = 2**32 - 1
 #: settings of every run of a grid unless the grid overrides them.
 DEFAULTS: Fragment = {
     "trainer": {"devices": 1, "enable_progress_bar": False, "enable_model_summary": False},
@@ -71,6 +74,8 @@ class GridFile:
         unknown = sorted(content.keys() - set(KEYS))
         if unknown:
             raise self._error(f"{unknown[0]!r} is unknown", f"give {', '.join(KEYS)}")
+        for key, value in content.items():
+            self._check_text(key, value)
         self.axes = {axis: self._axis(axis, content.get(axis)) for axis in AXES}
         self.seeds = self._seeds(content.get("seeds", [0]))
         self.base = compose(DEFAULTS, self._fragment("base", content.get("base") or {}, ""))
@@ -93,9 +98,17 @@ class GridFile:
     def _error(self, problem: str, remedy: str) -> InputError:
         return InputError(str(self.path), problem, remedy)
 
+    def _check_text(self, field: str, content: Any) -> None:
+        """Refuses texts with half a character, which JSON's escapes allow and UTF-8 lacks."""
+        if (text := next(_unwritable(content), None)) is not None:
+            raise self._error(f"{field} has the text {text[:80]!a}, which cannot be written", "correct it")
+
     def _axis(self, axis: str, entries: Any) -> dict[str, Any]:
         if not isinstance(entries, dict) or not entries:
             raise self._error(f"{axis} is {entries!r}", "give names, and under each what it stands for")
+        for name in entries:
+            if problem := name_problem(name):
+                raise self._error(f"the name {name[:80]!a} in {axis} {problem}", "give another name")
         if axis == "defenses":
             return {name: self._defense(name, {} if entry is None else entry) for name, entry in entries.items()}
         return {name: self._fragment(f"{axis}.{name}", entry, axis) for name, entry in entries.items()}
@@ -124,6 +137,7 @@ class GridFile:
         if isinstance(entry, str) and entry.endswith((".yaml", ".yml")):
             beside = self.path.parent / entry
             entry = read_yaml(beside if beside.exists() else preset_path(entry))
+            self._check_text(field, entry)
         elif isinstance(entry, str) and role == "models":
             return {"model": {"init_args": {"model": entry}}}
         if isinstance(entry, dict) and "class_path" in entry and role:
@@ -152,12 +166,22 @@ class GridFile:
 
     def _seeds(self, seeds: Any) -> list[int]:
         seeds_list = seeds if isinstance(seeds, list) else [seeds]
-        valid = seeds_list and all(type(seed) is int and seed >= 0 for seed in seeds_list)
+        valid = seeds_list and all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds_list)
         if not valid or len(set(seeds_list)) < len(seeds_list):
-            raise self._error(f"seeds is {seeds!r}", "give different whole numbers from 0")
+            raise self._error(f"seeds is {seeds!r}", f"give different whole numbers from 0 to {LARGEST_SEED}")
         return seeds_list
 
     def _mapping(self, key: str, value: Any) -> dict[str, Any] | None:
         if value is not None and not isinstance(value, dict):
             raise self._error(f"{key} is {value!r}", "give names and values, or {}")
         return value
+
+
+def _unwritable(content: Any) -> Iterator[str]:
+    """The texts in a file's content that hold half a character."""
+    if isinstance(content, str):
+        if any("\ud800" <= character <= "\udfff" for character in content):
+            yield content
+    elif isinstance(content, dict | list):
+        for value in (*content.keys(), *content.values()) if isinstance(content, dict) else content:
+            yield from _unwritable(value)

@@ -2,6 +2,19 @@
 
 The policy is described in :mod:`lightning_backdoor.files.identity`. Planning a grid imports no classes, so the
 ``result_format`` of each class of this library is not available; the two constants below stand for the whole library.
+
+A config names files in three ways, and only these are read:
+
+- *Path fields*, by the name of the argument: ``path``, ``file``, ``folder``, ``model``, ``published``, ``victim``, and
+  names that end in ``_path``, ``_file``, ``_folder``, ``_model`` or ``_encoder``, or in the plural of these. Files and
+  folders count with their content, and so do the files that a source's ``splits`` names outside of its ``path``.
+- *Arguments of a user's own class*: whatever their names, files count with their content if the text that names them
+  has a dot or a slash.
+- *Class paths*: the modules in the working directory that they name.
+
+Any other text, such as a trigger, is a text, even if a file has this name. Folders are read with their subfolders,
+except for the working directory and the folders around it, which hold much that a run does not read, and for the output
+folder of the grid.
 """
 
 from __future__ import annotations
@@ -9,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,13 +37,33 @@ VICTIM_FORMAT = "0.1.0"
 #: cell of a grid is then tested again, on the existing victims.
 RESULTS_FORMAT = "0.1.0"
 
+#: the files and folders that a grid writes to its output folder.
+WRITTEN = frozenset(
+    {
+        *("cells", "victims", "grids", "wandb", "submitit", "journal.jsonl", "log.txt"),
+        *("results.csv", "comparisons.csv", "report.html"),
+    }
+)
+_PATH_FIELD = re.compile(r"(.*_)?(path|file|folder|model|encoder)s?|published|victim")
+_CLASS_PATH = re.compile(r"\w+(\.\w+)+")
+#: packages whose classes have no path fields by other names.
+_KNOWN_PACKAGES = (LIBRARY, "lightning.", "torch.", "torchmetrics.", "transformers.")
 
-def identity(content: Any, code_format: str) -> str:
+
+def identity(content: Any, code_format: str, output: Path | None = None) -> str:
     """A hash of a config, of the files and folders that it names, and of the format number of the code that runs it.
 
     Each file is read once until :func:`forget_files` is called.
+
+    Args:
+        content: the config.
+        code_format: the format number.
+        output: the grid's output folder, absolute; nothing that the grid writes to it counts.
     """
-    files = {name: digest for name in sorted(set(_names(content))) if (digest := _digest(name))}
+    named: dict[str, set[str]] = {}
+    for kind, name in _names(content):
+        named.setdefault(name, set()).add(kind)
+    files = {name: digest for name in sorted(named) if (digest := _digest(name, frozenset(named[name]), output))}
     return hashlib.sha256(json.dumps([code_format, content, files], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -39,37 +72,79 @@ def forget_files() -> None:
     _digest.cache_clear()
 
 
-def _names(content: Any, key: str = "") -> Iterable[str]:
-    """Strings that may name a file, a folder or a user's class; not ``cpu``, even if a file has this name."""
+def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tuple[str, str]]:
+    """The strings that may name something that a run reads, each after what it may name: path, file or module."""
     if isinstance(content, str):
-        own = content.startswith(LIBRARY)  # identified by the format number
-        if not own and (key in ("model", "path") or "." in content or "/" in content):
-            yield content
+        if content.startswith(LIBRARY):  # identified by the format number
+            return
+        if _PATH_FIELD.fullmatch(key):
+            yield "path", content
+        elif own_class and ("." in content or "/" in content):
+            yield "file", content
+        if _CLASS_PATH.fullmatch(content):
+            yield "module", content
     elif isinstance(content, dict):
+        if isinstance(content.get("class_path"), str):
+            own_class = not content["class_path"].startswith(_KNOWN_PACKAGES)
         for name, value in content.items():
-            yield from _names(value, name)
+            yield from _names(value, name, own_class)
+        yield from _split_files(content)
     elif isinstance(content, list):
         for value in content:
-            yield from _names(value, key)
+            yield from _names(value, key, own_class)
+
+
+def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The files of a source's splits that do not lie in its folder."""
+    folder, splits = source.get("path"), source.get("splits")
+    if not isinstance(folder, str) or not isinstance(splits, dict):
+        return
+    for name in splits.values():
+        if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
+            yield "path", str(Path(folder, name))
 
 
 @cache
-def _digest(name: str) -> str | None:
-    """Hash of the file or folder of this name, or of the modules in the working directory that a class path names."""
-    paths = [Path(name)]
-    if re.fullmatch(r"\w+(\.\w+)+", name):
-        parts = name.split(".")
-        paths += [Path(*parts[:end]).with_suffix(".py") for end in range(1, len(parts))]
+def _digest(name: str, kinds: frozenset[str], output: Path | None) -> str | None:
+    """Hash of the files that a name stands for; None if there are none."""
     digest = hashlib.sha256()
     exists = False
-    for path in paths:
+    for path, file in _files(name, kinds):
         try:
-            files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            for file in filter(Path.is_file, files):
-                exists = True
-                digest.update(str(file.relative_to(path)).encode())
-                for chunk in file_chunks(file):
-                    digest.update(chunk)
+            if not file.is_file() or (output is not None and _is_output(path, file, output)):
+                continue
+            exists = True
+            digest.update(str(file.relative_to(path)).encode(errors="surrogateescape"))
+            for chunk in file_chunks(file):
+                digest.update(chunk)
         except (OSError, ValueError):  # too long for a file name, or with a zero byte: the string is a text
             continue
     return digest.hexdigest() if exists else None
+
+
+def _is_output(path: Path, file: Path, output: Path) -> bool:
+    """Whether a file, named itself or found in the folder ``path``, is one that the grid writes to its folder."""
+    inside = file.resolve()
+    if not inside.is_relative_to(output) or inside == output:
+        return False
+    # a run's data may lie beside what the grid writes, if the output folder is the working directory
+    return path.resolve() in output.parents or inside.relative_to(output).parts[0] in WRITTEN
+
+
+def _files(name: str, kinds: Iterable[str]) -> Iterator[tuple[Path, Path]]:
+    """The paths that a name may stand for, each with what is in it, or with itself where it is no folder."""
+    if {"path", "file"} & {*kinds}:
+        path = Path(name)
+        try:
+            path = path.expanduser() if "path" in kinds else path
+            within = [path]
+            if path.is_dir():
+                surrounding = Path.cwd().is_relative_to(path.resolve())
+                within = sorted(path.iterdir() if surrounding else path.rglob("*")) if "path" in kinds else []
+        except (OSError, RuntimeError, ValueError):  # no name of a file, no home, or no permission
+            within = []
+        yield from ((path, file) for file in within)
+    if "module" in kinds:
+        parts = name.split(".")
+        modules = [Path(*parts[:end]).with_suffix(".py") for end in range(1, len(parts))]
+        yield from ((module, module) for module in modules)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
+from lightning_backdoor.benchmark.names import as_csv_field
 from lightning_backdoor.benchmark.statistics import auroc_interval, share_interval, split_scores
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -35,7 +36,7 @@ def measured(
     """Computes the columns ``NUMBERS`` of a cell's row.
 
     Args:
-        metrics: the logged metrics of the test (``test/cacc``, …); None and NaN mean undefined.
+        metrics: the logged metrics of the test (``test/cacc``, …); None, NaN and infinity mean undefined.
         outcomes: the outcome of each row of the test.
         cleaning: the fields of the :class:`lightning_backdoor.data.cleaning.CleaningRecord` of the victim's training
             rows, if a data defense cleaned them.
@@ -105,13 +106,17 @@ def grouped(rows: Iterable[ResultRow], names: Iterable[str]) -> list[list[Result
 
 
 def csv_text(rows: Iterable[ResultRow], columns: Sequence[str]) -> str:
-    """Rows as CSV text: numbers with all digits, undefined values empty."""
+    """Rows as CSV text: numbers with all digits, undefined values empty, texts that are no formulas in a spreadsheet.
+
+    :func:`lightning_backdoor.benchmark.names.of_csv_field` gives a text back that had to be changed.
+    """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({k: as_csv_field(value) if isinstance(value, str) else value for k, value in row.items()})
     return text.getvalue()
 
 
 def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+    return None if value is None or not math.isfinite(value) else value

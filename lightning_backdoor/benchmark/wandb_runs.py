@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
+from lightning_backdoor.benchmark.names import shortened, visible
 from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.statistics import roc, split_scores
@@ -26,6 +27,8 @@ from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
 SETTINGS = ("project", "entity", "tags", "name")
 #: seconds to wait for the server to begin a run, and to upload the rest of a run at its end.
 BEGIN, END = 30.0, 600.0
+#: W&B's limits, in characters: names of runs and their groups, job types, tags. It refuses longer ones.
+LONGEST_NAME, LONGEST_JOB_TYPE, LONGEST_TAG = 128, 64, 64
 #: settings by which a run records nothing about the machine and prints nothing.
 QUIET_SETTINGS: dict[str, Any] = {
     "silent": True,
@@ -58,7 +61,7 @@ class WandbRuns:
     def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
         _check(settings)
         self.folder = folder
-        self.name = str(settings.get("name") or folder.resolve().name)
+        self.name = visible(str(settings.get("name") or folder.resolve().name))
         self.tags: list[str] = [*(settings.get("tags") or [])]
         self._project = {"project": settings.get("project") or "lightning-backdoor", "entity": settings.get("entity")}
         self._offline = False
@@ -119,8 +122,11 @@ class WandbRuns:
             arguments: other arguments of the run.
         """
         parts = [f"seed {name}" if i == 4 else str(name) for i, name in enumerate(names) if name != ""]
-        name, group = " / ".join(parts), "/".join(parts[:3])
-        tags = [*dict.fromkeys(tag[:64] for tag in (*parts, *self.tags))]  # W&B refuses longer tags
+        seed = f" / {parts[-1]}" if len(names) > 4 else ""
+        name = shortened(" / ".join(parts), LONGEST_NAME, end=seed)
+        group = shortened("/".join(parts[:3]), LONGEST_NAME)
+        tags = [*dict.fromkeys(shortened(tag, LONGEST_TAG) for tag in (*parts, *self.tags))]
+        arguments["job_type"] = shortened(arguments["job_type"], LONGEST_JOB_TYPE)
         try:
             run = self._begin(name=name, group=group, tags=tags, **arguments)
             try:

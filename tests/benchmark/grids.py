@@ -19,6 +19,7 @@ from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
+from lightning_backdoor.outputs.token_view import ViewedText
 
 #: for the workspace of tests/support/workspace.py.
 SMALL = """\
@@ -97,6 +98,24 @@ def stub_command(command: str, args: list[str], folder: Path, log: int, trainer:
     time.sleep(pause)
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     write_outcomes(folder / "outcomes.csv", outcomes)
+    texts = [
+        ViewedText(
+            index=i,
+            text=f"text {i} cf",
+            spans=[],
+            poisoned=i == 0,
+            label="a",
+            prediction="b",
+            defended_prediction="b",
+            flagged=False,
+            confirmed=False,
+            purified_text=None,
+            score=0.5,
+            tokens=[],
+        )
+        for i in range(2)
+    ]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
 
 
 def run_stub(folder: Path, seconds: float = 0.0) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,20 +17,28 @@ Event = dict[str, Any]
 
 #: upper limit on the bytes of a line of the journal.
 LONGEST_LINE = 1 << 16
+#: the events of a victim or cell: its result, the W&B run that was logged of it, and that its files are damaged.
+KINDS = ("victim", "cell", "record of victim", "record of cell", "damaged victim", "damaged cell")
 
 
 class Journal:
     """The events of a grid by kind and id: the last event counts, except that a failure never replaces a success.
 
-    An event with an ``error`` applies only to the launch that it names; all other events are final.
+    An event with an ``error`` applies only to the launch that it names; all other events are final, until an event of
+    the kind ``damaged victim`` or ``damaged cell`` takes back what the journal records as done.
+
+    A line that is not an event, such as one that a disk error or another program left, is skipped.
 
     Args:
         path: path of the file; it is created with the first event.
+        warn: function that is called with a one-line message for each line that is skipped.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None] = lambda message: None) -> None:
         self.path = path
+        self._warn = warn
         self._position = 0
+        self._lines = 0
         self._events: dict[tuple[str, str], Event] = {}
         self._failed: set[tuple[str, str, str]] = set()
 
@@ -45,18 +54,22 @@ class Journal:
         """Whether a victim or cell failed in this launch, whatever its result in other launches."""
         return (kind, id, launch) in self._failed
 
+    def forget(self, kind: str, id: str) -> None:
+        """Takes back what was read of a victim or cell, without writing; what failed in a launch stays known."""
+        self._events.pop((kind, id), None)
+        self._events.pop((f"record of {kind}", id), None)
+
     def refresh(self) -> list[Event]:
         """Reads and returns the events written since the last call; an unfinished line is left for the next one."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
             file.seek(self._position)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._position += len(whole)
-        events: list[Event] = [json.loads(line) for line in whole.splitlines()]
+            events = [event for line in self._new_lines(file) if (event := self._event(line)) is not None]
         for event in events:
             key = (event["kind"], event["id"])
+            if event["kind"].startswith("damaged "):
+                self.forget(event["kind"].removeprefix("damaged "), event["id"])
             if "error" in event:
                 self._failed.add((*key, event["launch"]))
             if "error" not in event or self.is_open(*key):
@@ -70,10 +83,78 @@ class Journal:
             lock(file)
             start = max(0, file.tell() - LONGEST_LINE)
             file.seek(start)
-            file.truncate(start + file.read().rfind(b"\n") + 1)
+            end = file.read().rfind(b"\n") + 1
+            if end or start == 0:
+                file.truncate(start + end)
+            else:  # too long for a line of ours: it stays, and is skipped
+                line = b"\n" + line
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+    def _new_lines(self, file: BinaryIO) -> Iterator[bytes]:
+        """The lines after the position, which moves on; of a line that is too long, only the beginning."""
+        while line := file.readline(LONGEST_LINE + 1):
+            length, rest = len(line), line
+            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+                rest = file.readline(LONGEST_LINE + 1)
+                length += len(rest)
+            if not rest.endswith(b"\n"):
+                return
+            self._position += length
+            self._lines += 1
+            yield line
+
+    def _event(self, line: bytes) -> Event | None:
+        """The event of a line; None, after a warning, if the line is none."""
+        problem = ""
+        try:
+            if len(line) > LONGEST_LINE:
+                problem = "too long"
+            elif line.strip():
+                event = json.loads(line.decode(), parse_constant=_refuse)
+                problem = _problem(event)
+                if not problem:
+                    return event  # type: ignore[no-any-return]
+        except (ValueError, RecursionError, OverflowError):
+            problem = "not JSON"
+        if problem:
+            self._warn(f"{self.path}, line {self._lines}, is not an event of a grid ({problem}) and is skipped")
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _problem(event: Any) -> str:
+    """What a line of JSON lacks to be an event; empty if it is one."""
+    if not isinstance(event, dict):
+        return "not a mapping"
+    needed = ("kind", "id", "launch") if "error" in event else ("kind", "id")
+    for name in needed:
+        if name not in event:
+            return f"without {name}"
+    if event["kind"] not in KINDS:
+        return "of an unknown kind"
+    for name in ("id", "launch", "error", "digest", "needs", "fault"):
+        if not isinstance(event.get(name, ""), str):
+            return f"{name} is not text"
+    if not _is_number(event.get("seconds", 0)):
+        return "seconds is not a number"
+    if not _holds(event.get("files", {}), str) or not _holds(event.get("row", {}), float, int, type(None)):
+        return "files or row is malformed"
+    return ""
+
+
+def _holds(values: Any, *types: type) -> bool:
+    return isinstance(values, dict) and all(
+        type(value) in types and (not isinstance(value, float) or math.isfinite(value)) for value in values.values()
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 @contextmanager

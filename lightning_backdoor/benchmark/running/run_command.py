@@ -35,7 +35,7 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
     Raises:
         CommandError: the new processes failed. In this process, errors are raised unchanged.
     """
-    os.write(log, f"lightning-backdoor {command} {' '.join(args)}\n".encode())
+    os.write(log, f"lightning-backdoor {command} {' '.join(args)}\n".encode(errors="backslashreplace"))
     start = os.fstat(log).st_size
     if _takes_several_processes(trainer):
         status = _run_in_processes([command, *args], folder, log, trainer)

@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_backdoor.benchmark.console import Progress, plan_text, print_table
+from lightning_backdoor.benchmark.console import Progress, damage_text, plan_text, print_table
 from lightning_backdoor.benchmark.grid import Cell, Grid, select
+from lightning_backdoor.benchmark.names import visible
 from lightning_backdoor.benchmark.running.journal import Journal, lock
+from lightning_backdoor.benchmark.running.products import Products
 from lightning_backdoor.benchmark.running.run_command import check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
@@ -33,18 +35,22 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
         folder: the grid's output folder.
         command: the whole command, for the log and the report.
     """
-    grid = Grid(preset_path(options.config))
+    grid = Grid(preset_path(options.config), folder)
     wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
     cells = select(grid.cells, options.only)
-    journal = Journal(folder / "journal.jsonl")
+    journal = Journal(folder / "journal.jsonl", _warn)
     journal.refresh()
     if journal.path.exists() and not options.resume:
         raise InputError("output", f"{folder} holds results already", "give another folder, or leave out --no-resume")
+    products = Products(folder, journal)
+    damaged = products.forget_damaged(cells)
     if options.dry_run:
-        sys.stdout.write(plan_text(cells, journal, options.jobs))
+        sys.stdout.write(plan_text(cells, journal, options.jobs, damaged))
         return 0
     _check([cell for cell in cells if journal.is_open("cell", cell.id)])
     launch = Launch(_keep(grid, folder, command), folder, options.only, secrets.token_hex(8))
+    for work in products.discard(cells, damaged, launch.name):
+        sys.stdout.write(damage_text(work, damaged[work.id]))
     progress = Progress(cells, journal)
     jobs = min(options.jobs, progress.left())
     try:
@@ -60,8 +66,9 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     if wandb_runs is not None:
         wandb_runs.log_summary(results)
     print_table(results, folder)
-    ids, left = {cell.id for cell in cells}, progress.left()
-    failed = sum(bool(row["error"]) for row in results.rows if row["cell"] in ids)
+    errors = {row["cell"]: row["error"] for row in results.rows}
+    failed = sum(bool(errors.get(cell.id)) for cell in cells)
+    left = sum(cell.id not in errors for cell in cells)
     if failed:
         sys.stdout.write(f"{failed} of {len(cells)} cells failed; cells/*/log.txt and victims/*/log.txt say why\n")
     if left:
@@ -69,6 +76,10 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
             f"{left} of {len(cells)} cells are left, since workers ended; run the same command to continue\n"
         )
     return 1 if failed or left else 0
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {visible(message)}", file=sys.stderr, flush=True)
 
 
 def _check(cells: Sequence[Cell]) -> None:
@@ -96,7 +107,7 @@ def _keep(grid: Grid, folder: Path, command: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
         lock(log)
-        log.write(f"{command}\n".encode())
+        log.write(f"{visible(command)}\n".encode())
         write_whole(path, text)
     return path
 
@@ -130,9 +141,9 @@ class Launch(NamedTuple):
 
 def work(grid_file: Path, folder: Path, only: list[str], launch: str) -> None:
     """Runs a worker of a :class:`Launch` until no cell is left."""
-    grid = Grid(grid_file)
+    grid = Grid(grid_file, folder)
     wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
-    Worker(folder, select(grid.cells, only), launch, wandb_runs=wandb_runs).run()
+    Worker(folder, select(grid.cells, only), launch, wandb_runs=wandb_runs, checked=True).run()
 
 
 def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,16 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import compose, yaml_text
+from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, init_arg
+from lightning_backdoor.benchmark.names import visible
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
+from lightning_backdoor.benchmark.running.products import (
+    CHECKPOINT,
+    Products,
+    Work,
+    empty,
+    is_whole_checkpoint,
+    kind_of,
+    needed_by,
+)
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.errors import InputError, one_line
-from lightning_backdoor.files.hashing import model_sha256
 
-#: the file whose absence means that a victim or cell was deleted, even if the journal records it as done.
-PRODUCT = {"victim": "checkpoints/best.ckpt", "cell": "outcomes.csv"}
 #: seconds between checks of the other workers' progress.
 PATIENCE = 0.5
 
@@ -42,6 +48,7 @@ class Worker:
             launch.
         announce: function called after each event.
         wandb_runs: logs each victim and cell once it is done; None for no W&B runs.
+        checked: whether another process of the launch has compared all that is done with the files on disk.
     """
 
     folder: Path
@@ -49,13 +56,18 @@ class Worker:
     launch: str
     announce: Callable[[], None] = lambda: None
     wandb_runs: WandbRuns | None = None
+    checked: bool = False
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.folder / "journal.jsonl")
+        self.products = Products(self.folder, self.journal)
 
     def run(self) -> None:
         """Runs cells until every cell is done or has failed, in this worker or another."""
         open_cells = list(self.cells)
+        self.journal.refresh()
+        if not self.checked:
+            self.products.discard(self.cells, self.products.forget_damaged(self.cells), self.launch)
         while True:
             self.journal.refresh()
             open_cells = [cell for cell in open_cells if not self._settled(cell)]
@@ -64,30 +76,25 @@ class Worker:
             if not sum(self._take(cell) for cell in open_cells):  # other workers have claimed all remaining cells
                 time.sleep(PATIENCE)
 
-    def _done(self, work: PlannedVictim | Cell) -> bool:
-        """Whether a victim or cell is done and its files still exist."""
-        kind = _kind(work)
-        return not self.journal.is_open(kind, work.id) and (self._folder(work) / PRODUCT[kind]).exists()
-
-    def _settled(self, work: PlannedVictim | Cell) -> bool:
+    def _settled(self, work: Work) -> bool:
         """Whether a victim or cell is done and logged, or has failed in this launch."""
-        kind = _kind(work)
-        if self._done(work):
+        kind = kind_of(work)
+        if self.products.is_done(work):
             return self.wandb_runs is None or self.journal.get(f"record of {kind}", work.id) is not None
         return self.journal.failed(kind, work.id, self.launch)
 
-    def _take(self, work: PlannedVictim | Cell) -> bool:
+    def _take(self, work: Work) -> bool:
         """Runs a cell or victim, after the victim that it needs; returns False if another worker has claimed either."""
-        with claimed(self._folder(work) / "log.txt") as log:
+        with claimed(self.products.folder_of(work) / "log.txt") as log:
             self.journal.refresh()
             if log is None:
                 return False
             if self._settled(work):
                 return True
-            needed = work.victim if isinstance(work, Cell) else work.parent
+            needed = needed_by(work)
             if needed is not None and not self._settled(needed) and not self._take(needed):
                 return False
-            if needed is None or self._done(needed):
+            if needed is None or self.products.is_done(needed):
                 self._attempt(work, log)
                 return True
             error = (self.journal.get("victim", needed.id) or {}).get("error", "deleted, and not trained again")
@@ -95,39 +102,41 @@ class Worker:
             self._write(work, error=f"{field}: {error}")
             return True
 
-    def _attempt(self, work: PlannedVictim | Cell, log: int) -> None:
+    def _attempt(self, work: Work, log: int) -> None:
         """Runs and logs a cell or victim; a failure is recorded as an event and not raised."""
-        kind, folder = _kind(work), self._folder(work)
-        if not self._done(work):
+        kind, folder = kind_of(work), self.products.folder_of(work)
+        if not self.products.is_done(work):
+            if not self.journal.is_open(kind, work.id):
+                self.products.record_damage(work, self.products.fault(work), self.launch)
+                self.journal.refresh()
+                self.announce()
             started = time.perf_counter()
             try:
                 facts = self._test(work, folder, log) if isinstance(work, Cell) else self._fit(work, folder, log)
             except Exception as error:
                 if type(error).__name__ == "UncompletedJobError":  # from submitit: the job is out of time
                     raise
-                os.write(log, traceback.format_exc().encode())
+                os.write(log, visible(traceback.format_exc(), keep="\n\t").encode())
                 message = one_line(str(error))[:500]
                 known = isinstance(error, InputError | CommandError)
                 self._write(work, error=message if known else f"{type(error).__name__}: {message}")
                 return
+            facts["needs"] = self.products.needed_digest(work)
             self._write(work, seconds=round(time.perf_counter() - started, 3), **facts)
         event = self.journal.get(kind, work.id)
         if self.wandb_runs is None or event is None:
             return
         if isinstance(work, Cell):
             victim = self.journal.get("victim", work.victim.id) or {}
-            self.wandb_runs.log_cell(work, event["row"], folder, victim["digest"])
+            self.wandb_runs.log_cell(work, event["row"], folder, victim.get("digest", "unknown"))
         else:
             self.wandb_runs.log_victim(work, folder, event["digest"])
         self._write(work, kind=f"record of {kind}")
 
-    def _write(self, work: PlannedVictim | Cell, kind: str = "", **facts: Any) -> None:
-        self.journal.append(kind or _kind(work), work.id, launch=self.launch, **facts)
+    def _write(self, work: Work, kind: str = "", **facts: Any) -> None:
+        self.journal.append(kind or kind_of(work), work.id, launch=self.launch, **facts)
         self.journal.refresh()
         self.announce()
-
-    def _folder(self, work: PlannedVictim | Cell) -> Path:
-        return self.folder / f"{_kind(work)}s" / work.id
 
     def _fit(self, victim: PlannedVictim, folder: Path, log: int) -> dict[str, Any]:
         """Trains a victim; continues from the last epoch if an earlier run was interrupted."""
@@ -136,36 +145,36 @@ class Worker:
         if config.is_file() and _resumable(last):
             args += ["--ckpt_path", str(last)]
         else:
-            _empty(folder)
-            content = victim.config
-            if victim.parent is not None:  # its checkpoint replaces its id
-                checkpoint = self._folder(victim.parent) / PRODUCT["victim"]
-                content = compose(content, init_arg(victim.parent_argument, str(checkpoint)))
-            config.write_text(yaml_text(content), encoding="utf-8")
+            empty(folder)
+        # also to resume, since the folder may have been moved
+        config.write_text(yaml_text(compose(victim.config, self._parent(victim))), encoding="utf-8")
         run_command("fit", args, folder, log, victim.config["trainer"])
-        if not (folder / PRODUCT["victim"]).exists() or not list((folder / "model").glob("*.safetensors")):
+        if not (folder / CHECKPOINT).exists() or not list((folder / "model").glob("*.safetensors")):
             raise CommandError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
-        return {"digest": model_sha256(folder / "model")}
+        return {"digest": self.products.model_digest(victim), "files": self.products.digests(victim)}
 
     def _test(self, cell: Cell, folder: Path, log: int) -> dict[str, Any]:
         """Tests a cell and returns its row of the table."""
         from lightning_backdoor.benchmark.table import measured
         from lightning_backdoor.outputs.outcomes import read_outcomes
 
-        _empty(folder)
-        config, trained = folder / "test.yaml", self._folder(cell.victim)
-        config.write_text(yaml_text(cell.config), encoding="utf-8")
+        empty(folder)
+        config, trained = folder / "test.yaml", self.products.folder_of(cell.victim)
+        config.write_text(yaml_text(compose(self._parent(cell.victim), cell.config)), encoding="utf-8")
         args = ["--config", str(trained / "config.yaml"), "--config", str(config)]
-        args += ["--ckpt_path", str(trained / PRODUCT["victim"])]
+        args += ["--ckpt_path", str(trained / CHECKPOINT)]
         run_command("test", args, folder, log, compose(cell.victim.config, cell.config)["trainer"])
-        records = [self._folder(victim) / "cleaning.json" for victim in cell.victim.line]
+        records = [self.products.folder_of(victim) / "cleaning.json" for victim in cell.victim.line]
         cleaning = next((_read_json(path) for path in reversed(records) if path.exists()), None)
         outcomes = read_outcomes(folder / "outcomes.csv")
-        return {"row": measured(_read_json(folder / "metrics.json"), outcomes, cleaning)}
+        row = measured(_read_json(folder / "metrics.json"), outcomes, cleaning)
+        return {"row": row, "files": self.products.digests(cell)}
 
-
-def _kind(work: PlannedVictim | Cell) -> str:
-    return "cell" if isinstance(work, Cell) else "victim"
+    def _parent(self, victim: PlannedVictim) -> Fragment:
+        """The part of a config that gives the checkpoint of a victim's parent, which is known by its id until then."""
+        if victim.parent is None:
+            return {}
+        return init_arg(victim.parent_argument, str(self.products.folder_of(victim.parent) / CHECKPOINT))
 
 
 def _read_json(path: Path) -> Any:
@@ -173,24 +182,15 @@ def _read_json(path: Path) -> Any:
 
 
 def _resumable(checkpoint: Path) -> bool:
-    """Whether training can resume from a checkpoint: it is complete, and the best one so far is in its folder."""
-    if not checkpoint.is_file():
+    """Whether training can resume from a checkpoint: it is whole, and so is the best one so far, in its folder."""
+    if not is_whole_checkpoint(checkpoint):
         return False
     from lightning_backdoor.victim.checkpoints import read_checkpoint
 
     try:
         callbacks = read_checkpoint(checkpoint).get("callbacks", {})
-    except InputError:  # an incomplete file
+    except InputError:  # of another program
         return False
-    best = [Path(state["best_model_path"]) for state in callbacks.values() if "best_model_path" in state]
-    # after the folder was moved, Lightning would lose track of the best checkpoint
-    return all(path.parent == checkpoint.parent for path in best if path.name == "best.ckpt")
-
-
-def _empty(folder: Path) -> None:
-    """Removes the files of an interrupted run, except for its log."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "log.txt":
-            path.unlink()
+    # by name, since the folder may have been moved
+    best = [Path(state["best_model_path"]).name for state in callbacks.values() if "best_model_path" in state]
+    return "best.ckpt" not in best or is_whole_checkpoint(checkpoint.with_name("best.ckpt"))

@@ -1,0 +1,79 @@
+"""Names of a grid's entries: which ones can be written to every file, and how they are shortened or escaped."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+
+#: longest name of an entry, in characters.
+LONGEST_NAME = 1000
+#: first characters by which a spreadsheet takes a field for a formula, including their full-width forms.
+FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+#: characters that reverse the direction in which the text after them is shown.
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def name_problem(name: str) -> str | None:
+    """What makes a name unusable in files, logs and tables, as the end of a sentence about it; None if it is usable.
+
+    >>> name_problem("STRIP (ours), α = 0.05"), name_problem("../../x"), name_problem("red \\x1b[31m")
+    (None, None, "holds the control character '\\\\x1b'")
+    """
+    if not name.strip():
+        return "is blank"
+    if len(name) > LONGEST_NAME:
+        return f"has {len(name)} characters, more than {LONGEST_NAME}"
+    for character in name:
+        if unicodedata.category(character) == "Cs":
+            return f"cannot be written, since {character!a} is half a character"
+        if _is_control(character):
+            return f"holds the control character {character!a}"
+    return None
+
+
+def visible(text: str, keep: str = "") -> str:
+    """A text with its control characters and halves of characters escaped, except for the characters in ``keep``.
+
+    >>> visible("red: \\x1b[31m"), visible("中文 é")
+    ('red: \\\\x1b[31m', '中文 é')
+    """
+    return "".join(ascii(c)[1:-1] if _is_control(c) and c not in keep else c for c in text)
+
+
+def shortened(name: str, limit: int, end: str = "") -> str:
+    """A name of at most ``limit`` characters: a longer one is cut before ``end``, and a hash keeps it distinct.
+
+    >>> shortened("reviews / tiny", 14), shortened("a" * 99 + " / seed 3", 30, " / seed 3")
+    ('reviews / tiny', 'aaaaaaaaaaaa~aa2defc2 / seed 3')
+    """
+    name = visible(name)
+    if len(name) <= limit:
+        return name
+    mark = f"~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name[: limit - len(mark) - len(end)]}{mark}{end}"
+
+
+def as_csv_field(text: str) -> str:
+    """A text as a field of a csv file: never a formula, and without raw control characters except line feeds.
+
+    A text that a spreadsheet would take for a formula has an apostrophe in front; so has a text that begins with
+    apostrophes and would be one without them, so that removing one apostrophe always gives the text back.
+
+    >>> [as_csv_field(text) for text in ("=1+2", "'=1+2", "a = b", "'90s")]
+    ["'=1+2", "''=1+2", 'a = b', "'90s"]
+    """
+    text = visible(text, keep="\n")
+    return f"'{text}" if text.lstrip("' \n").startswith(FORMULA_STARTS) else text
+
+
+def of_csv_field(field: str) -> str:
+    """The text of a field that :func:`as_csv_field` made.
+
+    >>> [of_csv_field(as_csv_field(text)) for text in ("=1+2", "'=1+2", "'90s")]
+    ['=1+2', "'=1+2", "'90s"]
+    """
+    return field[1:] if field[:1] == "'" and field.lstrip("' \n").startswith(FORMULA_STARTS) else field
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS

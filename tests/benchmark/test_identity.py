@@ -1,0 +1,179 @@
+"""Ids of victims and cells: what a run reads counts, what is only a text or an output does not, and nothing hangs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_backdoor.benchmark.grid import Grid
+from lightning_backdoor.benchmark.identity import forget_files, identity
+from tests.benchmark.grids import REPAIRED, stub_grid
+from tests.support.shared_files import shared_path
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def id_of(content: Any, output: Path | None = None) -> str:
+    forget_files()
+    return identity(content, "1", output)
+
+
+def of_class(name: str, /, **arguments: Any) -> dict[str, Any]:
+    return {"model": {"class_path": name, "init_args": arguments}}
+
+
+BADNETS = "lightning_backdoor.attacks.BadNets"
+
+
+@pytest.mark.parametrize("trigger", [".", "..", "/", "data.csv", "folder", "folder/", "./folder/x.txt", "~", "*"])
+@pytest.mark.parametrize("key", ["triggers", "trigger", "sentence", "labels", "name"])
+def test_a_text_is_no_path(inside: Path, trigger: str, key: str) -> None:
+    (inside / "folder").mkdir()
+    (inside / "data.csv").write_text("1", encoding="utf-8")
+    config = of_class(BADNETS, **{key: [trigger]})
+    before = id_of(config)
+    for name in ("data.csv", "folder/x.txt", "new.txt"):
+        (inside / name).write_text("2", encoding="utf-8")
+    assert id_of(config) == before
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"data": {"init_args": {"source": {"path": "files/one.csv"}}}},
+        {"data": {"init_args": {"source": {"path": "files"}}}},
+        {"data": {"init_args": {"source": {"path": "other", "splits": {"test": "../files/one.csv"}}}}},
+        {"data": {"init_args": {"victim": "files/one.csv"}}},
+        of_class(BADNETS, model="files"),
+        of_class(BADNETS, published="files/one.csv"),
+        of_class(BADNETS, paraphraser={"class_path": "lightning_backdoor.language.X", "init_args": {"path": "files"}}),
+        of_class(BADNETS, text_path="files/one.csv"),
+        of_class(BADNETS, language_model="files"),
+        of_class(BADNETS, sentence_encoder="files"),
+        of_class("mine.Attack", words="files/one.csv"),
+        of_class("mine.Attack", nested={"tables": ["files/one.csv"]}),
+        of_class("files.one.Attack"),
+        of_class(BADNETS, triggers=[{"class_path": "files.one.Trigger"}]),
+    ],
+    ids=str,
+)
+def test_what_a_run_reads_counts(inside: Path, config: dict[str, Any]) -> None:
+    (inside / "files").mkdir()
+    (inside / "other").mkdir()
+    seen = set()
+    for content in ("", "1", "2"):
+        for name in ("one.csv", "one.py"):
+            if content:
+                (inside / "files" / name).write_text(content, encoding="utf-8")
+        seen.add(id_of(config))
+    assert len(seen) == 3
+
+
+def test_a_word_is_a_word_in_a_users_own_class_too(inside: Path) -> None:
+    config = of_class("mine.Attack", words=["cf", "."], mark="done", path_length=3)
+    before = id_of(config)
+    (inside / "done").touch()
+    (inside / "cf").touch()
+    assert id_of(config) == before
+
+
+@pytest.mark.parametrize("key", ["cache_dir", "save_dir", "dirpath", "device"])
+def test_a_folder_that_is_written_to_does_not_count(inside: Path, key: str) -> None:
+    config = of_class(BADNETS, **{key: "./written"})
+    before = id_of(config)
+    (inside / "written").mkdir()
+    (inside / "written" / "x").touch()
+    assert id_of(config) == before
+
+
+@pytest.mark.parametrize("path", ["data", "./data", "data/.", "../data"])
+def test_the_output_folder_never_counts(inside: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    (inside / "elsewhere").mkdir()
+    (inside / "data" / "out").mkdir(parents=True)
+    (inside / "data" / "train.csv").write_text("1", encoding="utf-8")
+    if path.startswith(".."):
+        monkeypatch.chdir(inside / "elsewhere")
+    output = (inside / "data" / "out").resolve()
+    config = {"data": {"init_args": {"source": {"path": path}}}}
+    before = id_of(config, output)
+    (output / "victims").mkdir()
+    (output / "victims" / "log.txt").write_text("more", encoding="utf-8")
+    assert id_of(config, output) == before
+    assert id_of(config) != before
+    (inside / "data" / "train.csv").write_text("2", encoding="utf-8")
+    assert id_of(config, output) != before
+
+
+@pytest.mark.parametrize("path", ["data.csv", "./data.csv", "folder", "."])
+def test_data_beside_what_a_grid_writes_counts(inside: Path, path: str) -> None:
+    output = inside.resolve()  # as with --output .
+    (inside / "folder").mkdir()
+    config = {"data": {"init_args": {"source": {"path": path}}}}
+    seen = []
+    for content in ("1", "2"):
+        for name in ("data.csv", "folder/train.csv"):
+            (inside / name).write_text(content, encoding="utf-8")
+        seen.append(id_of(config, output))
+        for name in ("results.csv", "journal.jsonl", "log.txt"):
+            (inside / name).write_text(content, encoding="utf-8")
+        assert id_of(config, output) == seen[-1]
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("path", [".", "..", "/"])
+def test_of_a_folder_around_the_run_only_its_own_files_count(inside: Path, path: str) -> None:
+    config = of_class(BADNETS, model=path)
+    before = id_of(config)
+    (inside / "runs" / "deep").mkdir(parents=True)
+    (inside / "runs" / "deep" / "log.txt").touch()
+    assert id_of(config) == before
+    (inside / "config.json").write_text("{}", encoding="utf-8")
+    assert (id_of(config) != before) == (path == ".")
+
+
+def test_special_files_do_not_hang(inside: Path) -> None:
+    folder = inside / "files"
+    folder.mkdir()
+    os.mkfifo(folder / "fifo")
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+    (folder / "around").symlink_to(folder)
+    (folder / "zero").symlink_to("/dev/zero")
+    names = ("fifo", "dangling", "loop", "around", "zero")
+    paths = ["files", *(f"files/{name}" for name in names), "/dev/zero", "x" * 5000, "nul\0", "~nobody/x"]
+    for name in (BADNETS, "mine.Attack"):
+        for path in paths:
+            id_of(of_class(name, model=path, words=path, file=path))
+
+
+def test_todays_grids_keep_their_ids(inside: Path) -> None:
+    grid = stub_grid(inside / "grid.yaml", 3, 3, 2, **REPAIRED)
+    assert (grid.cells[0].id, grid.cells[-1].id) == ("dfe931e998eb3ada", "c556546e31a66cf5")
+    demo = Grid(Path(__file__).parents[2] / "configs" / "benchmark" / "demo.yaml")
+    assert (demo.cells[0].id, demo.cells[0].victim.id, demo.cells[-1].id) == (
+        "0f25d036a8947ed4",
+        "f5726e47c0b6532f",
+        "16a053f50ba0db35",
+    )
+
+
+def test_a_trigger_that_is_the_working_directory_changes_no_id(inside: Path) -> None:
+    text = shared_path("cases/reliability/grid_dot.yaml").read_text(encoding="utf-8")
+    ids = []
+    for trigger in (".", ".."):
+        content = yaml.safe_load(text)
+        content["attacks"]["bad"]["init_args"]["triggers"] = [trigger]
+        (inside / "grid.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        for _ in range(2):
+            ids.append([cell.id for cell in Grid(inside / "grid.yaml", inside / "output").cells])
+            (inside / "output" / "cells").mkdir(parents=True, exist_ok=True)
+            (inside / "output" / "cells" / "log.txt").write_text("done", encoding="utf-8")
+    assert ids[0] == ids[1] != ids[2] == ids[3]
