@@ -12,6 +12,7 @@ texts of the batch; cuts texts at 96 tokens; fixes the bar at 0 (here: ``bar=0``
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -23,6 +24,7 @@ from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import LeaveOneOut, Perplexity
+from lightning_backdoor.words import blank_spans, with_words
 
 LOWEST = torch.finfo(torch.float32).min  # score of a text without suspicions; finite, since JSON has no infinity
 HIGHEST = torch.finfo(torch.float32).max
@@ -48,7 +50,8 @@ def without_outliers(text: str, suspicion: Tensor, threshold: float) -> str:
     The least suspicious word is always kept: a single word has no perplexity and so cannot be an outlier.
 
     Args:
-        text: words separated by single spaces.
+        text: words separated by single spaces, or in a script without spaces; see
+            :func:`lightning_backdoor.words.blank_spans`.
         suspicion: (words,), float32.
         threshold: the lowest float32 above the bar.
 
@@ -57,7 +60,7 @@ def without_outliers(text: str, suspicion: Tensor, threshold: float) -> str:
     """
     kept = suspicion < threshold
     kept[suspicion.argmin()] = True
-    return " ".join(word for word, keep in zip(text.split(" "), kept.tolist(), strict=True) if keep)
+    return with_words(text, blank_spans(text), kept.tolist())
 
 
 def word_of_token(text: str, spans: Spans) -> list[int]:
@@ -66,7 +69,8 @@ def word_of_token(text: str, spans: Spans) -> list[int]:
     >>> word_of_token("a  film", [(0, 0), (0, 1), (3, 5), (5, 7)])
     [-1, 0, 2, 2]
     """
-    return [text.count(" ", 0, start) if start < end else -1 for start, end in spans]
+    starts = [start for start, _ in blank_spans(text)]
+    return [bisect_right(starts, start) - 1 if start < end else -1 for start, end in spans]
 
 
 class Onion(Defense, DataDefense):
