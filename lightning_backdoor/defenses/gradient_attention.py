@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
-from lightning_backdoor.batch import Batch, token_ids, token_spans
+from lightning_backdoor.batch import Batch, ids_and_spans, token_spans
 from lightning_backdoor.defenses.attention_capture import attention_and_gradient
 from lightning_backdoor.defenses.character_noise import noisy, replace_spans
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
@@ -182,6 +182,5 @@ class GradientAttention(Defense):
         noise = noisy(text[start:end], random.Random(f"{self.seed or 0}/{text}"))
         token = ids[top]
         if len(ids) >= victim.max_length:  # beyond the cut too: a dropped token moves later ones into it
-            (ids,) = token_ids([text], victim.tokenizer, UNCUT)
-            spans = token_spans(text, victim.tokenizer, UNCUT)
+            ids, spans = ids_and_spans(text, victim.tokenizer, UNCUT)
         return replace_spans(text, [span for span, other in zip(spans, ids, strict=True) if other == token], noise)
