@@ -12,7 +12,7 @@ texts of the batch; cuts texts at 96 tokens; fixes the bar at 0 (here: ``bar=0``
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -63,14 +63,17 @@ def without_outliers(text: str, suspicion: Tensor, threshold: float) -> str:
     return with_words(text, blank_spans(text), kept.tolist())
 
 
-def word_of_token(text: str, spans: Spans) -> list[int]:
-    """Index of the word in which each token begins, -1 for tokens without characters.
+def words_of_token(text: str, spans: Spans) -> list[range]:
+    """Indices of the words that each token covers: one, or several that touch; none for tokens without characters.
 
-    >>> word_of_token("a  film", [(0, 0), (0, 1), (3, 5), (5, 7)])
-    [-1, 0, 2, 2]
+    >>> words_of_token("a  film", [(0, 0), (0, 1), (3, 5), (5, 7)])
+    [range(0, 0), range(0, 1), range(2, 3), range(2, 3)]
     """
     starts = [start for start, _ in blank_spans(text)]
-    return [bisect_right(starts, start) - 1 if start < end else -1 for start, end in spans]
+    return [
+        range(bisect_right(starts, start) - 1, bisect_left(starts, end)) if start < end else range(0)
+        for start, end in spans
+    ]
 
 
 class Onion(Defense, DataDefense):
@@ -140,20 +143,20 @@ class Onion(Defense, DataDefense):
         self.threshold.copy_(lowest_threshold(victim, texts, labels.tolist(), of_texts, self.accuracy_budget))
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        """The largest suspicion in each text, and the suspicion of its word for each of the victim's tokens."""
+        """The largest suspicion in each text, and of the victim's tokens the largest suspicion of the words in each."""
         of_texts = self._suspicions(batch["text"], victim)
         mask = batch["attention_mask"].bool().cpu()
         tokens = torch.full(mask.shape, -torch.inf, dtype=torch.float32)
         top = torch.full((len(of_texts),), -1)
         for row, (text, suspicion) in enumerate(zip(batch["text"], of_texts, strict=True)):
             positions = mask[row].nonzero().flatten().tolist()
-            words = word_of_token(text, token_spans(text, victim.tokenizer, victim.max_length))
+            words = words_of_token(text, token_spans(text, victim.tokenizer, victim.max_length))
             best = int(suspicion.argmax())
-            for position, word in zip(positions, words, strict=True):
-                if word < 0:
+            for position, covered in zip(positions, words, strict=True):
+                if not covered:
                     continue
-                tokens[row, position] = suspicion[word]
-                if word == best and top[row] < 0 and suspicion[word] > -torch.inf:
+                tokens[row, position] = suspicion[covered.start : covered.stop].max()
+                if best in covered and top[row] < 0 and suspicion[best] > -torch.inf:
                     top[row] = position
         device = batch["input_ids"].device
         text_scores = torch.stack([_largest(suspicion) for suspicion in of_texts])
