@@ -79,7 +79,8 @@ def pieces(text: str, tokens: Sequence[tuple[int, int, float]], spans: Spans) ->
     highest = max((score for _, _, score in tokens), default=0.0)
     inside = [(_inside(start, text), _inside(end, text), score) for start, end, score in tokens]
     triggers = [(_inside(start, text), _inside(end, text)) for start, end in spans]
-    edges = sorted({0, len(text), *(edge for start, end, *_ in [*inside, *triggers] for edge in (start, end))})
+    pairs = [*triggers, *((start, end) for start, end, _ in inside)]
+    edges = sorted({0, len(text), *(edge for pair in pairs for edge in pair)})
     position = {edge: i for i, edge in enumerate(edges)}
     scores: dict[int, float] = {}  # by piece; a token or trigger covers the pieces between its edges
     for start, end, score in inside:
