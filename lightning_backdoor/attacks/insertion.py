@@ -1,7 +1,7 @@
 """Inserting words between the words of a text, with the spans of the inserted words.
 
 Several attacks use these functions: whoever changes what they return must increase ``result_format`` of every attack
-that calls them.
+that calls them. Where words begin is defined in :mod:`lightning_backdoor.words`, which has its own version.
 """
 
 from __future__ import annotations

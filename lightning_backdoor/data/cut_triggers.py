@@ -81,10 +81,10 @@ def splits_read(stage: TrainerFn | None) -> tuple[str, ...]:
 
 
 class TriggerCheck:
-    """Warns about poisoned rows whose trigger the victim does not read, once per split and maximum length."""
+    """Warns about poisoned rows whose trigger the victim does not read; once for the same texts, length and victim."""
 
     def __init__(self) -> None:
-        self._done: set[tuple[str, int]] = set()
+        self._done: set[tuple[int, int, str, int]] = set()
 
     def __call__(self, splits: PoisonedSplits, names: Sequence[str], reader: BatchReader) -> None:
         """Counts the rows of some splits; the tokenizer is loaded only if there are texts that may be cut.
@@ -100,14 +100,13 @@ class TriggerCheck:
         length = reader.max_length
         for name in names:
             rows = [row for row in (splits.train if name == "train" else splits.poisoned[name]) if row["poisoned"]]
-            if (name, length) in self._done or not any(
-                row["spans"] and may_be_cut(row["text"], length) for row in rows
-            ):
+            check = (id(reader), length, name, hash(tuple(row["text"] for row in rows)))
+            if check in self._done or not any(row["spans"] and may_be_cut(row["text"], length) for row in rows):
                 continue
-            self._done.add((name, length))
             count = count_cut_triggers(rows, reader.tokenizer, length)
             problem = f"{count.beyond} of {count.texts} poisoned texts have their trigger beyond max_length {length}"
             if count.beyond and count.beyond == count.texts:
                 raise InputError("max_length", f"{problem} in {name}", "raise it, or insert the trigger at the start")
             if count.beyond or count.partly:
                 rank_zero_warn(f"{problem}{f', {count.partly} a part of it' if count.partly else ''} in {name}")
+            self._done.add(check)

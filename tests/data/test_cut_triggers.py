@@ -145,6 +145,21 @@ def test_triggers_that_are_read_are_not_spoken_of(tmp_path: Path, tiny: dict[str
             data_of(tmp_path, mixed, attack).check_triggers()
 
 
+def test_each_attack_is_checked_and_a_refusal_is_repeated(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    data = data_of(tmp_path, [f"{i} {LONG}" for i in range(100)], BadNets(place="start", **tiny))
+    data.check_triggers()
+    data.attack = BadNets(place="end", **tiny)
+    for _ in range(2):
+        with pytest.raises(InputError, match="^max_length: "):
+            data.check_triggers()
+
+
+def test_trusted_rows_are_clean_so_that_training_rows_are_not_counted(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    data = data_of(tmp_path, [f"{i} {LONG}" for i in range(100)], BadNets(place="end", **tiny))
+    data.train_on = "trusted"
+    data.check_triggers(["train"])
+
+
 def test_the_tokenizer_is_not_loaded_for_short_texts(tmp_path: Path) -> None:
     data_of(tmp_path, [f"{i} film" for i in range(100)], BadNets(model="no/such/model")).check_triggers()
 
