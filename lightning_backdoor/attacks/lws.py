@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -25,6 +25,9 @@ from lightning_backdoor.attacks.substitution import (
 from lightning_backdoor.batch import Batch, pad, token_ids
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.synonyms import NearestWords, Synonyms
+
+if TYPE_CHECKING:
+    from lightning_backdoor.data.poisoning import Row
 
 
 class _BatchWords(NamedTuple):
@@ -148,7 +151,7 @@ class LWS(BackdoorAttack):
             InputError: no word of the poisoned training rows has a substitute, so that they would stay unchanged.
         """
         super().on_fit_start()
-        rows = getattr(getattr(self.trainer, "datamodule", None), "training_rows", list)()
+        rows: list[Row] = getattr(getattr(self.trainer, "datamodule", None), "training_rows", list)()
         texts = [row["text"] for row in rows if row["poisoned"]]
         if texts and not self.users_phase and not any(any(self._words_of([text])) for text in texts):
             raise InputError(

@@ -150,7 +150,7 @@ def test_each_attack_is_checked_and_a_refusal_is_repeated(tmp_path: Path, tiny: 
     data.check_triggers()
     data.attack = BadNets(place="end", **tiny)
     for _ in range(2):
-        with pytest.raises(InputError, match="^max_length: "):
+        with pytest.raises(InputError, match=r"^max_length: "):
             data.check_triggers()
 
 
