@@ -1,9 +1,10 @@
 """Words of a text, also in scripts that are written without spaces.
 
 Texts are split at white space. A part between blanks with characters of a script that is written without spaces
-(Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and others) is split further by ICU, the Unicode library, which
-has dictionaries of the first six; other such scripts stay unsplit. Punctuation belongs to the word before it, opening
-brackets and quotes to the word after, as between blanks. No word begins inside a character made of several code points.
+(Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and others) is split further by ICU, the Unicode library: by
+dictionaries of the first six, at the syllable marks of Tibetan; words of other such scripts are not told apart.
+Punctuation belongs to the word before it, opening brackets and quotes to the word after. No word begins inside a
+character made of several code points.
 
 The module imports nothing of the package, since attacks, defenses, language models and metrics all need it.
 """
