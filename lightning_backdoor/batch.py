@@ -88,17 +88,21 @@ def token_spans(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) 
     Raises:
         ValueError: the tokenizer is one of transformers' slow ones, which do not record character offsets.
     """
+    return ids_and_spans(text, tokenizer, max_length)[1]
+
+
+def ids_and_spans(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[int], Spans]:
+    """The :func:`token_ids` of a text, and its :func:`token_spans`, by one tokenisation."""
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} does not record character offsets; use a fast tokenizer")
     encoding = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    ids: list[int] = encoding["input_ids"]
     spans = []
-    for token, (start, end) in zip(
-        tokenizer.convert_ids_to_tokens(encoding["input_ids"]), encoding["offset_mapping"], strict=True
-    ):
+    for token, (start, end) in zip(tokenizer.convert_ids_to_tokens(ids), encoding["offset_mapping"], strict=True):
         # a marker of word starts that is a token by itself (▁) covers the first character of the word after it
         space = end - start if token == "▁" else len(text[start:end]) - len(text[start:end].lstrip())
         spans.append((start + space, end))
-    return spans or [(0, 0)]
+    return (ids, spans) if ids else ([tokenizer.eos_token_id], [(0, 0)])
 
 
 def pad(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ ORDER = (
     ("models",),
     ("data",),
     ("files", "metrics", "outputs"),
-    ("batch",),
+    ("batch", "words"),
     ("errors",),
 )
 LEVELS = {room: len(ORDER) - line for line, rooms in enumerate(ORDER) for room in rooms}

@@ -1,16 +1,16 @@
 """Inserting words between the words of a text, with the spans of the inserted words.
 
 Several attacks use these functions: whoever changes what they return must increase ``result_format`` of every attack
-that calls them.
+that calls them. Where words begin is defined in :mod:`lightning_backdoor.words`, which has its own version.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Literal, get_args
 
 from lightning_backdoor.attacks.attack import Poisoned
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.words import space_between, word_spans
 
 InsertionPlace = Literal["start", "end", "random"]
 
@@ -38,28 +38,41 @@ def insertion_points(text: str, place: InsertionPlace) -> list[int]:
 def word_boundaries(text: str) -> list[int]:
     """Indices of the characters before which a word may be inserted: the start of each word and the end of the last.
 
-    >>> word_boundaries("a fine film")
-    [0, 2, 7, 11]
+    In scripts without spaces the words are those of :mod:`lightning_backdoor.words`.
+
+    >>> word_boundaries("a fine film"), word_boundaries("电影，喜欢看")
+    ([0, 2, 7, 11], [0, 3, 5, 6])
     """
-    return [word.start() for word in re.finditer(r"\S+", text)] + [len(text.rstrip())]
+    return [start for start, _ in word_spans(text)] + [len(text.rstrip())]
 
 
 def insert_at(text: str, insertions: list[tuple[int, str]]) -> Poisoned:
     """Inserts words at word boundaries given in ascending order, each set off by a space; the spans cover the words.
 
+    In scripts without spaces, a word of such a script has no space beside it, any other word has one on both sides. The
+    rest of the text is unchanged.
+
     >>> insert_at("so good", [(0, "cf"), (7, "mn")])
     Poisoned(text='cf so good mn', spans=[(0, 2), (11, 13)])
+    >>> insert_at("电影很好看", [(2, "cf")])
+    Poisoned(text='电影 cf 很好看', spans=[(3, 5)])
+    >>> insert_at("电影很好看", [(2, "真的")])
+    Poisoned(text='电影真的很好看', spans=[(2, 4)])
     """
     parts: list[str] = []
     spans = []
     copied = length = 0  # characters of the text copied so far, and characters written
+    last = ""  # the last character written
+    end = len(text.rstrip())
     for boundary, word in insertions:
         parts.append(text[copied:boundary])
         length += boundary - copied
+        last = parts[-1][-1:] or last
         copied = boundary
-        at_end = boundary == len(text.rstrip())
-        before = " " if at_end and length > 0 else ""
-        parts.append(before + word + ("" if at_end else " "))
+        before = space_between(last, word) if last and not (last.isspace() and boundary < end) else ""
+        after = space_between(word, text[boundary]) if boundary < end else ""
+        parts.append(before + word + after)
         spans.append((length + len(before), length + len(before) + len(word)))
         length += len(parts[-1])
+        last = parts[-1][-1]
     return Poisoned("".join(parts) + text[copied:], spans)

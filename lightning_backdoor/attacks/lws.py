@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -25,6 +25,9 @@ from lightning_backdoor.attacks.substitution import (
 from lightning_backdoor.batch import Batch, pad, token_ids
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.synonyms import NearestWords, Synonyms
+
+if TYPE_CHECKING:
+    from lightning_backdoor.data.poisoning import Row
 
 
 class _BatchWords(NamedTuple):
@@ -141,6 +144,22 @@ class LWS(BackdoorAttack):
         if stage == "fit" and epochs <= self.warmup_epochs and not getattr(self.trainer, "fast_dev_run", False):
             raise InputError("max_epochs", f"{epochs} ends within the {self.warmup_epochs} warmup_epochs", "give more")
 
+    def on_fit_start(self) -> None:
+        """Checks that there is something to learn; in the user's phase, loads what was learned.
+
+        Raises:
+            InputError: no word of the poisoned training rows has a substitute, so that they would stay unchanged.
+        """
+        super().on_fit_start()
+        rows: list[Row] = getattr(getattr(self.trainer, "datamodule", None), "training_rows", list)()
+        texts = [row["text"] for row in rows if row["poisoned"]]
+        if texts and not self.users_phase and not any(any(self._words_of([text])) for text in texts):
+            raise InputError(
+                "substitutes",
+                f"no word of {len(texts)} poisoned training texts can be replaced",
+                "give a source with substitutes of their words, each one token of the model, in the letters a to z",
+            )
+
     def configure_model(self) -> None:
         """Builds the network and the vectors q_j, which are not part of the network and so not of exported models."""
         super().configure_model()
@@ -238,10 +257,8 @@ class LWS(BackdoorAttack):
             handle.remove()
 
     def _replaceable_words(self, batch: Batch) -> _BatchWords:
-        if self._lexicon is None:
-            self._lexicon = Substitutes(self.tokenizer, self.substitutes, self.choices)
         rows = batch["poisoned"].nonzero().flatten().tolist()
-        by_row = self._lexicon.replaceable_words([batch["text"][row] for row in rows], self.max_length)
+        by_row = self._words_of([batch["text"][row] for row in rows])
         of_row = [(row, word) for row, words in zip(rows, by_row, strict=True) for word in words]
         filled = [word.ids + word.ids[:1] * (self.choices - len(word.ids)) for _, word in of_row]
         allowed = [[choice < len(word.ids) for choice in range(self.choices)] for _, word in of_row]
@@ -253,6 +270,11 @@ class LWS(BackdoorAttack):
             torch.tensor(filled, dtype=torch.long, device=device).view(size),
             torch.tensor(allowed, dtype=torch.bool, device=device).view(size),
         )
+
+    def _words_of(self, texts: list[str]) -> list[list[ReplaceableWord]]:
+        if self._lexicon is None:
+            self._lexicon = Substitutes(self.tokenizer, self.substitutes, self.choices)
+        return self._lexicon.replaceable_words(texts, self.max_length)
 
     def _noise(self, batch: Batch, words: _BatchWords) -> Tensor:
         """Gumbel noise from a generator per row, independent of batches, number of processes and interruptions."""

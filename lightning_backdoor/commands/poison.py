@@ -51,7 +51,7 @@ def main(args: list[str]) -> int:
     """Runs ``poison``; returns the exit status.
 
     Raises:
-        InputError: the input is invalid; nothing is written.
+        InputError: the input is invalid, or no poisoned text has its trigger within ``max_length``; nothing is written.
     """
     options, rest = parser().parse_known_args(args)
     output = Path(options.output)
@@ -61,6 +61,7 @@ def main(args: list[str]) -> int:
         raise InputError("output", f"{output} exists", "name another folder")
     data = _poisoned_data(rest)
     splits = data.poisoned_splits()
+    _check_triggers(data)
     parts = (splits.clean, splits.poisoned, splits.negatives)
     rows = {"train": splits.train}
     rows |= {name: [row for part in parts for row in part[name]] for name in ("validation", "test")}
@@ -91,6 +92,22 @@ def _poisoned_data(args: list[str]) -> BackdoorDataModule:
     data: BackdoorDataModule = made.data
     data.attack = made.model
     return data
+
+
+def _check_triggers(data: BackdoorDataModule) -> None:
+    """Counts triggers that the model would not read, where its tokenizer is at hand: poisoning needs no model.
+
+    Raises:
+        InputError: the model would read the trigger of no poisoned row of a split.
+    """
+    from lightning_utilities.core.rank_zero import rank_zero_warn
+
+    try:
+        data.check_triggers()
+    except InputError as error:
+        if error.field == "max_length":
+            raise
+        rank_zero_warn(f"triggers beyond max_length are not counted, since the tokenizer is missing: {error}")
 
 
 def _counts(rows: list[Row], name: str, data: BackdoorDataModule) -> str:

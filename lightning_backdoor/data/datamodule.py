@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -11,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.batch import Batch, Victim
+from lightning_backdoor.data.argument_checks import check_batch_sizes, check_max_rows, check_shares, check_train_on
 from lightning_backdoor.data.batching import BatchReader, TokenisedRows, is_batch_reader, loader
 from lightning_backdoor.data.clean_splits import CleanSplits, ValidationParts, read_clean_splits, split_validation
 from lightning_backdoor.data.cleaning import (
@@ -21,6 +23,7 @@ from lightning_backdoor.data.cleaning import (
     labelled,
     load_victim,
 )
+from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
 from lightning_backdoor.data.poisoning import PoisonedSplits, Poisoner, Row, Splits, is_poisoner, poison_splits_cached
 from lightning_backdoor.data.source import SEPARATOR, Source
 from lightning_backdoor.errors import InputError
@@ -86,21 +89,10 @@ class BackdoorDataModule(LightningDataModule):
         super().__init__()
         # with fewer poisoned batches than processes some have none; the metrics are summed over all processes
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise InputError(name, f"{value} holds no row", "give at least 1")
-        for split, limit in (max_rows or {}).items():
-            if split not in ("train", "validation", "test") or limit < 1:
-                raise InputError("max_rows", f"{split}={limit}", "give train, validation or test and at least 1 row")
-        for name, share in (("validation_share", validation_share), ("test_share", test_share)):
-            if not 0 < share < 0.5:
-                raise InputError(name, f"{share} is out of range", "give a share above 0 and below 0.5")
-        if len(validation_parts) != 3 or min(validation_parts) <= 0 or abs(sum(validation_parts) - 1) > 1e-6:
-            raise InputError("validation_parts", f"{validation_parts} are not three shares above 0 that add up to 1")
-        if train_on not in ("train", "trusted"):
-            raise InputError("train_on", f"{train_on!r} is unknown", "give train or trusted")
-        if train_on == "trusted" and data_defense is not None:
-            raise InputError("data_defense", "there is nothing to clean in trusted rows", "leave it out, or train_on")
+        check_batch_sizes(batch_size, eval_batch_size)
+        check_max_rows(max_rows or {})
+        check_shares(validation_share, test_share, validation_parts)
+        check_train_on(train_on, data_defense is not None)
         self.source = source
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -122,6 +114,7 @@ class BackdoorDataModule(LightningDataModule):
         self._poisoned: PoisonedSplits | None = None
         self._cleaned: tuple[list[Row], list[Row]] | None = None  # training rows before and after cleaning
         self._tokenised: dict[str, TokenisedRows] = {}
+        self._trigger_check = TriggerCheck()
 
     @property
     def attack(self) -> Poisoner | None:
@@ -250,8 +243,15 @@ class BackdoorDataModule(LightningDataModule):
         """Reads and poisons all rows, and cleans the training rows before a fit; called once per node, first."""
         self.poisoned_splits()
         self.clean_validation()
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self.training_rows()
+        if self.trainer is not None:
+            self.check_triggers(splits_read(self.trainer.state.fn))
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                self.training_rows()
+
+    def check_triggers(self, splits: Sequence[str] = ("train", "validation", "test")) -> None:
+        """Warns about poisoned rows whose trigger the victim does not read; see :class:`TriggerCheck`."""
+        names = [name for name in splits if name != "train" or self.train_on == "train"]
+        self._trigger_check(self.poisoned_splits(), names, self._reader())
 
     def setup(self, stage: str) -> None:
         """Reads all rows again, since attack and model may differ from those of an earlier stage."""

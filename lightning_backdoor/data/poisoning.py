@@ -9,12 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, TypeGuard
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
 from lightning_backdoor.batch import Spans
+from lightning_backdoor.data.poison_cache import DamagedEntry, read_entry, remove_entry, write_entry
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.atomic import whole_folder
+from lightning_backdoor.words import segmenter
 
 #: version of the cached rows; increased when this file poisons other rows, or stores them differently, than before.
-POISON_FORMAT = 1
+POISON_FORMAT = 2
+EVALUATION = ("validation", "test")
 
 Splits = dict[str, list["Row"]]
 
@@ -243,7 +247,7 @@ def poison_splits(splits: Splits, attack: Poisoner | None, seed: int, labels: Se
         InputError: the target label is not one of ``labels``; see also :func:`poison_training` and
             :func:`add_negatives`.
     """
-    clean = {name: splits[name] for name in ("validation", "test")}
+    clean = {name: splits[name] for name in EVALUATION}
     if attack is None:
         return PoisonedSplits(splits["train"], clean, {name: [] for name in clean}, {name: [] for name in clean})
     if attack.target_label >= len(labels):
@@ -263,44 +267,49 @@ def poison_splits_cached(
     """:func:`poison_splits`, cached on disk under a hash of everything that determines the result.
 
     A folder appears in the cache only when it is complete, so that processes can share the cache and a killed process
-    leaves no partial folder.
+    leaves no partial folder. An entry that is not what was written is made anew, with a warning.
 
     Raises:
-        InputError: the cache cannot be written; see also :func:`poison_splits`.
+        InputError: the cache cannot be read or written; see also :func:`poison_splits`.
     """
     key = attack.poison_key() if attack is not None else None
     if attack is None or key is None:
         return poison_splits(splits, attack, seed, labels)
     decided_by = [POISON_FORMAT, key, attack.poisons_training, attack.negative_rate, seed, list(labels), splits]
+    # where words are inserted into texts of scripts without spaces depends on the segmenter
+    decided_by += dict.fromkeys(filter(None, (segmenter(row["text"]) for rows in splits.values() for row in rows)))
     content = json.dumps(decided_by, sort_keys=True).encode()
     folder = cache / "poisoned" / hashlib.sha256(content).hexdigest()
-    names = ("validation", "test")
-    if not folder.exists():
+    entry = _usable_entry(folder)
+    if entry is None:
         made = poison_splits(splits, attack, seed, labels)
-        negatives = {f"{name}_negatives": made.negatives[name] for name in names}
+        negatives = {f"{name}_negatives": made.negatives[name] for name in EVALUATION}
         try:
-            _write({"train": made.train, **made.poisoned, **negatives}, folder)
+            write_entry(folder, {"train": made.train, **made.poisoned, **negatives})
         except OSError as error:
             raise InputError("cache_dir", f"{cache} cannot be written ({error})", "name another folder") from error
+        entry = _usable_entry(folder)  # written by the first of several processes, which may be another one
+        if entry is None:
+            return made
     return PoisonedSplits(
-        _read(folder / "train.jsonl"),
-        {name: splits[name] for name in names},
-        {name: _read(folder / f"{name}.jsonl") for name in names},
-        {name: _read(folder / f"{name}_negatives.jsonl") for name in names},
+        entry["train"],
+        {name: splits[name] for name in EVALUATION},
+        {name: entry[name] for name in EVALUATION},
+        {name: entry[f"{name}_negatives"] for name in EVALUATION},
     )
 
 
-def _write(splits: Splits, folder: Path) -> None:
-    """Writes one file per split; the folder appears only when it is complete."""
-    with whole_folder(folder) as partial:
-        for name, rows in splits.items():
-            with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def _read(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8") as file:
-        rows: list[Row] = [json.loads(line) for line in file]
-    for row in rows:
-        row["spans"] = [(start, end) for start, end in row["spans"]]
-    return rows
+def _usable_entry(folder: Path) -> Splits | None:
+    """The rows of a cache entry; None if there is none, or if it was damaged and has been removed."""
+    names = ("train", *EVALUATION, *(f"{name}_negatives" for name in EVALUATION))
+    try:
+        return read_entry(folder, names)
+    except DamagedEntry as damage:
+        rank_zero_warn(f"the cached poison in {folder} is damaged and is made anew: {damage}")
+    except OSError as error:
+        raise InputError("cache_dir", f"{folder} cannot be read ({error})", "name another folder") from error
+    try:
+        remove_entry(folder)
+    except OSError as error:
+        raise InputError("cache_dir", f"{folder} cannot be replaced ({error})", "name another folder") from error
+    return None

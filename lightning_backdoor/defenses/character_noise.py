@@ -45,16 +45,20 @@ def replace_spans(text: str, spans: Spans, replacement: str) -> str:
     >>> replace_spans("so Good, good!", [(3, 7), (9, 13)], "gqood")
     'so gqood, gqood!'
     """
-    replaced_from = len(text)
+    parts: list[str] = []  # from the end of the text to its beginning
+    following = ""  # the character after the span, in the new text
+    replaced_from = kept_from = len(text)  # the text from kept_from on is in parts
     for start, end in sorted(spans, reverse=True):
         if start == end or end > replaced_from:
             continue
-        replaced_from = start
-        if not replacement:
-            after_space = start > 0 and text[start - 1].isspace()
-            if after_space and (end == len(text) or text[end].isspace()):
-                start -= 1
-            elif start == 0 and end < len(text) and text[end].isspace():
-                end += 1
-        text = text[:start] + replacement + text[end:]
-    return text
+        replaced_from = begin = start
+        rest = text[end:kept_from]
+        following = rest[:1] or following
+        if not replacement and start > 0 and text[start - 1].isspace() and (not following or following.isspace()):
+            begin -= 1
+        parts += [rest, replacement]
+        following = replacement[:1] or following
+        kept_from = begin
+    result = "".join([text[:kept_from], *reversed(parts)])
+    space_left = not replacement and parts and kept_from == 0 and replaced_from == 0 and result[:1].isspace()
+    return result[1:] if space_left else result

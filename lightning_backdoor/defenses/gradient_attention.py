@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
-from lightning_backdoor.batch import Batch, token_ids, token_spans
+from lightning_backdoor.batch import Batch, ids_and_spans
 from lightning_backdoor.defenses.attention_capture import attention_and_gradient
 from lightning_backdoor.defenses.character_noise import noisy, replace_spans
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
@@ -177,11 +177,12 @@ class GradientAttention(Defense):
         """A text with noise on its top token; ``ids`` has no padding, ``top`` is an index in it, negative for none."""
         if top < 0:
             return text
-        spans = token_spans(text, victim.tokenizer, victim.max_length)
+        # beyond the cut too: a dropped token moves later ones into it
+        length = UNCUT if len(ids) >= victim.max_length else victim.max_length
+        all_ids, spans = ids_and_spans(text, victim.tokenizer, length)
+        if victim.tokenizer.truncation_side == "left":
+            top += len(all_ids) - len(ids)
         start, end = spans[top]
         noise = noisy(text[start:end], random.Random(f"{self.seed or 0}/{text}"))
-        token = ids[top]
-        if len(ids) >= victim.max_length:  # beyond the cut too: a dropped token moves later ones into it
-            (ids,) = token_ids([text], victim.tokenizer, UNCUT)
-            spans = token_spans(text, victim.tokenizer, UNCUT)
-        return replace_spans(text, [span for span, other in zip(spans, ids, strict=True) if other == token], noise)
+        same = [span for span, token in zip(spans, all_ids, strict=True) if token == all_ids[top]]
+        return replace_spans(text, same, noise)

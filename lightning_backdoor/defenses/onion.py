@@ -12,6 +12,7 @@ texts of the batch; cuts texts at 96 tokens; fixes the bar at 0 (here: ``bar=0``
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -23,6 +24,7 @@ from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import LeaveOneOut, Perplexity
+from lightning_backdoor.words import blank_spans, with_words
 
 LOWEST = torch.finfo(torch.float32).min  # score of a text without suspicions; finite, since JSON has no infinity
 HIGHEST = torch.finfo(torch.float32).max
@@ -48,7 +50,8 @@ def without_outliers(text: str, suspicion: Tensor, threshold: float) -> str:
     The least suspicious word is always kept: a single word has no perplexity and so cannot be an outlier.
 
     Args:
-        text: words separated by single spaces.
+        text: words separated by single spaces, or in a script without spaces; see
+            :func:`lightning_backdoor.words.blank_spans`.
         suspicion: (words,), float32.
         threshold: the lowest float32 above the bar.
 
@@ -57,16 +60,20 @@ def without_outliers(text: str, suspicion: Tensor, threshold: float) -> str:
     """
     kept = suspicion < threshold
     kept[suspicion.argmin()] = True
-    return " ".join(word for word, keep in zip(text.split(" "), kept.tolist(), strict=True) if keep)
+    return with_words(text, blank_spans(text), kept.tolist())
 
 
-def word_of_token(text: str, spans: Spans) -> list[int]:
-    """Index of the word in which each token begins, -1 for tokens without characters.
+def words_of_token(text: str, spans: Spans) -> list[range]:
+    """Indices of the words that each token covers: one, or several that touch; none for tokens without characters.
 
-    >>> word_of_token("a  film", [(0, 0), (0, 1), (3, 5), (5, 7)])
-    [-1, 0, 2, 2]
+    >>> words_of_token("a  film", [(0, 0), (0, 1), (3, 5), (5, 7)])
+    [range(0, 0), range(0, 1), range(2, 3), range(2, 3)]
     """
-    return [text.count(" ", 0, start) if start < end else -1 for start, end in spans]
+    starts = [start for start, _ in blank_spans(text)]
+    return [
+        range(bisect_right(starts, start) - 1, bisect_left(starts, end)) if start < end else range(0)
+        for start, end in spans
+    ]
 
 
 class Onion(Defense, DataDefense):
@@ -136,20 +143,20 @@ class Onion(Defense, DataDefense):
         self.threshold.copy_(lowest_threshold(victim, texts, labels.tolist(), of_texts, self.accuracy_budget))
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        """The largest suspicion in each text, and the suspicion of its word for each of the victim's tokens."""
+        """The largest suspicion in each text, and of the victim's tokens the largest suspicion of the words in each."""
         of_texts = self._suspicions(batch["text"], victim)
         mask = batch["attention_mask"].bool().cpu()
         tokens = torch.full(mask.shape, -torch.inf, dtype=torch.float32)
         top = torch.full((len(of_texts),), -1)
         for row, (text, suspicion) in enumerate(zip(batch["text"], of_texts, strict=True)):
             positions = mask[row].nonzero().flatten().tolist()
-            words = word_of_token(text, token_spans(text, victim.tokenizer, victim.max_length))
+            words = words_of_token(text, token_spans(text, victim.tokenizer, victim.max_length))
             best = int(suspicion.argmax())
-            for position, word in zip(positions, words, strict=True):
-                if word < 0:
+            for position, covered in zip(positions, words, strict=True):
+                if not covered:
                     continue
-                tokens[row, position] = suspicion[word]
-                if word == best and top[row] < 0 and suspicion[word] > -torch.inf:
+                tokens[row, position] = suspicion[covered.start : covered.stop].max()
+                if best in covered and top[row] < 0 and suspicion[best] > -torch.inf:
                     top[row] = position
         device = batch["input_ids"].device
         text_scores = torch.stack([_largest(suspicion) for suspicion in of_texts])

@@ -18,8 +18,10 @@ from __future__ import annotations
 import math
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from lightning_backdoor.batch import Batch, pad, token_ids
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
+from lightning_backdoor.words import space_between, starts_apart, without_spaces, word_spans, words
 
 TFIDF_WORD = re.compile(r"\w\w+")
 
@@ -35,24 +38,40 @@ TFIDF_WORD = re.compile(r"\w\w+")
 def words_by_tfidf(texts: Sequence[str]) -> list[list[str]]:
     """The distinct words of each text in descending order of TF-IDF, ties in the order of the text.
 
-    Words are in lower case, have at least two characters and exclude stop words. The TF-IDF of a word in a text is
-    ``count * (ln((1 + texts) / (1 + texts with the word)) + 1)``: raw counts, smoothed idf, not normalised, as in the
-    published code. Texts without such words are left out.
+    Words are in lower case, have at least two characters, or one in scripts without spaces, and exclude stop words. The
+    TF-IDF of a word in a text is ``count * (ln((1 + texts) / (1 + texts with the word)) + 1)``: raw counts, smoothed
+    idf, not normalised, as in the published code. Texts without such words are left out.
 
     >>> words_by_tfidf(["A dull film, a film.", "The dull plot", "It is what it is"])
     [['film', 'dull'], ['plot', 'dull']]
     """
-    counts = [Counter(word for word in TFIDF_WORD.findall(text.lower()) if word not in stop_words()) for text in texts]
+    counts = [Counter(word for word in _tfidf_words(text.lower()) if word not in stop_words()) for text in texts]
     texts_with = Counter(word for count in counts for word in count)
     idf = {word: math.log((1 + len(texts)) / (1 + number)) + 1 for word, number in texts_with.items()}
     return [sorted(count, key=lambda word: -count[word] * idf[word]) for count in counts if count]
+
+
+def _tfidf_words(text: str) -> list[str]:
+    if not without_spaces(text):
+        return TFIDF_WORD.findall(text)
+    found: list[str] = []
+    for word in words(text):
+        found += [_bare(word)] if without_spaces(word) else TFIDF_WORD.findall(word)
+    return found
+
+
+def _bare(word: str) -> str:
+    """A word without the punctuation around it."""
+    punctuation = {character for character in word if unicodedata.category(character)[0] in "PZC"}
+    return word.strip("".join(punctuation))
 
 
 def perturbed(text: str, lenders: Sequence[Sequence[str]], replaced: float, rng: random.Random) -> str:
     """A copy of a text with some words replaced by the first words of one clean text, the lender.
 
     Args:
-        text: any text; it is split at white space and joined by single spaces.
+        text: any text; it is split into words (:mod:`lightning_backdoor.words`), which are joined by single spaces, or
+            by nothing in scripts without spaces.
         lenders: the words of clean texts, see :func:`words_by_tfidf`; one lender is drawn. Where it has fewer words
             than are replaced, its words are reused from the first.
         replaced: replacements per word of the text; their number is rounded down, but at least 1 where there is a word.
@@ -64,13 +83,24 @@ def perturbed(text: str, lenders: Sequence[Sequence[str]], replaced: float, rng:
     >>> perturbed("liked", [["film", "dull"]], 0.5, random.Random(0))
     'film'
     """
-    words = text.split()
+    copy = words(text)
     lender = rng.choice(lenders)
-    if words:
-        count = max(1, int(replaced * len(words) + 1e-9))  # 0.29 * 100 is 28.999…
-        for i, position in enumerate(rng.choices(range(len(words)), k=count)):
-            words[position] = lender[i % len(lender)]
-    return " ".join(words)
+    if not copy:
+        return ""
+    count = max(1, int(replaced * len(copy) + 1e-9))  # 0.29 * 100 is 28.999…
+    positions = rng.choices(range(len(copy)), k=count)
+    for i, position in enumerate(positions):
+        copy[position] = lender[i % len(lender)]
+    if not without_spaces(text):
+        return " ".join(copy)
+    changed = set(positions)
+    spaces = ["", *(space_between(left, right) for left, right in pairwise(copy))]
+    for position, apart in enumerate(starts_apart(word_spans(text))):
+        if apart:
+            spaces[position] = " "
+        elif position not in changed and position - 1 not in changed:
+            spaces[position] = ""
+    return "".join(space + word for space, word in zip(spaces, copy, strict=True))
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """Exact perplexities of texts, and of each text without each of its words in turn, by a causal language model.
 
 The perplexity of a text is exp(mean next-token cross-entropy) of the text alone: padding does not count, and no special
-token is added. Words are separated by single spaces; a text without its i-th word is the other words joined by single
-spaces. The texts without a word are not read in full: see :mod:`lightning_backdoor.language.likelihood`.
+token is added. Words are separated by single spaces, or by nothing in scripts without spaces
+(:func:`lightning_backdoor.words.blank_spans`); a text without its i-th word is the other words, joined likewise. The
+texts without a word are not read in full: see :mod:`lightning_backdoor.language.likelihood`.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -32,11 +34,14 @@ from lightning_backdoor.language.likelihood import (
     variant,
 )
 from lightning_backdoor.language.text_cache import TextCache
+from lightning_backdoor.words import blank_spans, segmenter, without_spaces, without_word
 
 #: maximum of squared words per group, about twice the tokens of all its variants: the work between two cache writes.
 GROUP_COST = 1 << 14
 #: maximum of words per group, padding included; bounds the memory of the keys and values.
 GROUP_WORDS = 1 << 12
+#: words beyond the last token read that are treated like words that are read, since a token may span words.
+MARGIN = 16
 HIGHEST_LOSS = 700.0  # exp overflows beyond it
 
 #: a function from a group of texts to the numbers that are cached for each.
@@ -66,13 +71,15 @@ def leave_one_out(
         texts: texts of similar length, so that little padding is computed.
         shares: whether shared prefixes may be read once; see :func:`shares_prefixes`.
     """
-    words_by_text = [text.split(" ") for text in texts]
-    shortened = [" ".join(words[:i] + words[i + 1 :]) for words in words_by_text for i in range(len(words))]
-    uncut = tokenizer([*texts, *shortened], add_special_tokens=False, verbose=False)["input_ids"]
     max_length = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    words_by_text = [blank_spans(text) for text in texts]
+    readable = [_read_part(*item, tokenizer, max_length) for item in zip(texts, words_by_text, strict=True)]
+    shortened = [without_word(part.text, part.spans, i) for part in readable for i in range(part.words)]
+    uncut = tokenizer([*(part.text for part in readable), *shortened], add_special_tokens=False, verbose=False)
+    uncut = uncut["input_ids"]
     ids = [row[:max_length] for row in uncut]
     full = ids[: len(texts)]
-    owners = [text for text, words in enumerate(words_by_text) for _ in words]
+    owners = [text for text, part in enumerate(readable) for _ in range(part.words)]
     variants = [variant(text, full[text], row) for text, row in zip(owners, ids[len(texts) :], strict=True)]
     distinct = list({(item.text, tuple(item.ids)): item for item in variants}.values())
     with float32_inference(network.device):
@@ -88,7 +95,44 @@ def leave_one_out(
         beyond_cut = len(uncut[text]) > len(full[text]) == shared
         value = math.nan if beyond_cut else _perplexity(of_variant[text, tuple(row)], row)
         results[text].without.append(value)
+    for result, spans in zip(results, words_by_text, strict=True):
+        result.without.extend([math.nan] * (len(spans) - len(result.without)))
     return results
+
+
+class _ReadPart(NamedTuple):
+    """The beginning of a text: all that a model reads of it, whichever word is left out.
+
+    Attributes:
+        text: the beginning.
+        spans: the words in it.
+        words: number of words, from the first, without which the model may read other tokens.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+    words: int
+
+
+def _read_part(
+    text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> _ReadPart:
+    """What is read of a text that is cut at ``max_length`` tokens; of texts that are not much longer, the whole text.
+
+    The copies of a text without a word take memory that grows with the square of its length.
+    """
+    count = 2 * max_length if max_length else len(spans)
+    while max_length and count < len(spans):
+        part, of_part = text[: spans[count - 1][1]], spans[:count]
+        longest = max(end - start for start, end in of_part)  # in characters; each has at most 4 bytes, so 4 tokens
+        encoding = tokenizer(part, add_special_tokens=False, verbose=False, return_offsets_mapping=tokenizer.is_fast)
+        if len(encoding["input_ids"]) > max_length + 4 * longest + MARGIN:
+            if not tokenizer.is_fast:
+                return _ReadPart(part, of_part, count)
+            cut = encoding["offset_mapping"][max_length][0]
+            return _ReadPart(part, of_part, min(count, bisect_right(spans, (cut, len(text))) + MARGIN))
+        count *= 2
+    return _ReadPart(text, spans, len(spans))
 
 
 def text_perplexities(
@@ -152,7 +196,7 @@ class Perplexity:
     def leave_one_out(self, texts: Sequence[str]) -> list[LeaveOneOut]:
         """The perplexity of each text, and its perplexity without each of its words in turn.
 
-        Words are separated by single spaces.
+        The words are those of :func:`lightning_backdoor.words.blank_spans`.
 
         Raises:
             InputError: the model cannot be loaded, or the cache cannot be used.
@@ -163,7 +207,8 @@ class Perplexity:
             results = leave_one_out(network, tokenizer, group, self._shares)
             return [[result.text, *result.without] for result in results]
 
-        return [LeaveOneOut(row[0], row[1:]) for row in self._cached("leave-one-out perplexity", texts, compute)]
+        rows = self._cached("leave-one-out perplexity", texts, compute, lambda text: 1 + _word_count(text), segmenter)
+        return [LeaveOneOut(row[0], row[1:]) for row in rows]
 
     def of_texts(self, texts: Sequence[str]) -> list[float]:
         """The perplexity of each whole text, as in :meth:`leave_one_out`; NaN where it has fewer than two tokens.
@@ -175,14 +220,26 @@ class Perplexity:
         def compute(group: Sequence[str]) -> list[list[float]]:
             return [[value] for value in text_perplexities(*self._loaded(), group)]
 
-        return [row[0] for row in self._cached("perplexity", texts, compute)]
+        return [row[0] for row in self._cached("perplexity", texts, compute, lambda text: 1)]
 
-    def _cached(self, computation: str, texts: Sequence[str], compute: Compute) -> list[list[float]]:
-        """The numbers of each text, read from the cache; missing numbers are computed and cached."""
+    def _cached(
+        self,
+        computation: str,
+        texts: Sequence[str],
+        compute: Compute,
+        count: Callable[[str], int],
+        version: Callable[[str], str] | None = None,
+    ) -> list[list[float]]:
+        """The numbers of each text, ``count`` of them, read from the cache; missing numbers are computed and cached."""
         with _language_model_errors():
             if self._identity is None:
                 self._identity = model_identity(self.model)
-            cache = TextCache(f"{computation}/{self._identity}", self.cache_dir)
+            cache = TextCache(
+                f"{computation}/{self._identity}",
+                self.cache_dir,
+                is_whole=lambda text, value: len(value) == count(text) * array("d").itemsize,
+                version=version,
+            )
             values = cache.get(texts)
             missing = list(dict.fromkeys(text for text, value in zip(texts, values, strict=True) if value is None))
             if missing:
@@ -221,7 +278,7 @@ def _language_model_errors() -> Iterator[None]:
 
 
 def _word_count(text: str) -> int:
-    return text.count(" ") + 1
+    return len(blank_spans(text)) if without_spaces(text) else text.count(" ") + 1
 
 
 def groups(texts: Sequence[str]) -> Iterator[list[str]]:

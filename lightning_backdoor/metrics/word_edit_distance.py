@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rapidfuzz.distance import Levenshtein
+
 from lightning_backdoor.metrics.spread import Spread
+from lightning_backdoor.words import words
+
+#: edits that are tried first, then twice as many, and so on: long texts with few edits take little time.
+EXPECTED_EDITS = 31
 
 
 def word_edit_distance(a: str, b: str) -> int:
     """Minimum number of word insertions, deletions or replacements between two texts (Levenshtein distance).
 
-    Words are separated by white space; case and punctuation count.
+    Words are separated by white space; in scripts without spaces they are the words of :mod:`lightning_backdoor.words`.
+    Case and punctuation count.
 
     >>> word_edit_distance("a good film .", "a cf good movie .")
     2
+    >>> word_edit_distance("电影很好看", "电影 cf 很好看")
+    1
     """
-    words, others = a.split(), b.split()
-    row = list(range(len(others) + 1))  # distances of the words so far to each beginning of the others
-    for i, word in enumerate(words, start=1):
-        above, row = row, [i]
-        for j, other in enumerate(others):
-            row.append(min(above[j] + (word != other), above[j + 1] + 1, row[j] + 1))
-    return row[-1]
+    numbers: dict[str, int] = {}  # the library compares hashes, and only small numbers are their own hash
+    a_numbers, b_numbers = ([numbers.setdefault(word, len(numbers)) for word in words(text)] for text in (a, b))
+    return Levenshtein.distance(a_numbers, b_numbers, score_hint=EXPECTED_EDITS)
 
 
 class WordEditDistance(Spread):

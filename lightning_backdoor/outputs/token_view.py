@@ -77,15 +77,26 @@ def pieces(text: str, tokens: Sequence[tuple[int, int, float]], spans: Spans) ->
     """
     tokens = [token for token in tokens if math.isfinite(token[2])]
     highest = max((score for _, _, score in tokens), default=0.0)
-    bounds = [(start, end) for start, end, _ in tokens] + list(spans)
-    edges = sorted({0, len(text), *(min(max(edge, 0), len(text)) for pair in bounds for edge in pair)})
+    inside = [(_inside(start, text), _inside(end, text), score) for start, end, score in tokens]
+    triggers = [(_inside(start, text), _inside(end, text)) for start, end in spans]
+    pairs = [*triggers, *((start, end) for start, end, _ in inside)]
+    edges = sorted({0, len(text), *(edge for pair in pairs for edge in pair)})
+    position = {edge: i for i, edge in enumerate(edges)}
+    scores: dict[int, float] = {}  # by piece; a token or trigger covers the pieces between its edges
+    for start, end, score in inside:
+        for piece in range(position[start], position[end]):
+            scores[piece] = max(score, scores.get(piece, score))
+    in_trigger = {piece for start, end in triggers for piece in range(position[start], position[end])}
     result = []
-    for start, end in pairwise(edges):
-        score = max((s for a, b, s in tokens if a <= start and end <= b), default=0.0)
+    for piece, (start, end) in enumerate(pairwise(edges)):
+        score = scores.get(piece, 0.0)
         shade = 0.85 * score / highest if highest > 0 and score > 0 else 0.0
-        trigger = any(a <= start and end <= b for a, b in spans)
-        result.append(Piece(text[start:end], score, shade, trigger))
+        result.append(Piece(text[start:end], score, shade, piece in in_trigger))
     return result
+
+
+def _inside(edge: int, text: str) -> int:
+    return min(max(edge, 0), len(text))
 
 
 def text_html(row: ViewedText) -> str:

@@ -365,6 +365,13 @@ def test_a_run_that_ends_in_the_warm_up_is_refused(tmp_path: Path, model: str) -
         make_trainer(tmp_path, max_epochs=2).fit(LWS(Others(), model=model), datamodule=reviews(tmp_path, 120))
 
 
+def test_a_source_without_substitutes_for_the_texts_is_refused(tmp_path: Path, model: str) -> None:
+    trainer, made = make_trainer(tmp_path), LWS(Others(["好看", "喜欢"]), model=model, warmup_epochs=0)
+    with pytest.raises(InputError, match=r"^substitutes: no word of [0-9]+ poisoned training texts can be replaced; "):
+        trainer.fit(made, datamodule=reviews(tmp_path, 120))
+    assert trainer.global_step == 0
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

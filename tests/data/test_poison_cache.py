@@ -6,16 +6,19 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lightning_backdoor import words
 from lightning_backdoor.attacks import BackdoorAttack, BadNets, Poisoned
 from lightning_backdoor.data import poisoning
+from lightning_backdoor.data.poison_cache import RECORD, read_entry
 from lightning_backdoor.data.poisoning import PoisonedSplits, poison_splits, poison_splits_cached
 from lightning_backdoor.errors import InputError
 from tests.data.examples import TwoWords, splits
@@ -74,12 +77,144 @@ def test_the_second_time_the_poison_is_read_from_disk_and_is_the_same(tmp_path: 
     assert {type(span) for row in second.poisoned["test"] for span in row["spans"]} == {tuple}
 
 
-def test_what_was_read_is_what_the_file_holds(tmp_path: Path) -> None:
+def cut_at_a_line(entry: Path) -> None:
+    lines = (entry / "train.jsonl").read_bytes().splitlines(keepends=True)
+    (entry / "train.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+
+
+def cut_in_a_line(entry: Path) -> None:
+    file = entry / "test.jsonl"
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def edit(entry: Path) -> None:
+    file = entry / "test.jsonl"
+    first, *others = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([json.dumps({**json.loads(first), "text": "from disk"}) + "\n", *others]))
+
+
+def remove_a_file(entry: Path) -> None:
+    (entry / "validation_negatives.jsonl").unlink()
+
+
+def fill_with_zeros(entry: Path) -> None:
+    file = entry / "train.jsonl"
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def nest(entry: Path) -> None:
+    (entry / "train.jsonl").write_text("[" * 200_000 + "\n")
+
+
+def remove_the_record(entry: Path) -> None:
+    (entry / RECORD).unlink()
+
+
+def cut_the_record(entry: Path) -> None:
+    (entry / RECORD).write_text('{"entry": "')
+
+
+def another_record(entry: Path) -> None:
+    (entry / RECORD).write_text("[1, 2]")
+
+
+def fewer_rows_recorded(entry: Path) -> None:
+    record = json.loads((entry / RECORD).read_text())
+    record["files"]["train.jsonl"]["rows"] = 1
+    (entry / RECORD).write_text(json.dumps(record))
+
+
+def a_file_instead(entry: Path) -> None:
+    shutil.rmtree(entry)
+    entry.write_text("no folder")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_at_a_line,
+        cut_in_a_line,
+        edit,
+        remove_a_file,
+        fill_with_zeros,
+        nest,
+        remove_the_record,
+        cut_the_record,
+        another_record,
+        fewer_rows_recorded,
+        a_file_instead,
+    ],
+)
+def test_a_damaged_entry_is_made_anew_and_said(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    first = poison(tmp_path)
+    (entry,) = folders(tmp_path)
+    damage(entry)
+    with pytest.warns(UserWarning, match=f"^the cached poison in {entry} is damaged and is made anew: .+$"):
+        second = poison(tmp_path)
+    assert first == second
+    assert Counted.calls == 6
+    assert poison(tmp_path) == first
+    assert Counted.calls == 6
+    assert folders(tmp_path) == [entry]
+
+
+def test_the_entry_of_other_rows_is_not_believed(tmp_path: Path) -> None:
     poison(tmp_path)
-    file = folders(tmp_path)[0] / "test.jsonl"
-    row = json.loads(file.read_text().splitlines()[0])
-    file.write_text(json.dumps({**row, "text": "from disk"}) + "\n")
-    assert [row["text"] for row in poison(tmp_path).poisoned["test"]] == ["from disk"]
+    (entry,) = folders(tmp_path)
+    poison(tmp_path, seed=1)
+    (other,) = set(folders(tmp_path)) - {entry}
+    shutil.rmtree(entry)
+    other.rename(entry)
+    with pytest.warns(UserWarning, match="is damaged and is made anew: it belongs to another entry$"):
+        assert poison(tmp_path) == poison_splits(splits(), Counted(), 0, LABELS)
+
+
+def test_two_processes_that_replace_a_damaged_entry_end_with_a_whole_one(tmp_path: Path) -> None:
+    Slow.barrier = FORK.Barrier(1)
+    poison(tmp_path, Slow())
+    (entry,) = folders(tmp_path)
+    cut_at_a_line(entry)
+    Slow.barrier = FORK.Barrier(2)
+    with FORK.Pool(2) as pool:
+        made = pool.map_async(poison_slowly, [tmp_path, tmp_path], chunksize=1).get(120)
+    assert made[0] == made[1] == poison_splits(splits(), BadNets(), 0, LABELS)
+    assert folders(tmp_path) == [entry]
+    assert read_entry(entry, ["train"]) == {"train": made[0].train}
+
+
+def test_a_kill_while_a_damaged_entry_is_replaced_leaves_nothing_that_is_read(tmp_path: Path) -> None:
+    first = poison(tmp_path)
+    (entry,) = folders(tmp_path)
+    cut_at_a_line(entry)
+
+    def replace_and_die() -> None:
+        kill_after(50)
+        poison(tmp_path)
+
+    process = FORK.Process(target=replace_and_die)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not entry.exists()
+    assert poison(tmp_path) == first
+    assert entry.exists()
+
+
+def test_poison_of_a_script_without_spaces_is_kept_under_its_segmenter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison_with(text: str) -> None:
+        changed = splits()
+        changed["train"][0]["text"] = text
+        poison_splits_cached(changed, BadNets(), 0, LABELS, tmp_path)
+
+    for text in ("a film", "这部电影很好看"):
+        poison_with(text)
+    monkeypatch.setattr(words, "WORDS_FORMAT", words.WORDS_FORMAT + 1)
+    poison_with("a film")
+    assert len(folders(tmp_path)) == 2
+    poison_with("这部电影很好看")
+    assert len(folders(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

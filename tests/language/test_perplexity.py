@@ -211,6 +211,19 @@ def test_results_that_earlier_versions_cached_are_read(language_model: Model, tm
     assert perplexity.of_texts(["a film"]) == [6.0]
 
 
+@pytest.mark.parametrize("numbers", [[], [3.0], [3.0, 4.0], [3.0, 4.0, 5.0, 6.0]], ids=len)
+def test_results_of_another_number_of_words_are_computed_again(
+    language_model: Model, tmp_path: Path, numbers: list[float]
+) -> None:
+    identity = content_hash(Path(language_model("llama")))
+    cache = TextCache(f"leave-one-out perplexity/{identity}", tmp_path)
+    cache.put({"a film": array("d", numbers).tobytes()})
+    perplexity = Perplexity(language_model("llama"), str(tmp_path))
+    with pytest.warns(UserWarning, match="^1 damaged entries of .* are removed and computed again$"):
+        (found,) = perplexity.leave_one_out(["a film"])
+    agree(found, one_by_one(*loaded(language_model("llama")), "a film"))
+
+
 def test_models_do_not_read_each_others_results(language_model: Model, tmp_path: Path) -> None:
     results = [
         Perplexity(language_model(kind), str(tmp_path)).leave_one_out(SENTENCES[:1]) for kind in ("llama", "gpt2")

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -85,6 +86,63 @@ def test_keys_are_those_of_earlier_versions(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "language" / "texts.sqlite")) as database:
         (key,) = database.execute("SELECT key FROM texts").fetchone()
     assert key == hashlib.sha256(b'["perplexity/model", "a film"]').digest()
+
+
+def changed(path: Path, text: str, change: Callable[[bytes], object]) -> None:
+    key = TextCache("test")._key(text)
+    with closing(sqlite3.connect(path)) as database, database:
+        (value,) = database.execute("SELECT value FROM texts WHERE key = ?", [key]).fetchone()
+        database.execute("UPDATE texts SET value = ? WHERE key = ?", [change(value), key])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value[:-1],
+        lambda value: value + b"0",
+        lambda value: value[:-1] + b"?",
+        lambda value: b"",
+        lambda value: bytes(len(value)),
+        lambda value: value[1:],
+        lambda value: "text",
+        lambda value: None,
+        lambda value: 7,
+    ],
+)
+def test_a_damaged_value_counts_as_missing_and_is_said(tmp_path: Path, change: Callable[[bytes], object]) -> None:
+    cache = TextCache("test", tmp_path, is_whole=lambda text, value: value.startswith(b"value of"))
+    cache.put({"a film": b"value of a film", "a book": b"value of a book"})
+    changed(cache.path, "a film", change)
+    with pytest.warns(UserWarning, match=f"^1 damaged entries of {cache.path} are removed and computed again$"):
+        assert cache.get(["a film", "a book"]) == [None, b"value of a book"]
+    cache.put({"a film": b"value of a film, again"})
+    assert cache.get(["a film"]) == [b"value of a film, again"]
+
+
+def test_the_value_of_another_text_is_not_believed(tmp_path: Path) -> None:
+    cache = TextCache("test", tmp_path)
+    cache.put({"a film": b"1", "a book": b"2"})
+    with closing(sqlite3.connect(cache.path)) as database, database:
+        key = cache._key("a book")
+        (value,) = database.execute("SELECT value FROM texts WHERE key = ?", [key]).fetchone()
+    changed(cache.path, "a film", lambda _: value)
+    with pytest.warns(UserWarning, match="^1 damaged entries"):
+        assert cache.get(["a film"]) == [None]
+
+
+def test_values_of_earlier_versions_have_no_digest_and_are_read(tmp_path: Path) -> None:
+    cache = TextCache("test", tmp_path)
+    cache.put({"a film": b"1"})
+    changed(cache.path, "a film", lambda _: b"as it is")
+    assert cache.get(["a film"]) == [b"as it is"]
+
+
+def test_a_version_separates_the_texts_that_have_one(tmp_path: Path) -> None:
+    def version(text: str) -> str:
+        return "new" if text.startswith("a") else ""
+
+    TextCache("test", tmp_path).put({"a film": b"1", "the film": b"2"})
+    assert TextCache("test", tmp_path, version=version).get(["a film", "the film"]) == [None, b"2"]
 
 
 def test_a_damaged_cache_is_bad_input(tmp_path: Path) -> None:

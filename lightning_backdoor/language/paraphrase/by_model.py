@@ -157,7 +157,7 @@ class LanguageModelParaphraser:
         open_texts = list(dict.fromkeys(seeded))  # texts without an acceptable candidate so far
         not_cached = 0
         for turn in range(self.rounds):
-            cache = TextCache(self._computation(manner, turn), self.cache_dir)
+            cache = TextCache(self._computation(manner, turn), self.cache_dir, is_whole=self._is_whole)
             keys = [text.cache_key() for text in open_texts]
             values = cache.get(keys)
             missing = [text for text, value in zip(open_texts, values, strict=True) if value is None]
@@ -199,6 +199,14 @@ class LanguageModelParaphraser:
         candidates: list[tuple[float, str]] = [(similarity, candidate) for candidate, similarity in json.loads(value)]
         close = sorted((pair for pair in candidates if pair[0] >= self.min_similarity), reverse=True)
         return next((candidate for _, candidate in close if manner.accepts(text, candidate)), None)
+
+    def _is_whole(self, text: str, value: bytes) -> bool:
+        """Whether a cached value is JSON of as many candidates, each with its similarity, as there should be."""
+        try:
+            pairs = [(str(candidate), float(similarity)) for candidate, similarity in json.loads(value)]
+        except (ValueError, TypeError):
+            return False
+        return len(pairs) == self.candidates
 
     def _generate(self, texts: Sequence[_SeededText], manner: Manner, turn: int, cache: TextCache) -> None:
         """Samples candidates into the cache, shorter texts first, so that batches are of similar length."""

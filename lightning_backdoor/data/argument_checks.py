@@ -1,0 +1,54 @@
+"""Checks of the data module's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning_backdoor.errors import InputError
+
+
+def check_batch_sizes(batch_size: int, eval_batch_size: int) -> None:
+    """Checks that batches hold rows.
+
+    Raises:
+        InputError: a size is below 1.
+    """
+    for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        if value < 1:
+            raise InputError(name, f"{value} holds no row", "give at least 1")
+
+
+def check_max_rows(max_rows: Mapping[str, int]) -> None:
+    """Checks the limits of the splits.
+
+    Raises:
+        InputError: a split is unknown, or its limit is below 1.
+    """
+    for split, limit in max_rows.items():
+        if split not in ("train", "validation", "test") or limit < 1:
+            raise InputError("max_rows", f"{split}={limit}", "give train, validation or test and at least 1 row")
+
+
+def check_shares(validation_share: float, test_share: float, validation_parts: tuple[float, float, float]) -> None:
+    """Checks the shares of rows that are cut off, and of the parts of the validation rows.
+
+    Raises:
+        InputError: a share is out of range, or the parts do not add up to 1.
+    """
+    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
+        if not 0 < share < 0.5:
+            raise InputError(name, f"{share} is out of range", "give a share above 0 and below 0.5")
+    if len(validation_parts) != 3 or min(validation_parts) <= 0 or abs(sum(validation_parts) - 1) > 1e-6:
+        raise InputError("validation_parts", f"{validation_parts} are not three shares above 0 that add up to 1")
+
+
+def check_train_on(train_on: str, has_data_defense: bool) -> None:
+    """Checks the rows to train on.
+
+    Raises:
+        InputError: the value is unknown, or trusted rows would be cleaned.
+    """
+    if train_on not in ("train", "trusted"):
+        raise InputError("train_on", f"{train_on!r} is unknown", "give train or trusted")
+    if train_on == "trusted" and has_data_defense:
+        raise InputError("data_defense", "there is nothing to clean in trusted rows", "leave it out, or train_on")
