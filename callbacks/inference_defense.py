@@ -13,6 +13,7 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.detection_metrics import DetectionMetrics
 from lightning_backdoor.callbacks.kept_texts import KeptTexts
 from lightning_backdoor.callbacks.outcome_writer import batch_outcomes, write_all
+from lightning_backdoor.callbacks.processes import check_logits_of_all
 from lightning_backdoor.callbacks.shared import (
     check_unique,
     data_module,
@@ -127,6 +128,7 @@ class InferenceDefense(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the metrics, and writes outcomes and texts."""
+        check_logits_of_all(pl_module)
         self._log(pl_module, "test")
         folder = Path(trainer.default_root_dir, self.name)
         write_all(trainer, self._outcomes, folder)
