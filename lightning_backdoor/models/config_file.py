@@ -20,11 +20,12 @@ from lightning_backdoor.errors import InputError
 MAX_BYTES = 16 * 2**20
 #: largest number of classes of a classifier; transformers makes two entries per class of any number it reads.
 MAX_LABELS = 100_000
-#: largest number of layers, or of experts per layer, for which modules are made.
-MAX_LAYERS = 4096
+#: largest numbers of layers, and of experts per layer, for which modules are made.
+MAX_LAYERS, MAX_EXPERTS = 256, 1024
 #: attention that computes with torch alone; other implementations come from packages, or from the hub.
 PLAIN_ATTENTION = ("eager", "sdpa")
 _PACKAGED_ATTENTION = re.compile(r"(paged\|)?(eager|sdpa|flex_attention|flash_attention_\d+)")
+_LAYERS = re.compile(r"(^|_)layers?$|^depth$")
 #: implementations of mixtures of experts that compute with torch alone.
 PLAIN_EXPERTS = ("eager", "batched_mm", "grouped_mm")
 
@@ -109,8 +110,9 @@ def _check_part(part: dict[str, Any], name: str) -> None:
     if labels is not None:
         _check_label_keys(labels, file)
     for key, value in part.items():
-        if isinstance(value, int) and value > MAX_LAYERS and re.search(r"layers?$|^depth$|experts$|n_layer", key):
-            raise InputError("model", f"{file} has {key[:60]} {value}", f"at most {MAX_LAYERS} are read")
+        bound = MAX_LAYERS if _LAYERS.search(key) else MAX_EXPERTS if key.endswith("experts") else value
+        if isinstance(value, int) and value > bound:
+            raise InputError("model", f"{file} has {key[:60]} {value}", f"at most {bound} are read")
 
 
 def _values(value: object) -> list[object]:

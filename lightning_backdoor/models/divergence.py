@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -49,9 +50,9 @@ class FiniteTraining(LightningModule):
             Diverged: a loss or a trained weight is NaN or infinite.
         """
         self._refuse("the loss of {} batches is NaN or infinite")
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                self._not_finite = _sum(self._not_finite, parameter.detach())
+        weights = [parameter.detach() for parameter in self.parameters() if parameter.requires_grad]
+        wrong = sum(int((~weight.isfinite()).sum()) for weight in weights) if not all_finite(weights) else 0
+        self._not_finite = torch.tensor(wrong, device=self.device)
         self._refuse("{} weights are NaN or infinite")
 
     def _refuse(self, problem: str) -> None:
@@ -64,6 +65,20 @@ class FiniteTraining(LightningModule):
             where = f"in epoch {self.current_epoch}, step {self.global_step}"
             remedy = f"lower learning_rate ({self.hparams.get('learning_rate')}) or set the trainer's gradient_clip_val"
             raise Diverged(f"training diverged {where}: {problem.format(total)}; {remedy}")
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers of some tensors are finite; waits for the device once, in most cases.
+
+    >>> all_finite([torch.ones(2), torch.tensor([1.0, torch.inf])]), all_finite([torch.full((2,), 3e38)])
+    (False, True)
+    """
+    tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+    # sums are several times as fast as isfinite, but may overflow
+    sums = [tensor.sum(dtype=torch.float32) for tensor in tensors]
+    if not sums or bool(torch.stack([number.to(sums[0].device) for number in sums]).sum().isfinite()):
+        return True
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _sum(before: Tensor | None, values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lightning_backdoor.errors import Diverged, InputError
-from lightning_backdoor.models.divergence import FiniteTraining
+from lightning_backdoor.models.divergence import FiniteTraining, all_finite
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.models.lora import insert_lora, merge_lora
 from lightning_backdoor.models.vocabulary import check_embeddings
@@ -113,7 +113,7 @@ class FineTunedNetwork(FiniteTraining):
         """
         network = self.plain_network()
         for name, weight in network.named_parameters():
-            if not weight.isfinite().all():
+            if not all_finite([weight.detach()]):
                 raise Diverged(f"the victim diverged: its weights are NaN or infinite ({name}), and are not exported")
         network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -106,7 +106,7 @@ def _one_line_errors(path: str, name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # each loader of transformers raises its own error classes
-        cause = reason(error)
+        cause = f"{reason(error)} is unknown" if isinstance(error, KeyError) else reason(error)
         # these messages would advise users to allow the code
         if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in str(error):
             cause = "it would need code of its own to load, which is not run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.divergence import all_finite
 
 #: prefix of the names of weights that were saved from torch's DataParallel or DistributedDataParallel.
 PARALLEL = "module."
@@ -67,13 +69,15 @@ def load_weights_of(auto_class: Any, path: str, name: str, config: PreTrainedCon
     if lacking:
         raise InputError(
             "model",
-            f"{name!r} lacks {len(lacking)} weights of its network ({shortened(lacking)})",
+            f"{name!r} lacks {len(lacking)} {'weights' if len(lacking) > 1 else 'weight'} of its network"
+            f" ({shortened(lacking)})",
             "give a checkpoint whose weights are named as transformers names them",
         )
     for key in _of_backbone(network, mismatched):
         saved, built = mismatched[key]
         raise InputError("model", f"{name!r} has {key} of shape {saved}, its config.json means {built}", "give another")
-    unused = _of_backbone(network, [key for key in info["unexpected_keys"] if not key.startswith(PARALLEL)])
+    # older versions of transformers saved buffers too, such as position_ids
+    unused = _of_backbone(network, [key for key in info["unexpected_keys"] if key.endswith(".weight")])
     if unused and network.base_model is not network:
         said = shortened(unused)
         rank_zero_warn(f"{name!r} has {len(unused)} weights that its network, as in config.json, does not use ({said})")
@@ -92,7 +96,7 @@ def check_finite(network: nn.Module, name: str) -> None:
         InputError: a weight is NaN or infinite.
     """
     for key, weight in network.named_parameters():
-        if not weight.isfinite().all():
+        if not all_finite([weight.detach()]):
             raise InputError(
                 "model", f"{name} has weights that are not numbers ({key})", "give one whose training held"
             )
@@ -106,6 +110,11 @@ def shortened(names: Iterable[str], shown: int = 3) -> str:
     """
     names = [name[:80] for name in names]
     return ", ".join([*names[:shown], *(["…"] if len(names) > shown else [])])
+
+
+@cache
+def _say_once(line: str) -> None:
+    rank_zero_info(line)
 
 
 def _load(
