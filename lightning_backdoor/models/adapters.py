@@ -31,7 +31,6 @@ READ = (
     "use_rslora",
     "use_dora",
     "fan_in_fan_out",
-    "bias",
     "modules_to_save",
 )
 #: settings that have no effect on a trained adapter. All others must have peft's default: some import modules by name.
@@ -90,29 +89,27 @@ class Adapter(NamedTuple):
         """
         from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 
+        own = loaded.network.state_dict()
         config = LoraConfig(**{key: self.settings[key] for key in READ if self.settings.get(key) is not None})
         model = PeftModel(loaded.network, config)
-        weights, of_head = self.weights(), self._head_of_another_size(loaded.network)
-        result = set_peft_model_state_dict(model, {k: v for k, v in weights.items() if k not in of_head})
-        own = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
-        wrong = [*result.unexpected_keys, *(own if not of_head else [])]
+        weights = self.weights()
+        of_head = [name for name in weights if "lora_" not in name]
+        names = {name: name.removeprefix("base_model.model.") for name in of_head}
+        other_size = [name for name, of in names.items() if of in own and own[of].shape != weights[name].shape]
+        for name in other_size:
+            weights[name] = own[names[name]]  # the head stays new
+        result = set_peft_model_state_dict(model, weights)
+        lacking = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
+        wrong = [*result.unexpected_keys, *lacking]
         if wrong:
             raise InputError("model", f"the adapter in {self.folder} does not fit {self.base} ({shortened(wrong)})")
+        new_head = None if of_head else loaded.new_head
+        if other_size:
+            classes = self.classes(), loaded.network.config.num_labels
+            new_head = NewHead(f"has a head for {classes[0]} classes, not for {classes[1]}", other_size=True)
         network: PreTrainedModel = model.merge_and_unload()
         check_finite(network, f"the adapter in {self.folder}")
-        new_head = loaded.new_head
-        if of_head:
-            saved = self.classes()
-            new_head = NewHead(f"has a head for {saved} classes, not for {network.config.num_labels}", other_size=True)
-        elif self.settings.get("modules_to_save"):
-            new_head = None
         return LoadedNetwork(plain_again(network), new_head)
-
-    def _head_of_another_size(self, network: PreTrainedModel) -> list[str]:
-        """The names of the head's weights, if the adapter has a head for another number of classes than the network."""
-        if self.classes() in (None, network.config.num_labels):
-            return []
-        return [name for name in self.weights() if "lora_" not in name]
 
 
 def find_adapter(path: str) -> Adapter | None:

@@ -41,16 +41,15 @@ def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
         if new_head is not None and auto_class is not AutoModel:  # of which no caller reads the pooler
             raise InputError("model", f"{name!r} {new_head.problem}", "give a model that has it")
         return network
-    path = _path(name)
-    with _one_line_errors(path, name):
-        adapter = find_adapter(path)
+    path, said, adapter = _located(name)
+    with _one_line_errors(path, said):
         if auto_class is AutoConfig:
-            return _config(path, name, adapter, **kwargs)
-        if adapter is not None and not adapter.has_tokenizer:
-            path = _path(adapter.base)
-        check_config_file(path, name)
+            return _config(path, said, adapter, **kwargs)
+        if adapter is not None and adapter.has_tokenizer:
+            path = str(adapter.folder)
+        check_config_file(path, said)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **kwargs)
-        check_vocabulary(tokenizer, name)
+        check_vocabulary(tokenizer, said)
         return tokenizer
 
 
@@ -66,15 +65,21 @@ def load_network(auto_class: Any, name: str, config: PreTrainedConfig | None = N
     Raises:
         InputError: the network cannot be loaded, or weights of its backbone are missing.
     """
+    path, said, adapter = _located(name)
+    with _one_line_errors(path, said):
+        if config is None:
+            config = _config(path, said, adapter)
+        check_config_file(path, said)
+        loaded = load_weights_of(auto_class, path, said, config, **kwargs)
+        return loaded if adapter is None else adapter.merged(loaded)
+
+
+def _located(name: str) -> tuple[str, str, Adapter | None]:
+    """The path or hub name of a model or of an adapter's base, what messages call it, and the adapter."""
     path = _path(name)
     with _one_line_errors(path, name):
         adapter = find_adapter(path)
-        if config is None:
-            config = _config(path, name, adapter)
-        base = path if adapter is None else _path(adapter.base)
-        check_config_file(base, name)
-        loaded = load_weights_of(auto_class, base, name, config, **kwargs)
-        return loaded if adapter is None else adapter.merged(loaded)
+    return (path, name, None) if adapter is None else (_path(adapter.base), f"{adapter.base}, base of {name}", adapter)
 
 
 def _path(name: str) -> str:
@@ -83,10 +88,9 @@ def _path(name: str) -> str:
 
 
 def _config(path: str, name: str, adapter: Adapter | None, **kwargs: Any) -> PreTrainedConfig:
-    if adapter is not None:
-        path, classes = _path(adapter.base), adapter.classes()
-        if classes is not None:
-            kwargs = {"num_labels": classes, **kwargs}
+    classes = None if adapter is None else adapter.classes()
+    if classes is not None:
+        kwargs = {"num_labels": classes, **kwargs}
     check_config_file(path, name)
     config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, **kwargs)
     return use_plain_attention(config)
