@@ -60,9 +60,7 @@ def load_weights_of(auto_class: Any, path: str, name: str, config: PreTrainedCon
         stripped, of_stripped = _load(auto_class, path, config, {**kwargs, "key_mapping": {r"^module\.": ""}})
         if not _of_backbone(stripped, of_stripped["missing_keys"]):
             network, info = stripped, of_stripped
-            rank_zero_info(
-                f"the weights of {name!r} are named {PARALLEL}…, as DataParallel saves them; read without it"
-            )
+            _say_once(f"the weights of {name!r} are named {PARALLEL}…, as DataParallel saves them; read without it")
     mismatched = {key: (tuple(saved), tuple(built)) for key, saved, built in info["mismatched_keys"]}
     missing = sorted(set(info["missing_keys"]) - mismatched.keys())
     lacking = _of_backbone(network, missing)

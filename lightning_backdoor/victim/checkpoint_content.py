@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,19 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.adapters import MAX_RANK
 from lightning_backdoor.models.config_file import MAX_LABELS
 
+#: name under which a checkpoint holds the state of the data module.
+DATA_MODULE = "BackdoorDataModule"
 #: most tokens at which a checkpoint may cut texts.
 MAX_LENGTH = 10**6
+#: most bytes of a checkpoint besides its tensors; a checkpoint of this library has some hundred thousand.
+MAX_PICKLE = 32 * 2**20
 #: longest label name, and longest name or path of a model, in characters.
 MAX_NAME = 1000
+#: longest list that is shown.
+LONGEST_LIST = 20
 #: parts of a Lightning checkpoint that loading reads, with their types; a part may be absent.
 PARTS: dict[str, type | tuple[type, ...]] = {
-    "BackdoorDataModule": dict,
+    DATA_MODULE: dict,
     "callbacks": dict,
     "epoch": int,
     "global_step": int,
@@ -45,6 +52,8 @@ def check_archive(path: str | Path) -> None:
     except Exception:  # zipfile raises several error classes for a damaged file
         raise InputError("checkpoint", f"{path} is damaged or not a Lightning checkpoint") from None
     total = sum(entry.file_size for entry in entries)
+    if any(entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE for entry in entries):
+        raise InputError("checkpoint", f"{path} has more than {MAX_PICKLE} bytes besides its tensors", "give another")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or total > Path(path).stat().st_size:
         raise InputError("checkpoint", f"{path} is compressed, which torch does not do", "give the original file")
 
@@ -59,11 +68,20 @@ def check_content(checkpoint: dict[str, Any], path: str | Path) -> None:
         if name in checkpoint and not isinstance(checkpoint[name], kind):
             problem = f"{path} has a {type(checkpoint[name]).__name__} as {name}"
             raise InputError("checkpoint", problem, "it is damaged, or not of this library")
+    version = checkpoint.get("pytorch-lightning_version")
+    if version is not None and not re.fullmatch(r"\d+(\.\d+){1,3}[.\w+]*", version[:MAX_NAME]):
+        raise InputError("checkpoint", f"{path} is of the Lightning version {shown(version)}", "it is damaged")
+    trained_on = checkpoint.get(DATA_MODULE)
+    if trained_on and not (trained_on.keys() >= {"source", "cut"} and all(map(is_flat, trained_on.values()))):
+        raise InputError(
+            "checkpoint", f"{path} has a {DATA_MODULE} that is not one", "it is damaged, or not of this library"
+        )
     for name, value in checkpoint["state_dict"].items():
         problem = _not_a_weight(name, value)
         if problem:
-            shown = str(name)[:80]
-            raise InputError("checkpoint", f"the weight {shown!r} in {path} is {problem}", "give dense tensors")
+            raise InputError(
+                "checkpoint", f"the weight {str(name)[:80]!r} in {path} is {problem}", "give dense tensors"
+            )
 
 
 def _not_a_weight(name: object, value: object) -> str | None:
@@ -113,10 +131,10 @@ def victim_arguments(recorded: object, path: str, max_length: int | None) -> dic
     Raises:
         InputError: model or labels are not recorded, or a value is not one that this library writes.
     """
-    if not isinstance(recorded, dict) or not recorded.get("labels") or not recorded.get("model"):
+    model, labels = (recorded.get("model"), recorded.get("labels")) if isinstance(recorded, dict) else (None, None)
+    if not isinstance(recorded, dict) or model is None or labels is None:
         raise InputError("model", f"{path} does not record its model and labels", "export it as a folder")
-    model, labels = recorded["model"], recorded["labels"]
-    if not isinstance(model, str) or len(model) > MAX_NAME or not model.isprintable():
+    if not isinstance(model, str) or not 0 < len(model) <= MAX_NAME or not model.isprintable():
         raise _wrong(path, "model", model, "the name or path of a model")
     if not isinstance(labels, list | tuple) or not 2 <= len(labels) <= MAX_LABELS:
         raise _wrong(path, "labels", labels, f"a list of 2 to {MAX_LABELS} names")
@@ -134,6 +152,33 @@ def victim_arguments(recorded: object, path: str, max_length: int | None) -> dic
     return {"model": model, "labels": list(labels), "max_length": length, "lora_rank": rank}
 
 
+def shown(value: object) -> str:
+    """A value of a stranger's file for a message; of large or nested containers only the type.
+
+    >>> shown("ab"), shown([1, 2.5]), shown([[]])
+    ("'ab'", '[1, 2.5]', 'a list')
+    """
+    if isinstance(value, str):
+        return repr(value[:60])
+    return repr(value)[:100] if is_flat(value) else f"a {type(value).__name__}"
+
+
+def is_flat(value: object) -> bool:
+    """Whether a value is a string, a number or nothing, or a short list of them, so that it can be shown in a message.
+
+    Containers that hold each other many times are small in a file, and endless when they are shown or compared.
+    """
+    if isinstance(value, list | tuple):
+        return len(value) <= LONGEST_LIST and all(_is_plain(item) for item in value)
+    return _is_plain(value)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, int):
+        return abs(value) < 2**63  # Python refuses to write numbers of thousands of digits
+    return isinstance(value, str | float | None)
+
+
 def _whole(value: object, lowest: int, highest: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
 
@@ -145,7 +190,4 @@ def _has_control_characters(text: str) -> bool:
 
 
 def _wrong(path: str, name: str, value: object, right: str) -> InputError:
-    # a container of a stranger's file may be nested or long: its repr is not built
-    plain = isinstance(value, str | int | float | bool | None)
-    shown = repr(value[:60] if isinstance(value, str) else value)[:80] if plain else f"a {type(value).__name__}"
-    return InputError("model", f"{path} records {shown} as its {name}", f"it should be {right}")
+    return InputError("model", f"{path} records {shown(value)} as its {name}", f"it should be {right}")

@@ -81,10 +81,14 @@ class CheckpointedClassifier(EvaluatedClassifier):
             rank_zero_info(f"{self.hparams['model']} {self.new_head.problem}: the head is trained for this data")
             self.new_head = None
         states, self._random_states = self._random_states, {}
-        if "cpu" in states:
-            torch.set_rng_state(states["cpu"].cpu())
-        if "cuda" in states and self.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
+        try:
+            if "cpu" in states:
+                torch.set_rng_state(states["cpu"].cpu())
+            if "cuda" in states and self.device.type == "cuda":
+                torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            problem = f"its random_states are not those of a generator ({reason(error, 100)})"
+            raise InputError("checkpoint", problem, "it is damaged, or not of this library") from None
 
     def on_validation_start(self) -> None:
         """Outside of a fit, checks the head; see :meth:`on_test_start`."""

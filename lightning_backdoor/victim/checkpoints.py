@@ -16,20 +16,30 @@ from lightning_backdoor.models.config_file import label_names
 from lightning_backdoor.models.fine_tuning import load_tokenizer
 from lightning_backdoor.models.loading import load_network, load_safely
 from lightning_backdoor.models.vocabulary import check_embeddings
-from lightning_backdoor.victim.checkpoint_content import check_archive, check_content, check_dtypes, victim_arguments
+from lightning_backdoor.victim.checkpoint_content import (
+    DATA_MODULE,
+    check_archive,
+    check_content,
+    check_dtypes,
+    is_flat,
+    shown,
+    victim_arguments,
+)
 from lightning_backdoor.victim.network import SEVERAL_ANSWERS
 from lightning_backdoor.victim.training_defense import TrainingDefense
 
-#: name under which a checkpoint holds the state of the data module.
-DATA_MODULE = "BackdoorDataModule"
 #: upper limit on the default ``max_length`` of a Hugging Face folder's victim; encoders seldom have more positions.
 LONGEST = 512
 #: characters of a recorded defense that are shown.
 SHOWN = 300
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, by_lightning: bool = False) -> dict[str, Any]:
     """Reads a Lightning checkpoint that consists of tensors and plain values.
+
+    Args:
+        path: path of the file.
+        by_lightning: whether Lightning will load it too, which needs to know the version that wrote it.
 
     Raises:
         InputError: the file does not exist, is damaged, or could only be loaded by running code from it.
@@ -51,6 +61,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError("checkpoint", f"{path} is not a Lightning checkpoint", "it has no state_dict")
     check_content(checkpoint, path)
+    if by_lightning and "pytorch-lightning_version" not in checkpoint:
+        raise InputError("checkpoint", f"{path} does not record a pytorch-lightning_version", "give a run's checkpoint")
     return checkpoint
 
 
@@ -138,9 +150,11 @@ def described(recorded: object) -> str | None:
     if not recorded:
         return None
     if not isinstance(recorded, dict):
-        return str(recorded)[:SHOWN]
+        return str(recorded)[:SHOWN] if isinstance(recorded, str) else shown(recorded)
     name, settings = recorded.get("name"), recorded.get("settings")
-    return str(TrainingDefense(str(name), settings if isinstance(settings, dict) else {}))[:SHOWN]
+    pairs = settings.items() if isinstance(settings, dict) else ()
+    plain = {str(key)[:60]: value if is_flat(value) else shown(value) for key, value in pairs}
+    return str(TrainingDefense(name if isinstance(name, str) else shown(name), plain))[:SHOWN]
 
 
 def same_defense(recorded: object, defense: TrainingDefense | None) -> bool:
