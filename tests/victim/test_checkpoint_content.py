@@ -84,7 +84,7 @@ HYPERPARAMETERS: list[tuple[str, object, str]] = [
     ("model", "/dev/zero.gguf", "is not a GGUF file"),
     ("model", "http://127.0.0.1/x", "cannot be loaded"),
     ("max_length", -1, "records -1 as its max_length"),
-    ("max_length", 10**5000, "a int as its max_length"),
+    ("max_length", 10**300, "a int as its max_length"),
     ("max_length", "64", "records '64' as its max_length"),
     ("max_length", True, "records True as its max_length"),
     ("max_length", 200, "beyond the 136 positions"),
@@ -213,7 +213,7 @@ names = st.sampled_from(["model", "labels", "max_length", "lora_rank"])
 parts = st.sampled_from(["state_dict", "hyper_parameters", "training_defense", "callbacks", "BackdoorDataModule"])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changed=st.dictionaries(names, anything, max_size=3), replaced=st.dictionaries(parts, anything, max_size=1))
 def test_any_metadata_is_read_or_refused_in_one_line(
     changed: Content, replaced: Content, content: Content, tmp_path: Path
