@@ -98,7 +98,7 @@ class Adapter(NamedTuple):
         other_size = [name for name, of in names.items() if of in own and own[of].shape != weights[name].shape]
         for name in other_size:
             weights[name] = own[names[name]]  # the head stays new
-        result = set_peft_model_state_dict(model, weights)
+        result: Any = set_peft_model_state_dict(model, weights)
         lacking = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
         wrong = [*result.unexpected_keys, *lacking]
         if wrong:

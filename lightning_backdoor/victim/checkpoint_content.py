@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,16 @@ def check_content(checkpoint: dict[str, Any], path: str | Path) -> None:
             "checkpoint", f"{path} has a {DATA_MODULE} that is not one", "it is damaged, or not of this library"
         )
     for name, value in checkpoint["state_dict"].items():
-        problem = _not_a_weight(name, value)
-        if problem:
-            raise InputError(
-                "checkpoint", f"the weight {str(name)[:80]!r} in {path} is {problem}", "give dense tensors"
-            )
+        wrong = _not_a_weight(name, value)
+        if wrong:
+            raise InputError("checkpoint", f"the weight {str(name)[:80]!r} in {path} is {wrong}", "give dense tensors")
 
 
 def _not_a_weight(name: object, value: object) -> str | None:
     if not isinstance(name, str):
         return f"named by a {type(name).__name__}"
+    if name.endswith("_extra_state"):  # which torch keeps for modules that ask for it; plain values
+        return None
     if type(value) not in (Tensor, nn.Parameter):
         return f"a {type(value).__name__}"
     assert isinstance(value, Tensor)
@@ -99,7 +100,7 @@ def _not_a_weight(name: object, value: object) -> str | None:
     return None
 
 
-def check_dtypes(module: nn.Module, state: dict[str, Any], path: str | Path) -> None:
+def check_dtypes(module: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
     """Checks that floating point weights are loaded from floating point tensors.
 
     Raises:

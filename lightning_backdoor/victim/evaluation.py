@@ -101,7 +101,7 @@ class EvaluatedClassifier(FineTunedNetwork):
         self._diverged_texts, self._texts = None, 0
         if self._trainer is not None and self._trainer.world_size > 1:
             both = torch.tensor([0 if number is None else int(number), texts], dtype=torch.float32, device=self.device)
-            number, texts = self._trainer.strategy.reduce(both, reduce_op="sum").long()  # type: ignore[union-attr]
+            number, texts = self._trainer.strategy.reduce(both, reduce_op="sum").long()
         if number is not None and int(number):
             raise diverged_victim(int(number), int(texts))
 

@@ -46,7 +46,7 @@ def adapter(base: str, folder: Path, classes: int = 2, **settings: Any) -> PeftM
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     result: PeftModel = model.eval()
     return result
 
