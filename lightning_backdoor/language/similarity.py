@@ -91,11 +91,12 @@ class SentenceEncoder:
                 try:
                     self._tokenizer = load_safely(AutoTokenizer, self.model)
                     network = load_safely(AutoModel, self.model, dtype=torch.float32)
+                    if not network.config.is_encoder_decoder:
+                        check_embeddings(self._tokenizer, network.config, self.model)
                 except InputError as error:  # "model" is the victim's option
                     raise error.under("sentence_encoder") from error
                 if network.config.is_encoder_decoder:
                     raise InputError("sentence_encoder", f"{self.model!r} is an encoder-decoder", "give an encoder")
-                check_embeddings(self._tokenizer, network.config, self.model)
                 self._network = network.eval().to(device)
         return self._network, self._tokenizer
 
