@@ -39,7 +39,7 @@ class FiniteTraining(LightningModule):
             return
         self._not_finite = _sum(self._not_finite, loss.detach())
         one_processor = self.trainer.world_size == 1 and loss.device.type == "cpu"
-        interval = 1 if one_processor else self.trainer.log_every_n_steps or CHECKED_EVERY
+        interval = 1 if one_processor else self.trainer.log_every_n_steps or CHECKED_EVERY  # type: ignore[attr-defined]
         if (batch_idx + 1) % interval == 0:
             self._refuse("the loss of {} batches is NaN or infinite")
 

@@ -183,7 +183,7 @@ def test_a_loss_is_not_checked_where_a_scaler_skips_steps(bert: TextClassifier) 
 
     bert._trainer = Runs()  # type: ignore[assignment]
     bert.on_train_batch_end({"loss": torch.tensor(torch.nan)}, None, 0)
-    Precision.scaler = None  # type: ignore[assignment]
+    Precision.scaler = None
     with pytest.raises(AttributeError):  # it asks the strategy for the count of all processes
         bert.on_train_batch_end({"loss": torch.tensor(torch.nan)}, None, 0)
 
