@@ -41,7 +41,7 @@ class FiniteTraining(LightningModule):
         one_processor = self.trainer.world_size == 1 and loss.device.type == "cpu"
         interval = 1 if one_processor else self.trainer.log_every_n_steps or CHECKED_EVERY  # type: ignore[attr-defined]
         if (batch_idx + 1) % interval == 0:
-            self._refuse("the loss of {} batches is NaN or infinite")
+            self._refuse("NaN or infinite losses: {}")
 
     def on_train_epoch_end(self) -> None:
         """Checks the losses and weights of the epoch.
@@ -49,11 +49,11 @@ class FiniteTraining(LightningModule):
         Raises:
             Diverged: a loss or a trained weight is NaN or infinite.
         """
-        self._refuse("the loss of {} batches is NaN or infinite")
+        self._refuse("NaN or infinite losses: {}")
         weights = [parameter.detach() for parameter in self.parameters() if parameter.requires_grad]
         wrong = sum(int((~weight.isfinite()).sum()) for weight in weights) if not all_finite(weights) else 0
         self._not_finite = torch.tensor(wrong, device=self.device)
-        self._refuse("{} weights are NaN or infinite")
+        self._refuse("NaN or infinite weights: {}")
 
     def _refuse(self, problem: str) -> None:
         """Raises ``Diverged`` if anything was counted on any process; all processes must call it together."""
