@@ -13,6 +13,7 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.detection_metrics import DetectionMetrics
 from lightning_backdoor.callbacks.kept_texts import KeptTexts
 from lightning_backdoor.callbacks.outcome_writer import batch_outcomes, write_all
+from lightning_backdoor.callbacks.processes import check_logits_of_all
 from lightning_backdoor.callbacks.shared import (
     check_unique,
     data_module,
@@ -22,7 +23,7 @@ from lightning_backdoor.callbacks.shared import (
     text_classifier,
 )
 from lightning_backdoor.defenses.defense import Defense, Verdict, judge
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
@@ -75,8 +76,16 @@ class InferenceDefense(Callback):
         return {"defense": self.defense.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the buffers of the defense."""
-        self.defense.load_state_dict(state_dict["defense"])
+        """Restores the buffers of the defense.
+
+        Raises:
+            InputError: they are not those of this defense.
+        """
+        try:
+            self.defense.load_state_dict(state_dict["defense"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            problem = f"its state of {type(self.defense).__name__} cannot be loaded: {reason(error, 200)}"
+            raise InputError("checkpoint", problem, "give a checkpoint of this defense") from None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that names are unique, and gives the defense the run's seed if it has no seed."""
@@ -127,6 +136,7 @@ class InferenceDefense(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the metrics, and writes outcomes and texts."""
+        check_logits_of_all(pl_module)
         self._log(pl_module, "test")
         folder = Path(trainer.default_root_dir, self.name)
         write_all(trainer, self._outcomes, folder)

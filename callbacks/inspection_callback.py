@@ -77,7 +77,8 @@ class InspectionCallback(Callback):
         # devices may differ in the last digits: all processes take the verdict of the first
         verdict = trainer.strategy.broadcast(verdict)
         if not math.isfinite(verdict.score):
-            raise ValueError(f"{type(self.inspection).__name__} gave the model a score of {verdict.score}")
+            problem = f"the score of the model is {verdict.score}"
+            raise InputError(type(self.inspection).__name__, problem, "see that the victim has not diverged")
         numbers = {"inspection_score": verdict.score}
         if "p_value" in verdict.evidence:
             numbers["inspection_p_value"] = float(verdict.evidence["p_value"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks.processes import of_all_processes
+from lightning_backdoor.callbacks.processes import check_logits_of_all, of_all_processes
 from lightning_backdoor.defenses.defense import REJECTED, Verdict
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 
@@ -43,6 +43,7 @@ class OutcomeWriter(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the outcomes of all processes."""
+        check_logits_of_all(pl_module)
         outcomes, self._outcomes = self._outcomes, []
         write_all(trainer, outcomes, Path(trainer.default_root_dir))
 

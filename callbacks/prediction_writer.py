@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_backdoor.callbacks.processes import of_all_processes
+from lightning_backdoor.callbacks.processes import check_logits_of_all, of_all_processes
 
 
 class PredictionWriter(Callback):
@@ -51,6 +51,7 @@ class PredictionWriter(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the rows of all processes, sorted."""
+        check_logits_of_all(pl_module)
         rows, self._rows = self._rows, []
         rows = of_all_processes(trainer, rows)
         if trainer.is_global_zero:

@@ -1,11 +1,13 @@
-"""Gathering Python objects from all processes."""
+"""Gathering Python objects from all processes, and stopping all of them for a diverged victim."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_backdoor.victim.evaluation import EvaluatedClassifier
 
 Item = TypeVar("Item")
 
@@ -17,3 +19,13 @@ def of_all_processes(trainer: Trainer, items: list[Item]) -> list[Item]:
     parts: list[list[Item]] = [[] for _ in range(trainer.world_size)]
     torch.distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+def check_logits_of_all(pl_module: LightningModule) -> None:
+    """Checks the victim's logits before results are written; every process must call it.
+
+    Raises:
+        Diverged: on any process, a logit of the victim was NaN or infinite.
+    """
+    if isinstance(pl_module, EvaluatedClassifier):
+        pl_module.check_logits()

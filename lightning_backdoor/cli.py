@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lightning_backdoor import __version__
 from lightning_backdoor.commands.run_folder import VARIABLE
-from lightning_backdoor.errors import InputError, input_error_behind
+from lightning_backdoor.errors import Diverged, InputError, input_error_behind
 
 #: commands and their descriptions in the help.
 COMMANDS = {
@@ -40,8 +40,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the command and its options; ``sys.argv`` by default.
 
     Returns:
-        The exit status: 0; 2 for invalid input, reported in one line on standard error; 1 if the reader of the output
-        has closed it. ``benchmark`` returns 1 if a cell failed.
+        The exit status: 0; 2 for invalid input, reported in one line on standard error; 1 if training diverged,
+        reported likewise, or if the reader of the output has closed it. ``benchmark`` returns 1 if a cell failed.
     """
     args = sys.argv[1:] if args is None else list(args)
     if not args or args[0] in ("-h", "--help"):
@@ -58,12 +58,12 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        bad_input = input_error_behind(error)
-        if bad_input is None:
+        known = error if isinstance(error, Diverged) else input_error_behind(error)
+        if known is None:
             raise
         if _first_process():
-            sys.stderr.write(f"error: {bad_input}\n")
-        return 2
+            sys.stderr.write(f"error: {known}\n")
+        return 1 if isinstance(known, Diverged) else 2
     finally:
         os.environ.pop(VARIABLE, None)  # another command in this process must write to its own folder
 

@@ -1,4 +1,4 @@
-"""The error raised for input that the user can correct, and one-line messages for other errors."""
+"""The errors raised for input that the user can correct and for diverged training; one-line messages for others."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ class InputError(ValueError):
     def under(self, field: str) -> InputError:
         """The same problem and remedy for another field: the field through which the user gave the value."""
         return InputError(field, self.problem, self.remedy)
+
+
+class Diverged(RuntimeError):
+    """Training or a victim has diverged: losses, weights or logits are NaN or infinite. Its message is one line.
+
+    The command line prints it and exits with status 1.
+    """
 
 
 def input_error_behind(error: BaseException | None) -> InputError | None:

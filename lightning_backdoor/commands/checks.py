@@ -79,4 +79,4 @@ def _check_checkpoint(cli: RunCLI) -> None:
         best = Path(run_dir, "checkpoints", "best.ckpt")
         raise InputError("ckpt_path", "not given, and without it the run's victim is not evaluated", f"give {best}")
     if checkpoint and checkpoint not in KEYWORDS and "://" not in checkpoint:  # Lightning downloads URLs itself
-        read_checkpoint(checkpoint)
+        read_checkpoint(checkpoint, by_lightning=True)

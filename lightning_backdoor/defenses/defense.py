@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_backdoor.batch import Batch, Victim, batch_of_texts
 from lightning_backdoor.data.cleaning import DataDefense
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.divergence import check_logits
 
 __all__ = [
     "BUDGETS",
@@ -23,6 +24,7 @@ __all__ = [
     "Scores",
     "Verdict",
     "Victim",
+    "finite_scores",
     "judge",
     "predict",
     "threshold_at_fpr",
@@ -144,9 +146,10 @@ class Defense(nn.Module, ABC):
         """Sets the thresholds from the scores of the clean threshold rows, which :meth:`learn` has not seen.
 
         Raises:
-            InputError: ``clean_batches`` is empty.
+            InputError: ``clean_batches`` is empty, or a score is not finite.
+            Diverged: the victim's logits are not finite.
         """
-        scores = [self.score(victim, batch).text.float().cpu() for batch in clean_batches]
+        scores = [finite_scores(self, victim, batch).text.float().cpu() for batch in clean_batches]
         if not any(len(part) for part in scores):
             raise InputError("calibration", "no clean texts", "a threshold needs clean validation rows")
         clean = torch.cat(scores)
@@ -166,26 +169,55 @@ def threshold_at_fpr(clean_scores: Tensor, fpr: float) -> Tensor:
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: a score is NaN or infinite.
+
     >>> scores = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0])
     >>> (scores >= threshold_at_fpr(scores, 0.4)).sum().item()
     2
     >>> (scores >= threshold_at_fpr(scores, 0.6)).sum().item()  # flagging three would flag all ties
     2
     """
+    if not clean_scores.isfinite().all():
+        raise ValueError(f"{int((~clean_scores.isfinite()).sum())} of {len(clean_scores)} scores are NaN or infinite")
     ordered = clean_scores.float().sort(descending=True).values
     allowed = int(fpr * len(ordered) + 1e-9)  # 0.29 * 100 is 28.999…
     lowest = ordered[min(allowed, len(ordered) - 1)]
     return torch.nextafter(lowest, torch.full_like(lowest, torch.inf))
 
 
+def finite_scores(defense: Defense, victim: Victim, batch: Batch) -> Scores:
+    """A defense's scores of a batch, checked to be finite; scores of tokens may be infinite.
+
+    Raises:
+        InputError: a text's score is NaN or infinite.
+        Diverged: the defense returned logits of the victim that are NaN or infinite.
+    """
+    scores = defense.score(victim, batch)
+    if scores.logits is not None:
+        check_logits(scores.logits)
+    wrong = int((~scores.text.isfinite()).sum())
+    if wrong:
+        problem = f"{wrong} of {len(scores.text)} scores are NaN or infinite"
+        raise InputError(
+            type(defense).__name__, problem, "a score must be finite; see that the victim has not diverged"
+        )
+    return scores
+
+
 @torch.no_grad()
 def predict(victim: Victim, texts: Sequence[str]) -> Tensor:
-    """The victim's predictions on texts, (texts,), int64, on the victim's device."""
+    """The victim's predictions on texts, (texts,), int64, on the victim's device.
+
+    Raises:
+        Diverged: a logit is NaN or infinite.
+    """
     batch = batch_of_texts(texts, victim.tokenizer, victim.max_length)
     device = victim.network.device
     logits: Tensor = victim.network(
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
     ).logits
+    check_logits(logits)
     return logits.argmax(dim=-1)
 
 
@@ -203,11 +235,15 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None 
 
     Raises:
         RuntimeError: the defense has no threshold yet.
+        InputError: a score is NaN or infinite.
+        Diverged: a logit of the victim is NaN or infinite.
         ValueError: :meth:`Defense.purify` returned something that is not allowed.
     """
     if defense.threshold.isnan():
         raise RuntimeError(f"{type(defense).__name__} has no threshold; call calibrate with clean validation batches")
-    scores = defense.score(victim, batch)
+    if logits is not None:
+        check_logits(logits)
+    scores = finite_scores(defense, victim, batch)
     flagged = scores.text >= defense.threshold.to(scores.text)
     if logits is None:
         logits = victim_logits(victim, batch, scores)
@@ -229,10 +265,15 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None 
 
 @torch.no_grad()
 def victim_logits(victim: Victim, batch: Batch, scores: Scores) -> Tensor:
-    """The victim's logits on the unchanged texts, (batch, classes); computed only if scoring did not return them."""
+    """The victim's logits on the unchanged texts, (batch, classes); computed only if scoring did not return them.
+
+    Raises:
+        Diverged: a logit is NaN or infinite.
+    """
     if scores.logits is not None:
         return scores.logits
     logits: Tensor = victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    check_logits(logits)
     return logits
 
 

@@ -21,7 +21,7 @@ from itertools import chain
 import torch
 
 from lightning_backdoor.batch import Batch, Victim
-from lightning_backdoor.defenses.defense import Defense, threshold_at_fpr, victim_logits
+from lightning_backdoor.defenses.defense import Defense, finite_scores, threshold_at_fpr, victim_logits
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.errors import InputError
@@ -118,13 +118,13 @@ class FlaggedShare(Inspection):
         """Sets the threshold at which at most the budget of the clean threshold rows is flagged.
 
         Raises:
-            InputError: ``clean_batches`` is empty.
+            InputError: ``clean_batches`` is empty, or a score is not finite.
         """
         batches = list(clean_batches)
         if not any(batch["text"] for batch in batches):
             raise InputError("calibration", "no clean texts", "a threshold needs clean validation rows")
         self.defense.calibrate(victim, batches)
-        scores = torch.cat([self.defense.score(victim, batch).text.float().cpu() for batch in batches])
+        scores = torch.cat([finite_scores(self.defense, victim, batch).text.float().cpu() for batch in batches])
         self.threshold = threshold_at_fpr(scores, self.defense.fpr)
 
     def inspect(self, victim: Victim, clean_batches: Iterable[Batch], stream: Iterable[Batch] = ()) -> ModelVerdict:
@@ -138,7 +138,7 @@ class FlaggedShare(Inspection):
         texts = 0
         predictions: list[int] = []
         for batch in chain(clean_batches, stream):
-            scores = self.defense.score(victim, batch)
+            scores = finite_scores(self.defense, victim, batch)
             flagged = scores.text.float() >= self.threshold.to(scores.text.device)
             texts += len(batch["text"])
             predictions += victim_logits(victim, batch, scores).argmax(dim=-1)[flagged].tolist()

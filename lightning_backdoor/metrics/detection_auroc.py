@@ -12,7 +12,7 @@ class DetectionAUROC(Metric):
     """Exact AUROC of suspicion scores, poisoned against clean rows; NaN without poisoned or without clean rows.
 
     It is the share of (poisoned, clean) pairs of rows in which the poisoned row has the higher score, where a tie
-    counts half. Pairs are counted in whole numbers, so scores may be of any size, infinite included. All scores are
+    counts half. Pairs are counted in whole numbers, so scores may be of any finite size. All scores are
     kept, and gathered from all processes.
 
     >>> metric = DetectionAUROC()
@@ -31,7 +31,13 @@ class DetectionAUROC(Metric):
         self.add_state("poisoned", [], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, poisoned: Tensor) -> None:
-        """Adds rows; ``scores`` is (rows,), float32, ``poisoned`` is (rows,), bool."""
+        """Adds rows; ``scores`` is (rows,), float32, ``poisoned`` is (rows,), bool.
+
+        Raises:
+            ValueError: a score is NaN or infinite.
+        """
+        if not scores.isfinite().all():
+            raise ValueError(f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are NaN or infinite")
         # float32, since a process without rows sends empty float32 tensors and dtypes must match
         self.scores.append(scores.float())
         self.poisoned.append(poisoned.float())

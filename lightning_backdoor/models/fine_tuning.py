@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from transformers import (
     AutoConfig,
@@ -17,9 +16,11 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import Diverged, InputError
+from lightning_backdoor.models.divergence import FiniteTraining, all_finite
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.models.lora import insert_lora, merge_lora
+from lightning_backdoor.models.vocabulary import check_embeddings
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -28,16 +29,19 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     With padding on the left, absolute positions, as in BERT, would depend on the other texts of a batch.
 
     Raises:
-        InputError: the tokenizer cannot be loaded.
+        InputError: the tokenizer cannot be loaded, has no vocabulary, or has neither token.
     """
     tokenizer: PreTrainedTokenizerBase = load_safely(AutoTokenizer, name)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        problem = f"the tokenizer of {name!r} has neither a padding nor an end token"
+        raise InputError("model", problem, "name one of its tokens pad_token in tokenizer_config.json")
     return tokenizer
 
 
-class FineTunedNetwork(LightningModule):
+class FineTunedNetwork(FiniteTraining):
     """Base class of modules that fine-tune a network of transformers, with its tokenizer.
 
     A subclass takes ``model``, ``learning_rate``, ``warmup`` and ``lora_rank``, calls ``save_hyperparameters`` in its
@@ -64,9 +68,10 @@ class FineTunedNetwork(LightningModule):
         """Loads the model's configuration, without its weights; ``kwargs`` override its values.
 
         Raises:
-            InputError: the configuration cannot be loaded.
+            InputError: the configuration cannot be loaded, or the tokenizer has tokens without an embedding.
         """
         config: PreTrainedConfig = load_safely(AutoConfig, self.hparams["model"], **kwargs)
+        check_embeddings(self.tokenizer, config, self.hparams["model"])
         return config
 
     def insert_lora(self) -> None:
@@ -101,6 +106,14 @@ class FineTunedNetwork(LightningModule):
         return self.network if self.hparams["lora_rank"] is None else merge_lora(self.network)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors)."""
-        self.plain_network().save_pretrained(folder)
+        """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors).
+
+        Raises:
+            Diverged: a weight is NaN or infinite.
+        """
+        network = self.plain_network()
+        for name, weight in network.named_parameters():
+            if not all_finite([weight.detach()]):
+                raise Diverged(f"the victim diverged: its weights are NaN or infinite ({name}), and are not exported")
+        network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -11,6 +11,7 @@ from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import whole_folder
 from lightning_backdoor.files.cache import cache_folder
 from lightning_backdoor.files.hashing import content_hash
+from lightning_backdoor.models.config_file import no_hub_kernels
 
 
 def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
@@ -49,11 +50,17 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
         # on the processor and in float32, whatever device and mode the caller has set
-        with torch.device("cpu"), torch.inference_mode(False):
-            network = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        with torch.device("cpu"), torch.inference_mode(False), no_hub_kernels():
+            network, info = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32, output_loading_info=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except Exception as error:  # each loader of transformers raises its own error classes
         raise InputError("model", f"{path} cannot be read as GGUF: {reason(error)}") from error
+    if info["missing_keys"]:
+        raise InputError(
+            "model", f"{path} lacks weights of its network ({', '.join(sorted(info['missing_keys'])[:3])})"
+        )
     # the weights are plain floats, but transformers does not save a network that still has a quantizer
     quantizer = getattr(network, "hf_quantizer", None)  # private: transformers 5.23.0
     if quantizer is not None:

@@ -58,6 +58,11 @@ def merge_lora(network: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, LoraLayer):
             module.merge()
             plain.set_submodule(name, module.get_base_layer())
-    for part in (plain, plain.base_model):
+    return plain_again(plain)
+
+
+def plain_again(network: PreTrainedModel) -> PreTrainedModel:
+    """Removes what peft leaves in a network whose adapter is merged, in place; all its weights become trainable."""
+    for part in (network, network.base_model):
         vars(part).pop("peft_config", None)  # private: peft 0.21.2
-    return plain.requires_grad_(True)
+    return network.requires_grad_(True)

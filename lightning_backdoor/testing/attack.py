@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning_backdoor.attacks import BackdoorAttack, Poisoned
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.cleaning import LabelledText
-from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.errors import Diverged, InputError, reason
 from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, quiet, require, tiny_bert
 
 
@@ -136,10 +136,14 @@ def _check_fit(name: str, attack: BackdoorAttack, rows: Sequence[LabelledText], 
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        trainer.fit(trial, datamodule=data)
+        diverged = False
+        try:
+            trainer.fit(trial, datamodule=data)
+        except Diverged:
+            diverged = True
         logged = dict(trainer.callback_metrics)
         finite = all(bool(parameter.isfinite().all()) for parameter in trial.parameters())
-        require(finite, f"{name}: fit", "leaves parameters that are not finite")
+        require(finite and not diverged, f"{name}: fit", "leaves parameters that are not finite")
         trainer.save_checkpoint(f"{folder}/last.ckpt")
         try:
             torch.load(f"{folder}/last.ckpt", weights_only=True)

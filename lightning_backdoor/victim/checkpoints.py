@@ -12,24 +12,41 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.packaged import resolve
+from lightning_backdoor.models.config_file import label_names
 from lightning_backdoor.models.fine_tuning import load_tokenizer
-from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.loading import load_network, load_safely
+from lightning_backdoor.models.vocabulary import check_embeddings
+from lightning_backdoor.victim.checkpoint_content import (
+    DATA_MODULE,
+    check_archive,
+    check_content,
+    check_dtypes,
+    is_flat,
+    shown,
+    victim_arguments,
+)
+from lightning_backdoor.victim.network import SEVERAL_ANSWERS
 from lightning_backdoor.victim.training_defense import TrainingDefense
 
-#: name under which a checkpoint holds the state of the data module.
-DATA_MODULE = "BackdoorDataModule"
 #: upper limit on the default ``max_length`` of a Hugging Face folder's victim; encoders seldom have more positions.
 LONGEST = 512
+#: characters of a recorded defense that are shown.
+SHOWN = 300
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, by_lightning: bool = False) -> dict[str, Any]:
     """Reads a Lightning checkpoint that consists of tensors and plain values.
+
+    Args:
+        path: path of the file.
+        by_lightning: whether Lightning will load it too, which needs to know the version that wrote it.
 
     Raises:
         InputError: the file does not exist, is damaged, or could only be loaded by running code from it.
     """
     if not Path(path).is_file():
         raise InputError("checkpoint", f"{path} is not a file", "give a Lightning checkpoint")
+    check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises almost any error for a damaged file
@@ -43,6 +60,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError("checkpoint", f"{path} is damaged or not a Lightning checkpoint") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError("checkpoint", f"{path} is not a Lightning checkpoint", "it has no state_dict")
+    check_content(checkpoint, path)
+    if by_lightning and "pytorch-lightning_version" not in checkpoint:
+        raise InputError("checkpoint", f"{path} does not record a pytorch-lightning_version", "give a run's checkpoint")
     return checkpoint
 
 
@@ -57,8 +77,9 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 
 def load_state(module: nn.Module, state: dict[str, Any], path: str | Path, strict: bool = True) -> None:
     """``module.load_state_dict``, with an ``InputError`` that names the file if the weights do not fit."""
+    check_dtypes(module, state, path)
     try:
-        module.load_state_dict(state, strict=strict)
+        nn.Module.load_state_dict(module, state, strict=strict)  # a victim's own names no file
     except RuntimeError as error:
         raise InputError("checkpoint", f"{path} does not fit the network: {reason(error, 200)}") from None
 
@@ -91,18 +112,10 @@ def read_trained(path: str, max_length: int | None = None) -> TrainedVictim:
 
 def _of_checkpoint(path: str, max_length: int | None) -> TrainedVictim:
     checkpoint = read_checkpoint(path)
-    trained_with = checkpoint.get("hyper_parameters")
-    if not isinstance(trained_with, dict) or not trained_with.get("labels") or not trained_with.get("model"):
-        raise InputError("model", f"{path} does not record its model and labels", "export it as a folder")
+    arguments = victim_arguments(checkpoint.get("hyper_parameters"), path, max_length)
     defense = described(checkpoint.get("training_defense"))
     if defense:
         raise InputError("model", f"{path} was trained under {defense}", "give the model folder that its run exported")
-    arguments = {
-        "model": trained_with["model"],
-        "labels": list(trained_with["labels"]),
-        "max_length": trained_with.get("max_length", 128) if max_length is None else max_length,
-        "lora_rank": trained_with.get("lora_rank"),
-    }
     return TrainedVictim(arguments, checkpoint["state_dict"], checkpoint.get(DATA_MODULE))
 
 
@@ -112,18 +125,19 @@ def _of_folder(path: str, max_length: int | None) -> TrainedVictim:
     config = load_safely(AutoConfig, path)
     if config.num_labels < 2:
         raise InputError("model", f"{path} has {config.num_labels} label", "give a classifier of at least two")
-    _, loading = load_safely(AutoModelForSequenceClassification, path, output_loading_info=True)
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise InputError(
-            "model", f"{path} lacks the weights {missing}", "give a checkpoint fine-tuned for classification"
-        )
+    labels = label_names(config, path)
+    if config.problem_type in SEVERAL_ANSWERS:
+        raise InputError("model", f"{path} {SEVERAL_ANSWERS[config.problem_type]}", "give a classifier of one label")
+    new_head = load_network(AutoModelForSequenceClassification, path).new_head
+    if new_head is not None:
+        raise InputError("model", f"{path} {new_head.problem}", "give a checkpoint fine-tuned for classification")
+    tokenizer = load_tokenizer(path)
+    check_embeddings(tokenizer, config, path)
     if max_length is None:
         positions = getattr(config, "max_position_embeddings", None) or LONGEST
         # tokenizers without a declared length have 1e30; RoBERTa-like models count positions from 2
-        declared = load_tokenizer(path).model_max_length
+        declared = tokenizer.model_max_length
         max_length = min(LONGEST, positions, declared if declared <= positions else positions - 2)
-    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
     return TrainedVictim({"model": path, "labels": labels, "max_length": max_length, "lora_rank": None}, None)
 
 
@@ -133,7 +147,14 @@ def described(recorded: object) -> str | None:
     >>> described({"name": "MuScleLoRA", "settings": {"lora_rank": 8}}), described("MuScleLoRA(lora=8)")
     ('MuScleLoRA(lora_rank=8)', 'MuScleLoRA(lora=8)')
     """
-    return str(TrainingDefense(**recorded)) if isinstance(recorded, dict) else str(recorded) if recorded else None
+    if not recorded:
+        return None
+    if not isinstance(recorded, dict):
+        return str(recorded)[:SHOWN] if isinstance(recorded, str) else shown(recorded)
+    name, settings = recorded.get("name"), recorded.get("settings")
+    pairs = settings.items() if isinstance(settings, dict) else ()
+    plain = {str(key)[:60]: value if is_flat(value) else shown(value) for key, value in pairs}
+    return str(TrainingDefense(name if isinstance(name, str) else shown(name), plain))[:SHOWN]
 
 
 def same_defense(recorded: object, defense: TrainingDefense | None) -> bool:

@@ -14,16 +14,17 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.victim.checkpoints import TrainedVictim, described, load_state, read_trained, same_defense
-from lightning_backdoor.victim.evaluation import Evaluated, EvaluatedClassifier, now
+from lightning_backdoor.models.weights import check_finite
+from lightning_backdoor.victim.checkpointing import CheckpointedClassifier
+from lightning_backdoor.victim.checkpoints import TrainedVictim, load_state, read_trained
+from lightning_backdoor.victim.evaluation import Evaluated, now
 from lightning_backdoor.victim.network import build_network, check_config, freeze, train_head
 from lightning_backdoor.victim.published import check_rows, read_published
-from lightning_backdoor.victim.training_defense import TrainingDefense
 
 __all__ = ["Evaluated", "TextClassifier", "now"]
 
 
-class TextClassifier(EvaluatedClassifier):
+class TextClassifier(CheckpointedClassifier):
     """A victim: fine-tunes any ``AutoModelForSequenceClassification``. Without an attack it is the benign victim.
 
     The optimizer is AdamW without weight decay on biases and norms, with linear warm-up and decay over the run's actual
@@ -88,11 +89,9 @@ class TextClassifier(EvaluatedClassifier):
         if not 0 <= warmup < 1:
             raise InputError("warmup", f"{warmup} is not a share of the steps", "give a number from 0 to below 1")
         self.max_length = max_length
-        self.training_defense: TrainingDefense | None = None
         self.trained_on: dict[str, Any] | None = None
         self._has_begun = False  # whether this fit has tried to load the published weights
         self._published_error: InputError | None = None
-        self._random_states: dict[str, Tensor] = {}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -128,11 +127,8 @@ class TextClassifier(EvaluatedClassifier):
         victim.configure_model()
         if trained.state is not None:  # without the attack's own weights: the classifier is the network
             load_state(victim, {k: v for k, v in trained.state.items() if k.startswith("network.")}, path)
-        for name, weight in victim.network.named_parameters():
-            if not weight.isfinite().all():
-                raise InputError(
-                    "model", f"{path} has weights that are not numbers ({name})", "give one whose training held"
-                )
+            victim.new_head = None
+        check_finite(victim.network, path)
         victim.trained_on = trained.trained_on
         return victim.eval()
 
@@ -159,7 +155,7 @@ class TextClassifier(EvaluatedClassifier):
         config.pad_token_id = self.tokenizer.pad_token_id  # decoders classify at the last token before padding
         # drawing a new head that is soon replaced must not advance the generator of dropout
         with torch.random.fork_rng(devices=[], enabled=begins):
-            self.network = build_network(self.hparams["model"], config)
+            self.network, self.new_head = build_network(self.hparams["model"], config)
             if begins:
                 self._load_published()
         self.insert_lora()
@@ -211,6 +207,7 @@ class TextClassifier(EvaluatedClassifier):
             self.read_published()
             state = TextClassifier.load_trained(path).plain_network().state_dict()
             load_state(self.network, dict(state), path)
+            self.new_head = None
         except InputError as error:
             self._published_error = error.under("published")
 
@@ -274,39 +271,10 @@ class TextClassifier(EvaluatedClassifier):
         fused = (self.device.type == "cpu" and not self.trainer.gradient_clip_val) or None
         return self.adamw_with_linear_schedule(groups, fused)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Records the training-time defense, and the states of the generators from which dropout draws."""
-        defense = self.training_defense
-        recorded = None if defense is None else {"name": defense.name, "settings": defense.settings}
-        checkpoint["training_defense"] = recorded
-        checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rejects a checkpoint whose training-time defense, or its absence, differs from the attached one.
-
-        Raises:
-            InputError: the checkpoint was trained under another training-time defense, or only one of the two has one.
-        """
-        recorded = checkpoint.get("training_defense")
-        if not same_defense(recorded, self.training_defense):
-            trained_under = described(recorded) or "no training-time defense"
-            raise InputError(
-                "checkpoint",
-                f"trained under {trained_under}, but {self.training_defense or 'none'} is attached",
-                "attach the same callback, or give the run's exported model folder",
-            )
-        self._random_states = checkpoint.get("random_states", {})
-        self._published_error = None  # a fit that resumes needs no published weights
-
-    def on_train_start(self) -> None:
-        """In a resumed run, restores the random generators; with several processes, from the state of the first."""
-        states, self._random_states = self._random_states, {}
-        if "cpu" in states:
-            torch.set_rng_state(states["cpu"].cpu())
-        if "cuda" in states and self.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
+        """Rejects a checkpoint of another training-time defense; a fit that resumes needs no published weights."""
+        super().on_load_checkpoint(checkpoint)
+        self._published_error = None
 
     def plain_network(self) -> PreTrainedModel:
         """The network for export: without modules of a training-time defense, and with low-rank updates merged."""

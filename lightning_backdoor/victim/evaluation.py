@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.metrics import CleanAccuracy
+from lightning_backdoor.models.divergence import count_not_finite, diverged_victim
 from lightning_backdoor.models.fine_tuning import FineTunedNetwork
 
 STAGES = ("val", "test")
@@ -36,7 +37,15 @@ def now(device: torch.device) -> float:
 
 
 class EvaluatedClassifier(FineTunedNetwork):
-    """Base of :class:`lightning_backdoor.victim.TextClassifier` that validates, tests and predicts."""
+    """Base of :class:`lightning_backdoor.victim.TextClassifier` that validates, tests and predicts.
+
+    Logits that are NaN or infinite end an evaluation: at once with one process, otherwise at its end, on all processes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._texts = 0
+        self._diverged_texts: Tensor | None = None
 
     def make_metrics(self) -> nn.ModuleDict:
         """The metrics of one stage by logged name; each has ``update(prediction, batch)``."""
@@ -62,26 +71,59 @@ class EvaluatedClassifier(FineTunedNetwork):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The columns of the batch, with the victim's logits and predictions."""
         logits = self(batch).float()
+        self._count(logits)
         return {**batch, "logits": logits, "prediction": logits.argmax(dim=-1)}
 
     def _evaluate(self, stage: str, batch: Batch) -> Evaluated:
         started = now(self.device)
         logits = self(batch)
         seconds = now(self.device) - started
+        self._count(logits)
         prediction = logits.argmax(dim=-1)
         for metric in self._metrics(stage).values():
             metric.update(prediction, batch)
         return Evaluated(logits=logits, seconds=seconds)
 
+    def _count(self, logits: Tensor) -> None:
+        number = count_not_finite(logits)
+        self._diverged_texts = number if self._diverged_texts is None else self._diverged_texts + number
+        self._texts += len(logits)
+        if self._trainer is None or self._trainer.world_size == 1:
+            self.check_logits()
+
+    def check_logits(self) -> None:
+        """Checks all logits since the last call; every process must call it.
+
+        Raises:
+            Diverged: on any process, a logit was NaN or infinite.
+        """
+        number, texts = self._diverged_texts, self._texts
+        self._diverged_texts, self._texts = None, 0
+        if self._trainer is not None and self._trainer.world_size > 1:
+            both = torch.tensor([0 if number is None else int(number), texts], dtype=torch.float32, device=self.device)
+            number, texts = self._trainer.strategy.reduce(both, reduce_op="sum").long()
+        if number is not None and int(number):
+            raise diverged_victim(int(number), int(texts))
+
     def _metrics(self, stage: str) -> dict[str, Metric]:
         return dict(self.stage_metrics[stage].items())  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics as ``val/...``."""
+        """Logs the validation metrics as ``val/...``.
+
+        Raises:
+            Diverged: see :meth:`check_logits`.
+        """
+        self.check_logits()
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        """Logs the test metrics as ``test/...``."""
+        """Logs the test metrics as ``test/...``.
+
+        Raises:
+            Diverged: see :meth:`check_logits`.
+        """
+        self.check_logits()
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:

@@ -11,7 +11,14 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.loading import load_network
+from lightning_backdoor.models.weights import LoadedNetwork, NewHead
+
+#: problem types of transformers in which a text does not have one label, and what to say of the model.
+SEVERAL_ANSWERS = {
+    "multi_label_classification": "is a multi-label classifier, which gives a text any number of labels",
+    "regression": "predicts numbers, not labels",
+}
 
 
 def check_config(config: PreTrainedConfig, model: str, max_length: int) -> None:
@@ -27,18 +34,23 @@ def check_config(config: PreTrainedConfig, model: str, max_length: int) -> None:
         raise InputError("max_length", f"{max_length} is beyond the {positions} positions of {model!r}", "lower it")
 
 
-def build_network(model: str, config: PreTrainedConfig) -> PreTrainedModel:
+def build_network(model: str, config: PreTrainedConfig) -> LoadedNetwork:
     """Loads a sequence classifier in float32 and in training mode.
 
+    Returns:
+        The network, and why its head cannot classify without training, if so: it is new, or gives several labels.
+
     Raises:
-        InputError: the model cannot be loaded without running code of its own, or is not a safe checkpoint.
+        InputError: the model cannot be loaded without running code of its own, or is not a safe checkpoint, or lacks
+            weights of its backbone.
     """
-    network: PreTrainedModel = load_safely(
-        AutoModelForSequenceClassification, model, config=config, dtype=torch.float32
-    )
+    several = SEVERAL_ANSWERS.get(config.problem_type)
+    if several:
+        config.problem_type = None  # the victim gives one label, and so does its export
+    network, new_head = load_network(AutoModelForSequenceClassification, model, config=config, dtype=torch.float32)
     if is_causal(network) and "position_ids" in inspect.signature(network.forward).parameters:
         network.register_forward_pre_hook(_count_tokens_alone, with_kwargs=True)
-    return network.train()
+    return LoadedNetwork(network.train(), new_head or (NewHead(several, other_size=True) if several else None))
 
 
 def is_causal(network: nn.Module) -> bool:

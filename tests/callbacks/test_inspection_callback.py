@@ -199,7 +199,7 @@ def test_the_inspection_takes_the_seed_of_the_run_where_it_has_none(
 
 def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:
     broken = InspectionCallback(Recorder(ModelVerdict(float("nan"), None, {})))
-    with pytest.raises(ValueError, match="Recorder gave the model a score of nan"):
+    with pytest.raises(ValueError, match="Recorder: the score of the model is nan"):
         run_test(tmp_path, attack, data, broken)
     assert not (tmp_path / "inspection.json").exists()
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_backdoor.batch import batch_of_texts
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import Diverged, InputError
 from lightning_backdoor.victim import TextClassifier, load_trained
 from lightning_backdoor.victim.checkpoints import load_weights, read_checkpoint
 from tests.support.tiny import ENCODERS, SENTENCES, loaded
@@ -99,7 +99,10 @@ def test_a_model_whose_training_diverged_is_refused(tiny_folder: Callable[[str],
     victim = loaded(tiny_folder("bert"))
     with torch.no_grad():
         victim.network.classifier.weight[0, 0] = torch.nan
-    victim.save_pretrained(tmp_path)
+    with pytest.raises(Diverged, match=r"not exported"):
+        victim.save_pretrained(tmp_path)
+    victim.network.save_pretrained(tmp_path)
+    victim.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"weights that are not numbers \(classifier\.weight\)"):
         load_trained(str(tmp_path))
 

@@ -1,0 +1,116 @@
+"""The checkpoint half of the victim: what its checkpoints record, and what is refused when one is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.models.weights import NewHead
+from lightning_backdoor.victim.checkpoint_content import check_dtypes
+from lightning_backdoor.victim.checkpoints import described, same_defense
+from lightning_backdoor.victim.evaluation import EvaluatedClassifier
+from lightning_backdoor.victim.training_defense import TrainingDefense
+
+
+class CheckpointedClassifier(EvaluatedClassifier):
+    """Base of :class:`lightning_backdoor.victim.TextClassifier` that saves and loads checkpoints.
+
+    Attributes:
+        training_defense: record of the training-time defense, set by its callback; None without one.
+        new_head: why the head that the network was built with cannot classify; None if it can, or once a checkpoint is
+            loaded or training has begun.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training_defense: TrainingDefense | None = None
+        self.new_head: NewHead | None = None
+        self._random_states: dict[str, Tensor] = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Records the training-time defense, and the states of the generators from which dropout draws."""
+        defense = self.training_defense
+        recorded = None if defense is None else {"name": defense.name, "settings": defense.settings}
+        checkpoint["training_defense"] = recorded
+        checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rejects a checkpoint whose training-time defense, or its absence, differs from the attached one.
+
+        Raises:
+            InputError: the checkpoint was trained under another training-time defense, or only one of the two has one.
+        """
+        recorded = checkpoint.get("training_defense")
+        if not same_defense(recorded, self.training_defense):
+            trained_under = described(recorded) or "no training-time defense"
+            raise InputError(
+                "checkpoint",
+                f"trained under {trained_under}, but {self.training_defense or 'none'} is attached",
+                "attach the same callback, or give the run's exported model folder",
+            )
+        self._random_states = checkpoint.get("random_states", {})
+        self.new_head = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights as torch does.
+
+        Raises:
+            InputError: they do not fit the network.
+        """
+        check_dtypes(self, state_dict, "the checkpoint")
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            problem = f"it does not fit the network: {reason(error, 200)}"
+            raise InputError("checkpoint", problem, "give one of the same model and labels") from None
+
+    def on_train_start(self) -> None:
+        """Says that the head is new; in a resumed run, restores the random generators.
+
+        With several processes the generators are restored from the state of the first.
+        """
+        if self.new_head is not None:
+            rank_zero_info(f"{self.hparams['model']} {self.new_head.problem}: the head is trained for this data")
+            self.new_head = None
+        states, self._random_states = self._random_states, {}
+        try:
+            if "cpu" in states:
+                torch.set_rng_state(states["cpu"].cpu())
+            if "cuda" in states and self.device.type == "cuda":
+                torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            problem = f"its random_states are not those of a generator ({reason(error, 100)})"
+            raise InputError("checkpoint", problem, "it is damaged, or not of this library") from None
+
+    def on_validation_start(self) -> None:
+        """Outside of a fit, checks the head; see :meth:`on_test_start`."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._check_head()
+
+    def on_test_start(self) -> None:
+        """Checks that the head is trained.
+
+        Raises:
+            InputError: no checkpoint was loaded, and the model's head has another number of classes.
+        """
+        self._check_head()
+
+    def on_predict_start(self) -> None:
+        """Checks the head; see :meth:`on_test_start`."""
+        self._check_head()
+
+    def _check_head(self) -> None:
+        if self.new_head is None:
+            return
+        said = f"{self.hparams['model']} {self.new_head.problem}"
+        if self.new_head.other_size:
+            raise InputError("model", said, "give a checkpoint trained on these labels")
+        rank_zero_warn(f"{said}, which is random: the figures say nothing about a trained model")
