@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from lightning_backdoor.commands.option_parser import OptionParser
 from lightning_backdoor.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 OPTIONS_OF_TESTS = ("verbose", "return_predictions")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OptionParser:
     """The options of ``poison`` itself; attack and data are given by the options of ``fit``."""
-    options = argparse.ArgumentParser(
+    options = OptionParser(
         "lightning-backdoor poison",
         description="Writes train, validation and test as parquet and csv, with the columns text, spans, label,"
         " original_label, poisoned, negative and index. Part of the training rows is poisoned; validation and test hold"

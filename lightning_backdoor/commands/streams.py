@@ -1,4 +1,4 @@
-"""The standard streams of a command: usable where they are closed, and on terminals that cannot show every character."""
+"""The standard streams of a command: usable where they are closed, and on terminals that lack characters."""
 
 from __future__ import annotations
 

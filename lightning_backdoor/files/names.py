@@ -52,12 +52,13 @@ def check_inside(name: str, field: str) -> None:
         raise InputError(field, f"{name[:LONGEST_NAME]!r} leads out of the run's folder", "give a name without ..")
 
 
-def check_folder(folder: Path, field: str) -> None:
+def check_folder(folder: Path, field: str, existing_folder: bool = True) -> None:
     """Checks that a folder exists or can be made, and can be written to; creates nothing.
 
     Args:
         folder: the folder.
         field: the option that gives it.
+        existing_folder: False for the path of a file, of which only the folders above it must be folders.
 
     Raises:
         InputError: a part of its path is a file, is too long, cannot be written to, or contains control characters.
@@ -66,12 +67,31 @@ def check_folder(folder: Path, field: str) -> None:
         raise InputError(field, f"{str(folder)!r} contains control characters", "give another name")
     try:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if _exists(parent))
+        if existing == folder and not existing_folder:
+            existing = folder.absolute().parent
     except (OSError, ValueError) as error:
-        raise InputError(field, f"{folder!s:.200} cannot be a folder ({reason(error, 60)})", "give another") from None
+        raise InputError(field, f"{str(folder)[:200]} cannot be written ({reason(error, 60)})", "give another") from None
     if not existing.is_dir():
         raise InputError(field, f"{existing} is not a folder", "give another name")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(field, f"{existing} cannot be written to", "give another folder")
+
+
+def check_file(path: Path, field: str) -> None:
+    """Checks that a file exists or can be made in a folder that exists; creates nothing.
+
+    Args:
+        path: the file.
+        field: the option that gives it.
+
+    Raises:
+        InputError: see :func:`check_folder`; or there is no such folder, or the path is itself a folder.
+    """
+    check_folder(path, field, existing_folder=False)
+    if path.is_dir():
+        raise InputError(field, f"{path} is a folder", "name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(field, f"the folder {path.parent} does not exist", "make it first")
 
 
 def _exists(path: Path) -> bool:
