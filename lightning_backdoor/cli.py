@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lightning_backdoor import __version__
 from lightning_backdoor.commands.import_path import without_working_directory, working_directory_last
+from lightning_backdoor.commands.option_bounds import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
@@ -108,6 +109,7 @@ def _run(args: list[str]) -> int:
         from lightning_backdoor.benchmark.command import main as benchmark
 
         return benchmark(options)
+    check_options(options)
     if command == "poison":
         from lightning_backdoor.commands.poison import main as poison
 

@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, Namespace, get_loader,
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_backdoor.commands.option_bounds import is_file
 from lightning_backdoor.errors import InputError, input_error_behind, reason
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
 from lightning_backdoor.files.presets import preset_path
@@ -54,7 +55,7 @@ def load_bounded(text: str) -> Any:
     except yaml.YAMLError:
         raise
     except Exception as error:  # whatever Python raises for dates and numbers that are none
-        raise yaml.YAMLError(str(error)) from None
+        raise yaml.YAMLError(f"a value is malformed: {error}") from None
 
 
 class PresetConfigFile(ActionConfigFile):
@@ -65,30 +66,26 @@ class PresetConfigFile(ActionConfigFile):
         preset = preset_path(values)
         # jsonargparse also accepts URLs and YAML instead of a path: these are passed on unchanged
         given = values if preset == Path(values) else str(preset)
-        text = read_bounded(preset) if _is_file(preset) else ""
+        text = read_bounded(preset) if is_file(preset) else ""
+        try:
+            content = load_bounded(text)
+        except yaml.YAMLError as error:
+            raise InputError("config", f"{preset} is not YAML ({reason(error, 150)})", "correct it") from None
         super().__call__(parser, cfg, given, option_string)  # type: ignore[no-untyped-call]
-        run = _moved_run(preset, text)
+        run = _moved_run(preset, content) if text.startswith(HEADER) else None
         if run is not None:
             cfg.run_dir = str(run)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # text that no path can be
-        return False
-
-
-def _moved_run(path: Path, text: str) -> Path | None:
+def _moved_run(path: Path, content: Any) -> Path | None:
     """The folder of the run that a command wrote this config for, if that folder has been moved or copied since.
 
     Args:
         path: the config.
-        text: its content.
+        content: its content.
     """
-    if path.name != "config.yaml" or not text.startswith(HEADER):
+    if path.name != "config.yaml":
         return None
-    content = get_loader(BOUNDED)(text)
     recorded = content.get("run_dir") if isinstance(content, dict) else None
     if not isinstance(recorded, str):
         return None
@@ -138,10 +135,6 @@ def parse(parser: LightningArgumentParser, args: list[str]) -> Namespace:
         InputError: the options cannot be parsed; the message names the option.
         SystemExit: ``--help`` or ``--print_config`` is among them.
     """
-    for value in args:
-        problem = out_of_bounds(value.partition("=")[2] if value.startswith("-") else value)
-        if problem:
-            raise InputError("options", f"{value[:60]!r} {problem}", "give a shorter value or a file")
     try:
         return parser.parse_args(args)
     except ArgumentError as error:

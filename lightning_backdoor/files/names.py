@@ -70,7 +70,9 @@ def check_folder(folder: Path, field: str, existing_folder: bool = True) -> None
         if existing == folder and not existing_folder:
             existing = folder.absolute().parent
     except (OSError, ValueError) as error:
-        raise InputError(field, f"{str(folder)[:200]} cannot be written ({reason(error, 60)})", "give another") from None
+        raise InputError(
+            field, f"{str(folder)[:200]} cannot be written ({reason(error, 60)})", "give another"
+        ) from None
     if not existing.is_dir():
         raise InputError(field, f"{existing} is not a folder", "give another name")
     if not os.access(existing, os.W_OK | os.X_OK):
