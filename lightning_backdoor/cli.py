@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from lightning_backdoor import __version__
 from lightning_backdoor.commands.import_path import without_working_directory, working_directory_last
@@ -62,10 +63,10 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # an error of the last lines is reported here, not when the interpreter exits
             return status
     except Ended as ended:
-        sys.stderr.write(f"{ended}\n")
+        _report(str(ended))
         return 128 + ended.number
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        _report("interrupted")
         return 130
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         drop_output()
@@ -76,8 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, OSError):
             drop_output()  # it may be the output that cannot be written
-        if _first_process() or status == 1:  # invalid input is found by all processes, a full disk by one of them
-            sys.stderr.write(f"error: {line}\n")
+        _report(f"error: {line}", by_all=status == 1)  # a full disk may be that of another process alone
         return status
     finally:
         os.environ.pop(VARIABLE, None)  # another command in this process must write to its own folder
@@ -118,6 +118,13 @@ def _run(args: list[str]) -> int:
 
     run(command, options)
     return 0
+
+
+def _report(line: str, by_all: bool = False) -> None:
+    """Writes a line to standard error, in the first process of a launch or in all of them."""
+    if by_all or _first_process():
+        with suppress(OSError):  # it may be closed, or a file on a full disk
+            sys.stderr.write(f"{line}\n")
 
 
 def _first_process() -> bool:

@@ -107,4 +107,13 @@ def one_line(text: str) -> str:
     >>> one_line("red: \\x1b[31m\\n  done")
     'red: \\\\x1b[31m done'
     """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    return escaped(" ".join(text.split()))
+
+
+def escaped(text: str) -> str:
+    """A text with control characters escaped, so that a terminal does not interpret them; blanks stay.
+
+    >>> escaped("a  b\x1b")
+    'a  b\\x1b'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

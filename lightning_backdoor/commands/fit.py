@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from lightning_backdoor.commands.checks import check_input
 from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.commands.run_folder import VARIABLE, only_fit
+from lightning_backdoor.errors import escaped
 from lightning_backdoor.files.atomic import replaced_folder, write_whole
 from lightning_backdoor.outputs.terminal_table import print_results
 from lightning_backdoor.victim.checkpoints import load_weights
@@ -99,7 +100,8 @@ def _export(cli: RunCLI) -> None:
         load_weights(cli.model, cli.best.best_model_path)
         with replaced_folder(cli.folder / "model") as folder:
             cli.model.save_pretrained(folder)
-        sys.stdout.write(f"checkpoint: {cli.best.best_model_path}\nmodel: {cli.folder / 'model'}\n")
+        sys.stdout.write(escaped(f"checkpoint: {cli.best.best_model_path}") + "\n")
+        sys.stdout.write(escaped(f"model: {cli.folder / 'model'}") + "\n")
 
 
 def _write_metrics(cli: RunCLI) -> None:
@@ -108,4 +110,4 @@ def _write_metrics(cli: RunCLI) -> None:
     finite = {name: None if math.isnan(value) else value for name, value in metrics.items()}  # JSON has no NaN
     write_whole(cli.folder / "metrics.json", json.dumps(finite, indent=1) + "\n")
     print_results({type(cli.model).__name__: metrics})
-    sys.stdout.write(f"written to: {cli.folder}\n")
+    sys.stdout.write(escaped(f"written to: {cli.folder}") + "\n")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.commands.option_parser import OptionParser
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, escaped
+from lightning_backdoor.files.names import check_folder
 
 if TYPE_CHECKING:
     from lightning_backdoor.data import BackdoorDataModule
@@ -58,6 +59,7 @@ def main(args: list[str]) -> int:
     output = Path(options.output)
     if options.stealth_rows < 0:
         raise InputError("stealth_rows", f"{options.stealth_rows} is not a number of rows", "give 0 or more")
+    check_folder(output, "output")
     if output.exists():
         raise InputError("output", f"{output} exists", "name another folder")
     data = _poisoned_data(rest)
@@ -69,7 +71,7 @@ def main(args: list[str]) -> int:
     _write_folder(output, rows, data.label_names, stealth)
     for name in rows:
         sys.stdout.write(f"{name}: {len(rows[name])} rows, {_counts(rows[name], name, data)}\n")
-    sys.stdout.write(f"{stealth.lines if stealth else ''}written to: {output}\n")
+    sys.stdout.write(f"{stealth.lines if stealth else ''}written to: {escaped(str(output))}\n")
     return 0
 
 

@@ -17,6 +17,7 @@ from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
 from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.errors import InputError, input_error_behind
+from lightning_backdoor.files.names import check_inside
 
 
 class RunConfig(SaveConfigCallback):
@@ -111,7 +112,11 @@ class RunCLI(LightningCLI):
             config.trainer.logger = loggers
         unsettled = (None, ".", config.run_dir)  # a saved config contains the folder of its run
         for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in unsettled:
+            if not isinstance(logger, Namespace):
+                continue
+            for name in ("name", "version", "sub_dir"):  # folders in the logger's
+                check_inside(str(logger.init_args.get(name) or ""), f"trainer.logger.{name}")
+            if logger.init_args.get("save_dir") in unsettled:
                 logger.init_args.save_dir = str(self.folder)
         if self.command == "fit":
             config.run_dir = str(self.folder)
