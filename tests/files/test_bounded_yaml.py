@@ -117,7 +117,7 @@ def test_a_nested_string_in_a_config_is_refused(inside: Path, capsys: pytest.Cap
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"a: caf\xe9")
-    with pytest.raises(InputError, match="is not YAML .* save it as UTF-8"):
+    with pytest.raises(InputError, match=r"is not YAML .* save it as UTF-8"):
         read_bounded(path)
     for missing in (tmp_path, tmp_path / "nowhere.yaml", Path("a\0b")):
         with pytest.raises(InputError, match="cannot be read; give a YAML file"):

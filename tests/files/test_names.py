@@ -23,7 +23,7 @@ GOOD = ("", "onion", "X-GRAAD", "STRIP (5 %)", "v1.5", "_own", "防御", "a=1,b=
 @pytest.mark.parametrize("name", BAD, ids=ascii)
 def test_a_name_that_is_none_for_a_folder_is_refused(name: str) -> None:
     for made in (lambda: check_name(name), lambda: InferenceDefense(GradientAttention(), name=name)):
-        with pytest.raises(InputError, match="name: .* is not a name for files") as error:
+        with pytest.raises(InputError, match=r"name: .* is not a name for files") as error:
             made()
         assert str(error.value).isprintable()
     with pytest.raises(InputError, match="is not a name for files"):
@@ -42,7 +42,7 @@ def test_a_logger_does_not_write_outside_of_the_run(
     logger = "CSVLogger" if argument != "sub_dir" else "TensorBoardLogger"
     for name in ("../../x", "/x", "a/../../../x"):
         options = ["--trainer.logger", f"lightning.pytorch.loggers.{logger}", f"--trainer.logger.{argument}", name]
-        assert main(["fit", "-c", "data.yaml", "--trainer.logger.save_dir", ".", *options]) == 2
+        assert main(["fit", "-c", "data.yaml", *options, "--trainer.logger.save_dir", "."]) == 2
         assert f"error: trainer.logger.{argument}: '{name}' leads out of the run's folder" in capsys.readouterr().err
 
 
@@ -61,7 +61,7 @@ def test_folders_that_cannot_be_written_are_refused(tmp_path: Path, monkeypatch:
     ):
         with pytest.raises(InputError, match=f"run_dir: .*{problem}"):
             check_folder(folder, "run_dir")
-    with pytest.raises(InputError, match="output: the folder .* does not exist; make it first"):
+    with pytest.raises(InputError, match=r"output: the folder .* does not exist; make it first"):
         check_file(tmp_path / "missing" / "file", "output")
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(InputError, match=f"run_dir: {tmp_path} cannot be written to"):
