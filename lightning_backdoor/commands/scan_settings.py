@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,12 @@ def settings_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.scan.json")
 
 
-def write_settings(output: Path, settings: dict[str, Any]) -> None:
+def write_settings(output: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings beside the output."""
     write_whole(settings_path(output), json.dumps(settings, indent=1) + "\n")
 
 
-def check_settings(output: Path, settings: dict[str, Any]) -> None:
+def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
     """Checks that the lines of an output were made with the same settings.
 
     Raises:

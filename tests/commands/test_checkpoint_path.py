@@ -71,10 +71,10 @@ def test_what_keywords_and_addresses_name_is_checked_like_a_path(
 
 
 ADDRESSES = ("http://a.b/c.ckpt", "https://a.b/c.ckpt", "s3://a/b", "gs://a/b", "hf://a/b", "memory://a", "local:///a")
-ADDRESSES += ("simplecache::file:///a", "file://host/a.ckpt", "registry", "REGISTRY:name", "registry:a:version:1")
+MORE_ADDRESSES = ("simplecache::file:///a", "file://host/a.ckpt", "registry", "REGISTRY:name", "registry:a:version:1")
 
 
-@pytest.mark.parametrize("given", ADDRESSES)
+@pytest.mark.parametrize("given", [*ADDRESSES, *MORE_ADDRESSES])
 def test_other_addresses_are_refused(given: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ckpt_path: .* is not a local file"):
         resolve_checkpoint(given, "fit", tmp_path, None)
