@@ -75,8 +75,10 @@ def main(args: Sequence[str] | None = None) -> int:
         line, status = known_error(error)
         if not line:
             raise
-        if isinstance(error, OSError):
-            drop_output()  # it may be the output that cannot be written
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is the output that cannot be written
+            drop_output()
         _report(f"error: {line}", by_all=status == 1)  # a full disk may be that of another process alone
         return status
     finally:
@@ -104,12 +106,12 @@ def _run(args: list[str]) -> int:
         from lightning_backdoor.commands.scan import main as scan
 
         return scan(options)
+    check_options(options)
     working_directory_last()
     if command == "benchmark":
         from lightning_backdoor.benchmark.command import main as benchmark
 
         return benchmark(options)
-    check_options(options)
     if command == "poison":
         from lightning_backdoor.commands.poison import main as poison
 

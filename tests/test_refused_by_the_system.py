@@ -64,7 +64,6 @@ def test_known_errors_are_reported_in_one_line(
     error: Exception, line: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lightning_backdoor.cli._run", raising(error))
-    monkeypatch.setattr("lightning_backdoor.cli.drop_output", lambda: None)
     assert main(["fit"]) == status
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {line}")
@@ -80,7 +79,6 @@ def test_an_error_of_the_program_is_not_taken_for_one_of_these() -> None:
 def test_the_first_process_reports_input_and_every_process_its_own_disk(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lightning_backdoor.cli.drop_output", lambda: None)
     monkeypatch.setenv("RANK", "1")
     for number, reported in ((errno.ENOENT, 0), (errno.ENOSPC, 1)):
         monkeypatch.setattr("lightning_backdoor.cli._run", raising(OSError(number, "")))

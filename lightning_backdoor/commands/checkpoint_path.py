@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_backdoor.errors import InputError
@@ -46,6 +49,13 @@ def resolve_checkpoint(given: str | None, command: str, folder: Path, run_dir: s
     if not path.is_file():
         raise InputError("checkpoint", f"{given} is not a file", "give a Lightning checkpoint")
     return path.resolve()  # Lightning would take a relative name such as httpd.ckpt for an address
+
+
+def left_by_error(callbacks: Sequence[Callback]) -> Path | None:
+    """The newest file that an ``OnExceptionCheckpoint`` left behind, from which Lightning would resume unasked."""
+    paths = [Path(callback.ckpt_path) for callback in callbacks if isinstance(callback, OnExceptionCheckpoint)]
+    left = [path.resolve() for path in paths if path.is_file()]
+    return max(left, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _of_run(keyword: str, command: str, run: Path | str | None) -> Path | None:

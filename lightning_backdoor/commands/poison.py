@@ -79,6 +79,7 @@ def _poisoned_data(args: list[str]) -> BackdoorDataModule:
     """The data module and attack of some options of ``fit``; trainer and run folder are ignored."""
     from jsonargparse import Namespace
 
+    import lightning_backdoor.callbacks  # noqa: F401 - a config may name callbacks without their module, as for fit
     from lightning_backdoor.attacks import BackdoorAttack
     from lightning_backdoor.commands.parsing import parse, run_parser
     from lightning_backdoor.data import BackdoorDataModule

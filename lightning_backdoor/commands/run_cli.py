@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_backdoor.callbacks.inference_defense import check_names
-from lightning_backdoor.commands.checkpoint_path import resolve_checkpoint
+from lightning_backdoor.commands.checkpoint_path import left_by_error, resolve_checkpoint
 from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
 from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
@@ -148,4 +148,7 @@ class RunCLI(LightningCLI):
             self.best = checkpoints[0]
             callbacks += checkpoints
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        trainer = super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        if self.command == "fit" and self.checkpoint is None:
+            self.checkpoint = left_by_error(trainer.callbacks)  # type: ignore[attr-defined]
+        return trainer

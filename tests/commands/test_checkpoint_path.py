@@ -119,6 +119,16 @@ def test_a_job_that_slurm_queued_again_checks_the_newest_checkpoint_that_it_find
     assert not (tmp_path / "marker").exists()
 
 
+def test_what_an_error_left_behind_is_checked_before_lightning_resumes_from_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = ["--trainer.callbacks+=lightning.pytorch.callbacks.OnExceptionCheckpoint"]
+    left += ["--trainer.callbacks.dirpath", str(run / "checkpoints"), "--trainer.callbacks.filename", "last"]
+    assert main(["fit", "-c", "data.yaml", "--run_dir", str(tmp_path / "new"), *left]) == 2
+    assert "last.ckpt would need code to load" in capsys.readouterr().err
+    assert not (tmp_path / "marker").exists()
+
+
 def test_a_moved_run_is_tested_and_resumed_where_it_is(
     inside: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
