@@ -131,6 +131,8 @@ class RunCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             raise input_error_behind(error) or error  # noqa: B904 - the first is a cause of the second
+        if self.command == "fit" and self.checkpoint is None and self.with_trainer:
+            self.checkpoint = left_by_error(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Creates the trainer, with the callbacks of its options and of the command."""
@@ -148,7 +150,4 @@ class RunCLI(LightningCLI):
             self.best = checkpoints[0]
             callbacks += checkpoints
         self.trainer_defaults["callbacks"] = callbacks
-        trainer = super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
-        if self.command == "fit" and self.checkpoint is None:
-            self.checkpoint = left_by_error(trainer.callbacks)  # type: ignore[attr-defined]
-        return trainer
+        return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
