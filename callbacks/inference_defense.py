@@ -24,6 +24,7 @@ from lightning_backdoor.callbacks.shared import (
 )
 from lightning_backdoor.defenses.defense import Defense, Verdict, judge
 from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.files.names import check_name
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
@@ -48,8 +49,9 @@ class InferenceDefense(Callback):
         texts: number of clean texts, and of poisoned texts, to keep for the files and the W&B table.
 
     Raises:
-        InputError: two defenses log under the same name (in Python, the Trainer itself refuses two defenses of the same
-            class and name), or there is neither clean validation data nor a checkpoint to take a threshold from.
+        InputError: the name cannot be that of a folder, two defenses log under the same name (in Python, the Trainer
+            itself refuses two defenses of the same class and name), or there is neither clean validation data nor a
+            checkpoint to take a threshold from.
 
     Example::
 
@@ -58,6 +60,7 @@ class InferenceDefense(Callback):
     """
 
     def __init__(self, defense: Defense, name: str = "", texts: int = 100) -> None:
+        check_name(name)
         self.defense = defense
         self._own_seed = defense.seed
         self.name = name

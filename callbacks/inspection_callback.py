@@ -22,6 +22,7 @@ from lightning_backdoor.callbacks.shared import (
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
+from lightning_backdoor.files.names import check_name
 
 
 class InspectionCallback(Callback):
@@ -40,7 +41,8 @@ class InspectionCallback(Callback):
         name: prefix of logged names and of the written file; required if several inspections are attached.
 
     Raises:
-        InputError: two inspections log under the same name, or the data module is not a :class:`BackdoorDataModule`.
+        InputError: the name cannot be that of a folder, two inspections log under the same name, or the data module is
+            not a :class:`BackdoorDataModule`.
 
     Example::
 
@@ -49,6 +51,7 @@ class InspectionCallback(Callback):
     """
 
     def __init__(self, inspection: Inspection, name: str = "") -> None:
+        check_name(name)
         self.inspection = inspection
         self._own_seed = inspection.seed
         self.name = name

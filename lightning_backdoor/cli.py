@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from lightning_backdoor import __version__
+from lightning_backdoor.commands.import_path import without_working_directory, working_directory_last
+from lightning_backdoor.commands.option_bounds import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
-from lightning_backdoor.errors import Diverged, InputError, input_error_behind
+from lightning_backdoor.commands.signals import Ended, ended_by_signals
+from lightning_backdoor.commands.streams import drop_output, prepare_streams
+from lightning_backdoor.errors import InputError, known_error
 
 #: commands and their descriptions in the help.
 COMMANDS = {
@@ -33,17 +38,55 @@ usage: lightning-backdoor COMMAND [options]
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command of the command line.
 
-    Commands that read a config put the working directory on the import path, as ``python -m`` does, so that a config
-    may name a class there. ``scan`` removes it from the path, since it may be run in the folder of an untrusted model.
+    Commands that read a config put the working directory last on the import path, so that a config may name a class
+    there. ``scan`` takes it off the path, since it may be run in the folder of an untrusted model.
 
     Args:
         args: the command and its options; ``sys.argv`` by default.
 
     Returns:
-        The exit status: 0; 2 for invalid input, reported in one line on standard error; 1 if training diverged,
-        reported likewise, or if the reader of the output has closed it. ``benchmark`` returns 1 if a cell failed.
+        The exit status: 0; 2 for invalid input, reported in one line on standard error; 1 for what is not the input's
+        fault, such as a full disk, training that diverged, or a reader of the output that has closed it, and from
+        ``benchmark`` if a cell failed; 128 plus the signal's number if SIGTERM, SIGHUP or SIGINT (control-C) ended
+        the command.
     """
     args = sys.argv[1:] if args is None else list(args)
+    prepare_streams()
+    try:
+        with ended_by_signals() as received:
+            try:
+                status = _run(args)
+            except SystemExit as ended:  # help was printed; or Lightning noticed a signal, and ends with status 0
+                sys.stdout.flush()
+                if received.number is not None and not isinstance(ended, Ended):
+                    raise Ended(received.number) from None
+                raise
+            sys.stdout.flush()  # an error of the last lines is reported here, not when the interpreter exits
+            return status
+    except Ended as ended:
+        _report(str(ended))
+        return 128 + ended.number
+    except KeyboardInterrupt:
+        _report("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
+        drop_output()
+        return 1
+    except Exception as error:
+        line, status = known_error(error)
+        if not line:
+            raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is the output that cannot be written
+            drop_output()
+        _report(f"error: {line}", by_all=status == 1)  # a full disk may be that of another process alone
+        return status
+    finally:
+        os.environ.pop(VARIABLE, None)  # another command in this process must write to its own folder
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         lines = (f"  {name:{width}}  {description}" for name, description in COMMANDS.items())
@@ -52,45 +95,39 @@ def main(args: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         sys.stdout.write(f"lightning-backdoor {__version__}\n")
         return 0
-    try:
-        return _run(args[0], args[1:])
-    except BrokenPipeError:  # the reader of the output, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        known = error if isinstance(error, Diverged) else input_error_behind(error)
-        if known is None:
-            raise
-        if _first_process():
-            sys.stderr.write(f"error: {known}\n")
-        return 1 if isinstance(known, Diverged) else 2
-    finally:
-        os.environ.pop(VARIABLE, None)  # another command in this process must write to its own folder
-
-
-def _run(command: str, args: list[str]) -> int:
+    command, options = args[0], args[1:]
     if command not in COMMANDS:
-        raise InputError("command", f"{command!r} is unknown", f"give one of {', '.join(COMMANDS)}")
+        raise InputError("command", f"{command[:100]!r} is unknown", f"give one of {', '.join(COMMANDS)}")
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        raise InputError("working directory", "it has been deleted", "change to one that exists") from None
     if command == "scan":
-        # python -m puts the working directory on the path
-        sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]  # noqa: PTH109
+        without_working_directory()
         from lightning_backdoor.commands.scan import main as scan
 
-        return scan(args)
-    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+        return scan(options)
+    check_options(options)
+    working_directory_last()
     if command == "benchmark":
         from lightning_backdoor.benchmark.command import main as benchmark
 
-        return benchmark(args)
+        return benchmark(options)
     if command == "poison":
         from lightning_backdoor.commands.poison import main as poison
 
-        return poison(args)
+        return poison(options)
     from lightning_backdoor.commands.fit import run
 
-    run(command, args)
+    run(command, options)
     return 0
+
+
+def _report(line: str, by_all: bool = False) -> None:
+    """Writes a line to standard error, in the first process of a launch or in all of them."""
+    if by_all or _first_process():
+        with suppress(OSError):  # it may be closed, or a file on a full disk
+            sys.stderr.write(f"{line}\n")
 
 
 def _first_process() -> bool:

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
+#: errors of the machine, not of the input: a full disk, too many open files, and the like.
+MACHINE = ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EBADF", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EPIPE", "ESTALE")
+MACHINE_ERRORS = {getattr(errno, name) for name in MACHINE}
+#: upper limit on the characters of a line that reports an error.
+LONGEST_LINE = 2000
+
 
 class InputError(ValueError):
     """Input that cannot be used. Its message is one line: the field, what is wrong with its value, and what to give.
@@ -48,6 +58,45 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
     return error
 
 
+def known_error(error: BaseException) -> tuple[str, int]:
+    """The line that reports an error on the command line, and the exit status; an empty line if the cause is unknown.
+
+    Known are :class:`InputError` and :class:`Diverged`, what the operating system refuses, a null character in a path, and a user without
+    a home folder. Whatever else is raised is a fault of the program, whose traceback is wanted.
+
+    >>> known_error(FileNotFoundError(2, "No such file or directory", "reviews.csv"))
+    ('reviews.csv: No such file or directory', 2)
+    >>> known_error(ZeroDivisionError())
+    ('', 1)
+    """
+    bad_input = input_error_behind(error)
+    if bad_input is not None:
+        return _cut(str(bad_input)), 2
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Diverged):
+            return _cut(one_line(str(cause))), 1
+        if isinstance(cause, OSError) and cause.errno is not None:
+            name = f"{os.fsdecode(cause.filename)[:500]}: " if isinstance(cause.filename, str | bytes) else ""
+            return _cut(one_line(name + os.strerror(cause.errno))), 1 if cause.errno in MACHINE_ERRORS else 2
+        # libraries written in Rust put the number into the message
+        number = re.search(r"\(os error (\d+)\)", str(cause))
+        if number:
+            return _cut(one_line(str(cause))), 1 if int(number[1]) in MACHINE_ERRORS else 2
+        if isinstance(cause, ValueError) and "embedded null" in str(cause):
+            return "a path contains a null character; give another name", 2
+        if isinstance(cause, RuntimeError) and "home directory" in str(cause):
+            return "HOME: the user has no home folder; set HOME, or LIGHTNING_BACKDOOR_CACHE and HF_HOME", 2
+        cause = cause.__cause__
+    return "", 1
+
+
+def _cut(line: str) -> str:
+    """A line without its middle if it is too long, since its end says what to do."""
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
+
+
 def reason(error: BaseException, length: int = 300) -> str:
     """The message of an error's innermost cause, on one line of at most ``length`` characters.
 
@@ -67,4 +116,13 @@ def one_line(text: str) -> str:
     >>> one_line("red: \\x1b[31m\\n  done")
     'red: \\\\x1b[31m done'
     """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    return escaped(" ".join(text.split()))
+
+
+def escaped(text: str) -> str:
+    """A text with control characters escaped, so that a terminal does not interpret them; blanks stay.
+
+    >>> escaped("a  b\x1b")
+    'a  b\\x1b'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

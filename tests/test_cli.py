@@ -84,7 +84,7 @@ def test_an_error_of_a_constructor_is_reported_in_one_line(inside: Path, capsys:
 
 
 def test_an_error_that_is_not_bad_input_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(command: str, args: list[str]) -> int:
+    def broken(args: list[str]) -> int:
         raise ZeroDivisionError
 
     monkeypatch.setattr("lightning_backdoor.cli._run", broken)

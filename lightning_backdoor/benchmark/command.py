@@ -6,12 +6,13 @@ import argparse
 import shlex
 from pathlib import Path
 
+from lightning_backdoor.commands.option_parser import OptionParser
 from lightning_backdoor.errors import InputError
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OptionParser:
     """The options of ``benchmark``."""
-    options = argparse.ArgumentParser(
+    options = OptionParser(
         "lightning-backdoor benchmark",
         description="Runs a grid of datasets, models, attacks, defenses and seeds. Each victim is trained once and"
         " shared by the defenses. The same command continues an interrupted grid, and does nothing twice."

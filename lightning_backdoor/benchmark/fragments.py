@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.files.bounded_yaml import read_bounded
 
 Fragment = dict[str, Any]
 
@@ -44,19 +46,28 @@ def read_yaml(path: Path) -> Fragment:
     """Reads a mapping from a file, with text as keys and JSON types as values; a date becomes text.
 
     Raises:
-        InputError: the file is missing or malformed, is not a mapping, or contains a name twice or a name that is
-            neither text nor a whole number.
+        InputError: the file is missing, malformed or out of the bounds of :mod:`lightning_backdoor.files.bounded_yaml`,
+            is not a mapping, or contains a name twice, a name that is neither text nor a whole number, or a value of
+            another type.
     """
+    text = read_bounded(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError:
-        raise InputError("config", f"{path} cannot be read", "give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(text, _Loader)
+    except Exception as error:  # beside YAMLError, whatever Python raises for dates and numbers that are none
         raise InputError("config", f"{path} is not YAML ({reason(error, 150)})", "correct it") from None
     if not isinstance(content, dict):
         raise InputError("config", f"{path} does not hold a mapping", "give keys and values")
-    plain: Fragment = json.loads(json.dumps(content, default=str))
+    try:
+        plain: Fragment = json.loads(json.dumps(content, default=_date_text))
+    except ValueError as error:  # such as numbers of thousands of digits
+        raise InputError("config", f"{path} has an unusable value ({reason(error, 150)})", "correct it") from None
     return plain
+
+
+def _date_text(value: Any) -> str:
+    if not isinstance(value, datetime.date):
+        raise ValueError(f"a {type(value).__name__}")
+    return str(value)
 
 
 def yaml_text(content: Fragment) -> str:
@@ -64,7 +75,7 @@ def yaml_text(content: Fragment) -> str:
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Rejects duplicate names, and names that YAML reads neither as text nor as whole numbers, such as ``no``."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:

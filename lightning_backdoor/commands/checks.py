@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
@@ -22,8 +21,6 @@ TRAINED_ON: dict[type[LightningModule], type[LightningDataModule]] = {
     TextClassifier: BackdoorDataModule,
     ParaphraseTuner: PairsDataModule,
 }
-#: values of ``ckpt_path`` that Lightning resolves to a file itself.
-KEYWORDS = ("best", "last", "hpc", "registry")
 
 
 def check_input(cli: RunCLI, args: list[str]) -> None:
@@ -40,7 +37,8 @@ def check_input(cli: RunCLI, args: list[str]) -> None:
     _check_data(cli, args)
     cli.model.load_config()
     cli.model.tokenizer  # noqa: B018 - loading it is the check
-    _check_checkpoint(cli)
+    if cli.checkpoint is not None:
+        read_checkpoint(cli.checkpoint, by_lightning=True)
 
 
 def _check_pair(model: LightningModule, data: LightningDataModule) -> None:
@@ -69,14 +67,5 @@ def _check_data(cli: RunCLI, args: list[str]) -> None:
         ) from None
     if cli.command == "fit" and isinstance(data, BackdoorDataModule):
         data.check_cleaning()
-        if isinstance(cli.model, TextClassifier) and not cli.config.ckpt_path:
+        if isinstance(cli.model, TextClassifier) and cli.checkpoint is None:
             cli.model.read_published(data.label_names, data)
-
-
-def _check_checkpoint(cli: RunCLI) -> None:
-    checkpoint, run_dir = cli.config.ckpt_path, cli.config.run_dir
-    if cli.command != "fit" and not checkpoint and run_dir:
-        best = Path(run_dir, "checkpoints", "best.ckpt")
-        raise InputError("ckpt_path", "not given, and without it the run's victim is not evaluated", f"give {best}")
-    if checkpoint and checkpoint not in KEYWORDS and "://" not in checkpoint:  # Lightning downloads URLs itself
-        read_checkpoint(checkpoint, by_lightning=True)

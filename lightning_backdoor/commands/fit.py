@@ -8,11 +8,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from lightning_backdoor.commands.checks import check_input
 from lightning_backdoor.commands.run_cli import RunCLI
-from lightning_backdoor.commands.run_folder import VARIABLE
+from lightning_backdoor.commands.run_folder import VARIABLE, only_fit
+from lightning_backdoor.errors import escaped
+from lightning_backdoor.files.atomic import replaced_folder, write_whole
 from lightning_backdoor.outputs.terminal_table import print_results
 from lightning_backdoor.victim.checkpoints import load_weights
 
@@ -36,14 +38,16 @@ def run(command: str, args: list[str]) -> None:
     cli = RunCLI(command, args)
     check_input(cli, args)
     cli.folder.mkdir(parents=True, exist_ok=True)  # created late, so that invalid input leaves no empty folder
-    with _command_line(cli, args):
-        getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **cli.method_arguments)
-    if not cli.trainer.is_global_zero:
-        return
-    if command == "fit":
-        _export(cli)
-    elif command in ("validate", "test"):
-        _write_metrics(cli)
+    alone = command == "fit" and cli.trainer.is_global_zero  # the other processes of a launch share its folder
+    with only_fit(cli.folder, resume=bool(cli.config.ckpt_path)) if alone else nullcontext():
+        with _command_line(cli, args), _interruptions():
+            getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **cli.method_arguments)
+        if not cli.trainer.is_global_zero:
+            return
+        if command == "fit":
+            _export(cli)
+        elif command in ("validate", "test"):
+            _write_metrics(cli)
 
 
 def check(args: list[str]) -> None:
@@ -79,18 +83,31 @@ def _command_line(cli: RunCLI, args: list[str]) -> Iterator[None]:
         sys.argv[:] = before
 
 
+@contextmanager
+def _interruptions() -> Iterator[None]:
+    """Raises KeyboardInterrupt again, which Lightning turns into an exit with status 1."""
+    try:
+        yield
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
 def _export(cli: RunCLI) -> None:
     """Exports the victim of the best checkpoint as a Hugging Face folder in the run's folder."""
     if cli.best is not None and cli.best.best_model_path:
         load_weights(cli.model, cli.best.best_model_path)
-        cli.model.save_pretrained(cli.folder / "model")
-        sys.stdout.write(f"checkpoint: {cli.best.best_model_path}\nmodel: {cli.folder / 'model'}\n")
+        with replaced_folder(cli.folder / "model") as folder:
+            cli.model.save_pretrained(folder)
+        sys.stdout.write(escaped(f"checkpoint: {cli.best.best_model_path}") + "\n")
+        sys.stdout.write(escaped(f"model: {cli.folder / 'model'}") + "\n")
 
 
 def _write_metrics(cli: RunCLI) -> None:
     """Writes the metrics to ``metrics.json``, and prints them."""
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     finite = {name: None if math.isnan(value) else value for name, value in metrics.items()}  # JSON has no NaN
-    (cli.folder / "metrics.json").write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
+    write_whole(cli.folder / "metrics.json", json.dumps(finite, indent=1) + "\n")
     print_results({type(cli.model).__name__: metrics})
-    sys.stdout.write(f"written to: {cli.folder}\n")
+    sys.stdout.write(escaped(f"written to: {cli.folder}") + "\n")

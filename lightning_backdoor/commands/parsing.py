@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from jsonargparse import ActionConfigFile, ArgumentError, Namespace  # type: ignore[attr-defined]
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace, get_loader, set_loader  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.commands.option_bounds import is_file
+from lightning_backdoor.errors import InputError, input_error_behind, reason
+from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
 from lightning_backdoor.files.presets import preset_path
 
 #: the first line of each command's help.
@@ -29,8 +32,30 @@ METHOD_DEFAULTS: dict[str, dict[str, bool]] = {
     "test": {"verbose": False},
     "predict": {"return_predictions": False},  # predictions are written to a file, not returned
 }
+#: beginning of the configs that commands write.
+HEADER = "# lightning.pytorch=="
+#: mode of jsonargparse in which every text, of files and of options, is checked before it is read.
+BOUNDED = "bounded_yaml"
 #: arguments of the trainer's methods that are objects and so cannot be options.
 OBJECTS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+
+
+def load_bounded(text: str) -> Any:
+    """Reads YAML as jsonargparse does, once it is known to be within bounds.
+
+    Raises:
+        InputError: :func:`lightning_backdoor.files.bounded_yaml.out_of_bounds` finds a problem.
+        YAMLError: the text is not YAML.
+    """
+    problem = out_of_bounds(text)
+    if problem:
+        raise InputError("options", f"{text[:40]!r} {problem}", "correct it")
+    try:
+        return get_loader("yaml")(text)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # whatever Python raises for dates and numbers that are none
+        raise yaml.YAMLError(f"a value is malformed: {error}") from None
 
 
 class PresetConfigFile(ActionConfigFile):
@@ -41,7 +66,34 @@ class PresetConfigFile(ActionConfigFile):
         preset = preset_path(values)
         # jsonargparse also accepts URLs and YAML instead of a path: these are passed on unchanged
         given = values if preset == Path(values) else str(preset)
+        text = read_bounded(preset) if is_file(preset) else ""
+        try:
+            content = load_bounded(text)
+        except yaml.YAMLError as error:
+            raise InputError("config", f"{preset} is not YAML ({reason(error, 150)})", "correct it") from None
         super().__call__(parser, cfg, given, option_string)  # type: ignore[no-untyped-call]
+        run = _moved_run(preset, content) if text.startswith(HEADER) else None
+        if run is not None:
+            cfg.run_dir = str(run)
+
+
+def _moved_run(path: Path, content: Any) -> Path | None:
+    """The folder of the run that a command wrote this config for, if that folder has been moved or copied since.
+
+    Args:
+        path: the config.
+        content: its content.
+    """
+    if path.name != "config.yaml":
+        return None
+    recorded = content.get("run_dir") if isinstance(content, dict) else None
+    if not isinstance(recorded, str):
+        return None
+    folder = path.resolve().parent
+    for run in (folder, folder.parent):  # the config of a test lies in a folder in the run's
+        if (run / "checkpoints").is_dir() and (run / "config.yaml").is_file():
+            return run if run != Path(recorded).resolve() else None
+    return None
 
 
 def run_parser(command: str, prog: str = "") -> LightningArgumentParser:
@@ -51,10 +103,12 @@ def run_parser(command: str, prog: str = "") -> LightningArgumentParser:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         prog: the name in help and usage, if it differs from the command's.
     """
+    set_loader(BOUNDED, load_bounded, exceptions=(yaml.YAMLError,))
     parser = LightningArgumentParser(
+        parser_mode=BOUNDED,
         prog=prog or f"lightning-backdoor {command}",
         description=DESCRIPTIONS[command],
-        dump_header=[f"lightning.pytorch=={lightning.__version__}"],
+        dump_header=[f"{HEADER.removeprefix('# ')}{lightning.__version__}"],
         exit_on_error=False,
     )
     parser.add_argument(
@@ -84,7 +138,7 @@ def parse(parser: LightningArgumentParser, args: list[str]) -> Namespace:
     try:
         return parser.parse_args(args)
     except ArgumentError as error:
-        raise _input_error(error) from error
+        raise input_error_behind(error) or _input_error(error) from error
 
 
 def _input_error(error: ArgumentError) -> InputError:

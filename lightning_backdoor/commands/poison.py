@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.commands.option_parser import OptionParser
+from lightning_backdoor.errors import InputError, escaped
+from lightning_backdoor.files.names import check_folder
 
 if TYPE_CHECKING:
     from lightning_backdoor.data import BackdoorDataModule
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
 OPTIONS_OF_TESTS = ("verbose", "return_predictions")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OptionParser:
     """The options of ``poison`` itself; attack and data are given by the options of ``fit``."""
-    options = argparse.ArgumentParser(
+    options = OptionParser(
         "lightning-backdoor poison",
         description="Writes train, validation and test as parquet and csv, with the columns text, spans, label,"
         " original_label, poisoned, negative and index. Part of the training rows is poisoned; validation and test hold"
@@ -57,6 +59,7 @@ def main(args: list[str]) -> int:
     output = Path(options.output)
     if options.stealth_rows < 0:
         raise InputError("stealth_rows", f"{options.stealth_rows} is not a number of rows", "give 0 or more")
+    check_folder(output, "output")
     if output.exists():
         raise InputError("output", f"{output} exists", "name another folder")
     data = _poisoned_data(rest)
@@ -69,7 +72,7 @@ def main(args: list[str]) -> int:
     _write_folder(output, rows, data.label_names, stealth)
     for name in rows:
         sys.stdout.write(f"{name}: {len(rows[name])} rows, {_counts(rows[name], name, data)}\n")
-    sys.stdout.write(f"{stealth.lines if stealth else ''}written to: {output}\n")
+    sys.stdout.write(f"{stealth.lines if stealth else ''}written to: {escaped(str(output))}\n")
     return 0
 
 
@@ -77,6 +80,7 @@ def _poisoned_data(args: list[str]) -> BackdoorDataModule:
     """The data module and attack of some options of ``fit``; trainer and run folder are ignored."""
     from jsonargparse import Namespace
 
+    import lightning_backdoor.callbacks  # noqa: F401 - a config may name callbacks without their module, as for fit
     from lightning_backdoor.attacks import BackdoorAttack
     from lightning_backdoor.commands.parsing import parse, run_parser
     from lightning_backdoor.data import BackdoorDataModule

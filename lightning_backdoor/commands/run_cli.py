@@ -12,10 +12,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_backdoor.callbacks.inference_defense import check_names
+from lightning_backdoor.commands.checkpoint_path import left_by_error, resolve_checkpoint
 from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
 from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.errors import InputError, input_error_behind
+from lightning_backdoor.files.names import check_inside
 
 
 class RunConfig(SaveConfigCallback):
@@ -42,6 +44,7 @@ class RunCLI(LightningCLI):
 
     Attributes:
         folder: the folder that the command writes to; it is not created yet.
+        checkpoint: the file of the checkpoint that the command starts from; None without one.
         best: the callback that keeps the best checkpoint; None if checkpoints are disabled.
 
     Raises:
@@ -53,6 +56,7 @@ class RunCLI(LightningCLI):
         self.command = command
         self.with_trainer = with_trainer
         self.folder = Path()
+        self.checkpoint: Path | None = None
         self.best: ModelCheckpoint | None = None
         super().__init__(
             LightningModule,
@@ -68,9 +72,16 @@ class RunCLI(LightningCLI):
 
     @property
     def method_arguments(self) -> dict[str, Any]:
-        """The arguments of the trainer's method except model and data: ``ckpt_path``, ``weights_only``, ..."""
+        """The arguments of the trainer's method except model and data: ``ckpt_path``, ``weights_only``, ...
+
+        Whatever the options say, checkpoints are loaded without running code, and only from local files.
+        """
         names = inspect.signature(getattr(Trainer, self.command)).parameters
-        return {name: self.config_init[name] for name in names if name not in ("self", *OBJECTS)}
+        arguments = {name: self.config_init[name] for name in names if name not in ("self", *OBJECTS)}
+        return arguments | {
+            "ckpt_path": None if self.checkpoint is None else str(self.checkpoint),
+            "weights_only": True,
+        }
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
@@ -88,8 +99,11 @@ class RunCLI(LightningCLI):
         config = self.config
         if config.trainer.default_root_dir is not None:
             raise InputError("default_root_dir", f"{config.trainer.default_root_dir} is not used", "give --run_dir")
+        if config.weights_only is False:
+            raise InputError("weights_only", "False lets a checkpoint run code", "leave it out")
         victim = config.model.class_path.rpartition(".")[2]
         self.folder = output_folder(self.command, config.run_dir, victim, resume=bool(config.ckpt_path))
+        self.checkpoint = resolve_checkpoint(config.ckpt_path, self.command, self.folder, config.run_dir)
         loggers = config.trainer.logger
         if loggers is None or loggers is True:
             # Lightning numbers the versions, so that a resumed run keeps its earlier log
@@ -98,7 +112,11 @@ class RunCLI(LightningCLI):
             config.trainer.logger = loggers
         unsettled = (None, ".", config.run_dir)  # a saved config contains the folder of its run
         for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if isinstance(logger, Namespace) and logger.init_args.get("save_dir") in unsettled:
+            if not isinstance(logger, Namespace):
+                continue
+            for name in ("name", "version", "sub_dir"):  # folders in the logger's
+                check_inside(str(logger.init_args.get(name) or ""), f"trainer.logger.{name}")
+            if logger.init_args.get("save_dir") in unsettled:
                 logger.init_args.save_dir = str(self.folder)
         if self.command == "fit":
             config.run_dir = str(self.folder)
@@ -113,6 +131,8 @@ class RunCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             raise input_error_behind(error) or error  # noqa: B904 - the first is a cause of the second
+        if self.command == "fit" and self.checkpoint is None and self.with_trainer:
+            self.checkpoint = left_by_error(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Creates the trainer, with the callbacks of its options and of the command."""

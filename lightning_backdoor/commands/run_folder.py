@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.locking import lock
+from lightning_backdoor.files.names import check_folder, check_name
 
 #: environment variable through which the processes that a command starts inherit its folder.
 VARIABLE = "LIGHTNING_BACKDOOR_RUN"
@@ -35,14 +39,44 @@ def output_folder(command: str, run_dir: str | None, name: str, resume: bool) ->
     if VARIABLE in os.environ:
         return Path(os.environ[VARIABLE])
     folder = Path(run_dir) if run_dir else _new(Path("runs", name), stamp=_time())
+    check_folder(folder, "run_dir")
     if command != "fit":
         folder = _new(folder / command)
-    elif (folder / "config.yaml").exists() and not resume and "SLURM_RESTART_COUNT" not in os.environ:
-        raise InputError(
-            "run_dir", f"{folder} holds a run already", "resume it with --ckpt_path, or give another folder"
-        )
+    else:
+        check_holds_no_run(folder, resume)
     os.environ[VARIABLE] = str(folder.resolve())
     return folder.resolve()
+
+
+def check_holds_no_run(folder: Path, resume: bool) -> None:
+    """Checks that ``fit`` may write to a folder.
+
+    Raises:
+        InputError: it holds a run that is not resumed, and SLURM has not queued this job again.
+    """
+    if (folder / "config.yaml").exists() and not resume and "SLURM_RESTART_COUNT" not in os.environ:
+        remedy = "resume it with --ckpt_path last, or give another folder"
+        raise InputError("run_dir", f"{folder} holds a run already", remedy)
+
+
+@contextmanager
+def only_fit(folder: Path, resume: bool) -> Iterator[None]:
+    """Keeps other processes from training in a folder within the block, also if they start at the same moment.
+
+    The lock on ``run.lock`` in the folder is released when the process ends, however it ends.
+
+    Args:
+        folder: the run's folder, which exists.
+        resume: see :func:`output_folder`.
+
+    Raises:
+        InputError: another process trains in the folder, or has done so in the meantime.
+    """
+    with (folder / "run.lock").open("ab") as file:
+        if not lock(file, wait=False, field="run_dir"):
+            raise InputError("run_dir", f"another process trains in {folder}", "wait for it, or give another folder")
+        check_holds_no_run(folder, resume)
+        yield
 
 
 def _new(folder: Path, stamp: str = "") -> Path:
@@ -62,6 +96,7 @@ def _launch() -> str | None:
     """A name shared by the processes of one launch and by no other launch; None for a single process."""
     if _number("WORLD_SIZE") > 1:
         launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+        check_name(launch, "rdzv-id")
         if launch == "none":  # torchrun's default
             raise InputError(
                 "run_dir",

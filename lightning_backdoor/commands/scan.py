@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import io
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from lightning_backdoor.commands.option_parser import OptionParser
 from lightning_backdoor.commands.scan_input import read_texts
-from lightning_backdoor.commands.scan_progress import Tally, resume
+from lightning_backdoor.commands.scan_output import Output
+from lightning_backdoor.commands.scan_progress import Tally, line_text, resume
+from lightning_backdoor.commands.scan_settings import scan_settings, write_settings
 from lightning_backdoor.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 BATCHES_AHEAD = 16
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OptionParser:
     """The options of ``scan``."""
-    options = argparse.ArgumentParser(
+    options = OptionParser(
         "lightning-backdoor scan",
         description="Flags and repairs suspicious texts with gradient-attention scoring (arXiv 2510.04347). Writes one"
         " JSON line per text: text, prediction, logits, anomaly_score, flagged, purified_text, purified_prediction,"
@@ -66,27 +66,26 @@ def main(args: list[str]) -> int:
     calibration = [text for text in read_texts(options.calibration, options.column, quoting) if text.strip()]
     if not calibration:
         raise InputError("calibration", f"{options.calibration} holds no text", "give trusted clean texts")
-    tally, begun = resume(options, texts, BATCHES_AHEAD * options.batch_size)
+    with Output(options.output) as output:
+        settings = {} if output.special else scan_settings(options, calibration)
+        tally, begun, texts = resume(options, output, texts, settings, BATCHES_AHEAD * options.batch_size)
 
-    import torch
+        import torch
 
-    from lightning_backdoor.defenses.gradient_attention import GradientAttention
-    from lightning_backdoor.victim import load_trained
+        from lightning_backdoor.defenses.gradient_attention import GradientAttention
+        from lightning_backdoor.victim import load_trained
 
-    defense = GradientAttention(fpr=options.fpr, seed=options.seed)
-    victim = load_trained(options.model, options.max_length)
-    victim.to("cuda" if torch.cuda.is_available() else "cpu")
-    defense.to(victim.device)
-    _calibrate(defense, victim, calibration, options.batch_size)
-    # a partly written group is scored again, so that its results equal an uninterrupted run to the last digit
-    lines = islice(scan_texts(defense, victim, chain(begun, texts), options.batch_size), len(begun), None)
-    if options.output == "-":
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8")  # JSON lines are UTF-8, whatever the locale
-        _write(sys.stdout, lines, tally)
-    else:
-        with Path(options.output).open("a", encoding="utf-8") as file:
-            _write(file, lines, tally)
+        defense = GradientAttention(fpr=options.fpr, seed=options.seed)
+        victim = load_trained(options.model, options.max_length)
+        victim.to("cuda" if torch.cuda.is_available() else "cpu")
+        defense.to(victim.device)
+        _calibrate(defense, victim, calibration, options.batch_size)
+        # a partly written group is scored again, so that its results equal an uninterrupted run to the last digit
+        lines = islice(scan_texts(defense, victim, chain(begun, texts), options.batch_size), len(begun), None)
+        file = output.opened()
+        if settings and not tally.texts:
+            write_settings(Path(options.output), settings)
+        _write(file, lines, tally)
     sys.stderr.write(f"{tally.verdict(options.fpr, victim.hparams['labels'])}\n")
     return 0
 
@@ -184,6 +183,6 @@ def _write(file: IO[str], lines: Iterable[dict[str, Any]], tally: Tally) -> None
     from tqdm import tqdm
 
     for line in tqdm(lines, initial=tally.texts, unit="text", disable=None, file=sys.stderr):
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(line_text(line))
         file.flush()
         tally.add(line)

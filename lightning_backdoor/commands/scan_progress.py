@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
+from lightning_backdoor.commands.scan_output import Output
+from lightning_backdoor.commands.scan_settings import check_settings
 from lightning_backdoor.errors import InputError
 
 #: below this p-value the verdict says that more texts are flagged than clean texts explain.
@@ -57,43 +58,50 @@ class Tally:
         return f"verdict: {test}; more than clean texts explain, most of them predicted as {label!r}"
 
 
-def resume(options: argparse.Namespace, texts: Iterator[str], group_size: int) -> tuple[Tally, list[str]]:
-    """Reads the lines that the output already has, takes their texts from ``texts``, and removes an incomplete line.
+def resume(
+    options: argparse.Namespace, output: Output, texts: Iterator[str], settings: Mapping[str, Any], group_size: int
+) -> tuple[Tally, list[str], Iterator[str]]:
+    """Reads the lines that the output already has, and removes an incomplete line at its end.
 
     Args:
         options: options of ``scan``; ``resume`` allows lines in the output.
+        output: the output.
         texts: texts of the input, from its beginning.
+        settings: see :func:`lightning_backdoor.commands.scan_settings.scan_settings`.
         group_size: number of texts that are read and scored together.
 
     Returns:
-        The counts of these lines, and the texts of a group that is only partly in the output.
+        The counts of these lines, the texts of a group that is only partly in the output, and the texts after them.
 
     Raises:
-        InputError: the output exists and ``resume`` is false, or it contains the results of other texts.
+        InputError: the output has lines and ``resume`` is false, or they are the results of other texts or settings.
+            The output is unchanged.
     """
-    output, tally = Path(options.output), Tally()
-    if options.output == "-" or not output.exists() or output.stat().st_size == 0:
-        return tally, []
+    tally = Tally()
+    if not output.has_lines():
+        return tally, [], texts
+    assert output.path is not None
     if not options.resume:
-        raise InputError("output", f"{output} exists", "add --resume to continue it, or name another file")
+        raise InputError("output", f"{output.path} exists", "add --resume to continue it, or name another file")
+    check_settings(output.path, settings)
     complete = 0
     begun: list[str] = []
-    with output.open("r+b") as file:
-        for encoded in takewhile(lambda line: line.endswith(b"\n"), file):
-            text, line = next(texts, None), _parsed(encoded)
-            if text is None or line is None or line["text"] != text:
-                raise InputError(
-                    "output",
-                    f"line {tally.texts + 1} of {output} is not the result of that text of {options.input}",
-                    "name another file",
-                )
-            tally.add(line)
-            complete += len(encoded)
-            begun.append(text)
-            if len(begun) == group_size:
-                begun.clear()
-        file.truncate(complete)
-    return tally, begun
+    for encoded in output.lines():
+        text, line, whole = next(texts, None), _parsed(encoded), encoded.endswith(b"\n")
+        if text is None or not (line and line["text"] == text if whole else _begins(encoded, text)):
+            problem = f"line {tally.texts + 1} of {output.path} is not the result of that text of {options.input}"
+            raise InputError("output", problem, "name another file")
+        if not whole:
+            texts = chain([text], texts)
+            break
+        assert line is not None
+        tally.add(line)
+        complete += len(encoded)
+        begun.append(text)
+        if len(begun) == group_size:
+            begun.clear()
+    output.cut(complete)
+    return tally, begun, texts
 
 
 def _parsed(encoded: bytes) -> dict[str, Any] | None:
@@ -102,4 +110,18 @@ def _parsed(encoded: bytes) -> dict[str, Any] | None:
         line = json.loads(encoded)
     except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and {"text", "flagged", "prediction"} <= line.keys() else None
+    types = {"text": str, "flagged": bool, "prediction": str}
+    if not isinstance(line, dict) or not all(isinstance(line.get(name), type_) for name, type_ in types.items()):
+        return None
+    return line
+
+
+def _begins(encoded: bytes, text: str) -> bool:
+    """Whether some bytes are the beginning of the line of a text."""
+    start = line_text({"text": text, "prediction": ""})[: -len('"}\n')].encode()
+    return encoded.startswith(start) or start.startswith(encoded)
+
+
+def line_text(line: Mapping[str, Any]) -> str:
+    """A line of the output."""
+    return json.dumps(line, ensure_ascii=False) + "\n"

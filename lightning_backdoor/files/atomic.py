@@ -43,3 +43,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill, which takes the place of ``folder`` when the block ends without an error.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
+    try:
+        partial.mkdir()
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -5,8 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lightning_backdoor.errors import InputError
+
 
 def cache_folder(given: str | Path | None = None) -> Path:
-    """The cache folder: ``given``, or else ``LIGHTNING_BACKDOOR_CACHE``, or else ``~/.cache/lightning_backdoor``."""
+    """The cache folder: ``given``, or else ``LIGHTNING_BACKDOOR_CACHE``, or else ``~/.cache/lightning_backdoor``.
+
+    Raises:
+        InputError: the path begins with ``~``, and the user has no home folder.
+    """
     default = os.environ.get("LIGHTNING_BACKDOOR_CACHE", "~/.cache/lightning_backdoor")
-    return Path(given or default).expanduser()
+    try:
+        return Path(given or default).expanduser()
+    except RuntimeError:
+        problem = "the user has no home folder, in which the cache lies by default"
+        raise InputError("LIGHTNING_BACKDOOR_CACHE", problem, "set it to a folder") from None

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_backdoor.errors import one_line
+
 #: the metrics of a victim, in the order of the table: heading, name undefended, name under a defense; README.md
 #: defines them.
 VICTIM_METRICS = (
@@ -48,12 +50,12 @@ def results_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
     for run, logged in runs.items():
         metrics = _of_one_stage(logged)
         columns.append((metrics, None))
-        table.add_column(Text(f"{run}\nundefended"), justify="right")
+        table.add_column(Text(f"{one_line(run)}\nundefended"), justify="right")
         for name in metrics:
             prefix, _, metric = name.rpartition("/")
             if metric == "cacc_defended" or (prefix and metric == "inspection_score"):
                 columns.append((metrics, f"{prefix}/" if prefix else ""))
-                table.add_column(Text(f"{run}\n{prefix or 'defended'}"), justify="right")
+                table.add_column(Text(f"{one_line(run)}\n{one_line(prefix) or 'defended'}"), justify="right")
     for title, plain, defended in VICTIM_METRICS:
         _add(table, title, [m.get(plain if prefix is None else prefix + defended) for m, prefix in columns])
     for title, name in DETECTION_METRICS:

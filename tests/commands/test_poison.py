@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_written_is_reported_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path / "file" / "out")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

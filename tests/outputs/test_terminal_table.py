@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
@@ -83,3 +84,14 @@ def test_negatives_and_inspections_have_rows_and_a_named_inspection_a_column() -
 def test_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     print_results({"BadNets": PLAIN})
     assert "0.910" in capsys.readouterr().out
+
+
+def test_names_are_shown_as_they_are_without_markup_and_escape_codes() -> None:
+    metrics = {"test/cacc": 0.5, "test/[link=x]\x1b[31m/cacc_defended": 0.25}
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    console.print(results_table({"[red]run\x1b[0m\x07": metrics}))
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "[red]run\\x1b[0m\\x07" in printed
+    assert "[link=x]\\x1b[31m" in printed
+    assert "\x1b" not in printed

@@ -26,7 +26,7 @@ from lightning_backdoor.benchmark.running.products import (
 )
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
-from lightning_backdoor.errors import InputError, one_line
+from lightning_backdoor.errors import Diverged, InputError, one_line
 
 #: seconds between checks of the other workers' progress.
 PATIENCE = 0.5
@@ -118,7 +118,7 @@ class Worker:
                     raise
                 os.write(log, visible(traceback.format_exc(), keep="\n\t").encode())
                 message = one_line(str(error))[:500]
-                known = isinstance(error, InputError | CommandError)
+                known = isinstance(error, InputError | CommandError | Diverged)
                 self._write(work, error=message if known else f"{type(error).__name__}: {message}")
                 return
             facts["needs"] = self.products.needed_digest(work)

@@ -1,0 +1,96 @@
+"""The checkpoint of a command: the file that ``ckpt_path`` names, found before Lightning looks for one itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_backdoor.errors import InputError
+
+#: values of ``ckpt_path`` that name a checkpoint of the run, and how the file is found in the run's folder.
+KEYWORDS = {"best": "checkpoints/best.ckpt", "last": "checkpoints/last.ckpt", "hpc": "hpc_ckpt_*.ckpt"}
+
+
+def resolve_checkpoint(given: str | None, command: str, folder: Path, run_dir: str | None) -> Path | None:
+    """The file of a command's checkpoint.
+
+    Lightning would also take keywords and addresses, and load a checkpoint that nobody gave in a job that SLURM has
+    queued again. Here each becomes the path of a local file, which is checked like any other, or is refused.
+
+    Args:
+        given: the option ``ckpt_path``.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        folder: the folder that the command writes to.
+        run_dir: the run's folder, where the command is given one.
+
+    Returns:
+        The path of an existing file; None for a training from its beginning.
+
+    Raises:
+        InputError: there is no such file, an address is not that of a local file, or no checkpoint is given for the
+            test of a run.
+    """
+    if given is None:
+        requeued = _newest(folder) if SLURMEnvironment.detect() else None
+        if command != "fit" and requeued is None and run_dir:
+            best = Path(run_dir, KEYWORDS["best"])
+            raise InputError("ckpt_path", "not given, and without it the run's victim is not evaluated", f"give {best}")
+        return requeued
+    if given in KEYWORDS:
+        return _of_run(given, command, folder if command == "fit" else run_dir)
+    path = _local(given)
+    if not path.is_file():
+        raise InputError("checkpoint", f"{given} is not a file", "give a Lightning checkpoint")
+    return path.resolve()  # Lightning would take a relative name such as httpd.ckpt for an address
+
+
+def left_by_error(callbacks: Sequence[Callback]) -> Path | None:
+    """The newest file that an ``OnExceptionCheckpoint`` left behind, from which Lightning would resume unasked."""
+    paths = [Path(callback.ckpt_path) for callback in callbacks if isinstance(callback, OnExceptionCheckpoint)]
+    left = [path.resolve() for path in paths if path.is_file()]
+    return max(left, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _of_run(keyword: str, command: str, run: Path | str | None) -> Path | None:
+    """The checkpoint of a run that a keyword names."""
+    if run is None:
+        raise InputError("ckpt_path", f"{keyword!r} names a checkpoint of a run", "give --run_dir too, or a path")
+    path = _newest(Path(run)) if keyword == "hpc" else Path(run, KEYWORDS[keyword])
+    if path is not None and path.is_file():
+        return path.resolve()
+    if command == "fit" and keyword == "last":  # one command for the first start and all others
+        rank_zero_info(f"{run} has no last.ckpt yet; training starts from the beginning")
+        return None
+    raise InputError("ckpt_path", f"{run} has no {KEYWORDS[keyword]}", "give a path")
+
+
+def _newest(folder: Path) -> Path | None:
+    """The newest checkpoint that Lightning wrote when SLURM announced the end of a job."""
+    numbered = {int(path.stem.rpartition("_")[2]): path for path in folder.glob(KEYWORDS["hpc"]) if _number(path)}
+    return numbered[max(numbered)].resolve() if numbered else None
+
+
+def _number(path: Path) -> bool:
+    return re.fullmatch(r"hpc_ckpt_\d{1,9}\.ckpt", path.name) is not None
+
+
+def _local(given: str) -> Path:
+    """The path of a local file, given as a path or as a ``file://`` address."""
+    if not given or not given.isprintable():
+        raise InputError("ckpt_path", f"{given!r} is not the name of a file", "give a Lightning checkpoint")
+    scheme = re.match(r"([A-Za-z][\w+.-]*)(://|::)", given)
+    if re.match(r"registry(:|$)", given, re.IGNORECASE) or (scheme and scheme[1].lower() != "file"):
+        raise InputError("ckpt_path", f"{given} is not a local file", "download it, and give its path")
+    if scheme is None:
+        return Path(given)
+    address = urlsplit(given)
+    if scheme[2] == "::" or address.netloc not in ("", "localhost"):
+        raise InputError("ckpt_path", f"{given} is not a local file", "give its path")
+    return Path(unquote(address.path))

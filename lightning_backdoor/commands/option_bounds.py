@@ -1,0 +1,41 @@
+"""Bounds on the options of ``fit`` and its like, checked before anything large is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
+from lightning_backdoor.files.presets import preset_path
+
+CONFIG_OPTIONS = ("-c", "--config")
+
+
+def check_options(args: list[str]) -> None:
+    """Checks that values and config files are within the bounds of :mod:`lightning_backdoor.files.bounded_yaml`.
+
+    Raises:
+        InputError: a value or a file is not, or a value is not text.
+    """
+    for i, value in enumerate(args):
+        option, _, given = value.partition("=") if value.startswith("-") else ("", "", value)
+        if i and args[i - 1].startswith("-") and not value.startswith("-"):
+            option = args[i - 1]
+        field = option.lstrip("-") or "options"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(field, f"{given[:100]!r} is not UTF-8", "rename it") from None
+        problem = out_of_bounds(given)
+        if problem:
+            raise InputError(field, f"{given[:40]!r} {problem}", "give a file or a shorter value")
+        if option in CONFIG_OPTIONS and is_file(preset_path(given)):
+            read_bounded(preset_path(given))
+
+
+def is_file(path: Path) -> bool:
+    """``path.is_file()``; False for text that no path can be."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
