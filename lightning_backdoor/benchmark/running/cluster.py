@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from lightning_backdoor.benchmark.running.worker import PATIENCE
-from lightning_backdoor.commands.signals import ENDING, Stopped, is_repeated
+from lightning_backdoor.commands.signals import ENDING, Ended
 from lightning_backdoor.errors import InputError, one_line, reason
 
 #: the shortest and the longest time between two questions to SLURM, in seconds.
@@ -142,18 +142,21 @@ def set_job_signals() -> None:
 
     On SLURM, SIGTERM may also announce a preemption: if SLURM is not ending the job itself, it is queued again.
     """
+    received = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        if received:
+            return
+        received = True
+        if number == signal.SIGTERM and os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and _runs():
+            from submitit import JobEnvironment
+
+            signal.raise_signal(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))  # does not return
+        raise Ended(number)
+
     for number in ENDING:
-        signal.signal(number, _end_job)
-
-
-def _end_job(number: int, frame: FrameType | None) -> None:
-    if is_repeated():
-        return
-    if number == signal.SIGTERM and os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and _runs():
-        from submitit import JobEnvironment
-
-        signal.raise_signal(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))  # does not return
-    raise Stopped(number)
+        signal.signal(number, end)
 
 
 def _runs() -> bool:

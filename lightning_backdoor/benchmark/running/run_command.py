@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,11 +53,14 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
 
     disable_progress_bar()  # the bar would be finished on the terminal, after the log is closed
     os.environ[VARIABLE] = str(folder.resolve())
+    tasks = os.environ.pop("SLURM_NTASKS", None)  # Lightning would wait for the other tasks of the job
     try:
         with _output_to(log):
             run(command, args)
     finally:
         os.environ.pop(VARIABLE, None)
+        if tasks is not None:
+            os.environ["SLURM_NTASKS"] = tasks
 
 
 def check_cell(cell: Cell) -> None:
@@ -142,8 +146,8 @@ def _last_message(log: int, start: int) -> str:
     """The error that a command printed at its end, or the last line of its log."""
     end = os.fstat(log).st_size
     text = os.pread(log, 1 << 20, max(start, end - (1 << 20))).decode(errors="replace")
-    _, error, message = text.rpartition("error: ")
-    return one_line(message if error else text.rstrip().rpartition("\n")[2])[:500]
+    errors = re.findall(r"^error: (.*)$", text, re.MULTILINE)  # srun adds errors of its own, which begin otherwise
+    return one_line(errors[-1] if errors else text.rstrip().rpartition("\n")[2])[:500]
 
 
 @contextlib.contextmanager
