@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
+from lightning_backdoor.commands.terminal import leave_closed_terminal
 from lightning_backdoor.errors import InputError
 
 
@@ -61,5 +62,6 @@ def main(args: list[str]) -> int:
 
             return run_grid(options, folder, shlex.join(["lightning-backdoor", "benchmark", *args]))
     except Ended:
+        leave_closed_terminal()
         sys.stderr.write("run the same command to continue\n")
         raise

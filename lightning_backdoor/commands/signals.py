@@ -10,6 +10,8 @@ from types import FrameType
 
 #: the signals by which schedulers, ``kill`` and closed terminals end a process.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+#: what a signal without a handler does.
+IGNORED = (signal.SIG_DFL, signal.SIG_IGN, None)
 
 
 class Ended(SystemExit):
@@ -45,10 +47,16 @@ def ended_by_signals() -> Iterator[Received]:
         yield received
         return
 
+    raised = False
+
     def end(number: int, frame: FrameType | None) -> None:
-        if received.number is None:
-            received.number = number
-            raise Ended(number)
+        nonlocal raised
+        first, received.number = received.number is None, received.number or number
+        if first and number == signal.SIGHUP and signal.getsignal(signal.SIGTERM) not in (end, *IGNORED):
+            signal.raise_signal(signal.SIGTERM)  # Lightning's handler ends the other processes, and calls this one
+        if not raised:
+            raised = True
+            raise Ended(received.number)
 
     before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGINT)}
     for number in ENDING:

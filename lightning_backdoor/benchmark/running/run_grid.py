@@ -21,6 +21,8 @@ from lightning_backdoor.benchmark.running.run_command import check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.benchmark.write_results import write_results
+from lightning_backdoor.commands.signals import Ended
+from lightning_backdoor.commands.terminal import leave_closed_terminal
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.presets import preset_path
@@ -58,6 +60,9 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
             run_processes(launch, jobs, progress.look)
         else:
             Worker(folder, cells, launch.name, progress.look, wandb_runs).run()
+    except Ended:
+        leave_closed_terminal()
+        raise
     finally:  # even after an interruption, the table has all that is done
         progress.look()
         results = write_results(grid, folder, command)
@@ -72,6 +77,8 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
         sys.stdout.write(
             f"{left} of {len(cells)} cells are left, since workers ended; run the same command to continue\n"
         )
+        if options.cluster:
+            sys.stdout.write("submitit/*_log.err says how they ended\n")
     return 1 if failed or left else 0
 
 
