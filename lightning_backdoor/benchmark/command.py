@@ -63,5 +63,6 @@ def main(args: list[str]) -> int:
             return run_grid(options, folder, shlex.join(["lightning-backdoor", "benchmark", *args]))
     except Ended:
         leave_closed_terminal()
-        sys.stderr.write("run the same command to continue\n")
+        if not options.worker:
+            sys.stderr.write("run the same command to continue\n")
         raise

@@ -80,7 +80,8 @@ def test_workers_that_are_ended_leave_nothing_half_done(tmp_path: Path, monkeypa
         folder.mkdir()
         stub_grid(folder / "grid.yaml", attacks=3, defenses=2, seeds=2, **REPAIRED)
     Worker(whole, Grid(whole / "grid.yaml").cells, "launch").run()
-    rng, statuses = random.Random(0), []
+    rng = random.Random(0)
+    statuses: list[int | None] = []
     while not statuses or statuses[-1] != 0:
         process = forked(ended_stub, ended)
         wait_until(lambda: len(list(ended.glob("*/*/log.txt"))) > 0)

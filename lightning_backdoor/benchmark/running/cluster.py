@@ -24,7 +24,7 @@ ENDING_SECONDS = 10.0
 
 
 def run_jobs(
-    work: Callable[[], None],
+    work: Any,
     folder: Path,
     jobs: int,
     cluster: str,
@@ -36,7 +36,7 @@ def run_jobs(
     If this process is interrupted, the jobs are cancelled.
 
     Args:
-        work: what a job runs.
+        work: what a job runs: a callable that can be pickled, with the method ``checkpoint`` of submitit.
         folder: submitit's folder, visible from all machines.
         jobs: number of jobs.
         cluster: ``slurm`` or ``local``, as submitit names them.

@@ -151,12 +151,14 @@ def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
     """Runs workers as processes, each with a share of cores and GPUs; calls ``wait`` again and again until they end."""
     line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(launch.grid)]
     line += ["--output", str(launch.folder), "--worker", launch.name, *(f"--only={rule}" for rule in launch.only)]
+    workers: list[subprocess.Popen[bytes]] = []
     with (launch.folder / "log.txt").open("ab") as log:
-        workers = [
-            subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=worker_environment(i, jobs))
-            for i in range(jobs)
-        ]
         try:
+            for i in range(jobs):
+                environment = worker_environment(i, jobs)
+                workers.append(
+                    subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+                )
             while any(worker.poll() is None for worker in workers):
                 time.sleep(PATIENCE)
                 wait()
