@@ -123,18 +123,23 @@ class Queue:
 
 def _cancel(handle: Any, cluster: str) -> None:
     """Cancels a job; waits for its end if it runs on this machine."""
-    if cluster != "slurm":  # submitit's own way kills a job after a second, which leaves the processes it started
-        with suppress(ProcessLookupError):
-            os.kill(int(handle.job_id), signal.SIGTERM)
-        stop = time.monotonic() + ENDING_SECONDS
-        while not handle.done():
-            if time.monotonic() > stop:
-                break
-            time.sleep(0.05)
-        else:
-            return
-    with suppress(OSError):
-        handle.cancel(check=False)
+    if cluster == "slurm":
+        with suppress(OSError):
+            handle.cancel(check=False)
+        return
+    with suppress(ProcessLookupError):
+        os.kill(int(handle.job_id), signal.SIGTERM)
+    if not _ends(handle):
+        handle.cancel(check=False)  # kills the job, which leaves the processes that it started
+        _ends(handle)
+
+
+def _ends(handle: Any) -> bool:
+    """Waits for the end of a job; returns whether it has ended in time."""
+    stop = time.monotonic() + ENDING_SECONDS
+    while not handle.done() and time.monotonic() < stop:
+        time.sleep(0.05)
+    return bool(handle.done())
 
 
 def set_job_signals() -> None:
