@@ -34,14 +34,16 @@ def check_step(trainer: Trainer) -> None:
     """Checks that the tasks train together, as each would otherwise train a victim of its own in the same folder.
 
     Raises:
-        InputError: the trainer uses another number of processes.
+        InputError: the trainer uses another number of tasks or nodes.
     """
     tasks = _tasks()
-    if tasks not in (1, trainer.world_size):
-        problem = f"the trainer uses {trainer.world_size} of {tasks} processes that srun has started"
-        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-        more = f" --trainer.num_nodes {nodes}" if nodes > 1 else ""
-        raise InputError("trainer.devices", problem, f"give --trainer.devices {tasks // nodes}{more}")
+    if tasks == 1:
+        return
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    started, used = (nodes, tasks // nodes), (trainer.num_nodes, trainer.num_devices)
+    if used != started:
+        problem = f"the trainer uses {used[1]} of {started[1]} tasks per node, and {used[0]} of {nodes} nodes"
+        raise InputError("trainer.devices", problem, f"give --trainer.devices {started[1]} --trainer.num_nodes {nodes}")
 
 
 def _tasks() -> int:

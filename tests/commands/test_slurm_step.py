@@ -25,22 +25,24 @@ def step(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def trainer(processes: int) -> Any:
-    return SimpleNamespace(world_size=processes)
+def trainer(nodes: int, devices: int) -> Any:
+    return SimpleNamespace(num_nodes=nodes, num_devices=devices)
 
 
 def test_the_tasks_per_node_are_counted(step: pytest.MonkeyPatch) -> None:
     prepare_step()
     assert os.environ["SLURM_NTASKS_PER_NODE"] == "2"
-    check_step(trainer(4))
+    check_step(trainer(2, 2))
     step.setenv("SLURM_STEP_TASKS_PER_NODE", "4")
     prepare_step()
     assert os.environ["SLURM_NTASKS_PER_NODE"] == "4"
 
 
-def test_tasks_that_would_train_alone_are_refused(step: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"uses 1 of 4 .*; give --trainer.devices 2 --trainer.num_nodes 2"):
-        check_step(trainer(1))
+@pytest.mark.parametrize(("nodes", "devices"), [(1, 1), (1, 4), (2, 1)])
+def test_tasks_that_would_not_train_together_are_refused(step: pytest.MonkeyPatch, nodes: int, devices: int) -> None:
+    problem = rf"uses {devices} of 2 tasks per node, and {nodes} of 2 nodes; give --trainer.devices 2 --trainer.num_n"
+    with pytest.raises(InputError, match=problem):
+        check_step(trainer(nodes, devices))
 
 
 def test_unequal_nodes_are_refused(step: pytest.MonkeyPatch) -> None:
@@ -70,5 +72,5 @@ def test_commands_that_start_their_processes_themselves_are_left_alone(
     step.setenv(name, value)
     step.delenv("SLURM_STEP_ID")
     prepare_step()
-    check_step(trainer(2))
+    check_step(trainer(1, 2))
     assert "SLURM_NTASKS_PER_NODE" not in os.environ

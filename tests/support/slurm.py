@@ -55,7 +55,7 @@ PartitionName=all Nodes=ALL Default=YES
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slurm() -> Iterator[Path]:
     """A running cluster, to which ``sbatch``, ``srun`` and the other programs connect; its folder."""
     missing = [program for program in PROGRAMS if _path(program) is None]
