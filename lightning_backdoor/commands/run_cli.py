@@ -16,6 +16,7 @@ from lightning_backdoor.commands.checkpoint_path import left_by_error, resolve_c
 from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
 from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
+from lightning_backdoor.commands.slurm_step import check_step, prepare_step
 from lightning_backdoor.errors import InputError, input_error_behind
 from lightning_backdoor.files.names import check_inside
 
@@ -150,4 +151,9 @@ class RunCLI(LightningCLI):
             self.best = checkpoints[0]
             callbacks += checkpoints
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        if options.plugins:  # they may say how processes are started
+            return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        prepare_step()
+        trainer = super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        check_step(trainer)
+        return trainer

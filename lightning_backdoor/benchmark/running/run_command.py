@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,9 @@ from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError, one_line
+
+#: time that the processes of a command have to end after a signal, in seconds.
+ENDING_SECONDS = 5.0
 
 
 class CommandError(RuntimeError):
@@ -48,11 +53,14 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
 
     disable_progress_bar()  # the bar would be finished on the terminal, after the log is closed
     os.environ[VARIABLE] = str(folder.resolve())
+    tasks = os.environ.pop("SLURM_NTASKS", None)  # Lightning would wait for the other tasks of the job
     try:
         with _output_to(log):
             run(command, args)
     finally:
         os.environ.pop(VARIABLE, None)
+        if tasks is not None:
+            os.environ["SLURM_NTASKS"] = tasks
 
 
 def check_cell(cell: Cell) -> None:
@@ -116,15 +124,30 @@ def _run_in_processes(command: list[str], folder: Path, log: int, trainer: Mappi
     else:
         # overlap: the worker is itself a step of the job and holds the resources that the command needs
         line = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks-per-node={trainer.get('devices', 1)}", *line]
-    return subprocess.run(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment).returncode
+    # a group of its own, since a process that trains with others starts them and may end before them
+    process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, process_group=0)
+    try:
+        return process.wait()
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends what is left of a process and its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=ENDING_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _last_message(log: int, start: int) -> str:
     """The error that a command printed at its end, or the last line of its log."""
     end = os.fstat(log).st_size
     text = os.pread(log, 1 << 20, max(start, end - (1 << 20))).decode(errors="replace")
-    _, error, message = text.rpartition("error: ")
-    return one_line(message if error else text.rstrip().rpartition("\n")[2])[:500]
+    errors = re.findall(r"^error: (.*)$", text, re.MULTILINE)  # srun adds errors of its own, which begin otherwise
+    return one_line(errors[-1] if errors else text.rstrip().rpartition("\n")[2])[:500]
 
 
 @contextlib.contextmanager

@@ -9,22 +9,28 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.console import Progress, damage_text, plan_text, print_table
 from lightning_backdoor.benchmark.grid import Cell, Grid, select
 from lightning_backdoor.benchmark.names import visible
+from lightning_backdoor.benchmark.running.cluster import run_jobs, set_job_signals
 from lightning_backdoor.benchmark.running.journal import Journal, lock
 from lightning_backdoor.benchmark.running.products import Products
 from lightning_backdoor.benchmark.running.run_command import check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.benchmark.write_results import write_results
-from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.commands.signals import Ended
+from lightning_backdoor.commands.terminal import leave_closed_terminal
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.presets import preset_path
+
+#: time that workers on this machine have to end after a signal, in seconds.
+ENDING_SECONDS = 10.0
 
 
 def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
@@ -55,11 +61,14 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     jobs = min(options.jobs, progress.left())
     try:
         if options.cluster and jobs:
-            run_jobs(launch, jobs, options.cluster, grid.cluster or {}, progress.look)
+            run_jobs(launch, folder / "submitit", jobs, options.cluster, grid.cluster or {}, progress.look)
         elif options.jobs > 1 and jobs:
             run_processes(launch, jobs, progress.look)
         else:
             Worker(folder, cells, launch.name, progress.look, wandb_runs).run()
+    except Ended:
+        leave_closed_terminal()
+        raise
     finally:  # even after an interruption, the table has all that is done
         progress.look()
         results = write_results(grid, folder, command)
@@ -75,6 +84,8 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
         sys.stdout.write(
             f"{left} of {len(cells)} cells are left, since workers ended; run the same command to continue\n"
         )
+        if options.cluster:
+            sys.stdout.write("submitit/*_log.err says how they ended\n")
     return 1 if failed or left else 0
 
 
@@ -129,6 +140,7 @@ class Launch(NamedTuple):
 
     def __call__(self) -> None:
         """Runs a worker; of several tasks of a job, only the first one does."""
+        set_job_signals()
         if os.environ.get("SLURM_PROCID", "0") == "0":
             work(*self)
 
@@ -150,12 +162,14 @@ def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
     """Runs workers as processes, each with a share of cores and GPUs; calls ``wait`` again and again until they end."""
     line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(launch.grid)]
     line += ["--output", str(launch.folder), "--worker", launch.name, *(f"--only={rule}" for rule in launch.only)]
+    workers: list[subprocess.Popen[bytes]] = []
     with (launch.folder / "log.txt").open("ab") as log:
-        workers = [
-            subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=worker_environment(i, jobs))
-            for i in range(jobs)
-        ]
         try:
+            for i in range(jobs):
+                environment = worker_environment(i, jobs)
+                workers.append(
+                    subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+                )
             while any(worker.poll() is None for worker in workers):
                 time.sleep(PATIENCE)
                 wait()
@@ -163,41 +177,11 @@ def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
             for worker in workers:
                 worker.terminate()
             for worker in workers:
-                worker.wait()
-
-
-def run_jobs(launch: Launch, jobs: int, cluster: str, options: Mapping[str, Any], wait: Callable[[], None]) -> None:
-    """Runs workers as an array of jobs through submitit; calls ``wait`` repeatedly until all have ended.
-
-    Args:
-        launch: the workers' launch.
-        jobs: number of workers.
-        cluster: ``slurm`` or ``local``, as submitit names them.
-        options: options of submitit's executor, such as ``slurm_partition``, ``timeout_min``, and
-            ``slurm_max_num_timeout``, the number of times that a job is queued again after it runs out of time.
-        wait: called repeatedly until all jobs are done.
-
-    Raises:
-        InputError: submitit is not installed, or rejects an option.
-    """
-    try:
-        import submitit
-    except ImportError:
-        raise InputError(
-            "cluster", f"{cluster} needs submitit", "install it with: pip install 'lightning-backdoor[cluster]'"
-        ) from None
-    parameters = dict(options)
-    for_executor = {name: parameters.pop(name) for name in ("slurm_max_num_timeout",) if name in parameters}
-    try:
-        executor = submitit.AutoExecutor(folder=launch.folder / "submitit", cluster=cluster, **for_executor)
-        executor.update_parameters(**parameters)
-    except Exception as error:  # submitit raises its own exceptions for invalid options
-        raise InputError("cluster", f"submitit refuses {dict(options)} ({reason(error, 200)})") from None
-    with executor.batch():
-        handles = [executor.submit(launch) for _ in range(jobs)]
-    while not all(handle.done() for handle in handles):
-        time.sleep(PATIENCE)
-        wait()
+                try:
+                    worker.wait(timeout=ENDING_SECONDS)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    worker.wait()
 
 
 def worker_environment(number: int, jobs: int) -> dict[str, str]:
