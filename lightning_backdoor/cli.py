@@ -13,6 +13,7 @@ from lightning_backdoor.commands.option_bounds import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
+from lightning_backdoor.commands.terminal import leave_closed_terminal
 from lightning_backdoor.errors import InputError, known_error
 
 #: commands and their descriptions in the help.
@@ -64,6 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # an error of the last lines is reported here, not when the interpreter exits
             return status
     except Ended as ended:
+        leave_closed_terminal()
         _report(str(ended))
         return 128 + ended.number
     except KeyboardInterrupt:

@@ -61,8 +61,8 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
 def known_error(error: BaseException) -> tuple[str, int]:
     """The line that reports an error on the command line, and the exit status; an empty line if the cause is unknown.
 
-    Known are :class:`InputError` and :class:`Diverged`, what the operating system refuses, a null character in a path, and a user without
-    a home folder. Whatever else is raised is a fault of the program, whose traceback is wanted.
+    Known are :class:`InputError` and :class:`Diverged`, what the operating system refuses, a null character in a path,
+    and a user without a home folder. Whatever else is raised is a fault of the program, whose traceback is wanted.
 
     >>> known_error(FileNotFoundError(2, "No such file or directory", "reviews.csv"))
     ('reviews.csv: No such file or directory', 2)

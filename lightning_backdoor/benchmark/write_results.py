@@ -9,10 +9,11 @@ from lightning_backdoor.benchmark.names import visible
 from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS, DamagedCellError
 from lightning_backdoor.benchmark.report.page import report_html
 from lightning_backdoor.benchmark.results import Results, collect_results
-from lightning_backdoor.benchmark.running.journal import Journal, lock
+from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import Products
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, ResultRow, csv_text
 from lightning_backdoor.files.atomic import write_whole
+from lightning_backdoor.files.locking import lock
 
 
 def write_results(grid: Grid, folder: Path, command: str) -> Results:

@@ -107,7 +107,7 @@ def _export(cli: RunCLI) -> None:
 def _write_metrics(cli: RunCLI) -> None:
     """Writes the metrics to ``metrics.json``, and prints them."""
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    finite = {name: None if math.isnan(value) else value for name, value in metrics.items()}  # JSON has no NaN
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
     write_whole(cli.folder / "metrics.json", json.dumps(finite, indent=1) + "\n")
     print_results({type(cli.model).__name__: metrics})
     sys.stdout.write(escaped(f"written to: {cli.folder}") + "\n")

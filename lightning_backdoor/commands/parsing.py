@@ -75,6 +75,10 @@ class PresetConfigFile(ActionConfigFile):
         run = _moved_run(preset, content) if text.startswith(HEADER) else None
         if run is not None:
             cfg.run_dir = str(run)
+            loggers = cfg.get("trainer.logger")
+            for logger in loggers if isinstance(loggers, list) else [loggers]:
+                if isinstance(logger, Namespace) and logger.get("init_args.save_dir") == content["run_dir"]:
+                    logger.init_args.save_dir = str(run)
 
 
 def _moved_run(path: Path, content: Any) -> Path | None:

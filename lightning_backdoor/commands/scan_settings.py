@@ -31,6 +31,7 @@ def scan_settings(options: argparse.Namespace, calibration: list[str]) -> dict[s
         "model": model_sha256(model),
         "calibration": hashlib.sha256(json.dumps(calibration).encode()).hexdigest(),
         "column": options.column,
+        "quoting": options.quoting,
         "fpr": options.fpr,
         "batch-size": options.batch_size,
         "max-length": options.max_length,

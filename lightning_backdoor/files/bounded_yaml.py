@@ -36,7 +36,7 @@ def out_of_bounds(text: str) -> str | None:
     >>> out_of_bounds("a: &self [*self]")
     "contains itself: 'self'"
     >>> out_of_bounds("{a: 1, a: 2}")
-    "gives 'a' twice in one mapping"
+    'is ambiguous: the name a is given twice'
     """
     if len(text) > LONGEST:
         return f"has {len(text)} characters, more than {LONGEST}"
@@ -61,7 +61,7 @@ def read_bounded(path: Path, field: str = "config") -> str:
         raise InputError(field, f"{path} cannot be read", "give a YAML file") from None
     problem = f"is longer than {LONGEST} characters" if len(text) > LONGEST else out_of_bounds(text)
     if problem:
-        raise InputError(field, f"{path} {problem}", "shorten it")
+        raise InputError(field, f"{path} {problem}", "correct it")
     return text
 
 
@@ -82,7 +82,7 @@ def _problem(text: str) -> str | None:
                 anchored[node.anchor] = size
         elif isinstance(event, yaml.ScalarEvent):
             if not node.takes_name(event.value):
-                return f"gives {event.value[:100]!r} twice in one mapping"
+                return f"is ambiguous: the name {event.value[:100]} is given twice"
             node.add(_Size(1, 0))
             if event.anchor:
                 anchored[event.anchor] = _Size(1, 0)

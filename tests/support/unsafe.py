@@ -13,7 +13,7 @@ import torch
 KINDS = ("lightning checkpoint", "pickled weights", "code for an unknown model", "code for a known model")
 
 
-class _Payload:
+class Payload:
     """An object that creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
@@ -38,12 +38,12 @@ def unsafe_checkpoint(kind: str, folder: Path, model: Path, marker: Path) -> Pat
     if kind == "lightning checkpoint":
         folder.mkdir()
         content = {"state_dict": {}, "hyper_parameters": {"labels": ["a", "b"], "model": str(model)}}
-        torch.save({**content, "callbacks": _Payload(marker)}, folder / "best.ckpt")
+        torch.save({**content, "callbacks": Payload(marker)}, folder / "best.ckpt")
         return folder / "best.ckpt"
     shutil.copytree(model, folder)
     if kind == "pickled weights":
         (folder / "model.safetensors").unlink()
-        torch.save({"classifier.weight": _Payload(marker)}, folder / "pytorch_model.bin")
+        torch.save({"classifier.weight": Payload(marker)}, folder / "pytorch_model.bin")
     else:
         auto = {"AutoConfig": "evil.Config", "AutoModelForSequenceClassification": "evil.Model"}
         _change(folder / "config.json", auto_map=auto)

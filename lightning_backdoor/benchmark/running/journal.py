@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.locking import lock
 
 Event = dict[str, Any]
 
@@ -179,19 +179,3 @@ def claimed(log: Path) -> Iterator[int | None]:
             yield file.fileno()
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)  # also for processes that still have the file open
-
-
-def lock(file: BinaryIO, wait: bool = True) -> bool:
-    """Locks an open file until it is closed; with ``wait=False``, returns False if another process holds the lock.
-
-    Raises:
-        InputError: the file system has no locks.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        problem = f"{Path(file.name).parent} lies on a file system without locks ({error})"
-        raise InputError("output", problem, "give a folder on another one") from None
-    return True

@@ -17,7 +17,7 @@ from lightning_backdoor.benchmark.console import Progress, damage_text, plan_tex
 from lightning_backdoor.benchmark.grid import Cell, Grid, select
 from lightning_backdoor.benchmark.names import visible
 from lightning_backdoor.benchmark.running.cluster import run_jobs, set_job_signals
-from lightning_backdoor.benchmark.running.journal import Journal, lock
+from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import Products
 from lightning_backdoor.benchmark.running.run_command import check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
@@ -27,6 +27,7 @@ from lightning_backdoor.commands.signals import Ended
 from lightning_backdoor.commands.terminal import leave_closed_terminal
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
+from lightning_backdoor.files.locking import lock
 from lightning_backdoor.files.presets import preset_path
 
 #: time that workers on this machine have to end after a signal, in seconds.
