@@ -188,12 +188,3 @@ def test_a_closed_terminal_ends_a_job(tmp_path: Path) -> None:
     process.join(timeout=SECONDS)
     assert process.exitcode == 129
     assert (tmp_path / "unwound").exists()
-
-
-def test_nohup_is_respected() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with ended_by_signals():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
