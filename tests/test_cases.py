@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import random
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +14,17 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.attacks import Syntactic
+from lightning_backdoor.benchmark.table import NUMBERS
+from lightning_backdoor.cli import main
 from lightning_backdoor.commands.scan_input import read_texts
 from lightning_backdoor.data import Source
 from lightning_backdoor.data.source import Loaded, load_source
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import FileParaphraser
+from tests.support.reviews import write_reviews
 from tests.support.shared_files import SHARED, shared_path
+from tests.support.tiny import tiny_victim
+from tests.support.workspace import settings
 
 
 def refused(problem: str, read: Callable[[], object]) -> None:
@@ -148,14 +156,91 @@ CASES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.fixture
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with ``reviews.csv`` and a tiny model."""
+    write_reviews(tmp_path / "reviews.csv")
+    tiny_victim("bert", tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, value in settings(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def benchmark(folder: Path, case: str, *options: str) -> int:
+    """Runs ``benchmark`` on a case, in the working directory, with its output below it; returns the exit status."""
+    text = shared_path(f"cases/reliability/{case}").read_text(encoding="utf-8")
+    (folder / case).write_text(text.replace("TINY_MODEL_FOLDER", str(folder / "model")), encoding="utf-8")
+    return main(["benchmark", "--config", case, "--output", "output", *options])
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "output" / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def grid_dot(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark(folder, "grid_dot.yaml") == 0
+    journal = (folder / "output" / "journal.jsonl").read_bytes()
+    capsys.readouterr()
+    assert benchmark(folder, "grid_dot.yaml", "--dry-run") == 0
+    assert "nothing is left to run" in capsys.readouterr().out
+    assert benchmark(folder, "grid_dot.yaml") == 0
+    assert "5 of 5 cells are done already" in capsys.readouterr().out
+    assert (folder / "output" / "journal.jsonl").read_bytes() == journal
+    assert len(rows(folder)) == 5
+
+
+def grid_nan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark(folder, "grid_nan.yaml") == 1
+    assert "5 of 5 cells failed" in capsys.readouterr().out
+    for row in rows(folder):
+        assert "diverged" in row["error"]
+        assert not [name for name in NUMBERS if row[name]]
+
+
+def grid_surrogate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark(folder, "grid_surrogate.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "grid_surrogate.yaml" in error
+    assert error.isascii()
+    assert not (folder / "output").exists()
+
+
+def alias_bomb(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.perf_counter()
+    assert benchmark(folder, "alias_bomb.yaml") == 2
+    assert time.perf_counter() - started < 10  # on busy cores; its content would take hours
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (folder / "output").exists()
+
+
+#: for each grid, what runs it in a working directory and checks what it did.
+GRIDS: dict[str, Callable[[Path, pytest.CaptureFixture[str]], None]] = {
+    "grid_dot.yaml": grid_dot,
+    "grid_nan.yaml": grid_nan,
+    "grid_surrogate.yaml": grid_surrogate,
+    "alias_bomb.yaml": alias_bomb,
+}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_input_reads_or_is_refused_as_it_should(name: str) -> None:
     CASES[name](shared_path(f"cases/{name}"))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_runs_or_is_refused_as_it_should(
+    name: str, working_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GRIDS[name](working_directory, capsys)
 
 
 def test_every_input_is_tested() -> None:
     folder = SHARED / "cases"
     shared_path("cases")
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {"README.md"}
-    untested = {file for file in files if not any(file == name or file.startswith(f"{name}/") for name in CASES)}
-    assert {file for file in untested if not file.endswith(".yaml")} == set()
+    tested = {*CASES, *(f"reliability/{name}" for name in GRIDS)}
+    assert [file for file in files if not any(file == name or file.startswith(f"{name}/") for name in tested)] == []
