@@ -153,5 +153,11 @@ def test_two_tasks_of_srun_train_one_victim(slurm: Path, inside: Path) -> None:
     several = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     done = fit("--run_dir", "tasks", *several, srun=["--nodes=1", "--ntasks=2"], folder=inside)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in Path("tasks").iterdir()} == {"checkpoints", "config.yaml", "logs", "model", "run.lock"}
+    assert {path.name for path in Path("tasks").iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "logs",
+        "model",
+        "run.lock",
+    }
     assert [path.name for path in Path("tasks", "logs").iterdir()] == ["version_0"]
