@@ -17,7 +17,8 @@ import pytest
 from lightning_backdoor.benchmark.table import TIMINGS
 from lightning_backdoor.cli import main
 from tests.benchmark.grids import SMALL
-from tests.support.slurm import ask, jobs, slurm, wait_until
+from tests.support.slurm import ask, jobs, slurm
+from tests.support.waiting import wait_until
 from tests.support.workspace import inside, settings, workspace
 
 __all__ = ["inside", "slurm", "workspace"]
