@@ -73,7 +73,7 @@ def forget_files() -> None:
 
 
 def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tuple[str, str]]:
-    """The strings that may name something that a run reads, each after what it may name: path, file or module."""
+    """The texts in a config that may name what a run reads, each with its role: ``path``, ``file`` or ``module``."""
     if isinstance(content, str):
         if content.startswith(LIBRARY):  # identified by the format number
             return
@@ -132,7 +132,7 @@ def _is_output(path: Path, file: Path, output: Path) -> bool:
 
 
 def _files(name: str, roles: Iterable[str]) -> Iterator[tuple[Path, Path]]:
-    """The paths that a name may stand for, each with what is in it, or with itself where it is no folder."""
+    """The paths that a name may stand for, each with every file in it, or with itself if it is a file."""
     if {"path", "file"} & {*roles}:
         path = Path(name)
         try:
