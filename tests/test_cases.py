@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.attacks import Syntactic
+from lightning_backdoor.benchmark.table import NUMBERS
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.scan_input import read_texts
 from lightning_backdoor.data import Source
@@ -182,10 +183,9 @@ def grid_dot(path: Path, capsys: Capture) -> None:
 def grid_nan(path: Path, capsys: Capture) -> None:
     assert benchmark(path) == 1
     assert "5 of 5 cells failed" in capsys.readouterr().out
-    texts = ("dataset", "model", "attack", "defense", "seed", "cell", "victim", "error")
     for row in grid_rows():
         assert "diverged" in row["error"]
-        assert not [value for name, value in row.items() if name not in texts and value]
+        assert not [name for name in NUMBERS if row[name]]
 
 
 def grid_rows() -> list[dict[str, str]]:

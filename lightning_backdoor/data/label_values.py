@@ -19,10 +19,10 @@ TRUTH = {"true": "1", "false": "0"}
 SHOWN = 20  # labels that an error message quotes
 
 
-def said(value: LabelValue) -> str:
-    """What a label value says: strings without surrounding blanks, whole numbers as integers.
+def canonical(value: LabelValue) -> str:
+    """The text by which a label value is compared: without surrounding blanks, whole numbers as integers.
 
-    >>> [said(value) for value in (0, "0", 0.0, " 0.0", "-0", "+1", "00", "0.5", " pos ", True)]
+    >>> [canonical(value) for value in (0, "0", 0.0, " 0.0", "-0", "+1", "00", "0.5", " pos ", True)]
     ['0', '0', '0', '0', '0', '1', '00', '0.5', 'pos', 'True']
     """
     text = str(value).strip()
@@ -55,7 +55,7 @@ class Classes:
         labels: Sequence[LabelValue] | Mapping[str, Sequence[LabelValue] | LabelValue] | None,
         column: str,
     ) -> None:
-        distinct = {said(value) for value in values}
+        distinct = {canonical(value) for value in values}
         self._truth = TRUTH if {value.lower() for value in distinct} <= {*TRUTH, *TRUTH.values()} else {}
         keys = {self._key(value): None for value in distinct}
         if isinstance(labels, Mapping):
@@ -78,7 +78,9 @@ class Classes:
         unknown = sorted(keys - self._index.keys())
         if unknown:
             raise InputError(
-                "labels", f"{_shown(unknown[:1])} in column {column!r} is not one of the labels {_shown(self._index)}"
+                "labels",
+                f"{_shown(unknown[:1])} in column {column!r} is not one of the labels {_shown(self._index)}",
+                "give every value of the column a label",
             )
         self._in_training = {self._index[key] for key in keys}
 
@@ -90,10 +92,10 @@ class Classes:
     def unknown(self, value: LabelValue) -> str:
         """The problem with a value that :meth:`index` does not know."""
         of_training = [key for key, i in self._index.items() if i in self._in_training]
-        return f"{_shown([said(value)])} is not a label of the training rows ({_shown(of_training)})"
+        return f"{_shown([canonical(value)])} is not a label of the training rows ({_shown(of_training)})"
 
     def _key(self, value: LabelValue) -> str:
-        text = said(value)
+        text = canonical(value)
         return self._truth.get(text.lower(), text)
 
 
