@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import pydoc
 import re
 from pathlib import Path
 from typing import Any
@@ -140,9 +142,41 @@ def parse(parser: LightningArgumentParser, args: list[str]) -> Namespace:
         SystemExit: ``--help`` or ``--print_config`` is among them.
     """
     try:
-        return parser.parse_args(args)
+        options: Namespace = parser.parse_args(args)
     except ArgumentError as error:
         raise input_error_behind(error) or _input_error(error) from error
+    for field in ("model", "data", "trainer.callbacks"):
+        _check_nulls(options.get(field), field)
+    return options
+
+
+def _check_nulls(options: Any, field: str) -> None:
+    """Checks that no argument of a class is null where its signature says otherwise; jsonargparse takes null as unset.
+
+    Raises:
+        InputError: an argument is null, as YAML reads a name without a value.
+    """
+    if isinstance(options, list):
+        for entry in options:
+            _check_nulls(entry, field)
+    if not isinstance(options, Namespace) or not isinstance(options.get("init_args"), Namespace):
+        return
+    made = pydoc.locate(options.class_path)
+    for name, value in vars(options.init_args).items():
+        if value is None and not _takes_null(made, name):
+            raise InputError(f"{field}.{name}", "null is not a value of it", "give a value, or leave it out")
+        _check_nulls(value, f"{field}.{name}")
+
+
+def _takes_null(made: object, name: str) -> bool:
+    """Whether a class, or another callable, takes null for an argument, which one of its parents may declare."""
+    for function in [vars(cls).get("__init__") for cls in made.__mro__] if isinstance(made, type) else [made]:
+        parameter = inspect.signature(function).parameters.get(name) if callable(function) else None
+        if parameter is not None:
+            types = str(parameter.annotation)
+            declared = parameter.annotation is not parameter.empty and parameter.default is not None
+            return not declared or any(word in types for word in ("None", "Optional", "Any", "object"))
+    return True
 
 
 def _input_error(error: ArgumentError) -> InputError:

@@ -109,6 +109,8 @@ def _names(values: set[str], column: str) -> list[str]:
     """Names of the classes where none are declared: the values, numbers in their order."""
     if all(map(_is_whole, values)):
         return sorted(values, key=int)
+    if values & {"inf", "-inf"} and any(map(_is_whole, values)):
+        raise InputError("label_column", f"{column!r} holds an infinite number", "label every row with a class")
     if all(map(NUMBER.fullmatch, values)) and any(set(value) & set(".eE") for value in values):
         raise InputError("label_column", f"{column!r} holds fractions", "set rating_cut for ratings")
     lower = {value.lower() for value in values}

@@ -118,9 +118,10 @@ def _check_part(part: dict[str, Any], name: str) -> None:
     if labels is not None:
         _check_label_keys(labels, file)
     for key, value in part.items():
-        bound = MAX_LAYERS if _LAYERS.search(key) else MAX_EXPERTS if key.endswith("experts") else value
-        if isinstance(value, int) and value > bound:
-            raise InputError("model", f"{file} has {key[:60]} {value}", f"at most {bound} are read")
+        bound = MAX_LAYERS if _LAYERS.search(key) else MAX_EXPERTS if key.endswith("experts") else None
+        lowest = 1 if key == "num_hidden_layers" else 0
+        if bound is not None and isinstance(value, int) and not lowest <= value <= bound:
+            raise InputError("model", f"{file} has {key[:60]} {value}", f"{lowest} to {bound} are read")
 
 
 def _values(value: object) -> list[object]:

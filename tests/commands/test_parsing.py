@@ -37,6 +37,15 @@ WRONG_OPTIONS = {
     "unknown argument": (["--model.flurb", "3"], "model: Option 'flurb' is not accepted"),
     "wrong type": (["--trainer.max_epochs", "three"], "trainer.max_epochs: Expected a <class 'int'>. Got value: three"),
     "wrong nested type": (["--data.batch_size", "many"], "data.batch_size: Expected a <class 'int'>. Got value: many"),
+    "null": (
+        ["--data.batch_size", "null"],
+        "data.batch_size: null is not a value of it; give a value, or leave it out",
+    ),
+    "null of a parent's": (["--model.poison_rate=null"], "model.poison_rate: null is not a value of it"),
+    "null of a callback": (
+        [GRADIENT_ATTENTION, "--trainer.callbacks.fpr=null"],
+        "trainer.callbacks.fpr: null is not a value of it",
+    ),
     "missing file": (["--config", "nowhere.yaml"], "config: File does not exist: "),
     "missing module": ([*INFERENCE, "no_such_module.Nope"], "trainer.callbacks.defense: No module named"),
     "missing class": ([*INFERENCE, "defenses_here.Nope"], "trainer.callbacks.defense: module 'defenses_here' has no"),

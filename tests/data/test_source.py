@@ -239,6 +239,12 @@ def test_a_rating_that_is_no_number_is_an_error(tmp_path: Path, rating: str) -> 
     assert message == f"label_column: {rating!r} in 'label' is not a rating; name a column of numbers"
 
 
+def test_an_infinite_number_is_no_class(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", "abc", [0, 1, float("inf")])
+    assert error(Source(path)) == "label_column: 'label' holds an infinite number; label every row with a class"
+    assert load_source(Source(write(tmp_path / "words.csv", "ab", ["inf", "fin"]))).label_names == ["fin", "inf"]
+
+
 def test_fractions_are_no_classes(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", "abc", [0.5, 1.5, 2.0])
     assert error(Source(path)) == "label_column: 'label' holds fractions; set rating_cut for ratings"
