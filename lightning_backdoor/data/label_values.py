@@ -16,6 +16,9 @@ LabelValue = str | int | float | bool
 WHOLE = re.compile(r"\+?(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?")
 NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)?(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
 TRUTH = {"true": "1", "false": "0"}
+#: what pandas and spreadsheets write for a missing value; and further words that stand for one among numbers.
+MISSING = frozenset({"nan", "<na>", "#n/a"})
+MISSING_AMONG_NUMBERS = MISSING | {"na", "n/a", "null", "none"}
 SHOWN = 20  # labels that an error message quotes
 
 
@@ -30,6 +33,18 @@ def said(value: LabelValue) -> str:
     return text if whole is None else "0" if whole[1] == "-0" else whole[1]
 
 
+def missing_words(values: Iterable[LabelValue]) -> set[LabelValue]:
+    """The values that stand for a missing label, such as ``nan``; ``none`` does among numbers only.
+
+    >>> missing_words(["0", "1", "None"]), missing_words(["favor", "none"])
+    ({'None'}, set())
+    """
+    words = {value: said(value) for value in values}
+    named = {word for word in words.values() if word.lower() not in MISSING_AMONG_NUMBERS}
+    missing = MISSING_AMONG_NUMBERS if named and all(map(_is_whole, named)) else MISSING
+    return {value for value, word in words.items() if word.lower() in missing}
+
+
 class Classes:
     """The classes of a source: their names, and the class of each label value.
 
@@ -42,7 +57,7 @@ class Classes:
         column: name of the column, for errors.
 
     Raises:
-        InputError: a value belongs to no class, or two classes have the same name or value.
+        InputError: a value belongs to no class, two classes have the same name or value, or ``labels`` names none.
 
     >>> classes = Classes(["neg", "pos "], None, "label")
     >>> classes.names, classes.index(" neg")
@@ -55,6 +70,8 @@ class Classes:
         labels: Sequence[LabelValue] | Mapping[str, Sequence[LabelValue] | LabelValue] | None,
         column: str,
     ) -> None:
+        if labels is not None and (isinstance(labels, str) or not labels):
+            raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
         distinct = {said(value) for value in values}
         self._truth = TRUTH if {value.lower() for value in distinct} <= {*TRUTH, *TRUTH.values()} else {}
         keys = {self._key(value): None for value in distinct}
@@ -98,7 +115,7 @@ class Classes:
 
 
 def _name(name: Any) -> str:
-    if isinstance(name, bool):
+    if name is None or isinstance(name, bool):
         raise InputError("labels", f"the name {name} is not text, as YAML reads it", "put it in quotes")
     return str(name).strip()
 

@@ -246,7 +246,11 @@ def test_fractions_are_no_classes(tmp_path: Path) -> None:
 
 def test_a_rating_cut_must_cut_into_two(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", "abc", [0.5, 1.5, 2.0])
-    for source in (Source(path, rating_cut=(1, -1)), Source(path, rating_cut=(0, 1), labels=["a", "b", "c"])):
+    cuts = ((1, -1), (float("nan"), 1))
+    for source in (
+        *(Source(path, rating_cut=cut) for cut in cuts),
+        Source(path, rating_cut=(0, 1), labels=list("abc")),
+    ):
         assert error(source).startswith("rating_cut: [")
 
 
