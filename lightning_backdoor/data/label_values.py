@@ -10,6 +10,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.columns import shown
 
 #: a label value as a user may give it.
 LabelValue = str | int | float | bool
@@ -112,6 +113,30 @@ class Classes:
     def _key(self, value: LabelValue) -> str:
         text = said(value)
         return self._truth.get(text.lower(), text)
+
+
+def check_victim_labels(labels: object, of_data: Sequence[str] | None, field: str) -> None:
+    """Checks that the class indices of a trained victim mean the classes of the data; other names are said.
+
+    Args:
+        labels: label names that the victim was trained with; anything but a list of strings is not checked.
+        of_data: label names of the data; None if they are unknown.
+        field: the option that names the victim, for errors.
+
+    Raises:
+        InputError: there are more or fewer labels, or the same names in another order.
+    """
+    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels) or of_data is None:
+        return
+    if labels == list(of_data):
+        return
+    if len(labels) != len(of_data):
+        problem = f"it has a head for {len(labels)} classes, the data have {len(of_data)}"
+        raise InputError(field, problem, "give one of these labels")
+    said_so = f"its labels are {shown(labels)}, those of the data {shown(of_data)}"
+    if any(name in of_data and name != other for name, other in zip(labels, of_data, strict=True)):
+        raise InputError(field, f"{said_so}, in another order", "set labels of the source in the victim's order")
+    rank_zero_warn(f"{field}: {said_so}; they are taken for the same in this order")
 
 
 def _name(name: Any) -> str:
