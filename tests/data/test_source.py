@@ -329,6 +329,16 @@ def test_a_missing_split_is_named_with_those_there_are(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["train.csv", "data/train-00000-of-00001.parquet"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_rows_that_are_trained_on_are_no_other_split(tmp_path: Path, name: str, split: str) -> None:
+    write(tmp_path / name)
+    splits = {"train": "train", split: "train"}
+    assert error(Source(str(tmp_path), splits=splits)).startswith(f"splits: {split} is what is trained on; name ano")
+    if name == "train.csv":
+        assert "is what is trained on" in error(Source(str(tmp_path), splits={"train": "train", split: name}))
+
+
 def test_one_file_has_no_splits_to_choose_from(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv")
     assert error(Source(path, splits={"train": "train"})) == (
