@@ -117,7 +117,7 @@ def test_a_word_for_a_missing_label_may_be_the_name_of_a_class(tmp_path: Path) -
 def test_labels_are_a_list_of_names(tmp_path: Path, labels: Any) -> None:
     path = write(tmp_path / "rows.csv", "ab", [0, 1])
     assert "is not a list of names" in error(Source(path, labels=labels))
-    assert "the name None is not text" in error(Source(path, labels=["neg", None]))  # type: ignore[list-item]
+    assert "the name None is not text" in error(Source(path, labels=["neg", None]))  # type: ignore[arg-type]
 
 
 def test_names_that_differ_in_case_alone_are_said(tmp_path: Path) -> None:
