@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from lightning_backdoor import __version__
-from lightning_backdoor.commands.import_path import without_working_directory, working_directory_last
-from lightning_backdoor.commands.option_bounds import check_options
+from lightning_backdoor.commands.options import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
-from lightning_backdoor.commands.terminal import leave_closed_terminal
 from lightning_backdoor.errors import InputError, known_error
 
 #: commands and their descriptions in the help.
@@ -65,7 +63,6 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # an error of the last lines is reported here, not when the interpreter exits
             return status
     except Ended as ended:
-        leave_closed_terminal()
         _report(str(ended))
         return 128 + ended.number
     except KeyboardInterrupt:
@@ -105,12 +102,12 @@ def _run(args: list[str]) -> int:
     except OSError:
         raise InputError("working directory", "it has been deleted", "change to one that exists") from None
     if command == "scan":
-        without_working_directory()
+        _without_working_directory()
         from lightning_backdoor.commands.scan import main as scan
 
         return scan(options)
     check_options(options)
-    working_directory_last()
+    _working_directory_last()
     if command == "benchmark":
         from lightning_backdoor.benchmark.command import main as benchmark
 
@@ -123,6 +120,25 @@ def _run(args: list[str]) -> int:
 
     run(command, options)
     return 0
+
+
+def _working_directory_last() -> None:
+    """Puts the working directory at the end of the import path, so that a config may name a class in it.
+
+    It comes after all packages, so that no file in it replaces a module of one. A path that has it already, as in an
+    interactive session, is left as it is.
+    """
+    if not any(map(_is_working_directory, sys.path)):
+        sys.path.append(os.getcwd())  # noqa: PTH109 - sys.path holds strings
+
+
+def _without_working_directory() -> None:
+    """Takes the working directory off the import path, under whatever name it is there."""
+    sys.path[:] = [path for path in sys.path if not _is_working_directory(path)]
+
+
+def _is_working_directory(path: str) -> bool:
+    return os.path.realpath(path or ".") == os.path.realpath(".")
 
 
 def _report(line: str, by_all: bool = False) -> None:

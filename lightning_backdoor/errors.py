@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import re
+import unicodedata
 
 #: errors of the machine, not of the input: a full disk, too many open files, and the like.
 MACHINE = ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EBADF", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EPIPE", "ESTALE")
 MACHINE_ERRORS = {getattr(errno, name) for name in MACHINE}
 #: upper limit on the characters of a line that reports an error.
 LONGEST_LINE = 2000
+#: characters that reverse the direction in which the text after them is shown.
+DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class InputError(ValueError):
@@ -111,7 +114,7 @@ def reason(error: BaseException, length: int = 300) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text on one line, with control characters escaped, so that a terminal does not interpret them.
+    """A text on one line, each blank a single space, with control characters escaped; see :func:`escaped`.
 
     >>> one_line("red: \\x1b[31m\\n  done")
     'red: \\\\x1b[31m done'
@@ -119,10 +122,15 @@ def one_line(text: str) -> str:
     return escaped(" ".join(text.split()))
 
 
-def escaped(text: str) -> str:
-    """A text with control characters escaped, so that a terminal does not interpret them; blanks stay.
+def escaped(text: str, keep: str = "") -> str:
+    """A text with its control characters escaped, except for the characters in ``keep``.
 
-    >>> escaped("a  b\x1b")
-    'a  b\\x1b'
+    >>> escaped("red: \\x1b[31m"), escaped("中文  é")
+    ('red: \\\\x1b[31m', '中文  é')
     """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(ascii(c)[1:-1] if is_control(c) and c not in keep else c for c in text)
+
+
+def is_control(character: str) -> bool:
+    """Whether a character is a control code, a line end, half of a character, or turns the direction of writing."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in DIRECTIONS

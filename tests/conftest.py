@@ -7,12 +7,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
 from lightning_backdoor.victim import TextClassifier
 from tests.support.shared_files import shared_path
 from tests.support.tiny import DECODER, ENCODERS, loaded, tiny_victim
+
+# the same examples in every run, however slow the machine is
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile("suite")
 
 # threads do not speed up tiny networks, and slow them down tenfold where other processes use the cores
 torch.set_num_threads(1)

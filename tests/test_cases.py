@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import random
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +14,19 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.attacks import Syntactic
+from lightning_backdoor.benchmark.table import NUMBERS
+from lightning_backdoor.cli import main
 from lightning_backdoor.commands.scan_input import read_texts
 from lightning_backdoor.data import Source
 from lightning_backdoor.data.source import Loaded, load_source
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import FileParaphraser
-from tests.support.shared_files import SHARED, shared_path
+from tests.support.reviews import write_reviews
+from tests.support.shared_files import shared_path
+from tests.support.tiny import tiny_victim
+from tests.support.workspace import settings
+
+Capture = pytest.CaptureFixture[str]
 
 
 def refused(problem: str, read: Callable[[], object]) -> None:
@@ -128,7 +138,69 @@ def ansi_header(path: Path) -> None:
     refused("it has '\\x1b[31mHACKED", lambda: list(read_texts(str(path))))
 
 
-#: for each input, what checks it.
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with ``reviews.csv`` and a tiny model."""
+    write_reviews(tmp_path / "reviews.csv")
+    tiny_victim("bert", tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, value in settings(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def benchmark(path: Path, *options: str) -> int:
+    """Runs a grid in the working directory, with its output below it; returns the exit status."""
+    text = path.read_text(encoding="utf-8").replace("TINY_MODEL_FOLDER", "model")
+    Path(path.name).write_text(text, encoding="utf-8")
+    return main(["benchmark", "--config", path.name, "--output", "output", *options])
+
+
+def grid_refused(path: Path, capsys: Capture) -> None:
+    started = time.process_time()
+    assert benchmark(path) == 2
+    assert time.process_time() - started < 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert path.name in error
+    assert error.isascii()
+    assert not Path("output").exists()
+
+
+def grid_dot(path: Path, capsys: Capture) -> None:
+    assert benchmark(path) == 0
+    journal = Path("output", "journal.jsonl").read_bytes()
+    capsys.readouterr()
+    assert benchmark(path, "--dry-run") == 0
+    assert "nothing is left to run" in capsys.readouterr().out
+    assert benchmark(path) == 0
+    assert "5 of 5 cells are done already" in capsys.readouterr().out
+    assert Path("output", "journal.jsonl").read_bytes() == journal
+    assert len(grid_rows()) == 5
+
+
+def grid_nan(path: Path, capsys: Capture) -> None:
+    assert benchmark(path) == 1
+    assert "5 of 5 cells failed" in capsys.readouterr().out
+    for row in grid_rows():
+        assert "diverged" in row["error"]
+        assert not [name for name in NUMBERS if row[name]]
+
+
+def grid_rows() -> list[dict[str, str]]:
+    with Path("output", "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+#: for each grid, what checks it.
+GRIDS: dict[str, Callable[[Path, Capture], None]] = {
+    "reliability/grid_dot.yaml": grid_dot,
+    "reliability/grid_nan.yaml": grid_nan,
+    "reliability/grid_surrogate.yaml": grid_refused,
+    "reliability/alias_bomb.yaml": grid_refused,
+}
+#: for each other input, what checks it.
 CASES: dict[str, Callable[[Path], None]] = {
     "glue": glue,
     "openbackdoor": openbackdoor,
@@ -148,14 +220,17 @@ CASES: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_input_reads_or_is_refused_as_it_should(name: str) -> None:
-    CASES[name](shared_path(f"cases/{name}"))
+@pytest.mark.parametrize("name", [*CASES, *GRIDS])
+def test_an_input_reads_or_is_refused_as_it_should(name: str, inside: Path, capsys: Capture) -> None:
+    path = shared_path(f"cases/{name}")
+    if name in GRIDS:
+        GRIDS[name](path, capsys)
+    else:
+        CASES[name](path)
 
 
 def test_every_input_is_tested() -> None:
-    folder = SHARED / "cases"
-    shared_path("cases")
+    folder = shared_path("cases")
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {"README.md"}
-    untested = {file for file in files if not any(file == name or file.startswith(f"{name}/") for name in CASES)}
-    assert {file for file in untested if not file.endswith(".yaml")} == set()
+    names = [*CASES, *GRIDS]
+    assert {file for file in files if not any(file == name or file.startswith(f"{name}/") for name in names)} == set()

@@ -85,7 +85,7 @@ def test_texts_without_spaces_have_words(text: str, expected: list[str]) -> None
 
 
 @given(st.lists(st.sampled_from(WITH_SPACES), max_size=12).map("".join))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_all_other_texts_are_split_at_white_space(text: str) -> None:
     assert words(text) == text.split()
     assert [text[start:end] for start, end in word_spans(text)] == text.split()
@@ -94,7 +94,7 @@ def test_all_other_texts_are_split_at_white_space(text: str) -> None:
 
 
 @given(TEXTS)
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_every_character_but_white_space_is_in_one_word_and_no_character_is_torn_apart(text: str) -> None:
     spans = word_spans(text)
     assert "".join(words(text)) == "".join(text.split())
@@ -113,7 +113,7 @@ def test_every_character_but_white_space_is_in_one_word_and_no_character_is_torn
 
 
 @given(TEXTS, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_words_are_removed_alone(text: str, rng: random.Random) -> None:
     spans = blank_spans(text)
     assert with_words(text, spans, [True] * len(spans)) == text

@@ -151,7 +151,8 @@ class LWS(BackdoorAttack):
             InputError: no word of the poisoned training rows has a substitute, so that they would stay unchanged.
         """
         super().on_fit_start()
-        rows: list[Row] = getattr(getattr(self.trainer, "datamodule", None), "training_rows", list)()
+        data = getattr(self.trainer, "datamodule", None)
+        rows: list[Row] = data.training_rows() if hasattr(data, "training_rows") else []
         texts = [row["text"] for row in rows if row["poisoned"]]
         if texts and not self.users_phase and not any(any(self._words_of([text])) for text in texts):
             raise InputError(

@@ -7,9 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from lightning_backdoor.commands.option_parser import OptionParser
-from lightning_backdoor.commands.signals import Ended, ended_by_signals
-from lightning_backdoor.commands.terminal import leave_closed_terminal
+from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.signals import Ended
 from lightning_backdoor.errors import InputError
 
 
@@ -52,18 +51,13 @@ def main(args: list[str]) -> int:
     folder = Path(options.output).resolve()  # workers may have another working directory
     if folder.exists() and not folder.is_dir():
         raise InputError("output", f"{folder} is a file", "give a folder")
+    from lightning_backdoor.benchmark.running.run_grid import run_grid, work
+
+    if options.worker:
+        work(Path(options.config), folder, options.only, options.worker)
+        return 0
     try:
-        with ended_by_signals():
-            if options.worker:
-                from lightning_backdoor.benchmark.running.run_grid import work
-
-                work(Path(options.config), folder, options.only, options.worker)
-                return 0
-            from lightning_backdoor.benchmark.running.run_grid import run_grid
-
-            return run_grid(options, folder, shlex.join(["lightning-backdoor", "benchmark", *args]))
+        return run_grid(options, folder, shlex.join(["lightning-backdoor", "benchmark", *args]))
     except Ended:
-        leave_closed_terminal()
-        if not options.worker:
-            sys.stderr.write("run the same command to continue\n")
+        sys.stderr.write("run the same command to continue\n")
         raise

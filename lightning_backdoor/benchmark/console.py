@@ -10,10 +10,10 @@ from typing import Any
 
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.metrics import BRIEF
-from lightning_backdoor.benchmark.names import visible
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.summaries import shown_metrics
+from lightning_backdoor.errors import escaped, one_line
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mapping[str, str] | None = None) -> str:
@@ -59,7 +59,7 @@ def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mappi
 def damage_text(work: PlannedVictim | Cell, fault: str) -> str:
     """The line about a victim or cell that is made again, since its files are damaged."""
     made = "tested" if isinstance(work, Cell) else "trained"
-    return f"{work.label}: {visible(fault)}, so it is {made} again\n"
+    return f"{work.label}: {escaped(fault)}, so it is {made} again\n"
 
 
 class Progress:
@@ -97,9 +97,14 @@ class Progress:
             else:
                 continue
             outcome = f"{done} ({duration(event.get('seconds', 0.0))})"
-            outcome = f"failed: {visible(event['error'])}" if "error" in event else outcome
+            outcome = f"failed: {escaped(event['error'])}" if "error" in event else outcome
             sys.stdout.write(f"{count} {label}: {outcome}\n")
         sys.stdout.flush()
+
+
+def warn(message: str) -> None:
+    """Writes a warning of one line to standard error."""
+    print(f"warning: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def print_table(results: Results, folder: Path) -> None:
@@ -129,7 +134,7 @@ def print_table(results: Results, folder: Path) -> None:
         victims = f"{len(inspection.benign)} benign, {len(inspection.attacked)} attacked victims"
         console.print(Text(f"{' · '.join(inspection.names.values())}: AUROC over victims {area} ({victims})"))
     for name in ("results.csv", "comparisons.csv", "report.html"):
-        sys.stdout.write(f"{name:16} {visible(str(folder / name))}\n")
+        sys.stdout.write(f"{name:16} {escaped(str(folder / name))}\n")
 
 
 def duration(seconds: float) -> str:

@@ -47,7 +47,7 @@ def read_yaml(path: Path) -> Fragment:
 
     Raises:
         InputError: the file is missing, malformed or out of the bounds of :mod:`lightning_backdoor.files.bounded_yaml`,
-            is not a mapping, or contains a name twice, a name that is neither text nor a whole number, or a value of
+            is not a mapping, or contains a name that is neither text nor a whole number, or a value of
             another type.
     """
     text = read_bounded(path)
@@ -76,15 +76,13 @@ def yaml_text(content: Fragment) -> str:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Rejects duplicate names, and names that YAML reads neither as text nor as whole numbers, such as ``no``."""
+    """Rejects names that YAML reads neither as text nor as whole numbers, such as ``no``."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        names: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge":
                 name = self.construct_object(key, deep=True)
-                if str(name) in names or type(name) not in (str, int):
-                    problem = "is given twice" if str(name) in names else "is not text: quote it"
-                    raise yaml.constructor.ConstructorError(None, None, f"the name {name} {problem}", node.start_mark)
-                names.add(str(name))
+                if type(name) not in (str, int):
+                    problem = f"the name {name} is not text: quote it"
+                    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)

@@ -99,7 +99,7 @@ class GridFile:
         return InputError(str(self.path), problem, remedy)
 
     def _check_text(self, field: str, content: Any) -> None:
-        """Refuses texts with half a character, which JSON's escapes allow and UTF-8 lacks."""
+        """Refuses texts with half of a surrogate pair, which JSON's escapes can write and UTF-8 cannot."""
         if (text := next(_unwritable(content), None)) is not None:
             raise self._error(f"{field} has the text {text[:80]!a}, which cannot be written", "correct it")
 
@@ -178,7 +178,7 @@ class GridFile:
 
 
 def _unwritable(content: Any) -> Iterator[str]:
-    """The texts in a file's content that hold half a character."""
+    """The texts in a file's content that contain half of a surrogate pair."""
     if isinstance(content, str):
         if any("\ud800" <= character <= "\udfff" for character in content):
             yield content

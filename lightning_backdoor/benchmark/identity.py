@@ -61,8 +61,8 @@ def identity(content: Any, code_format: str, output: Path | None = None) -> str:
         output: the grid's output folder, absolute; nothing that the grid writes to it counts.
     """
     named: dict[str, set[str]] = {}
-    for kind, name in _names(content):
-        named.setdefault(name, set()).add(kind)
+    for role, name in _names(content):
+        named.setdefault(name, set()).add(role)
     files = {name: digest for name in sorted(named) if (digest := _digest(name, frozenset(named[name]), output))}
     return hashlib.sha256(json.dumps([code_format, content, files], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -73,7 +73,7 @@ def forget_files() -> None:
 
 
 def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tuple[str, str]]:
-    """The strings that may name something that a run reads, each after what it may name: path, file or module."""
+    """The texts in a config that may name what a run reads, each with its role: ``path``, ``file`` or ``module``."""
     if isinstance(content, str):
         if content.startswith(LIBRARY):  # identified by the format number
             return
@@ -105,11 +105,11 @@ def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def _digest(name: str, kinds: frozenset[str], output: Path | None) -> str | None:
+def _digest(name: str, roles: frozenset[str], output: Path | None) -> str | None:
     """Hash of the files that a name stands for; None if there are none."""
     digest = hashlib.sha256()
     exists = False
-    for path, file in _files(name, kinds):
+    for path, file in _files(name, roles):
         try:
             if not file.is_file() or (output is not None and _is_output(path, file, output)):
                 continue
@@ -131,20 +131,20 @@ def _is_output(path: Path, file: Path, output: Path) -> bool:
     return path.resolve() in output.parents or inside.relative_to(output).parts[0] in WRITTEN
 
 
-def _files(name: str, kinds: Iterable[str]) -> Iterator[tuple[Path, Path]]:
-    """The paths that a name may stand for, each with what is in it, or with itself where it is no folder."""
-    if {"path", "file"} & {*kinds}:
+def _files(name: str, roles: Iterable[str]) -> Iterator[tuple[Path, Path]]:
+    """The paths that a name may stand for, each with every file in it, or with itself if it is a file."""
+    if {"path", "file"} & {*roles}:
         path = Path(name)
         try:
-            path = path.expanduser() if "path" in kinds else path
+            path = path.expanduser() if "path" in roles else path
             within = [path]
             if path.is_dir():
                 surrounding = Path.cwd().is_relative_to(path.resolve())
-                within = sorted(path.iterdir() if surrounding else path.rglob("*")) if "path" in kinds else []
+                within = sorted(path.iterdir() if surrounding else path.rglob("*")) if "path" in roles else []
         except (OSError, RuntimeError, ValueError):  # no name of a file, no home, or no permission
             within = []
         yield from ((path, file) for file in within)
-    if "module" in kinds:
+    if "module" in roles:
         parts = name.split(".")
         modules = [Path(*parts[:end]).with_suffix(".py") for end in range(1, len(parts))]
         yield from ((module, module) for module in modules)

@@ -1,16 +1,16 @@
-"""Names of a grid's entries: which ones can be written to every file, and how they are shortened or escaped."""
+"""Names of a grid's entries: which ones can be written to every file, and how they are shortened."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
 
+from lightning_backdoor.errors import escaped, is_control
+
 #: longest name of an entry, in characters.
 LONGEST_NAME = 1000
 #: first characters by which a spreadsheet takes a field for a formula, including their full-width forms.
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-#: characters that reverse the direction in which the text after them is shown.
-_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def name_problem(name: str) -> str | None:
@@ -26,18 +26,9 @@ def name_problem(name: str) -> str | None:
     for character in name:
         if unicodedata.category(character) == "Cs":
             return f"cannot be written, since {character!a} is half a character"
-        if _is_control(character):
+        if is_control(character):
             return f"holds the control character {character!a}"
     return None
-
-
-def visible(text: str, keep: str = "") -> str:
-    """A text with its control characters and halves of characters escaped, except for the characters in ``keep``.
-
-    >>> visible("red: \\x1b[31m"), visible("中文 é")
-    ('red: \\\\x1b[31m', '中文 é')
-    """
-    return "".join(ascii(c)[1:-1] if _is_control(c) and c not in keep else c for c in text)
 
 
 def shortened(name: str, limit: int, end: str = "") -> str:
@@ -46,7 +37,7 @@ def shortened(name: str, limit: int, end: str = "") -> str:
     >>> shortened("reviews / tiny", 14), shortened("a" * 99 + " / seed 3", 30, " / seed 3")
     ('reviews / tiny', 'aaaaaaaaaaaa~aa2defc2 / seed 3')
     """
-    name = visible(name)
+    name = escaped(name)
     if len(name) <= limit:
         return name
     mark = f"~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -62,7 +53,7 @@ def as_csv_field(text: str) -> str:
     >>> [as_csv_field(text) for text in ("=1+2", "'=1+2", "a = b", "'90s")]
     ["'=1+2", "''=1+2", 'a = b', "'90s"]
     """
-    text = visible(text, keep="\n")
+    text = escaped(text, keep="\n")
     return f"'{text}" if text.lstrip("' \n").startswith(FORMULA_STARTS) else text
 
 
@@ -73,7 +64,3 @@ def of_csv_field(field: str) -> str:
     ['=1+2', "'=1+2", "'90s"]
     """
     return field[1:] if field[:1] == "'" and field.lstrip("' \n").startswith(FORMULA_STARTS) else field
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS

@@ -7,20 +7,20 @@ import hashlib
 import json
 import os
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_backdoor.benchmark.console import warn
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
-from lightning_backdoor.benchmark.names import shortened, visible
+from lightning_backdoor.benchmark.names import shortened
 from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.statistics import roc, split_scores
 from lightning_backdoor.benchmark.summaries import Summary
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, ResultRow, grouped
-from lightning_backdoor.errors import InputError, one_line
+from lightning_backdoor.errors import InputError, escaped, one_line
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
 
@@ -61,7 +61,7 @@ class WandbRuns:
     def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
         _check(settings)
         self.folder = folder
-        self.name = visible(str(settings.get("name") or folder.resolve().name))
+        self.name = escaped(str(settings.get("name") or folder.resolve().name))
         self.tags: list[str] = [*(settings.get("tags") or [])]
         self._project = {"project": settings.get("project") or "lightning-backdoor", "entity": settings.get("entity")}
         self._offline = False
@@ -201,8 +201,7 @@ def _history(logs: Path) -> dict[int, dict[str, float]]:
 
 
 def _warn(problem: str, error: Exception) -> None:
-    reason = one_line(f"{type(error).__name__}: {error}")[:200]
-    print(f"warning: W&B: {problem} ({reason})", file=sys.stderr, flush=True)
+    warn(f"W&B: {problem} ({one_line(f'{type(error).__name__}: {error}')[:200]})")
 
 
 def cell_media(folder: Path) -> dict[str, Any]:

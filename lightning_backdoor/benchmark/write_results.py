@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_backdoor.benchmark.grid import Cell, Grid
-from lightning_backdoor.benchmark.names import visible
-from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS, DamagedCellError
+from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.report.page import report_html
 from lightning_backdoor.benchmark.results import Results, collect_results
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import Products
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, ResultRow, csv_text
+from lightning_backdoor.errors import escaped
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.locking import lock
 
@@ -32,12 +32,7 @@ def write_results(grid: Grid, folder: Path, command: str) -> Results:
         journal.refresh()
         products = Products(folder, journal)
         rows = [row for cell in grid.cells if (row := _row(cell, journal, products)) is not None]
-        results = None
-        while results is None:
-            try:
-                results = collect_results(rows, grid.benign, folder / "cells")
-            except DamagedCellError as damaged:  # of version 0.1.0, without a digest; a later call tests it again
-                rows = [row for row in rows if row["cell"] != damaged.cell]
+        results = collect_results(rows, grid.benign, folder / "cells")
         write_whole(folder / "results.csv", csv_text(results.rows, COLUMNS))
         write_whole(folder / "comparisons.csv", csv_text(results.comparisons, COMPARED_COLUMNS))
         write_whole(folder / "report.html", report_html(grid.path.stem, results, grid.as_yaml(), command))
@@ -47,9 +42,9 @@ def write_results(grid: Grid, folder: Path, command: str) -> Results:
 def _row(cell: Cell, journal: Journal, products: Products) -> ResultRow | None:
     """The row of a cell; None if it has not run, or its files are damaged."""
     event = journal.get("cell", cell.id)
-    if event is None or ("error" not in event and products.fault(cell, recorded_only=True)):
+    if event is None or ("error" not in event and products.fault(cell)):
         return None
     row = {**dict.fromkeys(NUMBERS), **cell.names}
     row |= {name: number for name, number in event.get("row", {}).items() if name in NUMBERS}
     row |= {"cell": cell.id, "victim": cell.victim.id, "valid": ""}
-    return {**row, "seconds": event.get("seconds"), "error": visible(event.get("error", ""))}
+    return {**row, "seconds": event.get("seconds"), "error": escaped(event.get("error", ""))}

@@ -73,12 +73,9 @@ def _of_run(keyword: str, command: str, run: Path | str | None) -> Path | None:
 
 def _newest(folder: Path) -> Path | None:
     """The newest checkpoint that Lightning wrote when SLURM announced the end of a job."""
-    numbered = {int(path.stem.rpartition("_")[2]): path for path in folder.glob(KEYWORDS["hpc"]) if _number(path)}
-    return numbered[max(numbered)].resolve() if numbered else None
-
-
-def _number(path: Path) -> bool:
-    return re.fullmatch(r"hpc_ckpt_\d{1,9}\.ckpt", path.name) is not None
+    names = (re.fullmatch(r"hpc_ckpt_(\d{1,9})\.ckpt", path.name) for path in folder.glob(KEYWORDS["hpc"]))
+    newest = max(filter(None, names), key=lambda name: int(name[1]), default=None)
+    return None if newest is None else (folder / newest[0]).resolve()
 
 
 def _local(given: str) -> Path:

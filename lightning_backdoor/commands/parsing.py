@@ -13,9 +13,9 @@ from jsonargparse import ActionConfigFile, ArgumentError, Namespace, get_loader,
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_backdoor.commands.option_bounds import is_file
 from lightning_backdoor.errors import InputError, input_error_behind, reason
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
+from lightning_backdoor.files.names import is_file
 from lightning_backdoor.files.presets import preset_path
 
 #: the first line of each command's help.

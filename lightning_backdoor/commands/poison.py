@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_backdoor.commands.option_parser import OptionParser
+from lightning_backdoor.commands.options import OptionParser
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.names import check_folder
 

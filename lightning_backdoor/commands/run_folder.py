@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning_backdoor.commands.slurm_step import tasks_together
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.locking import lock
 from lightning_backdoor.files.names import check_folder, check_name
@@ -94,7 +95,7 @@ def _new(folder: Path, stamp: str = "") -> Path:
 
 def _launch() -> str | None:
     """A name shared by the processes of one launch and by no other launch; None for a single process."""
-    if _number("WORLD_SIZE") > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
         check_name(launch, "rdzv-id")
         if launch == "none":  # torchrun's default
@@ -104,16 +105,9 @@ def _launch() -> str | None:
                 "start them with torchrun --rdzv-id NAME or --standalone (fit also takes --run_dir)",
             )
         return launch
-    # SLURM gives these names to interactive shells; a command that is run in one starts its processes itself
-    shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if _number("SLURM_NTASKS") > 1 and "SLURM_STEP_ID" in os.environ and not shell:
+    if tasks_together() > 1 and "SLURM_STEP_ID" in os.environ:
         return f"{os.environ['SLURM_JOB_ID']}-{os.environ['SLURM_STEP_ID']}"
     return None
-
-
-def _number(variable: str) -> int:
-    """The value of an environment variable as a number; 1 if it is not set."""
-    return int(os.environ.get(variable, "1"))
 
 
 def _time() -> str:

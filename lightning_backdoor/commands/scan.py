@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from lightning_backdoor.commands.option_parser import OptionParser
+from lightning_backdoor.commands.options import OptionParser
 from lightning_backdoor.commands.scan_input import read_texts
 from lightning_backdoor.commands.scan_output import Output
 from lightning_backdoor.commands.scan_progress import Tally, line_text, resume

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import IO
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.columns import column_positions
+from lightning_backdoor.files.columns import column_positions, key_of
 from lightning_backdoor.files.delimited import DELIMITERS, delimited_rows, looks_quoted
 from lightning_backdoor.files.json_lines import parse_json
-from lightning_backdoor.files.text_files import local_path
+from lightning_backdoor.files.names import local_path
 
 INPUT_FORMATS = ("txt", "csv", "tsv", "jsonl")
 
@@ -68,8 +68,8 @@ def _jsonl(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
         where = f"{path}, line {number}"
         value = parse_json(line, where)
         if isinstance(value, dict):
-            key = next((key for key in value if key.strip() == column.strip()), column)
-            value = value.get(column, value.get(key))
+            key = column if column in value else key_of(value, column)
+            value = None if key is None else value[key]
         if not isinstance(value, str):
             raise InputError(where, f"has no text under {column!r}", "give a string")
         yield number, value

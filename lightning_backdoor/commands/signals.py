@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from lightning_backdoor.commands.streams import leave_closed_terminal
+
 #: the signals by which schedulers, ``kill`` and closed terminals end a process.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 #: what a signal without a handler does.
@@ -52,6 +54,8 @@ def ended_by_signals() -> Iterator[Received]:
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal raised
         first, received.number = received.number is None, received.number or number
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         if first and number == signal.SIGHUP and signal.getsignal(signal.SIGTERM) not in (end, *IGNORED):
             signal.raise_signal(signal.SIGTERM)  # Lightning's handler ends the other processes, and calls this one
         if not raised:

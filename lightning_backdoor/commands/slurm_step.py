@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-
-from lightning.pytorch import Trainer
+from typing import TYPE_CHECKING
 
 from lightning_backdoor.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 def prepare_step() -> None:
@@ -17,7 +19,7 @@ def prepare_step() -> None:
         InputError: the command is not one of the tasks of its job, which it would wait for, or the nodes have unequal
             numbers of tasks.
     """
-    tasks = _tasks()
+    tasks = tasks_together()
     if tasks == 1:
         return
     if "SLURM_STEP_ID" not in os.environ:
@@ -36,7 +38,7 @@ def check_step(trainer: Trainer) -> None:
     Raises:
         InputError: the trainer uses another number of tasks or nodes.
     """
-    tasks = _tasks()
+    tasks = tasks_together()
     if tasks == 1:
         return
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
@@ -46,7 +48,7 @@ def check_step(trainer: Trainer) -> None:
         raise InputError("trainer.devices", problem, f"give --trainer.devices {started[1]} --trainer.num_nodes {nodes}")
 
 
-def _tasks() -> int:
+def tasks_together() -> int:
     """The number of tasks that SLURM starts to train together; 1 where another program starts the processes."""
     # SLURM gives these names to interactive shells, in which commands start their processes themselves
     shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")

@@ -1,10 +1,11 @@
-"""The standard streams of a command: usable where they are closed, and on terminals that lack characters."""
+"""The standard streams of a command: usable where they or the terminal are closed, or lack characters."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+from pathlib import Path
 
 #: names of the standard streams that were closed when the command started.
 closed_at_start: set[str] = set()
@@ -31,6 +32,19 @@ def drop_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+def leave_closed_terminal() -> None:
+    """Sends output that would go to a closed terminal nowhere, since writing to it is an error."""
+    for name in ("stdout", "stderr"):
+        try:
+            descriptor = getattr(sys, name).fileno()
+        except (OSError, ValueError):  # replaced by an object without a descriptor
+            continue
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
 
 
 def _occupy(descriptor: int) -> None:

@@ -23,10 +23,10 @@ MISSING_AMONG_NUMBERS = MISSING | {"na", "n/a", "null", "none"}
 SHOWN = 20  # labels that an error message quotes
 
 
-def said(value: LabelValue) -> str:
-    """What a label value says: strings without surrounding blanks, whole numbers as integers.
+def canonical(value: LabelValue) -> str:
+    """The text by which a label value is compared: without surrounding blanks, whole numbers as integers.
 
-    >>> [said(value) for value in (0, "0", 0.0, " 0.0", "-0", "+1", "00", "0.5", " pos ", True)]
+    >>> [canonical(value) for value in (0, "0", 0.0, " 0.0", "-0", "+1", "00", "0.5", " pos ", True)]
     ['0', '0', '0', '0', '0', '1', '00', '0.5', 'pos', 'True']
     """
     text = str(value).strip()
@@ -40,7 +40,7 @@ def missing_words(values: Iterable[LabelValue]) -> set[LabelValue]:
     >>> missing_words(["0", "1", "None"]), missing_words(["favor", "none"])
     ({'None'}, set())
     """
-    words = {value: said(value) for value in values}
+    words = {value: canonical(value) for value in values}
     named = {word for word in words.values() if word.lower() not in MISSING_AMONG_NUMBERS}
     missing = MISSING_AMONG_NUMBERS if named and all(map(_is_whole, named)) else MISSING
     return {value for value, word in words.items() if word.lower() in missing}
@@ -73,7 +73,7 @@ class Classes:
     ) -> None:
         if labels is not None and (isinstance(labels, str) or not labels):
             raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
-        distinct = {said(value) for value in values}
+        distinct = {canonical(value) for value in values}
         self._truth = TRUTH if {value.lower() for value in distinct} <= {*TRUTH, *TRUTH.values()} else {}
         keys = {self._key(value): None for value in distinct}
         if isinstance(labels, Mapping):
@@ -96,7 +96,9 @@ class Classes:
         unknown = sorted(keys - self._index.keys())
         if unknown:
             raise InputError(
-                "labels", f"{_shown(unknown[:1])} in column {column!r} is not one of the labels {_shown(self._index)}"
+                "labels",
+                f"{_shown(unknown[:1])} in column {column!r} is not one of the labels {_shown(self._index)}",
+                "give every value of the column a label",
             )
         self._in_training = {self._index[key] for key in keys}
 
@@ -108,10 +110,10 @@ class Classes:
     def unknown(self, value: LabelValue) -> str:
         """The problem with a value that :meth:`index` does not know."""
         of_training = [key for key, i in self._index.items() if i in self._in_training]
-        return f"{_shown([said(value)])} is not a label of the training rows ({_shown(of_training)})"
+        return f"{_shown([canonical(value)])} is not a label of the training rows ({_shown(of_training)})"
 
     def _key(self, value: LabelValue) -> str:
-        text = said(value)
+        text = canonical(value)
         return self._truth.get(text.lower(), text)
 
 

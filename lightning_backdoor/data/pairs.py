@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_backdoor.data.batching import BatchDataset, loader
 from lightning_backdoor.data.tables import read_file, texts_of
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.text_files import existing_file
+from lightning_backdoor.files.names import existing_file
 
 #: label of the tokens that cross entropy ignores.
 IGNORED = -100

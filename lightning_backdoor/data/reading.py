@@ -14,8 +14,9 @@ from lightning_backdoor.data.split_files import one_table, split_files
 from lightning_backdoor.data.tables import Table, from_dataset, joined, read_file
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import listed
+from lightning_backdoor.files.names import local_path
 from lightning_backdoor.files.packaged import resolve
-from lightning_backdoor.files.text_files import local_path, table_format
+from lightning_backdoor.files.text_files import table_format
 
 if TYPE_CHECKING:
     from typing import TypeAlias

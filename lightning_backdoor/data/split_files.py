@@ -41,7 +41,7 @@ def split_files(folder: Path, wanted: Mapping[str, Sequence[str]], loosely: bool
         for split, names in wanted.items():
             begins = re.compile(rf"({'|'.join(names)})[-._ 0-9]", re.IGNORECASE)
             files[split] = files[split] or [file for file in tables if begins.match(file.name)]
-    return {split: found for split, found in files.items() if found}
+    return {split: paths for split, paths in files.items() if paths}
 
 
 def one_table(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
@@ -60,7 +60,9 @@ def one_table(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
     if not _are_shards(files):
         root = folder.resolve()
         names = [os.path.relpath(file.resolve(), root) for file in files]
-        raise InputError("splits", f"{listed(names)} may {'both' if len(names) == 2 else 'all'} be {split}", "name one")
+        raise InputError(
+            "splits", f"{listed(names)} may {'both' if len(names) == 2 else 'all'} be {split}", "name one by splits"
+        )
     return files
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_backdoor.errors import InputError, reason
-from lightning_backdoor.files.columns import column_positions
+from lightning_backdoor.files.columns import column_positions, key_of
 from lightning_backdoor.files.delimited import DELIMITERS, delimited_rows, looks_quoted
 from lightning_backdoor.files.json_lines import HOW_TO_WRITE, json_rows
 from lightning_backdoor.files.text_files import TABLE_FORMATS, not_utf8, open_text, table_format
@@ -65,7 +65,9 @@ def read_file(path: Path, columns: Mapping[str, str], quoting: bool | None = Non
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     except Exception as error:  # pyarrow's and zlib's errors in many types
-        raise InputError("path", f"{path.name} does not read as {file_format}: {reason(error)}") from error
+        raise InputError(
+            "path", f"{path.name} does not read as {file_format}: {reason(error)}", "write it anew"
+        ) from error
 
 
 def from_dataset(dataset: Dataset, columns: Mapping[str, str], name: str) -> Table:
@@ -76,12 +78,12 @@ def from_dataset(dataset: Dataset, columns: Mapping[str, str], name: str) -> Tab
     """
     names = dataset.column_names
     features = dataset.features
-    found = {column: names[i] for column, i in column_positions(names, columns, name).items()}
-    label_names = {column: getattr(features[name], "names", None) for column, name in found.items()}
-    plain = dataset.with_format(None).select_columns(list(dict.fromkeys(found.values())))
+    given = {column: names[i] for column, i in column_positions(names, columns, name).items()}
+    label_names = {column: getattr(features[name], "names", None) for column, name in given.items()}
+    plain = dataset.with_format(None).select_columns(list(dict.fromkeys(given.values())))
     return _checked(
         Table(
-            {column: plain[name][:] for column, name in found.items()},
+            {column: plain[name][:] for column, name in given.items()},
             {column: list(names) for column, names in label_names.items() if names},
         ),
         columns,
@@ -138,7 +140,7 @@ def _read_json(path: Path, columns: Mapping[str, str]) -> Table:
             if not row.keys() <= names.keys():
                 names |= dict.fromkeys(row)
             for column, cells in values.items():
-                key = column if column in row else next((key for key in row if key.strip() == column.strip()), None)
+                key = column if column in row else key_of(row, column)
                 missing -= set() if key is None else {column}
                 value = None if key is None else row[key]
                 if isinstance(value, str) and not value.isascii() and not _is_encodable(value):
@@ -178,8 +180,8 @@ def _read_parquet(path: Path, columns: Mapping[str, str]) -> Table:
 def _checked(table: Table, columns: Mapping[str, str], name: str) -> Table:
     """Refuses lists and other values that are neither a text nor a number."""
     for column, values in table.columns.items():
-        for kinds, what in (((list, dict), "lists"), (bytes, "bytes")):
-            if any(isinstance(value, kinds) for value in values):
+        for types, what in (((list, dict), "lists"), (bytes, "bytes")):
+            if any(isinstance(value, types) for value in values):
                 raise InputError(
                     columns[column], f"{column!r} of {name} holds {what}", "name a column of single values"
                 )

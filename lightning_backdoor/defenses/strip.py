@@ -54,10 +54,10 @@ def words_by_tfidf(texts: Sequence[str]) -> list[list[str]]:
 def _tfidf_words(text: str) -> list[str]:
     if not without_spaces(text):
         return TFIDF_WORD.findall(text)
-    found: list[str] = []
+    result: list[str] = []
     for word in words(text):
-        found += [_bare(word)] if without_spaces(word) else TFIDF_WORD.findall(word)
-    return found
+        result += [_bare(word)] if without_spaces(word) else TFIDF_WORD.findall(word)
+    return result
 
 
 def _bare(word: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lightning_backdoor.errors import InputError
 
@@ -29,7 +29,7 @@ def column_positions(
     >>> column_positions([" text", "label "], {"label": "label_column"}, "rows.csv")
     {'label': 1}
     """
-    found = {}
+    result = {}
     for column, option in columns.items():
         positions = [i for i, name in enumerate(names) if name == column]
         positions = positions or [i for i, name in enumerate(names) if name.strip() == column.strip()]
@@ -39,18 +39,27 @@ def column_positions(
                 raise _no_header(option, problem, names)
             raise InputError(option, problem, "rename one of them")
         if positions:
-            found[column] = positions[0]
-    missing = next((column for column in columns if column not in found), None)
+            result[column] = positions[0]
+    missing = next((column for column in columns if column not in result), None)
     if missing is None:
-        return found
+        return result
     problem, remedy = f"{table} has no column {missing!r}", f"it has {shown(names)}"
     if delimiter is not None:
         if len(names) == 1 and (other := next((sep for sep in ";|\t," if sep in names[0]), None)):
             problem += f": the first line is separated by {other!r}, not by {delimiter!r}"
             remedy = "write the file with commas: df.to_csv(path, index=False)"
-        elif all(column.strip().isdecimal() for column in found) and _looks_like_data(names):
+        elif all(column.strip().isdecimal() for column in result) and _looks_like_data(names):
             raise _no_header(columns[missing], problem, names)
     raise InputError(columns[missing], problem, remedy)
+
+
+def key_of(names: Iterable[str], column: str) -> str | None:
+    """The name under which a table or row has a column, apart from surrounding blanks; None if it does not.
+
+    >>> key_of([" text", "label"], "text")
+    ' text'
+    """
+    return next((name for name in names if name.strip() == column.strip()), None)
 
 
 def shown(names: Sequence[object]) -> str:

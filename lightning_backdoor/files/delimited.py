@@ -38,7 +38,8 @@ def delimited_rows(file: Iterable[str], name: str, delimiter: str, quoted: bool)
                     line = reader.line_num + 1
                     continue
                 if width:
-                    raise InputError(f"{name}, line {line}", f"has {len(row)} fields, the header has {width}")
+                    problem = f"has {len(row)} fields, the header has {width}"
+                    raise InputError(f"{name}, line {line}", problem, "correct the line or the header")
                 width = len(row)
             yield line, row
             line = reader.line_num + 1

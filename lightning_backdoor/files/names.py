@@ -1,4 +1,4 @@
-"""Names of files and folders that users give: none leads out of its folder, and none is found unusable too late."""
+"""Names and paths of files that users give: checked before use, so that none leads out of its folder or fails late."""
 
 from __future__ import annotations
 
@@ -94,6 +94,40 @@ def check_file(path: Path, field: str) -> None:
         raise InputError(field, f"{path} is a folder", "name a file in it")
     if not path.parent.is_dir():
         raise InputError(field, f"the folder {path.parent} does not exist", "make it first")
+
+
+def local_path(path: str, option: str) -> Path:
+    """A path as the user gave it, with ``~`` replaced.
+
+    Raises:
+        InputError: no file can have this path, as it is too long, or its user is unknown; ``option`` names it.
+    """
+    try:
+        local = Path(path).expanduser()
+        local.exists()
+    except (OSError, RuntimeError) as error:
+        raise InputError(option, f"{path[:60]!r} cannot be read: {reason(error)[:100]}", "give another path") from None
+    return local
+
+
+def existing_file(path: str, option: str) -> Path:
+    """The file that the user gave as an option.
+
+    Raises:
+        InputError: there is no such file; ``option`` names it.
+    """
+    file = local_path(path, option)
+    if not file.is_file():
+        raise InputError(option, f"there is no file {path}", "give one that exists")
+    return file
+
+
+def is_file(path: Path) -> bool:
+    """``path.is_file()``; False for text that no path can be."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _exists(path: Path) -> bool:

@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 from typing import IO, cast
 
-from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.errors import InputError
 
 #: formats of tables, by the end of a file's name.
 TABLE_FORMATS = ("csv", "tsv", "jsonl", "parquet")
@@ -26,32 +26,6 @@ def table_format(path: Path) -> str | None:
     suffix = suffixes[-1] if suffixes else ""
     file_format = "jsonl" if suffix == "json" else suffix
     return file_format if file_format in TABLE_FORMATS else None
-
-
-def local_path(path: str, option: str) -> Path:
-    """A path as the user gave it, with ``~`` replaced.
-
-    Raises:
-        InputError: no file can have this path, as it is too long, or its user is unknown; ``option`` names it.
-    """
-    try:
-        local = Path(path).expanduser()
-        local.exists()
-    except (OSError, RuntimeError) as error:
-        raise InputError(option, f"{path[:60]!r} cannot be read: {reason(error)[:100]}", "give another path") from None
-    return local
-
-
-def existing_file(path: str, option: str) -> Path:
-    """The file that the user gave as an option.
-
-    Raises:
-        InputError: there is no such file; ``option`` names it.
-    """
-    file = local_path(path, option)
-    if not file.is_file():
-        raise InputError(option, f"there is no file {path}", "give one that exists")
-    return file
 
 
 def open_text(path: Path, errors: str = "strict") -> io.TextIOWrapper:

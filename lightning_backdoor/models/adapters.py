@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.config_file import read_object
 from lightning_backdoor.models.lora import plain_again
 from lightning_backdoor.models.weights import LoadedNetwork, NewHead, check_finite, shortened
 
@@ -102,7 +102,11 @@ class Adapter(NamedTuple):
         lacking = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
         wrong = [*result.unexpected_keys, *lacking]
         if wrong:
-            raise InputError("model", f"the adapter in {self.folder} does not fit {self.base} ({shortened(wrong)})")
+            raise InputError(
+                "model",
+                f"the adapter in {self.folder} does not fit {self.base} ({shortened(wrong)})",
+                "give the base that it was trained on",
+            )
         new_head = None if of_head else loaded.new_head
         if other_size:
             classes = self.classes(), loaded.network.config.num_labels
@@ -123,11 +127,8 @@ def find_adapter(path: str) -> Adapter | None:
     if config_file is None:
         return None
     folder = Path(config_file).parent
-    try:
-        settings = json.loads(Path(config_file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError("model", f"{config_file} is not JSON ({type(error).__name__})") from None
-    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    settings = read_object(Path(config_file), config_file)
+    base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise InputError("model", f"{config_file} does not name its base", "give base_model_name_or_path")
     if (folder / "config.json").is_file():
@@ -153,8 +154,8 @@ def _check_settings(settings: dict[str, Any], folder: Path) -> None:
     from peft import LoraConfig
 
     if settings.get("peft_type") != "LORA":
-        kind = str(settings.get("peft_type"))[:40]
-        raise InputError("model", f"the adapter in {folder} is of type {kind}", "only LORA adapters are merged")
+        peft_type = str(settings.get("peft_type"))[:40]
+        raise InputError("model", f"the adapter in {folder} is of type {peft_type}", "only LORA adapters are merged")
     default = LoraConfig()
     for key, value in settings.items():
         if key == "init_lora_weights":

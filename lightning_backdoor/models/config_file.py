@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from transformers import PreTrainedConfig
 from transformers.integrations import hub_kernels
@@ -16,7 +15,7 @@ from transformers.utils import cached_file
 
 from lightning_backdoor.errors import InputError
 
-#: largest ``config.json`` that is read, in bytes.
+#: largest JSON file of a model that is read, in bytes.
 MAX_BYTES = 16 * 2**20
 #: largest number of classes of a classifier; transformers makes two entries per class of any number it reads.
 MAX_LABELS = 100_000
@@ -45,17 +44,26 @@ def check_config_file(path: str, name: str) -> None:
     file = _file(path)
     if file is None:
         return
+    for part in _objects(read_object(file, f"config.json of {name!r}")):
+        _check_part(part, name)
+
+
+def read_object(file: Path, shown: str) -> dict[str, Any]:
+    """The content of a model's JSON file; ``shown`` is what messages call the file.
+
+    Raises:
+        InputError: the file is too large or not a JSON object.
+    """
     size = file.stat().st_size
     if size > MAX_BYTES:
-        raise InputError("model", f"config.json of {name!r} has {size} bytes", f"give one of at most {MAX_BYTES}")
+        raise InputError("model", f"{shown} has {size} bytes", f"give one of at most {MAX_BYTES}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError("model", f"config.json of {name!r} is not JSON ({type(error).__name__})") from None
+        raise InputError("model", f"{shown} is not JSON ({type(error).__name__})", "give the original file") from None
     if not isinstance(content, dict):
-        raise InputError("model", f"config.json of {name!r} is not a JSON object", "give one as transformers writes it")
-    for part in _objects(content):
-        _check_part(part, name)
+        raise InputError("model", f"{shown} is not a JSON object", "give one as transformers and peft write it")
+    return content
 
 
 def _file(path: str) -> Path | None:
@@ -63,14 +71,14 @@ def _file(path: str) -> Path | None:
         file = Path(path, "config.json")
         return file if file.is_file() else None
     # a missing file or repository is reported by the load that follows
-    found = cached_file(
+    cached = cached_file(
         path,
         "config.json",
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return Path(found) if found else None
+    return Path(cached) if cached else None
 
 
 def _objects(content: object) -> Iterator[dict[str, Any]]:
@@ -169,5 +177,9 @@ def no_hub_kernels() -> Iterator[None]:
     def refuse(kernel_name: str, *args: object, **kwargs: object) -> None:
         raise ImportError(f"it asks for the kernel {kernel_name}, which is code from the hub and not run")
 
-    with patch.object(hub_kernels, "get_kernel", refuse):  # private: transformers 5.23.0
+    get_kernel = hub_kernels.get_kernel  # private: transformers 5.23.0
+    hub_kernels.get_kernel = refuse
+    try:
         yield
+    finally:
+        hub_kernels.get_kernel = get_kernel

@@ -12,6 +12,7 @@ from lightning_backdoor.files.atomic import whole_folder
 from lightning_backdoor.files.cache import cache_folder
 from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.models.config_file import no_hub_kernels
+from lightning_backdoor.models.weights import shortened
 
 
 def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
@@ -59,7 +60,9 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise InputError("model", f"{path} cannot be read as GGUF: {reason(error)}") from error
     if info["missing_keys"]:
         raise InputError(
-            "model", f"{path} lacks weights of its network ({', '.join(sorted(info['missing_keys'])[:3])})"
+            "model",
+            f"{path} lacks weights of its network ({shortened(sorted(info['missing_keys']))})",
+            "give a complete file",
         )
     # the weights are plain floats, but transformers does not save a network that still has a quantizer
     quantizer = getattr(network, "hf_quantizer", None)  # private: transformers 5.23.0

@@ -41,15 +41,15 @@ def load_safely(auto_class: Any, name: str, **kwargs: Any) -> Any:
         if new_head is not None and auto_class is not AutoModel:  # of which no caller reads the pooler
             raise InputError("model", f"{name!r} {new_head.problem}", "give a model that has it")
         return network
-    path, said, adapter = _located(name)
-    with _one_line_errors(path, said):
+    path, shown, adapter = _located(name)
+    with _one_line_errors(path, shown):
         if auto_class is AutoConfig:
-            return _config(path, said, adapter, **kwargs)
+            return _config(path, shown, adapter, **kwargs)
         if adapter is not None and adapter.has_tokenizer:
             path = str(adapter.folder)
-        check_config_file(path, said)
+        check_config_file(path, shown)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **kwargs)
-        check_vocabulary(tokenizer, said)
+        check_vocabulary(tokenizer, shown)
         return tokenizer
 
 
@@ -65,12 +65,12 @@ def load_network(auto_class: Any, name: str, config: PreTrainedConfig | None = N
     Raises:
         InputError: the network cannot be loaded, or weights of its backbone are missing.
     """
-    path, said, adapter = _located(name)
-    with _one_line_errors(path, said):
+    path, shown, adapter = _located(name)
+    with _one_line_errors(path, shown):
         if config is None:
-            config = _config(path, said, adapter)
-        check_config_file(path, said)
-        loaded = load_weights_of(auto_class, path, said, config, **kwargs)
+            config = _config(path, shown, adapter)
+        check_config_file(path, shown)
+        loaded = load_weights_of(auto_class, path, shown, config, **kwargs)
         return loaded if adapter is None else adapter.merged(loaded)
 
 

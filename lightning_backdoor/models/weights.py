@@ -41,7 +41,7 @@ class LoadedNetwork(NamedTuple):
 def load_weights_of(auto_class: Any, path: str, name: str, config: PreTrainedConfig, **kwargs: Any) -> LoadedNetwork:
     """Loads a network and checks that its weights are those of the checkpoint, and numbers.
 
-    A prefix ``module.`` of all names is removed, which is said in a line.
+    A prefix ``module.`` of all names is removed, which is reported in a line.
 
     Args:
         auto_class: class with ``from_pretrained``, such as ``transformers.AutoModel``.
@@ -73,12 +73,16 @@ def load_weights_of(auto_class: Any, path: str, name: str, config: PreTrainedCon
         )
     for key in _of_backbone(network, mismatched):
         saved, built = mismatched[key]
-        raise InputError("model", f"{name!r} has {key} of shape {saved}, its config.json means {built}", "give another")
+        raise InputError(
+            "model", f"{name!r} has {key} of shape {saved}, its config.json asks for {built}", "give another"
+        )
     # older versions of transformers saved buffers too, such as position_ids
     unused = _of_backbone(network, [key for key in info["unexpected_keys"] if key.endswith(".weight")])
     if unused and network.base_model is not network:
-        said = shortened(unused)
-        rank_zero_warn(f"{name!r} has {len(unused)} weights that its network, as in config.json, does not use ({said})")
+        rank_zero_warn(
+            f"{name!r} has {len(unused)} weights that its network, as in config.json, does not use"
+            f" ({shortened(unused)})"
+        )
     check_finite(network, repr(name))
     return LoadedNetwork(network, _new_head(missing, mismatched))
 
@@ -96,7 +100,9 @@ def check_finite(network: nn.Module, name: str) -> None:
     for key, weight in network.named_parameters():
         if not all_finite([weight.detach()]):
             raise InputError(
-                "model", f"{name} has weights that are not numbers ({key})", "give one whose training held"
+                "model",
+                f"{name} has weights that are not numbers ({key})",
+                "give a checkpoint of a training that did not diverge",
             )
 
 
@@ -150,5 +156,5 @@ def _check_size(auto_class: Any, path: str, name: str, config: PreTrainedConfig)
     weights = sum(parameter.numel() for parameter in inside.parameters())
     held = sum(file.stat().st_size for file in files)
     if weights > held:  # the smallest numbers that are not quantized have one byte
-        problem = f"config.json of {name!r} means a network of {weights} weights, its files have {held} bytes"
+        problem = f"config.json of {name!r} asks for a network of {weights} weights, its files have {held} bytes"
         raise InputError("model", problem, "give a config.json and weights that belong together")

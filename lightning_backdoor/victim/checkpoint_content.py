@@ -17,9 +17,9 @@ from lightning_backdoor.models.config_file import MAX_LABELS
 
 #: name under which a checkpoint holds the state of the data module.
 DATA_MODULE = "BackdoorDataModule"
-#: most tokens at which a checkpoint may cut texts.
+#: largest number of tokens at which a checkpoint may cut texts.
 MAX_LENGTH = 10**6
-#: most bytes of a checkpoint besides its tensors; a checkpoint of this library has some hundred thousand.
+#: largest number of bytes of a checkpoint besides its tensors; a checkpoint of this library has some hundred thousand.
 MAX_PICKLE = 32 * 2**20
 #: longest label name, and longest name or path of a model, in characters.
 MAX_NAME = 1000
@@ -65,15 +65,17 @@ def check_content(checkpoint: dict[str, Any], path: str | Path) -> None:
     Raises:
         InputError: a part is of another type, or an entry of ``state_dict`` cannot be a weight.
     """
-    for name, kind in PARTS.items():
-        if name in checkpoint and not isinstance(checkpoint[name], kind):
+    for name, types in PARTS.items():
+        if name in checkpoint and not isinstance(checkpoint[name], types):
             problem = f"{path} has a {type(checkpoint[name]).__name__} as {name}"
             raise InputError("checkpoint", problem, "it is damaged, or not of this library")
     version = checkpoint.get("pytorch-lightning_version")
     if version is not None and not re.fullmatch(r"\d+(\.\d+){1,3}[.\w+]*", version[:MAX_NAME]):
         raise InputError("checkpoint", f"{path} is of the Lightning version {shown(version)}", "it is damaged")
     trained_on = checkpoint.get(DATA_MODULE)
-    if trained_on and not (trained_on.keys() >= {"source", "cut"} and all(map(is_flat, trained_on.values()))):
+    if trained_on is not None and not (
+        trained_on.keys() >= {"source", "cut"} and all(map(is_flat, trained_on.values()))
+    ):
         raise InputError(
             "checkpoint", f"{path} has a {DATA_MODULE} that is not one", "it is damaged, or not of this library"
         )

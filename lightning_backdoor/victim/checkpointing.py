@@ -13,8 +13,7 @@ from torch import Tensor
 from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.models.weights import NewHead
-from lightning_backdoor.victim.checkpoint_content import check_dtypes
-from lightning_backdoor.victim.checkpoints import described, same_defense
+from lightning_backdoor.victim.checkpoints import described, load_state, same_defense
 from lightning_backdoor.victim.evaluation import EvaluatedClassifier
 from lightning_backdoor.victim.training_defense import TrainingDefense
 
@@ -70,12 +69,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         Raises:
             InputError: they do not fit the network.
         """
-        check_dtypes(self, state_dict, "the checkpoint")
-        try:
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        except RuntimeError as error:
-            problem = f"it does not fit the network: {reason(error, 200)}"
-            raise InputError("checkpoint", problem, "give one of the same model and labels") from None
+        return load_state(self, state_dict, "the checkpoint", strict, assign)
 
     def on_train_start(self) -> None:
         """Says that the head is new; in a resumed run, restores the random generators.
@@ -115,7 +109,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
     def _check_head(self) -> None:
         if self.new_head is None:
             return
-        said = f"{self.hparams['model']} {self.new_head.problem}"
+        problem = f"{self.hparams['model']} {self.new_head.problem}"
         if self.new_head.other_size:
-            raise InputError("model", said, "give a checkpoint trained on these labels")
-        rank_zero_warn(f"{said}, which is random: the figures say nothing about a trained model")
+            raise InputError("model", problem, "give a checkpoint trained on these labels")
+        rank_zero_warn(f"{problem}, which is random: the figures say nothing about a trained model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,13 +76,16 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     load_state(module, read_checkpoint(path)["state_dict"], path)
 
 
-def load_state(module: nn.Module, state: dict[str, Any], path: str | Path, strict: bool = True) -> None:
-    """``module.load_state_dict``, with an ``InputError`` that names the file if the weights do not fit."""
+def load_state(
+    module: nn.Module, state: Mapping[str, Any], path: str | Path, strict: bool = True, assign: bool = False
+) -> Any:
+    """``torch.nn.Module.load_state_dict``, with an ``InputError`` that names the file if the weights do not fit."""
     check_dtypes(module, state, path)
     try:
-        nn.Module.load_state_dict(module, state, strict=strict)  # a victim's own names no file
+        return nn.Module.load_state_dict(module, state, strict, assign)  # a victim's own does not know the file
     except RuntimeError as error:
-        raise InputError("checkpoint", f"{path} does not fit the network: {reason(error, 200)}") from None
+        problem = f"{path} does not fit the network: {reason(error, 200)}"
+        raise InputError("checkpoint", problem, "give one of the same model and labels") from None
 
 
 class TrainedVictim(NamedTuple):

@@ -54,9 +54,9 @@ def read(path: Path) -> tuple[list[str], list[str]]:
         (b'{"kind": "cell", "id": "one", "seconds": 1' + b"0" * 5000 + b"}", "not JSON"),
         (b'{"kind": "cell", "id": "one", "seconds": 1' + b"0" * 400 + b"}", "not JSON"),
         (b'{"kind": "cell", "id": "one", "row": {"cacc": NaN}}', "not JSON"),
-        (b'{"kind": "cell", "id": "one", "row": {"cacc": 1e999}}', "row is malformed"),
-        (b'{"kind": "cell", "id": "one", "row": {"cacc": "1"}}', "row is malformed"),
-        (b'{"kind": "cell", "id": "one", "row": [1]}', "row is malformed"),
+        (b'{"kind": "cell", "id": "one", "row": {"cacc": 1e999}}', "files or row is malformed"),
+        (b'{"kind": "cell", "id": "one", "row": {"cacc": "1"}}', "files or row is malformed"),
+        (b'{"kind": "cell", "id": "one", "row": [1]}', "files or row is malformed"),
         (b'{"kind": "cell", "id": "one", "files": {"outcomes.csv": 1}}', "files or row is malformed"),
         (b'{"kind": "cell", "id": "' + b"x" * LONGEST_LINE + b'"}', "too long"),
         (b"x" * (3 * LONGEST_LINE), "too long"),
@@ -68,8 +68,7 @@ def test_a_line_that_is_no_event_is_named_and_skipped(tmp_path: Path, line: byte
     ids, said = read(path)
     assert ids == ["one", "two"]
     (message,) = said
-    assert message == f"{path}, line 3, is not an event of a grid ({problem}) and is skipped" or problem in message
-    assert ", line 3, " in message
+    assert message == f"{path}, line 3, is not an event of a grid ({problem}) and is skipped"
 
 
 def test_lines_keep_their_numbers_over_several_reads(tmp_path: Path) -> None:
@@ -94,7 +93,7 @@ def test_what_is_appended_after_an_unfinished_line_is_read(tmp_path: Path, end: 
     assert len(said) == (len(end) > LONGEST_LINE)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 @given(
     lines=st.lists(
         st.one_of(

@@ -15,6 +15,7 @@ from lightning_backdoor.benchmark.console import print_table
 from lightning_backdoor.benchmark.report import attack_sections
 from lightning_backdoor.benchmark.report.page import report_html
 from lightning_backdoor.benchmark.running.journal import Journal
+from lightning_backdoor.benchmark.running.products import Products
 from lightning_backdoor.benchmark.table import measured
 from lightning_backdoor.benchmark.wandb_runs import grid_media
 from lightning_backdoor.benchmark.write_results import write_results
@@ -26,11 +27,13 @@ from tests.benchmark.grids import stub_grid
 def test_outcomes_of_each_cell_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=3, seeds=2)
     journal = Journal(tmp_path / "journal.jsonl")
+    products = Products(tmp_path, journal)
     for cell in grid.cells:
         outcomes = [Outcome(i // 2, i % 2 == 1, "a", "b", "ab"[i % 3 == 0], score=float(i)) for i in range(20)]
         (tmp_path / "cells" / cell.id).mkdir(parents=True)
         write_outcomes(tmp_path / "cells" / cell.id / "outcomes.csv", outcomes)
-        journal.append("cell", cell.id, launch="one", seconds=1.0, row=measured({}, outcomes))
+        facts = {"row": measured({}, outcomes), "files": products.digests(cell)}
+        journal.append("cell", cell.id, launch="one", seconds=1.0, **facts)
     opened: Counter[str] = Counter()
     open_path = Path.open
 

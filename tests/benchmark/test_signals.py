@@ -26,19 +26,13 @@ from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
 from tests.benchmark.grids import REPAIRED, SMALL, run_stub, stub_command, stub_grid
+from tests.support.waiting import wait_until
 from tests.support.workspace import inside, settings, workspace
 
 __all__ = ["inside", "workspace"]
 
 #: for machines that are busy.
 SECONDS = 120
-
-
-def wait_until(done: Callable[[], object]) -> None:
-    stop = time.monotonic() + SECONDS
-    while not done():
-        assert time.monotonic() < stop
-        time.sleep(0.05)
 
 
 def processes(text: str) -> list[int]:
@@ -188,12 +182,3 @@ def test_a_closed_terminal_ends_a_job(tmp_path: Path) -> None:
     process.join(timeout=SECONDS)
     assert process.exitcode == 129
     assert (tmp_path / "unwound").exists()
-
-
-def test_nohup_is_respected() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with ended_by_signals():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)

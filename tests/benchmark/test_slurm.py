@@ -17,7 +17,8 @@ import pytest
 from lightning_backdoor.benchmark.table import TIMINGS
 from lightning_backdoor.cli import main
 from tests.benchmark.grids import SMALL
-from tests.support.slurm import ask, jobs, slurm, wait_until
+from tests.support.slurm import ask, jobs, slurm
+from tests.support.waiting import wait_until
 from tests.support.workspace import inside, settings, workspace
 
 __all__ = ["inside", "slurm", "workspace"]
@@ -96,12 +97,8 @@ def test_a_job_that_is_cancelled_requeued_and_out_of_time_ends_with_the_same_num
 
     thread = threading.Thread(target=terminate)
     thread.start()
-    try:
-        ended: object = main(command)
-    except SystemExit as error:
-        ended = error.code
+    assert main(command) == 128 + signal.SIGTERM
     thread.join()
-    assert ended == 128 + signal.SIGTERM
     wait_until(lambda: not jobs(), SECONDS, "the end of the jobs of a command that has ended")
 
     with running(*command) as status:
@@ -157,5 +154,11 @@ def test_two_tasks_of_srun_train_one_victim(slurm: Path, inside: Path) -> None:
     several = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     done = fit("--run_dir", "tasks", *several, srun=["--nodes=1", "--ntasks=2"], folder=inside)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in Path("tasks").iterdir()} == {"checkpoints", "config.yaml", "logs", "model"}
+    assert {path.name for path in Path("tasks").iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "logs",
+        "model",
+        "run.lock",
+    }
     assert [path.name for path in Path("tasks", "logs").iterdir()] == ["version_0"]

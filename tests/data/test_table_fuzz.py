@@ -31,7 +31,7 @@ VALUES = FIELDS | st.integers() | st.floats() | st.none() | st.booleans() | st.l
 CONTENTS = st.binary(max_size=80) | st.lists(st.sampled_from(PIECES), max_size=25).map(
     lambda parts: "".join(parts).encode()
 )
-SETTINGS = settings(deadline=None, max_examples=150, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 def read(path: Path) -> list[str] | None:

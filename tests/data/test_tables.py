@@ -49,7 +49,9 @@ def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
 )
 def test_a_row_of_another_length_is_refused_by_its_line(tmp_path: Path, row: str, fields: int) -> None:
     path = written(tmp_path / "rows.csv", f'text,label\n"a\n\nb",0\n\n{row}\nc,1\n')
-    assert error(Source(path)) == f"{path}, line 6: has {fields} fields, the header has 2"
+    assert (
+        error(Source(path)) == f"{path}, line 6: has {fields} fields, the header has 2; correct the line or the header"
+    )
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.json"])

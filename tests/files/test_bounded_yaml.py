@@ -36,8 +36,8 @@ REFUSED = {
     ),
     "many values": ("[" + "1, " * 120_000 + "1]", "values, each alias counted as a copy"),
     "long": ("a: " + "x" * LONGEST, "is longer than"),
-    "twice": ("data: {}\nmodel: {}\ndata: {}\n", "gives 'data' twice in one mapping"),
-    "twice below": ("data: {a: 1, b: [{c: 1, 'c': 2}]}\n", "gives 'c' twice in one mapping"),
+    "twice": ("data: {}\nmodel: {}\ndata: {}\n", "the name data is given twice"),
+    "twice below": ("data: {a: 1, b: [{c: 1, 'c': 2}]}\n", "the name c is given twice"),
 }
 #: what Python's constructors of values raise anything for.
 MALFORMED = ("a: !!timestamp x", "a: !!int x", "a: !!float x", f"a: {'9' * 5000}", "a: 2001-99-99", "a: !!int ''")

@@ -12,12 +12,13 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+
+from tests.support.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 NODES = ("one", "two")
@@ -71,19 +72,6 @@ def slurm() -> Iterator[Path]:
         except OSError as error:  # TimeoutError is one
             pytest.skip(f"no SLURM cluster can be started here: {error}")
         yield folder
-
-
-def wait_until(done: Callable[[], object], seconds: float = 60.0, what: str = "what the test waits for") -> None:
-    """Waits until a function returns something true.
-
-    Raises:
-        TimeoutError: it did not in time.
-    """
-    stop = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > stop:
-            raise TimeoutError(f"{what} did not happen within {seconds:.0f} s")
-        time.sleep(0.05)
 
 
 def ask(*line: str) -> str:

@@ -98,6 +98,7 @@ PARTS: list[tuple[str, object, str]] = [
     ("callbacks", 5, "a int as callbacks"),
     ("BackdoorDataModule", {"source": nested(60), "cut": [0, 0.1, 0.1]}, "a BackdoorDataModule that is not one"),
     ("BackdoorDataModule", {"cut": []}, "a BackdoorDataModule that is not one"),
+    ("BackdoorDataModule", {}, "a BackdoorDataModule that is not one"),
     ("training_defense", 5, "a int as training_defense"),
     ("training_defense", {"name": nested(60), "settings": 5}, "trained under a list()"),
     ("training_defense", "x\x1b[31m", r"trained under x\x1b[31m"),
@@ -213,7 +214,7 @@ names = st.sampled_from(["model", "labels", "max_length", "lora_rank"])
 parts = st.sampled_from(["state_dict", "hyper_parameters", "training_defense", "callbacks", "BackdoorDataModule"])
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changed=st.dictionaries(names, anything, max_size=3), replaced=st.dictionaries(parts, anything, max_size=1))
 def test_any_metadata_is_read_or_refused_in_one_line(
     changed: Content, replaced: Content, content: Content, tmp_path: Path
@@ -224,7 +225,7 @@ def test_any_metadata_is_read_or_refused_in_one_line(
     assert said_by(lambda: read_published(str(tmp_path / "a.ckpt"), None)).isprintable()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_refused_in_one_line(data: st.DataObject, content: Content, tmp_path: Path) -> None:
     torch.save({**content, "state_dict": {}}, tmp_path / "a.ckpt")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, combinations, groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
@@ -23,14 +22,6 @@ Hits = dict[tuple[str, int], bool]
 POISONED_TEXTS, CLEAN_TEXTS = 8, 4
 #: approximate limit on the characters of HTML for all texts together.
 TEXT_BUDGET = 3_000_000
-
-
-class DamagedCellError(ValueError):
-    """The files of a cell cannot be read; ``cell`` is its id."""
-
-    def __init__(self, cell: str) -> None:
-        super().__init__(f"the files of the cell {cell} cannot be read")
-        self.cell = cell
 
 
 class Detector(NamedTuple):
@@ -60,9 +51,6 @@ def attack_sections(rows: Sequence[ResultRow], cells: Path) -> list[AttackSectio
     Args:
         rows: the rows of ``results.csv``.
         cells: the folder that contains the cells' folders, with ``outcomes.csv`` and ``texts.jsonl`` if they exist.
-
-    Raises:
-        DamagedCellError: one of these files is damaged.
     """
     text_budget = TEXT_BUDGET / max(len(grouped(rows, NAMES)), 1)
     style = styles(row["defense"] for row in rows)
@@ -105,35 +93,17 @@ def _attack_section(
         by_defense: dict[str, Hits] = {}
         for row in seed_rows:
             defense, seed, folder = row["defense"], row["seed"], cells / row["cell"]
-            outcomes = _read(row, _outcomes, folder / "outcomes.csv", row)
+            outcomes = read_outcomes(folder / "outcomes.csv") if (folder / "outcomes.csv").is_file() else []
             by_defense[defense] = text_hits(outcomes)
             clean, poisoned = split_scores(outcomes)
             if len(clean) and len(poisoned):
                 curves += roc_traces(defense, seed, outcomes, style[defense])
             if (len(clean) or len(poisoned)) and defense not in detectors:
-                texts, left_out = _read(row, _shown_texts, folder / "texts.jsonl", text_budget)
+                texts, left_out = _shown_texts(folder / "texts.jsonl", text_budget)
                 detectors[defense] = Detector(defense, seed, histogram(outcomes), texts, left_out)
         comparisons += compare_defenses(seed_rows[0], by_defense)
     names = tuple(rows[0][name] for name in ATTACK_NAMES)
     return AttackSection(names, roc_figure(curves) if curves else None, [*detectors.values()], comparisons)
-
-
-def _read(row: ResultRow, read: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return read(*arguments)
-    except (ValueError, KeyError, TypeError, csv.Error):
-        raise DamagedCellError(row["cell"]) from None
-
-
-def _outcomes(path: Path, row: ResultRow) -> list[Outcome]:
-    """The outcomes of a cell, as many as its row counts; none if there is no file."""
-    if not path.is_file():
-        return []
-    outcomes = read_outcomes(path)
-    clean, poisoned = row.get("n_clean"), row.get("n_poisoned")
-    if clean is not None and poisoned is not None and len(outcomes) != clean + poisoned:
-        raise ValueError(f"{len(outcomes)} rows, not {clean + poisoned}")
-    return outcomes
 
 
 def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
@@ -142,8 +112,6 @@ def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     with path.open(encoding="utf-8") as file:
         texts: list[ViewedText] = [json.loads(line) for line in file]
-    for text in texts:
-        _ = [text[name] for name in ViewedText.__annotations__]  # type: ignore[literal-required]  # none is missing
     poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
     # alternately, so that a small budget keeps texts of both kinds
     in_turn = chain.from_iterable(zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS]))

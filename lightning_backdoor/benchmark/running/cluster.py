@@ -102,11 +102,8 @@ class Queue:
 
     def _queued(self) -> bool:
         """Whether the queue lists any of the jobs; also True if SLURM does not answer, which is reported once."""
-        # the user's variables may select other jobs
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
-        line = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(self.ids)}"]
         try:
-            answer = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+            answer = _squeue("%i", ",".join(self.ids), timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
             problem = str(error)
         else:
@@ -166,9 +163,15 @@ def set_job_signals() -> None:
 
 def _runs() -> bool:
     """Whether SLURM lets this job go on: it has not been cancelled, and its time is not over."""
-    line = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
     try:
-        answer = subprocess.run(line, capture_output=True, text=True, timeout=10, check=False)
+        return _squeue("%T", os.environ["SLURM_JOB_ID"], timeout=10).stdout.strip() == "RUNNING"
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return answer.stdout.strip() == "RUNNING"
+
+
+def _squeue(columns: str, jobs: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Asks SLURM's queue for some columns of some jobs, in squeue's notation."""
+    # the user's variables may select other jobs
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    line = ["squeue", "--noheader", f"--format={columns}", f"--jobs={jobs}"]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=timeout, check=False)

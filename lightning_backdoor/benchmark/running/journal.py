@@ -93,7 +93,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def _new_lines(self, file: BinaryIO) -> Iterator[bytes]:
-        """The lines after the position, which moves on; of a line that is too long, only the beginning."""
+        """Yields the complete lines that have not been read yet; a line that is too long is cut."""
         while line := file.readline(LONGEST_LINE + 1):
             length, rest = len(line), line
             while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
@@ -106,7 +106,7 @@ class Journal:
             yield line
 
     def _event(self, line: bytes) -> Event | None:
-        """The event of a line; None, after a warning, if the line is none."""
+        """The event in a line; None, with a warning, if the line is not an event."""
         problem = ""
         try:
             if len(line) > LONGEST_LINE:
@@ -128,7 +128,7 @@ def _refuse(constant: str) -> None:
 
 
 def _problem(event: Any) -> str:
-    """What a line of JSON lacks to be an event; empty if it is one."""
+    """Why a value is not an event; empty if it is one."""
     if not isinstance(event, dict):
         return "not a mapping"
     needed = ("kind", "id", "launch") if "error" in event else ("kind", "id")

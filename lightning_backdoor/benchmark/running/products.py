@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from operator import itemgetter
 from pathlib import Path
 
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.running.journal import Event, Journal, claimed
 from lightning_backdoor.files.hashing import file_sha256, model_sha256
-from lightning_backdoor.outputs.outcomes import read_outcomes
-from lightning_backdoor.outputs.token_view import ViewedText
 
 Work = PlannedVictim | Cell
 
@@ -54,30 +49,19 @@ class Products:
         """Whether a victim or cell is recorded and its files are as they were recorded."""
         return not self.journal.is_open(kind_of(work), work.id) and not self.fault(work)
 
-    def fault(self, work: Work, recorded_only: bool = False) -> str:
-        """Why a victim or cell that the journal records as done cannot be used; empty if it can be used.
-
-        Args:
-            work: the victim or cell.
-            recorded_only: do not read files whose digests are not recorded, as version 0.1.0 left them.
-        """
+    def fault(self, work: Work) -> str:
+        """Why a victim or cell that the journal records as done cannot be used; empty if it can be used."""
         kind, folder = kind_of(work), self.folder_of(work)
         event = self.journal.get(kind, work.id) or {}
         if not (folder / NEEDED[kind]).is_file():
             return f"{NEEDED[kind]} is missing"
-        if "seconds" not in event or ("row" if kind == "cell" else "digest") not in event:
+        if not {"seconds", "files", "row" if kind == "cell" else "digest"} <= event.keys():
             return "its record in the journal is incomplete"
         needed, digest = needed_by(work), self.needed_digest(work)
         if needed is not None and event.get("needs", digest) != digest:
             return f"it was made with another victim {needed.label}"
         try:
-            if "files" in event:
-                return _changed(folder, event) or _added(folder, FILES[kind], event)
-            if recorded_only:
-                return _changed(folder, event)
-            return _changed(folder, event) or (_unreadable_cell if kind == "cell" else _unreadable_victim)(
-                folder, event
-            )
+            return _difference(folder, FILES[kind], event)
         except OSError as error:
             return f"its files cannot be read ({error.strerror})"
 
@@ -173,9 +157,12 @@ def is_whole_checkpoint(path: Path) -> bool:
         return False
 
 
-def _changed(folder: Path, event: Event) -> str:
-    """The first file that is not as the journal records it, with what is wrong with it; empty if there is none."""
-    recorded: dict[str, str] = event.get("files", {})
+def _difference(folder: Path, names: Iterable[str], event: Event) -> str:
+    """How the files of a victim or cell differ from what the journal records; empty if they do not."""
+    recorded: dict[str, str] = event["files"]
+    for name in names:
+        if name not in recorded and (folder / name).exists():
+            return f"{name} was added"
     for name, digest in recorded.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -186,35 +173,6 @@ def _changed(folder: Path, event: Event) -> str:
             return "model is missing"
         if _digest(folder / "model", model_sha256) != event["digest"]:
             return "model has changed"
-    return ""
-
-
-def _added(folder: Path, names: Iterable[str], event: Event) -> str:
-    """A file of a finished run that another program has added; empty if there is none."""
-    added = [name for name in names if name not in event["files"] and (folder / name).exists()]
-    return f"{added[0]} was added" if added else ""
-
-
-def _unreadable_victim(folder: Path, event: Event) -> str:
-    """What is wrong with a checkpoint of version 0.1.0, whose digest is not recorded; empty if nothing is."""
-    return "" if is_whole_checkpoint(folder / CHECKPOINT) else f"{CHECKPOINT} is damaged"
-
-
-def _unreadable_cell(folder: Path, event: Event) -> str:
-    """What is wrong with the files of a cell of version 0.1.0, whose digests are not recorded; empty if nothing is."""
-    for name in FILES["cell"]:
-        if (folder / name).exists() and not (folder / name).read_bytes().endswith(b"\n"):
-            return f"{name} is cut off"
-    try:
-        outcomes = read_outcomes(folder / "outcomes.csv")
-        poisoned = sum(outcome.poisoned for outcome in outcomes)
-        if [len(outcomes) - poisoned, poisoned] != [event["row"].get(name) for name in ("n_clean", "n_poisoned")]:
-            return "outcomes.csv has another number of rows than the journal records"
-        if (folder / "texts.jsonl").exists():
-            for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines():
-                _ = itemgetter(*ViewedText.__annotations__)(json.loads(line))
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        return f"its files cannot be read ({type(error).__name__})"
     return ""
 
 
@@ -229,5 +187,5 @@ def _digest(path: Path, of: Callable[[Path], str]) -> str:
 
 
 def _state(file: Path) -> tuple[object, ...]:
-    found = file.stat()
-    return file.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    status = file.stat()
+    return file.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

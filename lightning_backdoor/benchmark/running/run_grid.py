@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_backdoor.benchmark.console import Progress, damage_text, plan_text, print_table
+from lightning_backdoor.benchmark.console import Progress, damage_text, plan_text, print_table, warn
 from lightning_backdoor.benchmark.grid import Cell, Grid, select
-from lightning_backdoor.benchmark.names import visible
 from lightning_backdoor.benchmark.running.cluster import run_jobs, set_job_signals
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import Products
@@ -23,9 +22,7 @@ from lightning_backdoor.benchmark.running.run_command import check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.benchmark.write_results import write_results
-from lightning_backdoor.commands.signals import Ended
-from lightning_backdoor.commands.terminal import leave_closed_terminal
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.locking import lock
 from lightning_backdoor.files.presets import preset_path
@@ -45,7 +42,7 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     grid = Grid(preset_path(options.config), folder)
     wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
     cells = select(grid.cells, options.only)
-    journal = Journal(folder / "journal.jsonl", _warn)
+    journal = Journal(folder / "journal.jsonl", warn)
     journal.refresh()
     if journal.path.exists() and not options.resume:
         raise InputError("output", f"{folder} holds results already", "give another folder, or leave out --no-resume")
@@ -67,9 +64,6 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
             run_processes(launch, jobs, progress.look)
         else:
             Worker(folder, cells, launch.name, progress.look, wandb_runs).run()
-    except Ended:
-        leave_closed_terminal()
-        raise
     finally:  # even after an interruption, the table has all that is done
         progress.look()
         results = write_results(grid, folder, command)
@@ -88,10 +82,6 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
         if options.cluster:
             sys.stdout.write("submitit/*_log.err says how they ended\n")
     return 1 if failed or left else 0
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {visible(message)}", file=sys.stderr, flush=True)
 
 
 def _check(cells: Sequence[Cell]) -> None:
@@ -119,7 +109,7 @@ def _keep(grid: Grid, folder: Path, command: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
         lock(log)
-        log.write(f"{visible(command)}\n".encode())
+        log.write(f"{escaped(command)}\n".encode())
         write_whole(path, text)
     return path
 
@@ -156,7 +146,7 @@ def work(grid_file: Path, folder: Path, only: list[str], launch: str) -> None:
     """Runs a worker of a :class:`Launch` until no cell is left."""
     grid = Grid(grid_file, folder)
     wandb_runs = None if grid.wandb is None else WandbRuns(grid.wandb, folder)
-    Worker(folder, select(grid.cells, only), launch, wandb_runs=wandb_runs, checked=True).run()
+    Worker(folder, select(grid.cells, only), launch, wandb_runs=wandb_runs).run()
 
 
 def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:

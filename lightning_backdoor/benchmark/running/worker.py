@@ -13,7 +13,6 @@ from typing import Any
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, init_arg
-from lightning_backdoor.benchmark.names import visible
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
 from lightning_backdoor.benchmark.running.products import (
     CHECKPOINT,
@@ -26,7 +25,7 @@ from lightning_backdoor.benchmark.running.products import (
 )
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
-from lightning_backdoor.errors import Diverged, InputError, one_line
+from lightning_backdoor.errors import Diverged, InputError, escaped, one_line
 
 #: seconds between checks of the other workers' progress.
 PATIENCE = 0.5
@@ -48,7 +47,6 @@ class Worker:
             launch.
         announce: function called after each event.
         wandb_runs: logs each victim and cell once it is done; None for no W&B runs.
-        checked: whether another process of the launch has compared all that is done with the files on disk.
     """
 
     folder: Path
@@ -56,7 +54,6 @@ class Worker:
     launch: str
     announce: Callable[[], None] = lambda: None
     wandb_runs: WandbRuns | None = None
-    checked: bool = False
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.folder / "journal.jsonl")
@@ -65,9 +62,6 @@ class Worker:
     def run(self) -> None:
         """Runs cells until every cell is done or has failed, in this worker or another."""
         open_cells = list(self.cells)
-        self.journal.refresh()
-        if not self.checked:
-            self.products.discard(self.cells, self.products.forget_damaged(self.cells), self.launch)
         while True:
             self.journal.refresh()
             open_cells = [cell for cell in open_cells if not self._settled(cell)]
@@ -116,7 +110,7 @@ class Worker:
             except Exception as error:
                 if type(error).__name__ == "UncompletedJobError":  # from submitit: the job is out of time
                     raise
-                os.write(log, visible(traceback.format_exc(), keep="\n\t").encode())
+                os.write(log, escaped(traceback.format_exc(), keep="\n\t").encode())
                 message = one_line(str(error))[:500]
                 known = isinstance(error, InputError | CommandError | Diverged)
                 self._write(work, error=message if known else f"{type(error).__name__}: {message}")

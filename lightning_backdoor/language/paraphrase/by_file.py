@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning_backdoor.data.tables import read_file, texts_of
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import file_sha256
-from lightning_backdoor.files.text_files import existing_file
+from lightning_backdoor.files.names import existing_file
 from lightning_backdoor.language.paraphrase.spec import Manner
 
 MISSING_SHOWN = 3  # texts without a paraphrase that an error message quotes
@@ -80,13 +80,13 @@ class FileParaphraser:
     def _paraphrases(self) -> dict[str, str]:
         """The paraphrase of each text, and of each text without surrounding blanks."""
         texts, paraphrases = self._columns()
-        found: dict[str, str] = {}
+        result: dict[str, str] = {}
         for text, paraphrase in zip(texts, paraphrases, strict=True):
             if paraphrase.strip():
-                found.setdefault(text, paraphrase)
-        for text, paraphrase in list(found.items()):
-            found.setdefault(text.strip(), paraphrase)
-        return found
+                result.setdefault(text, paraphrase)
+        for text, paraphrase in list(result.items()):
+            result.setdefault(text.strip(), paraphrase)
+        return result
 
     def _columns(self) -> tuple[list[str], list[str]]:
         """The texts, and as many paraphrases."""

@@ -1,11 +1,13 @@
-"""Bounds on the options of ``fit`` and its like, checked before anything large is imported."""
+"""Options of all commands: bounds on them, checked before anything large is imported, and a parser."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
+from typing import NoReturn
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
+from lightning_backdoor.files.names import is_file
 from lightning_backdoor.files.presets import preset_path
 
 CONFIG_OPTIONS = ("-c", "--config")
@@ -33,9 +35,12 @@ def check_options(args: list[str]) -> None:
             read_bounded(preset_path(given))
 
 
-def is_file(path: Path) -> bool:
-    """``path.is_file()``; False for text that no path can be."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+class OptionParser(argparse.ArgumentParser):
+    """An :class:`argparse.ArgumentParser` whose errors are :class:`InputError`, reported in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the error instead of printing it with the usage."""
+        option, separator, problem = message.removeprefix("argument ").partition(": ")
+        known = message.startswith("argument ") and separator
+        remedy = f"see {self.prog} --help"
+        raise InputError(option if known else "options", problem if known else message, remedy)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_backdoor.commands.terminal import leave_closed_terminal
+from lightning_backdoor.commands.streams import leave_closed_terminal
 
 
 def test_a_closed_terminal_is_left_and_an_open_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
