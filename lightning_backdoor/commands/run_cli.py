@@ -17,6 +17,7 @@ from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
 from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.commands.slurm_step import check_step, prepare_step
+from lightning_backdoor.commands.wandb_names import check_wandb_names
 from lightning_backdoor.errors import InputError, input_error_behind
 from lightning_backdoor.files.names import check_inside
 
@@ -115,6 +116,8 @@ class RunCLI(LightningCLI):
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if not isinstance(logger, Namespace):
                 continue
+            if str(logger.class_path).endswith("WandbLogger"):
+                check_wandb_names(logger)
             for name in ("name", "version", "sub_dir"):  # folders in the logger's
                 check_inside(str(logger.init_args.get(name) or ""), f"trainer.logger.{name}")
             if logger.init_args.get("save_dir") in unsettled:

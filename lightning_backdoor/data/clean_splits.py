@@ -56,8 +56,8 @@ def read_clean_splits(
         seed: seed of cuts and samples.
 
     Raises:
-        InputError: see :func:`lightning_backdoor.data.source.load_source`; or cutting and sampling leave fewer than two
-            classes to train on.
+        InputError: see :func:`lightning_backdoor.data.source.load_source`; or cutting and sampling leave a split
+            without rows, or fewer than two classes to train on.
     """
     loaded = load_source(source)
     if loaded.left_out:
@@ -66,6 +66,7 @@ def read_clean_splits(
     missing = {name: share for name, share in shares.items() if name not in splits}
     parts = _parts(splits["train"], [*missing.values(), 1 - sum(missing.values())], f"{seed}/splits")
     splits |= zip([*missing, "train"], parts, strict=True)
+    _check_cut(loaded, [name for name in missing if not splits[name]])
     sampled = {
         name: _sample(splits[name], max_rows.get(name), f"{seed}/sample/{name}")
         for name in ("train", "validation", "test")
@@ -92,14 +93,33 @@ def _check_training_classes(loaded: Loaded, cut: list[Row], sampled: list[Row]) 
     names = listed(sorted({repr(loaded.label_names[row["label"]]) for row in sampled}))
     if len({row["label"] for row in cut}) > 1:
         raise InputError("max_rows", f"train={len(sampled)} leaves training rows of {names} alone", "give more")
-    texts = loaded.splits["train"].texts
-    ((text, count),) = Counter(texts).most_common(1)
     raise InputError(
         "source",
         f"without the rows cut off for validation and test, {len(cut)} training rows are left, of"
-        f" {names or 'no class'} alone: rows of one text stay together, and {len(texts) - len(set(texts))} of"
-        f" {len(texts)} rows repeat a text, {text[:40]!r} {count} times",
+        f" {names or 'no class'} alone: {_duplicates(loaded.splits['train'].texts)}",
         "remove duplicates, or give validation and test rows by splits",
+    )
+
+
+def _check_cut(loaded: Loaded, empty: list[str]) -> None:
+    """Checks that validation and test rows were cut from the training rows, given the splits that got none."""
+    texts = loaded.splits["train"].texts
+    if not empty:
+        return
+    problem = f"{len(texts)} rows leave none to cut off for {listed(empty)}"
+    if len(set(texts)) == len(texts):
+        raise InputError("source", problem, "give more rows, a larger share, or other rows by splits")
+    raise InputError(
+        "source", f"{problem}: {_duplicates(texts)}", "remove duplicates, or give validation and test rows by splits"
+    )
+
+
+def _duplicates(texts: Sequence[str]) -> str:
+    ((text, count),) = Counter(texts).most_common(1)
+    repeated = len(texts) - len(set(texts))
+    return (
+        f"rows of one text stay together, and {repeated} of {len(texts)} rows repeat a text,"
+        f" {text[:40]!r} {count} times"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lightning_backdoor.batch import Victim
+from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.errors import InputError
 
@@ -115,7 +116,11 @@ def clean_training(
 
 
 def load_victim(
-    reader: object, path: str, device: torch.device | None, check_rows: Callable[[dict[str, Any]], None]
+    reader: object,
+    path: str,
+    device: torch.device | None,
+    check_rows: Callable[[dict[str, Any]], None],
+    label_names: Sequence[str] | None = None,
 ) -> Victim:
     """Loads the trained victim that a data defense uses, by the class of the module that is to be trained.
 
@@ -125,9 +130,11 @@ def load_victim(
         device: device of the victim; None means the CPU.
         check_rows: is given the state of the data module with which a checkpoint was trained, if it is recorded;
             raises ``InputError`` if its training rows may be rows on which the defended victim is evaluated.
+        label_names: names of the classes; None if they are unknown.
 
     Raises:
-        InputError: the module's class cannot load victims, the victim cannot be loaded, or see ``check_rows``.
+        InputError: the module's class cannot load victims, the victim cannot be loaded or has other labels, or see
+            ``check_rows``.
     """
     load = getattr(type(reader), "load_trained", None)
     if load is None:
@@ -137,6 +144,7 @@ def load_victim(
             victim: Victim = load(path)
         if getattr(victim, "trained_on", None) is not None:
             check_rows(victim.trained_on)  # type: ignore[attr-defined]
+        check_victim_labels(getattr(victim, "hparams", {}).get("labels"), label_names, "data.victim")
     except InputError as error:
         raise error.under("data.victim") from None
     victim.network.to(device or "cpu")

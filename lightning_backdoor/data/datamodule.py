@@ -196,7 +196,7 @@ class BackdoorDataModule(LightningDataModule):
                 "data.victim", f"{name} needs a victim trained on the same rows", "give the checkpoint of a run"
             )
         device = self.trainer.strategy.root_device if self.trainer else None
-        return load_victim(self._reader(), self.victim, device, self.load_state_dict)
+        return load_victim(self._reader(), self.victim, device, self.load_state_dict, self.label_names)
 
     def check_cleaning(self) -> None:
         """Checks, before a trainer exists, that the training rows can be produced.

@@ -10,12 +10,16 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.columns import shown
 
 #: a label value as a user may give it.
 LabelValue = str | int | float | bool
 WHOLE = re.compile(r"\+?(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?")
 NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)?(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
 TRUTH = {"true": "1", "false": "0"}
+#: what pandas and spreadsheets write for a missing value; and further words that stand for one among numbers.
+MISSING = frozenset({"nan", "<na>", "#n/a"})
+MISSING_AMONG_NUMBERS = MISSING | {"na", "n/a", "null", "none"}
 SHOWN = 20  # labels that an error message quotes
 
 
@@ -30,6 +34,18 @@ def canonical(value: LabelValue) -> str:
     return text if whole is None else "0" if whole[1] == "-0" else whole[1]
 
 
+def missing_words(values: Iterable[LabelValue]) -> set[LabelValue]:
+    """The values that stand for a missing label, such as ``nan``; ``none`` does among numbers only.
+
+    >>> missing_words(["0", "1", "None"]), missing_words(["favor", "none"])
+    ({'None'}, set())
+    """
+    words = {value: canonical(value) for value in values}
+    named = {word for word in words.values() if word.lower() not in MISSING_AMONG_NUMBERS}
+    missing = MISSING_AMONG_NUMBERS if named and all(map(_is_whole, named)) else MISSING
+    return {value for value, word in words.items() if word.lower() in missing}
+
+
 class Classes:
     """The classes of a source: their names, and the class of each label value.
 
@@ -42,7 +58,7 @@ class Classes:
         column: name of the column, for errors.
 
     Raises:
-        InputError: a value belongs to no class, or two classes have the same name or value.
+        InputError: a value belongs to no class, two classes have the same name or value, or ``labels`` names none.
 
     >>> classes = Classes(["neg", "pos "], None, "label")
     >>> classes.names, classes.index(" neg")
@@ -55,6 +71,8 @@ class Classes:
         labels: Sequence[LabelValue] | Mapping[str, Sequence[LabelValue] | LabelValue] | None,
         column: str,
     ) -> None:
+        if labels is not None and (isinstance(labels, str) or not labels):
+            raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
         distinct = {canonical(value) for value in values}
         self._truth = TRUTH if {value.lower() for value in distinct} <= {*TRUTH, *TRUTH.values()} else {}
         keys = {self._key(value): None for value in distinct}
@@ -99,8 +117,32 @@ class Classes:
         return self._truth.get(text.lower(), text)
 
 
+def check_victim_labels(labels: object, of_data: Sequence[str] | None, field: str) -> None:
+    """Checks that the class indices of a trained victim mean the classes of the data; other names are said.
+
+    Args:
+        labels: label names that the victim was trained with; anything but a list of strings is not checked.
+        of_data: label names of the data; None if they are unknown.
+        field: the option that names the victim, for errors.
+
+    Raises:
+        InputError: there are more or fewer labels, or the same names in another order.
+    """
+    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels) or of_data is None:
+        return
+    if labels == list(of_data):
+        return
+    if len(labels) != len(of_data):
+        problem = f"it has a head for {len(labels)} classes, the data have {len(of_data)}"
+        raise InputError(field, problem, "give one of these labels")
+    said_so = f"its labels are {shown(labels)}, those of the data {shown(of_data)}"
+    if any(name in of_data and name != other for name, other in zip(labels, of_data, strict=True)):
+        raise InputError(field, f"{said_so}, in another order", "set labels of the source in the victim's order")
+    rank_zero_warn(f"{field}: {said_so}; they are taken for the same in this order")
+
+
 def _name(name: Any) -> str:
-    if isinstance(name, bool):
+    if name is None or isinstance(name, bool):
         raise InputError("labels", f"the name {name} is not text, as YAML reads it", "put it in quotes")
     return str(name).strip()
 

@@ -75,6 +75,9 @@ def read_tables(
         parts = _chosen(_content(path, local, name), wanted, path, required=splits is not None)
     if "train" not in parts:
         raise InputError("splits", f"{path} has no training split", "name one as train")
+    for split in ("validation", "test"):
+        if parts.get(split) is parts["train"] or (files and parts.get(split) == parts["train"]):
+            raise InputError("splits", f"{split} is what is trained on", "name another, or leave it out to cut it off")
     return {split: _table(part, split, path, local, columns, quoting) for split, part in parts.items()}
 
 

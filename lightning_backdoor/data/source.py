@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_backdoor.data.label_values import Classes, LabelValue
+from lightning_backdoor.data.label_values import Classes, LabelValue, missing_words
 from lightning_backdoor.data.reading import read_tables
 from lightning_backdoor.data.tables import Table, texts_of
 from lightning_backdoor.errors import InputError
@@ -97,18 +97,17 @@ def load_source(source: Source) -> Loaded:
     """Reads the texts and labels of a source.
 
     Raises:
-        InputError: the source cannot be read, a column is missing, a label is missing, unknown, or the label of no
-            training row, a text column is blank, or all training rows are of one class.
+        InputError: the source cannot be read, a column is missing or named twice, a label is missing, unknown, or the
+            label of no training row, a text column is blank, or all training rows are of one class.
     """
     column = str(source.label_column)
-    if not source.text_columns:
-        raise InputError("text_column", "is an empty list", "name the column of the texts")
+    _check_columns(source)
     columns = {**dict.fromkeys(source.text_columns, "text_column"), column: "label_column"}
     tables = read_tables(source.path, columns, source.name, source.splits, source.quoting)
+    declared = source.labels if source.labels is not None else tables["train"].label_names.get(column)
     for split, table in tables.items():
-        _check_labels(table.columns[column], split, source)
+        _check_labels(table.columns[column], split, source, by_words=declared is None and source.rating_cut is None)
     if source.rating_cut is None:
-        declared = source.labels if source.labels is not None else tables["train"].label_names.get(column)
         classes = Classes(set(tables["train"].columns[column]), declared, column)
         names = classes.names
         labels = {split: _class_indices(table.columns[column], classes, split) for split, table in tables.items()}
@@ -137,14 +136,36 @@ def load_source(source: Source) -> Loaded:
     return Loaded(splits, names, left_out)
 
 
-def _check_labels(values: list[Any], split: str, source: Source) -> None:
+def _check_columns(source: Source) -> None:
+    """Checks that the columns of texts and labels are different ones, and that it is known what joins the texts."""
+    columns = [column.strip() for column in source.text_columns]
+    if not columns:
+        raise InputError("text_column", "is an empty list", "name the column of the texts")
+    if len(set(columns)) < len(columns):
+        raise InputError("text_column", f"{_shown(source)} names a column twice", "name each once")
+    if str(source.label_column).strip() in columns:
+        raise InputError("label_column", f"{str(source.label_column)!r} is a column of the texts too", "name another")
+    if len(columns) > 1 and source.joined_by == SEPARATOR:
+        problem = f"{SEPARATOR!r} stands for the separator of a tokenizer, which is not known here"
+        raise InputError("joined_by", problem, "load the source by a BackdoorDataModule, or give the characters")
+
+
+def _check_labels(values: list[Any], split: str, source: Source, by_words: bool) -> None:
+    """Checks that every row has a label; ``by_words`` if words such as ``nan`` may stand for a missing one."""
     if not values:
         raise _no_rows(split, source)
-    missing = {value for value in set(values) if value is None or value != value or not str(value).strip()}
+    column, distinct = str(source.label_column), set(values)
+    missing = {value for value in distinct if value is None or value != value or not str(value).strip()}
     if missing:
         row = next(row for row, value in enumerate(values, start=1) if value in missing)
+        raise InputError("label_column", f"{column!r} is empty in row {row} of {split}", "label every row")
+    words = missing_words(distinct) if by_words else set()
+    if words:
+        row, value = next((row, value) for row, value in enumerate(values, start=1) if value in words)
         raise InputError(
-            "label_column", f"{str(source.label_column)!r} is empty in row {row} of {split}", "label every row"
+            "label_column",
+            f"{column!r} is {value!r} in row {row} of {split}, which stands for a missing label",
+            "label every row, or name the classes by labels",
         )
 
 
@@ -178,7 +199,7 @@ def _texts(table: Table, split: str, source: Source) -> list[str]:
 def _names_of_cut(source: Source) -> list[str]:
     low, high = source.rating_cut or (0.0, 0.0)
     names = [str(name) for name in source.labels or ("negative", "positive")]
-    if low > high or len(names) != 2:
+    if not low <= high or len(names) != 2:
         raise InputError(
             "rating_cut",
             f"[{low}, {high}] with labels {names} does not cut into two",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,10 @@ from lightning_backdoor.files.text_files import TABLE_FORMATS, not_utf8, open_te
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+#: a field in quotes after a blank, which csv readers take for a part of the field.
+QUOTED_AFTER_BLANK = re.compile(r'[ \t]+"[^"]*"\s*')
 
 
 class Table(NamedTuple):
@@ -118,6 +123,10 @@ def _read_delimited(path: Path, columns: Mapping[str, str], delimiter: str, quot
         for _, row in rows:
             for append, position in appends:
                 append(row[position])
+    for column, cells in values.items():
+        if quoted and cells and all(map(QUOTED_AFTER_BLANK.fullmatch, cells)):
+            problem = f"all fields of {column!r} in {path.name} have a blank before their quotes"
+            raise InputError(columns[column], problem, f"write {delimiter!r} without a blank")
     return Table(values, {})
 
 

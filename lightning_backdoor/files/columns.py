@@ -34,7 +34,10 @@ def column_positions(
         positions = [i for i, name in enumerate(names) if name == column]
         positions = positions or [i for i, name in enumerate(names) if name.strip() == column.strip()]
         if len(positions) > 1:
-            raise InputError(option, f"{table} has {len(positions)} columns {column!r}", "rename one of them")
+            problem = f"{table} has {len(positions)} columns {column!r}"
+            if delimiter is not None and column.strip().isdecimal() and _looks_like_data(names):
+                raise _no_header(option, problem, names)
+            raise InputError(option, problem, "rename one of them")
         if positions:
             result[column] = positions[0]
     missing = next((column for column in columns if column not in result), None)
@@ -45,9 +48,8 @@ def column_positions(
         if len(names) == 1 and (other := next((sep for sep in ";|\t," if sep in names[0]), None)):
             problem += f": the first line is separated by {other!r}, not by {delimiter!r}"
             remedy = "write the file with commas: df.to_csv(path, index=False)"
-        elif not result and _looks_like_data(names):
-            problem += f": the first line looks like data ({shown(names)})"
-            remedy = "write the names of the columns into the first line"
+        elif all(column.strip().isdecimal() for column in result) and _looks_like_data(names):
+            raise _no_header(columns[missing], problem, names)
     raise InputError(columns[missing], problem, remedy)
 
 
@@ -79,6 +81,14 @@ def listed(names: Sequence[str]) -> str:
     if len(names) > SHOWN:
         return f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more"
     return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + list(names[-1:]))
+
+
+def _no_header(option: str, problem: str, names: Sequence[str]) -> InputError:
+    return InputError(
+        option,
+        f"{problem}: the first line looks like data ({shown(names)})",
+        "write the names of the columns into the first line",
+    )
 
 
 def _looks_like_data(cells: Sequence[str]) -> bool:

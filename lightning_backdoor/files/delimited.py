@@ -64,6 +64,7 @@ def is_quoted(file: Iterable[str], delimiter: str = "\t") -> bool:
     Fields are quoted if every row, its quotes read strictly, has as many fields as the header, quotes occur in quoted
     fields only, and one of the following holds: a quoted field could not be written otherwise (it contains a
     delimiter, a line end or a doubled quote); all fields of a column are quoted; exactly the fields with commas are.
+    Lines that each have as many fields as the header prove nothing if quotes join them, since they may be rows.
 
     >>> is_quoted(['text\\tlabel\\n', '"said ""no"" twice"\\t0\\n', 'fine\\t1\\n'])
     True
@@ -79,7 +80,7 @@ def is_quoted(file: Iterable[str], delimiter: str = "\t") -> bool:
 
     reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     csv.field_size_limit(1 << 30)
-    width, needed, at_commas, any_quoted = 0, False, True, False
+    width, needed, at_commas, any_quoted, ambiguous = 0, False, True, False, False
     whole_columns: list[bool] = []
     try:
         for row in reader:
@@ -91,9 +92,10 @@ def is_quoted(file: Iterable[str], delimiter: str = "\t") -> bool:
             if len(row) != width:
                 return False
             if len(raw) > 1 or len(raw[0]) != width:
-                if all(len(fields) == width for fields in raw):  # several rows, if quotes are characters
-                    return False
-                needed = any_quoted = True
+                is_rows = all(len(fields) == width for fields in raw)  # several rows, if quotes are characters
+                ambiguous |= is_rows
+                needed |= not is_rows
+                any_quoted = True
                 continue
             in_quotes = [before != after for before, after in zip(raw[0], row, strict=True)]
             if any('"' in field and not quoted for field, quoted in zip(raw[0], in_quotes, strict=True)):
@@ -107,4 +109,4 @@ def is_quoted(file: Iterable[str], delimiter: str = "\t") -> bool:
                 at_commas &= all(("," in field) == quoted for field, quoted in zip(row, in_quotes, strict=True))
     except csv.Error:
         return False
-    return any_quoted and (needed or at_commas or any(whole_columns))
+    return any_quoted and (needed or (not ambiguous and (at_commas or any(whole_columns))))

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.models.weights import NewHead
 from lightning_backdoor.victim.checkpoints import described, load_state, same_defense
@@ -42,11 +43,15 @@ class CheckpointedClassifier(EvaluatedClassifier):
             checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rejects a checkpoint whose training-time defense, or its absence, differs from the attached one.
+        """Rejects a checkpoint of other labels, or of another training-time defense than the attached one.
 
         Raises:
-            InputError: the checkpoint was trained under another training-time defense, or only one of the two has one.
+            InputError: the checkpoint was trained under another training-time defense, or only one of the two has one;
+                or its labels are more, fewer or in another order.
         """
+        recorded_arguments = checkpoint.get("hyper_parameters")
+        if isinstance(recorded_arguments, dict):
+            check_victim_labels(recorded_arguments.get("labels"), self.hparams["labels"], "checkpoint")
         recorded = checkpoint.get("training_defense")
         if not same_defense(recorded, self.training_defense):
             trained_under = described(recorded) or "no training-time defense"

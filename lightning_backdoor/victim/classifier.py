@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.batch import Batch
+from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.weights import check_finite
 from lightning_backdoor.victim.checkpointing import CheckpointedClassifier
@@ -137,13 +138,15 @@ class TextClassifier(CheckpointedClassifier):
 
         Raises:
             InputError: the model cannot be loaded without running code of its own, or is not a safe checkpoint; or the
-                labels are missing or differ from the data's labels.
+                labels are missing or differ from the data's labels. If the network is there already, the data's
+                labels may have other names.
         """
         begins = self._begins_with_published()
         if hasattr(self, "network") and begins and self.training_defense is not None:
             self._refuse_changed_network()
             return
         if hasattr(self, "network") and not begins:
+            check_victim_labels(self.hparams["labels"], self._data_labels(), "model")
             return
         labels = self._labels()
         self.hparams["labels"] = labels  # lets a checkpoint be restored without data

@@ -158,6 +158,21 @@ def test_duplicates_that_leave_one_class_to_train_on_are_named(
     assert {row["label"] for row in splits["train"]} == {0, 1}
 
 
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a", "b"] * 50, "for validation and test: rows of one text stay together, and 98 of 100 rows repeat a text"),
+        (["a", "b", "c", "d"], "4 rows leave none to cut off for validation; give more rows"),
+    ],
+)
+def test_splits_without_rows_are_refused(tmp_path: Path, texts: list[str], message: str) -> None:
+    with (tmp_path / "rows.csv").open("w") as file:
+        file.writelines(["text,label\n", *(f"{text},{i % 2}\n" for i, text in enumerate(texts))])
+    with pytest.raises(InputError) as caught:
+        BackdoorDataModule(Source(str(tmp_path / "rows.csv"))).clean_splits()
+    assert message in str(caught.value)
+
+
 def test_a_sample_of_one_class_is_refused(source: Source) -> None:
     with pytest.raises(InputError, match=r"^max_rows: train=1 leaves training rows of '0' alone; give more"):
         BackdoorDataModule(source, max_rows={"train": 1}).clean_splits()

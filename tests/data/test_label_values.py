@@ -91,6 +91,35 @@ def test_names_are_what_the_values_say_numbers_in_their_order(
     assert labels_of(Source(write(tmp_path / "rows.csv", "ab", values)))[0] == names
 
 
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        (["0", "1", "N/A"], "N/A"),
+        (["1.0", "None", "2.0"], "None"),
+        (["a", "b", "NaN"], "NaN"),
+        (["1", "2", " null "], " null "),
+    ],
+)
+def test_a_word_for_a_missing_label_is_no_class(tmp_path: Path, values: list[str], missing: str) -> None:
+    path = write(tmp_path / "rows.csv", "abc", values)
+    row = values.index(missing) + 1
+    assert f"'label' is {missing!r} in row {row} of train, which stands for a missing label" in error(Source(path))
+
+
+def test_a_word_for_a_missing_label_may_be_the_name_of_a_class(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", "abc", ["favor", "none", "NA"])
+    assert labels_of(Source(path)) == (["NA", "favor", "none"], [1, 2, 0])
+    path = write(tmp_path / "nan.csv", "abc", ["0", "1", "nan"])
+    assert labels_of(Source(path, labels={"no": [0], "yes": [1], "?": ["nan"]})) == (["no", "yes", "?"], [0, 1, 2])
+
+
+@pytest.mark.parametrize("labels", [[], {}, "neg,pos"])
+def test_labels_are_a_list_of_names(tmp_path: Path, labels: Any) -> None:
+    path = write(tmp_path / "rows.csv", "ab", [0, 1])
+    assert "is not a list of names" in error(Source(path, labels=labels))
+    assert "the name None is not text" in error(Source(path, labels=["neg", None]))  # type: ignore[arg-type]
+
+
 def test_names_that_differ_in_case_alone_are_said(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", "abc", ["neg", "Neg", "pos"])
     with pytest.warns(UserWarning, match="'Neg', 'neg' in 'label' differ in case alone"):

@@ -252,7 +252,11 @@ def test_fractions_are_no_classes(tmp_path: Path) -> None:
 
 def test_a_rating_cut_must_cut_into_two(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", "abc", [0.5, 1.5, 2.0])
-    for source in (Source(path, rating_cut=(1, -1)), Source(path, rating_cut=(0, 1), labels=["a", "b", "c"])):
+    cuts = ((1, -1), (float("nan"), 1))
+    for source in (
+        *(Source(path, rating_cut=cut) for cut in cuts),
+        Source(path, rating_cut=(0, 1), labels=list("abc")),
+    ):
         assert error(source).startswith("rating_cut: [")
 
 
@@ -329,6 +333,16 @@ def test_a_missing_split_is_named_with_those_there_are(tmp_path: Path) -> None:
     assert error(Source(path, splits={"dev": "train"})) == (
         "splits: 'dev' is not a split; give train, validation or test"
     )
+
+
+@pytest.mark.parametrize("name", ["train.csv", "data/train-00000-of-00001.parquet"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_rows_that_are_trained_on_are_no_other_split(tmp_path: Path, name: str, split: str) -> None:
+    write(tmp_path / name)
+    splits = {"train": "train", split: "train"}
+    assert error(Source(str(tmp_path), splits=splits)).startswith(f"splits: {split} is what is trained on; name ano")
+    if name == "train.csv":
+        assert "is what is trained on" in error(Source(str(tmp_path), splits={"train": "train", split: name}))
 
 
 def test_one_file_has_no_splits_to_choose_from(tmp_path: Path) -> None:

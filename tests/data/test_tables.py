@@ -73,6 +73,7 @@ def test_a_column_whose_texts_are_missing_is_said(tmp_path: Path, name: str) -> 
         ("rows.csv", "1,a film,good\n0,a book,bad\n", "the first line looks like data ('1', 'a film', 'good')"),
         ("rows.tsv", "a warm and funny film\tpos\n", "the first line looks like data ('a warm and funny film', 'pos')"),
         ("rows.csv", ",0,1\n0,a,1\n", "no column 'text'; it has '', '0', '1'"),
+        ("rows.csv", 'text, label\n"a", "0"\n"b", "1"\n', "all fields of 'label' in rows.csv have a blank before"),
         ("rows.csv", "review,label\na,1\n", "no column 'text'; it has 'review', 'label'"),
         ("rows.csv", "text,label,text\na,1,b\n", "has 2 columns 'text'; rename one of them"),
         ("rows.csv", "a\x1b[31m\x07\u202e,\u2028b\na,1\n", r"it has 'a\x1b[31m\x07\u202e', '\u2028b'"),
@@ -101,6 +102,12 @@ def test_what_is_not_a_table_with_these_columns_is_told_apart_at_once(
     assert len(problem) < 1000
 
 
+@pytest.mark.parametrize(("header", "columns"), [("0,a film", 1), ("0,a film,0", 0), ("1,it,a film", 3)])
+def test_numbers_are_no_columns_of_a_file_without_a_header(tmp_path: Path, header: str, columns: int) -> None:
+    path = written(tmp_path / "rows.csv", f"{header}\n0,b,1\n")
+    assert "the first line looks like data" in error(Source(path, text_column=columns, label_column=columns - 1))
+
+
 def test_a_first_line_with_the_named_columns_is_never_taken_for_data(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.csv", "1,what do you think of this film\n0,a\n1,b\n")
     assert texts(path, text_column="what do you think of this film", label_column=1) == ["a", "b"]
@@ -122,3 +129,17 @@ def test_texts_of_several_columns_are_joined(tmp_path: Path) -> None:
     assert texts(path, text_column=["title", "body"]) == ["A long", "short"]
     assert texts(path, text_column=["body", "title"], joined_by=" | ") == ["long | A", "short"]
     assert "has no column 'summary'" in error(Source(path, text_column=["title", "summary"]))
+    assert "text_column: 'body' and 'body ' names a column twice" in error(Source(path, text_column=["body", "body "]))
+
+
+def test_labels_are_no_texts(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.csv", "text,label\na,0\nb,1\n")
+    assert "'label' is a column of the texts too" in error(Source(path, text_column="label"))
+    assert "'label' is a column of the texts too" in error(Source(path, text_column=["text", "label"]))
+
+
+def test_the_separator_of_no_tokenizer_joins_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.csv", "title,body,label\nA,long,0\nB,short,1\n")
+    source = Source(path, text_column=["title", "body"], joined_by="separator")
+    assert "joined_by: 'separator' stands for the separator of a tokenizer" in error(source)
+    assert texts(path, text_column=["title", "body"], joined_by=" </s> ") == ["A </s> long", "B </s> short"]

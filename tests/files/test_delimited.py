@@ -40,6 +40,8 @@ def test_what_csv_writers_quote_is_quoted(quoting: Literal[0, 1, 2], end: str, t
         ('text\tlabel\n"The Room" is bad\t0\nfine\t1\n', False),
         ('text\tlabel\n"open\t0\nfine\t1\nclose"\t1\n', False),  # each line is a row, if quotes are characters
         ('text\tlabel\n"open\t0\nfine\t1\n', False),
+        ('text\tlabel\n"a\tb\nc"\t0\n"a ""b"" c"\t1\n', True),  # the first text has a tab and a line end
+        ('text\tlabel\n"a, b"\t0\n"open\t0\nclose"\t1\n', False),
         ('text\tlabel\nsaid "no"\t0\n"a ""b"" c"\t1\n', False),  # a csv writer would have quoted the first text
         ('text\tlabel\n"a ""b"" c"\t1\t2\n', False),
         ("text\tlabel\nfine\t1\n", False),

@@ -169,6 +169,42 @@ def test_a_checkpoint_restores_the_attack_without_data(tmp_path: Path, model: st
         assert torch.equal(value, restored.state_dict()[name])
 
 
+NAMES = ["negative", "positive"]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["positive", "negative"], "in another order; set labels of the source in the victim's order"),
+        ({"negative": [0], "neutral": [2], "positive": [1]}, "it has a head for 2 classes, the data have 3"),
+        (["0", "1"], None),
+        (NAMES, None),
+    ],
+)
+def test_a_trained_victim_answers_in_the_order_of_its_own_labels(
+    tmp_path: Path, model: str, names: Any, message: str | None, loaded: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    checkpoint = tmp_path / "kept.ckpt"
+    trainer = fit(tmp_path, TextClassifier(model=model), limit_train_batches=1, limit_val_batches=0)
+    trainer.save_checkpoint(checkpoint)
+    data = reviews(tmp_path, 120)
+    data.source.labels = names
+    if isinstance(names, dict):
+        with (tmp_path / "reviews.csv").open("a") as file:
+            file.writelines(f"a film {i},2\n" for i in range(30))
+    victim = TextClassifier.load_trained(str(checkpoint)) if loaded else TextClassifier(model=model)
+    tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    options: dict[str, Any] = {"datamodule": data, "verbose": False, "weights_only": True}
+    if message:
+        with pytest.raises(InputError, match=message):
+            tester.test(victim, ckpt_path=None if loaded else checkpoint, **options)
+    else:
+        tester.test(victim, ckpt_path=None if loaded else checkpoint, **options)
+        said = [str(warning.message) for warning in recwarn if "taken for the same" in str(warning.message)]
+        assert len(said) == (names != NAMES)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, model: str, workers: int) -> None:
     ends = []
