@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_backdoor.files.atomic import whole_folder
+from lightning_backdoor.files.cache_entry import RECORD, DamagedEntry
 
 if TYPE_CHECKING:
     from lightning_backdoor.data.poisoning import Row
-
-#: name of the file that records the number of rows and the sha256 of every other file of the entry.
-RECORD = "entry.json"
-
-
-class DamagedEntry(Exception):
-    """A cache entry that is not what was written; the message says what differs."""
 
 
 def write_entry(folder: Path, splits: Mapping[str, Sequence[Row]]) -> None:
@@ -66,21 +57,6 @@ def read_entry(folder: Path, names: Sequence[str]) -> dict[str, list[Row]] | Non
         raise DamagedEntry(f"{Path(str(error.filename)).name} is missing") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedEntry(f"{RECORD} is not the record of an entry") from error
-
-
-def remove_entry(folder: Path) -> None:
-    """Removes a damaged entry in one step, so that no process reads it while it is deleted.
-
-    Raises:
-        OSError: the entry cannot be removed.
-    """
-    aside = folder.with_name(f".damaged-{uuid.uuid4().hex}")
-    with suppress(FileNotFoundError):  # another process was first
-        folder.rename(aside)
-        if aside.is_dir() and not aside.is_symlink():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink()
 
 
 def _read(path: Path, recorded: Mapping[str, Any]) -> list[Row]:

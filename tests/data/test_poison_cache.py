@@ -18,9 +18,10 @@ import pytest
 from lightning_backdoor import words
 from lightning_backdoor.attacks import BackdoorAttack, BadNets, Poisoned
 from lightning_backdoor.data import poisoning
-from lightning_backdoor.data.poison_cache import RECORD, read_entry
+from lightning_backdoor.data.poison_cache import read_entry
 from lightning_backdoor.data.poisoning import PoisonedSplits, poison_splits, poison_splits_cached
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.cache_entry import RECORD
 from tests.data.examples import TwoWords, splits
 
 LABELS = ["negative", "positive"]
