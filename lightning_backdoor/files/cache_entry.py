@@ -1,4 +1,4 @@
-"""Entries of the cache: folders that are written once, compared with their record before use, and made anew if damaged."""
+"""Entries of the cache: folders that are written once, compared with a record of their files before use."""
 
 from __future__ import annotations
 
