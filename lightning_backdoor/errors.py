@@ -63,7 +63,8 @@ def known_error(error: BaseException) -> tuple[str, int]:
 
     Known are :class:`InputError` and :class:`Diverged`, what the operating system refuses, options that Lightning
     refuses once it has started, a null character in a path, and a user without a home folder. Whatever else is raised
-    is a fault of the program, whose traceback is wanted.
+    is a fault of the program, whose traceback is wanted. The status is 1 for errors of the machine, even where an
+    :class:`InputError` says which folder is on the full disk.
 
     >>> known_error(FileNotFoundError(2, "No such file or directory", "reviews.csv"))
     ('reviews.csv: No such file or directory', 2)
@@ -72,7 +73,8 @@ def known_error(error: BaseException) -> tuple[str, int]:
     """
     bad_input = input_error_behind(error)
     if bad_input is not None:
-        return _cut(str(bad_input)), 2
+        behind = bad_input.__cause__
+        return _cut(str(bad_input)), 1 if isinstance(behind, OSError) and behind.errno in MACHINE_ERRORS else 2
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Diverged):
