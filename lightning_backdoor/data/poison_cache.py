@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_backdoor.files.atomic import whole_folder
-from lightning_backdoor.files.cache_entry import RECORD, DamagedEntry
+from lightning_backdoor.files.cache_entry import RECORD, DamagedEntry, check_is_file
 
 if TYPE_CHECKING:
     from lightning_backdoor.data.poisoning import Row
@@ -49,6 +49,7 @@ def read_entry(folder: Path, names: Sequence[str]) -> dict[str, list[Row]] | Non
     if not folder.exists():
         return None
     try:
+        check_is_file(folder / RECORD)
         record = json.loads((folder / RECORD).read_bytes())
         if record["entry"] != folder.name:
             raise DamagedEntry("it belongs to another entry")
@@ -62,6 +63,7 @@ def read_entry(folder: Path, names: Sequence[str]) -> dict[str, list[Row]] | Non
 def _read(path: Path, recorded: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
     digest = hashlib.sha256()
+    check_is_file(path)
     with path.open("rb") as file:
         for line in file:
             digest.update(line)

@@ -41,6 +41,7 @@ def check_record(folder: Path) -> None:
         OSError: a file cannot be read.
     """
     try:
+        check_is_file(folder / RECORD)
         record = json.loads((folder / RECORD).read_bytes())
         files = dict(record["files"])
         if record["entry"] != folder.name:
@@ -48,6 +49,8 @@ def check_record(folder: Path) -> None:
         other = sorted({file.name for file in folder.iterdir()} ^ {RECORD, *files})
         if other:
             raise DamagedEntry(f"{other[0]} {'is missing' if other[0] in files else 'was added'}")
+        for name in files:
+            check_is_file(folder / name)
         changed = next((name for name, digest in files.items() if file_sha256(folder / name) != digest), None)
         if changed is not None:
             raise DamagedEntry(f"{changed} was changed")
@@ -55,6 +58,16 @@ def check_record(folder: Path) -> None:
         raise DamagedEntry(f"{Path(str(error.filename)).name} is missing") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedEntry(f"{RECORD} is not the record of an entry") from error
+
+
+def check_is_file(path: Path) -> None:
+    """Checks that a path is a file, before it is read: a pipe or device would never end.
+
+    Raises:
+        DamagedEntry: it is missing, or something else.
+    """
+    if not path.is_file():
+        raise DamagedEntry(f"{path.name} is {'not a file' if path.exists() else 'missing'}")
 
 
 def remove_entry(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,9 @@ def test_a_folder_in_the_cache_that_was_changed_is_made_anew_and_said(tmp_path: 
         (folder / "pytorch_model.bin").write_bytes(b"")
     elif damage == "empty":
         record.write_text("")
+    elif damage == "pipe":
+        weights.unlink()
+        os.mkfifo(weights)
     else:
         (record if damage == "no record" else weights).unlink()
     gguf._checked.clear()  # as in another process
