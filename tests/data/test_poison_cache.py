@@ -130,9 +130,15 @@ def a_file_instead(entry: Path) -> None:
     entry.write_text("no folder")
 
 
+def a_pipe(entry: Path) -> None:
+    (entry / "train.jsonl").unlink()
+    os.mkfifo(entry / "train.jsonl")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        a_pipe,
         cut_at_a_line,
         cut_in_a_line,
         edit,
