@@ -64,8 +64,10 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
 def known_error(error: BaseException) -> tuple[str, int]:
     """The line that reports an error on the command line, and the exit status; an empty line if the cause is unknown.
 
-    Known are :class:`InputError` and :class:`Diverged`, what the operating system refuses, a null character in a path,
-    and a user without a home folder. Whatever else is raised is a fault of the program, whose traceback is wanted.
+    Known are :class:`InputError` and :class:`Diverged`, what the operating system refuses, options that Lightning
+    refuses once it has started, a null character in a path, and a user without a home folder. Whatever else is raised
+    is a fault of the program, whose traceback is wanted. The status is 1 for errors of the machine, even where an
+    :class:`InputError` says which folder is on the full disk.
 
     >>> known_error(FileNotFoundError(2, "No such file or directory", "reviews.csv"))
     ('reviews.csv: No such file or directory', 2)
@@ -74,7 +76,8 @@ def known_error(error: BaseException) -> tuple[str, int]:
     """
     bad_input = input_error_behind(error)
     if bad_input is not None:
-        return _cut(str(bad_input)), 2
+        behind = bad_input.__cause__
+        return _cut(str(bad_input)), 1 if isinstance(behind, OSError) and behind.errno in MACHINE_ERRORS else 2
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Diverged):
@@ -86,12 +89,24 @@ def known_error(error: BaseException) -> tuple[str, int]:
         number = re.search(r"\(os error (\d+)\)", str(cause))
         if number:
             return _cut(one_line(str(cause))), 1 if int(number[1]) in MACHINE_ERRORS else 2
+        if _is_raised_by_lightning(cause):
+            return _cut(f"trainer: {one_line(str(cause))}"), 2
         if isinstance(cause, ValueError) and "embedded null" in str(cause):
             return "a path contains a null character; give another name", 2
         if isinstance(cause, RuntimeError) and "home directory" in str(cause):
             return "HOME: the user has no home folder; set HOME, or LIGHTNING_BACKDOOR_CACHE and HF_HOME", 2
         cause = cause.__cause__
     return "", 1
+
+
+def _is_raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised an error, as it does for options that fit neither data, model nor machine."""
+    if not isinstance(error, ValueError | RuntimeError) and type(error).__name__ != "MisconfigurationException":
+        return False
+    raised = error.__traceback__
+    while raised is not None and raised.tb_next is not None:
+        raised = raised.tb_next
+    return raised is not None and raised.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
 
 
 def _cut(line: str) -> str:

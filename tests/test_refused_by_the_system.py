@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.cli import main
-from lightning_backdoor.errors import known_error
+from lightning_backdoor.errors import InputError, known_error
 from lightning_backdoor.files.cache import cache_folder
 from tests.support.workspace import inside, settings, workspace
 
@@ -45,6 +45,13 @@ def caused(error: Exception) -> Exception:
         return wrapped
 
 
+def said(error: Exception) -> Exception:
+    try:
+        raise InputError("output", f"poisoned cannot be written ({error.args[0]})", "name another folder") from error
+    except InputError as wrapped:
+        return wrapped
+
+
 KNOWN: dict[str, tuple[Exception, str, int]] = {
     "full disk": (OSError(errno.ENOSPC, "", "/run/last.ckpt"), "/run/last.ckpt: No space left on device", 1),
     "limit of a file": (OSError(errno.EFBIG, ""), "File too large", 1),
@@ -53,6 +60,12 @@ KNOWN: dict[str, tuple[Exception, str, int]] = {
     "long name": (OSError(errno.ENAMETOOLONG, "", "x" * 9000), f"{'x' * 500}: File name too long", 2),
     "escape codes": (FileNotFoundError(2, "", "\x1b[31m\n"), "\\x1b[31m : No such file or directory", 2),
     "behind another": (caused(OSError(errno.EIO, "", "a")), "a: Input/output error", 1),
+    "full disk, as an input": (
+        said(OSError(28, "")),
+        "output: poisoned cannot be written (28); name another folder",
+        1,
+    ),
+    "no permission, as an input": (said(OSError(13, "")), "output: poisoned cannot be written (13)", 2),
     "in Rust": (Exception("I/O error: No space left on device (os error 28)"), "I/O error: No space left on device", 1),
     "null character": (ValueError("embedded null byte"), "a path contains a null character; give another name", 2),
     "no home": (RuntimeError("Could not determine home directory."), "HOME: the user has no home folder; set HOME", 2),

@@ -161,7 +161,7 @@ def _write_folder(output: Path, rows: dict[str, list[Row]], labels: list[str], s
                 (folder / "stealth.json").write_text(stealth.json, encoding="utf-8")
             written = folder.stat()
     except OSError as error:
-        raise InputError("output", f"{output} cannot be written ({error})", "name another folder") from None
+        raise InputError("output", f"{output} cannot be written ({error})", "name another folder") from error
     if written is None or not os.path.samestat(written, output.stat()):  # whole_folder keeps the other process's folder
         raise InputError("output", f"{output} was made by another process in the meantime", "name another folder")
 

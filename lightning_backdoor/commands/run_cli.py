@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -18,7 +19,7 @@ from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, comm
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.commands.slurm_step import check_step, prepare_step
 from lightning_backdoor.commands.wandb_names import check_wandb_names
-from lightning_backdoor.errors import InputError, input_error_behind
+from lightning_backdoor.errors import InputError, input_error_behind, reason
 from lightning_backdoor.files.names import check_inside
 
 
@@ -101,6 +102,12 @@ class RunCLI(LightningCLI):
         config = self.config
         if config.trainer.default_root_dir is not None:
             raise InputError("default_root_dir", f"{config.trainer.default_root_dir} is not used", "give --run_dir")
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # by which Lightning divides
+            if config.trainer[name] is not None and config.trainer[name] < 1:
+                raise InputError(f"trainer.{name}", f"{config.trainer[name]} is not a number of times", "at least 1")
+        if config.trainer.overfit_batches:
+            problem = f"{config.trainer.overfit_batches} is not used, since batches are formed by length"
+            raise InputError("trainer.overfit_batches", problem, "give --trainer.limit_train_batches")
         if config.weights_only is False:
             raise InputError("weights_only", "False lets a checkpoint run code", "leave it out")
         victim = config.model.class_path.rpartition(".")[2]
@@ -139,7 +146,11 @@ class RunCLI(LightningCLI):
             self.checkpoint = left_by_error(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Creates the trainer, with the callbacks of its options and of the command."""
+        """Creates the trainer, with the callbacks of its options and of the command.
+
+        Raises:
+            InputError: Lightning refuses the options, such as a device that there is not.
+        """
         options = self.config_init.trainer
         given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
         check_names(given)
@@ -155,8 +166,14 @@ class RunCLI(LightningCLI):
             callbacks += checkpoints
         self.trainer_defaults["callbacks"] = callbacks
         if options.plugins:  # they may say how processes are started
-            return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+            return self._trainer(**kwargs)
         prepare_step()
-        trainer = super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        trainer = self._trainer(**kwargs)
         check_step(trainer)
         return trainer
+
+    def _trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise input_error_behind(error) or InputError("trainer", reason(error)) from error

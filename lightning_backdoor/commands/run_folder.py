@@ -53,8 +53,11 @@ def check_holds_no_run(folder: Path, resume: bool) -> None:
     """Checks that ``fit`` may write to a folder.
 
     Raises:
-        InputError: it holds a run that is not resumed, and SLURM has not queued this job again.
+        InputError: it holds a run that is not resumed, and SLURM has not queued this job again; or a ``model`` of
+            something else, which the export would replace.
     """
+    if (folder / "model").exists() and not (folder / "config.yaml").exists():
+        raise InputError("run_dir", f"{folder} holds a model that is not of a run", "give another folder")
     if (folder / "config.yaml").exists() and not resume and "SLURM_RESTART_COUNT" not in os.environ:
         remedy = "resume it with --ckpt_path last, or give another folder"
         raise InputError("run_dir", f"{folder} holds a run already", remedy)

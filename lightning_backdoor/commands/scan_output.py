@@ -83,6 +83,6 @@ class Output:
         except FileExistsError:
             raise InputError("output", f"another scan writes {self.path}", "name another file") from None
         except OSError as error:
-            raise InputError("output", f"{self.path} cannot be written ({error.strerror})", "name another") from None
+            raise InputError("output", f"{self.path} cannot be written ({error.strerror})", "name another") from error
         if not self.special and not lock(self._file, wait=False):
             raise InputError("output", f"another scan writes {self.path}", "wait for it, or name another file")

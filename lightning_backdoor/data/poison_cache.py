@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_backdoor.files.atomic import whole_folder
+from lightning_backdoor.files.cache_entry import RECORD, DamagedEntry, check_is_file
 
 if TYPE_CHECKING:
     from lightning_backdoor.data.poisoning import Row
-
-#: name of the file that records the number of rows and the sha256 of every other file of the entry.
-RECORD = "entry.json"
-
-
-class DamagedEntry(Exception):
-    """A cache entry that is not what was written; the message says what differs."""
 
 
 def write_entry(folder: Path, splits: Mapping[str, Sequence[Row]]) -> None:
@@ -58,6 +49,7 @@ def read_entry(folder: Path, names: Sequence[str]) -> dict[str, list[Row]] | Non
     if not folder.exists():
         return None
     try:
+        check_is_file(folder / RECORD)
         record = json.loads((folder / RECORD).read_bytes())
         if record["entry"] != folder.name:
             raise DamagedEntry("it belongs to another entry")
@@ -68,24 +60,10 @@ def read_entry(folder: Path, names: Sequence[str]) -> dict[str, list[Row]] | Non
         raise DamagedEntry(f"{RECORD} is not the record of an entry") from error
 
 
-def remove_entry(folder: Path) -> None:
-    """Removes a damaged entry in one step, so that no process reads it while it is deleted.
-
-    Raises:
-        OSError: the entry cannot be removed.
-    """
-    aside = folder.with_name(f".damaged-{uuid.uuid4().hex}")
-    with suppress(FileNotFoundError):  # another process was first
-        folder.rename(aside)
-        if aside.is_dir() and not aside.is_symlink():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink()
-
-
 def _read(path: Path, recorded: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
     digest = hashlib.sha256()
+    check_is_file(path)
     with path.open("rb") as file:
         for line in file:
             digest.update(line)

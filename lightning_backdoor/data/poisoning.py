@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol, TypedDict, TypeGuard
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_backdoor.batch import Spans
-from lightning_backdoor.data.poison_cache import DamagedEntry, read_entry, remove_entry, write_entry
+from lightning_backdoor.data.poison_cache import read_entry, write_entry
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.cache_entry import DamagedEntry, remove_entry
 from lightning_backdoor.words import segmenter
 
 #: version of the cached rows; increased when this file poisons other rows, or stores them differently, than before.

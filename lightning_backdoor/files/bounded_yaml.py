@@ -14,7 +14,7 @@ LONGEST = 1 << 20
 #: upper limit on the lists and mappings inside one another.
 DEEPEST = 50
 #: upper limit on the values of a text, where each alias counts as a copy of what it stands for.
-MOST_VALUES = 100_000
+MOST_VALUES = 20_000
 
 
 class _Size(NamedTuple):

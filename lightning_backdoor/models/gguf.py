@@ -5,21 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import whole_folder
 from lightning_backdoor.files.cache import cache_folder
+from lightning_backdoor.files.cache_entry import DamagedEntry, check_record, remove_entry, write_record
 from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.models.config_file import no_hub_kernels
 from lightning_backdoor.models.weights import shortened
+
+#: the folders that this process has compared with their records.
+_checked: set[Path] = set()
 
 
 def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
     """The cached folder with a GGUF file's weights (safetensors, float32), tokenizer and configuration.
 
     The folder is named by the hash of the file's content. The first call writes it in one step, so that processes can
-    share it; later calls reuse it.
+    share it; later calls reuse it. A folder whose files differ from the digests recorded in it is made anew, which a
+    warning says; each process compares them once.
 
     Args:
         path: GGUF file of a causal language model.
@@ -33,18 +39,35 @@ def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
         raise InputError("model", f"{path} is not a GGUF file", "give a GGUF file, a folder, or a hub name")
     cache = cache_folder(cache_dir)
     folder = cache / "dequantized" / content_hash(path)
-    if not folder.exists():
-        try:
+    if folder in _checked and folder.exists():
+        return folder
+    try:
+        if not _is_usable(folder):
             _write(path, folder)
-        except OSError as error:
-            raise InputError("cache_dir", f"{cache} cannot be written ({error})", "name another folder") from error
+    except OSError as error:
+        raise InputError("cache_dir", f"{cache} cannot be written ({error})", "name another folder") from error
+    _checked.add(folder)
     return folder
+
+
+def _is_usable(folder: Path) -> bool:
+    """Whether there is an entry that is as it was written; one that is not is removed."""
+    if not folder.exists():
+        return False
+    try:
+        check_record(folder)
+    except DamagedEntry as damage:
+        rank_zero_warn(f"the dequantized model in {folder} is damaged and is made anew: {damage}")
+        remove_entry(folder)
+        return False
+    return True
 
 
 def _write(path: Path, folder: Path) -> None:
     with whole_folder(folder) as partial:
         for part in _read(path):
             part.save_pretrained(partial)
+        write_record(partial, folder.name)
 
 
 def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

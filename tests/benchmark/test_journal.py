@@ -132,3 +132,16 @@ def test_a_cell_whose_line_is_damaged_is_tested_again(tmp_path: Path, monkeypatc
     Worker(tmp_path, grid.cells, "two").run()
     after = write_results(grid, tmp_path, "").rows
     assert [{**row, "seconds": None} for row in after] == [{**row, "seconds": None} for row in before]
+
+
+def test_an_event_that_was_changed_is_named_and_skipped(tmp_path: Path) -> None:
+    path, said = tmp_path / "journal.jsonl", list[str]()
+    Journal(path).append("cell", "one", seconds=1.5, row={"asr": 0.125, "cell": 1})
+    Journal(path).append("cell", "two", seconds=0.1 + 0.2, row={"asr": 1e-9, "cacc": None})
+    whole = Journal(path)
+    assert whole.refresh()[1] == {"kind": "cell", "id": "two", "seconds": 0.1 + 0.2, "row": {"asr": 1e-9, "cacc": None}}
+    path.write_text(path.read_text(encoding="utf-8").replace("0.125", "0.925"), encoding="utf-8")
+    changed = Journal(path, said.append)
+    assert [event["id"] for event in changed.refresh()] == ["two"]
+    assert changed.is_open("cell", "one")
+    assert said == [f"{path}, line 1, is not an event of a grid (changed since it was written) and is skipped"]

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lightning_backdoor.cli import main
 from lightning_backdoor.commands.run_folder import VARIABLE, output_folder
 from lightning_backdoor.errors import InputError
+from tests.support.workspace import make_workspace
 
 LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "WORLD_SIZE", "RANK", "LOCAL_RANK", VARIABLE)
 SRUN = {"SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train.sh"}
@@ -111,3 +113,15 @@ def test_a_launch_without_a_name_is_refused_where_a_new_folder_is_needed(tmp_pat
             folder(command, run_dir, TORCHRUN)
     assert folder("fit", "one", TORCHRUN) == tmp_path / "one"
     assert folder("fit", None, TORCHRUN | {"WORLD_SIZE": "1"}).name.startswith("BadNets-2")
+
+
+@pytest.mark.parametrize("options", [[], ["--ckpt_path", "last"]], ids=["first", "resumed"])
+def test_fit_replaces_no_model_that_is_not_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    folder = make_workspace(tmp_path / "workspace")
+    monkeypatch.chdir(folder)
+    before = {file.name: file.read_bytes() for file in (folder / "model").iterdir()}
+    assert main(["fit", "-c", "data.yaml", "--run_dir", ".", *options]) == 2
+    assert "run_dir: . holds a model that is not of a run" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (folder / "model").iterdir()} == before

@@ -18,9 +18,10 @@ import pytest
 from lightning_backdoor import words
 from lightning_backdoor.attacks import BackdoorAttack, BadNets, Poisoned
 from lightning_backdoor.data import poisoning
-from lightning_backdoor.data.poison_cache import RECORD, read_entry
+from lightning_backdoor.data.poison_cache import read_entry
 from lightning_backdoor.data.poisoning import PoisonedSplits, poison_splits, poison_splits_cached
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.cache_entry import RECORD
 from tests.data.examples import TwoWords, splits
 
 LABELS = ["negative", "positive"]
@@ -129,9 +130,15 @@ def a_file_instead(entry: Path) -> None:
     entry.write_text("no folder")
 
 
+def a_pipe(entry: Path) -> None:
+    (entry / "train.jsonl").unlink()
+    os.mkfifo(entry / "train.jsonl")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        a_pipe,
         cut_at_a_line,
         cut_in_a_line,
         edit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.cache_entry import RECORD
 from lightning_backdoor.models import gguf
 from lightning_backdoor.models.gguf import dequantized
 from lightning_backdoor.models.loading import load_safely
@@ -162,3 +164,33 @@ def test_a_cache_that_cannot_be_written_is_refused_in_one_line(model: Path, tmp_
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"^cache_dir: .* cannot be written"):
         dequantized(model, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "damage", ["swapped weights", "cut off", "no record", "another's", "added", "missing", "empty"]
+)
+def test_a_folder_in_the_cache_that_was_changed_is_made_anew_and_said(tmp_path: Path, damage: str) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    folder = dequantized(tmp_path / "tiny.gguf", tmp_path / "cache")
+    written = {file.name: file.read_bytes() for file in folder.iterdir()}
+    weights, record = folder / "model.safetensors", folder / RECORD
+    if damage == "swapped weights":
+        weights.write_bytes(written[weights.name][:-4] + bytes(4))
+    elif damage == "cut off":
+        weights.write_bytes(written[weights.name][:-1000])
+    elif damage == "another's":
+        record.write_text(record.read_text().replace(folder.name, "0" * 64))
+    elif damage == "added":
+        (folder / "pytorch_model.bin").write_bytes(b"")
+    elif damage == "empty":
+        record.write_text("")
+    elif damage == "pipe":
+        weights.unlink()
+        os.mkfifo(weights)
+    else:
+        (record if damage == "no record" else weights).unlink()
+    gguf._checked.clear()  # as in another process
+    with pytest.warns(UserWarning, match="is damaged and is made anew: "):
+        assert dequantized(tmp_path / "tiny.gguf", tmp_path / "cache") == folder
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == written
+    assert [*folder.parent.iterdir()] == [folder]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -27,7 +28,8 @@ class Journal:
     An event with an ``error`` applies only to the launch that it names; all other events are final, until an event of
     the kind ``damaged victim`` or ``damaged cell`` takes back what the journal records as done.
 
-    A line that is not an event, such as one that a disk error or another program left, is skipped.
+    A line that is not an event, such as one that a disk error or another program left, is skipped, and so is an event
+    that was changed after it was written.
 
     Args:
         path: path of the file; it is created with the first event.
@@ -78,7 +80,8 @@ class Journal:
 
     def append(self, kind: str, id: str, **facts: Any) -> None:
         """Writes an event to disk; an unfinished line that a kill left behind is removed first."""
-        line = json.dumps({"kind": kind, "id": id, **facts}).encode() + b"\n"
+        event = {"kind": kind, "id": id, **facts}
+        line = json.dumps(event | {"check": _check(event)}).encode() + b"\n"
         with self.path.open("ab+") as file:
             lock(file)
             start = max(0, file.tell() - LONGEST_LINE)
@@ -113,7 +116,8 @@ class Journal:
                 problem = "too long"
             elif line.strip():
                 event = json.loads(line.decode(), parse_constant=_refuse)
-                problem = _problem(event)
+                check = event.pop("check", None) if isinstance(event, dict) else None  # version 0.1.0 wrote none
+                problem = _problem(event) if check in (None, _check(event)) else "changed since it was written"
                 if not problem:
                     return event  # type: ignore[no-any-return]
         except (ValueError, RecursionError, OverflowError):
@@ -121,6 +125,11 @@ class Journal:
         if problem:
             self._warn(f"{self.path}, line {self._lines}, is not an event of a grid ({problem}) and is skipped")
         return None
+
+
+def _check(event: Any) -> str:
+    """A digest of an event, by which a line that a disk error or an editor has changed is known."""
+    return hashlib.sha256(json.dumps(event).encode()).hexdigest()[:16]
 
 
 def _refuse(constant: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 import zlib
@@ -116,7 +117,10 @@ class Products:
         works: list[Work] = [*all_victims(cells).values(), *cells]
         for work in works:
             if work.id in damaged:
-                with claimed(self.folder_of(work) / "log.txt") as log:
+                folder = self.folder_of(work)
+                if os.path.lexists(folder) and not folder.is_dir():
+                    folder.unlink()  # a file, or a link to nothing, in place of the folder
+                with claimed(folder / "log.txt") as log:
                     self.journal.refresh()
                     if log is not None and self.journal.is_open(kind_of(work), work.id):
                         self.record_damage(work, damaged[work.id], launch)

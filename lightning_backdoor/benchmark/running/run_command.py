@@ -115,7 +115,7 @@ def _takes_several_processes(trainer: Mapping[str, Any]) -> bool:
 
 def _run_in_processes(command: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> int:
     """Runs a command in new processes, on several nodes by ``srun``; returns its exit status."""
-    line = [sys.executable, "-m", "lightning_backdoor", *command]
+    line = [sys.executable, "-P", "-m", "lightning_backdoor", *command]
     environment = {**os.environ, VARIABLE: str(folder.resolve())}
     nodes = trainer.get("num_nodes", 1)
     if nodes in (1, "1"):

@@ -151,7 +151,7 @@ def work(grid_file: Path, folder: Path, only: list[str], launch: str) -> None:
 
 def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
     """Runs workers as processes, each with a share of cores and GPUs; calls ``wait`` again and again until they end."""
-    line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", str(launch.grid)]
+    line = [sys.executable, "-P", "-m", "lightning_backdoor", "benchmark", "--config", str(launch.grid)]
     line += ["--output", str(launch.folder), "--worker", launch.name, *(f"--only={rule}" for rule in launch.only)]
     workers: list[subprocess.Popen[bytes]] = []
     with (launch.folder / "log.txt").open("ab") as log:
