@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -32,6 +34,8 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+#: upper limit on the files in a folder of tables; ``datasets`` takes minutes to look through a home folder.
+MOST_FILES = 5000
 
 
 def read_tables(
@@ -68,6 +72,9 @@ def read_tables(
         return {"train": read_file(local, columns, quoting)}
     if table_format(local) and not local.exists():
         raise InputError("path", f"there is no file {path}", "give one that exists")
+    files_within = (file for _, _, files in os.walk(local) for file in files)
+    if len(list(islice(files_within, MOST_FILES + 1))) > MOST_FILES:
+        raise InputError("path", f"{path!r} holds more than {MOST_FILES} files", "give the folder of the tables alone")
     wanted = {split: (source_name,) for split, source_name in splits.items()} if splits else SPLITS
     files = split_files(local, wanted, loosely=not splits) if local.is_dir() and name is None else {}
     parts: dict[str, Part] = {**files}

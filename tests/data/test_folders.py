@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from lightning_backdoor.data import Source
+from lightning_backdoor.data import Source, reading
 from lightning_backdoor.data.source import load_source
+from lightning_backdoor.errors import InputError
 from tests.data.test_source import error, write
 
 
@@ -80,6 +81,16 @@ def test_a_split_may_be_chosen_among_several_files(tmp_path: Path) -> None:
         "train": ["train-poison.csv 0", "train-poison.csv 1"],
         "test": ["test-clean.csv 0", "test-clean.csv 1"],
     }
+
+
+def test_a_folder_of_more_than_tables_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_FILES", 2)
+    within = tmp_path / "home" / "reviews"
+    within.mkdir(parents=True)
+    for number in range(3):
+        (within / f"{number}.txt").touch()
+    with pytest.raises(InputError, match="holds more than 2 files; give the folder of the tables alone"):
+        load_source(Source(str(tmp_path)))
 
 
 def test_files_that_a_readme_lists_are_one_table(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def _wrong(hostile: HostileInput, capture: pytest.CaptureFixture[str]) -> str | 
     return f"{seconds:.1f} s" if seconds > 5 else None
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_hostile_input_is_refused_in_one_line_and_runs_no_code(
     inside: Path,  # noqa: F811
     trained: Path,  # noqa: F811
