@@ -13,10 +13,9 @@ from transformers.integrations import hub_kernels
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.config_file import no_hub_kernels
 from lightning_backdoor.models.loading import load_safely
-from lightning_backdoor.victim import TextClassifier, load_trained
-from tests.support.folders import changed_config, without_tokenizer
+from lightning_backdoor.victim import load_trained
+from tests.support.folders import LABELS, begun, changed_config, refused, without_tokenizer
 
-LABELS = ["negative", "positive"]
 KERNEL = "kernels-community/flash-attn2"
 
 #: values of config.json that are refused by fit and scan alike, and what the message says.
@@ -57,20 +56,6 @@ REFUSED_BY_SCAN: dict[str, tuple[dict[str, Any], str]] = {
     "number": ({"problem_type": "regression", "num_labels": 1}, "has 1 label"),
     "numbers": ({"problem_type": "regression"}, "predicts numbers, not labels"),
 }
-
-
-def begun(model: str) -> TextClassifier:
-    victim = TextClassifier(model, labels=LABELS)
-    victim.load_config()
-    victim.configure_model()
-    return victim
-
-
-def refused(load: Callable[[], object], match: str) -> None:
-    with pytest.raises(InputError, match=match) as error:
-        load()
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -17,28 +17,12 @@ from transformers import (
 )
 
 from lightning_backdoor.batch import batch_of_texts
-from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import load_language_model
 from lightning_backdoor.models import weights
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.victim import TextClassifier, load_trained
-from tests.support.folders import State, changed_config, changed_weights
+from tests.support.folders import State, begun, changed_config, changed_weights, refused
 from tests.support.tiny import FAMILIES, SENTENCES
-
-LABELS = ["negative", "positive"]
-
-
-def begun(model: str, labels: list[str] = LABELS) -> TextClassifier:
-    victim = TextClassifier(model, labels=labels)
-    victim.load_config()
-    victim.configure_model()
-    return victim
-
-
-def refused(load: Callable[[], object], match: str) -> None:
-    with pytest.raises(InputError, match=match) as error:
-        load()
-    assert "\n" not in str(error.value)
 
 
 def logits(victim: TextClassifier) -> torch.Tensor:

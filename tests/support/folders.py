@@ -1,4 +1,4 @@
-"""Model folders that differ from a whole one in one respect."""
+"""Model folders that differ from a whole one in one respect, and checks of how victims begin with them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
+
 #: names of weights and their values.
 State = dict[str, Tensor]
+LABELS = ["negative", "positive"]
 
 
 def changed_config(model: str, folder: Path, **values: object) -> str:
@@ -42,3 +47,19 @@ def without_tokenizer(model: str, folder: Path) -> str:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(Path(model, name), folder)
     return str(folder)
+
+
+def begun(model: str, labels: list[str] = LABELS) -> TextClassifier:
+    """A victim whose network is built, as a fit builds it."""
+    victim = TextClassifier(model, labels=labels)
+    victim.load_config()
+    victim.configure_model()
+    return victim
+
+
+def refused(load: Callable[[], object], match: str) -> None:
+    """Checks that loading fails in one short line that matches a pattern."""
+    with pytest.raises(InputError, match=match) as error:
+        load()
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
