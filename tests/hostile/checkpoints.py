@@ -52,12 +52,14 @@ def unsafe_options(files: Files, trained: Path, marker: Path) -> Inputs:
         shutil.copy(pickled, run / "checkpoints" / f"{name}.ckpt")
     shutil.copy(pickled, run / "hpc_ckpt_1.ckpt")
     unsafe_config = files.file("weights_only: false\n", ".yaml")
-    for command in ("fit", "validate", "test", "predict"):
+    switches: tuple[list[str], ...] = ([], ["--weights_only", "false"], ["-c", unsafe_config])
+    named = (str(pickled), "last", "best", "hpc", "registry", f"file://{pickled}", f"local://{pickled}")
+    for turn, command in enumerate(("fit", "validate", "test", "predict")):
         start = [command, "-c", str(trained / "config.yaml"), "--run_dir", str(run)]
-        for checkpoint in (str(pickled), "last", "best", "hpc", "registry", f"file://{pickled}", f"local://{pickled}"):
-            for off in ([], ["--weights_only", "false"], ["-c", unsafe_config]):
-                name = f"{command} {' '.join(off[:1])} of {Path(checkpoint).name if '/' in checkpoint else checkpoint}"
-                yield HostileInput(name, [*start, *off, "--ckpt_path", checkpoint])
+        for number, checkpoint in enumerate(named):
+            off = switches[(turn + number) % len(switches)]  # every switch with every command and every name
+            name = f"{command} {' '.join(off[:1])} of {Path(checkpoint).name if '/' in checkpoint else checkpoint}"
+            yield HostileInput(name, [*start, *off, "--ckpt_path", checkpoint])
     for address in ("http://127.0.0.1:9/x.ckpt", "s3://bucket/x.ckpt", "hf://x/y.ckpt", "zip://x.ckpt::x.zip"):
         start = ["test", "-c", str(trained / "config.yaml"), "--run_dir", str(run)]
         yield HostileInput(f"test of {address}", [*start, "--ckpt_path", address])
