@@ -106,7 +106,7 @@ def grouped(rows: Iterable[ResultRow], names: Iterable[str]) -> list[list[Result
 
 
 def csv_text(rows: Iterable[ResultRow], columns: Sequence[str]) -> str:
-    """Rows as CSV text: numbers with all digits, undefined values empty, texts that are no formulas in a spreadsheet.
+    """Rows as CSV text: numbers with all digits, undefined values empty, no text a formula of a spreadsheet.
 
     :func:`lightning_backdoor.benchmark.names.of_csv_field` gives a text back that had to be changed.
     """

@@ -1,4 +1,4 @@
-"""The journal as disks, kills and other programs may leave it: what is no event is named and skipped."""
+"""The journal as disks, kills and other programs may leave it: a line that is not an event is named and skipped."""
 
 from __future__ import annotations
 
