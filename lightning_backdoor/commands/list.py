@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lightning_backdoor.commands.listing import KINDS, Entry, class_entries, entries
 from lightning_backdoor.commands.options import OptionParser
 from lightning_backdoor.errors import InputError, one_line, reason
-from lightning_backdoor.files.class_sources import source_path
+from lightning_backdoor.files.lineage import source_path
 from lightning_backdoor.files.public_classes import PublicClass, classes_of, imported_class
 
 if TYPE_CHECKING:

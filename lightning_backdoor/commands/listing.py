@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.class_sources import ARXIV, find_class
+from lightning_backdoor.files.lineage import ARXIV, find_class
 from lightning_backdoor.files.packaged import PACKAGED_MODELS, SCHEME, resolve
 from lightning_backdoor.files.presets import Preset, presets
 from lightning_backdoor.files.public_classes import PublicClass, public_classes

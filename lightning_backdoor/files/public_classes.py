@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from lightning_backdoor.files.class_sources import ARXIV, ClassSource, ancestors, find_class, read_module
+from lightning_backdoor.files.lineage import ARXIV, ClassSource, ancestors, find_class, read_module
 from lightning_backdoor.files.presets import PACKAGE
 
 #: the rooms whose public classes are listed.
