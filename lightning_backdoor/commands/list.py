@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from lightning_backdoor.benchmark.metrics import Column
 
 
-
 def parser() -> OptionParser:
     """The options of ``list``."""
     options = OptionParser(
@@ -96,7 +95,9 @@ def module_classes(name: str) -> list[PublicClass]:
             near = difflib.get_close_matches(name, [path.stem for path in Path().glob("*.py")], 1)
             meant = f"did you mean {near[0]}?" if near else "give a module of the working directory or of a package"
             raise InputError("module", f"there is no module {name!r}", meant) from None
-        raise InputError("module", f"{name} cannot be imported ({reason(error, 200)})", "install what it needs") from None
+        raise InputError(
+            "module", f"{name} cannot be imported ({reason(error, 200)})", "install what it needs"
+        ) from None
     except (Exception, SystemExit) as error:  # a user's module raises whatever it raises
         raise InputError("module", f"{name} cannot be imported ({reason(error, 200)})", "correct it") from None
     classes = {key: value for key, value in vars(module).items() if isinstance(value, type) and not key.startswith("_")}

@@ -16,7 +16,15 @@ from lightning_backdoor.files.presets import PACKAGE, ROOTS
 
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 #: packages whose classes are known by their names alone.
-UNREAD = {*sys.stdlib_module_names, "datasets", "lightning", "pytorch_lightning", "torch", "torchmetrics", "transformers"}
+UNREAD = {
+    *sys.stdlib_module_names,
+    "datasets",
+    "lightning",
+    "pytorch_lightning",
+    "torch",
+    "torchmetrics",
+    "transformers",
+}
 
 
 class ClassSource(NamedTuple):
@@ -110,7 +118,9 @@ def read_module(module: str) -> ModuleSource | None:
     names = {**{name: f"{module}.{name}" for name in local}, **{k: v for k, v in imported.items() if k not in local}}
     described = ast.get_docstring(tree) or ""
     classes = {
-        node.name: _class(node, module, names, unknown, described) for node in tree.body if isinstance(node, ast.ClassDef)
+        node.name: _class(node, module, names, unknown, described)
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
     }
     return ModuleSource(path, classes, imported, tuple(starred))
 

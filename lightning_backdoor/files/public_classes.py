@@ -127,7 +127,9 @@ def _source_of(cls: type) -> ClassSource:
     text = inspect.getdoc(cls) if cls.__doc__ else None
     papers = dict.fromkeys(ARXIV.findall((text or "").partition("Args:")[0]))
     bases = tuple(f"{base.__module__}.{base.__qualname__}" for base in cls.__bases__)
-    methods = {name for name, value in vars(cls).items() if callable(value)} - set(getattr(cls, "__abstractmethods__", ()))
+    methods = {name for name, value in vars(cls).items() if callable(value)} - set(
+        getattr(cls, "__abstractmethods__", ())
+    )
     summary = (text or "").partition("\n")[0]
     name, home = cls.__qualname__, cls.__module__
     return ClassSource(name, home, summary, tuple(papers), bases, frozenset(methods), frozenset())
@@ -147,7 +149,9 @@ def _kind(source: ClassSource, line: Sequence[ClassSource | str]) -> tuple[str, 
     above = {base if isinstance(base, str) else base.class_path for base in line}
     last = {name.rpartition(".")[2] for name in above}
     if ATTACK in {source.class_path, *above}:
-        is_attack = _implements(source, line, ATTACK, "poison_text") or _implements(source, line, ATTACK, "poison_texts")
+        is_attack = _implements(source, line, ATTACK, "poison_text") or _implements(
+            source, line, ATTACK, "poison_texts"
+        )
         return ("attacks" if is_attack else "", ())
     moments = [
         contract.moment
