@@ -9,17 +9,25 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_backdoor.callbacks import CleaningWriter, InferenceDefense, OutcomeWriter, PredictionWriter, RunLabels
+from lightning_backdoor.callbacks import (
+    CleaningWriter,
+    InferenceDefense,
+    OutcomeWriter,
+    OutputFolder,
+    PredictionWriter,
+    RunLabels,
+)
 from lightning_backdoor.victim import TextClassifier
 
 
-def command_callbacks(command: str, model: LightningModule, given: Sequence[Callback]) -> list[Callback]:
+def command_callbacks(command: str, model: LightningModule, given: Sequence[Callback], folder: Path) -> list[Callback]:
     """The callbacks that a command adds, without checkpoint callbacks.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         model: the victim, or the module of another training.
         given: the callbacks in the options.
+        folder: the folder that the command writes to.
     """
     # an InferenceDefense writes the outcomes itself, with the defended predictions
     defended = any(isinstance(callback, InferenceDefense) for callback in given)
@@ -30,7 +38,7 @@ def command_callbacks(command: str, model: LightningModule, given: Sequence[Call
         "test": outcomes,
         "predict": [PredictionWriter()],
     }
-    return [RunLabels(), *of_command[command]]
+    return [RunLabels(), OutputFolder(folder), *of_command[command]]
 
 
 def checkpoint_callbacks(

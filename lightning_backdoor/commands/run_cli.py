@@ -156,7 +156,7 @@ class RunCLI(LightningCLI):
         check_names(given)
         if not self.with_trainer:
             return None  # type: ignore[return-value]
-        callbacks = command_callbacks(self.command, self.model, given)
+        callbacks = command_callbacks(self.command, self.model, given, self.folder)
         if options.enable_checkpointing is not False:
             folder = Path(self.config.run_dir or self.folder, "checkpoints")
             checkpoints = checkpoint_callbacks(
