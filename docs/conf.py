@@ -9,6 +9,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "extensions"))
 
 import lightning_backdoor
+from sphinx.application import Sphinx
 
 project = "Lightning Backdoor"
 author = "the authors of Lightning Backdoor"
@@ -21,6 +22,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "api_pages",
     "method_pages",
+    "notebook_pages",
     "short_names",
 ]
 root_doc = "index"
@@ -50,3 +52,13 @@ FOREIGN = (
 # a signature whose types are imported for type checkers only shows them as they are written, without their module
 UNQUALIFIED = ("ModelCheckpoint", "Path", "PreTrainedModel", "PreTrainedTokenizerBase", "Tensor", "YAMLError", r"nn\..*")
 nitpick_ignore_regex = [(r"py:.*", rf"({'|'.join(FOREIGN)})\..*"), (r"py:.*", "|".join(UNQUALIFIED))]
+
+
+def link_pages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Links to Markdown files outside of this folder, which work in the repository, lead to their pages in the site."""
+    source[0] = source[0].replace("](../CONTRIBUTING.md)", "](contributing.md)")
+
+
+def setup(app: Sphinx) -> None:
+    """Connects to Sphinx what is too small for an extension."""
+    app.connect("source-read", link_pages)
