@@ -8,8 +8,9 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "extensions"))
 
-import lightning_backdoor
 from sphinx.application import Sphinx
+
+import lightning_backdoor
 
 project = "Lightning Backdoor"
 author = "the authors of Lightning Backdoor"
@@ -50,7 +51,15 @@ FOREIGN = (
     *("transformers", "wandb", "yaml"),
 )
 # a signature whose types are imported for type checkers only shows them as they are written, without their module
-UNQUALIFIED = ("ModelCheckpoint", "Path", "PreTrainedModel", "PreTrainedTokenizerBase", "Tensor", "YAMLError", r"nn\..*")
+UNQUALIFIED = (
+    "ModelCheckpoint",
+    "Path",
+    "PreTrainedModel",
+    "PreTrainedTokenizerBase",
+    "Tensor",
+    "YAMLError",
+    r"nn\..*",
+)
 nitpick_ignore_regex = [(r"py:.*", rf"({'|'.join(FOREIGN)})\..*"), (r"py:.*", "|".join(UNQUALIFIED))]
 
 

@@ -16,6 +16,7 @@ from lightning_backdoor.commands.run_folder import VARIABLE, only_fit
 from lightning_backdoor.errors import escaped
 from lightning_backdoor.files.atomic import replaced_folder, write_whole
 from lightning_backdoor.outputs.terminal_table import print_results
+from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_weights
 
 #: warnings meant for authors of training loops, hidden from users of this one.
@@ -97,9 +98,11 @@ def _interruptions() -> Iterator[None]:
 def _export(cli: RunCLI) -> None:
     """Exports the victim of the best checkpoint as a Hugging Face folder in the run's folder."""
     if cli.best is not None and cli.best.best_model_path:
-        load_weights(cli.model, cli.best.best_model_path)
+        checkpoint = load_weights(cli.model, cli.best.best_model_path)
+        is_victim = isinstance(cli.model, TextClassifier)
+        card = {"metrics": checkpoint.get("validation_metrics")} if is_victim else {}
         with replaced_folder(cli.folder / "model") as folder:
-            cli.model.save_pretrained(folder)
+            cli.model.save_pretrained(folder, **card)
         sys.stdout.write(escaped(f"checkpoint: {cli.best.best_model_path}") + "\n")
         sys.stdout.write(escaped(f"model: {cli.folder / 'model'}") + "\n")
 
