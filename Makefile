@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test
+.PHONY: setup demo docs test
 
 setup: .venv/ready
 
@@ -13,6 +13,9 @@ setup: .venv/ready
 
 demo: setup
 	WANDB_MODE=offline $(BIN)/lightning-backdoor benchmark --config configs/benchmark/demo.yaml --output runs/demo
+
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
