@@ -8,7 +8,8 @@ import pytest
 from lightning.pytorch import Callback
 
 from lightning_backdoor.callbacks import GradientAttentionDefense, InspectionCallback
-from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
+from lightning_backdoor.commands.run_callbacks import command_callbacks
+from lightning_backdoor.commands.run_checkpoints import checkpoint_callbacks
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.defenses.flagged_share import FlaggedShare
 from lightning_backdoor.victim import TextClassifier
