@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.commands.checkpoint_path import check_left, left_by_error, resolve_checkpoint
 from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
+from lightning_backdoor.commands.refused_options import refused_classes_named, refused_options_named
 from lightning_backdoor.commands.run_callbacks import command_callbacks
 from lightning_backdoor.commands.run_checkpoints import BestCheckpoint, checkpoint_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.commands.slurm_step import check_step, prepare_step
 from lightning_backdoor.commands.wandb_names import check_wandb_names
-from lightning_backdoor.errors import InputError, input_error_behind, reason
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.names import check_inside
 
 
@@ -103,9 +103,10 @@ class RunCLI(LightningCLI):
         config = self.config
         if config.trainer.default_root_dir is not None:
             raise InputError("default_root_dir", f"{config.trainer.default_root_dir} is not used", "give --run_dir")
-        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # by which Lightning divides
-            if config.trainer[name] is not None and config.trainer[name] < 1:
-                raise InputError(f"trainer.{name}", f"{config.trainer[name]} is not a number of times", "at least 1")
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+            value = config.trainer[name]
+            if value == 0 or (isinstance(value, int) and value < 0):  # Lightning divides by it
+                raise InputError(f"trainer.{name}", f"{value} is not a number of times", "at least 1")
         if config.trainer.overfit_batches:
             problem = f"{config.trainer.overfit_batches} is not used, since batches are formed by length"
             raise InputError("trainer.overfit_batches", problem, "give --trainer.limit_train_batches")
@@ -139,12 +140,10 @@ class RunCLI(LightningCLI):
         """Creates model, data and trainer.
 
         Raises:
-            InputError: raised by a constructor; not wrapped in an error of jsonargparse.
+            InputError: raised by a constructor, or a library cannot create a class.
         """
-        try:
+        with refused_classes_named(self.config):
             super().instantiate_classes()
-        except Exception as error:
-            raise input_error_behind(error) or error  # noqa: B904 - the first is a cause of the second
         if self.command == "fit" and self.checkpoint is None and self.with_trainer:
             self.checkpoint = left_by_error(self.trainer.callbacks)  # type: ignore[attr-defined]
 
@@ -168,15 +167,11 @@ class RunCLI(LightningCLI):
             self.best = checkpoints[0]
             callbacks += checkpoints
         self.trainer_defaults["callbacks"] = callbacks
-        if options.plugins:  # they may say how processes are started
-            return self._trainer(**kwargs)
-        prepare_step()
-        trainer = self._trainer(**kwargs)
-        check_step(trainer)
+        alone = not options.plugins  # they may say how processes are started
+        if alone:
+            prepare_step()
+        with refused_options_named(options):
+            trainer = super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        if alone:
+            check_step(trainer)
         return trainer
-
-    def _trainer(self, **kwargs: Any) -> Trainer:
-        try:
-            return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
-        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
-            raise input_error_behind(error) or InputError("trainer", reason(error)) from error
