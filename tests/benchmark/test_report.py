@@ -64,7 +64,7 @@ def test_a_failed_cell_is_shown_with_its_error_and_the_others_keep_their_numbers
     page = html(made)
     assert "✗ failed: ValueError: broke at 0" in page
     assert page.count("OSError: gone") == 1  # its line has another seed's numbers
-    assert "31 cells, 3 failed" in page
+    assert "31 of 34 cells (3 failed)." in page
 
 
 def test_an_attack_that_is_not_valid_is_marked_and_a_note_says_why(made: Example) -> None:
