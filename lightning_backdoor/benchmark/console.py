@@ -12,8 +12,7 @@ from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Cell, PlannedVicti
 from lightning_backdoor.benchmark.metrics import BRIEF
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.running.journal import Journal
-from lightning_backdoor.benchmark.summaries import Summary, shown_metrics
-from lightning_backdoor.benchmark.table import ATTACK_NAMES
+from lightning_backdoor.benchmark.summaries import shown_metrics
 from lightning_backdoor.errors import escaped, one_line
 from lightning_backdoor.outputs.validity import excess_asr, failed_conditions
 
@@ -132,7 +131,7 @@ def print_table(results: Results, folder: Path) -> None:
         tables[title].add_row(Text(attack), Text(summary.names["defense"]), *cells)
     for table in tables.values():
         console.print(table)
-    for names, reasons in _invalid_attacks(results.summaries).items():
+    for names, reasons in results.invalid_attacks.items():
         console.print(Text(f"{names}: not valid, since {reasons}"))
     if results.missing:
         console.print(Text(results.cells_text))
@@ -154,15 +153,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _invalid_attacks(summaries: Iterable[Summary]) -> dict[str, str]:
-    """Per dataset, model and attack that is not valid with some seed, why."""
-    return {
-        " · ".join(summary.names[name] for name in ATTACK_NAMES): "; ".join(summary.failed_conditions)
-        for summary in summaries
-        if summary.failed_conditions
-    }
 
 
 def _numbers(row: Mapping[str, Any], cell: Cell) -> str:

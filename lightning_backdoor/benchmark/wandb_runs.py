@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.statistics import roc, split_scores
 from lightning_backdoor.benchmark.summaries import Summary
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, ResultRow, grouped
+from lightning_backdoor.benchmark.wandb_report import save_report
 from lightning_backdoor.errors import InputError, escaped, one_line
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
@@ -107,8 +109,15 @@ class WandbRuns:
         self._log(log, *cell.names.values(), id=cell.id, job_type=cell.defense, config=facts)
 
     def log_summary(self, results: Results) -> None:
-        """Logs the run of the whole grid: its tables, CACC against ASR, and bars by defense."""
-        self._log(lambda run: run.log(grid_media(results)), self.name, id="summary", job_type="summary")
+        """Logs the run of the whole grid: its tables, CACC against ASR, and bars by defense; and a report of them."""
+
+        def log(run: Any) -> None:
+            run.log(grid_media(results))
+            address = save_report(results, self.name, run, self.folder / "wandb" / "report.txt")
+            if address is not None:
+                sys.stdout.write(f"W&B report       {escaped(address)}\n")
+
+        self._log(log, self.name, id="summary", job_type="summary")
 
     def _log(self, log: Callable[[Any], None], *names: object, job_type: str, **arguments: Any) -> None:
         """Starts a run, logs to it and ends it; never raises an ``Exception``.
@@ -221,7 +230,7 @@ def cell_media(folder: Path) -> dict[str, Any]:
 
 
 def grid_media(results: Results) -> dict[str, Any]:
-    """The tables ``results``, ``over_seeds``, ``comparisons``, ``missing`` and ``inspections`` that have rows; and charts.
+    """The tables ``results``, ``over_seeds``, ``comparisons``, ``missing`` and ``inspections`` with rows; and charts.
 
     ``cacc_against_asr`` is the report's own figure (Plotly), and bar charts show the mean ASR and CACC by defense. In
     ``over_seeds``, each metric that any line has is followed by its standard deviation; ``best`` and ``tied`` name the

@@ -95,7 +95,8 @@ def left_by(folder: Path, cell: Cell) -> tuple[Path, ResultRow]:
     logged = {"test/cacc": 0.5, "test/asr": 1.0, "test/pacc": 0.0, "test/localisation": float("nan")}
     if cell.defense != "none":
         logged |= {"test/cacc_defended": 0.5, "test/asr_defended": 0.5, "test/auroc": 0.875, "test/overhead": 2.5}
-    names: ResultRow = {**cell.names, "cell": cell.id, "victim": cell.victim.id, "seconds": 1.5, "error": ""}
+    names: ResultRow = {**cell.names, "cell": cell.id, "victim": cell.victim.id, "training": cell.victim.training}
+    names |= {"seconds": 1.5, "error": ""}
     return folder, {**names, **measured(logged, outcomes)}
 
 

@@ -65,7 +65,7 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     metrics = shown_metrics(summaries)
     head = [*_NAME_HEADINGS, *(metric.title for metric in metrics)]
     rule = ["---"] * len(NAMES) + ["---:"] * len(metrics)
-    body = _cells(summaries, metrics, _markdown, _markdown_number, ["failed", *[""] * (len(metrics) - 1)])
+    body = _cells(summaries, metrics, markdown, _markdown_number, ["failed", *[""] * (len(metrics) - 1)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
 
@@ -102,6 +102,6 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """A text on one line, with Markdown and HTML markup escaped."""
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))
