@@ -1,4 +1,4 @@
-"""Options that Lightning refuses while trainer, loggers and callbacks are created, in one line that names the option."""
+"""Options that Lightning refuses when trainer, loggers and callbacks are created: one line that names the option."""
 
 from __future__ import annotations
 
