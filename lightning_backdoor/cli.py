@@ -12,6 +12,7 @@ from lightning_backdoor.commands.options import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
+from lightning_backdoor.commands.threads import let_waiting_threads_sleep
 from lightning_backdoor.errors import InputError, known_error
 
 #: commands and their descriptions in the help.
@@ -51,6 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = sys.argv[1:] if args is None else list(args)
     prepare_streams()
+    let_waiting_threads_sleep()
     try:
         with ended_by_signals() as received:
             try:

@@ -33,6 +33,7 @@ from lightning_backdoor.language.likelihood import (
     shares_prefixes,
     variant,
 )
+from lightning_backdoor.language.lookups import untimed
 from lightning_backdoor.language.text_cache import TextCache
 from lightning_backdoor.words import blank_spans, segmenter, without_spaces, without_word
 
@@ -260,9 +261,10 @@ class Perplexity:
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._network is None or self._tokenizer is None:
             device = self._device or default_device()
-            self._network, self._tokenizer = load_language_model(self.model, device, self.cache_dir)
-            with float32_inference(device):
-                self._shares = shares_prefixes(self._network)
+            with untimed():
+                self._network, self._tokenizer = load_language_model(self.model, device, self.cache_dir)
+                with float32_inference(device):
+                    self._shares = shares_prefixes(self._network)
         return self._network, self._tokenizer
 
 
