@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.names import check_folder
 
@@ -62,6 +63,12 @@ def main(args: list[str]) -> int:
     check_folder(output, "output")
     if output.exists():
         raise InputError("output", f"{output} exists", "name another folder")
+    when_ended(
+        lambda: (
+            f"{escaped(str(output))} is not written; run the same command again, which finds in the cache"
+            " what language models have read or written"
+        )
+    )
     data = _poisoned_data(rest)
     splits = data.poisoned_splits()
     _check_triggers(data)
