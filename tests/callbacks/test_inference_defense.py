@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense
+from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense, OutputFolder
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim, judge
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
@@ -61,8 +61,7 @@ def trainer_with(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, OutputFolder(folder)],
         **{"enable_checkpointing": False, **options},
     )
 

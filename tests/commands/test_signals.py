@@ -67,7 +67,7 @@ def test_a_signal_ends_fit_with_its_status_and_the_run_can_be_resumed(
     assert not list(run.glob(".*"))
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 0
-    assert main([*args, "--ckpt_path", "last"]) == 0
+    assert main([*args, "--ckpt_path", "last", "--keep_last", "true"]) == 0
     resumed = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert (resumed["epoch"], resumed["global_step"]) == (1, 2 * checkpoint["global_step"])
 
@@ -156,7 +156,8 @@ def test_fit_is_refused_in_a_folder_in_which_another_process_trains(
         assert main(["fit", "-c", "data.yaml", "--run_dir", "busy"]) == 2
         assert f"error: run_dir: another process trains in {run}; wait for it" in capsys.readouterr().err
     assert not (run / "config.yaml").exists()
-    (run / "config.yaml").touch()  # by a process that was faster
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "best.ckpt").touch()  # by a process that was faster
     with pytest.raises(InputError, match="holds a run already"), only_fit(run, resume=False):
         pass
     with only_fit(run, resume=True):
