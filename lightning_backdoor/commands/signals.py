@@ -32,6 +32,17 @@ def when_ended(left: Callable[[], str]) -> None:
     _left = left
 
 
+@contextmanager
+def as_part_of_another() -> Iterator[None]:
+    """Runs a command as a part of another one, which then says what is left, whatever the part has said."""
+    global _left
+    before = _left
+    try:
+        yield
+    finally:
+        _left = before
+
+
 def ending_line(how: str) -> str:
     """The line that reports a signal: how the command ended, what is kept, and which command goes on.
 
