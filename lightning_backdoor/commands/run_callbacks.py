@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lightning_backdoor.callbacks import (
     OutcomeWriter,
     OutputFolder,
     PredictionWriter,
+    ProgressWriter,
     RunLabels,
 )
 from lightning_backdoor.victim import TextClassifier
@@ -36,4 +38,5 @@ def command_callbacks(command: str, model: LightningModule, given: Sequence[Call
         "test": outcomes,
         "predict": [PredictionWriter()],
     }
-    return [RunLabels(), OutputFolder(folder), *of_command[command]]
+    progress: list[Callback] = [] if sys.stderr.isatty() else [ProgressWriter()]
+    return [RunLabels(), OutputFolder(folder), *progress, *of_command[command]]
