@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Cell, PlannedVictim, all_victims
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.metrics import BRIEF
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.summaries import shown_metrics
+from lightning_backdoor.benchmark.table import invalid_because
 from lightning_backdoor.errors import escaped, one_line
 from lightning_backdoor.outputs.progress import duration
-from lightning_backdoor.outputs.validity import excess_asr, failed_conditions
+from lightning_backdoor.outputs.validity import excess_asr
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mapping[str, str] | None = None) -> str:
@@ -207,6 +208,5 @@ def _numbers(row: Mapping[str, Any], cell: Cell) -> str:
     asr, floor = row.get("asr"), row.get("asr_floor")
     if asr is not None and floor is not None:
         texts.append(f"excess ASR {excess_asr(asr, floor):.3f}")
-    judged = cell.defense != CLEAN_TRAINING and not cell.victim.training  # else the ASR is not that of the attack
-    failed = failed_conditions(asr, floor) if asr is not None and judged else []
+    failed = invalid_because(cell, row)
     return ", ".join(texts) + (f"; the attack is not valid: {'; '.join(failed)}" if failed else "")
