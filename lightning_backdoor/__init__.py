@@ -31,7 +31,7 @@ _EXPORTS = {
     "victim": "TextClassifier TrainingDefense load_trained",
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
-__all__ = [*_MODULES]  # noqa: PLE0604 - strings
+__all__ = [*_MODULES]
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run the functions below
     from lightning_backdoor.attacks import *  # noqa: F403
