@@ -13,8 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.utilities.seed import isolate_rng
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS, answers_of, compare_defenses, working_defenses
@@ -37,8 +37,8 @@ from lightning_backdoor.victim import TextClassifier
 if TYPE_CHECKING:
     import pandas
 
-#: the environment variable in which Lightning keeps the seed of a run.
-SEED_VARIABLE = "PL_GLOBAL_SEED"
+#: the environment variables in which Lightning keeps the seed of a run.
+SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 #: the columns of ``results.csv``.
 COLUMNS = (*NAMES, "seed", *NUMBERS, "valid", "invalid_because")
 
@@ -155,7 +155,7 @@ def evaluate(
         callbacks: list[Callback] = [undefended, *by_name.values()]
         if output is not None:
             callbacks.append(OutputFolder(output))
-        for manager in (_quiet(), isolate_rng(), _seeded(used_seed), borrowed(victim, module)):
+        for manager in (_quiet(), _seeded(used_seed), borrowed(victim, module)):
             stack.enter_context(manager)
         trainer = Trainer(
             accelerator=accelerator,
@@ -213,15 +213,17 @@ def _data_module(data: object, stack: ExitStack) -> BackdoorDataModule:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seeds a run within the block, and restores the seed that the process had."""
-    before = os.environ.get(SEED_VARIABLE)
-    seed_everything(seed, verbose=False)
-    try:
-        yield
-    finally:
-        os.environ.pop(SEED_VARIABLE, None)
-        if before is not None:
-            os.environ[SEED_VARIABLE] = before
+    """Seeds a run within the block, and restores generators and seed of the process."""
+    before = {name: os.environ.get(name) for name in SEED_VARIABLES}
+    with isolate_rng():
+        seed_everything(seed, verbose=False)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 @contextmanager
