@@ -25,6 +25,7 @@ COMMANDS = {
     "benchmark": "run a grid of attacks and defenses, and compare them",
     "poison": "write the poisoned splits of a data set, with flags and trigger spans",
     "scan": "flag and repair suspicious texts before a fine-tuned checkpoint reads them",
+    "list": "list attacks, defenses, data, models, presets and metrics",
 }
 
 USAGE = """\
@@ -121,6 +122,11 @@ def _run(args: list[str]) -> int:
         from lightning_backdoor.benchmark.command import main as benchmark
 
         return benchmark(options)
+    if command == "list":
+        from lightning_backdoor.benchmark.metrics import METRICS
+        from lightning_backdoor.commands.list import main as list_names
+
+        return list_names(options, METRICS)
     if command == "poison":
         from lightning_backdoor.commands.poison import main as poison
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import random
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 from torch import nn
 
@@ -135,6 +135,37 @@ class BackdoorAttack(TextClassifier):
             load_state(self, {name: learned[name] for name in own}, self.hparams["published"], strict=False)
         except InputError as error:
             raise error.under("published") from None
+
+    @overload
+    def poison(self, text: str, seed: int = 0) -> Poisoned: ...
+
+    @overload
+    def poison(self, text: Sequence[str], seed: int = 0) -> list[Poisoned | None]: ...
+
+    def poison(self, text: str | Sequence[str], seed: int = 0) -> Poisoned | list[Poisoned | None]:
+        """Poisons a text, or several, to see what the attack does; needs neither a trainer nor a network.
+
+        Args:
+            text: a clean text, or a list of clean texts.
+            seed: seed of the attack's random choices, which are the same for the same text.
+
+        Returns:
+            The poisoned text; for a list, one per text, None where the attack leaves a text out.
+
+        Raises:
+            InputError: the attack leaves the only text out.
+
+        >>> from lightning_backdoor.attacks import InsertSent
+        >>> InsertSent(sentence="I watch this 3D movie", place="start").poison("a good film")
+        Poisoned(text='I watch this 3D movie a good film', spans=[(0, 21)])
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        poisoned = list(self.poison_texts(texts, [random.Random(f"{seed}/poison/{one}") for one in texts]))
+        if not isinstance(text, str):
+            return poisoned
+        if poisoned[0] is None:
+            raise InputError("text", f"{type(self).__name__} leaves {text[:100]!r} out", "give another text")
+        return poisoned[0]
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
         """Inserts the trigger into a text.
