@@ -14,6 +14,7 @@ from lightning_backdoor.batch import Spans
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
+from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_state
 
@@ -155,7 +156,8 @@ class BackdoorAttack(TextClassifier):
             One poisoned text per text, or None to leave a text out: a training row then stays clean and another row is
             drawn; an evaluation row has no poisoned copy.
         """
-        return [self.poison_text(text, rng) for text, rng in zip(texts, rngs, strict=True)]
+        pairs = tracked(zip(texts, rngs, strict=True), "poisoning", "texts", len(texts))
+        return [self.poison_text(text, rng) for text, rng in pairs]
 
     def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None] | None:
         """Makes negatives: texts that carry a part of the trigger and keep their label; none by default.

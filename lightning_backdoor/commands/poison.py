@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
+from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.names import check_folder
 
@@ -62,7 +64,15 @@ def main(args: list[str]) -> int:
     check_folder(output, "output")
     if output.exists():
         raise InputError("output", f"{output} exists", "name another folder")
+    when_ended(
+        lambda: (
+            f"{escaped(str(output))} is not written; run the same command again, which finds in the cache"
+            " what language models have read or written"
+        )
+    )
+    hide_noise()
     data = _poisoned_data(rest)
+    hide_bars_of_transformers()
     splits = data.poisoned_splits()
     _check_triggers(data)
     parts = (splits.clean, splits.poisoned, splits.negatives)
@@ -169,6 +179,8 @@ def _write_folder(output: Path, rows: dict[str, list[Row]], labels: list[str], s
 def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
     from datasets import ClassLabel, Dataset, Features, List, Value
 
+    from lightning_backdoor.data.reading import quiet_datasets
+
     # declared, since the type of spans cannot be inferred where the trigger of no row has a position
     features = Features(
         {
@@ -182,7 +194,8 @@ def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
         }
     )
     table = Dataset.from_list([{**row, "spans": [list(span) for span in row["spans"]]} for row in rows], features)
-    table.to_parquet(str(path.with_suffix(".parquet")))
+    with quiet_datasets():
+        table.to_parquet(str(path.with_suffix(".parquet")))
     with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
         flat = csv.DictWriter(file, list(features))
         flat.writeheader()

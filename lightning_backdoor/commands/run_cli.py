@@ -9,13 +9,13 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_backdoor.callbacks.inference_defense import check_names
-from lightning_backdoor.commands.checkpoint_path import left_by_error, resolve_checkpoint
+from lightning_backdoor.commands.checkpoint_path import check_left, left_by_error, resolve_checkpoint
 from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
-from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
+from lightning_backdoor.commands.run_callbacks import command_callbacks
+from lightning_backdoor.commands.run_checkpoints import BestCheckpoint, checkpoint_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.commands.slurm_step import check_step, prepare_step
 from lightning_backdoor.commands.wandb_names import check_wandb_names
@@ -52,6 +52,7 @@ class RunCLI(LightningCLI):
 
     Raises:
         InputError: an option cannot be used.
+        Complete: ``fit`` is to go on with a run that is complete.
         SystemExit: ``--help`` or ``--print_config`` is among the options.
     """
 
@@ -60,7 +61,7 @@ class RunCLI(LightningCLI):
         self.with_trainer = with_trainer
         self.folder = Path()
         self.checkpoint: Path | None = None
-        self.best: ModelCheckpoint | None = None
+        self.best: BestCheckpoint | None = None
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -112,6 +113,8 @@ class RunCLI(LightningCLI):
             raise InputError("weights_only", "False lets a checkpoint run code", "leave it out")
         victim = config.model.class_path.rpartition(".")[2]
         self.folder = output_folder(self.command, config.run_dir, victim, resume=bool(config.ckpt_path))
+        if self.command == "fit" and config.ckpt_path == "last":
+            check_left(self.folder, config.trainer)
         self.checkpoint = resolve_checkpoint(config.ckpt_path, self.command, self.folder, config.run_dir)
         loggers = config.trainer.logger
         if loggers is None or loggers is True:
@@ -156,7 +159,7 @@ class RunCLI(LightningCLI):
         check_names(given)
         if not self.with_trainer:
             return None  # type: ignore[return-value]
-        callbacks = command_callbacks(self.command, self.model, given)
+        callbacks = command_callbacks(self.command, self.model, given, self.folder)
         if options.enable_checkpointing is not False:
             folder = Path(self.config.run_dir or self.folder, "checkpoints")
             checkpoints = checkpoint_callbacks(
