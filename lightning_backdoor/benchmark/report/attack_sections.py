@@ -9,8 +9,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_backdoor.benchmark.report.figures import Figure, Style, histogram, roc_figure, roc_traces, styles
-from lightning_backdoor.benchmark.statistics import Comparison, compare, split_scores
+from lightning_backdoor.benchmark.report.detection_figures import Curve, histogram, roc_curve, roc_figure
+from lightning_backdoor.benchmark.report.figures import Figure, Style, styles
+from lightning_backdoor.benchmark.statistics import Comparison, Interval, compare
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped, is_attack_success, is_correct
 from lightning_backdoor.outputs.outcomes import Outcome, read_outcomes
 from lightning_backdoor.outputs.token_view import ViewedText, pieces
@@ -35,7 +36,7 @@ class Detector(NamedTuple):
 
 
 class AttackSection(NamedTuple):
-    """One dataset, model and attack: a ROC curve per detector and seed, detectors, and rows of ``comparisons.csv``."""
+    """One dataset, model and attack: the detectors' mean ROC curves, detectors, and rows of ``comparisons.csv``."""
 
     names: tuple[str, ...]
     roc: Figure | None
@@ -86,7 +87,8 @@ def compare_defenses(names: Mapping[str, object], by_defense: Mapping[str, Hits]
 def _attack_section(
     rows: Sequence[ResultRow], cells: Path, text_budget: float, style: Mapping[str, Style]
 ) -> AttackSection:
-    curves: list[Figure] = []
+    curves: dict[str, list[Curve]] = {}
+    intervals: dict[str, Interval] = {}
     detectors: dict[str, Detector] = {}
     comparisons: list[ResultRow] = []
     for seed_rows in grouped([row for row in rows if not row["error"]], ["seed"]):
@@ -95,15 +97,18 @@ def _attack_section(
             defense, seed, folder = row["defense"], row["seed"], cells / row["cell"]
             outcomes = read_outcomes(folder / "outcomes.csv") if (folder / "outcomes.csv").is_file() else []
             by_defense[defense] = text_hits(outcomes)
-            clean, poisoned = split_scores(outcomes)
-            if len(clean) and len(poisoned):
-                curves += roc_traces(defense, seed, outcomes, style[defense])
-            if (len(clean) or len(poisoned)) and defense not in detectors:
+            if curve := roc_curve(outcomes):
+                curves.setdefault(defense, []).append(curve)
+                if None not in (ends := (row["auroc_low"], row["auroc_high"])):
+                    intervals[defense] = Interval(*ends)
+            if defense not in detectors and any(outcome.score is not None for outcome in outcomes):
                 texts, left_out = _shown_texts(folder / "texts.jsonl", text_budget)
                 detectors[defense] = Detector(defense, seed, histogram(outcomes), texts, left_out)
         comparisons += compare_defenses(seed_rows[0], by_defense)
     names = tuple(rows[0][name] for name in ATTACK_NAMES)
-    return AttackSection(names, roc_figure(curves) if curves else None, [*detectors.values()], comparisons)
+    return AttackSection(
+        names, roc_figure(curves, style, intervals) if curves else None, [*detectors.values()], comparisons
+    )
 
 
 def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
