@@ -13,6 +13,7 @@ from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
 from lightning_backdoor.benchmark.names import as_csv_field
 from lightning_backdoor.benchmark.statistics import auroc_interval, share_interval, split_scores
 from lightning_backdoor.outputs.outcomes import Outcome
+from lightning_backdoor.outputs.validity import excess_asr, failed_conditions
 
 #: a row of ``results.csv`` by column; None means undefined.
 ResultRow = dict[str, Any]
@@ -21,11 +22,9 @@ ATTACK_NAMES = ("dataset", "model", "attack")
 NAMES = (*ATTACK_NAMES, "defense")
 #: the columns that come from a cell's test.
 NUMBERS = ("n_clean", "n_poisoned", *METRIC_NAMES, *INTERVALS)
-COLUMNS = (*NAMES, "seed", *NUMBERS, "valid", "cell", "victim", "seconds", "error")
+COLUMNS = (*NAMES, "seed", *NUMBERS, "valid", "invalid_because", "cell", "victim", "training", "seconds", "error")
 #: the columns that may differ between two runs of the same grid.
 TIMINGS = ("overhead", "seconds")
-#: a valid attack has at least this undefended ASR, and loses at most this much CACC against clean training.
-VALID_ASR, VALID_LOSS = 0.9, 0.03
 
 
 def measured(
@@ -68,11 +67,13 @@ def is_attack_success(outcome: Outcome) -> bool:
 
 
 def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
-    """Sets ``valid`` of each row in place: ``yes``, ``no``, or empty without an attack or without clean training.
+    """Sets ``excess_asr``, ``valid`` and ``invalid_because`` of each row, in place.
 
-    Validity is decided for the undefended attack: its row without a defense must meet the conditions or, if the grid
-    has no such row, the row's own undefended numbers. Clean training is the attack's control, or the benign victim
-    without a defense.
+    ``excess_asr`` is that of the cell's own victim, over its own floor and over the ASR of clean training on the same
+    rows (the attack's control), as far as these are known; None if neither is known. ``valid`` is ``yes`` if the attack
+    counts by :func:`lightning_backdoor.outputs.validity.failed_conditions`, ``no`` if not, and empty where there is no
+    attack, or no cell of the undefended victim to judge it by. ``invalid_because`` has the failed conditions, joined
+    by a semicolon.
 
     Args:
         rows: all rows of one grid.
@@ -80,17 +81,34 @@ def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
     """
     rows = list(rows)
     by_names = {tuple(row[name] for name in (*NAMES, "seed")): row for row in rows}
-    for row in rows:
-        row["valid"] = ""
-        dataset, model, attack, seed = (row[name] for name in (*ATTACK_NAMES, "seed"))
-        undefended = by_names.get((dataset, model, attack, UNDEFENDED, seed), row)
-        control = by_names.get((dataset, model, attack, CLEAN_TRAINING, seed))
-        clean = control or by_names.get((dataset, model, benign, UNDEFENDED, seed))
-        if clean is None or attack == benign:
-            continue
-        asr, cacc, clean_cacc = undefended["asr"], undefended["cacc"], clean["cacc"]
-        if asr is not None and cacc is not None and clean_cacc is not None:
-            row["valid"] = "yes" if asr >= VALID_ASR and cacc >= clean_cacc - VALID_LOSS else "no"
+    for group in grouped(rows, (*ATTACK_NAMES, "seed")):
+        dataset, model, attack, seed = (group[0][name] for name in (*ATTACK_NAMES, "seed"))
+        control = by_names.get((dataset, model, attack, CLEAN_TRAINING, seed), {})
+        benign_row = by_names.get((dataset, model, benign, UNDEFENDED, seed), {})
+        clean_asr = control.get("asr")
+        clean = (clean_asr, control.get("cacc") if control.get("cacc") is not None else benign_row.get("cacc"))
+        for row in group:
+            floors = (row["asr_floor"], None if row is control else clean_asr)
+            known = row["asr"] is not None and any(floor is not None for floor in floors)
+            row["excess_asr"] = excess_asr(row["asr"], *floors) if known else None
+        judged = next((row for row in group if has_undefended_victim(row) and row["asr"] is not None), None)
+        failed, valid = [], ""
+        if judged is not None and attack != benign:
+            failed = failed_conditions(judged["asr"], judged["asr_floor"], judged["cacc"], clean)
+            valid = "no" if failed else "yes"
+        for row in group:
+            row |= {"valid": valid, "invalid_because": "; ".join(failed)}
+
+
+def has_undefended_victim(row: ResultRow) -> bool:
+    """Whether a cell's victim was trained under the attack and without a defense.
+
+    Without ``training``, the name of the defense that the victim was trained under, only a cell without any defense is
+    known to be one.
+    """
+    if row["defense"] == CLEAN_TRAINING:
+        return False
+    return row["defense"] == UNDEFENDED or row.get("training") == ""
 
 
 def grouped(rows: Iterable[ResultRow], names: Iterable[str]) -> list[list[ResultRow]]:

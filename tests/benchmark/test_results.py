@@ -46,7 +46,8 @@ def test_outcomes_of_each_cell_are_opened_once(tmp_path: Path, monkeypatch: pyte
     print_table(written, tmp_path)
     assert len(grid.cells) == 12
     assert {cell.id: opened[cell.id] for cell in grid.cells} == {cell.id: 1 for cell in grid.cells}
-    assert len(written.comparisons) == 4 * 3 * 2  # attacks and seeds, pairs of defenses, ASR and CACC
+    # attacks with each and with all seeds, pairs of defenses, ASR, CACC, PACC and both AUROC
+    assert len(written.comparisons) == 2 * 3 * 3 * 5
 
 
 def test_seeds_are_put_together_once_for_all_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ _NAME_HEADINGS = [name.capitalize() for name in NAMES]
 
 
 def latex_table(summaries: Sequence[Summary]) -> str:
-    """The table in LaTeX with ``booktabs``; metrics without any value are left out, and best values are bold.
+    """The table in LaTeX with ``booktabs``, without metrics that have no value; best values bold, tied ones underlined.
 
     >>> latex_table([]).splitlines()[1]
     '\\\\begin{tabular}{llll}'
@@ -56,7 +56,7 @@ def latex_table(summaries: Sequence[Summary]) -> str:
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
-    """The table in GitHub's Markdown; metrics without any value are left out, and best values are bold.
+    """The table in GitHub's Markdown, without metrics that have no value; best values bold, tied ones italic.
 
     >>> print(markdown_table([]))
     | Dataset | Model | Attack | Defense |
@@ -87,12 +87,14 @@ def _cells(
 
 
 def _latex_number(number: Number) -> str:
-    text = rf"\textbf{{{number.text}}}" if number.best else number.text
+    command = r"\textbf" if number.best else r"\underline" if number.tied else ""
+    text = f"{command}{{{number.text}}}" if command else number.text
     return rf"{text} {{\scriptsize {_latex(number.around)}}}" if number.around else text
 
 
 def _markdown_number(number: Number) -> str:
-    text = f"**{number.text}**" if number.best else number.text
+    mark = "**" if number.best else "*" if number.tied else ""
+    text = f"{mark}{number.text}{mark}"
     return f"{text} {number.around}" if number.around else text
 
 

@@ -13,7 +13,7 @@ from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.report.latex_markdown import latex_table, markdown_table
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.summaries import shown_metrics
-from lightning_backdoor.benchmark.table import VALID_ASR, VALID_LOSS
+from lightning_backdoor.outputs.validity import MAX_LOSS, MIN_ASR, MIN_EXCESS
 
 
 def report_html(title: str, results: Results, grid: str, command: str) -> str:
@@ -35,9 +35,9 @@ def report_html(title: str, results: Results, grid: str, command: str) -> str:
         results=results,
         metrics=shown_metrics(results.summaries),
         parts=PARTS,
-        failed=[row for row in results.rows if row["error"]],
-        valid_asr=VALID_ASR,
-        valid_loss=VALID_LOSS,
+        valid_excess=MIN_EXCESS,
+        valid_asr=MIN_ASR,
+        valid_loss=MAX_LOSS,
         trade_off=trade_off(results.summaries),
         attacks=[attack for attack in results.attacks if attack.detectors or attack.comparisons],
         opened=next((attack for attack in results.attacks if attack.roc), None),
