@@ -20,7 +20,7 @@ class Number(NamedTuple):
     Attributes:
         mean: mean over the seeds that have the metric.
         spread: standard deviation over seeds; None for one seed.
-        interval: interval over texts, if the metric has one and there is only one seed; else None.
+        interval: interval over texts, if the metric has one and only one seed has the metric; else None.
         text: the mean as shown.
         best: whether the defense is better against the attack than every other by this metric's paired test; see
             :func:`lightning_backdoor.benchmark.ranking.mark_best`.
@@ -149,8 +149,9 @@ def _summary(rows: Sequence[ResultRow], undefended: Collection[str]) -> Summary:
     for name in (metric.name for metric in METRICS):
         if values := [row[name] for row in done if row[name] is not None]:
             mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-            ends: tuple[Any, Any] = (done[0].get(f"{name}_low"), done[0].get(f"{name}_high"))
-            interval = ends if len(done) == 1 and None not in ends else None
+            first = next(row for row in done if row[name] is not None)
+            ends: tuple[Any, Any] = (first.get(f"{name}_low"), first.get(f"{name}_high"))
+            interval = ends if len(values) == 1 and None not in ends else None
             numbers[name] = Number(mean, spread, interval, f"{mean:.0f}" if name in COUNTS else f"{mean:.3f}")
     known = [row["valid"] for row in done if row["valid"]]
     reasons = {row["seed"]: row["invalid_because"] for row in done if row.get("invalid_because")}

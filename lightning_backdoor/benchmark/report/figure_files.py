@@ -66,14 +66,27 @@ def figure_files(figure: Figure) -> dict[str, bytes]:
     return result
 
 
-def figure_name(*names: str) -> str:
-    """A name for the files of a figure: letters and digits of the given names.
+class FigureNames:
+    """Names for the files of figures, made of letters and digits of the figure's own names, each only once.
 
-    >>> figure_name("roc", "sst2", "BadNets (cf, mn)")
-    'roc-sst2-badnets-cf-mn'
+    >>> names = FigureNames()
+    >>> names.new("roc", "sst2", "BadNets (cf, mn)"), names.new("roc", "sst2", "badnets cf mn")
+    ('roc-sst2-badnets-cf-mn', 'roc-sst2-badnets-cf-mn-2')
     """
-    words = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") for name in names]
-    return "-".join(filter(None, words))
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def new(self, *names: str) -> str:
+        """A name for a figure."""
+        words = (re.sub(r"[^a-z0-9]+", "-", name.lower())[:40].strip("-") for name in names)
+        first = name = "-".join(filter(None, words))
+        number = 1
+        while name in self._used:
+            number += 1
+            name = f"{first}-{number}"
+        self._used.add(name)
+        return name
 
 
 def _draw(axes: Axes, figure: Figure) -> None:

@@ -45,7 +45,9 @@ def _around(distance: float) -> Iterator[LabelPosition]:
 
 #: where a label may be, the nearest positions first; labels that are not ``NEAR`` have a line.
 NEAR = 12.0
-CANDIDATES = [position for distance in (9, 12, 17, 24, 32, 42, 54, 68, 84, 100, 120, 140) for position in _around(distance)]
+CANDIDATES = [
+    position for distance in (9, 12, 17, 24, 32, 42, 54, 68, 84, 100, 120, 140) for position in _around(distance)
+]
 
 
 def moved_apart(points: Points, distance: float, size: tuple[float, float]) -> Points:
@@ -103,7 +105,7 @@ def label_positions(
         order = [*left_out, *(i for i in order if i not in left_out)]
         if not left_out:
             break
-    far = 10 * CANDIDATES[-1].y
+    far = 10 * DISTANCES[-1]
     return min(tried, key=lambda positions: sum(far if p is None else math.hypot(p.x, p.y) for p in positions))
 
 
@@ -113,8 +115,9 @@ def _placed(
     marks = _boxes(points, np.full(2, radius))
     labels, leaders = np.empty((0, 4)), np.empty((0, 4))
     result: list[LabelPosition | None] = [None] * len(points)
-    ends = np.array([position[:2] for position in CANDIDATES])
-    sides = np.array([(position.side, 0) for position in CANDIDATES])
+    near = [position for position in CANDIDATES if math.hypot(position.x, position.y) < REACH * size[0]]
+    ends = np.array([position[:2] for position in near])
+    sides = np.array([(position.side, 0) for position in near])
     for i in order:
         half = np.array([len(texts[i]) * CHARACTER_WIDTH / 2, LINE_HEIGHT / 2])
         box = _boxes(points[i] + ends + sides * half, half)
@@ -123,7 +126,7 @@ def _placed(
         free &= ~_cover(box, np.concatenate([marks, labels, leaders])) & ~_cover(leader, labels).any(axis=1)
         if free.any():
             first = int(free.argmax())
-            result[i] = CANDIDATES[first]
+            result[i] = near[first]
             labels, leaders = np.concatenate([labels, box[[first]]]), np.concatenate([leaders, leader[first]])
     return result
 
