@@ -38,8 +38,18 @@ class Number(NamedTuple):
     def around(self) -> str:
         """The interval or the spread as shown; empty if there is neither."""
         if self.interval:
-            return "{:.2f}–{:.2f}".format(*self.interval)
+            return range_text(self.interval, 2)
         return "" if self.spread is None else f"±{self.spread:.3f}"
+
+
+def range_text(interval: tuple[float, float], decimals: int) -> str:
+    """An interval as shown.
+
+    >>> range_text((0.25, 0.5), 2), range_text((-0.25, 0.5), 2)
+    ('0.25–0.50', '-0.25 to 0.50')
+    """
+    between = " to " if interval[0] < 0 else "–"
+    return between.join(f"{end:.{decimals}f}" for end in interval)
 
 
 class Summary(NamedTuple):

@@ -18,7 +18,7 @@ from lightning_backdoor.files.locking import lock
 
 
 def write_results(grid: Grid, folder: Path, command: str) -> Results:
-    """Writes ``results.csv``, ``comparisons.csv``, ``report.html`` and ``figures/`` from all that is done or has failed.
+    """Writes ``results.csv``, ``comparisons.csv``, ``report.html`` and ``figures/`` of all that is done or has failed.
 
     Concurrent callers write one after another.
 

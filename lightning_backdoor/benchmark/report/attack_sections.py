@@ -20,6 +20,7 @@ from lightning_backdoor.benchmark.report.figure_files import FigureNames
 from lightning_backdoor.benchmark.report.figures import Figure, Style, styles
 from lightning_backdoor.benchmark.statistics import Interval
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped, has_undefended_victim
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.outputs.token_view import ViewedText, pieces
 
@@ -115,9 +116,13 @@ def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
     """The texts of a cell that are shown, poisoned ones first, and the number of texts left out."""
     if not path.is_file():
         return [], 0
-    with path.open(encoding="utf-8") as file:
-        texts: list[ViewedText] = [json.loads(line) for line in file]
-    poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
+    try:
+        with path.open(encoding="utf-8") as file:
+            texts: list[ViewedText] = [json.loads(line) for line in file]
+        poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = f"is not a file of texts ({type(error).__name__}: {error})"
+        raise InputError(str(path), problem, "test the victim again, which writes it") from None
     # alternately, so that a small budget keeps texts of both kinds
     in_turn = chain.from_iterable(zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS]))
     shown: list[dict[str, Any]] = []

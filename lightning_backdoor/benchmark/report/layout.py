@@ -43,11 +43,11 @@ def _around(distance: float) -> Iterator[LabelPosition]:
         yield from (LabelPosition(side * x, up * y, side, distance > NEAR) for up in (-1, 1) for side in (1, -1))
 
 
-#: where a label may be, the nearest positions first; labels that are not ``NEAR`` have a line.
-NEAR = 12.0
-CANDIDATES = [
-    position for distance in (9, 12, 17, 24, 32, 42, 54, 68, 84, 100, 120, 140) for position in _around(distance)
-]
+#: labels further from their points have a line; the distances that are tried; how far a label may be, as a share of
+#: the figure's width.
+NEAR, DISTANCES, REACH = 12.0, (9, 12, 17, 24, 32, 42, 54, 68, 84, 100, 120), 0.15
+#: where a label may be, the nearest positions first.
+CANDIDATES = [position for distance in DISTANCES for position in _around(distance)]
 
 
 def moved_apart(points: Points, distance: float, size: tuple[float, float]) -> Points:

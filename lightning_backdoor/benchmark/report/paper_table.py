@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lightning_backdoor.benchmark.metrics import BRIEF, NOT_SHARES, PARTS, Column
 from lightning_backdoor.benchmark.report.markup import latex_text, markdown_text, needed_packages
 from lightning_backdoor.benchmark.statistics import CONFIDENCE, SIGNIFICANT
-from lightning_backdoor.benchmark.summaries import Number, Summary, shown_metrics
+from lightning_backdoor.benchmark.summaries import Number, Summary, range_text, shown_metrics
 from lightning_backdoor.benchmark.table import ATTACK_NAMES
 from lightning_backdoor.errors import InputError
 
@@ -207,7 +207,8 @@ def shown_number(number: Number, metric: Column, percent: bool) -> tuple[str, st
         return number.text, number.around
     text = f"{100 * number.mean:.1f}"
     if number.interval:
-        return text, "{:.1f}–{:.1f}".format(*(100 * end for end in number.interval))
+        low, high = number.interval
+        return text, range_text((100 * low, 100 * high), 1)
     return text, "" if number.spread is None else f"±{100 * number.spread:.1f}"
 
 
