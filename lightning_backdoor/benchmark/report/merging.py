@@ -12,7 +12,6 @@ from lightning_backdoor.benchmark.missing import MissingCell
 from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
 from lightning_backdoor.benchmark.table import NAMES, NUMBERS, TIMINGS, ResultRow
 
-
 #: names that mean the same everywhere.
 RESERVED = (("attack", BENIGN), ("defense", UNDEFENDED))
 
