@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.metrics import BRIEF
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.summaries import shown_metrics
 from lightning_backdoor.errors import escaped, one_line
+from lightning_backdoor.outputs.validity import excess_asr, failed_conditions
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mapping[str, str] | None = None) -> str:
@@ -93,7 +94,7 @@ class Progress:
             elif kind == "cell" and id in self._cells:
                 self._settled.add(id)
                 count = f"[{len(self._settled):{width}}/{len(self._cells)}]"
-                label, done = self._cells[id].label, _numbers(event.get("row", {}))
+                label, done = self._cells[id].label, _numbers(event.get("row", {}), self._cells[id])
             else:
                 continue
             outcome = f"{done} ({duration(event.get('seconds', 0.0))})"
@@ -108,7 +109,7 @@ def warn(message: str) -> None:
 
 
 def print_table(results: Results, folder: Path) -> None:
-    """Prints a table over seeds per dataset and model, the AUROC of each inspection, and the paths of the files."""
+    """Prints a table over seeds per dataset and model, which attacks are not valid, what is missing, and the files."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -126,9 +127,14 @@ def print_table(results: Results, folder: Path) -> None:
         cells = ["–" if n is None else n.text if n.spread is None else f"{n.text}\n± {n.spread:.3f}" for n in numbers]
         if summary.failed:
             cells[:1] = ["failed"]
-        tables[title].add_row(Text(summary.names["attack"]), Text(summary.names["defense"]), *cells)
+        attack = summary.names["attack"] + (f"\n{summary.invalid}" if summary.invalid else "")
+        tables[title].add_row(Text(attack), Text(summary.names["defense"]), *cells)
     for table in tables.values():
         console.print(table)
+    for names, reasons in results.invalid_attacks.items():
+        console.print(Text(f"{names}: not valid, since {reasons}"))
+    if results.missing:
+        console.print(Text(results.cells_text))
     for inspection in results.inspections:
         area = "undefined" if inspection.auroc is None else f"{inspection.auroc:.3f}"
         victims = f"{len(inspection.benign)} benign, {len(inspection.attacked)} attacked victims"
@@ -149,11 +155,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _numbers(row: Mapping[str, Any]) -> str:
-    """CACC and ASR of a row, without and with the defense."""
+def _numbers(row: Mapping[str, Any], cell: Cell) -> str:
+    """CACC and ASR of a row, without and with the defense, excess ASR, and whether the attack is not valid."""
     texts = []
     for name, metric in (("CACC", "cacc"), ("ASR", "asr")):
         before, after = row.get(metric), row.get(f"{metric}_defended")
         if before is not None:
             texts.append(f"{name} {before:.3f}" + (f" → {after:.3f}" if after not in (None, before) else ""))
-    return ", ".join(texts)
+    asr, floor = row.get("asr"), row.get("asr_floor")
+    if asr is not None and floor is not None:
+        texts.append(f"excess ASR {excess_asr(asr, floor):.3f}")
+    judged = cell.defense != CLEAN_TRAINING and not cell.victim.training  # else the ASR is not that of the attack
+    failed = failed_conditions(asr, floor) if asr is not None and judged else []
+    return ", ".join(texts) + (f"; the attack is not valid: {'; '.join(failed)}" if failed else "")

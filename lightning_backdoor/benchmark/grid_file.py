@@ -189,11 +189,21 @@ class GridFile:
         return names
 
     def _seeds(self, seeds: Any) -> list[int]:
-        seeds_list = seeds if isinstance(seeds, list) else [seeds]
-        valid = seeds_list and all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds_list)
-        if not valid or len(set(seeds_list)) < len(seeds_list):
-            raise self._error(f"seeds is {seeds!r}", f"give different whole numbers from 0 to {LARGEST_SEED}")
-        return seeds_list
+        example = "give a list of different whole numbers, such as [0, 1, 2]"
+        if type(seeds) is int and seeds > 0:
+            several = [*range(seeds)] if seeds <= 10 else f"[0, 1, ..., {seeds - 1}]"
+            problem = f"seeds is {seeds}, which may mean the seed {seeds} or {seeds} seeds"
+            raise self._error(problem, f"give [{seeds}] for the seed, or {several}")
+        if not isinstance(seeds, list) or not seeds:
+            raise self._error(f"seeds is {seeds!r}, not a list with a seed", example)
+        for seed in seeds:
+            if type(seed) is not int:
+                raise self._error(f"seeds has {seed!r}, which is not a whole number", example)
+            if not 0 <= seed <= LARGEST_SEED:
+                raise self._error(f"seeds has {seed}, which is not from 0 to {LARGEST_SEED}", "give another seed")
+            if seeds.count(seed) > 1:
+                raise self._error(f"seeds has the seed {seed} more than once", "give each seed once")
+        return seeds
 
     def _mapping(self, key: str, value: Any) -> dict[str, Any] | None:
         if value is not None and not isinstance(value, dict):

@@ -46,6 +46,7 @@ def measured(
     # without an inference-time defense the victim's prediction is final
     logged = {f"{name}_defended": logged.get(name) for name in ("cacc", "asr", "pacc")} | logged
     row: ResultRow = dict.fromkeys(INTERVALS) | {name: _known(logged.get(name)) for name in METRIC_NAMES}
+    row["excess_asr"] = _excess(row["asr"], row["asr_floor"])
     for name, interval in text_intervals(outcomes, row["localisation"]).items():
         if row[name] is not None:
             row |= {f"{name}_low": _known(interval.low), f"{name}_high": _known(interval.high)}
@@ -75,9 +76,7 @@ def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
         clean_asr = control.get("asr")
         clean = (clean_asr, control.get("cacc") if control.get("cacc") is not None else benign_row.get("cacc"))
         for row in group:
-            floors = (row["asr_floor"], None if row is control else clean_asr)
-            known = row["asr"] is not None and any(floor is not None for floor in floors)
-            row["excess_asr"] = excess_asr(row["asr"], *floors) if known else None
+            row["excess_asr"] = _excess(row["asr"], row["asr_floor"], None if row is control else clean_asr)
             row |= _excess_interval(row, None if row is control else control)
         judged = next((row for row in group if has_undefended_victim(row) and row["asr"] is not None), None)
         failed, valid = [], ""
@@ -134,6 +133,11 @@ def csv_text(rows: Iterable[ResultRow], columns: Sequence[str]) -> str:
     for row in rows:
         writer.writerow({k: as_csv_field(value) if isinstance(value, str) else value for k, value in row.items()})
     return text.getvalue()
+
+
+def _excess(asr: float | None, *floors: float | None) -> float | None:
+    """The excess ASR; None without an ASR or without any floor."""
+    return None if asr is None or not any(floor is not None for floor in floors) else excess_asr(asr, *floors)
 
 
 def _known(value: float | None) -> float | None:

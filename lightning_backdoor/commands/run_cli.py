@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
 
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.commands.checkpoint_path import left_by_error, resolve_checkpoint
@@ -18,7 +19,13 @@ from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
 from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.commands.slurm_step import check_step, prepare_step
-from lightning_backdoor.commands.wandb_names import check_wandb_names
+from lightning_backdoor.commands.wandb_names import (
+    check_wandb_names,
+    names_of_run,
+    run_config,
+    tell_wandb,
+    with_csv_log,
+)
 from lightning_backdoor.errors import InputError, input_error_behind, reason
 from lightning_backdoor.files.names import check_inside
 
@@ -119,6 +126,7 @@ class RunCLI(LightningCLI):
             arguments = Namespace(save_dir=str(self.folder), name="logs")  # type: ignore[no-untyped-call]
             loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments)  # type: ignore[no-untyped-call]
             config.trainer.logger = loggers
+        config.trainer.logger = loggers = with_csv_log(loggers)
         unsettled = (None, ".", config.run_dir)  # a saved config contains the folder of its run
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if not isinstance(logger, Namespace):
@@ -156,6 +164,10 @@ class RunCLI(LightningCLI):
         check_names(given)
         if not self.with_trainer:
             return None  # type: ignore[return-value]
+        loggers = options.logger if isinstance(options.logger, list) else [options.logger]
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            names = names_of_run(self.command, self.model, self.datamodule, given)
+            tell_wandb(loggers, names, run_config(self.command, self.parser.dump(self.config, format="json")))
         callbacks = command_callbacks(self.command, self.model, given)
         if options.enable_checkpointing is not False:
             folder = Path(self.config.run_dir or self.folder, "checkpoints")
