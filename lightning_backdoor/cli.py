@@ -23,6 +23,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the test rows, with the defenses attached",
     "predict": "write a checkpoint's predictions on the test rows",
     "benchmark": "run a grid of attacks and defenses, and compare them",
+    "report": "put the results of grids and tests together in one page and table, without running anything",
     "poison": "write the poisoned splits of a data set, with flags and trigger spans",
     "scan": "flag and repair suspicious texts before a fine-tuned checkpoint reads them",
     "list": "list attacks, defenses, data, models, presets and metrics",
@@ -127,6 +128,10 @@ def _run(args: list[str]) -> int:
         from lightning_backdoor.commands.list import main as list_names
 
         return list_names(options, METRICS)
+    if command == "report":
+        from lightning_backdoor.benchmark.report_command import main as report
+
+        return report(options)
     if command == "poison":
         from lightning_backdoor.commands.poison import main as poison
 
