@@ -17,6 +17,7 @@ from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, Pois
 from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_state
+from lightning_backdoor.victim.provenance import plain
 
 
 class Poisoned(NamedTuple):
@@ -206,6 +207,30 @@ class BackdoorAttack(TextClassifier):
         """
         return None
 
+    def attack_statement(self) -> dict[str, Any] | None:
+        """Class, arguments, target label, poison rate and label policy, as stated in an exported victim.
+
+        None in the user's phase, which poisons nothing: what is stated of the published victim holds on.
+        """
+        if self.users_phase:
+            return None
+        own, stated = self._own_arguments(), ("target_label", "poison_rate", "label_policy")
+        labels: list[str] = self.hparams["labels"] or []
+        target = labels[self.target_label] if self.target_label < len(labels) else str(self.target_label)
+        return {
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "target_label": target,
+            "poison_rate": self.poison_rate,
+            "label_policy": self.label_policy,
+            # an attribute of the same name holds the value that stands for a None
+            "arguments": {name: plain(getattr(self, name, value)) for name, value in own.items() if name not in stated},
+        }
+
+    def _own_arguments(self) -> dict[str, Any]:
+        """The arguments that are not those of :class:`TextClassifier`."""
+        training = inspect.signature(TextClassifier.__init__).parameters
+        return {name: value for name, value in self.hparams.items() if name not in training and name[0] != "_"}
+
     def poison_key(self) -> str | None:
         """Cache key of the poisoned rows without rows and seed: class, code and the attack's own arguments.
 
@@ -217,7 +242,6 @@ class BackdoorAttack(TextClassifier):
             The key; None where the source cannot be read (a class defined in an interactive shell). Rows without a key
             are not reused, so that nothing stale is read.
         """
-        training = inspect.signature(TextClassifier.__init__).parameters
-        own = {name: value for name, value in self.hparams.items() if name not in training and name[0] != "_"}
+        own = self._own_arguments()
         code = code_identity(type(self), BackdoorAttack)
         return None if code is None else json.dumps([type(self).__qualname__, own, code], sort_keys=True, default=str)
