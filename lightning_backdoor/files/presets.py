@@ -27,3 +27,13 @@ def preset_path(name: str | Path) -> Path:
     if path.parts[:1] != ("configs",) or ".." in path.parts or path.exists():
         return path
     return next((root / path for root in ROOTS if (root / path).is_file()), path)
+
+
+def preset_names() -> list[str]:
+    """The names of all presets, by folder and name.
+
+    >>> "configs/attack/badnets.yaml" in preset_names()
+    True
+    """
+    root = next(root for root in ROOTS if (root / "configs").is_dir())
+    return sorted(path.relative_to(root).as_posix() for path in root.glob("configs/*/*.yaml"))
