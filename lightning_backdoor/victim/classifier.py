@@ -22,6 +22,7 @@ from lightning_backdoor.victim.checkpoints import TrainedVictim, load_state, rea
 from lightning_backdoor.victim.evaluation import Evaluated, now
 from lightning_backdoor.victim.model_card import write_card
 from lightning_backdoor.victim.network import build_network, check_config, freeze, train_head
+from lightning_backdoor.victim.prediction import Predictions, predict_texts
 from lightning_backdoor.victim.provenance import provenance, stated, stated_at, stated_by_arguments
 from lightning_backdoor.victim.published import check_rows, read_published
 
@@ -138,6 +139,29 @@ class TextClassifier(CheckpointedClassifier):
         if trained.hyper_parameters is not None:
             victim._loaded = stated_by_arguments(trained.hyper_parameters)
         return victim.eval()
+
+    def predict(self, texts: str | Sequence[str], batch_size: int = 32) -> Predictions:
+        """Predicts the labels of texts, without a trainer, on the device of the network; its mode is left as it was.
+
+        Args:
+            texts: a text, or several.
+            batch_size: number of texts read at once.
+
+        Returns:
+            The names of the predicted labels, and the probabilities, (texts, classes).
+
+        Raises:
+            InputError: the victim has not been trained or loaded, or something among the texts is not a text.
+            Diverged: a logit is NaN or infinite.
+
+        Example::
+
+            labels, probabilities = load_trained("runs/first/model").predict(["a good film", "a bad film"])
+        """
+        if not hasattr(self, "network") or self.new_head is not None:
+            raise InputError("victim", "it has not been trained", "fit it, or use load_trained")
+        given = [texts] if isinstance(texts, str) else list(texts)
+        return predict_texts(self, given, self.hparams["labels"], batch_size)
 
     def configure_model(self) -> None:
         """Builds the network, with one output per label, and the metrics.
