@@ -1,4 +1,4 @@
-"""Options of the trainer that Lightning refuses end a command with one line and exit status 2."""
+"""Options of the trainer that are refused end a command with one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -37,6 +37,19 @@ def test_an_option_that_the_trainer_refuses_is_reported_in_one_line(
     assert main(["fit", "-c", "data.yaml", f"--trainer.{option}={value}", "--run_dir", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: trainer")
     assert not [*tmp_path.rglob("*.ckpt")]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", "FSDPStrategy"])
+def test_strategies_that_keep_weights_in_parts_are_refused_before_training(
+    inside: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    strategy: str,
+) -> None:
+    for devices in ("1", "2"):
+        assert main(["fit", "-c", "data.yaml", "--trainer.strategy", strategy, "--trainer.devices", devices]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: trainer.strategy: ")
+    assert "give ddp" in line
 
 
 def test_callbacks_that_the_trainer_refuses_are_reported_in_one_line(
