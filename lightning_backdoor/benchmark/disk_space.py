@@ -32,5 +32,9 @@ def disk_text(victims: Iterable[PlannedVictim], jobs: int) -> str:
         parts.append(f"about {size_text(kept)} for {len(known)} victims to be trained")
         parts.append(f"up to {size_text(more)} more meanwhile")
     if unknown:
-        parts.append(f"not known for {', '.join(unknown)}, whose weights are not on this machine")
+        parts += [
+            f"not known for {models.count(model)} victims of {model}, each {KEPT} times its weights,"
+            " which are not on this machine"
+            for model in unknown
+        ]
     return one_line(f"disk: {'; '.join(parts) or 'nothing is to be trained'}") + "\n"

@@ -17,7 +17,7 @@ from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.errors import escaped, one_line
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.model_size import size_text, weights_bytes
-from lightning_backdoor.outputs.validity import excess_asr, failed_conditions
+from lightning_backdoor.outputs.validity import MAX_LOSS, excess_asr, failed_conditions
 from lightning_backdoor.victim import TextClassifier
 
 #: characters of a text that are shown around its trigger.
@@ -59,8 +59,8 @@ def _poison_lines(model: LightningModule, data: BackdoorDataModule, train: list[
     splits = data.poisoned_splits()
     poisoned = [row for row in train if row["poisoned"]]
     target = data.label_names[model.target_label]
-    number = f"{len(poisoned)} of {len(train)}" if poisoned else "none"
-    lines = [f"poison: {number} of the training rows, {len(splits.poisoned['test'])} test rows; target label: {target}"]
+    number = f"{len(poisoned)} of {len(train)} training rows" if poisoned else "no training row"
+    lines = [f"poison: {number}, {len(splits.poisoned['test'])} poisoned test rows; target label: {target}"]
     example = next(iter(poisoned or splits.poisoned["validation"]), None)
     if example is None:
         return lines
@@ -110,11 +110,9 @@ def selected_text(model: TextClassifier, data: BackdoorDataModule, callbacks: li
         if defenses:
             lines.append(f"attack under {' and '.join(defenses)}: {excess}")
         elif failed:
-            lines.append(f"attack: does not count, since its {', its '.join(failed)}")
+            lines.append(f"attack: does not count, since its {' and its '.join(failed)}")
         else:
-            lines.append(
-                f"attack: counts ({excess}), if a cleanly trained victim has no better CACC than 0.03 above it"
-            )
+            lines.append(f"attack: counts ({excess}), unless clean training has a CACC more than {MAX_LOSS} higher")
     return "".join(f"{one_line(line)}\n" for line in lines)
 
 

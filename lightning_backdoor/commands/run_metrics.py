@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lightning_backdoor.callbacks import InferenceDefense
@@ -47,11 +46,11 @@ def write_metrics(
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "rows": evaluated_rows(data, stage) if isinstance(data, BackdoorDataModule) else {},
         "thresholds": {
-            callback.name or type(callback.defense).__name__: shortest(float(callback.defense.threshold))
+            callback.name or type(callback.defense).__name__: rounded(float(callback.defense.threshold))
             for callback in defenses
         },
         "versions": versions(),
-        **{name: shortest(value) for name, value in metrics.items()},
+        **{name: rounded(value) for name, value in metrics.items()},
     }
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
@@ -72,12 +71,12 @@ def evaluated_rows(data: BackdoorDataModule, stage: str) -> dict[str, int]:
     return {"clean": len(clean), "poisoned": poisoned, "negatives": negatives}
 
 
-def shortest(value: float) -> float | None:
-    """A number in the fewest digits that identify it in single precision, in which metrics are computed.
+def rounded(value: float) -> float | None:
+    """A number in six digits, as many as all are right in single precision, in which metrics are computed.
 
     None if it is not finite, since JSON has no such number.
 
-    >>> shortest(0.8666666746139526), shortest(float("nan"))
-    (0.8666667, None)
+    >>> rounded(0.03333333507180214), rounded(float("nan"))
+    (0.0333333, None)
     """
-    return float(str(np.float32(value))) if math.isfinite(value) else None
+    return float(f"{value:.6g}") if math.isfinite(value) else None
