@@ -55,18 +55,19 @@ def run(command: str, args: list[str]) -> None:
     # created late, so that invalid input leaves no empty folder
     only = only_fit(cli.folder, resume=bool(cli.config.ckpt_path)) if command == "fit" else nullcontext()
     with removed_if_failed(cli.folder), only:
-        if (
-            command == "fit"
-            and isinstance(cli.model, TextClassifier)
-            and isinstance(cli.datamodule, BackdoorDataModule)
-        ):
-            sys.stdout.write(data_text(cli.model, cli.datamodule, cli.callbacks))
-            sys.stdout.flush()
+        if command == "fit":
+            _say_what_is_trained_on(cli)
         _run(cli, args)
         if command == "fit":
             _export(cli)
         else:
             _write_results(cli)
+
+
+def _say_what_is_trained_on(cli: RunCLI) -> None:
+    if isinstance(cli.model, TextClassifier) and isinstance(cli.datamodule, BackdoorDataModule):
+        sys.stdout.write(data_text(cli.model, cli.datamodule, cli.callbacks))
+        sys.stdout.flush()
 
 
 def what_is_kept(folder: Path) -> str:
