@@ -37,7 +37,7 @@ def weights_bytes(model: str) -> int | None:
             return None if base == model else weights_bytes(base)
         weights = [_parameters(file) * 4 for file in path.glob("*.safetensors")]
         weights = weights or [file.stat().st_size for file in path.glob("pytorch_model*.bin")]
-    except (InputError, OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (InputError, OSError, AttributeError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return sum(weights) or None
 
