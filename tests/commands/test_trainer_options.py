@@ -55,7 +55,6 @@ def test_strategies_that_keep_weights_in_parts_are_refused_before_training(
 NAMED = {
     "accelerator": [["--trainer.accelerator", "tpu"], "trainer.accelerator: tpu cannot be used (", "give auto, or cpu"],
     "devices": [["--trainer.devices", "abc"], "trainer.devices: abc cannot be used ("],
-    "strategy": [["--trainer.strategy", "ddp_notebook"], "trainer.strategy: ddp_notebook cannot be used ("],
     "precision": [["--trainer.precision", "transformer-engine"], "trainer.precision: transformer-engine cannot be"],
     "profiler": [["--trainer.profiler", "xla"], "trainer.profiler: xla cannot be used (", "torch_xla"],
     "a profiler": [
