@@ -156,10 +156,10 @@ class _Reader:
 
     def _stray(self, given: str) -> InputError:
         """The error for an argument that is neither an option nor the value of one."""
-        near = did_you_mean(given.lstrip("-").partition("=")[0], [*self.options.root, *ALIASES])
-        if near:
-            near = near.replace("mean ", "mean --")
-        elif given.endswith((".yaml", ".yml")):
+        near = did_you_mean(given.lstrip("-").partition("=")[0], [*self.options.root, *ALIASES]).replace(
+            "mean ", "mean --"
+        )
+        if given.endswith((".yaml", ".yml")):
             near = f"did you mean --config {given[:100]}?"
         remedy = advice(near, f"{self.options.prog} --help")
         return InputError("options", f"{given[:100]!r} is neither an option nor the value of one", remedy)
