@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,19 +36,16 @@ SCRIPT = Path(sys.executable).parent / "lightning-backdoor"
 def test_what_needs_no_model_is_answered_within_a_second_without_heavy_imports(
     args: list[str], status: int, words: str
 ) -> None:
-    seconds = []
-    for _ in range(3):  # the fastest of three, since other processes may slow one down
-        started = time.perf_counter()
-        result = subprocess.run([sys.executable, "-X", "importtime", SCRIPT, *args], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
-        if seconds[-1] < 1:
-            break
+    before = os.times()
+    result = subprocess.run([sys.executable, "-X", "importtime", SCRIPT, *args], capture_output=True, text=True)
+    after = os.times()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
     assert result.returncode == status
     assert words in (result.stderr if status else result.stdout)
     assert "lightning_backdoor" in imported
     assert not imported & {"torch", "lightning", "transformers", "datasets", "numpy"}
-    assert min(seconds) < 1
+    assert seconds < 1  # of this process alone, whatever else the machine does
 
 
 def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:

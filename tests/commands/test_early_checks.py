@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from jsonargparse import Namespace
 from lightning_backdoor.commands.early_checks import settled
 from lightning_backdoor.commands.known_options import ALIASES, root_options, trainer_options
 from lightning_backdoor.commands.options import OptionParser
-from lightning_backdoor.commands.parsing import parse, run_parser
+from lightning_backdoor.commands.parsing import RunParser, parse, run_parser
 from lightning_backdoor.commands.spelling import one_spelling
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.class_sources import class_arguments, find_class
@@ -47,12 +48,9 @@ def test_the_arguments_of_classes_known_early_are_those_of_the_parser() -> None:
         assert source is not None
         arguments = class_arguments(source)
         if item.room in ("attacks", "callbacks", "data", "victim", "defenses") and arguments.complete:
-            parser = run_parser("fit")
-            parser.add_subclass_arguments(object, "made")
-            made = type(parser)(exit_on_error=False)
-            module = __import__(item.class_path.rpartition(".")[0], fromlist=[item.name])
-            made.add_class_arguments(getattr(module, item.name), "x", fail_untyped=False)
-            names = {action.dest.split(".")[1] for action in made._actions if action.dest.startswith("x.")}
+            parser = RunParser(exit_on_error=False)
+            parser.add_class_arguments(pydoc.locate(item.class_path), "x", fail_untyped=False)  # type: ignore[arg-type]
+            names = {action.dest.split(".")[1] for action in parser._actions if action.dest.startswith("x.")}
             assert {*arguments.by_name} == names, item.name
             checked += 1
     assert checked > 20
@@ -86,8 +84,8 @@ def test_the_arguments_of_classes_known_early_are_those_of_the_parser() -> None:
             "data.init_args.data_defense.init_args.fpr",
             0.2,
         ),
-        (["--model", "shout.Shout", "--model.neighbours", "4"], "model.init_args.neighbors", 4),
-        (["--model", "shout.Shout", "--model.words", "a,b"], "model.init_args.words", ["a", "b"]),
+        (["--model", "spelled.Shout", "--model.neighbours", "4"], "model.init_args.neighbors", 4),
+        (["--model", "spelled.Shout", "--model.words", "a,b"], "model.init_args.words", ["a", "b"]),
         (["--config", "{model: {init_args: {poison-rate: 0.3}}}"], "model.init_args.poison_rate", 0.3),
         (["--config", "british.yaml"], "data.init_args.data_defense.init_args.fpr", 0.01),
         (["--config", "british.yaml"], "seed_everything", 7),
@@ -101,7 +99,7 @@ def test_every_spelling_arrives(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "shout.py").write_text(SHOUT, encoding="utf-8")
+    (tmp_path / "spelled.py").write_text(SHOUT, encoding="utf-8")
     (tmp_path / "british.yaml").write_text(
         "seed: 7\n"
         "model: {class_path: BadNets, init_args: {triggers: 'mn,bb', learning-rate: 1e-3}}\n"

@@ -32,7 +32,7 @@ def test_the_help_has_two_screens_and_our_options_first(
     assert places == sorted(places)
     assert all(f"\n  {name} " in page for name in ("BadNets", "LWS", "Onion", "MuScleLoRA"))
     assert all(f"--{name} " in page for name in ("model.poison_rate", "data.source.path"))
-    assert f"{command} --model NAME --help" in page
+    assert f"{command} --model NAME --help" in " ".join(page.split())
 
 
 def test_help_all_has_every_option_of_the_trainer(capsys: pytest.CaptureFixture[str]) -> None:
