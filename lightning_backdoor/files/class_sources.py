@@ -115,8 +115,11 @@ def class_arguments(source: ClassSource) -> ClassArguments:
     if function is None:
         if source.is_dataclass:
             fields = [node for node in source.node.body if isinstance(node, ast.AnnAssign)]
-            names = [(ast.unparse(node.target), node.annotation, node.value) for node in fields]
-            return ClassArguments({name: _argument(name, *of, source.module, documented) for name, *of in names}, True)
+            made = [
+                _argument(ast.unparse(node.target), node.annotation, node.value, source.module, documented)
+                for node in fields
+            ]
+            return ClassArguments({argument.name: argument for argument in made}, True)
         return _inherited(source, 0, set())
     own = {argument.name: argument for argument in _parameters(function, source.module, documented)}
     if function.args.kwarg is None:

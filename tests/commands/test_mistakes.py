@@ -43,6 +43,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     # options
     "option": (["fit", "--modle", "BadNets"], ["--modle: there is no such option", "did you mean --model?", "--help"]),
     "one dash": ([*FIT, "-seed", "3"], ["'-seed'", "did you mean --seed?"]),
+    "one dash before config": (["fit", "-config", "data.yaml"], ["'-config'", "did you mean --config?"]),
+    "switch": ([*FIT, "--trainer.fast_dev_run"], ["--trainer.fast_dev_run: no value", "--trainer.fast_dev_run true"]),
     "abbreviation": ([*FIT, "--see", "3"], ["--see", "did you mean --seed?"]),
     "no trainer before it": ([*FIT, "--max_epochs", "1"], ["--max_epochs", "did you mean --trainer.max_epochs?"]),
     "no model before it": ([*FIT, "--poison-rate", "1"], ["did you mean --model.poison_rate?"]),
