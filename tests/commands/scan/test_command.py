@@ -476,13 +476,11 @@ def test_a_signal_ends_a_scan_with_the_command_that_continues_it(
 def test_progress_is_a_line_per_minute_without_a_terminal(
     scan: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lightning_backdoor.commands.scan.progress.INTERVAL", 0)
+    monkeypatch.setattr("lightning_backdoor.outputs.progress.LINE_SECONDS", 0)
     assert main(scan(output=os.devnull)) == 0
     said = capsys.readouterr().err
-    assert re.search(
-        rf"^calibrating GradientAttention: 32 of {len(CLEAN)} texts, [0-9.]+ per second, .* left$", said, re.M
-    )
-    assert re.search(rf"^scoring: 64 of {len(TEXTS)} texts, .* left$", said, re.M)
+    assert re.search(rf"^calibrating GradientAttention: 32 of {len(CLEAN)} texts, about .* left$", said, re.M)
+    assert re.search(rf"^scoring: 64 of {len(TEXTS)} texts, about .* left$", said, re.M)
 
 
 def test_a_checkpoint_that_needs_code_is_refused_in_one_line(
