@@ -205,5 +205,5 @@ def test_an_own_seed_and_budget_are_kept() -> None:
     ((option,), _) = defense_options(["--defense", "Strip"])
     defense = create(option, defense_class(option), fpr=0.3, seed=1)
     assert (defense.fpr, defense.seed) == (0.3, 1)
-    with pytest.raises(InputError, match="fpr: 1.5 is not a share"):
+    with pytest.raises(InputError, match=r"fpr: 1\.5 is not a share"):
         create(option, defense_class(option), fpr=1.5, seed=1)
