@@ -132,7 +132,7 @@ def processes(devices: str, nodes: int, args: Sequence[str]) -> Iterator[Process
         yield Processes()
         return
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # gloo, since processes exchange texts and lines, not tensors
