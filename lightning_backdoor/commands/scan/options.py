@@ -17,7 +17,7 @@ score. With several defenses, each has a field of its own with anomaly_score and
 a scan ends with the threshold, the counts, and a verdict: whether more texts are flagged than clean texts would be.
 """
 EPILOG = """\
-Defenses: --defense Onion --defense.bar 0 or --defense 'Onion(bar=0)', or a preset: --defense configs/defense/onion.yaml.
+Defenses: --defense Onion --defense.bar 0, or --defense 'Onion(bar=0)', or a preset, configs/defense/onion.yaml.
 Give --defense several times to compare several. Your own class is named by its path in an installed package, or by
 FILE.py:CLASS; nothing else is imported from the working directory, which may hold an untrusted model.
 
