@@ -62,6 +62,7 @@ def defense_options(args: Iterable[str]) -> tuple[list[DefenseOption], list[str]
     own: dict[str, str] = {}  # arguments given without naming a defense: those of the default
     for arg in waiting:
         option, equals, value = arg.partition("=")
+        option = re.sub("^--defence", OPTION, option)  # the British spelling
         if option != OPTION and not option.startswith(f"{OPTION}."):
             others.append(arg)
             continue
