@@ -19,6 +19,8 @@ WARNINGS = (
 #: beginnings of messages of Lightning.
 MESSAGES = (
     "💡",
+    "Seed set to",
+    "Loading `train_dataloader` to estimate",
     "GPU available",
     "TPU available",
     "`Trainer(limit_",
