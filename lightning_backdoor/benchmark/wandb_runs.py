@@ -115,7 +115,11 @@ class WandbRuns:
 
         def log(run: Any) -> None:
             run.log(grid_media(results))
-            address = save_report(results, self.name, run, self.folder / "wandb" / "report.txt")
+            try:
+                address = save_report(results, self.name, run, self.folder / "wandb" / "report.txt")
+            except Exception as error:  # the run itself is whole
+                _warn("the report is not saved", error)
+                return
             if address is not None:
                 sys.stdout.write(f"W&B report       {escaped(address)}\n")
 
