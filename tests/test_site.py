@@ -18,10 +18,12 @@ import pytest
 import yaml
 
 from lightning_backdoor.benchmark import command as benchmark
+from lightning_backdoor.benchmark import report_command as report
 from lightning_backdoor.cli import COMMANDS, main
 from lightning_backdoor.commands import list as listing
-from lightning_backdoor.commands import poison, scan
+from lightning_backdoor.commands import poison
 from lightning_backdoor.commands.parsing import parse, run_parser
+from lightning_backdoor.commands.scan import options as scan
 from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.files.public_classes import public_classes
 from tests.support.documents import PAGES, ROOT, Block, blocks, commands, python_file
@@ -30,6 +32,7 @@ from tests.support.documents import PAGES, ROOT, Block, blocks, commands, python
 PARSERS: dict[str, Callable[[], Any]] = {
     "benchmark": benchmark.parser,
     "list": listing.parser,
+    "report": report.parser,
     "scan": scan.parser,
 }
 #: a run whose config the documents name.

@@ -59,7 +59,8 @@ class Method(NamedTuple):
     @property
     def summary(self) -> str:
         """What it is, in a line."""
-        return self.classes[0].summary if self.classes else self.presets[0].summary
+        said = self.classes[0].summary if self.classes else self.presets[0].summary
+        return said[:1].upper() + said[1:]
 
     @property
     def moments(self) -> list[str]:
