@@ -26,7 +26,7 @@ from lightning_backdoor.commands.parsing import parse, run_parser
 from lightning_backdoor.commands.scan import options as scan
 from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.files.public_classes import public_classes
-from tests.support.documents import PAGES, ROOT, Block, blocks, commands, python_file
+from tests.support.documents import PAGES, ROOT, Block, blocks, commands, one_block, python_file
 
 #: the parsers of commands that have options of their own.
 PARSERS: dict[str, Callable[[], Any]] = {
@@ -135,9 +135,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the files that the documents have the reader write."""
     for name in ("shout.py", "length.py"):
         (tmp_path / name).write_text(python_file(name), encoding="utf-8")
-    for block in blocks("yaml"):
-        if block.text.startswith("# grid.yaml\n"):
-            (tmp_path / "grid.yaml").write_text(block.text, encoding="utf-8")
+    (tmp_path / "grid.yaml").write_text(one_block("yaml", "# grid.yaml\n"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path

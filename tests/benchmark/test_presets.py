@@ -13,12 +13,12 @@ import yaml
 from lightning_backdoor.benchmark.fragments import compose, read_yaml, yaml_text
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.commands.fit import run
+from tests.support.documents import one_block
 from tests.support.workspace import inside, workspace
 
 __all__ = ["inside", "workspace"]
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def presets(kind: str) -> list[Path]:
@@ -66,7 +66,7 @@ def test_the_ids_of_earlier_results_stay() -> None:
 
 
 def test_the_readmes_grid_is_a_grid(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(# grid.yaml\n.*?)```", README, flags=re.DOTALL)
+    block = one_block("yaml", "# grid.yaml\n")
     (tmp_path / "grid.yaml").write_text(block, encoding="utf-8")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     grid = Grid(tmp_path / "grid.yaml")

@@ -40,11 +40,15 @@ def blocks(*languages: str, pages: Iterable[Path] = PAGES) -> list[Block]:
     return found
 
 
-def python_file(name: str) -> str:
-    """The block of Python that begins with the comment ``# name``; the same in every document that has it."""
-    found = {block.text for block in blocks("python") if block.text.startswith(f"# {name}\n")}
-    (text,) = found
+def one_block(language: str, beginning: str) -> str:
+    """The block that begins with some characters; the same in every document that has it."""
+    (text,) = {block.text for block in blocks(language) if block.text.startswith(beginning)}
     return text
+
+
+def python_file(name: str) -> str:
+    """The block of Python that begins with the comment ``# name``."""
+    return one_block("python", f"# {name}\n")
 
 
 def commands(*more: Path) -> list[list[str]]:
