@@ -70,7 +70,7 @@ def test_the_classes_of_the_readme_pass(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("shout", "length"):
         (tmp_path / f"{name}.py").write_text(python_file(f"{name}.py"), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    block = one_block("python", "from lightning_backdoor.testing ")
+    block = one_block("python", "from lightning_backdoor.testing import check_attack, check_defense\n")
     (tmp_path / "contracts_of_the_readme.py").write_text(block, encoding="utf-8")
     importlib.import_module("contracts_of_the_readme").test_contracts()
 
