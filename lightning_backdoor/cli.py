@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from lightning_backdoor import __version__
+from lightning_backdoor.commands.early_checks import settled
+from lightning_backdoor.commands.help_pages import help_asked
 from lightning_backdoor.commands.options import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
-from lightning_backdoor.errors import InputError, known_error
+from lightning_backdoor.errors import InputError, did_you_mean, known_error
 
 #: commands and their descriptions in the help.
 COMMANDS = {
@@ -97,7 +99,10 @@ def _run(args: list[str]) -> int:
         return 0
     command, options = args[0], args[1:]
     if command not in COMMANDS:
-        raise InputError("command", f"{command[:100]!r} is unknown", f"give one of {', '.join(COMMANDS)}")
+        near = did_you_mean(command, COMMANDS)
+        raise InputError(
+            "command", f"{command[:100]!r} is unknown", f"{near} give one of {', '.join(COMMANDS)}".strip()
+        )
     try:
         os.getcwd()  # noqa: PTH109
     except OSError:
@@ -122,6 +127,10 @@ def _run(args: list[str]) -> int:
         from lightning_backdoor.commands.poison import main as poison
 
         return poison(options)
+    if page := help_asked(command, options):
+        sys.stdout.write(page)
+        return 0
+    settled(command, options)
     from lightning_backdoor.commands.fit import run
 
     run(command, options)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, overload
 from torch import nn
 
 from lightning_backdoor.batch import Spans
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
 from lightning_backdoor.victim import TextClassifier
@@ -48,7 +48,7 @@ class BackdoorAttack(TextClassifier):
             for it and no run fails because of it.
 
     Args:
-        target_label: class index that the attacker wants, from 0.
+        target_label: the class that the attacker wants: its index, from 0, or its name in the data or in ``labels``.
         poison_rate: poisoned rows as a share of all training rows, above 0 and up to 1.
         label_policy: which training rows are poisoned: ``dirty`` (rows of other labels, relabelled as the target),
             ``clean`` (rows of the target label, label kept), ``mixed`` (rows of any label, all ending as the target).
@@ -69,24 +69,60 @@ class BackdoorAttack(TextClassifier):
 
     def __init__(
         self,
-        target_label: int = 1,
+        target_label: int | str = 1,
         poison_rate: float = 0.1,
         label_policy: Literal["dirty", "clean", "mixed"] = "dirty",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if target_label < 0:
+        if isinstance(target_label, int) and target_label < 0:
             raise InputError("target_label", f"{target_label} is out of range", "class indices count from 0")
         if not 0 < poison_rate <= 1:
             raise InputError("poison_rate", f"{poison_rate} is out of range", "give a share above 0 and up to 1")
         if label_policy not in ("dirty", "clean", "mixed"):
             raise InputError("label_policy", f"{label_policy!r} is unknown", "give dirty, clean or mixed")
-        self.target_label = target_label
+        self._target: int | str = target_label
         self.poison_rate = poison_rate
         self.label_policy: str = label_policy
         self.may_generate = True
         if self.users_phase:
             self.selected_by = TextClassifier.selected_by
+
+    @property
+    def target_label(self) -> int:
+        """Index of the class that the attacker wants.
+
+        Raises:
+            InputError: it was given by name, and no label has this name, or the labels are not known yet.
+        """
+        if isinstance(self._target, str):
+            labels = self._given_labels()
+            if labels is None:
+                problem = f"{self._target!r} is a name, and the labels are not known yet"
+                raise InputError("target_label", problem, "give labels, or the index of the class")
+            self.know_labels(labels)
+        assert isinstance(self._target, int)
+        return self._target
+
+    @target_label.setter
+    def target_label(self, target_label: int) -> None:
+        self._target = target_label
+
+    def know_labels(self, labels: Sequence[str]) -> None:
+        """Finds the index of a target label that was given by name; checkpoints and caches then hold the index.
+
+        Args:
+            labels: the names of the classes, in the order of their indices.
+
+        Raises:
+            InputError: no label has this name.
+        """
+        if isinstance(self._target, str):
+            if self._target not in labels:
+                remedy = f"{did_you_mean(self._target, labels)} the labels are {', '.join(labels)}".strip()
+                raise InputError("target_label", f"{self._target!r} is not a label", remedy)
+            self._target = list(labels).index(self._target)
+            self.hparams["target_label"] = self._target
 
     @property
     def users_phase(self) -> bool:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from lightning_backdoor.commands.early_checks import check_grid
 from lightning_backdoor.commands.options import OptionParser
 from lightning_backdoor.commands.signals import Ended
 from lightning_backdoor.errors import InputError
@@ -51,6 +52,7 @@ def main(args: list[str]) -> int:
     folder = Path(options.output).resolve()  # workers may have another working directory
     if folder.exists() and not folder.is_dir():
         raise InputError("output", f"{folder} is a file", "give a folder")
+    check_grid(options.config)
     from lightning_backdoor.benchmark.running.run_grid import run_grid, work
 
     if options.worker:

@@ -14,7 +14,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.commands.checkpoint_path import left_by_error, resolve_checkpoint
-from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
+from lightning_backdoor.commands.known_options import OBJECTS
+from lightning_backdoor.commands.parsing import RunParser, parse, run_parser
 from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.commands.slurm_step import check_step, prepare_step
@@ -95,6 +96,7 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses as Lightning does, but without its warning about options in ``sys.argv``, and with one-line errors."""
         assert isinstance(args, list)
+        assert isinstance(parser, RunParser)
         self.config = parse(parser, args)
 
     def before_instantiate_classes(self) -> None:

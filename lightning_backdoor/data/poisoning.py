@@ -78,6 +78,17 @@ def is_poisoner(module: object) -> TypeGuard[Poisoner]:
     return all(callable(getattr(type(module), name, None)) for name in methods)
 
 
+def _tell_labels(attack: Poisoner | None, labels: Sequence[str]) -> None:
+    """Tells an attack the names of the classes, if it can be given its target label by name.
+
+    Raises:
+        InputError: no class has the name of the target label.
+    """
+    know_labels = getattr(attack, "know_labels", None)
+    if callable(know_labels):
+        know_labels(labels)
+
+
 class PoisonedSplits(NamedTuple):
     """Clean, poisoned and negative rows of a run.
 
@@ -247,11 +258,12 @@ def _rewritten(row: Row, written: PoisonedText | None) -> Row | None:
 
 
 def check_target(attack: Poisoner, labels: Sequence[str]) -> None:
-    """Checks that the target label of an attack is one of the labels.
+    """Checks that the target label of an attack is one of the labels, which may be given by its name.
 
     Raises:
         InputError: it is not.
     """
+    _tell_labels(attack, labels)
     if attack.target_label >= len(labels):
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
         raise InputError("target_label", f"{attack.target_label} is out of range", f"the labels are {known}")
@@ -287,6 +299,7 @@ def poison_splits_cached(
     Raises:
         InputError: the cache cannot be read or written; see also :func:`poison_splits`.
     """
+    _tell_labels(attack, labels)  # before the key is computed, which holds the index
     key = attack.poison_key() if attack is not None else None
     if attack is None or key is None:
         return poison_splits(splits, attack, seed, labels)

@@ -31,6 +31,16 @@ def preset_path(name: str | Path) -> Path:
     return next((root / path for root in ROOTS if (root / path).is_file()), path)
 
 
+def preset_names() -> list[str]:
+    """The names of all presets, by folder and name.
+
+    >>> "configs/attack/badnets.yaml" in preset_names()
+    True
+    """
+    root = next(root for root in ROOTS if (root / "configs").is_dir())
+    return sorted(path.relative_to(root).as_posix() for path in root.glob("configs/*/*.yaml"))
+
+
 class Preset(NamedTuple):
     """A preset config.
 
@@ -64,8 +74,7 @@ def presets() -> list[Preset]:
     >>> preset.path, preset.class_paths
     ('configs/attack/badnets.yaml', ('lightning_backdoor.attacks.BadNets',))
     """
-    paths = {path.relative_to(root) for root in ROOTS for path in (root / "configs").glob("*/*.yaml")}
-    return [_preset(path) for path in sorted(paths)]
+    return [_preset(Path(name)) for name in preset_names()]
 
 
 def _preset(path: Path) -> Preset:
