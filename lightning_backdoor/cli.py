@@ -26,6 +26,7 @@ COMMANDS = {
     "poison": "write the poisoned splits of a data set, with flags and trigger spans",
     "scan": "flag and repair suspicious texts before a fine-tuned checkpoint reads them",
     "list": "list attacks, defenses, data, models, presets and metrics",
+    "completion": "write a script for the tab key of bash or zsh",
 }
 
 USAGE = """\
@@ -75,6 +76,9 @@ def main(args: Sequence[str] | None = None) -> int:
         drop_output()
         return 1
     except Exception as error:
+        if _interrupted(error):
+            _report("interrupted")
+            return 130
         line, status = known_error(error)
         if not line:
             raise
@@ -113,6 +117,8 @@ def _run(args: list[str]) -> int:
 
         return scan(options)
     check_options(options)
+    if command == "completion":
+        return _completion(options)
     _working_directory_last()
     if command == "benchmark":
         from lightning_backdoor.benchmark.command import main as benchmark
@@ -137,6 +143,14 @@ def _run(args: list[str]) -> int:
     return 0
 
 
+def _completion(options: list[str]) -> int:
+    from lightning_backdoor.benchmark.command import parser as benchmark
+    from lightning_backdoor.commands import completion, poison, scan
+
+    parsers = {"benchmark": benchmark, "poison": poison.parser, "scan": scan.parser, "completion": completion.parser}
+    return completion.main(options, COMMANDS, {name: make() for name, make in parsers.items()})
+
+
 def _working_directory_last() -> None:
     """Puts the working directory at the end of the import path, so that a config may name a class in it.
 
@@ -154,6 +168,13 @@ def _without_working_directory() -> None:
 
 def _is_working_directory(path: str) -> bool:
     return os.path.realpath(path or ".") == os.path.realpath(".")
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether control-C is behind an error: libraries that it interrupts while they are imported raise their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _report(line: str, by_all: bool = False) -> None:

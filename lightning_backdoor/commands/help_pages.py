@@ -46,7 +46,7 @@ SUMMARIES = {
     "weights_only": "checkpoints are never loaded in a way that could run code",
 }
 #: classes that are the base of others, or attached by the commands themselves.
-NOT_LISTED = {"BackdoorAttack", "Defense", "DataDefense", "Inspection", "InferenceDefense", "InspectionCallback"}
+NOT_LISTED = {"BackdoorAttack", "Defense", "DataDefense", "Inspection"}
 NOT_LISTED |= {"CleaningWriter", "OutcomeWriter", "PredictionWriter", "RunLabels"}
 LARGEST_WIDTH = 120
 
@@ -120,14 +120,8 @@ class HelpPage:
     def section(self, title: str, prefix: str, arguments: Mapping[str, Argument]) -> list[str]:
         """A title, and a line per option; those of a dataclass are listed in its place."""
         rows = []
-        for name, argument in arguments.items():
-            if f"{prefix}{name}" == "data.seed":  # the run's
-                continue
-            if is_group(argument) and name != "trainer":
-                fields = class_arguments(argument.classes[0]).by_name
-                rows += [(f"--{prefix}{name}.{field}", *_described(of)) for field, of in fields.items()]
-            else:
-                rows.append((("-c, " if name == "config" else "") + f"--{prefix}{name}", *_described(argument)))
+        for name, argument in option_names(prefix, arguments).items():
+            rows.append((("-c, " if name == "--config" else "") + name, *_described(argument)))
         return ["", *self._wrapped(f"{title}:"), *self._rows(rows)] if rows else []
 
     def _classes(self, title: str, base: str) -> list[str]:
@@ -173,14 +167,36 @@ class HelpPage:
         return textwrap.wrap(text, self.width, subsequent_indent="  ", break_on_hyphens=False)
 
 
+def option_names(prefix: str, arguments: Mapping[str, Argument]) -> dict[str, Argument]:
+    """The options of a class by name, with the fields of a dataclass in its place.
+
+    Args:
+        prefix: what is before each name, such as ``data.``.
+        arguments: the arguments of the class.
+    """
+    names: dict[str, Argument] = {}
+    for name, argument in arguments.items():
+        if is_group(argument):
+            fields = class_arguments(argument.classes[0]).by_name
+            names |= {f"--{prefix}{name}.{field}": of for field, of in fields.items()}
+        elif f"{prefix}{name}" != "data.seed":  # the run's
+            names[f"--{prefix}{name}"] = argument
+    return names
+
+
 def help_asked(command: str, args: list[str], prog: str = "", own: str = "") -> str:
     """The help that is asked for among the options of a command; empty if none is.
+
+    A class whose source cannot be read is left to the parser, which imports it.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         args: the options.
         prog: the command in the page, if it differs from ``lightning-backdoor COMMAND``.
         own: the help of a command with further options, which replaces those of the Trainer.
+
+    Raises:
+        InputError: the option or the class whose help is asked for does not exist.
     """
     prog = prog or f"lightning-backdoor {command}"
     options = KnownOptions(command, prog)
@@ -193,8 +209,10 @@ def help_asked(command: str, args: list[str], prog: str = "", own: str = "") -> 
             options.chosen.setdefault("data", _source("lightning_backdoor.data.BackdoorDataModule"))
             name, argument = options.settle(name.removesuffix(".help"))
             given = given or "".join(args[i + 1 : i + 2])
-            if argument is None or not given:
-                break
+            if not given or given.startswith("-"):
+                raise InputError(f"--{name}.help", "no class is given", f"give one, as in --{name}.help NAME")
+            if argument is None:
+                return ""
             KnownValues(options).settle(name, argument, given)
             source = options.chosen.get(key_of(name))
             return page.of_class(key_of(name), source) if source else ""
