@@ -9,6 +9,7 @@ from lightning_backdoor.callbacks.muscle_lora import MuScleLoRA
 from lightning_backdoor.callbacks.outcome_writer import OutcomeWriter
 from lightning_backdoor.callbacks.output_folder import OutputFolder
 from lightning_backdoor.callbacks.prediction_writer import PredictionWriter
+from lightning_backdoor.callbacks.progress_writer import ProgressWriter
 from lightning_backdoor.callbacks.run_labels import RunLabels
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "OutcomeWriter",
     "OutputFolder",
     "PredictionWriter",
+    "ProgressWriter",
     "RunLabels",
 ]

@@ -25,6 +25,7 @@ from lightning_backdoor.callbacks.shared import (
 from lightning_backdoor.defenses.defense import Defense, Verdict, judge
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.names import check_name
+from lightning_backdoor.language.lookups import recorded_lookups
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
@@ -175,12 +176,13 @@ class InferenceDefense(Callback):
     def _judge(self, trainer: Trainer, victim: TextClassifier, outputs: Evaluated, batch: Batch) -> Verdict:
         assert self._metrics is not None
         started = now(victim.device)
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), recorded_lookups() as lookups:
             verdict = judge(self.defense, victim, batch, outputs["logits"])
-        seconds = now(victim.device) - started
+        seconds = lookups.seconds_of_computed(now(victim.device) - started)
+        plain = lookups.share * outputs["seconds"]
         if verdict.scores.logits is None:  # the plain forward pass is needed in addition
-            seconds += outputs["seconds"]
-        self._metrics.update_overhead(seconds, outputs["seconds"])
+            seconds += plain
+        self._metrics.update_overhead(seconds, plain)  # adds nothing where a cache answered for all texts
         self._metrics.update(victim, batch, verdict, self.defense.budget_thresholds)
         return verdict
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,8 +13,9 @@ from lightning_backdoor.commands.early_checks import settled
 from lightning_backdoor.commands.help_pages import help_asked
 from lightning_backdoor.commands.options import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
-from lightning_backdoor.commands.signals import Ended, ended_by_signals
+from lightning_backdoor.commands.signals import Ended, ended_by_signals, ending_line
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
+from lightning_backdoor.commands.threads import let_waiting_threads_sleep
 from lightning_backdoor.errors import InputError, did_you_mean, known_error
 
 #: commands and their descriptions in the help.
@@ -23,6 +25,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the test rows, with the defenses attached",
     "predict": "write a checkpoint's predictions on the test rows",
     "benchmark": "run a grid of attacks and defenses, and compare them",
+    "report": "put the results of grids and tests together in one page and table, without running anything",
     "poison": "write the poisoned splits of a data set, with flags and trigger spans",
     "scan": "flag and repair suspicious texts before a fine-tuned checkpoint reads them",
     "list": "list attacks, defenses, data, models, presets and metrics",
@@ -55,22 +58,29 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = sys.argv[1:] if args is None else list(args)
     prepare_streams()
+    let_waiting_threads_sleep()
     try:
         with ended_by_signals() as received:
             try:
                 status = _run(args)
             except SystemExit as ended:  # help was printed; or Lightning noticed a signal, and ends with status 0
                 sys.stdout.flush()
+                if received.number == signal.SIGINT:
+                    raise KeyboardInterrupt from None
                 if received.number is not None and not isinstance(ended, Ended):
                     raise Ended(received.number) from None
+                raise
+            except Exception:
+                if received.number == signal.SIGINT:  # an import that it interrupted may raise another error
+                    raise KeyboardInterrupt from None
                 raise
             sys.stdout.flush()  # an error of the last lines is reported here, not when the interpreter exits
             return status
     except Ended as ended:
-        _report(str(ended))
+        _report(ending_line(str(ended)))
         return 128 + ended.number
     except KeyboardInterrupt:
-        _report("interrupted")
+        _report(ending_line("interrupted"))
         return 130
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         drop_output()
@@ -129,6 +139,10 @@ def _run(args: list[str]) -> int:
         from lightning_backdoor.commands.list import main as list_names
 
         return list_names(options, METRICS)
+    if command == "report":
+        from lightning_backdoor.benchmark.report_command import main as report
+
+        return report(options)
     if command == "poison":
         from lightning_backdoor.commands.poison import main as poison
 

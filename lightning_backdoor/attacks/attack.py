@@ -14,8 +14,10 @@ from lightning_backdoor.batch import Spans
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
+from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_state
+from lightning_backdoor.victim.provenance import plain
 
 
 class Poisoned(NamedTuple):
@@ -222,7 +224,8 @@ class BackdoorAttack(TextClassifier):
             One poisoned text per text, or None to leave a text out: a training row then stays clean and another row is
             drawn; an evaluation row has no poisoned copy.
         """
-        return [self.poison_text(text, rng) for text, rng in zip(texts, rngs, strict=True)]
+        pairs = tracked(zip(texts, rngs, strict=True), "poisoning", "texts", len(texts))
+        return [self.poison_text(text, rng) for text, rng in pairs]
 
     def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None] | None:
         """Makes negatives: texts that carry a part of the trigger and keep their label; none by default.
@@ -240,6 +243,30 @@ class BackdoorAttack(TextClassifier):
         """
         return None
 
+    def attack_statement(self) -> dict[str, Any] | None:
+        """Class, arguments, target label, poison rate and label policy, as stated in an exported victim.
+
+        None in the user's phase, which poisons nothing: what is stated of the published victim holds on.
+        """
+        if self.users_phase:
+            return None
+        own, stated = self._own_arguments(), ("target_label", "poison_rate", "label_policy")
+        labels: list[str] = self.hparams["labels"] or []
+        target = labels[self.target_label] if self.target_label < len(labels) else str(self.target_label)
+        return {
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "target_label": target,
+            "poison_rate": self.poison_rate,
+            "label_policy": self.label_policy,
+            # an attribute of the same name holds the value that stands for a None
+            "arguments": {name: plain(getattr(self, name, value)) for name, value in own.items() if name not in stated},
+        }
+
+    def _own_arguments(self) -> dict[str, Any]:
+        """The arguments that are not those of :class:`TextClassifier`."""
+        training = inspect.signature(TextClassifier.__init__).parameters
+        return {name: value for name, value in self.hparams.items() if name not in training and name[0] != "_"}
+
     def poison_key(self) -> str | None:
         """Cache key of the poisoned rows without rows and seed: class, code and the attack's own arguments.
 
@@ -251,7 +278,6 @@ class BackdoorAttack(TextClassifier):
             The key; None where the source cannot be read (a class defined in an interactive shell). Rows without a key
             are not reused, so that nothing stale is read.
         """
-        training = inspect.signature(TextClassifier.__init__).parameters
-        own = {name: value for name, value in self.hparams.items() if name not in training and name[0] != "_"}
+        own = self._own_arguments()
         code = code_identity(type(self), BackdoorAttack)
         return None if code is None else json.dumps([type(self).__qualname__, own, code], sort_keys=True, default=str)

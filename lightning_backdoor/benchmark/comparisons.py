@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain, combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lightning_backdoor.benchmark.intervals import is_attack_success, is_correct
 from lightning_backdoor.benchmark.statistics import (
     SIGNIFICANT,
     Comparison,
@@ -17,7 +18,7 @@ from lightning_backdoor.benchmark.statistics import (
     compare_auroc,
     is_more_frequent,
 )
-from lightning_backdoor.benchmark.table import ATTACK_NAMES, ResultRow, is_attack_success, is_correct
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, ResultRow
 from lightning_backdoor.outputs.outcomes import Outcome
 
 COMPARED_COLUMNS = (*ATTACK_NAMES, "seed", "first", "second", "metric", *Comparison._fields)
@@ -51,7 +52,7 @@ class Answers(NamedTuple):
 
 
 #: the answers under one defense by seed.
-BySeed = Mapping[object, Answers]
+BySeed = Mapping[Any, Answers]
 
 
 def answers_of(outcomes: Iterable[Outcome]) -> Answers:

@@ -28,6 +28,11 @@ class MissingCell(NamedTuple):
     reason: str
     message: str = ""
 
+    @property
+    def why(self) -> str:
+        """The reason with the message."""
+        return f"{self.reason}: {self.message}" if self.message else self.reason
+
 
 def failed_cells(rows: Iterable[ResultRow]) -> list[MissingCell]:
     """The cells of some rows of ``results.csv`` that have failed."""

@@ -43,6 +43,15 @@ class Results(NamedTuple):
         noun = "cell" if total == 1 else "cells"
         return f"{done} of {total} {noun} ({missing_text(self.missing)})" if self.missing else f"{total} {noun}"
 
+    @property
+    def invalid_attacks(self) -> dict[str, str]:
+        """Per dataset, model and attack, joined by a dot, why the attack is not valid; valid ones are left out."""
+        return {
+            " · ".join(line.names[name] for name in ATTACK_NAMES): "; ".join(line.failed_conditions)
+            for line in self.summaries
+            if line.failed_conditions
+        }
+
 
 def collect_results(
     rows: list[ResultRow], benign: str | None, cells: Path, missing: Sequence[MissingCell] = ()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, binomtest, bootstrap, fisher_exact, mannwhitneyu, norm, rankdata
+from scipy.stats import binom, bootstrap, fisher_exact, mannwhitneyu, norm, rankdata
 
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -175,7 +175,7 @@ def compare(pairs: Sequence[tuple[float, float]], seed: int = 0) -> Comparison:
     drawn = np.random.default_rng(seed).multinomial(n, [*shares, max(0.0, 1 - shares.sum())], size=RESAMPLES)
     low, high = np.quantile(drawn @ np.array(values) / n, TAILS)
     more, less = (sum(count for value, count in counts.items() if value * sign > 0) for sign in (1, -1))
-    p = binomtest(more, more + less).pvalue if more + less else 1.0
+    p = min(1.0, 2 * binom.cdf(min(more, less), more + less, 0.5))
     difference = sum(count * value for value, count in counts.items()) / n
     return Comparison(n, difference, float(low), float(high), float(p))
 

@@ -135,6 +135,9 @@ def run_parser(command: str, prog: str = "", extra: tuple[str, ...] = ()) -> Run
     parser.add_argument(
         "--run_dir", type=str | None, default=None, help="The run's folder (default: a new one in runs/)."
     )
+    parser.add_argument(  # an option of fit; the others read the configs that fit writes
+        "--keep_last", type=bool, default=False, help="Whether fit keeps last.ckpt, to train longer later."
+    )
     parser.link_arguments("seed_everything", "data.init_args.seed")
     parser.add_method_arguments(Trainer, command, skip={*OBJECTS})
     for name in extra:

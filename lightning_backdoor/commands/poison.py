@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from lightning_backdoor.commands.early_checks import settled
 from lightning_backdoor.commands.help_pages import help_asked
 from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
+from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.names import check_folder
 
@@ -68,7 +70,15 @@ def main(args: list[str]) -> int:
     settled("fit", rest, "lightning-backdoor poison", OPTIONS_OF_TESTS)
     if output.exists():
         raise InputError("output", f"{output} exists", "name another folder")
+    when_ended(
+        lambda: (
+            f"{escaped(str(output))} is not written; run the same command again, which finds in the cache"
+            " what language models have read or written"
+        )
+    )
+    hide_noise()
     data = _poisoned_data(rest)
+    hide_bars_of_transformers()
     splits = data.poisoned_splits()
     _check_triggers(data)
     parts = (splits.clean, splits.poisoned, splits.negatives)
@@ -173,6 +183,8 @@ def _write_folder(output: Path, rows: dict[str, list[Row]], labels: list[str], s
 def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
     from datasets import ClassLabel, Dataset, Features, List, Value
 
+    from lightning_backdoor.data.reading import quiet_datasets
+
     # declared, since the type of spans cannot be inferred where the trigger of no row has a position
     features = Features(
         {
@@ -186,7 +198,8 @@ def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
         }
     )
     table = Dataset.from_list([{**row, "spans": [list(span) for span in row["spans"]]} for row in rows], features)
-    table.to_parquet(str(path.with_suffix(".parquet")))
+    with quiet_datasets():
+        table.to_parquet(str(path.with_suffix(".parquet")))
     with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
         flat = csv.DictWriter(file, list(features))
         flat.writeheader()

@@ -258,7 +258,7 @@ def _rewritten(row: Row, written: PoisonedText | None) -> Row | None:
 
 
 def check_target(attack: Poisoner, labels: Sequence[str]) -> None:
-    """Checks that the target label of an attack is one of the labels, which may be given by its name.
+    """Checks that the target label of an attack, given by index or by name, is one of the labels.
 
     Raises:
         InputError: it is not.
