@@ -186,9 +186,13 @@ def _is_working_directory(path: str) -> bool:
 
 def _interrupted(error: BaseException | None) -> bool:
     """Whether control-C is behind an error: libraries that it interrupts while they are imported raise their own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: list[BaseException] = []  # an error that is raised again may be behind itself
+    while error is not None and error not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _report(line: str, by_all: bool = False) -> None:

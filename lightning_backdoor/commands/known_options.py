@@ -85,9 +85,9 @@ class KnownOptions:
         argument: Argument | None = None
         for part in given.split("."):
             plain = part.removesuffix("+")
-            known = None
-            if key and part in (*CLASS_KEYS, "help"):
-                if part != "init_args":
+            known = known_spelling(part, (*CLASS_KEYS, "help")) if key else None
+            if known is not None:
+                if known != "init_args":
                     level = argument = None
             elif level is not None:
                 known = known_spelling(plain, [*level.by_name, *(() if key else ALIASES)])
