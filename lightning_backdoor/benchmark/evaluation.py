@@ -81,11 +81,11 @@ class Evaluation:
     def __repr__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=120)
+        text = io.StringIO()
+        console = Console(file=text, width=120, color_system=None, force_terminal=False, force_jupyter=False)
         for table in result_tables(self.summaries):
             console.print(table)
-        written: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return written.rstrip("\n")
+        return text.getvalue().rstrip("\n")
 
     def _repr_html_(self) -> str:
         metrics = shown_metrics(self.summaries)
@@ -234,7 +234,7 @@ def _quiet() -> Iterator[None]:
     log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in IGNORED_WARNINGS:
+            for message in (*IGNORED_WARNINGS, ".*`srun` command is available.*"):
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:

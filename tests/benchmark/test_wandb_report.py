@@ -75,12 +75,11 @@ def test_a_report_is_saved_once_and_updated_and_only_online(
 def test_a_report_that_cannot_be_saved_is_said_in_one_line(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import wandb
-
     ended: list[dict[str, int]] = []
     run = SimpleNamespace(offline=False, project="mine", entity="me", log=lambda values: None)
     run.finish = lambda **arguments: ended.append(arguments)
-    monkeypatch.setattr(wandb, "init", lambda **arguments: run)
+    monkeypatch.setattr("lightning_backdoor.benchmark.wandb_runs._init", lambda **arguments: run)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     monkeypatch.setattr("lightning_backdoor.benchmark.wandb_runs.grid_media", lambda results: {})
     monkeypatch.setattr(wr.Report, "save", lambda self: 1 / 0)
     WandbRuns({}, tmp_path).log_summary(results)
