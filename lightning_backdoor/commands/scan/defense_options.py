@@ -24,6 +24,8 @@ WRITTEN = re.compile(r"(?:(?P<name>[^=()]+)=)?(?P<target>[^()]+)(?P<call>\(.*\))
 DEFAULT = "GradientAttention"
 #: fields of a line of the output that no defense may be named like.
 RESERVED = ("text", "prediction", "logits", "flagged")
+#: dotted name of the base class of the defenses that can scan.
+DEFENSE = "lightning_backdoor.defenses.defense.Defense"
 
 
 class DefenseOption(NamedTuple):
