@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lightning_backdoor.benchmark.intervals import is_attack_success, is_correct
 from lightning_backdoor.benchmark.statistics import (
     SIGNIFICANT,
     Comparison,
@@ -17,7 +18,7 @@ from lightning_backdoor.benchmark.statistics import (
     compare_auroc,
     is_more_frequent,
 )
-from lightning_backdoor.benchmark.table import ATTACK_NAMES, ResultRow, is_attack_success, is_correct
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, ResultRow
 from lightning_backdoor.outputs.outcomes import Outcome
 
 COMPARED_COLUMNS = (*ATTACK_NAMES, "seed", "first", "second", "metric", *Comparison._fields)

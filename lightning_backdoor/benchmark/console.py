@@ -6,16 +6,20 @@ import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Cell, PlannedVictim, all_victims
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.metrics import BRIEF
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.running.journal import Journal
-from lightning_backdoor.benchmark.summaries import shown_metrics
+from lightning_backdoor.benchmark.summaries import Summary, shown_metrics
+from lightning_backdoor.benchmark.table import invalid_because
 from lightning_backdoor.errors import escaped, one_line
 from lightning_backdoor.outputs.progress import duration
-from lightning_backdoor.outputs.validity import excess_asr, failed_conditions
+from lightning_backdoor.outputs.validity import excess_asr
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mapping[str, str] | None = None) -> str:
@@ -162,16 +166,14 @@ def warn(message: str) -> None:
     print(f"warning: {one_line(message)}", file=sys.stderr, flush=True)
 
 
-def print_table(results: Results, folder: Path) -> None:
-    """Prints a table over seeds per dataset and model, which attacks are not valid, what is missing, and the files."""
-    from rich.console import Console
+def result_tables(summaries: Sequence[Summary]) -> list[Table]:
+    """The table over seeds per dataset and model."""
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    metrics = [metric for metric in shown_metrics(results.summaries) if metric.name in BRIEF]
+    metrics = [metric for metric in shown_metrics(summaries) if metric.name in BRIEF]
     tables: dict[str, Table] = {}
-    for summary in results.summaries:
+    for summary in summaries:
         title = f"{summary.names['dataset']} · {summary.names['model']}"
         if title not in tables:
             tables[title] = Table("attack", "defense", title=Text(title))
@@ -183,7 +185,16 @@ def print_table(results: Results, folder: Path) -> None:
             cells[:1] = ["failed"]
         attack = summary.names["attack"] + (f"\n{summary.invalid}" if summary.invalid else "")
         tables[title].add_row(Text(attack), Text(summary.names["defense"]), *cells)
-    for table in tables.values():
+    return [*tables.values()]
+
+
+def print_table(results: Results, folder: Path) -> None:
+    """Prints a table over seeds per dataset and model, which attacks are not valid, what is missing, and the files."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for table in result_tables(results.summaries):
         console.print(table)
     for names, reasons in results.invalid_attacks.items():
         console.print(Text(f"{names}: not valid, since {reasons}"))
@@ -207,6 +218,5 @@ def _numbers(row: Mapping[str, Any], cell: Cell) -> str:
     asr, floor = row.get("asr"), row.get("asr_floor")
     if asr is not None and floor is not None:
         texts.append(f"excess ASR {excess_asr(asr, floor):.3f}")
-    judged = cell.defense != CLEAN_TRAINING and not cell.victim.training  # else the ASR is not that of the attack
-    failed = failed_conditions(asr, floor) if asr is not None and judged else []
+    failed = invalid_because(cell, row)
     return ", ".join(texts) + (f"; the attack is not valid: {'; '.join(failed)}" if failed else "")

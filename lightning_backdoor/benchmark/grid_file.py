@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,28 @@ class GridFile:
         content: Fragment = {**self.axes, "seeds": self.seeds, "exclude": self.exclude, "base": self.base}
         content |= {"test": self.test, "wandb": self.wandb, "cluster": self.cluster}
         return yaml_text(content)
+
+    @cached_property
+    def benign(self) -> str | None:
+        """Name of the attack entry that does not attack; None if the grid has none."""
+        models = {name: compose(self.base, entry)["model"] for name, entry in self.axes["attacks"].items()}
+        return next((name for name, model in models.items() if model["class_path"] == BENIGN), None)
+
+    def defenses_of(self, dataset: str, model: str, attack: str, seed: int) -> list[str]:
+        """The defenses of the cells of these names that are not excluded, the control first, if they have one."""
+        names = {"dataset": dataset, "model": model, "attack": attack, "seed": str(seed)}
+        defenses = [name for name in self.axes["defenses"] if not self.excludes({**names, "defense": name})]
+        controlled = defenses and not self.excludes({**names, "defense": CLEAN_TRAINING})
+        if controlled and self.benign not in (None, attack):
+            return [CLEAN_TRAINING, *defenses]
+        return defenses
+
+    def cell_names(self) -> Iterator[dict[str, str]]:
+        """Dataset, model, attack, defense and seed of every cell, in the order of the axes."""
+        axes = product(self.axes["datasets"], self.axes["models"], self.axes["attacks"], self.seeds)
+        for dataset, model, attack, seed in axes:
+            for defense in self.defenses_of(dataset, model, attack, seed):
+                yield {"dataset": dataset, "model": model, "attack": attack, "defense": defense, "seed": str(seed)}
 
     def excludes(self, names: Mapping[str, str]) -> bool:
         """Whether a rule of ``exclude`` matches a cell with these names."""

@@ -73,8 +73,13 @@ METRICS = (
 METRIC_NAMES = tuple(metric.name for metric in METRICS)
 #: metrics shown in the terminal's table.
 BRIEF = ("cacc", "asr", "excess_asr", "cacc_defended", "asr_defended", "auroc", "inspection_score")
+#: metrics that are not between 0 and 1, and are not shown in percent.
+NOT_SHARES = ("overhead", "inspection_score", "inspection_p_value", "cleaning_removed", "cleaning_changed")
 #: metrics that are numbers of rows; all others are shown with three decimals.
 COUNTS = ("cleaning_removed", "cleaning_changed")
 #: metrics for which ``results.csv`` has intervals over texts, and the columns of the intervals' ends.
-WITH_INTERVAL = ("cacc_defended", "asr_defended", "auroc")
+WITH_INTERVAL = (
+    *("cacc_defended", "asr_defended", "auroc", "cacc", "asr", "pacc", "asr_floor", "pacc_defended", "auroc_target"),
+    *("tpr", "fpr", "localisation", "excess_asr"),
+)
 INTERVALS = tuple(f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high"))

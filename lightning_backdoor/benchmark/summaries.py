@@ -20,7 +20,7 @@ class Number(NamedTuple):
     Attributes:
         mean: mean over the seeds that have the metric.
         spread: standard deviation over seeds; None for one seed.
-        interval: interval over texts, if the metric has one and there is only one seed; else None.
+        interval: interval over texts, if the metric has one and only one seed has the metric; else None.
         text: the mean as shown.
         best: whether the defense is better against the attack than every other by this metric's paired test; see
             :func:`lightning_backdoor.benchmark.ranking.mark_best`.
@@ -38,8 +38,18 @@ class Number(NamedTuple):
     def around(self) -> str:
         """The interval or the spread as shown; empty if there is neither."""
         if self.interval:
-            return "{:.2f}–{:.2f}".format(*self.interval)
+            return range_text(self.interval, 2)
         return "" if self.spread is None else f"±{self.spread:.3f}"
+
+
+def range_text(interval: tuple[float, float], decimals: int) -> str:
+    """An interval as shown.
+
+    >>> range_text((0.25, 0.5), 2), range_text((-0.25, 0.5), 2)
+    ('0.25–0.50', '-0.25 to 0.50')
+    """
+    between = " to " if interval[0] < 0 else "–"
+    return between.join(f"{end:.{decimals}f}" for end in interval)
 
 
 class Summary(NamedTuple):
@@ -149,8 +159,9 @@ def _summary(rows: Sequence[ResultRow], undefended: Collection[str]) -> Summary:
     for name in (metric.name for metric in METRICS):
         if values := [row[name] for row in done if row[name] is not None]:
             mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-            ends: tuple[Any, Any] = (done[0].get(f"{name}_low"), done[0].get(f"{name}_high"))
-            interval = ends if len(done) == 1 and None not in ends else None
+            first = next(row for row in done if row[name] is not None)
+            ends: tuple[Any, Any] = (first.get(f"{name}_low"), first.get(f"{name}_high"))
+            interval = ends if len(values) == 1 and None not in ends else None
             numbers[name] = Number(mean, spread, interval, f"{mean:.0f}" if name in COUNTS else f"{mean:.3f}")
     known = [row["valid"] for row in done if row["valid"]]
     reasons = {row["seed"]: row["invalid_because"] for row in done if row.get("invalid_because")}

@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED, Cell
+from lightning_backdoor.benchmark.intervals import difference_interval, text_intervals
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
 from lightning_backdoor.benchmark.names import as_csv_field
-from lightning_backdoor.benchmark.statistics import auroc_interval, share_interval, split_scores
+from lightning_backdoor.benchmark.statistics import Interval
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.outputs.validity import excess_asr, failed_conditions
 
@@ -44,27 +45,13 @@ def measured(
     logged |= {f"cleaning_{name}": value for name, value in (cleaning or {}).items()}
     # without an inference-time defense the victim's prediction is final
     logged = {f"{name}_defended": logged.get(name) for name in ("cacc", "asr", "pacc")} | logged
-    row: ResultRow = {name: _known(logged.get(name)) for name in METRIC_NAMES}
+    row: ResultRow = dict.fromkeys(INTERVALS) | {name: _known(logged.get(name)) for name in METRIC_NAMES}
     row["excess_asr"] = _excess(row["asr"], row["asr_floor"])
-    clean, poisoned = ([o for o in outcomes if o.poisoned is side] for side in (False, True))
-    intervals = {
-        "cacc_defended": share_interval(sum(map(is_correct, clean)), len(clean)),
-        "asr_defended": share_interval(sum(map(is_attack_success, poisoned)), len(poisoned)),
-        "auroc": auroc_interval(*split_scores(outcomes)),
-    }
-    for name, interval in intervals.items():
-        row |= {f"{name}_low": _known(interval.low), f"{name}_high": _known(interval.high)}
-    return {**row, "n_clean": len(clean), "n_poisoned": len(poisoned)}
-
-
-def is_correct(outcome: Outcome) -> bool:
-    """Whether a text is predicted correctly after the defense."""
-    return outcome.outcome == outcome.label
-
-
-def is_attack_success(outcome: Outcome) -> bool:
-    """Whether a text is predicted as the target label after the defense."""
-    return outcome.outcome == outcome.target_label
+    for name, interval in text_intervals(outcomes, row["localisation"]).items():
+        if row[name] is not None:
+            row |= {f"{name}_low": _known(interval.low), f"{name}_high": _known(interval.high)}
+    n_poisoned = sum(outcome.poisoned for outcome in outcomes)
+    return {**row, "n_clean": len(outcomes) - n_poisoned, "n_poisoned": n_poisoned}
 
 
 def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
@@ -90,6 +77,7 @@ def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
         clean = (clean_asr, control.get("cacc") if control.get("cacc") is not None else benign_row.get("cacc"))
         for row in group:
             row["excess_asr"] = _excess(row["asr"], row["asr_floor"], None if row is control else clean_asr)
+            row |= _excess_interval(row, None if row is control else control)
         judged = next((row for row in group if has_undefended_victim(row) and row["asr"] is not None), None)
         failed, valid = [], ""
         if judged is not None and attack != benign:
@@ -97,6 +85,31 @@ def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
             valid = "no" if failed else "yes"
         for row in group:
             row |= {"valid": valid, "invalid_because": "; ".join(failed)}
+
+
+def invalid_because(cell: Cell, row: Mapping[str, Any]) -> list[str]:
+    """The conditions that a cell's attack fails by the cell's own row; empty if its victim is not the undefended one.
+
+    Args:
+        cell: the cell.
+        row: its numbers, as :func:`measured` returns them.
+    """
+    asr = row.get("asr")
+    if asr is None or cell.defense == CLEAN_TRAINING or cell.victim.training:
+        return []
+    return failed_conditions(asr, row.get("asr_floor"))
+
+
+def _excess_interval(row: ResultRow, control: ResultRow | None) -> ResultRow:
+    """The ends of the interval of a row's excess ASR; None where the ASR or the floor has no interval."""
+    own, clean = (row["asr_floor"], "asr_floor", row), ((control or {}).get("asr"), "asr", control or {})
+    floor, name, source = max((own, clean), key=lambda known: -1 if known[0] is None else known[0])
+    ends = [of.get(f"{column}_{end}") for of, column in ((row, "asr"), (source, name)) for end in ("low", "high")]
+    if row["excess_asr"] is None or None in ends:
+        return {"excess_asr_low": None, "excess_asr_high": None}
+    first, second = (row["asr"], Interval(*ends[:2])), (floor, Interval(*ends[2:]))
+    interval = difference_interval(row["excess_asr"], first, second)
+    return {"excess_asr_low": interval.low, "excess_asr_high": interval.high}
 
 
 def has_undefended_victim(row: ResultRow) -> bool:

@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.report.latex_markdown import markdown, markdown_table
+from lightning_backdoor.benchmark.report.markup import markdown_text
+from lightning_backdoor.benchmark.report.paper_table import PaperTable
 from lightning_backdoor.benchmark.results import Results
 
 #: tables of the summary run that the report shows, and their headings.
@@ -65,7 +66,7 @@ def layout(results: Results, name: str, project: str, entity: str) -> Any:
     )
     invalid = [f"{names}: the attack is not valid, since {why}." for names, why in results.invalid_attacks.items()]
     blocks = [wr.P(f"{results.cells_text}."), *(wr.CalloutBlock(text) for text in invalid)]
-    blocks += [wr.H2("Results"), wr.MarkdownBlock(markdown_table(results.summaries)), wr.P(note)]
+    blocks += [wr.H2("Results"), wr.MarkdownBlock(PaperTable(results.summaries).markdown()), wr.P(note)]
     bars = [
         wr.BarPlot(title=title, metrics=[metric], groupby="defense", groupby_aggfunc="mean", groupby_rangefunc="minmax")
         for metric, title in BARS.items()
@@ -78,7 +79,8 @@ def layout(results: Results, name: str, project: str, entity: str) -> Any:
         panel = wr.WeavePanelSummaryTable(table_name=table)
         blocks += [wr.H2(heading), wr.PanelGrid(runsets=[summary], panels=[panel])]
     if results.missing:
-        lines = [f"- {markdown(' · '.join(cell.names.values()))}: {markdown(cell.why)}" for cell in results.missing]
+        labels = [markdown_text(" · ".join(cell.names.values())) for cell in results.missing]
+        lines = [f"- {name}: {markdown_text(cell.why)}" for name, cell in zip(labels, results.missing, strict=True)]
         blocks += [wr.H2("Missing cells"), wr.MarkdownBlock("\n".join(lines))]
     description = "Attacks and defenses compared by lightning-backdoor"
     return wr.Report(project=project, entity=entity, title=name, description=description, blocks=blocks, width="fluid")

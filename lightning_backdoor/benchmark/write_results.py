@@ -1,4 +1,4 @@
-"""Writing a grid's results to its files: ``results.csv``, ``comparisons.csv`` and ``report.html``."""
+"""Writing a grid's results to its files: ``results.csv``, ``comparisons.csv``, ``report.html`` and ``figures/``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.grid import Cell, Grid
 from lightning_backdoor.benchmark.missing import DAMAGED, NOT_RUN, VICTIM_FAILED, MissingCell
-from lightning_backdoor.benchmark.report.page import report_html
+from lightning_backdoor.benchmark.report.page import write_page
 from lightning_backdoor.benchmark.results import Results, collect_results
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import Products
@@ -18,7 +18,7 @@ from lightning_backdoor.files.locking import lock
 
 
 def write_results(grid: Grid, folder: Path, command: str) -> Results:
-    """Writes ``results.csv``, ``comparisons.csv`` and ``report.html`` from all cells that are done or have failed.
+    """Writes ``results.csv``, ``comparisons.csv``, ``report.html`` and ``figures/`` of all that is done or has failed.
 
     Concurrent callers write one after another.
 
@@ -38,7 +38,7 @@ def write_results(grid: Grid, folder: Path, command: str) -> Results:
         results = collect_results(rows, grid.benign, folder / "cells", missing)
         write_whole(folder / "results.csv", csv_text(results.rows, COLUMNS))
         write_whole(folder / "comparisons.csv", csv_text(results.comparisons, COMPARED_COLUMNS))
-        write_whole(folder / "report.html", report_html(grid.path.stem, results, grid.as_yaml(), command))
+        write_page(folder, grid.path.stem, results, grid.as_yaml(), command)
     return results
 
 

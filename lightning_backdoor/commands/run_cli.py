@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.commands.checkpoint_path import check_left, left_by_error, resolve_checkpoint
-from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
+from lightning_backdoor.commands.known_options import OBJECTS
+from lightning_backdoor.commands.parsing import RunParser, parse, run_parser
 from lightning_backdoor.commands.refused_options import refused_classes_named, refused_options_named
 from lightning_backdoor.commands.run_callbacks import command_callbacks
 from lightning_backdoor.commands.run_checkpoints import BestCheckpoint, checkpoint_callbacks
@@ -109,6 +110,7 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses as Lightning does, but without its warning about options in ``sys.argv``, and with one-line errors."""
         assert isinstance(args, list)
+        assert isinstance(parser, RunParser)
         self.config = parse(parser, args)
 
     def before_instantiate_classes(self) -> None:

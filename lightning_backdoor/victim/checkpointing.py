@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.models.weights import NewHead
 from lightning_backdoor.victim.checkpoints import described, load_state, same_defense
 from lightning_backdoor.victim.evaluation import EvaluatedClassifier
+from lightning_backdoor.victim.provenance import rows_of
 from lightning_backdoor.victim.training_defense import TrainingDefense
 
 
@@ -31,19 +33,26 @@ class CheckpointedClassifier(EvaluatedClassifier):
         training_defense: record of the training-time defense, set by its callback; None without one.
         new_head: why the head that the network was built with cannot classify; None if it can, or once a checkpoint is
             loaded or training has begun.
+        training_rows: the training rows of the last fit, counted; see
+            :func:`lightning_backdoor.victim.provenance.rows_of`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.training_defense: TrainingDefense | None = None
         self.new_head: NewHead | None = None
+        self.training_rows: dict[str, Any] | None = None
         self._random_states: dict[str, Tensor] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Records the training-time defense, and the states of the generators from which dropout draws."""
+        """Records the training-time defense, validation metrics, and the generators from which dropout draws."""
         defense = self.training_defense
         recorded = None if defense is None else {"name": defense.name, "settings": defense.settings}
         checkpoint["training_defense"] = recorded
+        if self._trainer is not None:
+            logged = {name: float(value) for name, value in self._trainer.callback_metrics.items()}
+            metrics = {name: value for name, value in logged.items() if name.startswith("val/")}
+            checkpoint["validation_metrics"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
         checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -81,10 +90,11 @@ class CheckpointedClassifier(EvaluatedClassifier):
         return loaded
 
     def on_train_start(self) -> None:
-        """Says that the head is new; in a resumed run, restores the random generators.
+        """Counts the training rows, and says that the head is new; in a resumed run, restores the random generators.
 
         With several processes the generators are restored from the state of the first.
         """
+        self.training_rows = rows_of(getattr(self.trainer, "datamodule", None))
         if self.new_head is not None:
             rank_zero_info(f"{self.hparams['model']} {self.new_head.problem}: the head is trained for this data")
             self.new_head = None
