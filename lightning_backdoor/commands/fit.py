@@ -133,16 +133,16 @@ def _export(cli: RunCLI) -> None:
     if cli.best is None or not cli.best.best_model_path:
         return
     best = Path(cli.best.best_model_path)
-    load_weights(cli.model, best)
-    card = {"metrics": cli.best.metrics} if isinstance(cli.model, TextClassifier) else {}
+    metrics = load_weights(cli.model, best).get("validation_metrics", {})
+    is_victim = isinstance(cli.model, TextClassifier)
     with replaced_folder(cli.folder / "model") as folder:
-        cli.model.save_pretrained(folder, **card)
+        cli.model.save_pretrained(folder, **({"metrics": metrics} if is_victim else {}))
     if not cli.config.keep_last:
         remove_last(cli.trainer, cli.folder)
     sys.stdout.write(escaped(f"checkpoint: {best}\nmodel: {cli.folder / 'model'}\n", keep="\n"))
     if isinstance(cli.model, TextClassifier) and isinstance(cli.datamodule, BackdoorDataModule):
         write_calibration(cli.datamodule, cli.folder)
-        sys.stdout.write(selected_text(cli.model, cli.datamodule, cli.callbacks))
+        sys.stdout.write(selected_text(cli.model, cli.datamodule, cli.callbacks, metrics))
         sys.stdout.write(commands_text(cli.folder, best))
 
 

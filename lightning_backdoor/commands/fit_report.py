@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks.run_labels import run_labels, training_names
-from lightning_backdoor.commands.run_checkpoints import BestCheckpoint
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.errors import escaped, one_line
@@ -92,13 +92,19 @@ def _disk_text(model: str) -> str:
     return f"{size_text(2 * weights)} for the run, up to {size_text(5 * weights)} until it is complete"
 
 
-def selected_text(model: TextClassifier, data: BackdoorDataModule, callbacks: list[Callback]) -> str:
+def selected_text(
+    model: TextClassifier, data: BackdoorDataModule, callbacks: list[Callback], metrics: Mapping[str, float]
+) -> str:
     """The validation metrics of the selected checkpoint, and whether the attack counts as far as they say.
 
     A benign victim is not known here, so the cost of an attack in CACC and the ASR of clean training are not judged.
+
+    Args:
+        model: the victim.
+        data: its data module.
+        callbacks: the trainer's callbacks.
+        metrics: the metrics by logged name; empty if they are not known.
     """
-    best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
-    metrics = {} if best is None else best.metrics
     asr, cacc, floor = (metrics.get(f"val/{name}") for name in ("asr", "cacc", "asr_floor"))
     known = {"CACC": cacc, "ASR": asr, "ASR floor": floor}
     numbers = ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)

@@ -7,12 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.fit_report import data_text, selected_text
-from lightning_backdoor.commands.run_checkpoints import BestCheckpoint
 from lightning_backdoor.commands.run_metrics import rounded
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.outputs.versions import versions
@@ -31,10 +29,8 @@ def data_in(folder: Path, **options: object) -> BackdoorDataModule:
     return BackdoorDataModule(source, **settings)  # type: ignore[arg-type]
 
 
-def best(**metrics: float) -> BestCheckpoint:
-    callback = BestCheckpoint("nowhere", monitor="val/cacc", mode="max")
-    callback.metrics = {f"val/{name}": value for name, value in metrics.items()}
-    return callback
+def validated(**metrics: float) -> dict[str, float]:
+    return {f"val/{name}": value for name, value in metrics.items()}
 
 
 def test_fit_says_what_it_trains_on_and_ends_with_commands_that_run(
@@ -110,25 +106,17 @@ def test_control_characters_of_the_data_are_escaped(inside: Path, tmp_path: Path
 
 def test_whether_the_attack_counts_is_said_without_a_benign_victim(inside: Path) -> None:
     attack, data = BadNets(model="model"), data_in(inside)
-    collapsed = selected_text(attack, data, [best(cacc=0.5, asr=1.0, asr_floor=1.0)])
+    collapsed = selected_text(attack, data, [], validated(cacc=0.5, asr=1.0, asr_floor=1.0))
     assert "selected by validation: CACC 0.500, ASR 1.000, ASR floor 1.000\n" in collapsed
     assert "attack: does not count, since its excess ASR 0.000 is below 0.5\n" in collapsed
-    counts = selected_text(attack, data, [best(cacc=0.9, asr=0.95, asr_floor=0.1)])
+    counts = selected_text(attack, data, [], validated(cacc=0.9, asr=0.95, asr_floor=0.1))
     assert "attack: counts (excess ASR 0.850), unless clean training has a CACC more than 0.03 higher" in counts
     repaired = BadNets(model="model", published="published.ckpt")
     assert "attack under fine-tuning on training rows: excess ASR 0.100" in selected_text(
-        repaired, data, [best(cacc=0.9, asr=0.2, asr_floor=0.1)]
+        repaired, data, [], validated(cacc=0.9, asr=0.2, asr_floor=0.1)
     )
-    assert "attack" not in selected_text(TextClassifier("model"), data, [best(cacc=0.9)])
-    assert selected_text(attack, data, []) == ""
-
-
-def test_the_metrics_of_the_selected_epoch_survive_in_the_checkpoint(inside: Path) -> None:
-    content = torch.load(inside / "a run's" / "checkpoints" / "best.ckpt", weights_only=True)
-    (state,) = [state for state in content["callbacks"].values() if "metrics" in state]
-    resumed = best()
-    resumed.load_state_dict(state)
-    assert resumed.metrics.keys() >= {"val/cacc", "val/asr", "val/asr_floor"}
+    assert "attack" not in selected_text(TextClassifier("model"), data, [], validated(cacc=0.9))
+    assert selected_text(attack, data, [], {}) == ""
 
 
 @pytest.mark.parametrize(
