@@ -134,7 +134,8 @@ def processes(devices: str, nodes: int, args: Sequence[str]) -> Iterator[Process
     from lightning.fabric import Fabric
     from lightning.fabric.strategies.ddp import DDPStrategy
 
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.pytorch"):  # which of them speaks depends on what is imported last
+        logging.getLogger(name).setLevel(logging.WARNING)
     # gloo, since processes exchange texts and lines, not tensors
     strategy = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
     before, argv, threads = dict(os.environ), sys.argv[:], torch.get_num_threads()
