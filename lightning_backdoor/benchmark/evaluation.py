@@ -26,7 +26,7 @@ from lightning_backdoor.benchmark.ranking import mark_best
 from lightning_backdoor.benchmark.summaries import Summary, over_seeds, shown_metrics
 from lightning_backdoor.benchmark.table import NAMES, NUMBERS, ResultRow, csv_text, mark_valid, measured
 from lightning_backdoor.callbacks import InferenceDefense, OutcomeWriter, OutputFolder
-from lightning_backdoor.commands.fit import IGNORED_WARNINGS
+from lightning_backdoor.commands.quiet import WARNINGS
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
@@ -234,7 +234,7 @@ def _quiet() -> Iterator[None]:
     log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in (*IGNORED_WARNINGS, ".*`srun` command is available.*"):
+            for message in WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
