@@ -76,6 +76,11 @@ class InferenceDefense(Callback):
         """The key of the state, with the name and the defense's class, since thresholds differ between defenses."""
         return f"{type(self).__qualname__}[{self.name}, {type(self.defense).__qualname__}]"
 
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The outcome of each row of the last test that this process has seen."""
+        return self._outcomes
+
     def state_dict(self) -> dict[str, Any]:
         """The buffers of the defense, including its threshold."""
         return {"defense": self.defense.state_dict()}

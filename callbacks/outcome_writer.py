@@ -26,10 +26,17 @@ class OutcomeWriter(Callback):
     Example::
 
         Trainer(callbacks=[OutcomeWriter()]).test(victim, datamodule=data)
+
+    Attributes:
+        outcomes: the outcome of each row of the last test that this process has seen.
     """
 
     def __init__(self) -> None:
-        self._outcomes: list[Outcome] = []
+        self.outcomes: list[Outcome] = []
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the outcomes of an earlier test."""
+        self.outcomes = []
 
     def on_test_batch_end(
         self,
@@ -41,13 +48,12 @@ class OutcomeWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the outcomes of the batch."""
-        self._outcomes += batch_outcomes(pl_module, batch, outputs["logits"].argmax(dim=-1))
+        self.outcomes += batch_outcomes(pl_module, batch, outputs["logits"].argmax(dim=-1))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the outcomes of all processes."""
         check_logits_of_all(pl_module)
-        outcomes, self._outcomes = self._outcomes, []
-        write_all(trainer, outcomes, folder_of(trainer))
+        write_all(trainer, self.outcomes, folder_of(trainer))
 
 
 def batch_outcomes(

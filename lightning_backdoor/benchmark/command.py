@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from lightning_backdoor.commands.early_checks import check_grid
 from lightning_backdoor.commands.options import OptionParser
 from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
@@ -51,6 +52,7 @@ def main(args: list[str]) -> int:
     folder = Path(options.output).resolve()  # workers may have another working directory
     if folder.exists() and not folder.is_dir():
         raise InputError("output", f"{folder} is a file", "give a folder")
+    check_grid(options.config)
     if not (options.worker or options.dry_run):
         when_ended(lambda: "what is done is kept; run the same command to continue")
         sys.stdout.write(f"loading {escaped(options.config)} and the libraries\n")  # which takes seconds

@@ -6,15 +6,20 @@ import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.metrics import BRIEF
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.running.journal import Journal
-from lightning_backdoor.benchmark.summaries import shown_metrics
+from lightning_backdoor.benchmark.summaries import Summary, shown_metrics
+from lightning_backdoor.benchmark.table import invalid_because
 from lightning_backdoor.errors import escaped, one_line
 from lightning_backdoor.outputs.progress import duration
+from lightning_backdoor.outputs.validity import excess_asr
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mapping[str, str] | None = None) -> str:
@@ -161,7 +166,7 @@ class Progress:
         left = time_left([*self._cells.values()], self._journal)
         time = duration(event.get("seconds", 0.0))
         time += f"; {left.text(self._jobs)} left" if left and left.seconds else ""
-        done = _numbers(event.get("row", {})) if is_cell else "trained"
+        done = _numbers(event.get("row", {}), work) if isinstance(work, Cell) else "trained"
         return f"{count} {work.label}: {done} ({time})\n"
 
 
@@ -175,16 +180,14 @@ def warn(message: str) -> None:
     print(f"warning: {one_line(message)}", file=sys.stderr, flush=True)
 
 
-def print_table(results: Results, folder: Path) -> None:
-    """Prints a table over seeds per dataset and model, the AUROC of each inspection, and the paths of the files."""
-    from rich.console import Console
+def result_tables(summaries: Sequence[Summary]) -> list[Table]:
+    """The table over seeds per dataset and model."""
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    metrics = [metric for metric in shown_metrics(results.summaries) if metric.name in BRIEF]
+    metrics = [metric for metric in shown_metrics(summaries) if metric.name in BRIEF]
     tables: dict[str, Table] = {}
-    for summary in results.summaries:
+    for summary in summaries:
         title = f"{summary.names['dataset']} · {summary.names['model']}"
         if title not in tables:
             tables[title] = Table("attack", "defense", title=Text(title))
@@ -194,9 +197,23 @@ def print_table(results: Results, folder: Path) -> None:
         cells = ["–" if n is None else n.text if n.spread is None else f"{n.text}\n± {n.spread:.3f}" for n in numbers]
         if summary.failed:
             cells[:1] = ["failed"]
-        tables[title].add_row(Text(summary.names["attack"]), Text(summary.names["defense"]), *cells)
-    for table in tables.values():
+        attack = summary.names["attack"] + (f"\n{summary.invalid}" if summary.invalid else "")
+        tables[title].add_row(Text(attack), Text(summary.names["defense"]), *cells)
+    return [*tables.values()]
+
+
+def print_table(results: Results, folder: Path) -> None:
+    """Prints a table over seeds per dataset and model, which attacks are not valid, what is missing, and the files."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for table in result_tables(results.summaries):
         console.print(table)
+    for names, reasons in results.invalid_attacks.items():
+        console.print(Text(f"{names}: not valid, since {reasons}"))
+    if results.missing:
+        console.print(Text(results.cells_text))
     for inspection in results.inspections:
         area = "undefined" if inspection.auroc is None else f"{inspection.auroc:.3f}"
         victims = f"{len(inspection.benign)} benign, {len(inspection.attacked)} attacked victims"
@@ -205,11 +222,15 @@ def print_table(results: Results, folder: Path) -> None:
         sys.stdout.write(f"{name:16} {escaped(str(folder / name))}\n")
 
 
-def _numbers(row: Mapping[str, Any]) -> str:
-    """CACC and ASR of a row, without and with the defense."""
+def _numbers(row: Mapping[str, Any], cell: Cell) -> str:
+    """CACC and ASR of a row, without and with the defense, excess ASR, and whether the attack is not valid."""
     texts = []
     for name, metric in (("CACC", "cacc"), ("ASR", "asr")):
         before, after = row.get(metric), row.get(f"{metric}_defended")
         if before is not None:
             texts.append(f"{name} {before:.3f}" + (f" → {after:.3f}" if after not in (None, before) else ""))
-    return ", ".join(texts)
+    asr, floor = row.get("asr"), row.get("asr_floor")
+    if asr is not None and floor is not None:
+        texts.append(f"excess ASR {excess_asr(asr, floor):.3f}")
+    failed = invalid_because(cell, row)
+    return ", ".join(texts) + (f"; the attack is not valid: {'; '.join(failed)}" if failed else "")

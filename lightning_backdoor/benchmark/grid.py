@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose
-from lightning_backdoor.benchmark.grid_file import BENIGN, CLEAN_TRAINING, UNDEFENDED, GridFile
+from lightning_backdoor.benchmark.grid_file import CLEAN_TRAINING, UNDEFENDED, GridFile
 from lightning_backdoor.benchmark.identity import RESULTS_FORMAT, VICTIM_FORMAT, forget_files, identity
 from lightning_backdoor.errors import InputError
 
@@ -117,7 +117,6 @@ class Grid(GridFile):
         output: the folder that the grid is run in, whose files do not count for the ids of victims and cells.
 
     Attributes:
-        benign: name of the attack entry that does not attack; None if the grid has none.
         cells: all cells, in the order of the axes, seeds before defenses; the cells of an attack and a seed begin with
             the control.
 
@@ -128,8 +127,6 @@ class Grid(GridFile):
     def __init__(self, path: Path, output: Path | None = None) -> None:
         super().__init__(path)
         self.output = None if output is None else output.resolve()
-        classes = {name: compose(self.base, entry)["model"] for name, entry in self.axes["attacks"].items()}
-        self.benign = next((name for name, model in classes.items() if model["class_path"] == BENIGN), None)
         self._victims: dict[tuple[str, ...], PlannedVictim] = {}
         forget_files()
         axes = product(self.axes["datasets"], self.axes["models"], self.axes["attacks"], self.seeds)
@@ -143,14 +140,13 @@ class Grid(GridFile):
 
     def _group(self, dataset: str, model: str, attack: str, seed: int) -> Iterator[Cell]:
         """The cells of one dataset, model, attack and seed."""
-        names = {"dataset": dataset, "model": model, "attack": attack, "seed": str(seed)}
-        defenses = [name for name in self.axes["defenses"] if not self.excludes({**names, "defense": name})]
-        controlled = defenses and not self.excludes({**names, "defense": CLEAN_TRAINING})
-        if controlled and self.benign is not None and self.benign != attack:
-            poison = {"model": self.axes["attacks"][attack].get("model", {})}
-            benign = self._victim((dataset, model, self.benign), seed, UNDEFENDED, {})
-            yield self._cell(attack, CLEAN_TRAINING, benign, poison)
-        for name in defenses:
+        for name in self.defenses_of(dataset, model, attack, seed):
+            if name == CLEAN_TRAINING:
+                assert self.benign is not None
+                poison = {"model": self.axes["attacks"][attack].get("model", {})}
+                benign = self._victim((dataset, model, self.benign), seed, UNDEFENDED, {})
+                yield self._cell(attack, name, benign, poison)
+                continue
             moments = self.axes["defenses"][name]
             victim = self._victim((dataset, model, attack), seed, name, moments)
             at_test = [_unnamed(moments[moment]) for moment in ("inference", "inspection") if moment in moments]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,28 @@ class GridFile:
         content |= {"test": self.test, "wandb": self.wandb, "cluster": self.cluster}
         return yaml_text(content)
 
+    @cached_property
+    def benign(self) -> str | None:
+        """Name of the attack entry that does not attack; None if the grid has none."""
+        models = {name: compose(self.base, entry)["model"] for name, entry in self.axes["attacks"].items()}
+        return next((name for name, model in models.items() if model["class_path"] == BENIGN), None)
+
+    def defenses_of(self, dataset: str, model: str, attack: str, seed: int) -> list[str]:
+        """The defenses of the cells of these names that are not excluded, the control first, if they have one."""
+        names = {"dataset": dataset, "model": model, "attack": attack, "seed": str(seed)}
+        defenses = [name for name in self.axes["defenses"] if not self.excludes({**names, "defense": name})]
+        controlled = defenses and not self.excludes({**names, "defense": CLEAN_TRAINING})
+        if controlled and self.benign not in (None, attack):
+            return [CLEAN_TRAINING, *defenses]
+        return defenses
+
+    def cell_names(self) -> Iterator[dict[str, str]]:
+        """Dataset, model, attack, defense and seed of every cell, in the order of the axes."""
+        axes = product(self.axes["datasets"], self.axes["models"], self.axes["attacks"], self.seeds)
+        for dataset, model, attack, seed in axes:
+            for defense in self.defenses_of(dataset, model, attack, seed):
+                yield {"dataset": dataset, "model": model, "attack": attack, "defense": defense, "seed": str(seed)}
+
     def excludes(self, names: Mapping[str, str]) -> bool:
         """Whether a rule of ``exclude`` matches a cell with these names."""
         return any(all(names.get(key) in chosen for key, chosen in rule.items()) for rule in self.exclude)
@@ -165,11 +189,21 @@ class GridFile:
         return names
 
     def _seeds(self, seeds: Any) -> list[int]:
-        seeds_list = seeds if isinstance(seeds, list) else [seeds]
-        valid = seeds_list and all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds_list)
-        if not valid or len(set(seeds_list)) < len(seeds_list):
-            raise self._error(f"seeds is {seeds!r}", f"give different whole numbers from 0 to {LARGEST_SEED}")
-        return seeds_list
+        example = "give a list of different whole numbers, such as [0, 1, 2]"
+        if type(seeds) is int and seeds > 0:
+            several = [*range(seeds)] if seeds <= 10 else f"[0, 1, ..., {seeds - 1}]"
+            problem = f"seeds is {seeds}, which may mean the seed {seeds} or {seeds} seeds"
+            raise self._error(problem, f"give [{seeds}] for the seed, or {several}")
+        if not isinstance(seeds, list) or not seeds:
+            raise self._error(f"seeds is {seeds!r}, not a list with a seed", example)
+        for seed in seeds:
+            if type(seed) is not int:
+                raise self._error(f"seeds has {seed!r}, which is not a whole number", example)
+            if not 0 <= seed <= LARGEST_SEED:
+                raise self._error(f"seeds has {seed}, which is not from 0 to {LARGEST_SEED}", "give another seed")
+            if seeds.count(seed) > 1:
+                raise self._error(f"seeds has the seed {seed} more than once", "give each seed once")
+        return seeds
 
     def _mapping(self, key: str, value: Any) -> dict[str, Any] | None:
         if value is not None and not isinstance(value, dict):

@@ -22,7 +22,7 @@ class Column(NamedTuple):
         name: name in ``results.csv`` and in the log of a test (``test/<name>``).
         part: part of the tables that shows it, a key of ``PARTS``; empty for a metric that is only in ``results.csv``.
         heading: heading of the column, below the title of its part.
-        better: ``high`` or ``low``, the better direction; empty for a metric that does not rank defenses.
+        better: ``high`` or ``low``, the better direction; empty for a metric that is neither.
         meaning: one sentence for the reader of a table.
     """
 
@@ -68,12 +68,18 @@ METRICS = (
     Column("cleaning_changed", "cleaning", "Changed", "", "Number of training rows whose text was repaired."),
     Column("cleaning_precision", "cleaning", "Precision", "high", "Share of poisoned rows among the cleaned ones."),
     Column("cleaning_recall", "cleaning", "Recall", "high", "Share of poisoned rows that were removed or changed."),
+    Column("excess_asr", "undefended", "Excess ASR", "", "ASR above the floor, or above clean training if larger."),
 )
 METRIC_NAMES = tuple(metric.name for metric in METRICS)
 #: metrics shown in the terminal's table.
-BRIEF = ("cacc", "asr", "cacc_defended", "asr_defended", "auroc", "inspection_score")
+BRIEF = ("cacc", "asr", "excess_asr", "cacc_defended", "asr_defended", "auroc", "inspection_score")
+#: metrics that are not between 0 and 1, and are not shown in percent.
+NOT_SHARES = ("overhead", "inspection_score", "inspection_p_value", "cleaning_removed", "cleaning_changed")
 #: metrics that are numbers of rows; all others are shown with three decimals.
 COUNTS = ("cleaning_removed", "cleaning_changed")
 #: metrics for which ``results.csv`` has intervals over texts, and the columns of the intervals' ends.
-WITH_INTERVAL = ("cacc_defended", "asr_defended", "auroc")
+WITH_INTERVAL = (
+    *("cacc_defended", "asr_defended", "auroc", "cacc", "asr", "pacc", "asr_floor", "pacc_defended", "auroc_target"),
+    *("tpr", "fpr", "localisation", "excess_asr"),
+)
 INTERVALS = tuple(f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high"))

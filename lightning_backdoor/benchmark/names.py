@@ -1,8 +1,7 @@
-"""Names of a grid's entries: which ones can be written to every file, and how they are shortened."""
+"""Names of a grid's entries: which ones can be written to every file."""
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 
 from lightning_backdoor.errors import escaped, is_control
@@ -29,19 +28,6 @@ def name_problem(name: str) -> str | None:
         if is_control(character):
             return f"holds the control character {character!a}"
     return None
-
-
-def shortened(name: str, limit: int, end: str = "") -> str:
-    """A name of at most ``limit`` characters: a longer one is cut before ``end``, and a hash keeps it distinct.
-
-    >>> shortened("reviews / tiny", 14), shortened("a" * 99 + " / seed 3", 30, " / seed 3")
-    ('reviews / tiny', 'aaaaaaaaaaaa~aa2defc2 / seed 3')
-    """
-    name = escaped(name)
-    if len(name) <= limit:
-        return name
-    mark = f"~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return f"{name[: limit - len(mark) - len(end)]}{mark}{end}"
 
 
 def as_csv_field(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, binomtest, bootstrap, mannwhitneyu
+from scipy.stats import binom, bootstrap, fisher_exact, mannwhitneyu, norm, rankdata
 
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -16,6 +16,8 @@ from lightning_backdoor.outputs.outcomes import Outcome
 CONFIDENCE = 0.95
 TAILS = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
 RESAMPLES = 1000
+#: two defenses, or two shares, differ if the p-value is below this.
+SIGNIFICANT = 0.05
 #: number of resampled scores in memory at a time.
 SCORES_AT_ONCE = 2_000_000
 ScoreArray = NDArray[np.float64]
@@ -132,15 +134,16 @@ def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Inte
 
 
 class Comparison(NamedTuple):
-    """A comparison of two defenses on the same texts by their shares of hits: attack successes or correct predictions.
+    """A comparison of two defenses on the same texts by their shares of hits, or by their AUROC.
+
+    Hits are what a metric counts, such as attack successes, correct predictions or flagged texts.
 
     Attributes:
         texts: number of texts.
-        difference: the first share minus the second.
-        low: lower end of the interval of the difference, from pairs of texts drawn with replacement.
+        difference: the first share or AUROC minus the second, mean over seeds.
+        low: lower end of the 95 % interval of the difference, over texts.
         high: upper end of the interval.
-        p: p-value of McNemar's exact test: among the texts that are hits under exactly one of the two defenses, the
-            probability of a split between the defenses at least this uneven if both were equally likely.
+        p: p-value of the paired test, two-sided.
     """
 
     texts: int
@@ -150,20 +153,101 @@ class Comparison(NamedTuple):
     p: float
 
 
-def compare(pairs: Sequence[tuple[bool, bool]], seed: int = 0) -> Comparison:
-    """Compares two defenses on the same texts, at least one.
+def compare(pairs: Sequence[tuple[float, float]], seed: int = 0) -> Comparison:
+    """Compares two defenses by their shares of hits on the same texts, at least one.
+
+    The test is McNemar's exact test: among the texts that are hits under exactly one of the two defenses, the
+    probability of a split between the defenses at least this uneven if both were equally likely. With several seeds a
+    text counts once, for the defense under which it is a hit with more seeds (an exact sign test), since the same text
+    under other seeds is not independent. The interval is from texts drawn with replacement.
 
     Args:
-        pairs: per text, whether it is a hit under the first and under the second defense.
+        pairs: per text, whether it is a hit under the first and under the second defense; with several seeds, the
+            shares of the seeds with which it is one.
         seed: seed of the resamples.
 
     >>> compare([(True, False)] * 8 + [(False, False)] * 2)[:2]
     (10, 0.8)
     """
-    n, counts = len(pairs), Counter(pairs)
-    only_first, only_second = counts[True, False], counts[False, True]
-    shares = [only_first / n, only_second / n, 1 - (only_first + only_second) / n]
-    drawn = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, TAILS)
-    p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
-    return Comparison(n, (only_first - only_second) / n, float(low), float(high), float(p))
+    n, counts = len(pairs), Counter(float(first) - float(second) for first, second in pairs)
+    values = [*dict.fromkeys([1.0, -1.0, *sorted(counts.keys() - {0.0})]), 0.0]
+    shares = np.array([counts[value] / n for value in values[:-1]])
+    drawn = np.random.default_rng(seed).multinomial(n, [*shares, max(0.0, 1 - shares.sum())], size=RESAMPLES)
+    low, high = np.quantile(drawn @ np.array(values) / n, TAILS)
+    more, less = (sum(count for value, count in counts.items() if value * sign > 0) for sign in (1, -1))
+    p = min(1.0, 2 * binom.cdf(min(more, less), more + less, 0.5))
+    difference = sum(count * value for value, count in counts.items()) / n
+    return Comparison(n, difference, float(low), float(high), float(p))
+
+
+class PairedScores(NamedTuple):
+    """The scores of two defenses on the same rows with one seed; each array is (rows,).
+
+    Attributes:
+        texts: index of each row's text; a clean row and the poisoned row made from it share it.
+        poisoned: whether a row is poisoned.
+        first: scores of the first defense.
+        second: scores of the second defense.
+    """
+
+    texts: NDArray[np.int64]
+    poisoned: NDArray[np.bool_]
+    first: ScoreArray
+    second: ScoreArray
+
+
+def compare_auroc(seeds: Iterable[PairedScores]) -> Comparison | None:
+    """Compares two defenses by their AUROC on the same rows.
+
+    The test is DeLong's, with the components of a text summed over seeds and over its clean and its poisoned row before
+    their variance is taken, since these are not independent. As with an exact test, few texts cannot give a small
+    p-value: it is at least that of a sign test on as many texts, all in favour of one defense.
+
+    Args:
+        seeds: the scores with each seed; seeds without clean or without poisoned rows are left out.
+
+    Returns:
+        The comparison; None if no seed has both clean and poisoned rows.
+    """
+    used = [seed for seed in seeds if seed.poisoned.any() and not seed.poisoned.all()]
+    if not used:
+        return None
+    parts = [
+        _auroc_components(seed.first, seed.poisoned) - _auroc_components(seed.second, seed.poisoned) for seed in used
+    ]
+    means = [part[seed.poisoned].mean() for part, seed in zip(parts, used, strict=True)]
+    texts, places = np.unique(np.concatenate([seed.texts for seed in used]), return_inverse=True)
+    # what each row adds to the difference, above the mean
+    added = [
+        (part - mean) / np.where(seed.poisoned, seed.poisoned.sum(), (~seed.poisoned).sum()) / len(used)
+        for part, mean, seed in zip(parts, means, used, strict=True)
+    ]
+    by_text = np.bincount(places, np.concatenate(added), minlength=len(texts))
+    error = float(np.sqrt(np.square(by_text).sum() * len(texts) / max(len(texts) - 1, 1)))
+    difference = float(np.mean(means))
+    p = float(2 * norm.sf(abs(difference) / max(error, 1e-300)))  # 1 if both are 0
+    rows = [{*np.concatenate([seed.texts[seed.poisoned == side] for seed in used]).tolist()} for side in (False, True)]
+    p = max(p, 2.0 ** (1 - min(map(len, rows))))
+    reach = float(norm.ppf(TAILS[1])) * error
+    return Comparison(sum(map(len, rows)), difference, difference - reach, difference + reach, min(p, 1.0))
+
+
+def _auroc_components(scores: ScoreArray, poisoned: NDArray[np.bool_]) -> ScoreArray:
+    """Per row, the share of the rows of the other side that it is in the right order with, ties counting half."""
+    among_all = rankdata(scores)
+    parts = np.empty(len(scores))
+    for side in (False, True):
+        chosen = poisoned == side
+        below = (among_all[chosen] - rankdata(scores[chosen])) / (~chosen).sum()
+        parts[chosen] = below if side else 1 - below
+    return parts
+
+
+def is_more_frequent(hits: int, total: int, other_hits: int, other_total: int) -> bool:
+    """Whether a share is larger than another one of other texts, by Fisher's exact test, one-sided, at 5 %.
+
+    >>> is_more_frequent(9, 10, 1, 10), is_more_frequent(1, 10, 0, 10)
+    (True, False)
+    """
+    table = [[hits, total - hits], [other_hits, other_total - other_hits]]
+    return bool(fisher_exact(table, alternative="greater").pvalue < SIGNIFICANT)

@@ -20,9 +20,11 @@ class Number(NamedTuple):
     Attributes:
         mean: mean over the seeds that have the metric.
         spread: standard deviation over seeds; None for one seed.
-        interval: interval over texts, if the metric has one and there is only one seed; else None.
+        interval: interval over texts, if the metric has one and only one seed has the metric; else None.
         text: the mean as shown.
-        best: whether the defense is the best against the attack by this metric.
+        best: whether the defense is better against the attack than every other by this metric's paired test; see
+            :func:`lightning_backdoor.benchmark.ranking.mark_best`.
+        tied: whether the defense is not distinguishable from the best one, while others are.
     """
 
     mean: float
@@ -30,13 +32,24 @@ class Number(NamedTuple):
     interval: tuple[float, float] | None
     text: str
     best: bool = False
+    tied: bool = False
 
     @property
     def around(self) -> str:
         """The interval or the spread as shown; empty if there is neither."""
         if self.interval:
-            return "{:.2f}–{:.2f}".format(*self.interval)
+            return range_text(self.interval, 2)
         return "" if self.spread is None else f"±{self.spread:.3f}"
+
+
+def range_text(interval: tuple[float, float], decimals: int) -> str:
+    """An interval as shown.
+
+    >>> range_text((0.25, 0.5), 2), range_text((-0.25, 0.5), 2)
+    ('0.25–0.50', '-0.25 to 0.50')
+    """
+    between = " to " if interval[0] < 0 else "–"
+    return between.join(f"{end:.{decimals}f}" for end in interval)
 
 
 class Summary(NamedTuple):
@@ -47,6 +60,8 @@ class Summary(NamedTuple):
         seeds: the seeds that have numbers.
         numbers: number per metric name; a metric that is undefined for all seeds is missing.
         valid: number of seeds with a valid attack, and number of seeds for which that is known.
+        failed_conditions: why the attack is not valid, per seed for which it is not; the seed is named if there are
+            several.
         errors: messages of the seeds that failed.
         is_defense: False for the undefended victim, the control, and inspections of the undefended victim.
     """
@@ -55,6 +70,7 @@ class Summary(NamedTuple):
     seeds: list[int]
     numbers: dict[str, Number]
     valid: tuple[int, int]
+    failed_conditions: list[str]
     errors: list[str]
     is_defense: bool
 
@@ -64,6 +80,12 @@ class Summary(NamedTuple):
         return not self.seeds
 
     @property
+    def counts(self) -> bool:
+        """Whether the attack is known to be valid, with every seed for which that is known."""
+        valid, known = self.valid
+        return 0 < valid == known
+
+    @property
     def invalid(self) -> str:
         """``not valid``, with the number of such seeds if other seeds are valid; empty if all known seeds are valid."""
         valid, known = self.valid
@@ -71,24 +93,11 @@ class Summary(NamedTuple):
 
 
 def over_seeds(rows: Iterable[ResultRow]) -> list[Summary]:
-    """Groups rows that differ only in the seed, in the order in which the groups first occur.
-
-    For each metric with a direction, the best defense against an attack is marked, compared in the shown digits; no
-    defense is marked if all are equal. Excluded are the undefended victim, the control, and inspections of the
-    undefended victim, which do not change its predictions.
-    """
+    """Groups rows that differ only in the seed, in the order in which the groups first occur; marks no best."""
     result = []
     for attack_rows in grouped(rows, ATTACK_NAMES):
         undefended = {row["victim"] for row in attack_rows if row["defense"] == UNDEFENDED}
-        summaries = [_summary(group, undefended) for group in grouped(attack_rows, NAMES)]
-        for metric in METRICS:
-            defenses = [line.numbers for line in summaries if line.is_defense and metric.name in line.numbers]
-            shown = [float(numbers[metric.name].text) for numbers in defenses]
-            if metric.better and len({*shown}) > 1:
-                best = max(shown) if metric.better == "high" else min(shown)
-                for numbers, value in zip(defenses, shown, strict=True):
-                    numbers[metric.name] = numbers[metric.name]._replace(best=value == best)
-        result += summaries
+        result += [_summary(group, undefended) for group in grouped(attack_rows, NAMES)]
     return result
 
 
@@ -150,10 +159,13 @@ def _summary(rows: Sequence[ResultRow], undefended: Collection[str]) -> Summary:
     for name in (metric.name for metric in METRICS):
         if values := [row[name] for row in done if row[name] is not None]:
             mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-            ends: tuple[Any, Any] = (done[0].get(f"{name}_low"), done[0].get(f"{name}_high"))
-            interval = ends if len(done) == 1 and None not in ends else None
+            first = next(row for row in done if row[name] is not None)
+            ends: tuple[Any, Any] = (first.get(f"{name}_low"), first.get(f"{name}_high"))
+            interval = ends if len(values) == 1 and None not in ends else None
             numbers[name] = Number(mean, spread, interval, f"{mean:.0f}" if name in COUNTS else f"{mean:.3f}")
     known = [row["valid"] for row in done if row["valid"]]
+    reasons = {row["seed"]: row["invalid_because"] for row in done if row.get("invalid_because")}
+    several = len(rows) > 1
     names = {name: rows[0][name] for name in NAMES}
     unchanged = not undefended or {row["victim"] for row in rows} <= {*undefended}
     only_inspected = "inspection_score" in numbers and "fpr" not in numbers and unchanged
@@ -162,6 +174,7 @@ def _summary(rows: Sequence[ResultRow], undefended: Collection[str]) -> Summary:
         seeds=[int(row["seed"]) for row in done],
         numbers=numbers,
         valid=(known.count("yes"), len(known)),
+        failed_conditions=[f"seed {seed}: {why}" if several else why for seed, why in reasons.items()],
         errors=[row["error"] for row in rows if row["error"]],
         is_defense=names["defense"] not in (UNDEFENDED, CLEAN_TRAINING) and not only_inspected,
     )

@@ -8,11 +8,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED, Cell
+from lightning_backdoor.benchmark.intervals import difference_interval, text_intervals
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
 from lightning_backdoor.benchmark.names import as_csv_field
-from lightning_backdoor.benchmark.statistics import auroc_interval, share_interval, split_scores
+from lightning_backdoor.benchmark.statistics import Interval
 from lightning_backdoor.outputs.outcomes import Outcome
+from lightning_backdoor.outputs.validity import excess_asr, failed_conditions
 
 #: a row of ``results.csv`` by column; None means undefined.
 ResultRow = dict[str, Any]
@@ -21,11 +23,9 @@ ATTACK_NAMES = ("dataset", "model", "attack")
 NAMES = (*ATTACK_NAMES, "defense")
 #: the columns that come from a cell's test.
 NUMBERS = ("n_clean", "n_poisoned", *METRIC_NAMES, *INTERVALS)
-COLUMNS = (*NAMES, "seed", *NUMBERS, "valid", "cell", "victim", "seconds", "error")
+COLUMNS = (*NAMES, "seed", *NUMBERS, "valid", "invalid_because", "cell", "victim", "training", "seconds", "error")
 #: the columns that may differ between two runs of the same grid.
 TIMINGS = ("overhead", "seconds")
-#: a valid attack has at least this undefended ASR, and loses at most this much CACC against clean training.
-VALID_ASR, VALID_LOSS = 0.9, 0.03
 
 
 def measured(
@@ -45,34 +45,23 @@ def measured(
     logged |= {f"cleaning_{name}": value for name, value in (cleaning or {}).items()}
     # without an inference-time defense the victim's prediction is final
     logged = {f"{name}_defended": logged.get(name) for name in ("cacc", "asr", "pacc")} | logged
-    row: ResultRow = {name: _known(logged.get(name)) for name in METRIC_NAMES}
-    clean, poisoned = ([o for o in outcomes if o.poisoned is side] for side in (False, True))
-    intervals = {
-        "cacc_defended": share_interval(sum(map(is_correct, clean)), len(clean)),
-        "asr_defended": share_interval(sum(map(is_attack_success, poisoned)), len(poisoned)),
-        "auroc": auroc_interval(*split_scores(outcomes)),
-    }
-    for name, interval in intervals.items():
-        row |= {f"{name}_low": _known(interval.low), f"{name}_high": _known(interval.high)}
-    return {**row, "n_clean": len(clean), "n_poisoned": len(poisoned)}
-
-
-def is_correct(outcome: Outcome) -> bool:
-    """Whether a text is predicted correctly after the defense."""
-    return outcome.outcome == outcome.label
-
-
-def is_attack_success(outcome: Outcome) -> bool:
-    """Whether a text is predicted as the target label after the defense."""
-    return outcome.outcome == outcome.target_label
+    row: ResultRow = dict.fromkeys(INTERVALS) | {name: _known(logged.get(name)) for name in METRIC_NAMES}
+    row["excess_asr"] = _excess(row["asr"], row["asr_floor"])
+    for name, interval in text_intervals(outcomes, row["localisation"]).items():
+        if row[name] is not None:
+            row |= {f"{name}_low": _known(interval.low), f"{name}_high": _known(interval.high)}
+    n_poisoned = sum(outcome.poisoned for outcome in outcomes)
+    return {**row, "n_clean": len(outcomes) - n_poisoned, "n_poisoned": n_poisoned}
 
 
 def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
-    """Sets ``valid`` of each row in place: ``yes``, ``no``, or empty without an attack or without clean training.
+    """Sets ``excess_asr``, ``valid`` and ``invalid_because`` of each row, in place.
 
-    Validity is decided for the undefended attack: its row without a defense must meet the conditions or, if the grid
-    has no such row, the row's own undefended numbers. Clean training is the attack's control, or the benign victim
-    without a defense.
+    ``excess_asr`` is that of the cell's own victim, over its own floor and over the ASR of clean training on the same
+    rows (the attack's control), as far as these are known; None if neither is known. ``valid`` is ``yes`` if the attack
+    counts by :func:`lightning_backdoor.outputs.validity.failed_conditions`, ``no`` if not, and empty where there is no
+    attack, or no cell of the undefended victim to judge it by. ``invalid_because`` has the failed conditions, joined
+    by a semicolon.
 
     Args:
         rows: all rows of one grid.
@@ -80,17 +69,58 @@ def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
     """
     rows = list(rows)
     by_names = {tuple(row[name] for name in (*NAMES, "seed")): row for row in rows}
-    for row in rows:
-        row["valid"] = ""
-        dataset, model, attack, seed = (row[name] for name in (*ATTACK_NAMES, "seed"))
-        undefended = by_names.get((dataset, model, attack, UNDEFENDED, seed), row)
-        control = by_names.get((dataset, model, attack, CLEAN_TRAINING, seed))
-        clean = control or by_names.get((dataset, model, benign, UNDEFENDED, seed))
-        if clean is None or attack == benign:
-            continue
-        asr, cacc, clean_cacc = undefended["asr"], undefended["cacc"], clean["cacc"]
-        if asr is not None and cacc is not None and clean_cacc is not None:
-            row["valid"] = "yes" if asr >= VALID_ASR and cacc >= clean_cacc - VALID_LOSS else "no"
+    for group in grouped(rows, (*ATTACK_NAMES, "seed")):
+        dataset, model, attack, seed = (group[0][name] for name in (*ATTACK_NAMES, "seed"))
+        control = by_names.get((dataset, model, attack, CLEAN_TRAINING, seed), {})
+        benign_row = by_names.get((dataset, model, benign, UNDEFENDED, seed), {})
+        clean_asr = control.get("asr")
+        clean = (clean_asr, control.get("cacc") if control.get("cacc") is not None else benign_row.get("cacc"))
+        for row in group:
+            row["excess_asr"] = _excess(row["asr"], row["asr_floor"], None if row is control else clean_asr)
+            row |= _excess_interval(row, None if row is control else control)
+        judged = next((row for row in group if has_undefended_victim(row) and row["asr"] is not None), None)
+        failed, valid = [], ""
+        if judged is not None and attack != benign:
+            failed = failed_conditions(judged["asr"], judged["asr_floor"], judged["cacc"], clean)
+            valid = "no" if failed else "yes"
+        for row in group:
+            row |= {"valid": valid, "invalid_because": "; ".join(failed)}
+
+
+def invalid_because(cell: Cell, row: Mapping[str, Any]) -> list[str]:
+    """The conditions that a cell's attack fails by the cell's own row; empty if its victim is not the undefended one.
+
+    Args:
+        cell: the cell.
+        row: its numbers, as :func:`measured` returns them.
+    """
+    asr = row.get("asr")
+    if asr is None or cell.defense == CLEAN_TRAINING or cell.victim.training:
+        return []
+    return failed_conditions(asr, row.get("asr_floor"))
+
+
+def _excess_interval(row: ResultRow, control: ResultRow | None) -> ResultRow:
+    """The ends of the interval of a row's excess ASR; None where the ASR or the floor has no interval."""
+    own, clean = (row["asr_floor"], "asr_floor", row), ((control or {}).get("asr"), "asr", control or {})
+    floor, name, source = max((own, clean), key=lambda known: -1 if known[0] is None else known[0])
+    ends = [of.get(f"{column}_{end}") for of, column in ((row, "asr"), (source, name)) for end in ("low", "high")]
+    if row["excess_asr"] is None or None in ends:
+        return {"excess_asr_low": None, "excess_asr_high": None}
+    first, second = (row["asr"], Interval(*ends[:2])), (floor, Interval(*ends[2:]))
+    interval = difference_interval(row["excess_asr"], first, second)
+    return {"excess_asr_low": interval.low, "excess_asr_high": interval.high}
+
+
+def has_undefended_victim(row: ResultRow) -> bool:
+    """Whether a cell's victim was trained under the attack and without a defense.
+
+    Without ``training``, the name of the defense that the victim was trained under, only a cell without any defense is
+    known to be one.
+    """
+    if row["defense"] == CLEAN_TRAINING:
+        return False
+    return row["defense"] == UNDEFENDED or row.get("training") == ""
 
 
 def grouped(rows: Iterable[ResultRow], names: Iterable[str]) -> list[list[ResultRow]]:
@@ -116,6 +146,11 @@ def csv_text(rows: Iterable[ResultRow], columns: Sequence[str]) -> str:
     for row in rows:
         writer.writerow({k: as_csv_field(value) if isinstance(value, str) else value for k, value in row.items()})
     return text.getvalue()
+
+
+def _excess(asr: float | None, *floors: float | None) -> float | None:
+    """The excess ASR; None without an ASR or without any floor."""
+    return None if asr is None or not any(floor is not None for floor in floors) else excess_asr(asr, *floors)
 
 
 def _known(value: float | None) -> float | None:

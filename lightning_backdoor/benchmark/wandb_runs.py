@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,21 @@ from typing import Any
 from lightning_backdoor.benchmark.console import warn
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
-from lightning_backdoor.benchmark.names import shortened
 from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.statistics import roc, split_scores
 from lightning_backdoor.benchmark.summaries import Summary
-from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, ResultRow, grouped
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, ResultRow, grouped, invalid_because
+from lightning_backdoor.benchmark.wandb_report import save_report
 from lightning_backdoor.errors import InputError, escaped, one_line
 from lightning_backdoor.outputs.outcomes import read_outcomes
+from lightning_backdoor.outputs.versions import versions
 from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
+from lightning_backdoor.outputs.wandb_names import run_names
 
 SETTINGS = ("project", "entity", "tags", "name")
 #: seconds to wait for the server to begin a run, and to upload the rest of a run at its end.
 BEGIN, END = 30.0, 600.0
-#: W&B's limits, in characters: names of runs and their groups, job types, tags. It refuses longer ones.
-LONGEST_NAME, LONGEST_JOB_TYPE, LONGEST_TAG = 128, 64, 64
 #: settings by which a run records nothing about the machine and prints nothing.
 QUIET_SETTINGS: dict[str, Any] = {
     "silent": True,
@@ -99,6 +100,7 @@ class WandbRuns:
         """
         facts = {**_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
         facts |= {"n_clean": row["n_clean"], "n_poisoned": row["n_poisoned"], "test": cell.config}
+        facts["invalid_because"] = "; ".join(invalid_because(cell, row))
 
         def log(run: Any) -> None:
             numbers = {name: row[name] for name in (*METRIC_NAMES, *INTERVALS) if row.get(name) is not None}
@@ -109,26 +111,34 @@ class WandbRuns:
         self._log(log, *cell.names.values(), id=cell.id, job_type=cell.defense, config=facts)
 
     def log_summary(self, results: Results) -> None:
-        """Logs the run of the whole grid: its tables, CACC against ASR, and bars by defense."""
-        self._log(lambda run: run.log(grid_media(results)), self.name, id="summary", job_type="summary")
+        """Logs the run of the whole grid: its tables, CACC against ASR, and bars by defense; and a report of them."""
 
-    def _log(self, log: Callable[[Any], None], *names: object, **arguments: Any) -> None:
+        def log(run: Any) -> None:
+            run.log(grid_media(results))
+            try:
+                address = save_report(results, self.name, run, self.folder / "wandb" / "report.txt")
+            except Exception as error:  # the run itself is whole
+                _warn("the report is not saved", error)
+                return
+            if address is not None:
+                sys.stdout.write(f"W&B report       {escaped(address)}\n")
+
+        self._log(log, self.name, id="summary", job_type="summary")
+
+    def _log(self, log: Callable[[Any], None], *names: object, job_type: str, **arguments: Any) -> None:
         """Starts a run, logs to it and ends it; never raises an ``Exception``.
 
         Args:
             log: function that logs to a run.
             names: dataset, model, attack, defense and seed, or the grid's name; they give the run's name, group and
                 tags.
+            job_type: job type of the run.
             arguments: other arguments of the run.
         """
-        parts = [f"seed {name}" if i == 4 else str(name) for i, name in enumerate(names) if name != ""]
-        seed = f" / {parts[-1]}" if len(names) > 4 else ""
-        name = shortened(" / ".join(parts), LONGEST_NAME, end=seed)
-        group = shortened("/".join(parts[:3]), LONGEST_NAME)
-        tags = [*dict.fromkeys(shortened(tag, LONGEST_TAG) for tag in (*parts, *self.tags))]
-        arguments["job_type"] = shortened(arguments["job_type"], LONGEST_JOB_TYPE)
+        parts, seed = ([*map(str, names[:4])], names[4]) if len(names) > 4 else ([*map(str, names)], None)
+        named = run_names(parts, seed, job_type, self.tags)
         try:
-            run = self._begin(name=name, group=group, tags=tags, **arguments)
+            run = self._begin(**named, **arguments)
             try:
                 log(run)
             except BaseException:
@@ -137,7 +147,7 @@ class WandbRuns:
             run.finish()
         except Exception as error:
             self._offline |= isinstance(error, TimeoutError)  # from the upload at the end
-            _warn(f"the run {name!r} is incomplete", error)
+            _warn(f"the run {named['name']!r} is incomplete", error)
 
     def _begin(self, *, id: str, config: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +196,7 @@ def _check(settings: Mapping[str, Any]) -> None:
 def _facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
     facts = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "training", "seed")}
     facts |= {"victim": victim.id, "victim_artifact": f"victim-{victim.id}", "victim_digest": digest}
-    return {**facts, "fit": victim.config}
+    return {**facts, "fit": victim.config, "versions": versions()}
 
 
 def _history(logs: Path) -> dict[int, dict[str, float]]:
@@ -226,10 +236,11 @@ def cell_media(folder: Path) -> dict[str, Any]:
 
 
 def grid_media(results: Results) -> dict[str, Any]:
-    """The tables ``results``, ``over_seeds``, ``comparisons`` and ``inspections`` that have rows; and charts.
+    """The tables ``results``, ``over_seeds``, ``comparisons``, ``missing`` and ``inspections`` with rows; and charts.
 
     ``cacc_against_asr`` is the report's own figure (Plotly), and bar charts show the mean ASR and CACC by defense. In
-    ``over_seeds``, each metric that any line has is followed by its standard deviation.
+    ``over_seeds``, each metric that any line has is followed by its standard deviation; ``best`` and ``tied`` name the
+    metrics by which a defense is the best, or not distinguishable from it.
     """
     import plotly.graph_objects as go
     import wandb
@@ -239,20 +250,21 @@ def grid_media(results: Results) -> dict[str, Any]:
         "results": _table(results.rows, COLUMNS),
         "over_seeds": _table(lines),
         "comparisons": _table(results.comparisons),
+        "missing": _table([{**cell.names, "reason": cell.reason, "message": cell.message} for cell in results.missing]),
         "inspections": _table([inspection.as_row() for inspection in results.inspections]),
         "cacc_against_asr": wandb.Plotly(go.Figure(trade_off(results.summaries))),
     }
     metrics = ("asr_defended", "cacc_defended")
-    rows = [line for line in lines if {*metrics} <= {*line}]
+    rows = [line for line in lines if {*metrics} <= {*line} and not line["invalid_because"]]
     n_defenses = len({row["defense"] for row in rows})
-    # only attacks that all defenses were tested against: others would bias the means
+    # only attacks that are valid and that all defenses were tested against: others would bias the means
     shared = [row for group in grouped(rows, ATTACK_NAMES) if len(group) == n_defenses for row in group]
-    for metric in metrics:
+    for metric in metrics if shared else ():
         means = [
             {"defense": group[0]["defense"], metric: statistics.mean(row[metric] for row in group)}
             for group in grouped(shared, ["defense"])
         ]
-        title = f"{metric.split('_')[0].upper()} after the defense, mean over the attacks that all were tested against"
+        title = f"{metric.split('_')[0].upper()} after the defense, mean over valid attacks that all have"
         media[f"{metric}_by_defense"] = wandb.plot.bar(_table(means, ("defense", metric)), "defense", metric, title)
     return {name: shown for name, shown in media.items() if not isinstance(shown, wandb.Table) or shown.data}
 
@@ -261,6 +273,9 @@ def _line(summary: Summary) -> ResultRow:
     valid, known = summary.valid
     row: ResultRow = {**summary.names, "seeds": len(summary.seeds), "errors": "; ".join(summary.errors)}
     row["valid"] = f"{valid} of {known}" if known else ""
+    row["invalid_because"] = "; ".join(summary.failed_conditions)
+    for mark in ("best", "tied"):
+        row[mark] = ", ".join(name for name, number in summary.numbers.items() if getattr(number, mark))
     for name, number in summary.numbers.items():
         row |= {name: number.mean, f"{name}_spread": number.spread}
     return row

@@ -1,12 +1,13 @@
-"""Writing a grid's results to its files: ``results.csv``, ``comparisons.csv`` and ``report.html``."""
+"""Writing a grid's results to its files: ``results.csv``, ``comparisons.csv``, ``report.html`` and ``figures/``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.grid import Cell, Grid
-from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS
-from lightning_backdoor.benchmark.report.page import report_html
+from lightning_backdoor.benchmark.missing import DAMAGED, NOT_RUN, VICTIM_FAILED, MissingCell
+from lightning_backdoor.benchmark.report.page import write_page
 from lightning_backdoor.benchmark.results import Results, collect_results
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import Products
@@ -17,7 +18,7 @@ from lightning_backdoor.files.locking import lock
 
 
 def write_results(grid: Grid, folder: Path, command: str) -> Results:
-    """Writes ``results.csv``, ``comparisons.csv`` and ``report.html`` from all cells that are done or have failed.
+    """Writes ``results.csv``, ``comparisons.csv``, ``report.html`` and ``figures/`` of all that is done or has failed.
 
     Concurrent callers write one after another.
 
@@ -31,20 +32,28 @@ def write_results(grid: Grid, folder: Path, command: str) -> Results:
         journal = Journal(folder / "journal.jsonl")
         journal.refresh()
         products = Products(folder, journal)
-        rows = [row for cell in grid.cells if (row := _row(cell, journal, products)) is not None]
-        results = collect_results(rows, grid.benign, folder / "cells")
+        entries = [_entry(cell, journal, products) for cell in grid.cells]
+        missing = [entry for entry in entries if isinstance(entry, MissingCell)]
+        rows = [entry for entry in entries if not isinstance(entry, MissingCell)]
+        results = collect_results(rows, grid.benign, folder / "cells", missing)
         write_whole(folder / "results.csv", csv_text(results.rows, COLUMNS))
         write_whole(folder / "comparisons.csv", csv_text(results.comparisons, COMPARED_COLUMNS))
-        write_whole(folder / "report.html", report_html(grid.path.stem, results, grid.as_yaml(), command))
+        write_page(folder, grid.path.stem, results, grid.as_yaml(), command)
     return results
 
 
-def _row(cell: Cell, journal: Journal, products: Products) -> ResultRow | None:
-    """The row of a cell; None if it has not run, or its files are damaged."""
+def _entry(cell: Cell, journal: Journal, products: Products) -> ResultRow | MissingCell:
+    """The row of a cell, or why it has none: it has not run, or its files are damaged."""
     event = journal.get("cell", cell.id)
-    if event is None or ("error" not in event and products.fault(cell)):
-        return None
+    if event is None:
+        errors = [(journal.get("victim", victim.id) or {}).get("error") for victim in cell.victim.line]
+        failure = next(filter(None, errors), None)
+        if failure is not None:
+            return MissingCell(cell.names, VICTIM_FAILED, escaped(failure))
+        return MissingCell(cell.names, NOT_RUN)
+    if "error" not in event and (fault := products.fault(cell)):
+        return MissingCell(cell.names, DAMAGED, escaped(fault))
     row = {**dict.fromkeys(NUMBERS), **cell.names}
     row |= {name: number for name, number in event.get("row", {}).items() if name in NUMBERS}
-    row |= {"cell": cell.id, "victim": cell.victim.id, "valid": ""}
+    row |= {"cell": cell.id, "victim": cell.victim.id, "training": cell.victim.training}
     return {**row, "seconds": event.get("seconds"), "error": escaped(event.get("error", ""))}

@@ -72,7 +72,8 @@ def resolve_checkpoint(given: str | None, command: str, folder: Path, run_dir: s
         requeued = _newest(folder) if SLURMEnvironment.detect() else None
         if command != "fit" and requeued is None and run_dir:
             best = Path(run_dir, CHECKPOINTS["best"])
-            raise InputError("ckpt_path", "not given, and without it the run's victim is not evaluated", f"give {best}")
+            given = f"give --ckpt_path {best}" if best.is_file() else f"there is no {best}: train the run first"
+            raise InputError("ckpt_path", "not given, and without it the run's victim is not evaluated", given)
         return requeued
     if given in CHECKPOINTS:
         return _of_run(given, command, folder if command == "fit" else run_dir)

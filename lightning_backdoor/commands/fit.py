@@ -23,6 +23,7 @@ from lightning_backdoor.commands.signals import NOTHING_KEPT, when_ended
 from lightning_backdoor.errors import escaped
 from lightning_backdoor.files.atomic import replaced_folder, write_whole
 from lightning_backdoor.outputs.terminal_table import print_results
+from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_weights
 
 
@@ -121,9 +122,11 @@ def _interruptions() -> Iterator[None]:
 def _export(cli: RunCLI) -> None:
     """Exports the victim of the best checkpoint as a Hugging Face folder in the run's folder."""
     if cli.best is not None and cli.best.best_model_path:
-        load_weights(cli.model, cli.best.best_model_path)
+        checkpoint = load_weights(cli.model, cli.best.best_model_path)
+        is_victim = isinstance(cli.model, TextClassifier)
+        card = {"metrics": checkpoint.get("validation_metrics")} if is_victim else {}
         with replaced_folder(cli.folder / "model") as folder:
-            cli.model.save_pretrained(folder)
+            cli.model.save_pretrained(folder, **card)
         if not cli.config.keep_last:
             remove_last(cli.trainer, cli.folder)
         sys.stdout.write(escaped(f"checkpoint: {cli.best.best_model_path}") + "\n")

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from lightning_backdoor.commands.early_checks import settled
+from lightning_backdoor.commands.help_pages import help_asked
 from lightning_backdoor.commands.options import OptionParser
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.signals import when_ended
@@ -57,11 +59,15 @@ def main(args: list[str]) -> int:
     Raises:
         InputError: the input is invalid, or no poisoned text has its trigger within ``max_length``; nothing is written.
     """
+    if page := help_asked("fit", args, "lightning-backdoor poison", parser().format_help()):
+        sys.stdout.write(page)
+        return 0
     options, rest = parser().parse_known_args(args)
     output = Path(options.output)
     if options.stealth_rows < 0:
         raise InputError("stealth_rows", f"{options.stealth_rows} is not a number of rows", "give 0 or more")
     check_folder(output, "output")
+    settled("fit", rest, "lightning-backdoor poison", OPTIONS_OF_TESTS)
     if output.exists():
         raise InputError("output", f"{output} exists", "name another folder")
     when_ended(
@@ -95,9 +101,7 @@ def _poisoned_data(args: list[str]) -> BackdoorDataModule:
     from lightning_backdoor.commands.parsing import parse, run_parser
     from lightning_backdoor.data import BackdoorDataModule
 
-    fit = run_parser("fit", prog="lightning-backdoor poison")
-    for name in OPTIONS_OF_TESTS:
-        fit.add_argument(f"--{name}", type=bool, default=False, help=argparse.SUPPRESS)
+    fit = run_parser("fit", "lightning-backdoor poison", OPTIONS_OF_TESTS)
     given = parse(fit, args)
     made = fit.instantiate_classes(Namespace(model=given.model, data=given.data))  # type: ignore[no-untyped-call]
     for option, instance, base in (("model", made.model, BackdoorAttack), ("data", made.data, BackdoorDataModule)):

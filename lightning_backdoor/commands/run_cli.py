@@ -7,19 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
 
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.commands.checkpoint_path import check_left, left_by_error, resolve_checkpoint
-from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
+from lightning_backdoor.commands.known_options import OBJECTS
+from lightning_backdoor.commands.parsing import RunParser, parse, run_parser
+from lightning_backdoor.commands.refused_options import refused_classes_named, refused_options_named
 from lightning_backdoor.commands.run_callbacks import command_callbacks
 from lightning_backdoor.commands.run_checkpoints import BestCheckpoint, checkpoint_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.commands.slurm_step import check_step, prepare_step
-from lightning_backdoor.commands.wandb_names import check_wandb_names
-from lightning_backdoor.errors import InputError, input_error_behind, reason
+from lightning_backdoor.commands.wandb_names import (
+    check_wandb_names,
+    names_of_run,
+    run_config,
+    tell_wandb,
+    with_csv_log,
+)
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.names import check_inside
 
 
@@ -96,6 +104,7 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses as Lightning does, but without its warning about options in ``sys.argv``, and with one-line errors."""
         assert isinstance(args, list)
+        assert isinstance(parser, RunParser)
         self.config = parse(parser, args)
 
     def before_instantiate_classes(self) -> None:
@@ -103,9 +112,10 @@ class RunCLI(LightningCLI):
         config = self.config
         if config.trainer.default_root_dir is not None:
             raise InputError("default_root_dir", f"{config.trainer.default_root_dir} is not used", "give --run_dir")
-        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # by which Lightning divides
-            if config.trainer[name] is not None and config.trainer[name] < 1:
-                raise InputError(f"trainer.{name}", f"{config.trainer[name]} is not a number of times", "at least 1")
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+            value = config.trainer[name]
+            if value == 0 or (isinstance(value, int) and value < 0):  # Lightning divides by it
+                raise InputError(f"trainer.{name}", f"{value} is not a number of times", "at least 1")
         if config.trainer.overfit_batches:
             problem = f"{config.trainer.overfit_batches} is not used, since batches are formed by length"
             raise InputError("trainer.overfit_batches", problem, "give --trainer.limit_train_batches")
@@ -122,6 +132,7 @@ class RunCLI(LightningCLI):
             arguments = Namespace(save_dir=str(self.folder), name="logs")  # type: ignore[no-untyped-call]
             loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments)  # type: ignore[no-untyped-call]
             config.trainer.logger = loggers
+        config.trainer.logger = loggers = with_csv_log(loggers)
         unsettled = (None, ".", config.run_dir)  # a saved config contains the folder of its run
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if not isinstance(logger, Namespace):
@@ -139,12 +150,10 @@ class RunCLI(LightningCLI):
         """Creates model, data and trainer.
 
         Raises:
-            InputError: raised by a constructor; not wrapped in an error of jsonargparse.
+            InputError: raised by a constructor, or a library cannot create a class.
         """
-        try:
+        with refused_classes_named(self.config):
             super().instantiate_classes()
-        except Exception as error:
-            raise input_error_behind(error) or error  # noqa: B904 - the first is a cause of the second
         if self.command == "fit" and self.checkpoint is None and self.with_trainer:
             self.checkpoint = left_by_error(self.trainer.callbacks)  # type: ignore[attr-defined]
 
@@ -159,6 +168,10 @@ class RunCLI(LightningCLI):
         check_names(given)
         if not self.with_trainer:
             return None  # type: ignore[return-value]
+        loggers = options.logger if isinstance(options.logger, list) else [options.logger]
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            names = names_of_run(self.command, self.model, self.datamodule, given)
+            tell_wandb(loggers, names, run_config(self.command, self.parser.dump(self.config, format="json")))
         callbacks = command_callbacks(self.command, self.model, given, self.folder)
         if options.enable_checkpointing is not False:
             folder = Path(self.config.run_dir or self.folder, "checkpoints")
@@ -168,15 +181,11 @@ class RunCLI(LightningCLI):
             self.best = checkpoints[0]
             callbacks += checkpoints
         self.trainer_defaults["callbacks"] = callbacks
-        if options.plugins:  # they may say how processes are started
-            return self._trainer(**kwargs)
-        prepare_step()
-        trainer = self._trainer(**kwargs)
-        check_step(trainer)
+        alone = not options.plugins  # they may say how processes are started
+        if alone:
+            prepare_step()
+        with refused_options_named(options):
+            trainer = super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        if alone:
+            check_step(trainer)
         return trainer
-
-    def _trainer(self, **kwargs: Any) -> Trainer:
-        try:
-            return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
-        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
-            raise input_error_behind(error) or InputError("trainer", reason(error)) from error

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_backdoor.errors import InputError
+
 
 class Outcome(NamedTuple):
     """The result of a test row: the victim's prediction, and the decisions of an inference-time defense.
@@ -57,23 +59,31 @@ def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """Reads outcomes written by :func:`write_outcomes`."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Outcome(
-                int(row["index"]),
-                row["poisoned"] == "1",
-                row["label"],
-                row["target_label"] or None,
-                row["prediction"],
-                row["defended_prediction"] or None,
-                _flag(row["flagged"]),
-                _flag(row["confirmed"]),
-                float(row["score"]) if row["score"] else None,
-                _flag(row["rejected"]),
-            )
-            for row in csv.DictReader(file)
-        ]
+    """Reads outcomes written by :func:`write_outcomes`.
+
+    Raises:
+        InputError: the file is not of that form.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                Outcome(
+                    int(row["index"]),
+                    row["poisoned"] == "1",
+                    row["label"],
+                    row["target_label"] or None,
+                    row["prediction"],
+                    row["defended_prediction"] or None,
+                    _flag(row["flagged"]),
+                    _flag(row["confirmed"]),
+                    float(row["score"]) if row["score"] else None,
+                    _flag(row["rejected"]),
+                )
+                for row in csv.DictReader(file)
+            ]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        problem = f"is not a table of outcomes ({type(error).__name__}: {error})"
+        raise InputError(str(path), problem, "test the victim again, which writes it") from None
 
 
 def _flag(value: str) -> bool | None:

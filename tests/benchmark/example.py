@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING
+from lightning_backdoor.benchmark.intervals import is_attack_success, is_correct
 from lightning_backdoor.benchmark.results import Results, collect_results
 from lightning_backdoor.benchmark.table import (
     NAMES,
     NUMBERS,
     ResultRow,
-    is_attack_success,
-    is_correct,
     mark_valid,
     measured,
 )

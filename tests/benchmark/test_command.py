@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
-from lightning_backdoor.benchmark.table import COLUMNS, TIMINGS
+from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, TIMINGS
 from lightning_backdoor.cli import main
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from tests.benchmark.grids import SMALL
@@ -135,7 +135,7 @@ def test_two_processes_a_cell_give_the_numbers_of_one(inside: Path) -> None:
         for out, cell in (("one-out", one["cell"]), ("ddp-out", two["cell"]))
     ]
     assert outcomes[0] == outcomes[1]
-    for column in COLUMNS[4:-4]:
+    for column in NUMBERS:
         if column not in TIMINGS and one[column]:
             assert float(one[column]) == pytest.approx(float(two[column]), abs=1e-6), column
 

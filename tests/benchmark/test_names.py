@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from lightning_backdoor.benchmark.console import print_table
 from lightning_backdoor.benchmark.grid import Grid, PlannedVictim
-from lightning_backdoor.benchmark.names import LONGEST_NAME, as_csv_field, of_csv_field, shortened
+from lightning_backdoor.benchmark.names import LONGEST_NAME, as_csv_field, of_csv_field
 from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.benchmark.table import csv_text
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.outputs.wandb_names import shortened
 from tests.benchmark.grids import inference, stub_command
 
 #: names that are usable and must do no harm.

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lightning_backdoor.benchmark.report.attack_sections import CLEAN_TEXTS, POISONED_TEXTS, TEXT_BUDGET
-from lightning_backdoor.benchmark.report.latex_markdown import latex_table, markdown_table
-from lightning_backdoor.benchmark.report.page import report_html
+from lightning_backdoor.benchmark.report.figure_files import figure_files
+from lightning_backdoor.benchmark.report.page import figures_of, report_html, write_page
+from lightning_backdoor.benchmark.report.paper_table import Choice, PaperTable
 from tests.benchmark.browser import chromium, opened
 from tests.benchmark.colours import contrast, luminance, over
 from tests.benchmark.example import COMMAND, GRID, Example, example, fail
@@ -64,7 +65,7 @@ def test_a_failed_cell_is_shown_with_its_error_and_the_others_keep_their_numbers
     page = html(made)
     assert "✗ failed: ValueError: broke at 0" in page
     assert page.count("OSError: gone") == 1  # its line has another seed's numbers
-    assert "31 cells, 3 failed" in page
+    assert "31 of 34 cells (3 failed)." in page
 
 
 def test_an_attack_that_is_not_valid_is_marked_and_a_note_says_why(made: Example) -> None:
@@ -137,7 +138,9 @@ def test_it_opens_quietly_asks_for_nothing_and_draws_its_plots(browser: Browser,
         for plot in (page.locator("#scatter .plot"), *shown.all()):
             plot.scroll_into_view_if_needed()
             plot.locator(".main-svg").first.wait_for()
-        assert page.locator("#scatter .point").count() == 12  # two attacks, four defenses, undefended and the control
+        # two attacks, four defenses, undefended and the control: a mark and the dot at the true position
+        assert page.locator("#scatter .point").count() == 2 * 12
+        assert page.locator("#scatter .annotation").count() >= 10
         assert page.locator(".attack:not([open]) .main-svg").count() == 0
         page.locator(".attack:not([open]) > summary").first.click()
         page.locator(".attack .plot >> nth=0").locator(".main-svg").first.wait_for()
@@ -172,17 +175,17 @@ def values(page: Page, column: int) -> list[float | str | None]:
     found = page.eval_on_selector_all(
         "#results tbody tr", "(rows, i) => rows.map(row => row.cells[i]?.dataset.value ?? null)", column
     )
-    return [value if value is None or column < 4 else float(value) for value in found]
+    return [value if value is None or column < 2 else float(value) for value in found]
 
 
-@pytest.mark.parametrize("column", [3, 4, 10, 12])
+@pytest.mark.parametrize("column", [3, 4, 11, 13])
 def test_a_click_and_a_key_sort_the_table_and_say_so(browser: Browser, path: Path, column: int) -> None:
     with opened(browser, path) as page:
         before = values(page, column)
         head = page.locator(f"#results th[data-column='{column}']")
         present = sorted((value for value in before if value is not None), key=lambda value: value or 0)
         absent = [None] * (len(before) - len(present))
-        first = "descending" if column == 12 else "ascending"  # the best AUROC is the highest, the best ASR the lowest
+        first = "descending" if column == 13 else "ascending"  # the best AUROC is the highest, the best ASR the lowest
         for way in (first, {"descending": "ascending", "ascending": "descending"}[first]):
             if way == first:
                 head.locator("button").click()
@@ -226,7 +229,9 @@ def test_hostile_names_texts_errors_and_files_stay_inert(browser: Browser, tmp_p
         for heading in page.locator("th button").all():
             heading.click()
         assert page.evaluate("window.pwned") is None
-        assert page.locator("img, textarea, main a, main b, main style, svg a").count() == 0
+        assert page.locator("img, textarea, main b, main style, svg a").count() == 0
+        links = page.eval_on_selector_all("main a", "all => all.map(a => a.getAttribute('href'))")
+        assert all(re.fullmatch(r"cells/[0-9a-f]{16}/|figures/[a-z0-9-]+\.(svg|pdf)", link) for link in links)
         assert page.locator("script").count() == 3  # plotly as text, plotly run, and the page's own
         assert page.title() == re.sub(" +", " ", WRITTEN)
         for place in (
@@ -236,7 +241,7 @@ def test_hostile_names_texts_errors_and_files_stay_inert(browser: Browser, tmp_p
             "#results tbody td.name",
             ".attack span bdi",
             "article p",
-            "#failed .error",
+            "#missing .error",
         ):
             assert page.locator(place).first.text_content() == WRITTEN, place
         assert page.locator("#inspections bdi").all_text_contents() == [WRITTEN + "!", WRITTEN, WRITTEN]
@@ -246,9 +251,9 @@ def test_hostile_names_texts_errors_and_files_stay_inert(browser: Browser, tmp_p
 
 
 def test_it_is_readable_on_a_phone(browser: Browser, path: Path) -> None:
-    with opened(browser, path, width=360) as page:
+    with opened(browser, path, width=390) as page:
         unfold(page)
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
         assert page.locator(".wide").first.evaluate("e => e.scrollWidth > e.clientWidth")
         page.locator(".wide").first.evaluate("e => { e.scrollLeft = 300 }")
         head = page.locator("#results tbody th").first
@@ -258,10 +263,92 @@ def test_it_is_readable_on_a_phone(browser: Browser, path: Path) -> None:
         assert min(sizes) >= 11
 
 
+def test_printing_draws_all_figures_in_light_colours_and_cuts_no_row(browser: Browser, path: Path) -> None:
+    with opened(browser, path, color_scheme="dark") as page:
+        plots, folded = page.locator(".plot").count(), page.locator(".attack:not([open])").count()
+        assert page.locator(".main-svg").count() == 0
+        pdf = page.pdf(prefer_css_page_size=True, print_background=False)
+        assert 100_000 < len(pdf) < 1_000_000  # vectors, not images
+        assert page.locator(".plot").count() == 12 > plots  # the trade-off, two ROCs, three histograms per attack
+        drawn = page.eval_on_selector_all(".plot", "all => all.filter(plot => plot.querySelector('.main-svg')).length")
+        assert drawn == 12
+        assert page.locator(".attack:not([open])").count() == folded > 0  # as before
+        page.emulate_media(media="print")
+        styles = "selector => { const s = getComputedStyle(document.querySelector(selector));"
+        styles += " return [s.breakInside, s.display, s.color, s.position] }"
+        assert page.evaluate(styles, "#results tbody tr")[0] == "avoid"
+        assert page.evaluate(styles, "#results thead")[1] == "table-header-group"
+        assert page.evaluate(styles, "#results th button")[3] == "static"  # others are missing in repeated headings
+        assert page.evaluate(styles, ".wide") == ["auto", "block", "rgb(27, 29, 33)", "static"]
+        assert page.evaluate(styles, "form")[1] == "none"
+
+
+def test_each_seed_of_a_row_leads_to_its_cells_folder(browser: Browser, path: Path, made: Example) -> None:
+    with opened(browser, path) as page:
+        links = page.eval_on_selector_all(
+            "#results tbody tr", "rows => rows.map(r => [...r.querySelectorAll('a')].map(a => a.getAttribute('href')))"
+        )
+        wanted = [
+            [f"cells/{row['cell']}/" for row in made.rows if all(row[name] == line.names[name] for name in line.names)]
+            for line in made.results.summaries
+        ]
+        assert links == wanted
+        assert all(len(of_row) == 2 for of_row in links)
+
+
+def test_each_figure_lies_beside_the_page_as_svg_and_pdf(browser: Browser, made: Example, tmp_path: Path) -> None:
+    one = made._replace(rows=[row for row in made.rows if row["attack"] == "badnets" and row["defense"] != "strip"])
+    write_page(tmp_path, "Grid", one.results, GRID, COMMAND)
+    written = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    names = ["roc-sst2-minilm-badnets", "scores-sst2-minilm-badnets-gradient-attention",
+             "scores-sst2-minilm-badnets-onion", "trade-off"]  # fmt: skip
+    assert written == sorted(f"{name}.{ending}" for name in names for ending in ("svg", "pdf"))
+    with opened(browser, tmp_path / "report.html") as page:
+        links = page.locator(".files a")
+        assert sorted(str(link.get_attribute("href")) for link in links.all()) == [
+            f"figures/{name}" for name in written
+        ]
+        assert all(link.get_attribute("download") is not None and link.is_visible() for link in links.all())
+    assert (tmp_path / "figures" / "trade-off.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_files_of_a_figure_are_the_same_each_time_and_show_names_as_they_are(made: Example) -> None:
+    rows = [{**row, "defense": "<b>$x$ %{y} & z"} if row["defense"] == "onion" else row for row in made.rows]
+    figure = figures_of(made._replace(rows=rows).results)["trade-off"]
+    files = figure_files(figure)
+    assert files == figure_files(figure)
+    svg = files["svg"].decode()
+    assert "&lt;b&gt;$x$ %{y} &amp; z" in svg
+    assert "ASR after the defense" in svg
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice(["asr", "tpr"], ["badnets", "style"]),
+        Choice(["cacc", "asr", "pacc", "asr_floor", "asr_defended", "auroc", "fpr"], percent=True),
+        Choice(["overhead"], ["none"], percent=True),
+    ],
+)
+def test_the_controls_choose_what_the_command_line_chooses(
+    browser: Browser, path: Path, made: Example, choice: Choice
+) -> None:
+    table = PaperTable(made.results.summaries, "Grid", choice)
+    with opened(browser, path) as page:
+        assert page.locator("#latex").text_content() == PaperTable(made.results.summaries, "Grid").latex()
+        for box in page.locator("#paper input").all():
+            name, value = box.get_attribute("name"), box.get_attribute("value")
+            wanted = {"column": table.chosen, "attack": table.chosen_attacks, "percent": ["percent"] * choice.percent}
+            box.set_checked(value in wanted[str(name)])
+        assert page.locator("#latex").text_content() == table.latex()
+        assert page.locator("#markdown").text_content() == table.markdown()
+
+
 @pytest.mark.parametrize("name", ["latex", "markdown", "grid", "command"])
 def test_a_button_copies(browser: Browser, path: Path, made: Example, name: str) -> None:
     wanted = {"grid": GRID, "command": COMMAND}
-    wanted |= {"latex": latex_table(made.results.summaries), "markdown": markdown_table(made.results.summaries)}
+    table = PaperTable(made.results.summaries, "Grid")
+    wanted |= {"latex": table.latex(), "markdown": table.markdown()}
     with opened(browser, path, permissions=["clipboard-read"]) as page:
         button = page.locator(f"[data-copy='{name}']")
         button.click()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.benchmark import results, summaries
-from lightning_backdoor.benchmark.console import print_table
+from lightning_backdoor.benchmark.console import Progress, print_table
 from lightning_backdoor.benchmark.report import attack_sections
 from lightning_backdoor.benchmark.report.page import report_html
 from lightning_backdoor.benchmark.running.journal import Journal
@@ -46,7 +46,8 @@ def test_outcomes_of_each_cell_are_opened_once(tmp_path: Path, monkeypatch: pyte
     print_table(written, tmp_path)
     assert len(grid.cells) == 12
     assert {cell.id: opened[cell.id] for cell in grid.cells} == {cell.id: 1 for cell in grid.cells}
-    assert len(written.comparisons) == 4 * 3 * 2  # attacks and seeds, pairs of defenses, ASR and CACC
+    # attacks with each and with all seeds, pairs of defenses, ASR, CACC, PACC and both AUROC
+    assert len(written.comparisons) == 2 * 3 * 3 * 5
 
 
 def test_seeds_are_put_together_once_for_all_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,3 +104,72 @@ def test_the_terminal_shows_metrics_with_numbers_and_inspections(
     assert "Inspection" in shown
     assert "sst2 · minilm · share: AUROC over victims 0.750 (2 benign, 2 attacked victims)" in shown
     assert "sst2 · minilm · alone: AUROC over victims undefined (0 benign, 1 attacked victims)" in shown
+
+
+def test_an_attack_that_does_not_count_is_marked_on_the_terminal_with_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    made = example(tmp_path, attacks=("badnets",), seeds=(0,))
+    for row in made.rows:
+        row |= {"asr": 1.0, "asr_floor": 1.0} if (row["attack"], row["defense"]) == ("badnets", "none") else {}
+    print_table(made.results, tmp_path)
+    shown = capsys.readouterr().out
+    assert "Excess" in shown
+    assert shown.count("not valid") == 6 + 1  # five defenses and the control, and the line below
+    assert "sst2 · minilm · badnets: not valid, since excess ASR 0.000 is below 0.5" in shown
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"cacc": 0.5, "asr": 1.0, "asr_floor": 1.0}, "excess ASR 0.000; the attack is not valid: excess ASR 0.000 is"),
+        ({"cacc": 0.9, "asr": 1.0, "asr_floor": 0.25}, "CACC 0.900, ASR 1.000, excess ASR 0.750 (1.0 s)"),
+        ({"cacc": 0.9}, "CACC 0.900 (1.0 s)"),
+    ],
+)
+def test_the_line_of_a_cell_has_the_excess_asr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, float], said: str
+) -> None:
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=1, seeds=1)
+    journal = Journal(tmp_path / "journal.jsonl")
+    progress = Progress(grid.cells, journal)
+    journal.append("cell", grid.cells[0].id, launch="one", seconds=1.0, row=row)
+    progress.look()
+    assert said in capsys.readouterr().out
+
+
+def test_a_partial_grid_says_how_many_cells_are_missing_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=2, seeds=2)
+    journal, (run, failed, of_victim, damaged, untrained, *_) = Journal(tmp_path / "journal.jsonl"), grid.cells
+    products = Products(tmp_path, journal)
+    for cell in (run, damaged):
+        (tmp_path / "cells" / cell.id).mkdir(parents=True)
+        write_outcomes(tmp_path / "cells" / cell.id / "outcomes.csv", [])
+        facts = {"row": measured({}, []), "files": products.digests(cell)}
+        journal.append("cell", cell.id, launch="one", seconds=1.0, **facts)
+    (tmp_path / "cells" / damaged.id / "outcomes.csv").unlink()
+    journal.append("cell", failed.id, launch="one", error="OSError: gone")
+    journal.append("cell", of_victim.id, launch="one", error="victim: out of memory")
+    journal.append("victim", untrained.victim.id, launch="one", error="killed")
+    written = write_results(grid, tmp_path, "")
+    why = {cell.names["attack"] + cell.names["defense"] + cell.names["seed"]: cell[1:] for cell in written.missing}
+    names = {cell.id: cell.names["attack"] + cell.names["defense"] + cell.names["seed"] for cell in grid.cells}
+    assert why[names[failed.id]] == ("failed", "OSError: gone")
+    assert why[names[of_victim.id]] == ("victim failed", "out of memory")
+    assert why[names[damaged.id]] == ("damaged", "outcomes.csv is missing")
+    assert why[names[untrained.id]] == ("victim failed", "killed")
+    assert [*why.values()].count(("not run", "")) == 2
+    said = "1 of 8 cells (1 failed, 3 victim failed, 1 damaged, 2 not run)"
+    assert written.cells_text == said
+    assert {row["valid"] for row in written.rows} == {""}
+    print_table(written, tmp_path)
+    assert said in capsys.readouterr().out
+    assert f"{said}." in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert made_cells_text(tmp_path) == "11 cells"
+
+
+def made_cells_text(folder: Path) -> str:
+    return example(folder / "whole", attacks=("badnets",), seeds=(0,)).results.cells_text

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS, compare_defenses, text_hits
+from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS, answers_of, compare_defenses
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, ResultRow, csv_text, mark_valid, measured
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -44,8 +45,47 @@ def test_an_attack_is_valid_by_its_undefended_victim() -> None:
     ]
     mark_valid(rows, "benign")
     assert [r["valid"] for r in rows] == ["", "yes", "yes", "no", "no", ""]
+    assert rows[4]["invalid_because"] == "CACC 0.860 is more than 0.03 below that of clean training, 0.900"
+
+
+def test_an_attack_counts_by_its_asr_above_the_floor_with_or_without_a_benign_victim() -> None:
+    rows = [
+        row("collapsed", "none", cacc=0.5, asr=1.0, asr_floor=1.0),
+        row("collapsed", "onion", cacc=0.5, asr=1.0, asr_floor=1.0, training=""),
+        row("strong", "none", cacc=0.9, asr=0.95, asr_floor=0.1),
+        row("unknown", "none", cacc=0.9, asr=0.95),
+    ]
     mark_valid(rows, None)
-    assert {r["valid"] for r in rows} == {""}
+    assert [r["excess_asr"] for r in rows] == [0.0, 0.0, pytest.approx(0.85), None]
+    assert [r["valid"] for r in rows] == ["no", "no", "yes", "yes"]
+    assert {r["invalid_because"] for r in rows[:2]} == {"excess ASR 0.000 is below 0.5"}
+
+
+def test_the_larger_of_the_two_floors_counts() -> None:
+    rows = [
+        row("style", CLEAN_TRAINING, cacc=0.9, asr=0.6, asr_floor=0.1),
+        row("style", "none", cacc=0.9, asr=1.0, asr_floor=0.2),
+        row("style", "none", seed=1, cacc=0.9, asr=1.0, asr_floor=0.2),
+    ]
+    mark_valid(rows, None)
+    assert [r["excess_asr"] for r in rows] == [pytest.approx(0.5), pytest.approx(0.4), pytest.approx(0.8)]
+    assert [r["valid"] for r in rows] == ["no", "no", "yes"]
+
+
+def test_an_attack_whose_victim_was_never_trained_is_not_judged() -> None:
+    # the control has run, and a victim under a training-time defense, whose ASR says nothing of the attack
+    rows = [
+        row("benign", "none", cacc=0.9),
+        row("a", CLEAN_TRAINING, cacc=0.9, asr=0.1, asr_floor=0.1, training=""),
+        row("a", "hardened", cacc=0.9, asr=0.2, asr_floor=0.1, training="hardened"),
+        row("a", "none", error="victim: broken"),
+    ]
+    mark_valid(rows, "benign")
+    assert {(r["valid"], r["invalid_because"]) for r in rows} == {("", "")}
+    # a defense at test time leaves the victim as it is
+    rows.append(row("a", "onion", cacc=0.9, asr=0.95, asr_floor=0.1, training=""))
+    mark_valid(rows, "benign")
+    assert {r["valid"] for r in rows[1:]} == {"yes"}
 
 
 def test_rejected_texts_are_neither_attack_successes_nor_correct() -> None:
@@ -90,11 +130,12 @@ def test_csv_keeps_every_digit_and_leaves_undefined_numbers_empty() -> None:
 
 def test_defenses_are_compared_on_the_texts_that_both_have() -> None:
     by_defense = {
-        name: text_hits(Outcome(i, True, "bad", "good", prediction) for i, prediction in enumerate(predictions))
+        name: {0: answers_of(Outcome(i, True, "bad", "good", prediction) for i, prediction in enumerate(predictions))}
         for name, predictions in (("none", ["good"] * 3), ("other", ["bad", "good"]))
     }
-    (compared,) = compare_defenses(row("a", "none"), by_defense)
+    compared, by_pacc = compare_defenses(row("a", "none"), by_defense, 0)
     assert tuple(compared) == COMPARED_COLUMNS
+    assert (by_pacc["metric"], by_pacc["seed"], by_pacc["difference"]) == ("pacc", 0, -0.5)
     assert (compared["first"], compared["second"], compared["metric"], compared["texts"]) == ("none", "other", "asr", 2)
     assert compared["difference"] == 0.5
 
@@ -102,4 +143,4 @@ def test_defenses_are_compared_on_the_texts_that_both_have() -> None:
 @pytest.mark.parametrize(("poisoned", "metric"), [(True, "asr"), (False, "cacc")])
 def test_poisoned_texts_count_for_asr_and_clean_ones_for_cacc(poisoned: bool, metric: str) -> None:
     outcomes = [Outcome(5, poisoned, "bad", "good", "good"), Outcome(6, poisoned, "good", "bad", "good")]
-    assert text_hits(outcomes) == {(metric, 5): poisoned, (metric, 6): not poisoned}
+    assert answers_of(outcomes).hits[metric] == {5: poisoned, 6: not poisoned}

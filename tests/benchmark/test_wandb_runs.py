@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
-from lightning_backdoor.benchmark.report.attack_sections import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.results import collect_results
 from lightning_backdoor.benchmark.table import COLUMNS, ResultRow, measured
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
@@ -95,7 +95,8 @@ def left_by(folder: Path, cell: Cell) -> tuple[Path, ResultRow]:
     logged = {"test/cacc": 0.5, "test/asr": 1.0, "test/pacc": 0.0, "test/localisation": float("nan")}
     if cell.defense != "none":
         logged |= {"test/cacc_defended": 0.5, "test/asr_defended": 0.5, "test/auroc": 0.875, "test/overhead": 2.5}
-    names: ResultRow = {**cell.names, "cell": cell.id, "victim": cell.victim.id, "seconds": 1.5, "error": ""}
+    names: ResultRow = {**cell.names, "cell": cell.id, "victim": cell.victim.id, "training": cell.victim.training}
+    names |= {"seconds": 1.5, "error": ""}
     return folder, {**names, **measured(logged, outcomes)}
 
 
@@ -185,7 +186,8 @@ def test_the_summary_has_all_tables_and_charts(tmp_path: Path) -> None:
     (run,) = runs(tmp_path / "grid")
     assert (run.record.job_type, run.record.display_name) == ("summary", "small")
     assert run.table("results") == [{name: row[name] for name in COLUMNS} for row in [*rows, failed]]
-    assert len(results.comparisons) == 2
+    assert {row["metric"] for row in results.comparisons} == {"asr", "cacc", "pacc"}
+    assert run.table("missing") == [{**CELL.names, "seed": "4", "reason": "failed", "message": "out of memory"}]
     assert run.table("comparisons") == [{name: row[name] for name in COMPARED_COLUMNS} for row in results.comparisons]
     (inspection,) = run.table("inspections")
     facts = {"dataset": "reviews", "model": "tiny", "defense": "onion", "benign": 0, "attacked": 1, "auroc": None}
@@ -210,6 +212,21 @@ def test_the_summary_has_all_tables_and_charts(tmp_path: Path) -> None:
         "asr_defended_by_defense": "wandb/bar/v0",
         "cacc_defended_by_defense": "wandb/bar/v0",
     }
+
+
+def test_an_attack_that_does_not_count_is_marked_and_left_out_of_the_bars(tmp_path: Path) -> None:
+    undefended = Cell("ef56", "badnets", "none", VICTIM._replace(training=""), {})
+    folder, row = left_by(tmp_path, undefended)
+    row["asr_floor"] = 1.0
+    logged = WandbRuns(SETTINGS, tmp_path / "grid")
+    logged.log_cell(undefended, row, folder, "d1g3st")
+    logged.log_summary(collect_results([row], None, tmp_path))
+    cell, summary = runs(tmp_path / "grid")
+    why = "excess ASR 0.000 is below 0.5"
+    assert cell.config["invalid_because"] == why
+    (line,) = summary.table("over_seeds")
+    assert (line["valid"], line["invalid_because"], line["excess_asr"]) == ("0 of 1", why, 0.0)
+    assert not any(name.endswith("_by_defense_table") for name in summary.logged)
 
 
 def test_what_is_logged_twice_is_one_run_and_all_of_it_lies_in_the_folder(tmp_path: Path) -> None:

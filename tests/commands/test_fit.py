@@ -147,7 +147,10 @@ def test_the_last_checkpoint_holds_the_last_epoch_and_the_best_the_first_of_equa
 
 
 def test_a_complete_run_is_never_overwritten_and_says_that_nothing_is_left(
-    workspace: Path, run: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    in_process: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = (run / "checkpoints" / "best.ckpt").read_bytes()
     again = ["fit", "-c", "one/config.yaml", "--ckpt_path"]
@@ -161,7 +164,7 @@ def test_a_complete_run_is_never_overwritten_and_says_that_nothing_is_left(
         assert main(args) == 2
         assert message in capsys.readouterr().err
     assert main([*again, "last"]) == 0
-    assert "one is complete; nothing is left to train" in capsys.readouterr().err
+    assert "one is complete; nothing is left to train" in caplog.text
     assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
 
 

@@ -1,4 +1,7 @@
-"""The plots of the report, as input for plotly.js: trade-off of defenses, ROC curves, histograms of scores."""
+"""The figures of the report, as input for plotly.js: their common style, and the trade-off of defenses.
+
+Pages draw them by plotly.js, :mod:`lightning_backdoor.benchmark.report.figure_files` draws them into files.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,10 @@ from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lightning_backdoor.benchmark.statistics import roc, split_scores
+from lightning_backdoor.benchmark.report.layout import CHARACTER_WIDTH, Points, label_positions, moved_apart
 from lightning_backdoor.benchmark.summaries import Number, Summary
-from lightning_backdoor.outputs.outcomes import Outcome
+from lightning_backdoor.benchmark.table import NAMES
 
 #: ``data`` and ``layout`` of plotly.js.
 Figure = dict[str, Any]
@@ -20,11 +22,15 @@ Figure = dict[str, Any]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "triangle-down", "hourglass")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "4px,2px")
-#: maximum number of points of a curve.
-POINTS = 200
-BINS = 30
+GREY = "#888888"
+#: diameter of a mark, and widths in pixels that figures are laid out for: a page, a phone, a file.
+MARK, WIDE, NARROW, PRINTED = 10, 800, 350, 600
+#: the largest number of points that are labelled; more would only hide each other.
+LABELLED = 48
+MARGINS = {"l": 52, "r": 12, "t": 12, "b": 44}
+LEGEND_LINE = 21
 LAYOUT: Figure = {
-    "margin": {"l": 48, "r": 12, "t": 12, "b": 44},
+    "margin": MARGINS,
     # transparent, so that the page's background shows, light or dark
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
@@ -38,7 +44,7 @@ LAYOUT: Figure = {
 
 
 class Style(NamedTuple):
-    """The style of a defense in all plots; successive defenses differ in colour, symbol and dash."""
+    """The style of a defense in all figures; successive defenses differ in colour, symbol and dash."""
 
     colour: str
     symbol: str
@@ -53,99 +59,152 @@ def styles(defenses: Iterable[str]) -> dict[str, Style]:
     }
 
 
-def trade_off(summaries: Sequence[Summary]) -> Figure:
-    """CACC against ASR after the defense: a point per row of the table, with its spread or interval."""
-    traces = []
+def trade_off(summaries: Sequence[Summary], width: int = WIDE) -> Figure:
+    """CACC against ASR after the defense: a labelled point per row of the table, with its spread or interval.
+
+    Points that would cover each other are moved apart; a line leads to the true position, where the bars cross. Labels
+    for which there is no room are left out, all of them if there are more than ``LABELLED`` points.
+
+    Args:
+        summaries: the lines of the table.
+        width: width in pixels that the points and labels are laid out for.
+    """
     axes = {"x": "asr_defended", "y": "cacc_defended"}
-    for defense, style in styles(summary.names["defense"] for summary in summaries).items():
-        lines = [line for line in summaries if line.names["defense"] == defense and {*axes.values()} <= {*line.numbers}]
-        trace: Figure = {
-            "type": "scatter",
-            "mode": "markers",
-            "name": label(defense),
-            "text": ["<br>".join(label(name) for name in reversed(line.names.values())) for line in lines],
-            "hovertemplate": "%{text}<br>ASR %{x:.3f}, CACC %{y:.3f}<extra></extra>",
-            "marker": {"color": style.colour, "symbol": style.symbol, "size": 10},
+    lines = [line for line in summaries if {*axes.values()} <= {*line.numbers}]
+    style = styles(summary.names["defense"] for summary in summaries)
+    numbers = {axis: [line.numbers[metric] for line in lines] for axis, metric in axes.items()}
+    ranges = {"x": [-0.03, 1.03], "y": _range(numbers["y"])}
+    shown = [defense for defense in style if any(line.names["defense"] == defense for line in lines)]
+    height = 300 + MARGINS["t"] + MARGINS["b"] + _legend_height(shown, width)
+    canvas = _Canvas(ranges, (width - MARGINS["l"] - MARGINS["r"], 300))
+    true = np.array([[n.mean for n in numbers[axis]] for axis in axes]).T.reshape(-1, 2)
+    drawn = moved_apart(canvas.pixels(true), MARK + 1, canvas.size)
+    labels = _annotations(canvas, drawn, _point_labels(lines)) if len(lines) <= LABELLED else []
+    drawn = np.where(np.abs(drawn - canvas.pixels(true)).max(axis=1, keepdims=True) > 0.5, canvas.values(drawn), true)
+    traces: list[Figure] = [_leaders(true, drawn)]
+    for defense in shown:
+        of_defense = [i for i, line in enumerate(lines) if line.names["defense"] == defense]
+        group = {"name": label(defense), "legendgroup": defense_group(style[defense]), "type": "scatter"}
+        marks = {"color": style[defense].colour, "symbol": style[defense].symbol, "size": MARK}
+        exact: Figure = {**group, "mode": "markers", "marker": {**marks, "size": 3}, "showlegend": False}
+        for axis in axes:
+            chosen = [numbers[axis][i] for i in of_defense]
+            exact |= {axis: [n.mean for n in chosen], f"error_{axis}": _bars(chosen, style[defense].colour)}
+        point = {
+            "text": ["<br>".join(label(name) for name in reversed(lines[i].names.values())) for i in of_defense],
+            "customdata": true[of_defense].tolist(),
+            "hovertemplate": "%{text}<br>ASR %{customdata[0]:.3f}, CACC %{customdata[1]:.3f}<extra></extra>",
+            **{axis: drawn[of_defense, i].tolist() for i, axis in enumerate(axes)},
         }
-        for axis, metric in axes.items():
-            numbers = [line.numbers[metric] for line in lines]
-            bars = {"array": [_bar(number, 1) for number in numbers], "symmetric": False, "thickness": 1, "width": 0}
-            bars |= {"arrayminus": [_bar(number, 0) for number in numbers], "color": f"{style.colour}80"}  # half opaque
-            trace |= {axis: [number.mean for number in numbers], f"error_{axis}": bars}
-        traces += [trace] if lines else []
-    return _figure(traces, 420, _axis("ASR after the defense", [-0.03, 1.03]), _axis("CACC after the defense"))
+        traces += [{**exact, "hoverinfo": "skip"}, {**group, "mode": "markers", "marker": marks, **point}]
+    x, y = (axis_of(f"{name} after the defense", ranges[axis]) for axis, name in (("x", "ASR"), ("y", "CACC")))
+    return figure(traces, height, x, y, annotations=labels)
 
 
-def roc_traces(defense: str, seed: str, outcomes: Sequence[Outcome], style: Style) -> list[Figure]:
-    """The ROC curve of a detector that has scores of clean and of poisoned texts, and a mark at its threshold."""
-    name = label(defense)
-    threshold = [float(np.mean([bool(o.flagged) for o in outcomes if o.poisoned is side])) for side in (False, True)]
-    curve = {"mode": "lines", "line": {"color": style.colour, "dash": style.dash, "width": 2}}
-    mark = {"mode": "markers", "marker": {"color": style.colour, "symbol": style.symbol, "size": 10}}
-    traces = []
-    for drawn, xy, what in ((curve, thinned(roc(*split_scores(outcomes))), ""), (mark, [threshold], ", threshold")):
-        hover = f"{name}, seed {seed}{what}<br>FPR %{{x:.3f}}, TPR %{{y:.3f}}<extra></extra>"
-        legend = {"name": name, "legendgroup": " ".join(style)}
-        coordinates = {"x": _short(x for x, _ in xy), "y": _short(y for _, y in xy)}
-        traces.append({"type": "scatter", **drawn, **legend, **coordinates, "hovertemplate": hover})
-    return traces
-
-
-def roc_figure(curves: Sequence[Figure]) -> Figure:
-    """The curves of the detectors of one attack; the legend has each detector once."""
-    chance = {"x": [0, 1], "y": [0, 1], "line": {"color": "#888888", "width": 1}, "hoverinfo": "skip"}
-    traces: list[Figure] = [{"type": "scatter", "mode": "lines", "showlegend": False, **chance}]
-    groups = [trace["legendgroup"] for trace in curves]
-    traces += [{**trace, "showlegend": groups.index(trace["legendgroup"]) == i} for i, trace in enumerate(curves)]
-    return _figure(traces, 380, _axis("FPR", [-0.02, 1.02]), _axis("TPR", [-0.02, 1.02]))
-
-
-def histogram(outcomes: Sequence[Outcome]) -> Figure:
-    """Scores of clean and of poisoned texts as shares of each, and the lowest score that is flagged.
-
-    The first and the last bin also hold the lowest and the highest 1 % of the scores, so that outliers do not flatten
-    the rest.
-    """
-    sides = [scores[np.isfinite(scores)] for scores in split_scores(outcomes)]
-    scores = np.concatenate(sides)
-    low, high = np.quantile(scores, [0.01, 0.99]) if len(scores) else (0.0, 1.0)
-    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-    traces = []
-    for name, colour, pattern, side in zip(("clean", "poisoned"), COLOURS, ("", "/"), sides, strict=False):
-        if len(side):
-            counts, _ = np.histogram(np.clip(side, edges[0], edges[-1]), edges)
-            bars = {"type": "bar", "name": name, "width": float(edges[1] - edges[0]), "opacity": 0.85}
-            bars |= {"x": _short((edges[1:] + edges[:-1]) / 2), "y": _short(counts / len(side))}
-            marker = {"color": colour, "line": {"width": 0}, "pattern": {"shape": pattern, "fgopacity": 1}}
-            hover = f"{name}: %{{y:.1%}} about %{{x:.3g}}<extra></extra>"
-            traces.append({**bars, "marker": marker, "hovertemplate": hover})
-    flagged = [o.score for o in outcomes if o.flagged and o.score is not None and np.isfinite(o.score)]
-    figure = _figure(traces, 260, _axis("score"), {**_axis("share of texts"), "tickformat": ".0%"})
-    if flagged:
-        x = float(np.clip(min(flagged), edges[0], edges[-1]))
-        line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 1.5, "dash": "dot"}}
-        figure["layout"]["shapes"] = [{**line, "x0": x, "x1": x}]
-    return figure
-
-
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most ``POINTS`` of some points, including the first and the last.
-
-    >>> thinned([(i / 1000, 1.0) for i in range(1001)])[-1]
-    (1.0, 1.0)
-    """
-    kept = np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int)
-    return [points[i] for i in kept]
-
-
-def label(name: str) -> str:
+def label(name: str, longest: int = 40) -> str:
     """A name, shortened if long and escaped, since plotly interprets some HTML and ``%{...}``.
 
     >>> label("<b>%{x}")
     '&lt;b&gt;%&#123;x}'
     """
     line = " ".join(name.split())
-    return escape(line if len(line) <= 40 else f"{line[:39]}…", quote=False).replace("%{", "%&#123;")
+    return escape(line if len(line) <= longest else f"{line[: longest - 1]}…", quote=False).replace("%{", "%&#123;")
+
+
+def defense_group(style: Style) -> str:
+    """The legend group of a defense, which its marks and curves have in common."""
+    return " ".join(style)
+
+
+def axis_of(title: str, bounds: list[float] | None = None, **more: Any) -> Figure:
+    """An axis that does not move when the page is scrolled by touch."""
+    axis: Figure = {"title": {"text": title}, "fixedrange": True, "zeroline": False, "automargin": True, **more}
+    return axis if bounds is None else {**axis, "range": bounds}
+
+
+def figure(traces: list[Figure], height: int, x: Figure, y: Figure, **layout: Any) -> Figure:
+    """A figure of the common style.
+
+    Args:
+        traces: plotly's traces.
+        height: height in pixels, including legend and margins.
+        x: the x axis, see :func:`axis_of`.
+        y: the y axis.
+        **layout: further entries of the layout.
+    """
+    return {"data": traces, "layout": {**LAYOUT, "height": height, "xaxis": x, "yaxis": y, **layout}}
+
+
+class _Canvas:
+    """The area inside the axes: positions in pixels, downwards, of values."""
+
+    def __init__(self, ranges: dict[str, list[float]], size: tuple[float, float]) -> None:
+        self.size = size
+        (left, right), (bottom, top) = ranges["x"], ranges["y"]
+        self._origin = np.array([left, top])
+        self._scale = np.array([size[0] / (right - left), -size[1] / (top - bottom)])
+
+    def pixels(self, values: Points) -> Points:
+        return np.asarray((values - self._origin) * self._scale)
+
+    def values(self, pixels: Points) -> Points:
+        return np.asarray(pixels / self._scale + self._origin)
+
+
+def _point_labels(lines: Sequence[Summary]) -> list[str]:
+    """The defense of each line, and those other names that differ between lines."""
+    names = [name for name in reversed(NAMES) if name == "defense" or len({line.names[name] for line in lines}) > 1]
+    return [", ".join(_short(line.names[name]) for name in names) for line in lines]
+
+
+def _short(name: str) -> str:
+    line = " ".join(name.split())
+    return line if len(line) <= 20 else f"{line[:19]}…"
+
+
+def _annotations(canvas: _Canvas, drawn: Points, texts: Sequence[str]) -> list[Figure]:
+    result = []
+    positions = label_positions(drawn, texts, MARK / 2 + 1, canvas.size)
+    for (x, y), text, position in zip(canvas.values(drawn).tolist(), texts, positions, strict=True):
+        if position is not None:
+            line = {"arrowhead": 0, "arrowwidth": 0.75, "arrowcolor": GREY, "standoff": MARK / 2}
+            far: Figure = {"ax": position.x, "ay": position.y, "showarrow": True, **line}
+            shifted = far if position.far else {"xshift": position.x, "yshift": -position.y, "showarrow": False}
+            anchor = {-1: "right", 0: "center", 1: "left"}[position.side]
+            look = {"text": label(text, 200), "font": {"size": 11}, "borderpad": 1, "xanchor": anchor}
+            result.append({"x": x, "y": y, "yanchor": "middle", **look, **shifted})
+    return result
+
+
+def _leaders(true: Points, drawn: Points) -> Figure:
+    """Lines from the true positions of the points that have been moved."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for start, end in zip(true.tolist(), drawn.tolist(), strict=True):
+        if start != end:
+            x += [start[0], end[0], None]
+            y += [start[1], end[1], None]
+    line = {"color": GREY, "width": 1}
+    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, "showlegend": False, "hoverinfo": "skip"}
+
+
+def _range(numbers: Sequence[Number]) -> list[float]:
+    """A range that holds the numbers with their bars, and some room for labels."""
+    ends = [n.mean + sign * _bar(n, end) for n in numbers for end, sign in ((0, -1), (1, 1))] or [0.0, 1.0]
+    room = max(0.08 * (max(ends) - min(ends)), 0.02)
+    return [min(ends) - room, max(ends) + room]
+
+
+def _legend_height(names: Sequence[str], width: int) -> int:
+    """Height of a legend that is broken into lines as wide as the figure, its entries all as wide as the longest."""
+    widest = max((min(len(name), 40) * CHARACTER_WIDTH + 50 for name in names), default=1)
+    per_line = max(1, int((width - MARGINS["l"] - MARGINS["r"]) // widest))
+    return -(-len(names) // per_line) * LEGEND_LINE
+
+
+def _bars(numbers: Sequence[Number], colour: str) -> Figure:
+    arrays = {name: [_bar(number, end) for number in numbers] for name, end in (("array", 1), ("arrayminus", 0))}
+    return {**arrays, "symmetric": False, "thickness": 1, "width": 0, "color": f"{colour}80"}  # half opaque
 
 
 def _bar(number: Number, end: int) -> float:
@@ -153,17 +212,3 @@ def _bar(number: Number, end: int) -> float:
     if number.interval is None:
         return number.spread or 0.0
     return max(number.interval[end] - number.mean if end else number.mean - number.interval[end], 0.0)
-
-
-def _short(values: Iterable[float] | NDArray[np.float64]) -> list[float]:
-    return [float(f"{value:.4g}") for value in values]
-
-
-def _axis(title: str, bounds: list[float] | None = None) -> Figure:
-    """An axis that does not move when the page is scrolled by touch."""
-    axis: Figure = {"title": {"text": title}, "fixedrange": True, "zeroline": False, "automargin": True}
-    return axis if bounds is None else {**axis, "range": bounds}
-
-
-def _figure(traces: list[Figure], height: int, x: Figure, y: Figure) -> Figure:
-    return {"data": traces, "layout": {**LAYOUT, "height": height, "xaxis": x, "yaxis": y}}

@@ -42,15 +42,37 @@ const near = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "200px" });
 
-function draw(plot) {
+function draw(plot, printed = false) {
   if (!window.Plotly) {
     const script = document.createElement("script");
     script.textContent = document.getElementById("plotly").textContent;
     document.head.append(script);
   }
-  const { data, layout } = JSON.parse(plot.dataset.figure);
-  window.Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
+  const narrow = !printed && plot.dataset.narrow && plot.clientWidth < 560;
+  const { data, layout } = JSON.parse(narrow ? plot.dataset.narrow : plot.dataset.figure);
+  if (printed) {
+    layout.width = plot.clientWidth;
+    for (const trace of data) delete trace.marker?.pattern; // printed as an image per bar, of megabytes
+  }
+  window.Plotly.react(plot, data, layout, { responsive: !printed, displayModeBar: false });
 }
+
+// on paper all figures are drawn, in light colours and as wide as the paper; afterwards as before
+const folded = [];
+window.addEventListener("beforeprint", () => {
+  document.documentElement.classList.add("printed");
+  for (const details of document.querySelectorAll(".attack:not([open])")) {
+    folded.push(details);
+    details.open = true;
+  }
+  for (const details of document.querySelectorAll(".attack")) fill(details);
+  for (const plot of document.querySelectorAll(".plot")) draw(plot, true);
+});
+window.addEventListener("afterprint", () => {
+  document.documentElement.classList.remove("printed");
+  for (const plot of document.querySelectorAll(".plot")) draw(plot);
+  for (const details of folded.splice(0)) details.open = false;
+});
 
 // the content of a folded section is parsed when the section is opened
 function fill(details) {

@@ -1,0 +1,168 @@
+"""Comparing the defenses against one attack on the same texts: the rows of ``comparisons.csv``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import chain, combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lightning_backdoor.benchmark.intervals import is_attack_success, is_correct
+from lightning_backdoor.benchmark.statistics import (
+    SIGNIFICANT,
+    Comparison,
+    PairedScores,
+    compare,
+    compare_auroc,
+    is_more_frequent,
+)
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, ResultRow
+from lightning_backdoor.outputs.outcomes import Outcome
+
+COMPARED_COLUMNS = (*ATTACK_NAMES, "seed", "first", "second", "metric", *Comparison._fields)
+#: the metrics by which defenses are compared, as named in ``comparisons.csv``, and the metrics of ``results.csv``.
+COMPARED = {
+    "asr": "asr_defended",
+    "cacc": "cacc_defended",
+    "pacc": "pacc_defended",
+    "tpr": "tpr",
+    "fpr": "fpr",
+    "auroc": "auroc",
+    "auroc_target": "auroc_target",
+}
+#: the value of ``seed`` in a comparison over all seeds.
+ALL_SEEDS = "all"
+
+
+class Answers(NamedTuple):
+    """The outcomes of one cell by the index of a text, as far as defenses are compared by them.
+
+    Attributes:
+        hits: per metric, whether a text counts: ``asr``, ``pacc`` and ``tpr`` of poisoned texts, ``cacc`` and ``fpr``
+            of clean ones.
+        before: ``asr`` and ``cacc`` by the victim's own predictions.
+        scores: per metric, ``auroc`` and ``auroc_target``, the scores of (poisoned or not, index).
+    """
+
+    hits: dict[str, dict[int, bool]]
+    before: dict[str, dict[int, bool]]
+    scores: dict[str, dict[tuple[bool, int], float]]
+
+
+#: the answers under one defense by seed.
+BySeed = Mapping[Any, Answers]
+
+
+def answers_of(outcomes: Iterable[Outcome]) -> Answers:
+    """The answers of a cell from its outcomes; a text without a score is in none of the scores."""
+    result = Answers(defaultdict(dict), defaultdict(dict), defaultdict(dict))
+    for outcome in outcomes:
+        own = outcome._replace(defended_prediction=None, rejected=None)
+        index = outcome.index
+        if outcome.poisoned:
+            result.hits["asr"][index] = is_attack_success(outcome)
+            result.hits["pacc"][index] = is_correct(outcome)
+            result.before["asr"][index] = is_attack_success(own)
+        else:
+            result.hits["cacc"][index] = is_correct(outcome)
+            result.before["cacc"][index] = is_correct(own)
+        if outcome.flagged is not None:
+            result.hits["tpr" if outcome.poisoned else "fpr"][index] = outcome.flagged
+        if outcome.score is not None and not np.isnan(outcome.score):
+            result.scores["auroc"][outcome.poisoned, index] = outcome.score
+            if outcome.poisoned or outcome.prediction == outcome.target_label:
+                result.scores["auroc_target"][outcome.poisoned, index] = outcome.score
+    return result
+
+
+def compare_defenses(
+    names: Mapping[str, object], by_defense: Mapping[str, BySeed], seed: object | None = None
+) -> list[ResultRow]:
+    """Compares every two defenses by each metric that both have, on the rows that both were tested on.
+
+    Args:
+        names: dataset, model and attack.
+        by_defense: the answers under each defense by seed.
+        seed: the seed to compare with; None compares over all seeds, where ``seed`` of the result is ``ALL_SEEDS``.
+    """
+    result = []
+    place = {**{name: names[name] for name in ATTACK_NAMES}, "seed": ALL_SEEDS if seed is None else seed}
+    for (first, of_first), (second, of_second) in combinations(by_defense.items(), 2):
+        seeds = [one for one in of_first if one in of_second and seed in (None, one)]
+        pairs = [(of_first[one], of_second[one]) for one in seeds]
+        for metric in COMPARED:
+            compared = _auroc_compared(metric, pairs) if metric.startswith("auroc") else _hits_compared(metric, pairs)
+            if compared is not None:
+                result.append({**place, "first": first, "second": second, "metric": metric, **compared._asdict()})
+    return result
+
+
+def _hits_compared(metric: str, pairs: Iterable[tuple[Answers, Answers]]) -> Comparison | None:
+    by_text: dict[int, list[tuple[bool, bool]]] = defaultdict(list)
+    for first, second in pairs:
+        others = second.hits.get(metric, {})
+        for index, hit in first.hits.get(metric, {}).items():
+            if index in others:
+                by_text[index].append((hit, others[index]))
+    shares = [(sum(a for a, _ in hits) / len(hits), sum(b for _, b in hits) / len(hits)) for hits in by_text.values()]
+    return compare(shares) if shares else None
+
+
+def _auroc_compared(metric: str, pairs: Iterable[tuple[Answers, Answers]]) -> Comparison | None:
+    return compare_auroc(
+        paired_scores(first.scores.get(metric, {}), second.scores.get(metric, {})) for first, second in pairs
+    )
+
+
+def paired_scores(first: Mapping[tuple[bool, int], float], second: Mapping[tuple[bool, int], float]) -> PairedScores:
+    """The scores of the rows, by poisoned or not and index, that both defenses have scored."""
+    rows = [row for row in first if row in second]
+    return PairedScores(
+        np.array([index for _, index in rows], dtype=np.int64),
+        np.array([poisoned for poisoned, _ in rows], dtype=np.bool_),
+        np.array([first[row] for row in rows], dtype=np.float64),
+        np.array([second[row] for row in rows], dtype=np.float64),
+    )
+
+
+def working_defenses(by_defense: Mapping[str, BySeed], undefended: BySeed) -> dict[str, set[str]]:
+    """Per metric of ``COMPARED``, the defenses that do something about the attack, and so can be the best by it.
+
+    By ASR, CACC and PACC these are the defenses that keep a larger share of the victim's correct predictions than of
+    its attack successes, so neither one that changes nothing nor one that rejects everything; by TPR and FPR, those
+    that flag a larger share of poisoned texts than of clean ones, both by Fisher's exact test; by AUROC, those whose
+    AUROC is above 0.5.
+
+    Args:
+        by_defense: the answers under each defense by seed.
+        undefended: the answers of the undefended victim by seed; its own predictions are used.
+    """
+    result: dict[str, set[str]] = {metric: set() for metric in COMPARED}
+    for defense, of_seeds in by_defense.items():
+        pairs = [(answers, undefended[seed]) for seed, answers in of_seeds.items() if seed in undefended]
+        kept = [_kept(metric, pairs) for metric in ("cacc", "asr")]
+        flags = [
+            [*chain.from_iterable(one.hits[metric].values() for one in of_seeds.values())] for metric in ("tpr", "fpr")
+        ]
+        for metrics, (more, less) in ((("asr", "cacc", "pacc"), kept), (("tpr", "fpr"), flags)):
+            if is_more_frequent(sum(more), len(more), sum(less), len(less)):
+                for metric in metrics:
+                    result[metric].add(defense)
+        for metric in ("auroc", "auroc_target"):
+            scores = [answers.scores[metric] for answers in of_seeds.values()]
+            above = compare_auroc(paired_scores(of_seed, dict.fromkeys(of_seed, 0.0)) for of_seed in scores)
+            if above is not None and above.difference > 0 and above.p < SIGNIFICANT:
+                result[metric].add(defense)
+    return result
+
+
+def _kept(metric: str, pairs: Iterable[tuple[Answers, Answers]]) -> list[bool]:
+    """For each hit of the undefended victim, the second of a pair, whether it is one under the defense too."""
+    return [
+        answers.hits[metric][index]
+        for answers, undefended in pairs
+        for index, hit in undefended.before[metric].items()
+        if hit and index in answers.hits[metric]
+    ]

@@ -1,0 +1,184 @@
+"""Figures as SVG and PDF files, drawn by matplotlib without a browser."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_backdoor.benchmark.report.figures import DASHES, PRINTED, SYMBOLS, Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: the formats, and the entry of their metadata that would differ between two runs.
+FORMATS = {"svg": "Date", "pdf": "CreationDate"}
+#: plotly's symbols and dashes in matplotlib.
+MARKERS = dict(zip(SYMBOLS, ("o", "s", "D", "^", "P", "X", "*", "p", "v", "d"), strict=True))
+LINES: dict[str, Any] = dict(
+    zip(DASHES, ("-", "--", ":", "-.", (0, (8, 3)), (0, (8, 3, 1, 3)), (0, (4, 2))), strict=True)
+)
+#: where a line meets a label, by the label's anchor.
+RELATIVE = {"left": (0, 0.5), "center": (0.5, 0.5), "right": (1, 0.5)}
+#: plotly's pixels per inch, and points per pixel.
+DPI = 96
+POINT = 72 / DPI
+#: fonts stay text in SVG and TrueType in PDF, which publishers ask for; ids do not differ between runs.
+SETTINGS = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "", "font.size": 9, "hatch.linewidth": 0.6}
+
+
+def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
+    """Writes ``NAME.svg`` and ``NAME.pdf`` of each figure into a folder, which is created if needed.
+
+    Args:
+        folder: the folder.
+        figures: the figures by name, in the form of plotly.js.
+    """
+    if figures:
+        folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        for ending, content in figure_files(figure).items():
+            (folder / f"{name}.{ending}").write_bytes(content)
+
+
+def figure_files(figure: Figure) -> dict[str, bytes]:
+    """A figure drawn on white, as the bytes of each of ``FORMATS``; the same bytes each time.
+
+    Args:
+        figure: a figure of :mod:`lightning_backdoor.benchmark.report`, in the form of plotly.js.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+
+    result = {}
+    with rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # letters that the font does not have are drawn as boxes
+        canvas = Canvas((PRINTED / DPI, figure["layout"]["height"] / DPI), layout="constrained")
+        _draw(canvas.add_subplot(), figure)
+        for ending, date in FORMATS.items():
+            file = io.BytesIO()
+            canvas.savefig(file, format=ending, metadata={date: None})
+            result[ending] = file.getvalue()
+    return result
+
+
+class FigureNames:
+    """Names for the files of figures, made of letters and digits of the figure's own names, each only once.
+
+    >>> names = FigureNames()
+    >>> names.new("roc", "sst2", "BadNets (cf, mn)"), names.new("roc", "sst2", "badnets cf mn")
+    ('roc-sst2-badnets-cf-mn', 'roc-sst2-badnets-cf-mn-2')
+    """
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def new(self, *names: str) -> str:
+        """A name for a figure."""
+        words = (re.sub(r"[^a-z0-9]+", "-", name.lower())[:40].strip("-") for name in names)
+        first = name = "-".join(filter(None, words))
+        number = 1
+        while name in self._used:
+            number += 1
+            name = f"{first}-{number}"
+        self._used.add(name)
+        return name
+
+
+def _draw(axes: Axes, figure: Figure) -> None:
+    layout = figure["layout"]
+    for trace in figure["data"]:
+        (_bars if trace["type"] == "bar" else _scatter)(axes, trace)
+    for shape in layout.get("shapes", ()):
+        axes.axvline(shape["x0"], color="0.4", linewidth=1, linestyle=":")
+    for side in ("x", "y"):
+        _axis(axes, side, layout[f"{side}axis"])
+    for annotation in layout.get("annotations", ()):
+        _annotate(axes, annotation)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    handles, names = axes.get_legend_handles_labels()
+    if names:
+        legend = axes.legend(
+            handles, names, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=_columns(names)
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+
+def _scatter(axes: Axes, trace: Figure) -> None:
+    x, y = ([float("nan") if value is None else value for value in trace[side]] for side in "xy")
+    line, marker = trace.get("line", {}), trace.get("marker", {})
+    colour = marker.get("color", line.get("color"))
+    if trace.get("fill"):
+        axes.fill(x, y, facecolor=trace["fillcolor"], linewidth=0)
+        return
+    name = _plain(trace["name"]) if trace.get("showlegend", True) else None
+    drawn = {"color": colour, "label": name, "linewidth": line.get("width", 2) * POINT, "markeredgewidth": 0}
+    drawn["linestyle"] = LINES[line.get("dash", "solid")] if "lines" in trace["mode"] else "none"
+    if "markers" in trace["mode"]:
+        drawn |= {"marker": MARKERS[marker["symbol"]], "markersize": marker["size"] * POINT}
+    axes.plot(x, y, **drawn)
+    for side in "xy":
+        if bars := trace.get(f"error_{side}"):
+            ends = {f"{side}err": [bars["arrayminus"], bars["array"]]}
+            axes.errorbar(x, y, **ends, fmt="none", ecolor=bars["color"], elinewidth=bars["thickness"] * POINT)
+
+
+def _bars(axes: Axes, trace: Figure) -> None:
+    marker = trace["marker"]
+    hatch = marker["pattern"]["shape"] * 4
+    look = {"color": marker["color"], "alpha": trace["opacity"], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+    axes.bar(trace["x"], trace["y"], trace["width"], label=_plain(trace["name"]), **look)
+
+
+def _axis(axes: Axes, side: str, axis: Figure) -> None:
+    of_side = axes.xaxis if side == "x" else axes.yaxis
+    of_side.set_label_text(_plain(axis["title"]["text"]))
+    if "range" in axis:
+        (axes.set_xlim if side == "x" else axes.set_ylim)(*axis["range"])
+    if "tickvals" in axis:
+        of_side.set_ticks(axis["tickvals"], axis["ticktext"])
+    if axis.get("tickformat") == ".0%":
+        of_side.set_major_formatter(lambda value, position: f"{value:.0%}")
+
+
+def _annotate(axes: Axes, annotation: Figure) -> None:
+    if annotation["showarrow"]:
+        offset = annotation["ax"], -annotation["ay"]
+        arrow = {
+            "arrowstyle": "-",
+            "relpos": RELATIVE[annotation["xanchor"]],
+            "color": annotation["arrowcolor"],
+            "linewidth": 0.5,
+            "shrinkA": 0,
+            "shrinkB": 4,
+        }
+    else:
+        offset, arrow = (annotation["xshift"], annotation["yshift"]), None
+    text = axes.annotate(
+        _plain(annotation["text"]),
+        (annotation["x"], annotation["y"]),
+        [length * POINT for length in offset],
+        textcoords="offset points",
+        arrowprops=arrow,
+        fontsize=annotation["font"]["size"] * POINT,
+        ha=annotation["xanchor"],
+        va="center",
+    )
+    text.set_parse_math(False)
+
+
+def _columns(names: list[str]) -> int:
+    """The number of columns of a legend above the axes."""
+    return max(1, min(len(names), int(PRINTED // (max(map(len, names)) * 6 + 60))))
+
+
+def _plain(text: str) -> str:
+    """A text without plotly's escapes."""
+    return html.unescape(text)

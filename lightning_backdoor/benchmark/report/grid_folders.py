@@ -1,0 +1,124 @@
+"""Reading the results of a grid from its output folder, without running anything."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning_backdoor.benchmark.fragments import Fragment
+from lightning_backdoor.benchmark.grid_file import GridFile
+from lightning_backdoor.benchmark.missing import NOT_RUN, MissingCell
+from lightning_backdoor.benchmark.names import name_problem, of_csv_field
+from lightning_backdoor.benchmark.report.source import BENIGN, Meanings, Source, digest
+from lightning_backdoor.benchmark.table import COLUMNS, NAMES, NUMBERS, ResultRow
+from lightning_backdoor.errors import InputError, escaped
+from lightning_backdoor.files.names import check_name
+
+#: columns without which a file is not a ``results.csv``; version 0.1.0 wrote fewer columns than this version.
+NEEDED = (*NAMES, "seed", "cell", "error")
+
+
+def is_grid(folder: Path) -> bool:
+    """Whether a folder is the output folder of a grid."""
+    return (folder / "journal.jsonl").is_file() or ((folder / "results.csv").is_file() and (folder / "cells").is_dir())
+
+
+def read_grid(folder: Path, label: str) -> Source:
+    """Reads ``results.csv`` of a grid, and the grid itself, as it was last run, from ``grids/``.
+
+    Args:
+        folder: the output folder.
+        label: a short name for it.
+
+    Raises:
+        InputError: ``results.csv`` is missing or not one, or the grid's file is damaged.
+    """
+    path = folder / "results.csv"
+    if not path.is_file():
+        raise InputError("RUNS", f"{escaped(str(path))} is missing", "run the grid's command, which writes it")
+    rows = [_row(line, path, number) for number, line in enumerate(_lines(path), 2)]
+    kept = sorted(folder.glob("grids/*.yaml"), key=lambda file: file.stat().st_mtime_ns)
+    grid = GridFile(kept[-1]) if kept else None
+    missing = _missing(grid, rows)
+    benign = BENIGN if grid is None else grid.benign
+    for names in (*rows, *(cell.names for cell in missing)):
+        names["attack"] = BENIGN if names["attack"] == benign else names["attack"]
+    for row in rows:
+        row["cell"] = str(folder / "cells" / row["cell"])
+    configuration = "" if not kept else kept[-1].read_text(encoding="utf-8")
+    return Source(folder, label, label, rows, _meanings(grid, benign, label, rows), missing, configuration)
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            lacking = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+            lines = [*reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _error(path, f"cannot be read ({error})") from None
+    if lacking:
+        raise _error(path, f"has no column {lacking[0]!r}")
+    return lines
+
+
+def _row(line: dict[str, Any], path: Path, number: int) -> ResultRow:
+    """A row of ``results.csv`` with its types.
+
+    Raises:
+        InputError: a field has not the type of its column, or is not a name.
+    """
+    where = f"line {number}"
+    row: ResultRow = dict.fromkeys(COLUMNS)
+    for column in COLUMNS:
+        field = line.get(column) or ""
+        if column in NUMBERS or column == "seconds":
+            try:
+                row[column] = float(field) if field else None
+            except ValueError:
+                raise _error(path, f"{where}, has {field[:40]!r} as {column}") from None
+            if row[column] is not None and not math.isfinite(row[column]):
+                raise _error(path, f"{where}, has {field!r} as {column}")
+        else:
+            row[column] = of_csv_field(field)
+    for name in NAMES:
+        if problem := name_problem(row[name]):
+            raise _error(path, f"{where}, has a {name} that {problem}")
+    if not row["seed"].isdecimal():
+        raise _error(path, f"{where}, has {row['seed'][:40]!r} as seed")
+    try:
+        check_name(row["cell"])
+    except InputError as error:
+        raise _error(path, f"{where}, has a cell that is unusable: {error.problem}") from None
+    row["error"] = escaped(row["error"])
+    return row
+
+
+def _missing(grid: GridFile | None, rows: list[ResultRow]) -> list[MissingCell]:
+    """The cells of the grid that ``results.csv`` does not have."""
+    done = {tuple(row[name] for name in (*NAMES, "seed")) for row in rows}
+    planned = () if grid is None else grid.cell_names()
+    return [MissingCell(names, NOT_RUN) for names in planned if tuple(names.values()) not in done]
+
+
+def _meanings(grid: GridFile | None, benign: str | None, label: str, rows: list[ResultRow]) -> Meanings:
+    """The settings behind each name; without the grid, names mean the same as in no other source."""
+    if grid is None:
+        return {axis: {row[axis]: digest(label) for row in rows} for axis in NAMES}
+    shared: Fragment = {"base": grid.base, "test": grid.test}
+    result = {
+        "dataset": {name: digest(entry) for name, entry in grid.axes["datasets"].items()},
+        "model": {name: digest(entry, shared) for name, entry in grid.axes["models"].items()},
+        "attack": {name: digest(entry) for name, entry in grid.axes["attacks"].items() if name != benign},
+        "defense": {name: digest(entry) for name, entry in grid.axes["defenses"].items()},
+    }
+    result["attack"][BENIGN] = digest(grid.axes["attacks"].get(benign or ""))
+    return result
+
+
+def _error(path: Path, problem: str) -> InputError:
+    return InputError(
+        "RUNS", f"{escaped(str(path))}: {problem}", "give the output folder of a grid as benchmark left it"
+    )

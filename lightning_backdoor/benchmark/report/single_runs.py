@@ -1,0 +1,172 @@
+"""Reading the results of a single test from its folder: one row per inference-time defense that was attached."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_backdoor.benchmark.fragments import read_yaml
+from lightning_backdoor.benchmark.grid_file import BENIGN as BENIGN_CLASS
+from lightning_backdoor.benchmark.grid_file import UNDEFENDED
+from lightning_backdoor.benchmark.names import name_problem
+from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
+from lightning_backdoor.benchmark.table import COLUMNS, NAMES, ResultRow, measured
+from lightning_backdoor.errors import InputError, escaped
+from lightning_backdoor.files.names import check_name
+from lightning_backdoor.outputs.outcomes import read_outcomes
+
+#: callbacks that are not defenses.
+OTHERS = ("CleaningWriter", "FourierView", "OutcomeWriter", "PredictionWriter", "RunLabels")
+#: settings of the trainer on which a trained victim depends.
+TRAINING = (
+    *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "precision", "limit_train_batches"),
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+)
+
+
+class Attached(NamedTuple):
+    """A defense among the callbacks of a run.
+
+    Attributes:
+        moment: ``training``, ``inspection`` or ``inference``.
+        method: name of its class.
+        name: the name that it logs under; empty if it has none.
+        settings: all that it is made of.
+    """
+
+    moment: str
+    method: str
+    name: str
+    settings: Any
+
+
+def is_test(folder: Path) -> bool:
+    """Whether a folder is what ``test`` wrote."""
+    if not (folder / "metrics.json").is_file() or not (folder / "config.yaml").is_file():
+        return False
+    return any(name.startswith("test/") for name in _metrics(folder / "metrics.json"))
+
+
+def read_test(folder: Path, label: str) -> Source:
+    """Reads ``metrics.json``, ``config.yaml`` and ``outcomes.csv`` of a test.
+
+    Dataset, model, attack and defense are named by the config: by the file or repository, and by class names.
+
+    Args:
+        folder: the folder that ``test`` wrote.
+        label: a short name for it.
+
+    Raises:
+        InputError: a file cannot be read, or the config is not that of a test of this library.
+    """
+    config = read_yaml(folder / "config.yaml")
+    try:
+        model, data, trainer = (config[part] or {} for part in ("model", "data", "trainer"))
+        arguments, data_arguments = (part.get("init_args") or {} for part in (model, data))
+        attached = [*_attached(trainer.get("callbacks") or [])]
+        names = {
+            "dataset": _short(data_arguments["source"]),
+            "model": _short(arguments["model"]),
+            "attack": BENIGN if model["class_path"] == BENIGN_CLASS else _class_name(model),
+        }
+        before = [*_before_inference(arguments, data_arguments)]
+    except (AttributeError, KeyError, TypeError) as error:
+        problem = f"{escaped(str(folder / 'config.yaml'))} is not the config of a test ({error!r})"
+        raise InputError("RUNS", problem, "leave it out") from None
+    before += [defense.method for defense in attached if defense.moment == "training"]
+    training = "+".join(before)
+    before += [defense.method for defense in attached if defense.moment == "inspection"]
+    common = [data_arguments.get("data_defense"), before, [d.settings for d in attached if d.moment != "inference"]]
+    metrics = _metrics(folder / "metrics.json")
+    meanings: dict[str, dict[str, str]] = {
+        "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None})},
+        "model": {names["model"]: digest(arguments["model"], [trainer.get(name) for name in TRAINING])},
+        "attack": {names["attack"]: digest(model["class_path"], {**arguments, "model": None, "published": None})},
+        "defense": {},
+    }
+    rows = []
+    for defense in [d for d in attached if d.moment == "inference"] or [Attached("inference", "", "", None)]:
+        names["defense"] = "+".join([*before, *filter(None, [defense.method])]) or UNDEFENDED
+        _check_names(names, folder)
+        meanings["defense"][names["defense"]] = digest(common, defense.settings)
+        row = dict.fromkeys(COLUMNS) | names | {"seed": str(_seed(config)), "training": training, "error": ""}
+        row |= {"cell": str(folder / defense.name), "victim": str(folder.parent)}
+        rows.append(row | _measured(metrics, defense.name, folder / defense.name))
+    run_label = label.rpartition("/")[0] or folder.parent.name
+    return Source(folder, label, run_label, rows, meanings, [], (folder / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _measured(metrics: Mapping[str, float | None], name: str, folder: Path) -> ResultRow:
+    """The numbers of one defense: its own metrics, which are logged under its name, and the victim's."""
+    prefix = f"test/{name}/"
+    own = {f"test/{key.removeprefix(prefix)}": value for key, value in metrics.items() if key.startswith(prefix)}
+    shared = {key: value for key, value in metrics.items() if key.count("/") == 1}
+    outcomes = read_outcomes(folder / "outcomes.csv") if (folder / "outcomes.csv").is_file() else []
+    record = (folder.parent.parent if name else folder.parent) / "cleaning.json"
+    return measured(shared | own, outcomes, _metrics(record) if record.is_file() else {})
+
+
+def _metrics(path: Path) -> dict[str, float | None]:
+    """The numbers of a JSON file by name; null is None.
+
+    Raises:
+        InputError: the file cannot be read, or is not such a file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        items = content.items()
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError("RUNS", f"{escaped(str(path))} cannot be read ({error})", "leave its folder out") from None
+    numbers = {name: value for name, value in items if value is None or type(value) in (int, float)}
+    return {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
+
+
+def _attached(entries: Any) -> Iterator[Attached]:
+    """The defenses among a trainer's callbacks."""
+    for entry in entries if isinstance(entries, list) else [entries]:
+        arguments = dict(entry.get("init_args") or {})
+        name = arguments.pop("name", None) or ""
+        check_name(name)
+        kind = _class_name(entry)
+        if "defense" in arguments:
+            yield Attached("inference", _class_name(arguments["defense"]), name, arguments["defense"])
+        elif "inspection" in arguments:
+            yield Attached("inspection", _class_name(arguments["inspection"]), name, arguments["inspection"])
+        elif kind == "GradientAttentionDefense":
+            yield Attached("inference", "GradientAttention", name, arguments)
+        elif not str(entry["class_path"]).startswith("lightning.") and kind not in OTHERS:
+            yield Attached("training", kind, name, arguments)
+
+
+def _before_inference(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    """The defenses that act before and after training, as :class:`lightning_backdoor.callbacks.RunLabels` says them."""
+    if data.get("data_defense"):
+        yield f"{_class_name(data['data_defense'])} on training rows"
+    if arguments.get("published"):
+        yield f"fine-tuning on {'trusted' if data.get('train_on') == 'trusted' else 'training'} rows"
+
+
+def _class_name(entry: Mapping[str, Any]) -> str:
+    return str(entry["class_path"]).rpartition(".")[2]
+
+
+def _short(name: Any) -> str:
+    """A short name of a data source or a model: the name of a file or folder, or that of a repository."""
+    if isinstance(name, dict):
+        return "/".join(filter(None, (_short(name["path"]), name.get("name"))))
+    text = str(name)
+    return Path(text).name if Path(text).is_absolute() or text.startswith(".") else text
+
+
+def _seed(config: Mapping[str, Any]) -> int:
+    seed = config.get("seed_everything")
+    return seed if type(seed) is int else 0
+
+
+def _check_names(names: Mapping[str, str], folder: Path) -> None:
+    for axis in NAMES:
+        if problem := name_problem(names[axis]):
+            raise InputError("RUNS", f"{escaped(str(folder))} has a {axis} that {problem}", "leave it out")
