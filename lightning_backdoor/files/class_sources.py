@@ -41,8 +41,7 @@ class Argument(NamedTuple):
     def classes(self) -> list[ClassSource]:
         """The classes that the annotation names and that can be read, without those of the standard library."""
         names = dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*", self.type))
-        read = [found for name in names if self.module and (found := _named(self.module, name)) is not None]
-        return [found for found in read if found.module.partition(".")[0] not in sys.stdlib_module_names]
+        return [found for name in names if self.module and (found := _named(self.module, name)) is not None]
 
 
 class ClassSource(NamedTuple):
@@ -116,8 +115,11 @@ def class_arguments(source: ClassSource) -> ClassArguments:
     if function is None:
         if source.is_dataclass:
             fields = [node for node in source.node.body if isinstance(node, ast.AnnAssign)]
-            names = [(ast.unparse(node.target), node.annotation, node.value) for node in fields]
-            return ClassArguments({name: _argument(name, *of, source.module, documented) for name, *of in names}, True)
+            made = [
+                _argument(ast.unparse(node.target), node.annotation, node.value, source.module, documented)
+                for node in fields
+            ]
+            return ClassArguments({argument.name: argument for argument in made}, True)
         return _inherited(source, 0, set())
     own = {argument.name: argument for argument in _parameters(function, source.module, documented)}
     if function.args.kwarg is None:
@@ -268,9 +270,9 @@ def _tree(module: str) -> ast.Module | None:
 
 @cache
 def module_file(module: str) -> Path | None:
-    """The source file of a module; no package is imported to find it."""
+    """The source file of a module outside of the standard library; no package is imported to find it."""
     top, *rest = module.split(".")
-    if not all(part.isidentifier() for part in (top, *rest)):
+    if top in sys.stdlib_module_names or not all(part.isidentifier() for part in (top, *rest)):
         return None
     roots = list(ROOTS) if top == OWN_PACKAGE else []
     if not roots:

@@ -24,6 +24,8 @@ WRITTEN = re.compile(r"(?:(?P<name>[^=()]+)=)?(?P<target>[^()]+)(?P<call>\(.*\))
 DEFAULT = "GradientAttention"
 #: fields of a line of the output that no defense may be named like.
 RESERVED = ("text", "prediction", "logits", "flagged")
+#: dotted name of the base class of the defenses that can scan.
+DEFENSE = "lightning_backdoor.defenses.defense.Defense"
 
 
 class DefenseOption(NamedTuple):
@@ -118,7 +120,7 @@ def _class_path(target: str) -> str:
     """The path of a class; of a public one it is found by its name, in any spelling."""
     if ".py" in target or "." in target:
         return target
-    known = {made.name: made.class_path for made in public_classes() if "Defense" in made.bases}
+    known = {made.name: made.class_path for made in public_classes() if DEFENSE in made.bases}
     spelled = {_plain(name): path for name, path in known.items()}
     if _plain(target) in spelled:
         return spelled[_plain(target)]
