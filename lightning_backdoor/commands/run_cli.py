@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
@@ -81,6 +81,12 @@ class RunCLI(LightningCLI):
             args=args,
             run=False,
         )
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """The trainer's callbacks."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return callbacks
 
     @property
     def method_arguments(self) -> dict[str, Any]:
