@@ -27,11 +27,14 @@ MESSAGES = (
     "`Trainer.fit` stopped",
     "\nDetected KeyboardInterrupt",
     "Detected KeyboardInterrupt",
-    "Loaded model weights from",
-    "Restoring states from",
     "Restored all states from",
 )
-LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+#: the loggers of these messages.
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
 
 
 def hide_noise() -> None:

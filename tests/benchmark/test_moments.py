@@ -319,7 +319,11 @@ def test_the_time_that_is_left_is_told_by_the_defense(tmp_path: Path) -> None:
     for cell in first:
         journal.append("cell", cell.id, seconds=seconds[cell.names["defense"]], row={})
     journal.refresh()
-    assert time_left(cells, journal) == sum(seconds[cell.names["defense"]] for cell in second)
+    assert time_left(cells, journal) == (sum(seconds[cell.names["defense"]] for cell in second), False)
+    assert time_left(second, journal) is None
+    journal.append("cell", second[0].id, seconds=7.0, row={})
+    journal.refresh()
+    assert time_left(second, journal) == (7.0 * len(second[1:]), True)
 
 
 def test_a_cell_is_checked_without_what_its_victim_takes_from_another(
