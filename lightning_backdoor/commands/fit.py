@@ -133,8 +133,7 @@ def _export(cli: RunCLI) -> None:
     if cli.best is None or not cli.best.best_model_path:
         return
     best = Path(cli.best.best_model_path)
-    load_weights(cli.model, best)
-    metrics = cli.best.metrics
+    metrics = load_weights(cli.model, best).get("validation_metrics", {})
     is_victim = isinstance(cli.model, TextClassifier)
     with replaced_folder(cli.folder / "model") as folder:
         cli.model.save_pretrained(folder, **({"metrics": metrics} if is_victim else {}))
