@@ -18,7 +18,7 @@ _EXPORTS = {
     "attacks": "LWS BackdoorAttack BadNets InsertSent Poisoned Ripples StyleTransfer Syntactic",
     "benchmark.evaluation": "Evaluation evaluate",
     "callbacks": "CleaningWriter FourierView GradientAttentionDefense InferenceDefense InspectionCallback MuScleLoRA"
-    " OutcomeWriter OutputFolder PredictionWriter RunLabels",
+    " OutcomeWriter OutputFolder PredictionWriter ProgressWriter RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
     "defenses": "REJECTED Defense FlaggedShare GradientAttention Inspection ModelVerdict Onion Scores Strip Verdict"
     " flagged_share_verdict judge threshold_at_fpr",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from lightning_backdoor import __version__
 from lightning_backdoor.cli import COMMANDS, main
 from lightning_backdoor.commands.run_folder import VARIABLE
+from lightning_backdoor.errors import InputError
 from tests.support.workspace import inside, workspace
 
 __all__ = ["inside", "workspace"]
@@ -21,23 +22,30 @@ SCRIPT = Path(sys.executable).parent / "lightning-backdoor"
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["scan", "--help"], ["poison", "--help"], ["benchmark", "--help"]], ids=" ".join
+    ("args", "status", "words"),
+    [
+        (["--help"], 0, "usage: lightning-backdoor"),
+        (["fit", "--help"], 0, "usage: lightning-backdoor"),
+        (["scan", "--help"], 0, "usage: lightning-backdoor"),
+        (["poison", "--help"], 0, "usage: lightning-backdoor"),
+        (["benchmark", "--help"], 0, "usage: lightning-backdoor"),
+        (["fit", "--config", "configs/attack/badnets.yaml", "--model.poison_rat=1"], 2, "did you mean poison_rate?"),
+        (["benchmark", "--config", "configs/attack/badnets.yaml", "--output", "x"], 2, "not a grid"),
+    ],
 )
-def test_help_answers_within_a_second_and_imports_nothing_heavy(args: list[str]) -> None:
-    seconds = []
-    for _ in range(3):  # the fastest of three, since other processes may slow one down
-        started = time.perf_counter()
-        result = subprocess.run(
-            [sys.executable, "-X", "importtime", SCRIPT, *args], capture_output=True, text=True, check=True
-        )
-        seconds.append(time.perf_counter() - started)
-        if seconds[-1] < 1:
-            break
+def test_what_needs_no_model_is_answered_within_a_second_without_heavy_imports(
+    args: list[str], status: int, words: str
+) -> None:
+    before = os.times()
+    result = subprocess.run([sys.executable, "-X", "importtime", SCRIPT, *args], capture_output=True, text=True)
+    after = os.times()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
-    assert result.stdout.startswith("usage: lightning-backdoor")
+    assert result.returncode == status
+    assert words in (result.stderr if status else result.stdout)
     assert "lightning_backdoor" in imported
     assert not imported & {"torch", "lightning", "transformers", "datasets", "numpy"}
-    assert min(seconds) < 1
+    assert seconds < 1  # of this process alone, whatever else the machine does
 
 
 def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,10 +64,7 @@ def test_the_package_can_be_run_with_python_m() -> None:
 def test_an_unknown_command_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fly"]) == 2
     printed = capsys.readouterr()
-    assert (
-        printed.err
-        == "error: command: 'fly' is unknown; give one of fit, validate, test, predict, benchmark, poison, scan\n"
-    )
+    assert printed.err == f"error: command: 'fly' is unknown; give one of {', '.join(COMMANDS)}\n"
     assert printed.out == ""
 
 
@@ -92,13 +97,35 @@ def test_an_error_that_is_not_bad_input_is_raised(monkeypatch: pytest.MonkeyPatc
         main(["scan"])
 
 
+def test_control_c_while_modules_are_imported_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(args: list[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("numpy failed to import") from error
+
+    def wrong(args: list[str]) -> int:
+        error = InputError("a", "b")
+        try:
+            raise TypeError from error
+        except TypeError:
+            raise error  # noqa: B904 - an error that is behind itself
+
+    for run, status, line in ((interrupted, 130, "interrupted\n"), (wrong, 2, "error: a: b\n")):
+        monkeypatch.setattr("lightning_backdoor.cli._run", run)
+        assert main(["fit"]) == status
+        assert capsys.readouterr().err == line
+
+
 def test_configs_may_name_classes_in_the_working_directory_but_scan_imports_nothing_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     for command, on_path in (("scan", False), ("poison", True)):
-        with pytest.raises(SystemExit):
+        with suppress(SystemExit):
             main([command, "--help"])
         assert (str(Path.cwd()) in sys.path) is on_path
 

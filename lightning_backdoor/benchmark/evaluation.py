@@ -26,7 +26,7 @@ from lightning_backdoor.benchmark.ranking import mark_best
 from lightning_backdoor.benchmark.summaries import Summary, over_seeds, shown_metrics
 from lightning_backdoor.benchmark.table import NAMES, NUMBERS, ResultRow, csv_text, mark_valid, measured
 from lightning_backdoor.callbacks import InferenceDefense, OutcomeWriter, OutputFolder
-from lightning_backdoor.commands.fit import IGNORED_WARNINGS
+from lightning_backdoor.commands.quiet import WARNINGS
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
@@ -81,11 +81,11 @@ class Evaluation:
     def __repr__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=120)
+        text = io.StringIO()
+        console = Console(file=text, width=120, color_system=None, force_terminal=False, force_jupyter=False)
         for table in result_tables(self.summaries):
             console.print(table)
-        written: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return written.rstrip("\n")
+        return text.getvalue().rstrip("\n")
 
     def _repr_html_(self) -> str:
         metrics = shown_metrics(self.summaries)
@@ -234,7 +234,7 @@ def _quiet() -> Iterator[None]:
     log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in IGNORED_WARNINGS:
+            for message in WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:

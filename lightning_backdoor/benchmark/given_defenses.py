@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import pydoc
 import re
 from collections.abc import Iterable, Mapping
 
 from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
 from lightning_backdoor.defenses import Defense, Inspection
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.names import check_name
 from lightning_backdoor.files.public_classes import public_classes
 
@@ -77,9 +76,10 @@ def _class_named(name: str) -> type:
     found = pydoc.locate(by_name.get(_plain(name), name)) if _plain(name) in by_name or "." in name else None
     if isinstance(found, type):
         return found
-    near = difflib.get_close_matches(_plain(name), by_name, 1)
-    meant = f"did you mean {by_name[near[0]].rpartition('.')[2]}?" if near else "see lightning-backdoor list defenses"
-    raise InputError("defenses", f"there is no defense {name[:100]!r}", meant)
+    meant = did_you_mean(name, [class_path.rpartition(".")[2] for class_path in by_name.values()])
+    raise InputError(
+        "defenses", f"there is no defense {name[:100]!r}", meant or "lightning-backdoor list defenses names them"
+    )
 
 
 def _plain(name: str) -> str:

@@ -115,7 +115,11 @@ class WandbRuns:
 
         def log(run: Any) -> None:
             run.log(grid_media(results))
-            address = save_report(results, self.name, run, self.folder / "wandb" / "report.txt")
+            try:
+                address = save_report(results, self.name, run, self.folder / "wandb" / "report.txt")
+            except Exception as error:  # the run itself is whole
+                _warn("the report is not saved", error)
+                return
             if address is not None:
                 sys.stdout.write(f"W&B report       {escaped(address)}\n")
 
@@ -255,7 +259,7 @@ def grid_media(results: Results) -> dict[str, Any]:
     n_defenses = len({row["defense"] for row in rows})
     # only attacks that are valid and that all defenses were tested against: others would bias the means
     shared = [row for group in grouped(rows, ATTACK_NAMES) if len(group) == n_defenses for row in group]
-    for metric in metrics:
+    for metric in metrics if shared else ():
         means = [
             {"defense": group[0]["defense"], metric: statistics.mean(row[metric] for row in group)}
             for group in grouped(shared, ["defense"])

@@ -15,6 +15,7 @@ import yaml
 
 from lightning_backdoor.commands.known_options import ALIASES, BASES, OWN_OPTIONS, KnownOptions, advice
 from lightning_backdoor.commands.known_values import KnownValues
+from lightning_backdoor.commands.spelling import known_spelling
 from lightning_backdoor.errors import InputError, did_you_mean, reason
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
 from lightning_backdoor.files.names import is_file
@@ -41,8 +42,17 @@ class Settled(NamedTuple):
 
 
 def load_plain(text: str) -> Any:
-    """Reads YAML, to look at it; its numbers may differ from those that the parser reads."""
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """Reads YAML, to look at it; its numbers may differ from those that the parser reads.
+
+    Raises:
+        YAMLError: the text is not YAML.
+    """
+    try:
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # whatever Python raises for dates and numbers that are none
+        raise yaml.YAMLError(f"a value is malformed: {error}") from None
 
 
 def settled(
@@ -82,7 +92,7 @@ class _Reader:
         left = list(args)
         while left:
             given = re.sub(r"^-c(?==|$)", "--config", left.pop(0))
-            if given.startswith("-c") and not given.startswith("--"):
+            if given.startswith("-c") and known_spelling(given[1:].partition("=")[0], self.options.root) is None:
                 given = f"--config={given[2:]}"
             name, equals, value = given.removeprefix("--").partition("=")
             if given == "-h" or name in FLAGS or name.endswith(".help"):
@@ -95,14 +105,16 @@ class _Reader:
             name, argument = self.options.settle(name)
             if not equals:
                 if not left or (re.match(r"-[^\d.]", left[0]) and " " not in left[0]):
-                    raise InputError(f"--{name}", "no value is given", f"give one, as in --{name} VALUE")
+                    example = "true" if argument is not None and "bool" in argument.type else "VALUE"
+                    raise InputError(f"--{name}", "no value is given", f"give one, as in --{name} {example}")
                 value = left.pop(0)
             if name == "config":
                 value = self._config(value)
             elif argument is not None:
                 value = self._text(name, argument, value)
             result.append(f"--{name}={value}")
-        if not any(name.removeprefix("--").partition("=")[0] in FLAGS or ".help" in name for name in result):
+        names = {given.removeprefix("--").partition("=")[0] for given in result}
+        if not any(name in ("-h", *FLAGS) or name.endswith(".help") for name in names):
             for option, (_, example) in BASES.items():
                 if option not in self.options.chosen:
                     remedy = f"give --{option} CLASS, such as {example}, or a --config that does"
@@ -140,7 +152,7 @@ class _Reader:
         """The corrected content of a config; None if it needs no correction."""
         try:
             content = self.load(text)
-        except (yaml.YAMLError, ValueError) as error:
+        except yaml.YAMLError as error:
             raise InputError("config", f"{file} is not YAML ({reason(error, 150)})", "correct it") from None
         if not isinstance(content, dict):
             return None
@@ -156,10 +168,10 @@ class _Reader:
 
     def _stray(self, given: str) -> InputError:
         """The error for an argument that is neither an option nor the value of one."""
-        near = did_you_mean(given.lstrip("-").partition("=")[0], [*self.options.root, *ALIASES])
-        if near:
-            near = near.replace("mean ", "mean --")
-        elif given.endswith((".yaml", ".yml")):
+        near = did_you_mean(given.lstrip("-").partition("=")[0], [*self.options.root, *ALIASES]).replace(
+            "mean ", "mean --"
+        )
+        if given.endswith((".yaml", ".yml")):
             near = f"did you mean --config {given[:100]}?"
         remedy = advice(near, f"{self.options.prog} --help")
         return InputError("options", f"{given[:100]!r} is neither an option nor the value of one", remedy)
@@ -176,7 +188,7 @@ def check_grid(given: str) -> None:
         raise missing_config(given)
     try:
         content = load_plain(read_bounded(path))
-    except (yaml.YAMLError, ValueError):
+    except yaml.YAMLError:
         return  # the grid's own reader says what is wrong
     if not isinstance(content, dict) or GRID_KEYS & content.keys():
         return

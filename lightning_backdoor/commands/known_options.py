@@ -29,6 +29,7 @@ OWN_OPTIONS = {
     "keep_last": ("bool", "whether fit keeps last.ckpt of a complete run, to train longer later (default: false)"),
     "run_dir": ("FOLDER", "the run's folder (default: a new one in runs/)"),
     "seed_everything": ("int", "seed of every random choice (default: 0); --seed is the same"),
+    "keep_last": ("bool", "whether fit keeps last.ckpt, to train longer later (default: false)"),
     "trainer": ("FILE", "a YAML file with options of Lightning's Trainer"),
 }
 #: other names of options.
@@ -86,9 +87,9 @@ class KnownOptions:
         argument: Argument | None = None
         for part in given.split("."):
             plain = part.removesuffix("+")
-            known = None
-            if key and part in (*CLASS_KEYS, "help"):
-                if part != "init_args":
+            known = known_spelling(part, (*CLASS_KEYS, "help")) if key else None
+            if known is not None:
+                if known != "init_args":
                     level = argument = None
             elif level is not None:
                 known = known_spelling(plain, [*level.by_name, *(() if key else ALIASES)])

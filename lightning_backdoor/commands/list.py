@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import ast
 import importlib
 import json
 import shutil
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from lightning_backdoor.commands.listing import KINDS, Entry, class_entries, entries
 from lightning_backdoor.commands.options import OptionParser
-from lightning_backdoor.errors import InputError, one_line, reason
-from lightning_backdoor.files.lineage import source_path
+from lightning_backdoor.errors import InputError, did_you_mean, one_line, reason
+from lightning_backdoor.files.class_sources import module_file
 from lightning_backdoor.files.public_classes import PublicClass, classes_of, imported_class
 
 if TYPE_CHECKING:
@@ -82,19 +82,21 @@ def module_classes(name: str) -> list[PublicClass]:
         name = ".".join(path.with_suffix("").parts)
     if not all(part.isidentifier() for part in name.split(".")):
         raise InputError("module", f"{name!r} is not the name of a module", "give one such as shout, for shout.py")
+    source = module_file(name)
     try:
-        found = [item for item in classes_of(name) if item.kind]
-    except (SyntaxError, OSError, ValueError) as error:
+        ast.parse(source.read_bytes() if source else "")
+    except (SyntaxError, OSError, ValueError, RecursionError) as error:
         raise InputError("module", f"{name} cannot be read ({reason(error, 200)})", "correct it") from None
+    found = [item for item in classes_of(name) if item.kind]
     if found:
         return found
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if source_path(name) is None and name.startswith(error.name or " "):
-            near = difflib.get_close_matches(name, [path.stem for path in Path().glob("*.py")], 1)
-            meant = f"did you mean {near[0]}?" if near else "give a module of the working directory or of a package"
-            raise InputError("module", f"there is no module {name!r}", meant) from None
+        if source is None and name.startswith(error.name or " "):
+            meant = did_you_mean(name, [path.stem for path in Path().glob("*.py")])
+            remedy = meant or "give a module of the working directory or of a package"
+            raise InputError("module", f"there is no module {name!r}", remedy) from None
         raise InputError(
             "module", f"{name} cannot be imported ({reason(error, 200)})", "install what it needs"
         ) from None
@@ -117,9 +119,8 @@ def _kind(name: str) -> str:
     """
     if name in KINDS:
         return name
-    near = difflib.get_close_matches(name.lower(), KINDS, 1)
-    remedy = f"give one of {', '.join(KINDS)}"
-    raise InputError("list", f"{name!r} is unknown", f"did you mean {near[0]}? {remedy}" if near else remedy)
+    remedy = f"{did_you_mean(name, KINDS)} give one of {', '.join(KINDS)}".strip()
+    raise InputError("list", f"{name!r} is unknown", remedy)
 
 
 def table_text(found: Sequence[Entry], width: int) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.lineage import ARXIV, find_class
+from lightning_backdoor.files.class_sources import find_class
 from lightning_backdoor.files.packaged import PACKAGED_MODELS, SCHEME, resolve
 from lightning_backdoor.files.presets import Preset, presets
-from lightning_backdoor.files.public_classes import PublicClass, public_classes
+from lightning_backdoor.files.public_classes import ARXIV, PublicClass, public_classes
 
 if TYPE_CHECKING:
     from lightning_backdoor.benchmark.metrics import Column
@@ -92,11 +92,11 @@ def class_entries(classes: Iterable[PublicClass], known: Sequence[Preset] = ()) 
     for preset in known:
         for class_path in preset.class_paths if preset.folder in OF_CLASSES else ():
             source = find_class(class_path)
-            using.setdefault(source.class_path if source else class_path, []).append(preset.path)
+            using.setdefault(f"{source.module}.{source.name}" if source else class_path, []).append(preset.path)
     result = []
     for item in classes:
         source = find_class(item.class_path)
-        paths = tuple(using.get(source.class_path if source else item.class_path, ()))
+        paths = tuple(using.get(f"{source.module}.{source.name}" if source else item.class_path, ()))
         if item.kind:
             summary = re.sub(r"(?::\w+:)?`+~?([^`]*)`+", r"\1", item.summary)  # without the marks of Sphinx
             result.append(Entry(item.kind, item.name, item.class_path, item.papers, item.moments, paths, summary))

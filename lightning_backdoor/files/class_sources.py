@@ -41,8 +41,7 @@ class Argument(NamedTuple):
     def classes(self) -> list[ClassSource]:
         """The classes that the annotation names and that can be read, without those of the standard library."""
         names = dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*", self.type))
-        read = [found for name in names if self.module and (found := _named(self.module, name)) is not None]
-        return [found for found in read if found.module.partition(".")[0] not in sys.stdlib_module_names]
+        return [found for name in names if self.module and (found := _named(self.module, name)) is not None]
 
 
 class ClassSource(NamedTuple):
@@ -67,6 +66,15 @@ class ClassSource(NamedTuple):
     def is_dataclass(self) -> bool:
         """Whether the class is decorated as a dataclass."""
         return any("dataclass" in ast.unparse(decorator) for decorator in self.node.decorator_list)
+
+    @property
+    def base_names(self) -> list[str]:
+        """The dotted names of the base classes; one that is not imported is taken for one of the module's own."""
+        names = []
+        for base in self.node.bases:
+            first, _, rest = ast.unparse(base.value if isinstance(base, ast.Subscript) else base).partition(".")
+            names.append(".".join(filter(None, (_imported(self.module, first) or f"{self.module}.{first}", rest))))
+        return names
 
     def bases(self) -> Iterator[tuple[str, ClassSource | None]]:
         """The base classes: the name of each, and its definition where that can be read."""
@@ -116,8 +124,11 @@ def class_arguments(source: ClassSource) -> ClassArguments:
     if function is None:
         if source.is_dataclass:
             fields = [node for node in source.node.body if isinstance(node, ast.AnnAssign)]
-            names = [(ast.unparse(node.target), node.annotation, node.value) for node in fields]
-            return ClassArguments({name: _argument(name, *of, source.module, documented) for name, *of in names}, True)
+            made = [
+                _argument(ast.unparse(node.target), node.annotation, node.value, source.module, documented)
+                for node in fields
+            ]
+            return ClassArguments({argument.name: argument for argument in made}, True)
         return _inherited(source, 0, set())
     own = {argument.name: argument for argument in _parameters(function, source.module, documented)}
     if function.args.kwarg is None:
@@ -137,8 +148,7 @@ def method_arguments(source: ClassSource, method: str) -> dict[str, Argument]:
 
 def exported_names(package: str) -> list[str]:
     """The names of classes that a package imports into its ``__init__``."""
-    nodes = [node for node in _statements(_tree(package) or ast.Module([], [])) if isinstance(node, ast.ImportFrom)]
-    return [alias.name for node in nodes for alias in node.names if alias.name[:1].isupper()]
+    return [name for name in imports_of(package) if name[:1].isupper()]
 
 
 def _inherited(source: ClassSource, positional: int, keywords: set[str]) -> ClassArguments:
@@ -226,28 +236,48 @@ def _in_module(module: str, name: str, depth: int = 0) -> ClassSource | None:
             return ClassSource(name, module, node)
     imported = _imported(module, name)
     if not imported:
-        return None
+        found = (_in_module(starred, name, depth + 1) for starred in imports_of(module).get("*", []))
+        return next(filter(None, found), None)
     above, _, original = imported.rpartition(".")
     return _in_module(above, original, depth + 1) if above else None
 
 
-@cache
 def _imported(module: str, name: str) -> str:
     """The dotted name that a module imports under a name; empty if it imports nothing under it."""
+    return imports_of(module).get(name, [""])[0] if name != "*" else ""
+
+
+@cache
+def imports_of(module: str) -> dict[str, list[str]]:
+    """The dotted names that a module imports, by its names for them; under ``*`` the modules that it imports whole."""
     path = module_file(module)
     package = module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
+    result: dict[str, list[str]] = {}
     for node in _statements(_tree(module) or ast.Module([], [])):
         if isinstance(node, ast.ImportFrom):
             parts = package.split(".")
             above = parts[: len(parts) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return ".".join([*above, *([node.module] if node.module else []), alias.name])
+                target = source if alias.name == "*" else f"{source}.{alias.name}"
+                result.setdefault(alias.asname or alias.name, []).append(target)
         elif isinstance(node, ast.Import):
             for alias in node.names:
-                if (alias.asname or alias.name.partition(".")[0]) == name:
-                    return alias.name if alias.asname else name
-    return ""
+                name = alias.asname or alias.name.partition(".")[0]
+                result.setdefault(name, []).append(alias.name if alias.asname else name)
+    return result
+
+
+def module_docstring(module: str) -> str:
+    """The docstring of a module; empty without one."""
+    tree = _tree(module)
+    return (ast.get_docstring(tree) or "") if tree is not None else ""
+
+
+def classes_in(module: str) -> list[str]:
+    """The names of the classes that a module defines."""
+    nodes = _statements(_tree(module) or ast.Module([], []))
+    return [node.name for node in nodes if isinstance(node, ast.ClassDef)]
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
@@ -268,9 +298,9 @@ def _tree(module: str) -> ast.Module | None:
 
 @cache
 def module_file(module: str) -> Path | None:
-    """The source file of a module; no package is imported to find it."""
+    """The source file of a module outside of the standard library; no package is imported to find it."""
     top, *rest = module.split(".")
-    if not all(part.isidentifier() for part in (top, *rest)):
+    if top in sys.stdlib_module_names or not all(part.isidentifier() for part in (top, *rest)):
         return None
     roots = list(ROOTS) if top == OWN_PACKAGE else []
     if not roots:

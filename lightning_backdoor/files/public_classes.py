@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from lightning_backdoor.files.lineage import ARXIV, ClassSource, ancestors, find_class, read_module
+from lightning_backdoor.files.class_sources import ClassSource, classes_in, find_class, imports_of, module_docstring
 from lightning_backdoor.files.presets import PACKAGE
 
+ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
+#: packages whose classes are known by their names alone, since reading them takes long.
+UNREAD = {*sys.stdlib_module_names, "datasets", "lightning", "pytorch_lightning", "torch", "torchmetrics"}
 #: the rooms whose public classes are listed.
 ROOMS = ("attacks", "defenses", "callbacks", "data", "victim", "metrics")
 
 ATTACK = "lightning_backdoor.attacks.attack.BackdoorAttack"
 VICTIM = "lightning_backdoor.victim.classifier.TextClassifier"
+POISONING = {"poison_text", "poison_texts"}
 SOURCE = "lightning_backdoor.data.source.Source"
 
 
@@ -71,6 +78,22 @@ class PublicClass(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
+class Facts(NamedTuple):
+    """What decides what a class is, whether it has been read or imported.
+
+    Attributes:
+        name: dotted name of the class in the module that defines it.
+        methods: names of the methods that it implements; abstract ones are left out.
+        assigned: names of the attributes that its methods set on other objects than ``self``.
+        papers: arXiv ids in its docstring, its arguments left out, and in the docstring of its module.
+    """
+
+    name: str
+    methods: frozenset[str] = frozenset()
+    assigned: frozenset[str] = frozenset()
+    papers: tuple[str, ...] = ()
+
+
 @cache
 def public_classes() -> tuple[PublicClass, ...]:
     """The classes that the rooms export, by room and then by name.
@@ -79,37 +102,27 @@ def public_classes() -> tuple[PublicClass, ...]:
     >>> item.class_path, item.kind, item.papers
     ('lightning_backdoor.attacks.Ripples', 'attacks', ('2004.06660',))
     """
-    classes = []
-    for room in ROOMS:
-        module = f"{PACKAGE.name}.{room}"
-        exported = read_module(module)
-        for name in sorted(exported.imported if exported else ()):
-            source = find_class(f"{module}.{name}")
-            if source is not None:
-                classes.append(_public(source, module, room))
-    return tuple(classes)
+    modules = {room: f"{PACKAGE.name}.{room}" for room in ROOMS}
+    found = [
+        (find_class(f"{module}.{name}"), module, room)
+        for room, module in modules.items()
+        for name in sorted(imports_of(module))
+    ]
+    return tuple(_read(source, module, room) for source, module, room in found if source is not None)
 
 
 def classes_of(module: str) -> list[PublicClass]:
     """The classes of a user's module, in the order of its source; of a package, also those that it imports from itself.
 
     Args:
-        module: dotted name of a module, which is not imported.
-
-    Raises:
-        SyntaxError: the file is not Python.
-        OSError: the file cannot be read.
+        module: dotted name of a module, which is not imported. A module without a source that can be read has none.
     """
-    source = read_module(module)
-    if source is None:
-        return []
-    names = [*source.classes]
-    names += [name for name, target in source.imported.items() if target.startswith(f"{module}.")]
-    for star in source.starred:
-        starred = read_module(star) if star.startswith(f"{module}.") else None
-        names += starred.classes if starred else ()
+    names = classes_in(module)
+    for name, targets in imports_of(module).items():
+        inner = [target for target in targets if target.startswith(f"{module}.")]
+        names += [name] * len(inner) if name != "*" else [one for target in inner for one in classes_in(target)]
     found = [find_class(f"{module}.{name}") for name in dict.fromkeys(names) if not name.startswith("_")]
-    return [_public(item, module, "") for item in found if item is not None]
+    return [_read(source, module, "") for source in found if source is not None]
 
 
 def imported_class(cls: type, module: str) -> PublicClass:
@@ -119,57 +132,85 @@ def imported_class(cls: type, module: str) -> PublicClass:
         cls: the class.
         module: dotted name of the module that has it.
     """
-    first, *line = [_source_of(base) for base in cls.__mro__ if base is not object]
-    return _public(first, module, "", [*line])
-
-
-def _source_of(cls: type) -> ClassSource:
-    text = inspect.getdoc(cls) if cls.__doc__ else None
-    papers = dict.fromkeys(ARXIV.findall((text or "").partition("Args:")[0]))
+    line = [_facts_of(base) for base in cls.__mro__ if base is not object]
     bases = tuple(f"{base.__module__}.{base.__qualname__}" for base in cls.__bases__)
-    methods = {name for name, value in vars(cls).items() if callable(value)} - set(
-        getattr(cls, "__abstractmethods__", ())
-    )
-    summary = (text or "").partition("\n")[0]
-    name, home = cls.__qualname__, cls.__module__
-    return ClassSource(name, home, summary, tuple(papers), bases, frozenset(methods), frozenset())
+    summary = (inspect.getdoc(cls) or "").partition("\n")[0] if cls.__doc__ else ""
+    return _public(cls.__name__, module, "", summary, bases, line)
+
+
+def _read(source: ClassSource, module: str, room: str) -> PublicClass:
+    line = [_facts(source), *(item if isinstance(item, Facts) else _facts(item) for item in _above(source))]
+    return _public(source.name, module, room, source.summary, tuple(source.base_names), line)
+
+
+def _above(source: ClassSource) -> list[ClassSource | Facts]:
+    """All base classes of a class, nearest first; of those that are not read, only the name is known."""
+    result: dict[str, ClassSource | Facts] = {}
+    waiting = source.base_names
+    while waiting:
+        dotted = waiting.pop(0)
+        base = None if dotted.partition(".")[0] in UNREAD else find_class(dotted)
+        name = dotted if base is None else f"{base.module}.{base.name}"
+        if name not in result:
+            result[name] = base or Facts(name)
+            waiting += base.base_names if base is not None else []
+    return [*result.values()]
+
+
+def _facts(source: ClassSource) -> Facts:
+    text = ast.get_docstring(source.node) or ""
+    papers = dict.fromkeys(ARXIV.findall(f"{text.partition('Args:')[0]}\n{module_docstring(source.module)}"))
+    methods = [node for node in source.node.body if isinstance(node, ast.FunctionDef)]
+    concrete = {node.name for node in methods if not any("abstract" in ast.unparse(d) for d in node.decorator_list)}
+    assignments = [node for node in ast.walk(source.node) if isinstance(node, ast.Assign)]
+    attributes = [t for node in assignments for t in node.targets if isinstance(t, ast.Attribute)]
+    assigned = {target.attr for target in attributes if ast.unparse(target.value) != "self"}
+    return Facts(f"{source.module}.{source.name}", frozenset(concrete), frozenset(assigned), tuple(papers))
+
+
+def _facts_of(cls: type) -> Facts:
+    text = inspect.getdoc(cls) if cls.__doc__ else ""
+    papers = dict.fromkeys(ARXIV.findall((text or "").partition("Args:")[0]))
+    abstract = getattr(cls, "__abstractmethods__", frozenset())
+    methods = {name for name, value in vars(cls).items() if callable(value) and name not in abstract}
+    return Facts(f"{cls.__module__}.{cls.__qualname__}", frozenset(methods), papers=tuple(papers))
 
 
 def _public(
-    source: ClassSource, module: str, room: str, line: Sequence[ClassSource | str] | None = None
+    name: str, module: str, room: str, summary: str, bases: tuple[str, ...], line: Sequence[Facts]
 ) -> PublicClass:
-    line = ancestors(source) if line is None else line
-    kind, moments = _kind(source, line)
-    papers = next((base.papers for base in (source, *line) if isinstance(base, ClassSource) and base.papers), ())
-    return PublicClass(source.name, room, source.summary, papers, source.bases, kind, moments, module)
+    kind, moments = _kind(line)
+    papers = next((facts.papers for facts in line if facts.papers), ())
+    return PublicClass(name, room, summary, papers, bases, kind, moments, module)
 
 
-def _kind(source: ClassSource, line: Sequence[ClassSource | str]) -> tuple[str, tuple[str, ...]]:
-    """What a class is, and the moments at which it acts; both empty for base classes and helpers."""
-    above = {base if isinstance(base, str) else base.class_path for base in line}
+def _kind(line: Sequence[Facts]) -> tuple[str, tuple[str, ...]]:
+    """What a class is, and the moments at which it acts; both empty for base classes and helpers.
+
+    Args:
+        line: the class, and all its base classes.
+    """
+    names = {facts.name for facts in line}
+    above = names - {line[0].name}
     last = {name.rpartition(".")[2] for name in above}
-    if ATTACK in {source.class_path, *above}:
-        is_attack = _implements(source, line, ATTACK, "poison_text") or _implements(
-            source, line, ATTACK, "poison_texts"
-        )
-        return ("attacks" if is_attack else "", ())
+    if ATTACK in names:
+        return ("attacks" if ATTACK in above and _implemented(line, ATTACK, POISONING) else ""), ()
     moments = [
         contract.moment
         for contract in CONTRACTS
-        if contract.base in above and (not contract.method or _implements(source, line, contract.base, contract.method))
+        if contract.base in above and (not contract.method or _implemented(line, contract.base, {contract.method}))
     ]
-    if "Callback" in last and "training_defense" in source.assigned:
+    if "Callback" in last and "training_defense" in line[0].assigned:
         moments.append("in training")
     if moments:
         return "defenses", tuple(dict.fromkeys(moments))
-    if "LightningDataModule" in last or source.class_path == SOURCE:
+    if "LightningDataModule" in last or line[0].name == SOURCE:
         return "data", ()
-    if VICTIM in {source.class_path, *above}:
+    if VICTIM in names:
         return "models", ()
     return ("metrics" if "Metric" in last else ""), ()
 
 
-def _implements(source: ClassSource, line: Sequence[ClassSource | str], base: str, method: str) -> bool:
-    """Whether a class, or one of its base classes other than ``base``, implements a method."""
-    classes = [item for item in (source, *line) if isinstance(item, ClassSource)]
-    return any(method in item.methods for item in classes if item.class_path != base)
+def _implemented(line: Sequence[Facts], base: str, methods: set[str]) -> bool:
+    """Whether one of the classes, other than ``base``, implements one of some methods."""
+    return any(methods & facts.methods for facts in line if facts.name != base)

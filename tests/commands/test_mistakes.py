@@ -16,6 +16,8 @@ __all__ = ["inside", "workspace"]
 
 FIT = ["fit", "--config", "data.yaml", "--run_dir", "never"]
 DEFENSE = [*FIT, "--trainer.callbacks+=InferenceDefense", "--trainer.callbacks.defense"]
+#: what Lightning says where a mistake is found only after its trainer is there.
+OF_LIGHTNING = ("Seed set", "GPU available", "TPU available", "💡 Tip")
 #: configs with one mistake each, by name.
 CONFIGS = {
     "top.yaml": "trainr: {max_epochs: 1}",
@@ -29,7 +31,8 @@ CONFIGS = {
     "grid.yaml": "datasets: {mine: {}}\nattacks: {none: {}}",
     "sweep.yaml": "method: grid\nparameters: {}",
     "shout.py": "from lightning_backdoor.attacks import BackdoorAttack\n\n\n"
-    "class Shout(BackdoorAttack):\n    def __init__(self, word: str = 'WOW', **kwargs):\n        super().__init__(**kwargs)",
+    "class Shout(BackdoorAttack):\n    def __init__(self, word: str = 'WOW', **kwargs):\n"
+    "        super().__init__(**kwargs)",
 }
 
 #: per mistake: the command, and what its line must say.
@@ -40,6 +43,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     # options
     "option": (["fit", "--modle", "BadNets"], ["--modle: there is no such option", "did you mean --model?", "--help"]),
     "one dash": ([*FIT, "-seed", "3"], ["'-seed'", "did you mean --seed?"]),
+    "one dash before config": (["fit", "-config", "data.yaml"], ["'-config'", "did you mean --config?"]),
+    "switch": ([*FIT, "--trainer.fast_dev_run"], ["--trainer.fast_dev_run: no value", "--trainer.fast_dev_run true"]),
     "abbreviation": ([*FIT, "--see", "3"], ["--see", "did you mean --seed?"]),
     "no trainer before it": ([*FIT, "--max_epochs", "1"], ["--max_epochs", "did you mean --trainer.max_epochs?"]),
     "no model before it": ([*FIT, "--poison-rate", "1"], ["did you mean --model.poison_rate?"]),
@@ -99,8 +104,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "user's class": ([*FIT, "--model", "shout.Shot"], ["model: module 'shout' has no", "did you mean Shout?"]),
     "user's module": ([*FIT, "--model", "shot.Shout"], ["No module named 'shot'", "working directory"]),
     "no model": (["fit", "--data", "BackdoorDataModule"], ["model: not given", "--model"]),
-    "no data": (["fit", "--model", "BadNets"], ["data: not given", "--data BackdoorDataModule"]),
-    "no source": (["fit", "--model", "BadNets", "--data", "BackdoorDataModule"], ["data.source.path: not given"]),
+    "no data": (["fit", "--model", "BadNets"], ["data: not given", "such as BackdoorDataModule"]),
+    "no source": (
+        ["fit", "--model", "BadNets", "--data", "BackdoorDataModule"],
+        ["data.source.path: not given", "--data.source.path"],
+    ),
     # values
     "number": ([*FIT, "--trainer.max_epochs", "three"], ["trainer.max_epochs: 'three' is not a whole number"]),
     "fraction": ([*FIT, "--trainer.max_epochs", "1.5"], ["trainer.max_epochs: '1.5' is not a whole number"]),
@@ -119,7 +127,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "preset by its name": (["fit", "--config", "badnets"], ["did you mean configs/attack/badnets.yaml?"]),
     "file": (["fit", "--config", "dta.yaml"], ["no file dta.yaml", "did you mean data.yaml?"]),
     "folder": (["fit", "--config", "model"], ["model is a folder"]),
-    "not YAML": ([*FIT, "--config", "broken.yaml"], ["broken.yaml is not YAML", "line 1"]),
+    "not YAML": ([*FIT, "--config", "broken.yaml"], ["broken.yaml is not YAML", "line 2"]),
     "key of a config": ([*FIT, "--config", "top.yaml"], ["top.yaml: trainr", "did you mean trainer?"]),
     "key of the trainer": ([*FIT, "--config", "trainer.yaml"], ["trainer.yaml: trainer.max_epoch", "max_epochs?"]),
     "key of a class": ([*FIT, "--config", "attack.yaml"], ["attack.yaml: model.init_args.poison_rat", "poison_rate?"]),
@@ -183,7 +191,7 @@ def test_a_mistake_ends_in_one_line(
     monkeypatch.delenv(VARIABLE)
     assert main(args) == 2
     printed = capsys.readouterr()
-    (line,) = [line for line in printed.err.splitlines() if not line.startswith("Seed set")]
+    (line,) = [line for line in printed.err.splitlines() if not line.startswith(OF_LIGHTNING)]
     assert line.startswith("error: ")
     assert all(word in line for word in words), line
     assert printed.out == ""

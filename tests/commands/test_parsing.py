@@ -33,10 +33,10 @@ INFERENCE = ["--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense
 GRADIENT_ATTENTION = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"
 
 WRONG_OPTIONS = {
-    "unknown option": (["--flurb", "3"], "options: unrecognized arguments: --flurb 3"),
-    "unknown argument": (["--model.flurb", "3"], "model: Option 'flurb' is not accepted"),
-    "wrong type": (["--trainer.max_epochs", "three"], "trainer.max_epochs: Expected a <class 'int'>. Got value: three"),
-    "wrong nested type": (["--data.batch_size", "many"], "data.batch_size: Expected a <class 'int'>. Got value: many"),
+    "unknown option": (["--flurb", "3"], "--flurb: there is no such option"),
+    "unknown argument": (["--model.flurb", "3"], "model.flurb: BadNets has no flurb"),
+    "wrong type": (["--trainer.max_epochs", "1.5"], "trainer.max_epochs: '1.5' is not a whole number"),
+    "wrong nested type": (["--data.batch_size", "1.5"], "data.batch_size: '1.5' is not a whole number"),
     "null": (
         ["--data.batch_size", "null"],
         "data.batch_size: null is not a value of it; give a value, or leave it out",
@@ -46,7 +46,7 @@ WRONG_OPTIONS = {
         [GRADIENT_ATTENTION, "--trainer.callbacks.fpr=null"],
         "trainer.callbacks.fpr: null is not a value of it",
     ),
-    "missing file": (["--config", "nowhere.yaml"], "config: File does not exist: "),
+    "missing file": (["--config", "nowhere.yaml"], "config: there is no file nowhere.yaml"),
     "missing module": ([*INFERENCE, "no_such_module.Nope"], "trainer.callbacks.defense: No module named"),
     "missing class": ([*INFERENCE, "defenses_here.Nope"], "trainer.callbacks.defense: module 'defenses_here' has no"),
     "abstract class": ([*INFERENCE, "defenses_here.Bare"], "defenses_here.Bare does not implement score; implement it"),
@@ -154,7 +154,7 @@ def test_a_preset_is_found_from_any_folder_and_a_file_there_comes_first(
     own.write_text("model: {class_path: lightning_backdoor.attacks.InsertSent}\n", encoding="utf-8")
     assert printed()["class_path"] == "lightning_backdoor.attacks.InsertSent"
     assert main(["fit", "--config", "configs/../data.yaml"]) == 2
-    assert "File does not exist" in capsys.readouterr().err
+    assert "there is no file configs/../data.yaml" in capsys.readouterr().err
 
 
 def test_no_private_member_of_lightnings_command_line_is_used() -> None:

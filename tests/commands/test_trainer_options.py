@@ -1,4 +1,4 @@
-"""Options of the trainer that Lightning refuses end a command with one line and exit status 2."""
+"""Options of the trainer that are refused end a command with one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -39,10 +39,22 @@ def test_an_option_that_the_trainer_refuses_is_reported_in_one_line(
     assert not [*tmp_path.rglob("*.ckpt")]
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", "FSDPStrategy"])
+def test_strategies_that_keep_weights_in_parts_are_refused_before_training(
+    inside: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    strategy: str,
+) -> None:
+    for devices in ("1", "2"):
+        assert main(["fit", "-c", "data.yaml", "--trainer.strategy", strategy, "--trainer.devices", devices]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: trainer.strategy: ")
+    assert "give ddp" in line
+
+
 NAMED = {
     "accelerator": [["--trainer.accelerator", "tpu"], "trainer.accelerator: tpu cannot be used (", "give auto, or cpu"],
     "devices": [["--trainer.devices", "abc"], "trainer.devices: abc cannot be used ("],
-    "strategy": [["--trainer.strategy", "fsdp"], "trainer.strategy: fsdp cannot be used (", "requires a GPU"],
     "precision": [["--trainer.precision", "transformer-engine"], "trainer.precision: transformer-engine cannot be"],
     "profiler": [["--trainer.profiler", "xla"], "trainer.profiler: xla cannot be used (", "torch_xla"],
     "a profiler": [
