@@ -26,7 +26,6 @@ OWN_OPTIONS = {
     "config": ("FILE", "a YAML file with options, or a preset such as configs/attack/badnets.yaml; repeatable"),
     "model": ("CLASS", "the attack, or TextClassifier for a benign victim"),
     "data": ("CLASS", "the data, usually BackdoorDataModule"),
-    "keep_last": ("bool", "whether fit keeps last.ckpt of a complete run, to train longer later (default: false)"),
     "run_dir": ("FOLDER", "the run's folder (default: a new one in runs/)"),
     "seed_everything": ("int", "seed of every random choice (default: 0); --seed is the same"),
     "keep_last": ("bool", "whether fit keeps last.ckpt, to train longer later (default: false)"),
