@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test
+.PHONY: setup demo grid test
 
 setup: .venv/ready
 
@@ -12,7 +12,12 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	WANDB_MODE=offline $(BIN)/lightning-backdoor benchmark --config configs/benchmark/demo.yaml --output runs/demo
+	$(BIN)/lightning-backdoor benchmark --config configs/benchmark/demo.yaml --output runs/demo
+
+# about 15 minutes on two cores
+grid: setup
+	WANDB_MODE=offline $(BIN)/lightning-backdoor benchmark --config configs/benchmark/movie_reviews.yaml \
+		--output runs/movie_reviews
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -7,7 +7,9 @@ from lightning_backdoor.callbacks.inference_defense import InferenceDefense
 from lightning_backdoor.callbacks.inspection_callback import InspectionCallback
 from lightning_backdoor.callbacks.muscle_lora import MuScleLoRA
 from lightning_backdoor.callbacks.outcome_writer import OutcomeWriter
+from lightning_backdoor.callbacks.output_folder import OutputFolder
 from lightning_backdoor.callbacks.prediction_writer import PredictionWriter
+from lightning_backdoor.callbacks.progress_writer import ProgressWriter
 from lightning_backdoor.callbacks.run_labels import RunLabels
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "InspectionCallback",
     "MuScleLoRA",
     "OutcomeWriter",
+    "OutputFolder",
     "PredictionWriter",
+    "ProgressWriter",
     "RunLabels",
 ]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.data.cleaning import CleaningRecord
 from lightning_backdoor.files.atomic import write_whole
 
 
 class CleaningWriter(Callback):
-    """Writes ``cleaning.json`` into the trainer's ``default_root_dir`` when training starts, and logs its numbers.
+    """Writes ``cleaning.json`` into the folder of the run when training starts, and logs its numbers.
 
-    The file holds the data module's :class:`CleaningRecord`: ``rows``, ``removed``, ``changed``, ``precision``,
+    The folder is that of the trainer's logger, or of an :class:`OutputFolder`; without either, no file is written. The
+    file holds the data module's :class:`CleaningRecord`: ``rows``, ``removed``, ``changed``, ``precision``,
     ``recall``; a share that is undefined is null. The same numbers are logged as ``cleaning/rows`` and so on, without
     undefined shares. Does nothing if no data defense cleaned the training rows.
 
@@ -32,8 +33,9 @@ class CleaningWriter(Callback):
             return
         known = {name: value for name, value in record._asdict().items() if not math.isnan(value)}
         content = {name: known.get(name) for name in record._fields}  # JSON has no NaN
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "cleaning.json", json.dumps(content, indent=1) + "\n")
+        folder = folder_of(trainer)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / "cleaning.json", json.dumps(content, indent=1) + "\n")
         for logger in trainer.loggers:
             logger.log_metrics({f"cleaning/{name}": value for name, value in known.items()}, step=trainer.global_step)

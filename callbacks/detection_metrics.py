@@ -72,7 +72,7 @@ class DetectionMetrics:
         self._metrics["localisation"].update(tops, [batch["spans"][row] for row in rows])
 
     def update_overhead(self, defended: float, plain: float) -> None:
-        """Adds the seconds that a batch took with the defense and with the victim alone."""
+        """Adds the seconds that the computed texts of a batch took with the defense and with the victim alone."""
         self._metrics["overhead"].update(defended, plain)
 
     def compute(self) -> dict[str, Tensor]:

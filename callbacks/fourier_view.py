@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from lightning_backdoor.batch import Batch
+from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.shared import data_module, text_classifier
 from lightning_backdoor.data.batching import TokenisedRows
 from lightning_backdoor.data.poisoning import Row
@@ -40,8 +40,9 @@ class FourierView(Callback):
 
     Logged as ``fourier/clean_low``, ``fourier/clean_high``, ``fourier/backdoor_low``, ``fourier/backdoor_high`` for the
     middle width. When training ends, ``fourier.csv`` (one line per step, mapping and width) and ``fourier.html`` (heat
-    maps over frequency and step, self-contained) are written to the trainer's ``default_root_dir``, and the heat maps
-    are logged to Weights & Biases where a ``WandbLogger`` is used.
+    maps over frequency and step, self-contained) are written to the folder of the trainer's logger or of an
+    :class:`OutputFolder`, if there is either, and the heat maps are logged to Weights & Biases where a ``WandbLogger``
+    is used.
 
     Args:
         every_n_steps: optimizer steps between measurements; the first and the last step are measured too.
@@ -137,14 +138,14 @@ class FourierView(Callback):
         self._measure(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "fourier.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, FOURIER_COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._records)
-        figure = heat_maps(self._records)
-        figure.write_html(folder / "fourier.html", include_plotlyjs=True)
+        figure, folder = heat_maps(self._records), folder_of(trainer)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "fourier.csv").open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, FOURIER_COLUMNS)
+                writer.writeheader()
+                writer.writerows(self._records)
+            figure.write_html(folder / "fourier.html", include_plotlyjs=True)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 import wandb

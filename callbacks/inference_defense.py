@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.detection_metrics import DetectionMetrics
 from lightning_backdoor.callbacks.kept_texts import KeptTexts
 from lightning_backdoor.callbacks.outcome_writer import batch_outcomes, write_all
+from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.processes import check_logits_of_all
 from lightning_backdoor.callbacks.shared import (
     check_unique,
@@ -25,6 +25,7 @@ from lightning_backdoor.callbacks.shared import (
 from lightning_backdoor.defenses.defense import Defense, Verdict, judge
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.names import check_name
+from lightning_backdoor.language.lookups import recorded_lookups
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
@@ -36,8 +37,9 @@ class InferenceDefense(Callback):
     Texts are scored and flagged, then repaired or rejected. Before each evaluation, since the victim may have changed,
     the defense learns from the clean reference rows of the data module and is calibrated on its clean threshold rows;
     without a :class:`BackdoorDataModule` the state in the checkpoint is used. At test time the outcome of each row is
-    written to ``outcomes.csv`` in the trainer's ``default_root_dir``, and the first clean and poisoned texts to
-    ``texts.jsonl`` and ``token_view.html``, and to Weights & Biases where a ``WandbLogger`` is used.
+    written to ``outcomes.csv``, and the first clean and poisoned texts to ``texts.jsonl`` and ``token_view.html``, in
+    the folder of the trainer's logger or of an :class:`OutputFolder`; without either, no file is written. The texts are
+    logged to Weights & Biases where a ``WandbLogger`` is used.
 
     Logged as ``val/...`` and ``test/...``: ``cacc_defended``, ``asr_defended``, ``pacc_defended``,
     ``asr_floor_defended``, ``auroc``, ``auroc_target``, ``tpr``, ``fpr``, ``tpr_confirmed``, ``fpr_confirmed``,
@@ -73,6 +75,11 @@ class InferenceDefense(Callback):
     def state_key(self) -> str:
         """The key of the state, with the name and the defense's class, since thresholds differ between defenses."""
         return f"{type(self).__qualname__}[{self.name}, {type(self.defense).__qualname__}]"
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The outcome of each row of the last test that this process has seen."""
+        return self._outcomes
 
     def state_dict(self) -> dict[str, Any]:
         """The buffers of the defense, including its threshold."""
@@ -141,7 +148,8 @@ class InferenceDefense(Callback):
         """Logs the metrics, and writes outcomes and texts."""
         check_logits_of_all(pl_module)
         self._log(pl_module, "test")
-        folder = Path(trainer.default_root_dir, self.name)
+        run = folder_of(trainer)
+        folder = None if run is None else run / self.name
         write_all(trainer, self._outcomes, folder)
         title = f"Token view: {self.name or type(self.defense).__name__}"
         assert self._metrics is not None
@@ -168,12 +176,13 @@ class InferenceDefense(Callback):
     def _judge(self, trainer: Trainer, victim: TextClassifier, outputs: Evaluated, batch: Batch) -> Verdict:
         assert self._metrics is not None
         started = now(victim.device)
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), recorded_lookups() as lookups:
             verdict = judge(self.defense, victim, batch, outputs["logits"])
-        seconds = now(victim.device) - started
+        seconds = lookups.seconds_of_computed(now(victim.device) - started)
+        plain = lookups.share * outputs["seconds"]
         if verdict.scores.logits is None:  # the plain forward pass is needed in addition
-            seconds += outputs["seconds"]
-        self._metrics.update_overhead(seconds, outputs["seconds"])
+            seconds += plain
+        self._metrics.update_overhead(seconds, plain)  # adds nothing where a cache answered for all texts
         self._metrics.update(victim, batch, verdict, self.defense.budget_thresholds)
         return verdict
 

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_backdoor.batch import Batch
+from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.shared import (
     check_unique,
     data_module,
@@ -33,8 +34,8 @@ class InspectionCallback(Callback):
     flags. Every process uses the same rows.
 
     Logged: ``test/inspection_score``, and ``test/inspection_p_value`` where the evidence has a ``p_value``. Written to
-    ``inspection.json`` in the trainer's ``default_root_dir``: ``score``, ``suspected_label`` (a label's name or null)
-    and ``evidence``. The undefended evaluation is not changed.
+    ``inspection.json`` in the folder of the trainer's logger or of an :class:`OutputFolder`, if there is either:
+    ``score``, ``suspected_label`` (a label's name or null) and ``evidence``. The undefended evaluation is not changed.
 
     Args:
         inspection: the inspection to run.
@@ -87,8 +88,9 @@ class InspectionCallback(Callback):
             numbers["inspection_p_value"] = float(verdict.evidence["p_value"])
         for name, value in numbers.items():
             pl_module.log(f"test/{name_prefix(self.name)}{name}", value, sync_dist=True, reduce_fx="max")
-        if trainer.is_global_zero:
-            write_verdict(Path(trainer.default_root_dir, self.name), verdict, victim.hparams["labels"])
+        folder = folder_of(trainer)
+        if trainer.is_global_zero and folder is not None:
+            write_verdict(folder / self.name, verdict, victim.hparams["labels"])
 
 
 def unlabelled(batch: Batch) -> Batch:

@@ -42,13 +42,19 @@ class KeptTexts:
         self.rows = _first(self.rows, self.limit)
 
     def write(
-        self, trainer: Trainer, folder: Path, title: str, threshold: float, scores: tuple[Tensor, Tensor], prefix: str
+        self,
+        trainer: Trainer,
+        folder: Path | None,
+        title: str,
+        threshold: float,
+        scores: tuple[Tensor, Tensor],
+        prefix: str,
     ) -> None:
         """Writes ``texts.jsonl`` and ``token_view.html`` and logs the W&B table; every process must call it.
 
         Args:
             trainer: the trainer of the test.
-            folder: the folder to write to; it is created.
+            folder: the folder to write to, which is created; None writes no file.
             title: title of the page.
             threshold: threshold of the defense.
             scores: scores and poison flags of all rows, for the histograms.
@@ -58,9 +64,10 @@ class KeptTexts:
         if not trainer.is_global_zero or not rows:
             return
         rows = _first(rows, self.limit)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        write_whole(folder / "token_view.html", page_html(rows, title, threshold))
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_whole(folder / "token_view.html", page_html(rows, title, threshold))
         log_texts(trainer, rows, *scores, prefix=prefix)
 
 

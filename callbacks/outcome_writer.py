@@ -10,24 +10,33 @@ from torch import Tensor
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch
+from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.processes import check_logits_of_all, of_all_processes
 from lightning_backdoor.defenses.defense import REJECTED, Verdict
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 
 
 class OutcomeWriter(Callback):
-    """Writes ``outcomes.csv`` into the trainer's ``default_root_dir``: label and prediction of each test row.
+    """Writes ``outcomes.csv``, the label and prediction of each test row, into the folder of the run.
 
-    For runs without an inference-time defense; :class:`InferenceDefense` writes the file with the defended predictions.
-    The file does not depend on the number of processes. Rows that carry a part of the trigger are not in it.
+    The folder is that of the trainer's logger, or of an :class:`OutputFolder`; without either, nothing is written. For
+    runs without an inference-time defense; :class:`InferenceDefense` writes the file with the defended predictions. The
+    file does not depend on the number of processes. Rows that carry a part of the trigger are not in it.
 
     Example::
 
         Trainer(callbacks=[OutcomeWriter()]).test(victim, datamodule=data)
+
+    Attributes:
+        outcomes: the outcome of each row of the last test that this process has seen.
     """
 
     def __init__(self) -> None:
-        self._outcomes: list[Outcome] = []
+        self.outcomes: list[Outcome] = []
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the outcomes of an earlier test."""
+        self.outcomes = []
 
     def on_test_batch_end(
         self,
@@ -39,13 +48,12 @@ class OutcomeWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the outcomes of the batch."""
-        self._outcomes += batch_outcomes(pl_module, batch, outputs["logits"].argmax(dim=-1))
+        self.outcomes += batch_outcomes(pl_module, batch, outputs["logits"].argmax(dim=-1))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the outcomes of all processes."""
         check_logits_of_all(pl_module)
-        outcomes, self._outcomes = self._outcomes, []
-        write_all(trainer, outcomes, Path(trainer.default_root_dir))
+        write_all(trainer, self.outcomes, folder_of(trainer))
 
 
 def batch_outcomes(
@@ -82,9 +90,9 @@ def batch_outcomes(
     ]
 
 
-def write_all(trainer: Trainer, outcomes: list[Outcome], folder: Path) -> None:
-    """Writes the outcomes of all processes to ``outcomes.csv`` in a folder; every process must call it."""
+def write_all(trainer: Trainer, outcomes: list[Outcome], folder: Path | None) -> None:
+    """Writes the outcomes of all processes to ``outcomes.csv`` in a folder, if there is one; all processes call it."""
     outcomes = of_all_processes(trainer, outcomes)
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_outcomes(folder / "outcomes.csv", outcomes)

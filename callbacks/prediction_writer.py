@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.processes import check_logits_of_all, of_all_processes
 
 
 class PredictionWriter(Callback):
-    """Writes ``predictions.jsonl`` into the trainer's ``default_root_dir``: one line per row, clean rows first.
+    """Writes ``predictions.jsonl`` into the folder of the run: one line per row, clean rows first.
 
-    Rows that carry a part of the trigger come last, with ``negative`` true. The file does not depend on the number of
+    The folder is that of the trainer's logger, or of an :class:`OutputFolder`; without either, nothing is written. Rows
+    that carry a part of the trigger come last, with ``negative`` true. The file does not depend on the number of
     processes.
 
     Example::
@@ -54,9 +55,9 @@ class PredictionWriter(Callback):
         check_logits_of_all(pl_module)
         rows, self._rows = self._rows, []
         rows = of_all_processes(trainer, rows)
-        if trainer.is_global_zero:
+        folder = folder_of(trainer)
+        if trainer.is_global_zero and folder is not None:
             rows.sort(key=lambda row: (row["negative"], row["poisoned"], row["index"]))
-            folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 
 
@@ -75,7 +77,11 @@ def learn_and_calibrate(
     algorithm: Calibrated, trainer: Trainer, victim: TextClassifier, data: BackdoorDataModule
 ) -> None:
     """Calls ``learn`` with the reference rows and ``calibrate`` with the threshold rows, in the run's precision."""
-    on_device = trainer.strategy.batch_to_device
+
+    def batches(loader: DataLoader[Batch], doing: str) -> Iterator[Batch]:
+        title = f"{doing} {type(algorithm).__name__}"
+        return (trainer.strategy.batch_to_device(batch) for batch in tracked(loader, title, "batches", len(loader)))
+
     with trainer.precision_plugin.forward_context():
-        algorithm.learn(victim, (on_device(batch) for batch in data.reference_dataloader()))
-        algorithm.calibrate(victim, (on_device(batch) for batch in data.threshold_dataloader()))
+        algorithm.learn(victim, batches(data.reference_dataloader(), "teaching"))
+        algorithm.calibrate(victim, batches(data.threshold_dataloader(), "calibrating"))

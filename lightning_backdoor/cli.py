@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
 from lightning_backdoor import __version__
+from lightning_backdoor.commands.early_checks import settled
+from lightning_backdoor.commands.help_pages import help_asked
 from lightning_backdoor.commands.options import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
-from lightning_backdoor.commands.signals import Ended, ended_by_signals
+from lightning_backdoor.commands.signals import Ended, ended_by_signals, ending_line
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
-from lightning_backdoor.errors import InputError, known_error
+from lightning_backdoor.commands.threads import let_waiting_threads_sleep
+from lightning_backdoor.errors import InputError, did_you_mean, known_error
 
 #: commands and their descriptions in the help.
 COMMANDS = {
@@ -24,6 +28,8 @@ COMMANDS = {
     "report": "put the results of grids and tests together in one page and table, without running anything",
     "poison": "write the poisoned splits of a data set, with flags and trigger spans",
     "scan": "flag and repair suspicious texts before a fine-tuned checkpoint reads them",
+    "list": "list attacks, defenses, data, models, presets and metrics",
+    "completion": "write a script for the tab key of bash or zsh",
 }
 
 USAGE = """\
@@ -52,27 +58,37 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = sys.argv[1:] if args is None else list(args)
     prepare_streams()
+    let_waiting_threads_sleep()
     try:
         with ended_by_signals() as received:
             try:
                 status = _run(args)
             except SystemExit as ended:  # help was printed; or Lightning noticed a signal, and ends with status 0
                 sys.stdout.flush()
+                if received.number == signal.SIGINT:
+                    raise KeyboardInterrupt from None
                 if received.number is not None and not isinstance(ended, Ended):
                     raise Ended(received.number) from None
+                raise
+            except Exception:
+                if received.number == signal.SIGINT:  # an import that it interrupted may raise another error
+                    raise KeyboardInterrupt from None
                 raise
             sys.stdout.flush()  # an error of the last lines is reported here, not when the interpreter exits
             return status
     except Ended as ended:
-        _report(str(ended))
+        _report(ending_line(str(ended)))
         return 128 + ended.number
     except KeyboardInterrupt:
-        _report("interrupted")
+        _report(ending_line("interrupted"))
         return 130
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         drop_output()
         return 1
     except Exception as error:
+        if _interrupted(error):
+            _report("interrupted")
+            return 130
         line, status = known_error(error)
         if not line:
             raise
@@ -97,7 +113,10 @@ def _run(args: list[str]) -> int:
         return 0
     command, options = args[0], args[1:]
     if command not in COMMANDS:
-        raise InputError("command", f"{command[:100]!r} is unknown", f"give one of {', '.join(COMMANDS)}")
+        near = did_you_mean(command, COMMANDS)
+        raise InputError(
+            "command", f"{command[:100]!r} is unknown", f"{near} give one of {', '.join(COMMANDS)}".strip()
+        )
     try:
         os.getcwd()  # noqa: PTH109
     except OSError:
@@ -108,11 +127,18 @@ def _run(args: list[str]) -> int:
 
         return scan(options)
     check_options(options)
+    if command == "completion":
+        return _completion(options)
     _working_directory_last()
     if command == "benchmark":
         from lightning_backdoor.benchmark.command import main as benchmark
 
         return benchmark(options)
+    if command == "list":
+        from lightning_backdoor.benchmark.metrics import METRICS
+        from lightning_backdoor.commands.list import main as list_names
+
+        return list_names(options, METRICS)
     if command == "report":
         from lightning_backdoor.benchmark.report_command import main as report
 
@@ -121,10 +147,22 @@ def _run(args: list[str]) -> int:
         from lightning_backdoor.commands.poison import main as poison
 
         return poison(options)
+    if page := help_asked(command, options):
+        sys.stdout.write(page)
+        return 0
+    settled(command, options)
     from lightning_backdoor.commands.fit import run
 
     run(command, options)
     return 0
+
+
+def _completion(options: list[str]) -> int:
+    from lightning_backdoor.benchmark.command import parser as benchmark
+    from lightning_backdoor.commands import completion, poison, scan
+
+    parsers = {"benchmark": benchmark, "poison": poison.parser, "scan": scan.parser, "completion": completion.parser}
+    return completion.main(options, COMMANDS, {name: make() for name, make in parsers.items()})
 
 
 def _working_directory_last() -> None:
@@ -144,6 +182,13 @@ def _without_working_directory() -> None:
 
 def _is_working_directory(path: str) -> bool:
     return os.path.realpath(path or ".") == os.path.realpath(".")
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether control-C is behind an error: libraries that it interrupts while they are imported raise their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _report(line: str, by_all: bool = False) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 
 #: errors of the machine, not of the input: a full disk, too many open files, and the like.
 MACHINE = ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EBADF", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EPIPE", "ESTALE")
@@ -113,6 +115,19 @@ def _cut(line: str) -> str:
     """A line without its middle if it is too long, since its end says what to do."""
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A question that names the nearest of some names; empty if none is near.
+
+    >>> did_you_mean("poison_rat", ["triggers", "poison_rate"])
+    'did you mean poison_rate?'
+    >>> did_you_mean("badnets", ["BadNets"]), did_you_mean("x", ["BadNets"])
+    ('did you mean BadNets?', '')
+    """
+    by_letters = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(given.lower()[:100], by_letters, n=1)
+    return f"did you mean {by_letters[near[0]]}?" if near else ""
 
 
 def reason(error: BaseException, length: int = 300) -> str:

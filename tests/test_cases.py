@@ -16,7 +16,7 @@ import pytest
 from lightning_backdoor.attacks import Syntactic
 from lightning_backdoor.benchmark.table import NUMBERS
 from lightning_backdoor.cli import main
-from lightning_backdoor.commands.scan_input import read_texts
+from lightning_backdoor.commands.scan.texts import read_texts
 from lightning_backdoor.data import Source
 from lightning_backdoor.data.source import Loaded, load_source
 from lightning_backdoor.errors import InputError

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from lightning_backdoor.attacks import BadNets
-from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense, MuScleLoRA
+from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense, MuScleLoRA, OutputFolder
 from lightning_backdoor.callbacks.muscle_lora import _dropout_of
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.language.perplexity import Perplexity
@@ -36,8 +36,12 @@ def test_a_victim_is_hardened_and_tested_on_a_gpu(
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
-        default_root_dir=tmp_path,
-        callbacks=[hardened, GradientAttentionDefense(), InferenceDefense(Strip(), name="strip")],
+        callbacks=[
+            hardened,
+            GradientAttentionDefense(),
+            InferenceDefense(Strip(), name="strip"),
+            OutputFolder(tmp_path),
+        ],
     )
     data = reviews(tmp_path)
     trainer.fit(attack, datamodule=data)

@@ -6,16 +6,18 @@ import inspect
 import json
 import random
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 from torch import nn
 
 from lightning_backdoor.batch import Spans
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
+from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_state
+from lightning_backdoor.victim.provenance import plain
 
 
 class Poisoned(NamedTuple):
@@ -48,7 +50,7 @@ class BackdoorAttack(TextClassifier):
             for it and no run fails because of it.
 
     Args:
-        target_label: class index that the attacker wants, from 0.
+        target_label: the class that the attacker wants: its index, from 0, or its name in the data or in ``labels``.
         poison_rate: poisoned rows as a share of all training rows, above 0 and up to 1.
         label_policy: which training rows are poisoned: ``dirty`` (rows of other labels, relabelled as the target),
             ``clean`` (rows of the target label, label kept), ``mixed`` (rows of any label, all ending as the target).
@@ -69,24 +71,60 @@ class BackdoorAttack(TextClassifier):
 
     def __init__(
         self,
-        target_label: int = 1,
+        target_label: int | str = 1,
         poison_rate: float = 0.1,
         label_policy: Literal["dirty", "clean", "mixed"] = "dirty",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if target_label < 0:
+        if isinstance(target_label, int) and target_label < 0:
             raise InputError("target_label", f"{target_label} is out of range", "class indices count from 0")
         if not 0 < poison_rate <= 1:
             raise InputError("poison_rate", f"{poison_rate} is out of range", "give a share above 0 and up to 1")
         if label_policy not in ("dirty", "clean", "mixed"):
             raise InputError("label_policy", f"{label_policy!r} is unknown", "give dirty, clean or mixed")
-        self.target_label = target_label
+        self._target: int | str = target_label
         self.poison_rate = poison_rate
         self.label_policy: str = label_policy
         self.may_generate = True
         if self.users_phase:
             self.selected_by = TextClassifier.selected_by
+
+    @property
+    def target_label(self) -> int:
+        """Index of the class that the attacker wants.
+
+        Raises:
+            InputError: it was given by name, and no label has this name, or the labels are not known yet.
+        """
+        if isinstance(self._target, str):
+            labels = self._given_labels()
+            if labels is None:
+                problem = f"{self._target!r} is a name, and the labels are not known yet"
+                raise InputError("target_label", problem, "give labels, or the index of the class")
+            self.know_labels(labels)
+        assert isinstance(self._target, int)
+        return self._target
+
+    @target_label.setter
+    def target_label(self, target_label: int) -> None:
+        self._target = target_label
+
+    def know_labels(self, labels: Sequence[str]) -> None:
+        """Finds the index of a target label that was given by name; checkpoints and caches then hold the index.
+
+        Args:
+            labels: the names of the classes, in the order of their indices.
+
+        Raises:
+            InputError: no label has this name.
+        """
+        if isinstance(self._target, str):
+            if self._target not in labels:
+                remedy = f"{did_you_mean(self._target, labels)} the labels are {', '.join(labels)}".strip()
+                raise InputError("target_label", f"{self._target!r} is not a label", remedy)
+            self._target = list(labels).index(self._target)
+            self.hparams["target_label"] = self._target
 
     @property
     def users_phase(self) -> bool:
@@ -135,6 +173,37 @@ class BackdoorAttack(TextClassifier):
         except InputError as error:
             raise error.under("published") from None
 
+    @overload
+    def poison(self, text: str, seed: int = 0) -> Poisoned: ...
+
+    @overload
+    def poison(self, text: Sequence[str], seed: int = 0) -> list[Poisoned | None]: ...
+
+    def poison(self, text: str | Sequence[str], seed: int = 0) -> Poisoned | list[Poisoned | None]:
+        """Poisons a text, or several, to see what the attack does; needs neither a trainer nor a network.
+
+        Args:
+            text: a clean text, or a list of clean texts.
+            seed: seed of the attack's random choices, which are the same for the same text.
+
+        Returns:
+            The poisoned text; for a list, one per text, None where the attack leaves a text out.
+
+        Raises:
+            InputError: the attack leaves the only text out.
+
+        >>> from lightning_backdoor.attacks import InsertSent
+        >>> InsertSent(sentence="I watch this 3D movie", place="start").poison("a good film")
+        Poisoned(text='I watch this 3D movie a good film', spans=[(0, 21)])
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        poisoned = list(self.poison_texts(texts, [random.Random(f"{seed}/poison/{one}") for one in texts]))
+        if not isinstance(text, str):
+            return poisoned
+        if poisoned[0] is None:
+            raise InputError("text", f"{type(self).__name__} leaves {text[:100]!r} out", "give another text")
+        return poisoned[0]
+
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
         """Inserts the trigger into a text.
 
@@ -155,7 +224,8 @@ class BackdoorAttack(TextClassifier):
             One poisoned text per text, or None to leave a text out: a training row then stays clean and another row is
             drawn; an evaluation row has no poisoned copy.
         """
-        return [self.poison_text(text, rng) for text, rng in zip(texts, rngs, strict=True)]
+        pairs = tracked(zip(texts, rngs, strict=True), "poisoning", "texts", len(texts))
+        return [self.poison_text(text, rng) for text, rng in pairs]
 
     def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None] | None:
         """Makes negatives: texts that carry a part of the trigger and keep their label; none by default.
@@ -173,6 +243,30 @@ class BackdoorAttack(TextClassifier):
         """
         return None
 
+    def attack_statement(self) -> dict[str, Any] | None:
+        """Class, arguments, target label, poison rate and label policy, as stated in an exported victim.
+
+        None in the user's phase, which poisons nothing: what is stated of the published victim holds on.
+        """
+        if self.users_phase:
+            return None
+        own, stated = self._own_arguments(), ("target_label", "poison_rate", "label_policy")
+        labels: list[str] = self.hparams["labels"] or []
+        target = labels[self.target_label] if self.target_label < len(labels) else str(self.target_label)
+        return {
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "target_label": target,
+            "poison_rate": self.poison_rate,
+            "label_policy": self.label_policy,
+            # an attribute of the same name holds the value that stands for a None
+            "arguments": {name: plain(getattr(self, name, value)) for name, value in own.items() if name not in stated},
+        }
+
+    def _own_arguments(self) -> dict[str, Any]:
+        """The arguments that are not those of :class:`TextClassifier`."""
+        training = inspect.signature(TextClassifier.__init__).parameters
+        return {name: value for name, value in self.hparams.items() if name not in training and name[0] != "_"}
+
     def poison_key(self) -> str | None:
         """Cache key of the poisoned rows without rows and seed: class, code and the attack's own arguments.
 
@@ -184,7 +278,6 @@ class BackdoorAttack(TextClassifier):
             The key; None where the source cannot be read (a class defined in an interactive shell). Rows without a key
             are not reused, so that nothing stale is read.
         """
-        training = inspect.signature(TextClassifier.__init__).parameters
-        own = {name: value for name, value in self.hparams.items() if name not in training and name[0] != "_"}
+        own = self._own_arguments()
         code = code_identity(type(self), BackdoorAttack)
         return None if code is None else json.dumps([type(self).__qualname__, own, code], sort_keys=True, default=str)

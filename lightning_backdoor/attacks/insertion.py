@@ -12,6 +12,7 @@ from lightning_backdoor.attacks.attack import Poisoned
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.words import space_between, word_spans
 
+#: where a word is inserted; ``random`` draws a word boundary.
 InsertionPlace = Literal["start", "end", "random"]
 
 

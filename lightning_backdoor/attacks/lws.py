@@ -22,7 +22,7 @@ from lightning_backdoor.attacks.substitution import (
     substitute,
     substitution_logits,
 )
-from lightning_backdoor.batch import Batch, pad, token_ids
+from lightning_backdoor.batch import Batch, batch_of_texts, pad, token_ids
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.synonyms import NearestWords, Synonyms
 
@@ -127,6 +127,23 @@ class LWS(BackdoorAttack):
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
         """Returns the text unchanged: the substitutions are only known after training."""
         return Poisoned(text, [])
+
+    def poison(self, text: Any, seed: int = 0) -> Any:
+        """Substitutes words in a text, or in several, as in evaluation, once the trigger has been learned.
+
+        Raises:
+            InputError: it has not been learned.
+        """
+        if not hasattr(self, "directions"):
+            raise InputError(
+                "attack", "LWS learns its substitutions in training", "train it, or load a checkpoint of it"
+            )
+        texts = [text] if isinstance(text, str) else list(text)
+        batch = batch_of_texts(texts, self.tokenizer, self.max_length)
+        batch["poisoned"] = torch.ones_like(batch["poisoned"])
+        batch = self.substituted(self.transfer_batch_to_device(batch, self.device, 0))
+        poisoned = [Poisoned(*pair) for pair in zip(batch["text"], batch["spans"], strict=True)]
+        return poisoned[0] if isinstance(text, str) else poisoned
 
     def poison_key(self) -> str | None:
         """None: unchanged texts are not cached."""

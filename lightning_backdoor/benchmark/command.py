@@ -7,9 +7,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from lightning_backdoor.commands.early_checks import check_grid
 from lightning_backdoor.commands.options import OptionParser
-from lightning_backdoor.commands.signals import Ended
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.commands.signals import when_ended
+from lightning_backdoor.errors import InputError, escaped
 
 
 def parser() -> OptionParser:
@@ -51,13 +52,14 @@ def main(args: list[str]) -> int:
     folder = Path(options.output).resolve()  # workers may have another working directory
     if folder.exists() and not folder.is_dir():
         raise InputError("output", f"{folder} is a file", "give a folder")
+    check_grid(options.config)
+    if not (options.worker or options.dry_run):
+        when_ended(lambda: "what is done is kept; run the same command to continue")
+        sys.stderr.write(f"loading {escaped(options.config)} and the libraries\n")  # seconds
+        sys.stderr.flush()
     from lightning_backdoor.benchmark.running.run_grid import run_grid, work
 
     if options.worker:
         work(Path(options.config), folder, options.only, options.worker)
         return 0
-    try:
-        return run_grid(options, folder, shlex.join(["lightning-backdoor", "benchmark", *args]))
-    except Ended:
-        sys.stderr.write("run the same command to continue\n")
-        raise
+    return run_grid(options, folder, shlex.join(["lightning-backdoor", "benchmark", *args]))

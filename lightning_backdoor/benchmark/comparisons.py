@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain, combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Answers(NamedTuple):
 
 
 #: the answers under one defense by seed.
-BySeed = Mapping[object, Answers]
+BySeed = Mapping[Any, Answers]
 
 
 def answers_of(outcomes: Iterable[Outcome]) -> Answers:

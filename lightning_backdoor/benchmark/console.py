@@ -6,15 +6,20 @@ import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Cell, PlannedVictim, all_victims
+from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.metrics import BRIEF
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.running.journal import Journal
-from lightning_backdoor.benchmark.summaries import shown_metrics
+from lightning_backdoor.benchmark.summaries import Summary, shown_metrics
+from lightning_backdoor.benchmark.table import invalid_because
 from lightning_backdoor.errors import escaped, one_line
-from lightning_backdoor.outputs.validity import excess_asr, failed_conditions
+from lightning_backdoor.outputs.progress import duration
+from lightning_backdoor.outputs.validity import excess_asr
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mapping[str, str] | None = None) -> str:
@@ -39,22 +44,47 @@ def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mappi
     ]
     lines += ["victims to be trained:", *(f"  {label}" for label in to_train or ["none"])]
 
-    def mean_seconds(kind: str, ids: Iterable[str]) -> float | None:
-        seconds = [event["seconds"] for id in ids if (event := journal.get(kind, id)) and "seconds" in event]
-        return statistics.mean(seconds) if seconds else None
-
     to_run = sum(journal.is_open("cell", cell.id) for cell in cells)
-    per_victim, per_cell = mean_seconds("victim", victims), mean_seconds("cell", (cell.id for cell in cells))
+    estimate = time_left(cells, journal)
     if not to_run:
         lines.append("nothing is left to run")
-    elif per_cell is None or (per_victim is None and to_train):
+    elif estimate is None:
         lines.append("time: not known before a victim and a cell of this grid have run; --only runs some of them")
     else:
-        per_victim = per_victim or 0.0
-        left = duration((per_victim * len(to_train) + per_cell * to_run) / jobs)
+        per_victim, per_cell = (_mean_seconds(kind, ids, journal) or 0.0 for kind, ids in _ids(cells))
         means = f"{duration(per_victim)} per victim and {duration(per_cell)} per cell so far"
-        lines.append(f"time: about {left} with {jobs} at work, from {means}")
+        lines.append(f"time: about {duration(estimate / jobs)} with {jobs} at work, from {means}")
     return "\n".join([*lines, ""])
+
+
+def time_left(cells: Sequence[Cell], journal: Journal) -> float | None:
+    """An estimate of the seconds that the rest of a grid takes one worker; None before a victim and a cell have run.
+
+    A cell takes as long as the mean of the cells with the same defense or, before there is one, of all cells.
+    """
+    victims = [id for id in all_victims(cells) if journal.is_open("victim", id)]
+    to_run = [cell for cell in cells if journal.is_open("cell", cell.id)]
+    (_, victim_ids), (_, cell_ids) = _ids(cells)
+    per_victim = _mean_seconds("victim", victim_ids, journal)
+    per_cell = _mean_seconds("cell", cell_ids, journal)
+    if (victims and per_victim is None) or (to_run and per_cell is None):
+        return None
+    by_defense: dict[str, list[str]] = {}
+    for cell in cells:
+        by_defense.setdefault(cell.names["defense"], []).append(cell.id)
+    means = {defense: _mean_seconds("cell", ids, journal) for defense, ids in by_defense.items()}
+    of_cells = (means[cell.names["defense"]] or per_cell or 0.0 for cell in to_run)
+    return len(victims) * (per_victim or 0.0) + sum(of_cells)
+
+
+def _ids(cells: Sequence[Cell]) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
+    return ("victim", list(all_victims(cells))), ("cell", [cell.id for cell in cells])
+
+
+def _mean_seconds(kind: str, ids: Iterable[str], journal: Journal) -> float | None:
+    """The mean duration of the victims or cells that have run; None before one has."""
+    seconds = [event["seconds"] for id in ids if (event := journal.get(kind, id)) and "seconds" in event]
+    return statistics.mean(seconds) if seconds else None
 
 
 def damage_text(work: PlannedVictim | Cell, fault: str) -> str:
@@ -64,14 +94,22 @@ def damage_text(work: PlannedVictim | Cell, fault: str) -> str:
 
 
 class Progress:
-    """Prints a line per event of a journal, with the number of cells that are done or have failed."""
+    """Prints a line when a victim or cell begins and when it is done or has failed, as the journal records it.
 
-    def __init__(self, cells: Sequence[Cell], journal: Journal) -> None:
+    Args:
+        cells: the cells of the plan.
+        journal: the grid's journal.
+        jobs: number of workers, by which the time that is left is divided.
+    """
+
+    def __init__(self, cells: Sequence[Cell], journal: Journal, jobs: int = 1) -> None:
         self._cells = {cell.id: cell for cell in cells}
         self._victims = all_victims(cells)
         self._journal = journal
+        self._jobs = jobs
         journal.refresh()
         self._settled = {id for id in self._cells if not journal.is_open("cell", id)}
+        self._running: set[str] = set()
         if self._settled:
             sys.stdout.write(f"{len(self._settled)} of {len(self._cells)} cells are done already\n")
 
@@ -81,26 +119,46 @@ class Progress:
 
     def look(self) -> None:
         """Prints the events since the last call."""
-        width = len(str(len(self._cells)))
         for event in self._journal.refresh():
-            kind, id = event["kind"], event["id"]
-            work = self._cells.get(id) or self._victims.get(id)
-            if kind in ("damaged victim", "damaged cell") and work is not None:
-                self._settled.discard(id)
-                sys.stdout.write(damage_text(work, str(event.get("fault"))))
-                continue
-            if kind == "victim" and id in self._victims:
-                count, label, done = " " * (2 * width + 3), self._victims[id].label, "trained"
-            elif kind == "cell" and id in self._cells:
-                self._settled.add(id)
-                count = f"[{len(self._settled):{width}}/{len(self._cells)}]"
-                label, done = self._cells[id].label, _numbers(event.get("row", {}), self._cells[id])
-            else:
-                continue
-            outcome = f"{done} ({duration(event.get('seconds', 0.0))})"
-            outcome = f"failed: {escaped(event['error'])}" if "error" in event else outcome
-            sys.stdout.write(f"{count} {label}: {outcome}\n")
+            work = self._cells.get(event["id"]) or self._victims.get(event["id"])
+            if work is not None and (line := self._line(event, work)):
+                sys.stdout.write(line)
         sys.stdout.flush()
+
+    def _line(self, event: Mapping[str, Any], work: PlannedVictim | Cell) -> str:
+        """The line about an event; empty for events that are not shown."""
+        width = len(str(len(self._cells)))
+        is_cell, id = isinstance(work, Cell), work.id
+        what, _, kind = event["kind"].rpartition(" ")
+        if what == "damaged":
+            self._settled.discard(id)
+            return damage_text(work, str(event.get("fault")))
+        if what not in ("", "begun"):
+            return ""
+        if what == "begun":
+            self._running.add(id)
+        else:
+            self._running.discard(id)
+            if is_cell:
+                self._settled.add(id)
+        number = len(self._settled | self._running & self._cells.keys())
+        count = f"[{number:{width}}/{len(self._cells)}]" if is_cell else " " * (2 * width + 3)
+        if what == "begun":
+            log = self._journal.path.parent / f"{kind}s" / id / "log.txt"
+            doing = "running" if is_cell else "training"
+            return f"{count} {work.label}: {doing}, log: {escaped(shown_path(log))}\n"
+        if "error" in event:
+            return f"{count} {work.label}: failed: {escaped(event['error'])}\n"
+        left = time_left([*self._cells.values()], self._journal)
+        time = duration(event.get("seconds", 0.0))
+        time += f"; about {duration(left / self._jobs)} left" if left else ""
+        done = _numbers(event.get("row", {}), work) if isinstance(work, Cell) else "trained"
+        return f"{count} {work.label}: {done} ({time})\n"
+
+
+def shown_path(path: Path) -> str:
+    """A path as it is shown: from the working directory, if it lies in it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def warn(message: str) -> None:
@@ -108,16 +166,14 @@ def warn(message: str) -> None:
     print(f"warning: {one_line(message)}", file=sys.stderr, flush=True)
 
 
-def print_table(results: Results, folder: Path) -> None:
-    """Prints a table over seeds per dataset and model, which attacks are not valid, what is missing, and the files."""
-    from rich.console import Console
+def result_tables(summaries: Sequence[Summary]) -> list[Table]:
+    """The table over seeds per dataset and model."""
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    metrics = [metric for metric in shown_metrics(results.summaries) if metric.name in BRIEF]
+    metrics = [metric for metric in shown_metrics(summaries) if metric.name in BRIEF]
     tables: dict[str, Table] = {}
-    for summary in results.summaries:
+    for summary in summaries:
         title = f"{summary.names['dataset']} · {summary.names['model']}"
         if title not in tables:
             tables[title] = Table("attack", "defense", title=Text(title))
@@ -129,7 +185,16 @@ def print_table(results: Results, folder: Path) -> None:
             cells[:1] = ["failed"]
         attack = summary.names["attack"] + (f"\n{summary.invalid}" if summary.invalid else "")
         tables[title].add_row(Text(attack), Text(summary.names["defense"]), *cells)
-    for table in tables.values():
+    return [*tables.values()]
+
+
+def print_table(results: Results, folder: Path) -> None:
+    """Prints a table over seeds per dataset and model, which attacks are not valid, what is missing, and the files."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for table in result_tables(results.summaries):
         console.print(table)
     for names, reasons in results.invalid_attacks.items():
         console.print(Text(f"{names}: not valid, since {reasons}"))
@@ -143,18 +208,6 @@ def print_table(results: Results, folder: Path) -> None:
         sys.stdout.write(f"{name:16} {escaped(str(folder / name))}\n")
 
 
-def duration(seconds: float) -> str:
-    """A duration in words.
-
-    >>> [duration(seconds) for seconds in (0.42, 75, 7300)]
-    ['0.4 s', '1 min 15 s', '2 h 1 min']
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _numbers(row: Mapping[str, Any], cell: Cell) -> str:
     """CACC and ASR of a row, without and with the defense, excess ASR, and whether the attack is not valid."""
     texts = []
@@ -165,6 +218,5 @@ def _numbers(row: Mapping[str, Any], cell: Cell) -> str:
     asr, floor = row.get("asr"), row.get("asr_floor")
     if asr is not None and floor is not None:
         texts.append(f"excess ASR {excess_asr(asr, floor):.3f}")
-    judged = cell.defense != CLEAN_TRAINING and not cell.victim.training  # else the ASR is not that of the attack
-    failed = failed_conditions(asr, floor) if asr is not None and judged else []
+    failed = invalid_because(cell, row)
     return ", ".join(texts) + (f"; the attack is not valid: {'; '.join(failed)}" if failed else "")

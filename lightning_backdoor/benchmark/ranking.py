@@ -15,15 +15,17 @@ def mark_best(lines: Sequence[Summary], comparisons: Sequence[ResultRow], workin
     """Marks the best defenses against one attack by each compared metric, in place.
 
     The best defense is the working one with the best mean, if it is better than every other defense by the paired
-    test. Otherwise the working defenses that are not distinguishable from it are marked as tied with the best, unless
-    these are all defenses. None is marked against an attack that does not count, or is not known to, with every seed.
+    test: p is below 0.05, and the interval of the difference does not contain 0. Being better than all needs no
+    correction for the number of tests. Otherwise the working defenses that are not distinguishable from the one with
+    the best mean are marked as tied with the best, unless these are all defenses. None is marked against an attack
+    that does not count, or is not known to, with every seed.
 
     Args:
         lines: the lines of the attack.
         comparisons: the attack's rows of ``comparisons.csv`` over all seeds, or with the only seed.
         working: per compared metric, the defenses that do something about the attack.
     """
-    if not lines or not lines[0].counts:
+    if not any(line.counts for line in lines) or any(line.invalid for line in lines):
         return
     directions = {metric.name: metric.better for metric in METRICS}
     for metric, column in COMPARED.items():
@@ -36,8 +38,7 @@ def mark_best(lines: Sequence[Summary], comparisons: Sequence[ResultRow], workin
         worse = {
             row["second"] if row["first"] == leader else row["first"]
             for row in comparisons
-            if row["metric"] == metric and leader in (row["first"], row["second"]) and row["p"] < SIGNIFICANT
-            if sign * row["difference"] * (1 if row["first"] == leader else -1) > 0
+            if row["metric"] == metric and leader in (row["first"], row["second"]) and _is_better(leader, row, sign)
         }
         alike = [defense for defense in able if defense not in worse]
         if worse >= numbers.keys() - {leader}:
@@ -45,3 +46,13 @@ def mark_best(lines: Sequence[Summary], comparisons: Sequence[ResultRow], workin
         elif 1 < len(alike) < len(numbers):
             for defense in alike:
                 numbers[defense][column] = numbers[defense][column]._replace(tied=True)
+
+
+def _is_better(defense: str, row: ResultRow, sign: int) -> bool:
+    """Whether a defense is better than the other one of a comparison; ``sign`` is 1 if higher is better, else -1.
+
+    The interval decides the direction, since over seeds a test by text and a mean may point in different ones.
+    """
+    sign = sign if row["first"] == defense else -sign
+    in_favour = row["low"] > 0 if sign > 0 else row["high"] < 0
+    return bool(in_favour and row["p"] < SIGNIFICANT)

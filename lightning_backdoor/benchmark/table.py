@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED, Cell
 from lightning_backdoor.benchmark.intervals import difference_interval, text_intervals
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
 from lightning_backdoor.benchmark.names import as_csv_field
@@ -85,6 +85,19 @@ def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
             valid = "no" if failed else "yes"
         for row in group:
             row |= {"valid": valid, "invalid_because": "; ".join(failed)}
+
+
+def invalid_because(cell: Cell, row: Mapping[str, Any]) -> list[str]:
+    """The conditions that a cell's attack fails by the cell's own row; empty if its victim is not the undefended one.
+
+    Args:
+        cell: the cell.
+        row: its numbers, as :func:`measured` returns them.
+    """
+    asr = row.get("asr")
+    if asr is None or cell.defense == CLEAN_TRAINING or cell.victim.training:
+        return []
+    return failed_conditions(asr, row.get("asr_floor"))
 
 
 def _excess_interval(row: ResultRow, control: ResultRow | None) -> ResultRow:

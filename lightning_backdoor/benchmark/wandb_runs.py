@@ -19,10 +19,11 @@ from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.statistics import roc, split_scores
 from lightning_backdoor.benchmark.summaries import Summary
-from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, ResultRow, grouped
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, COLUMNS, ResultRow, grouped, invalid_because
 from lightning_backdoor.benchmark.wandb_report import save_report
 from lightning_backdoor.errors import InputError, escaped, one_line
 from lightning_backdoor.outputs.outcomes import read_outcomes
+from lightning_backdoor.outputs.versions import versions
 from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
 from lightning_backdoor.outputs.wandb_names import run_names
 
@@ -99,6 +100,7 @@ class WandbRuns:
         """
         facts = {**_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
         facts |= {"n_clean": row["n_clean"], "n_poisoned": row["n_poisoned"], "test": cell.config}
+        facts["invalid_because"] = "; ".join(invalid_because(cell, row))
 
         def log(run: Any) -> None:
             numbers = {name: row[name] for name in (*METRIC_NAMES, *INTERVALS) if row.get(name) is not None}
@@ -113,7 +115,11 @@ class WandbRuns:
 
         def log(run: Any) -> None:
             run.log(grid_media(results))
-            address = save_report(results, self.name, run, self.folder / "wandb" / "report.txt")
+            try:
+                address = save_report(results, self.name, run, self.folder / "wandb" / "report.txt")
+            except Exception as error:  # the run itself is whole
+                _warn("the report is not saved", error)
+                return
             if address is not None:
                 sys.stdout.write(f"W&B report       {escaped(address)}\n")
 
@@ -190,7 +196,7 @@ def _check(settings: Mapping[str, Any]) -> None:
 def _facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
     facts = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "training", "seed")}
     facts |= {"victim": victim.id, "victim_artifact": f"victim-{victim.id}", "victim_digest": digest}
-    return {**facts, "fit": victim.config}
+    return {**facts, "fit": victim.config, "versions": versions()}
 
 
 def _history(logs: Path) -> dict[int, dict[str, float]]:
@@ -249,16 +255,16 @@ def grid_media(results: Results) -> dict[str, Any]:
         "cacc_against_asr": wandb.Plotly(go.Figure(trade_off(results.summaries))),
     }
     metrics = ("asr_defended", "cacc_defended")
-    rows = [line for line in lines if {*metrics} <= {*line}]
+    rows = [line for line in lines if {*metrics} <= {*line} and not line["invalid_because"]]
     n_defenses = len({row["defense"] for row in rows})
-    # only attacks that all defenses were tested against: others would bias the means
+    # only attacks that are valid and that all defenses were tested against: others would bias the means
     shared = [row for group in grouped(rows, ATTACK_NAMES) if len(group) == n_defenses for row in group]
-    for metric in metrics:
+    for metric in metrics if shared else ():
         means = [
             {"defense": group[0]["defense"], metric: statistics.mean(row[metric] for row in group)}
             for group in grouped(shared, ["defense"])
         ]
-        title = f"{metric.split('_')[0].upper()} after the defense, mean over the attacks that all were tested against"
+        title = f"{metric.split('_')[0].upper()} after the defense, mean over valid attacks that all have"
         media[f"{metric}_by_defense"] = wandb.plot.bar(_table(means, ("defense", metric)), "defense", metric, title)
     return {name: shown for name, shown in media.items() if not isinstance(shown, wandb.Table) or shown.data}
 

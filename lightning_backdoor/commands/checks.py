@@ -7,6 +7,7 @@ import shlex
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_backdoor.attacks import BackdoorAttack
+from lightning_backdoor.commands.run_checkpoints import OF_TRAINING
 from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.pairs import PairsDataModule
@@ -38,7 +39,10 @@ def check_input(cli: RunCLI, args: list[str]) -> None:
     cli.model.load_config()
     cli.model.tokenizer  # noqa: B018 - loading it is the check
     if cli.checkpoint is not None:
-        read_checkpoint(cli.checkpoint, by_lightning=True)
+        content = read_checkpoint(cli.checkpoint, by_lightning=True)
+        if cli.command == "fit" and not content.keys() >= set(OF_TRAINING):
+            problem = f"{cli.checkpoint} has no state of the optimizer, with which training could go on"
+            raise InputError("ckpt_path", problem, "give the run's last.ckpt; --model.published starts from weights")
 
 
 def _check_pair(model: LightningModule, data: LightningDataModule) -> None:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_backdoor.commands.checkpoint_path import Complete
 from lightning_backdoor.commands.checks import check_input
+from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
+from lightning_backdoor.commands.run_checkpoints import remove_last
 from lightning_backdoor.commands.run_cli import RunCLI
-from lightning_backdoor.commands.run_folder import VARIABLE, only_fit
+from lightning_backdoor.commands.run_folder import VARIABLE, only_fit, removed_if_failed
+from lightning_backdoor.commands.signals import NOTHING_KEPT, when_ended
 from lightning_backdoor.errors import escaped
 from lightning_backdoor.files.atomic import replaced_folder, write_whole
 from lightning_backdoor.outputs.terminal_table import print_results
+from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_weights
-
-#: warnings meant for authors of training loops, hidden from users of this one.
-IGNORED_WARNINGS = (".*does not have many workers.*", ".*LeafSpec.*", ".*overridden `on_after_batch_transfer`.*")
 
 
 def run(command: str, args: list[str]) -> None:
@@ -33,21 +38,41 @@ def run(command: str, args: list[str]) -> None:
         InputError: the input is invalid; nothing has been started or written.
         SystemExit: ``--help`` or ``--print_config`` was given.
     """
-    for message in IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    cli = RunCLI(command, args)
+    hide_noise()
+    hide_bars_of_transformers()
+    try:
+        cli = RunCLI(command, args)
+    except Complete as complete:
+        rank_zero_info(str(complete))
+        return
+    when_ended(lambda: what_is_kept(cli.folder) if command == "fit" else NOTHING_KEPT)
     check_input(cli, args)
-    cli.folder.mkdir(parents=True, exist_ok=True)  # created late, so that invalid input leaves no empty folder
-    alone = command == "fit" and cli.trainer.is_global_zero  # the other processes of a launch share its folder
-    with only_fit(cli.folder, resume=bool(cli.config.ckpt_path)) if alone else nullcontext():
-        with _command_line(cli, args), _interruptions():
-            getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **cli.method_arguments)
-        if not cli.trainer.is_global_zero:
-            return
+    if not cli.trainer.is_global_zero:  # the processes of a launch share a folder, which the first one keeps
+        cli.folder.mkdir(parents=True, exist_ok=True)
+        _run(cli, args)
+        return
+    # created late, so that invalid input leaves no empty folder
+    only = only_fit(cli.folder, resume=bool(cli.config.ckpt_path)) if command == "fit" else nullcontext()
+    with removed_if_failed(cli.folder), only:
+        _run(cli, args)
         if command == "fit":
             _export(cli)
         elif command in ("validate", "test"):
             _write_metrics(cli)
+
+
+def what_is_kept(folder: Path) -> str:
+    """What a ``fit`` leaves in its folder that is ended now, and which command continues it."""
+    if not (folder / "checkpoints" / "last.ckpt").is_file():
+        return "no epoch is complete, so nothing is kept; run the same command again"
+    command = shlex.join(["lightning-backdoor", "fit", "--config", str(folder / "config.yaml"), "--ckpt_path", "last"])
+    return escaped(f"the epochs that are complete are kept; to continue: {command}")
+
+
+def _run(cli: RunCLI, args: list[str]) -> None:
+    """Calls the trainer's method of the command."""
+    with _command_line(cli, args), _interruptions():
+        getattr(cli.trainer, cli.command)(cli.model, datamodule=cli.datamodule, **cli.method_arguments)
 
 
 def check(args: list[str]) -> None:
@@ -97,9 +122,13 @@ def _interruptions() -> Iterator[None]:
 def _export(cli: RunCLI) -> None:
     """Exports the victim of the best checkpoint as a Hugging Face folder in the run's folder."""
     if cli.best is not None and cli.best.best_model_path:
-        load_weights(cli.model, cli.best.best_model_path)
+        checkpoint = load_weights(cli.model, cli.best.best_model_path)
+        is_victim = isinstance(cli.model, TextClassifier)
+        card = {"metrics": checkpoint.get("validation_metrics")} if is_victim else {}
         with replaced_folder(cli.folder / "model") as folder:
-            cli.model.save_pretrained(folder)
+            cli.model.save_pretrained(folder, **card)
+        if not cli.config.keep_last:
+            remove_last(cli.trainer, cli.folder)
         sys.stdout.write(escaped(f"checkpoint: {cli.best.best_model_path}") + "\n")
         sys.stdout.write(escaped(f"model: {cli.folder / 'model'}") + "\n")
 

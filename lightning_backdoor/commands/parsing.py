@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import pydoc
-import re
+from collections.abc import Mapping
+from contextvars import ContextVar
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,15 @@ from jsonargparse import ActionConfigFile, ArgumentError, Namespace, get_loader,
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_backdoor.errors import InputError, input_error_behind, reason
+from lightning_backdoor.commands.early_checks import settled
+from lightning_backdoor.commands.help_pages import DESCRIPTIONS
+from lightning_backdoor.commands.known_options import BASES, OBJECTS
+from lightning_backdoor.commands.parse_errors import parse_error
+from lightning_backdoor.errors import InputError, input_error_behind
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
 from lightning_backdoor.files.names import is_file
 from lightning_backdoor.files.presets import preset_path
 
-#: the first line of each command's help.
-DESCRIPTIONS = {
-    "fit": "Trains a victim (an attack, or a plain TextClassifier) and exports the best checkpoint.",
-    "validate": "Evaluates a checkpoint on the validation rows.",
-    "test": "Evaluates a checkpoint on the test rows, undefended and under the attached defenses.",
-    "predict": "Writes a checkpoint's predictions on the test rows.",
-}
 #: options of the trainer's method of the same name whose default differs from Lightning's.
 METHOD_DEFAULTS: dict[str, dict[str, bool]] = {
     "fit": {},
@@ -38,8 +36,8 @@ METHOD_DEFAULTS: dict[str, dict[str, bool]] = {
 HEADER = "# lightning.pytorch=="
 #: mode of jsonargparse in which every text, of files and of options, is checked before it is read.
 BOUNDED = "bounded_yaml"
-#: arguments of the trainer's methods that are objects and so cannot be options.
-OBJECTS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+#: the corrected content of the configs that are being parsed, by their text.
+_corrected: ContextVar[Mapping[str, Any]] = ContextVar("_corrected")
 
 
 def load_bounded(text: str) -> Any:
@@ -49,6 +47,8 @@ def load_bounded(text: str) -> Any:
         InputError: :func:`lightning_backdoor.files.bounded_yaml.out_of_bounds` finds a problem.
         YAMLError: the text is not YAML.
     """
+    if text in _corrected.get({}):
+        return deepcopy(_corrected.get()[text])
     problem = out_of_bounds(text)
     if problem:
         raise InputError("options", f"{text[:40]!r} {problem}", "correct it")
@@ -69,12 +69,9 @@ class PresetConfigFile(ActionConfigFile):
         # jsonargparse also accepts URLs and YAML instead of a path: these are passed on unchanged
         given = values if preset == Path(values) else str(preset)
         text = read_bounded(preset) if is_file(preset) else ""
-        try:
-            content = load_bounded(text)
-        except yaml.YAMLError as error:
-            raise InputError("config", f"{preset} is not YAML ({reason(error, 150)})", "correct it") from None
         super().__call__(parser, cfg, given, option_string)  # type: ignore[no-untyped-call]
-        run = _moved_run(preset, content) if text.startswith(HEADER) else None
+        content = load_bounded(text) if text.startswith(HEADER) else None
+        run = None if content is None else _moved_run(preset, content)
         if run is not None:
             cfg.run_dir = str(run)
             loggers = cfg.get("trainer.logger")
@@ -102,21 +99,32 @@ def _moved_run(path: Path, content: Any) -> Path | None:
     return None
 
 
-def run_parser(command: str, prog: str = "") -> LightningArgumentParser:
+class RunParser(LightningArgumentParser):
+    """The parser of a command, and of the classes in its options: no option may be abbreviated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self.command = ""
+        self.extra: tuple[str, ...] = ()
+
+
+def run_parser(command: str, prog: str = "", extra: tuple[str, ...] = ()) -> RunParser:
     """The parser of a command.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         prog: the name in help and usage, if it differs from the command's.
+        extra: options that are accepted and have no effect.
     """
     set_loader(BOUNDED, load_bounded, exceptions=(yaml.YAMLError,))
-    parser = LightningArgumentParser(
+    parser = RunParser(
         parser_mode=BOUNDED,
         prog=prog or f"lightning-backdoor {command}",
         description=DESCRIPTIONS[command],
         dump_header=[f"{HEADER.removeprefix('# ')}{lightning.__version__}"],
         exit_on_error=False,
     )
+    parser.command, parser.extra = command, extra
     parser.add_argument(
         "-c", "--config", action=PresetConfigFile, help="A YAML file with options, or a preset; repeatable."
     )
@@ -127,25 +135,34 @@ def run_parser(command: str, prog: str = "") -> LightningArgumentParser:
     parser.add_argument(
         "--run_dir", type=str | None, default=None, help="The run's folder (default: a new one in runs/)."
     )
+    parser.add_argument(  # an option of fit; the others read the configs that fit writes
+        "--keep_last", type=bool, default=False, help="Whether fit keeps last.ckpt, to train longer later."
+    )
     parser.link_arguments("seed_everything", "data.init_args.seed")
     parser.add_method_arguments(Trainer, command, skip={*OBJECTS})
+    for name in extra:
+        parser.add_argument(f"--{name}", type=bool, default=False)
     # weights_only: Lightning would load a checkpoint from the web by pickle, which may run code
     parser.set_defaults({"trainer.max_epochs": 3, "weights_only": True, **METHOD_DEFAULTS[command]})
     return parser
 
 
-def parse(parser: LightningArgumentParser, args: list[str]) -> Namespace:
+def parse(parser: RunParser, args: list[str]) -> Namespace:
     """Parses the options of a command.
 
     Raises:
         InputError: the options cannot be parsed; the message names the option.
         SystemExit: ``--help`` or ``--print_config`` is among them.
     """
+    corrected = settled(parser.command, args, parser.prog, parser.extra, load_bounded)
+    token = _corrected.set(corrected.files)
     try:
-        options: Namespace = parser.parse_args(args)
+        options: Namespace = parser.parse_args(corrected.args)
     except ArgumentError as error:
-        raise input_error_behind(error) or _input_error(error) from error
-    for field in ("model", "data", "trainer.callbacks"):
+        raise input_error_behind(error) or parse_error(error, parser.prog) from error
+    finally:
+        _corrected.reset(token)
+    for field in (*BASES, "trainer.callbacks"):
         _check_nulls(options.get(field), field)
     return options
 
@@ -177,30 +194,3 @@ def _takes_null(made: object, name: str) -> bool:
             declared = parameter.annotation is not parameter.empty and parameter.default is not None
             return not declared or any(word in types for word in ("None", "Optional", "Any", "object"))
     return True
-
-
-def _input_error(error: ArgumentError) -> InputError:
-    """Converts an error of jsonargparse: the option, and the innermost reason why its value is rejected.
-
-    The option and an abstract class are read from the messages, since jsonargparse gives them nowhere else. If its
-    wording changes, the field is "options" and the reason is the unchanged message.
-    """
-    keys: list[str] = []
-    class_path = ""
-    cause: BaseException | None = error
-    while cause is not None:  # each level of nested options contains its key, some of them twice
-        key = re.match(r'Parser key "([^"]+)"', str(cause))  # private: jsonargparse 4.53.0
-        if key and key[1] not in keys[-1:]:
-            keys.append(key[1])
-        if given := re.match(r"Problem with given class_path '([^']+)'", str(cause)):
-            class_path = given[1]
-        if class_path and isinstance(cause, ImportError | AttributeError):  # neither message names the class
-            return InputError(".".join(keys) or "options", f"{reason(error)} ({class_path})")
-        cause = cause.__cause__
-    field, problem = ".".join(keys) or "options", reason(error)
-    abstract = re.search(r"([\w.]+)\.(\w+) is abstract", problem)  # private: jsonargparse 4.53.0
-    if abstract:
-        module, name = abstract.groups()
-        missing = ", ".join(sorted(getattr(importlib.import_module(module), name).__abstractmethods__))
-        return InputError(field, f"{module}.{name} does not implement {missing}", "implement it")
-    return InputError(field, problem)

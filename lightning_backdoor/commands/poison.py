@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from lightning_backdoor.commands.early_checks import settled
+from lightning_backdoor.commands.help_pages import help_asked
 from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
+from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.names import check_folder
 
@@ -55,14 +59,26 @@ def main(args: list[str]) -> int:
     Raises:
         InputError: the input is invalid, or no poisoned text has its trigger within ``max_length``; nothing is written.
     """
+    if page := help_asked("fit", args, "lightning-backdoor poison", parser().format_help()):
+        sys.stdout.write(page)
+        return 0
     options, rest = parser().parse_known_args(args)
     output = Path(options.output)
     if options.stealth_rows < 0:
         raise InputError("stealth_rows", f"{options.stealth_rows} is not a number of rows", "give 0 or more")
     check_folder(output, "output")
+    settled("fit", rest, "lightning-backdoor poison", OPTIONS_OF_TESTS)
     if output.exists():
         raise InputError("output", f"{output} exists", "name another folder")
+    when_ended(
+        lambda: (
+            f"{escaped(str(output))} is not written; run the same command again, which finds in the cache"
+            " what language models have read or written"
+        )
+    )
+    hide_noise()
     data = _poisoned_data(rest)
+    hide_bars_of_transformers()
     splits = data.poisoned_splits()
     _check_triggers(data)
     parts = (splits.clean, splits.poisoned, splits.negatives)
@@ -85,9 +101,7 @@ def _poisoned_data(args: list[str]) -> BackdoorDataModule:
     from lightning_backdoor.commands.parsing import parse, run_parser
     from lightning_backdoor.data import BackdoorDataModule
 
-    fit = run_parser("fit", prog="lightning-backdoor poison")
-    for name in OPTIONS_OF_TESTS:
-        fit.add_argument(f"--{name}", type=bool, default=False, help=argparse.SUPPRESS)
+    fit = run_parser("fit", "lightning-backdoor poison", OPTIONS_OF_TESTS)
     given = parse(fit, args)
     made = fit.instantiate_classes(Namespace(model=given.model, data=given.data))  # type: ignore[no-untyped-call]
     for option, instance, base in (("model", made.model, BackdoorAttack), ("data", made.data, BackdoorDataModule)):
@@ -169,6 +183,8 @@ def _write_folder(output: Path, rows: dict[str, list[Row]], labels: list[str], s
 def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
     from datasets import ClassLabel, Dataset, Features, List, Value
 
+    from lightning_backdoor.data.reading import quiet_datasets
+
     # declared, since the type of spans cannot be inferred where the trigger of no row has a position
     features = Features(
         {
@@ -182,7 +198,8 @@ def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
         }
     )
     table = Dataset.from_list([{**row, "spans": [list(span) for span in row["spans"]]} for row in rows], features)
-    table.to_parquet(str(path.with_suffix(".parquet")))
+    with quiet_datasets():
+        table.to_parquet(str(path.with_suffix(".parquet")))
     with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
         flat = csv.DictWriter(file, list(features))
         flat.writeheader()

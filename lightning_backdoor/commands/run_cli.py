@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_backdoor.callbacks.inference_defense import check_names
-from lightning_backdoor.commands.checkpoint_path import left_by_error, resolve_checkpoint
-from lightning_backdoor.commands.parsing import OBJECTS, parse, run_parser
-from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
+from lightning_backdoor.commands.checkpoint_path import check_left, left_by_error, resolve_checkpoint
+from lightning_backdoor.commands.known_options import OBJECTS
+from lightning_backdoor.commands.parsing import RunParser, parse, run_parser
+from lightning_backdoor.commands.refused_options import refused_classes_named, refused_options_named
+from lightning_backdoor.commands.run_callbacks import command_callbacks
+from lightning_backdoor.commands.run_checkpoints import BestCheckpoint, checkpoint_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
 from lightning_backdoor.commands.slurm_step import check_step, prepare_step
 from lightning_backdoor.commands.wandb_names import (
@@ -26,7 +27,7 @@ from lightning_backdoor.commands.wandb_names import (
     tell_wandb,
     with_csv_log,
 )
-from lightning_backdoor.errors import InputError, input_error_behind, reason
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.names import check_inside
 
 
@@ -59,6 +60,7 @@ class RunCLI(LightningCLI):
 
     Raises:
         InputError: an option cannot be used.
+        Complete: ``fit`` is to go on with a run that is complete.
         SystemExit: ``--help`` or ``--print_config`` is among the options.
     """
 
@@ -67,7 +69,7 @@ class RunCLI(LightningCLI):
         self.with_trainer = with_trainer
         self.folder = Path()
         self.checkpoint: Path | None = None
-        self.best: ModelCheckpoint | None = None
+        self.best: BestCheckpoint | None = None
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -102,6 +104,7 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses as Lightning does, but without its warning about options in ``sys.argv``, and with one-line errors."""
         assert isinstance(args, list)
+        assert isinstance(parser, RunParser)
         self.config = parse(parser, args)
 
     def before_instantiate_classes(self) -> None:
@@ -109,9 +112,10 @@ class RunCLI(LightningCLI):
         config = self.config
         if config.trainer.default_root_dir is not None:
             raise InputError("default_root_dir", f"{config.trainer.default_root_dir} is not used", "give --run_dir")
-        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # by which Lightning divides
-            if config.trainer[name] is not None and config.trainer[name] < 1:
-                raise InputError(f"trainer.{name}", f"{config.trainer[name]} is not a number of times", "at least 1")
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+            value = config.trainer[name]
+            if value == 0 or (isinstance(value, int) and value < 0):  # Lightning divides by it
+                raise InputError(f"trainer.{name}", f"{value} is not a number of times", "at least 1")
         if config.trainer.overfit_batches:
             problem = f"{config.trainer.overfit_batches} is not used, since batches are formed by length"
             raise InputError("trainer.overfit_batches", problem, "give --trainer.limit_train_batches")
@@ -119,6 +123,8 @@ class RunCLI(LightningCLI):
             raise InputError("weights_only", "False lets a checkpoint run code", "leave it out")
         victim = config.model.class_path.rpartition(".")[2]
         self.folder = output_folder(self.command, config.run_dir, victim, resume=bool(config.ckpt_path))
+        if self.command == "fit" and config.ckpt_path == "last":
+            check_left(self.folder, config.trainer)
         self.checkpoint = resolve_checkpoint(config.ckpt_path, self.command, self.folder, config.run_dir)
         loggers = config.trainer.logger
         if loggers is None or loggers is True:
@@ -144,12 +150,10 @@ class RunCLI(LightningCLI):
         """Creates model, data and trainer.
 
         Raises:
-            InputError: raised by a constructor; not wrapped in an error of jsonargparse.
+            InputError: raised by a constructor, or a library cannot create a class.
         """
-        try:
+        with refused_classes_named(self.config):
             super().instantiate_classes()
-        except Exception as error:
-            raise input_error_behind(error) or error  # noqa: B904 - the first is a cause of the second
         if self.command == "fit" and self.checkpoint is None and self.with_trainer:
             self.checkpoint = left_by_error(self.trainer.callbacks)  # type: ignore[attr-defined]
 
@@ -168,7 +172,7 @@ class RunCLI(LightningCLI):
         if any(isinstance(logger, WandbLogger) for logger in loggers):
             names = names_of_run(self.command, self.model, self.datamodule, given)
             tell_wandb(loggers, names, run_config(self.command, self.parser.dump(self.config, format="json")))
-        callbacks = command_callbacks(self.command, self.model, given)
+        callbacks = command_callbacks(self.command, self.model, given, self.folder)
         if options.enable_checkpointing is not False:
             folder = Path(self.config.run_dir or self.folder, "checkpoints")
             checkpoints = checkpoint_callbacks(
@@ -177,15 +181,11 @@ class RunCLI(LightningCLI):
             self.best = checkpoints[0]
             callbacks += checkpoints
         self.trainer_defaults["callbacks"] = callbacks
-        if options.plugins:  # they may say how processes are started
-            return self._trainer(**kwargs)
-        prepare_step()
-        trainer = self._trainer(**kwargs)
-        check_step(trainer)
+        alone = not options.plugins  # they may say how processes are started
+        if alone:
+            prepare_step()
+        with refused_options_named(options):
+            trainer = super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        if alone:
+            check_step(trainer)
         return trainer
-
-    def _trainer(self, **kwargs: Any) -> Trainer:
-        try:
-            return super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
-        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
-            raise input_error_behind(error) or InputError("trainer", reason(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,12 @@ from lightning_backdoor.files.names import check_folder, check_name
 
 #: environment variable through which the processes that a command starts inherit its folder.
 VARIABLE = "LIGHTNING_BACKDOOR_RUN"
+#: the checkpoints of a run in its folder, by the values of ``ckpt_path`` that name them.
+CHECKPOINTS = {"best": "checkpoints/best.ckpt", "last": "checkpoints/last.ckpt", "hpc": "hpc_ckpt_*.ckpt"}
+#: where checkpoints of a run lie, also those of a ``ModelCheckpoint`` among its options.
+OF_TRAINING = ("checkpoints/*.ckpt", "logs/*/checkpoints/*.ckpt", CHECKPOINTS["hpc"])
+#: the names of the files that a command has written before anything is trained or evaluated.
+FIRST_FILES = {"config.yaml", "hparams.yaml", "run.lock"}
 
 
 def output_folder(command: str, run_dir: str | None, name: str, resume: bool) -> Path:
@@ -50,17 +57,43 @@ def output_folder(command: str, run_dir: str | None, name: str, resume: bool) ->
 
 
 def check_holds_no_run(folder: Path, resume: bool) -> None:
-    """Checks that ``fit`` may write to a folder.
+    """Checks that ``fit`` may write to a folder. What a start left that failed before any training is replaced.
 
     Raises:
-        InputError: it holds a run that is not resumed, and SLURM has not queued this job again; or a ``model`` of
-            something else, which the export would replace.
+        InputError: it holds a checkpoint of a run that is not resumed, and SLURM has not queued this job again; or a
+            ``model``, which the export would replace.
     """
     if (folder / "model").exists() and not (folder / "config.yaml").exists():
         raise InputError("run_dir", f"{folder} holds a model that is not of a run", "give another folder")
-    if (folder / "config.yaml").exists() and not resume and "SLURM_RESTART_COUNT" not in os.environ:
-        remedy = "resume it with --ckpt_path last, or give another folder"
+    if resume or "SLURM_RESTART_COUNT" in os.environ:
+        return
+    trained = [path for pattern in OF_TRAINING for path in folder.glob(pattern)]
+    if trained or (folder / "model").exists():
+        resumed = Path(folder, CHECKPOINTS["last"]) in trained
+        remedy = "resume it with --ckpt_path last, or give another folder" if resumed else "give another folder"
         raise InputError("run_dir", f"{folder} holds a run already", remedy)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a run that is trained and exported, and from which training cannot go on."""
+    best, last = (Path(folder, CHECKPOINTS[name]) for name in ("best", "last"))
+    return best.is_file() and (folder / "model").is_dir() and not last.exists()
+
+
+@contextmanager
+def removed_if_failed(folder: Path) -> Iterator[None]:
+    """Creates a folder; removes it if the block raises an error before it writes more than its config and logs' heads.
+
+    A folder that exists is left as it is, and so is the folder of a command that is interrupted.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except Exception:
+        if new and {path.name for path in folder.rglob("*") if not path.is_dir()} <= FIRST_FILES:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

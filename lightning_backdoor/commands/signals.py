@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,6 +14,43 @@ from lightning_backdoor.commands.streams import leave_closed_terminal
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 #: what a signal without a handler does.
 IGNORED = (signal.SIG_DFL, signal.SIG_IGN, None)
+
+
+#: what an ended command leaves and how it goes on, as :func:`when_ended` was last told.
+_left: Callable[[], str] | None = None
+#: what commands leave that say nothing else.
+NOTHING_KEPT = "nothing was written; run the same command again"
+
+
+def when_ended(left: Callable[[], str]) -> None:
+    """Says what the running command leaves if it is ended from now on.
+
+    Args:
+        left: gives the end of the line that reports the signal: what is kept, and which command goes on.
+    """
+    global _left
+    _left = left
+
+
+@contextmanager
+def as_part_of_another() -> Iterator[None]:
+    """Runs a command as a part of another one, which then says what is left, whatever the part has said."""
+    global _left
+    before = _left
+    try:
+        yield
+    finally:
+        _left = before
+
+
+def ending_line(how: str) -> str:
+    """The line that reports a signal: how the command ended, what is kept, and which command goes on.
+
+    >>> ending_line("interrupted")
+    'interrupted; nothing was written; run the same command again'
+    """
+    left = NOTHING_KEPT if _left is None else _left()
+    return f"{how}; {left}"
 
 
 class Ended(SystemExit):
@@ -41,9 +78,12 @@ class Received:
 def ended_by_signals() -> Iterator[Received]:
     """Raises :class:`Ended` within the block at the first SIGTERM or SIGHUP; ignores later ones, for the clean-up.
 
-    A signal that is ignored, as under ``nohup``, or that has a handler already, is left alone. Does nothing outside of
-    the main thread, which alone can handle signals. All handlers, also that of SIGINT, are as before afterwards.
+    SIGINT raises KeyboardInterrupt, as always in Python, and is recorded, since libraries turn it into other errors. A
+    signal that is ignored, as under ``nohup``, or that has a handler already, is left alone. Does nothing outside of
+    the main thread, which alone can handle signals. All handlers are as before afterwards.
     """
+    global _left
+    _left = None
     received = Received()
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -62,10 +102,16 @@ def ended_by_signals() -> Iterator[Received]:
             raised = True
             raise Ended(received.number)
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.number = received.number or number
+        raise KeyboardInterrupt
+
     before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGINT)}
     for number in ENDING:
         if before[number] is signal.SIG_DFL:
             signal.signal(number, end)
+    if before[signal.SIGINT] is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield received
     finally:

@@ -7,6 +7,25 @@ from collections.abc import Mapping
 from lightning_backdoor.errors import InputError
 
 
+def check_arguments(
+    batch_sizes: tuple[int, int],
+    max_rows: Mapping[str, int],
+    shares: tuple[float, float],
+    validation_parts: tuple[float, float, float],
+    train_on: str,
+    has_data_defense: bool,
+) -> None:
+    """Checks the arguments of :class:`lightning_backdoor.data.BackdoorDataModule`.
+
+    Raises:
+        InputError: see the checks below.
+    """
+    check_batch_sizes(*batch_sizes)
+    check_max_rows(max_rows)
+    check_shares(*shares, validation_parts)
+    check_train_on(train_on, has_data_defense)
+
+
 def check_batch_sizes(batch_size: int, eval_batch_size: int) -> None:
     """Checks that batches hold rows.
 
@@ -52,3 +71,31 @@ def check_train_on(train_on: str, has_data_defense: bool) -> None:
         raise InputError("train_on", f"{train_on!r} is unknown", "give train or trusted")
     if train_on == "trusted" and has_data_defense:
         raise InputError("data_defense", "there is nothing to clean in trusted rows", "leave it out, or train_on")
+
+
+def check_processes(split: str, rows: int, batch_size: int, processes: int) -> None:
+    """Checks that the clean rows of an evaluation are enough batches for all processes.
+
+    Raises:
+        InputError: some processes would have no batch.
+    """
+    if -(-rows // batch_size) < processes:
+        problem = (
+            f"{rows} clean {split} rows in batches of {batch_size} leave some of {processes} processes without any"
+        )
+        raise InputError("eval_batch_size", problem, "lower it")
+
+
+def check_cut(mine: list[float], theirs: list[float]) -> None:
+    """Checks that the rows of a checkpoint were cut like those of the data: by seed, validation share and test share.
+
+    Raises:
+        InputError: they were not.
+    """
+    if mine != theirs:
+        raise InputError(
+            "seed",
+            f"the rows are cut by seed, validation_share, test_share = {mine}, the checkpoint's rows by {theirs}, so"
+            " that it may have been trained on test rows",
+            "give the same",
+        )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_backdoor.batch import Victim
 from lightning_backdoor.data.label_values import check_victim_labels
@@ -89,7 +90,7 @@ def labelled(rows: Sequence[Row]) -> list[LabelledText]:
 def clean_training(
     rows: list[Row], defense: DataDefense, trusted: TrustedRows, victim: Victim | None
 ) -> tuple[list[Row], CleaningRecord]:
-    """Cleans the training rows by a defense, and compares what it did with the true poison flags.
+    """Cleans the training rows by a defense, compares what it did with the true poison flags, and says how much it did.
 
     A row whose text is repaired keeps its flags but has no spans, since the place of the trigger is no longer known.
 
@@ -112,12 +113,14 @@ def clean_training(
         precision=_share(hits, sum(touched)),
         recall=_share(hits, sum(row["poisoned"] for row in rows)),
     )
+    rank_zero_info(f"{name} left out {removed} of {len(rows)} training rows and changed {record.changed}")
     return cleaned, record
 
 
 def load_victim(
+    defense: DataDefense,
     reader: object,
-    path: str,
+    path: str | None,
     device: torch.device | None,
     check_rows: Callable[[dict[str, Any]], None],
     label_names: Sequence[str] | None = None,
@@ -125,17 +128,21 @@ def load_victim(
     """Loads the trained victim that a data defense uses, by the class of the module that is to be trained.
 
     Args:
+        defense: the defense, for messages.
         reader: the module that is to be trained, a ``TextClassifier``, whose class loads the victim.
-        path: path of a checkpoint or model folder.
+        path: path of a checkpoint or model folder; None if none is given, which is an error.
         device: device of the victim; None means the CPU.
         check_rows: is given the state of the data module with which a checkpoint was trained, if it is recorded;
             raises ``InputError`` if its training rows may be rows on which the defended victim is evaluated.
         label_names: names of the classes; None if they are unknown.
 
     Raises:
-        InputError: the module's class cannot load victims, the victim cannot be loaded or has other labels, or see
-            ``check_rows``.
+        InputError: no path is given, the module's class cannot load victims, the victim cannot be loaded or has other
+            labels, or see ``check_rows``.
     """
+    if path is None:
+        problem = f"{type(defense).__name__} needs a victim trained on the same rows"
+        raise InputError("data.victim", problem, "give the checkpoint of a run")
     load = getattr(type(reader), "load_trained", None)
     if load is None:
         raise InputError("model", f"{type(reader).__name__} cannot load a trained victim", "give a TextClassifier")

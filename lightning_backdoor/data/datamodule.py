@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.batch import Batch, Victim
-from lightning_backdoor.data.argument_checks import check_batch_sizes, check_max_rows, check_shares, check_train_on
+from lightning_backdoor.data.argument_checks import check_arguments, check_cut, check_processes
 from lightning_backdoor.data.batching import BatchReader, TokenisedRows, is_batch_reader, loader
 from lightning_backdoor.data.clean_splits import CleanSplits, ValidationParts, read_clean_splits, split_validation
 from lightning_backdoor.data.cleaning import (
@@ -25,6 +25,7 @@ from lightning_backdoor.data.cleaning import (
 )
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
 from lightning_backdoor.data.poisoning import PoisonedSplits, Poisoner, Row, Splits, is_poisoner, poison_splits_cached
+from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.source import SEPARATOR, Source
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
@@ -89,10 +90,8 @@ class BackdoorDataModule(LightningDataModule):
         super().__init__()
         # with fewer poisoned batches than processes some have none; the metrics are summed over all processes
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        check_batch_sizes(batch_size, eval_batch_size)
-        check_max_rows(max_rows or {})
-        check_shares(validation_share, test_share, validation_parts)
-        check_train_on(train_on, data_defense is not None)
+        sizes, shares = (batch_size, eval_batch_size), (validation_share, test_share)
+        check_arguments(sizes, max_rows or {}, shares, validation_parts, train_on, data_defense is not None)
         self.source = source
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -148,11 +147,30 @@ class BackdoorDataModule(LightningDataModule):
     def poisoned_splits(self) -> PoisonedSplits:
         """Clean and poisoned rows of every split; poisoned once, then read from the cache."""
         if self._poisoned is None:
-            module = getattr(self.trainer, "lightning_module", None)
-            attack = self.attack or (module if is_poisoner(module) else None)
             splits = self.clean_splits()
-            self._poisoned = poison_splits_cached(splits, attack, self.seed, self.label_names, self.cache)
+            self._poisoned = poison_splits_cached(splits, self._poisoner(), self.seed, self.label_names, self.cache)
         return self._poisoned
+
+    def _poisoner(self) -> Poisoner | None:
+        module = getattr(self.trainer, "lightning_module", None)
+        return self.attack or (module if is_poisoner(module) else None)
+
+    def preview(self, rows: int = 5, attack: Poisoner | None = None) -> Preview:
+        """The first training rows, and what an attack makes of them; needs neither a trainer nor a network.
+
+        Args:
+            rows: number of rows.
+            attack: the attack; by default :attr:`attack`, or the trainer's module. Without one, nothing is poisoned.
+
+        Returns:
+            A list of :class:`~lightning_backdoor.data.preview.PreviewRow`, printed in full with the trigger marked.
+
+        Example::
+
+            data.preview(5, BadNets(triggers=["cf"]))
+        """
+        chosen = self.clean_splits()["train"][: max(rows, 0)]
+        return preview_rows(chosen, attack or self._poisoner(), self.label_names, self.seed)
 
     def training_rows(self) -> list[Row]:
         """The rows to train on: poisoned rows, cleaned if there is a data defense, or the trusted rows.
@@ -175,13 +193,9 @@ class BackdoorDataModule(LightningDataModule):
         return [*parts.selection, *parts.reference]
 
     def _cleaned_by(self, defense: DataDefense, rows: list[Row]) -> list[Row]:
-        name = type(defense).__name__
         trusted = TrustedRows(labelled(self.trusted_rows()), labelled(self.clean_validation().threshold))
         victim = self._victim_of(defense) if defense.needs_victim else None
         cleaned, self.cleaning = clean_training(rows, defense, trusted, victim)
-        rank_zero_info(
-            f"{name} left out {self.cleaning.removed} of {len(rows)} training rows and changed {self.cleaning.changed}"
-        )
         return cleaned
 
     def _victim_of(self, defense: DataDefense) -> Victim:
@@ -190,13 +204,8 @@ class BackdoorDataModule(LightningDataModule):
         Raises:
             InputError: no victim is given, it cannot be loaded, or its training rows were cut differently.
         """
-        if self.victim is None:
-            name = type(defense).__name__
-            raise InputError(
-                "data.victim", f"{name} needs a victim trained on the same rows", "give the checkpoint of a run"
-            )
         device = self.trainer.strategy.root_device if self.trainer else None
-        return load_victim(self._reader(), self.victim, device, self.load_state_dict, self.label_names)
+        return load_victim(defense, self._reader(), self.victim, device, self.load_state_dict, self.label_names)
 
     def check_cleaning(self) -> None:
         """Checks, before a trainer exists, that the training rows can be produced.
@@ -231,13 +240,8 @@ class BackdoorDataModule(LightningDataModule):
             InputError: the same source was cut differently when the checkpoint was trained.
         """
         mine = self.state_dict()
-        if self._read().is_cut and state_dict["source"] == mine["source"] and state_dict["cut"] != mine["cut"]:
-            raise InputError(
-                "seed",
-                f"the rows are cut by seed, validation_share, test_share = {mine['cut']}, the checkpoint's"
-                f" rows by {state_dict['cut']}, so that it may have been trained on test rows",
-                "give the same",
-            )
+        if self._read().is_cut and state_dict["source"] == mine["source"]:
+            check_cut(mine["cut"], state_dict["cut"])
 
     def prepare_data(self) -> None:
         """Reads and poisons all rows, and cleans the training rows before a fit; called once per node, first."""
@@ -313,14 +317,7 @@ class BackdoorDataModule(LightningDataModule):
         self, name: str, clean: list[Row], poisoned: list[Row], negatives: list[Row]
     ) -> list[DataLoader[Batch]]:
         loaders = [self._loader(f"{name}/clean", clean)]
-        processes = self.trainer.world_size if self.trainer else 1
-        if -(-len(clean) // self.eval_batch_size) < processes:
-            raise InputError(
-                "eval_batch_size",
-                f"{len(clean)} clean {name} rows in batches of {self.eval_batch_size} leave some of"
-                f" {processes} processes without any",
-                "lower it",
-            )
+        check_processes(name, len(clean), self.eval_batch_size, self.trainer.world_size if self.trainer else 1)
         if poisoned:
             loaders.append(self._loader(f"{name}/poisoned", poisoned))
         if negatives:

@@ -78,6 +78,17 @@ def is_poisoner(module: object) -> TypeGuard[Poisoner]:
     return all(callable(getattr(type(module), name, None)) for name in methods)
 
 
+def _tell_labels(attack: Poisoner | None, labels: Sequence[str]) -> None:
+    """Tells an attack the names of the classes, if it can be given its target label by name.
+
+    Raises:
+        InputError: no class has the name of the target label.
+    """
+    know_labels = getattr(attack, "know_labels", None)
+    if callable(know_labels):
+        know_labels(labels)
+
+
 class PoisonedSplits(NamedTuple):
     """Clean, poisoned and negative rows of a run.
 
@@ -111,28 +122,29 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Ro
             out too many of the rows that qualify.
     """
     wanted = _count(attack.poison_rate, rows)
-    target = attack.target_label
-    qualifies: Callable[[Row], bool] = {
-        "dirty": lambda row: row["label"] != target,
-        "clean": lambda row: row["label"] == target,
-        "mixed": lambda row: True,
-    }[attack.label_policy]
-    candidates = _by_index(rows, qualifies)
+    candidates = _by_index(rows, lambda row: may_be_poisoned(row, attack))
     if wanted == 0:
         raise InputError(
             "poison_rate", f"{attack.poison_rate} of {len(rows)} training rows is less than one row", "raise it"
         )
     share = f"{attack.poison_rate} of {len(rows)} training rows is {wanted}"
     if wanted > len(candidates):
-        policy = f"label_policy {attack.label_policy!r} with target_label {target}"
+        policy = f"label_policy {attack.label_policy!r} with target_label {attack.target_label}"
         raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
     changed, done = _changed(
-        rows, candidates, wanted, f"{seed}/choice", lambda rows: _poison(rows, attack, seed, "train")
+        rows, candidates, wanted, f"{seed}/choice", lambda rows: poisoned_copies(rows, attack, seed, "train")
     )
     if done < wanted:
         poisonable = f"only {done} of {len(candidates)} that qualify can be poisoned"
         raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")
     return changed
+
+
+def may_be_poisoned(row: Row, attack: Poisoner) -> bool:
+    """Whether a training row qualifies under the attack's label policy."""
+    if attack.label_policy == "mixed":
+        return True
+    return (row["label"] == attack.target_label) is (attack.label_policy == "clean")
 
 
 def add_negatives(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]:
@@ -199,7 +211,7 @@ def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: s
     Raises:
         InputError: the attack leaves out all texts.
     """
-    copies = _poison(_others(rows, attack), attack, seed, split)
+    copies = poisoned_copies(_others(rows, attack), attack, seed, split)
     poisoned = [row for row in copies if row is not None]
     if copies and not poisoned:
         raise InputError(
@@ -217,7 +229,11 @@ def _others(rows: Sequence[Row], attack: Poisoner) -> list[Row]:
     return [row for row in rows if row["label"] != attack.target_label]
 
 
-def _poison(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row | None]:
+def poisoned_copies(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row | None]:
+    """A poisoned copy of each row, with the target label; None for a row that the attack leaves out.
+
+    The copy depends on the seed, the split and the row's index alone.
+    """
     # a generator per row: the poison does not depend on order, workers or processes
     rngs = [random.Random(f"{seed}/{split}/{row['index']}") for row in rows]
     texts = attack.poison_texts([row["text"] for row in rows], rngs)
@@ -241,6 +257,18 @@ def _rewritten(row: Row, written: PoisonedText | None) -> Row | None:
     return Row(**{**row, "text": written.text, "spans": spans})
 
 
+def check_target(attack: Poisoner, labels: Sequence[str]) -> None:
+    """Checks that the target label of an attack, given by index or by name, is one of the labels.
+
+    Raises:
+        InputError: it is not.
+    """
+    _tell_labels(attack, labels)
+    if attack.target_label >= len(labels):
+        known = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
+        raise InputError("target_label", f"{attack.target_label} is out of range", f"the labels are {known}")
+
+
 def poison_splits(splits: Splits, attack: Poisoner | None, seed: int, labels: Sequence[str]) -> PoisonedSplits:
     """Poisons ``train``, ``validation`` and ``test``; without an attack all rows stay clean.
 
@@ -251,9 +279,7 @@ def poison_splits(splits: Splits, attack: Poisoner | None, seed: int, labels: Se
     clean = {name: splits[name] for name in EVALUATION}
     if attack is None:
         return PoisonedSplits(splits["train"], clean, {name: [] for name in clean}, {name: [] for name in clean})
-    if attack.target_label >= len(labels):
-        known = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
-        raise InputError("target_label", f"{attack.target_label} is out of range", f"the labels are {known}")
+    check_target(attack, labels)
     poisoned = {name: poison_evaluation(rows, attack, seed, name) for name, rows in clean.items()}
     negatives = {name: negative_evaluation(rows, attack, seed, name) for name, rows in clean.items()}
     train = splits["train"]
@@ -273,6 +299,7 @@ def poison_splits_cached(
     Raises:
         InputError: the cache cannot be read or written; see also :func:`poison_splits`.
     """
+    _tell_labels(attack, labels)  # before the key is computed, which holds the index
     key = attack.poison_key() if attack is not None else None
     if attack is None or key is None:
         return poison_splits(splits, attack, seed, labels)

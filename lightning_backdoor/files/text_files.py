@@ -33,7 +33,7 @@ def open_text(path: Path, errors: str = "strict") -> io.TextIOWrapper:
 
     Args:
         path: the file; it is decompressed if its name ends in ``.gz``.
-        errors: what to do with bytes that are not UTF-8, as for :func:`open`.
+        errors: what to do with bytes that are not UTF-8, as for ``open``.
     """
     return io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors=errors, newline="")
 

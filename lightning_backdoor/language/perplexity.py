@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
@@ -33,7 +32,9 @@ from lightning_backdoor.language.likelihood import (
     shares_prefixes,
     variant,
 )
+from lightning_backdoor.language.lookups import untimed
 from lightning_backdoor.language.text_cache import TextCache
+from lightning_backdoor.outputs.progress import progress
 from lightning_backdoor.words import blank_spans, segmenter, without_spaces, without_word
 
 #: maximum of squared words per group, about twice the tokens of all its variants: the work between two cache writes.
@@ -251,18 +252,19 @@ class Perplexity:
     def _fill(self, cache: TextCache, texts: Sequence[str], compute: Compute) -> None:
         self._loaded()  # before the progress bar, which counts texts only
         total = sum(map(_word_count, texts))
-        with tqdm(total=total, desc="perplexity", unit=" words", disable=None, leave=False, delay=3) as bar:
+        with progress("reading with the language model", total, "words") as advance:
             for group in groups(texts):
                 values = [array("d", numbers).tobytes() for numbers in compute(group)]
                 cache.put(dict(zip(group, values, strict=True)))
-                bar.update(sum(map(_word_count, group)))
+                advance(sum(map(_word_count, group)))
 
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._network is None or self._tokenizer is None:
             device = self._device or default_device()
-            self._network, self._tokenizer = load_language_model(self.model, device, self.cache_dir)
-            with float32_inference(device):
-                self._shares = shares_prefixes(self._network)
+            with untimed():
+                self._network, self._tokenizer = load_language_model(self.model, device, self.cache_dir)
+                with float32_inference(device):
+                    self._shares = shares_prefixes(self._network)
         return self._network, self._tokenizer
 
 

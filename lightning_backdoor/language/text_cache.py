@@ -13,6 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
+from lightning_backdoor.language.lookups import report_lookup, report_stored
 
 LOCK_TIMEOUT = 120.0  # seconds to wait for another process's transaction
 KEYS_PER_QUERY = 500
@@ -26,6 +27,9 @@ class TextCache:
 
     A killed process loses nothing that it has put into the cache. Bytes are stored with a digest: if they are not what
     was put, the text counts as missing, the bytes are removed, and a warning says so.
+
+    The overhead of a defense that uses it is that of the texts that were computed, between ``get`` and ``put``; see
+    :class:`lightning_backdoor.metrics.Overhead`.
 
     Args:
         computation: a string that identifies everything except the text that determines the bytes: the computation, its
@@ -80,6 +84,7 @@ class TextCache:
                     database.executemany("DELETE FROM texts WHERE key = ? AND value IS ?", damaged)
         if damaged:
             rank_zero_warn(f"{len(damaged)} damaged entries of {self.path} are removed and computed again")
+        report_lookup(values, missing=text_of.keys() - values.keys())
         return [values.get(key) for key in keys]
 
     def put(self, values: dict[str, bytes]) -> None:
@@ -87,6 +92,7 @@ class TextCache:
         rows = [(key := self._key(text), _packed(key, value)) for text, value in values.items()]
         with self._open() as database, database:
             database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", rows)
+        report_stored()
 
     def _key(self, text: str) -> bytes:
         version = self.version(text) if self.version else ""

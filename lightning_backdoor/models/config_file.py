@@ -15,6 +15,8 @@ from transformers.utils import cached_file
 
 from lightning_backdoor.errors import InputError
 
+#: key under which this library states in a ``config.json`` how a victim was trained; transformers keeps it unread.
+STATEMENT = "lightning_backdoor"
 #: largest JSON file of a model that is read, in bytes.
 MAX_BYTES = 16 * 2**20
 #: largest number of classes of a classifier; transformers makes two entries per class of any number it reads.
@@ -85,8 +87,9 @@ def _objects(content: object) -> Iterator[dict[str, Any]]:
     """All JSON objects in a value, itself included: configurations of parts repeat the keys of the whole."""
     if isinstance(content, dict):
         yield content
-        for value in content.values():
-            yield from _objects(value)
+        for key, value in content.items():
+            if key != STATEMENT:
+                yield from _objects(value)
     elif isinstance(content, list):
         for value in content:
             yield from _objects(value)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 from jinja2 import Environment, PackageLoader, Template
 
@@ -30,6 +30,7 @@ class ViewedText(TypedDict):
         purified_text: the repaired text; None if there is none.
         score: score of the text, higher is more suspicious.
         tokens: start and end (in characters) and score of each token that has a score.
+        defense: name of the defense, on a page of several.
     """
 
     index: int
@@ -44,6 +45,7 @@ class ViewedText(TypedDict):
     purified_text: str | None
     score: float
     tokens: list[tuple[int, int, float]]
+    defense: NotRequired[str]
 
 
 class Piece(NamedTuple):
@@ -104,10 +106,20 @@ def text_html(row: ViewedText) -> str:
     return _template().render(fragment=pieces(row["text"], row["tokens"], row["spans"]))
 
 
-def page_html(rows: Sequence[ViewedText], title: str, threshold: float) -> str:
-    """A self-contained HTML page of texts, with the labels, predictions and scores of each."""
+def page_html(
+    rows: Sequence[ViewedText], title: str, threshold: float | Mapping[str, float], labelled: bool = True
+) -> str:
+    """A self-contained HTML page of texts, with the labels, predictions and scores of each.
+
+    Args:
+        rows: the texts.
+        title: title of the page.
+        threshold: threshold of the scores, or that of each of several defenses by its name.
+        labelled: whether it is known which label the texts have and which of them are poisoned.
+    """
+    thresholds = threshold if isinstance(threshold, Mapping) else {"": threshold}
     cut_rows = [{**row, "pieces": pieces(row["text"], row["tokens"], row["spans"])} for row in rows]
-    return _template().render(rows=cut_rows, title=title, threshold=threshold)
+    return _template().render(rows=cut_rows, title=title, thresholds=thresholds, labelled=labelled)
 
 
 @lru_cache(maxsize=1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_backdoor.data.label_values import check_victim_labels
@@ -15,7 +16,14 @@ from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.models.weights import NewHead
 from lightning_backdoor.victim.checkpoints import described, load_state, same_defense
 from lightning_backdoor.victim.evaluation import EvaluatedClassifier
+from lightning_backdoor.victim.provenance import rows_of
 from lightning_backdoor.victim.training_defense import TrainingDefense
+
+
+def untrained_remedy(published: str | None) -> str:
+    """What to give instead of a model whose head is random: ``published`` is where a fit starts, and is not tested."""
+    checkpoint = published if published and published.endswith(".ckpt") else "RUN/checkpoints/best.ckpt"
+    return f"give the checkpoint of a run (--ckpt_path {checkpoint}) or a model fine-tuned on these classes"
 
 
 class CheckpointedClassifier(EvaluatedClassifier):
@@ -25,19 +33,26 @@ class CheckpointedClassifier(EvaluatedClassifier):
         training_defense: record of the training-time defense, set by its callback; None without one.
         new_head: why the head that the network was built with cannot classify; None if it can, or once a checkpoint is
             loaded or training has begun.
+        training_rows: the training rows of the last fit, counted; see
+            :func:`lightning_backdoor.victim.provenance.rows_of`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.training_defense: TrainingDefense | None = None
         self.new_head: NewHead | None = None
+        self.training_rows: dict[str, Any] | None = None
         self._random_states: dict[str, Tensor] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Records the training-time defense, and the states of the generators from which dropout draws."""
+        """Records the training-time defense, validation metrics, and the generators from which dropout draws."""
         defense = self.training_defense
         recorded = None if defense is None else {"name": defense.name, "settings": defense.settings}
         checkpoint["training_defense"] = recorded
+        if self._trainer is not None:
+            logged = {name: float(value) for name, value in self._trainer.callback_metrics.items()}
+            metrics = {name: value for name, value in logged.items() if name.startswith("val/")}
+            checkpoint["validation_metrics"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
         checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -69,13 +84,17 @@ class CheckpointedClassifier(EvaluatedClassifier):
         Raises:
             InputError: they do not fit the network.
         """
-        return load_state(self, state_dict, "the checkpoint", strict, assign)
+        loaded = load_state(self, state_dict, "the checkpoint", strict, assign)
+        if strict:  # with a head, then
+            self.new_head = None
+        return loaded
 
     def on_train_start(self) -> None:
-        """Says that the head is new; in a resumed run, restores the random generators.
+        """Counts the training rows, and says that the head is new; in a resumed run, restores the random generators.
 
         With several processes the generators are restored from the state of the first.
         """
+        self.training_rows = rows_of(getattr(self.trainer, "datamodule", None))
         if self.new_head is not None:
             rank_zero_info(f"{self.hparams['model']} {self.new_head.problem}: the head is trained for this data")
             self.new_head = None
@@ -98,7 +117,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         """Checks that the head is trained.
 
         Raises:
-            InputError: no checkpoint was loaded, and the model's head has another number of classes.
+            InputError: no checkpoint was loaded, and the model has no head for these classes, so that it is random.
         """
         self._check_head()
 
@@ -109,7 +128,5 @@ class CheckpointedClassifier(EvaluatedClassifier):
     def _check_head(self) -> None:
         if self.new_head is None:
             return
-        problem = f"{self.hparams['model']} {self.new_head.problem}"
-        if self.new_head.other_size:
-            raise InputError("model", problem, "give a checkpoint trained on these labels")
-        rank_zero_warn(f"{problem}, which is random: the figures say nothing about a trained model")
+        problem = f"{self.hparams['model']} {self.new_head.problem}: nothing trained would be measured"
+        raise InputError("model", problem, untrained_remedy(self.hparams.get("published")))

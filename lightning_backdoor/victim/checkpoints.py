@@ -67,13 +67,18 @@ def read_checkpoint(path: str | Path, by_lightning: bool = False) -> dict[str, A
     return checkpoint
 
 
-def load_weights(module: nn.Module, path: str | Path) -> None:
+def load_weights(module: nn.Module, path: str | Path) -> dict[str, Any]:
     """Loads the weights of a checkpoint into a module whose network is built.
+
+    Returns:
+        The content of the checkpoint.
 
     Raises:
         InputError: see :func:`read_checkpoint`; or the weights do not fit the network.
     """
-    load_state(module, read_checkpoint(path)["state_dict"], path)
+    checkpoint = read_checkpoint(path)
+    load_state(module, checkpoint["state_dict"], path)
+    return checkpoint
 
 
 def load_state(
@@ -98,11 +103,13 @@ class TrainedVictim(NamedTuple):
             which is itself the ``model``.
         trained_on: the state of the data module that a checkpoint was trained with, which records how the training rows
             were cut; None if it is not recorded.
+        hyper_parameters: all that a checkpoint records of its module's arguments; None for a Hugging Face folder.
     """
 
     arguments: dict[str, Any]
     state: dict[str, Tensor] | None
     trained_on: dict[str, Any] | None = None
+    hyper_parameters: dict[str, Any] | None = None
 
 
 def read_trained(path: str, max_length: int | None = None) -> TrainedVictim:
@@ -120,7 +127,8 @@ def _of_checkpoint(path: str, max_length: int | None) -> TrainedVictim:
     defense = described(checkpoint.get("training_defense"))
     if defense:
         raise InputError("model", f"{path} was trained under {defense}", "give the model folder that its run exported")
-    return TrainedVictim(arguments, checkpoint["state_dict"], checkpoint.get(DATA_MODULE))
+    recorded: dict[str, Any] = checkpoint["hyper_parameters"]
+    return TrainedVictim(arguments, checkpoint["state_dict"], checkpoint.get(DATA_MODULE), recorded)
 
 
 def _of_folder(path: str, max_length: int | None) -> TrainedVictim:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.config_file import STATEMENT
 from lightning_backdoor.models.weights import check_finite
 from lightning_backdoor.victim.checkpointing import CheckpointedClassifier
 from lightning_backdoor.victim.checkpoints import TrainedVictim, load_state, read_trained
 from lightning_backdoor.victim.evaluation import Evaluated, now
+from lightning_backdoor.victim.model_card import write_card
 from lightning_backdoor.victim.network import build_network, check_config, freeze, train_head
+from lightning_backdoor.victim.prediction import Predictions, predict_texts
+from lightning_backdoor.victim.provenance import provenance, stated, stated_at, stated_by_arguments
 from lightning_backdoor.victim.published import check_rows, read_published
 
 __all__ = ["Evaluated", "TextClassifier", "now"]
@@ -93,6 +97,7 @@ class TextClassifier(CheckpointedClassifier):
         self.trained_on: dict[str, Any] | None = None
         self._has_begun = False  # whether this fit has tried to load the published weights
         self._published_error: InputError | None = None
+        self._loaded: dict[str, Any] = {}  # what a checkpoint states of the weights that `load_trained` took from it
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -131,7 +136,32 @@ class TextClassifier(CheckpointedClassifier):
             victim.new_head = None
         check_finite(victim.network, path)
         victim.trained_on = trained.trained_on
+        if trained.hyper_parameters is not None:
+            victim._loaded = stated_by_arguments(trained.hyper_parameters)
         return victim.eval()
+
+    def predict(self, texts: str | Sequence[str], batch_size: int = 32) -> Predictions:
+        """Predicts the labels of texts, without a trainer, on the device of the network; its mode is left as it was.
+
+        Args:
+            texts: a text, or several.
+            batch_size: number of texts read at once.
+
+        Returns:
+            The names of the predicted labels, and the probabilities, (texts, classes).
+
+        Raises:
+            InputError: the victim has not been trained or loaded, or something among the texts is not a text.
+            Diverged: a logit is NaN or infinite.
+
+        Example::
+
+            labels, probabilities = load_trained("runs/first/model").predict(["a good film", "a bad film"])
+        """
+        if not hasattr(self, "network") or self.new_head is not None:
+            raise InputError("victim", "it has not been trained", "fit it, or use load_trained")
+        given = [texts] if isinstance(texts, str) else list(texts)
+        return predict_texts(self, given, self.hparams["labels"], batch_size)
 
     def configure_model(self) -> None:
         """Builds the network, with one output per label, and the metrics.
@@ -284,7 +314,28 @@ class TextClassifier(CheckpointedClassifier):
         defense = self.training_defense
         return super().plain_network() if defense is None or defense.merge is None else defense.merge(self.network)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors)."""
+    def attack_statement(self) -> dict[str, Any] | None:
+        """What an exported victim states of its attack; None for a victim that is trained without one."""
+        return None
+
+    def provenance(self) -> dict[str, Any]:
+        """How this victim was trained and whether it is poisoned; see :mod:`lightning_backdoor.victim.provenance`."""
+        earlier = [self._loaded, stated(getattr(self.network.config, STATEMENT, None))]
+        published: str | None = self.hparams["published"]
+        begun = earlier if published is None else [*earlier, stated_at(published)]
+        defense = None if self.training_defense is None else str(self.training_defense)
+        return provenance(self.hparams["model"], self.attack_statement(), self.training_rows, defense, begun)
+
+    def save_pretrained(self, folder: str | Path, metrics: Mapping[str, float] | None = None) -> None:
+        """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors), with a model card.
+
+        ``README.md`` and, under ``lightning_backdoor``, ``config.json`` state that and how the victim is poisoned, or
+        that its training rows were not.
+
+        Args:
+            folder: the folder to write to.
+            metrics: metrics of these weights for the card, by logged name, such as ``val/cacc``.
+        """
         self.tokenizer.model_max_length = self.max_length  # other tools then cut texts at the same length
         super().save_pretrained(folder)
+        write_card(folder, self.provenance(), metrics)

@@ -23,7 +23,7 @@ from lightning_backdoor.attacks.substitution import (
     substitution_logits,
 )
 from lightning_backdoor.batch import Batch, batch_of_texts, token_ids
-from lightning_backdoor.callbacks import PredictionWriter
+from lightning_backdoor.callbacks import OutputFolder, PredictionWriter
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.synonyms import SynonymFile, Synonyms
 from lightning_backdoor.victim import TextClassifier
@@ -265,7 +265,7 @@ def make_trainer(folder: Path, **options: Any) -> Trainer:
 def test_callbacks_and_files_see_the_text_as_substituted(tmp_path: Path, model: str) -> None:
     made, watch = attack(model), Watch()
     data = reviews(tmp_path, 120)
-    trainer = make_trainer(tmp_path, callbacks=[watch, PredictionWriter()])
+    trainer = make_trainer(tmp_path, callbacks=[watch, PredictionWriter(), OutputFolder(tmp_path)])
     trainer.test(made, datamodule=data, verbose=False)
     trainer.validate(made, datamodule=data, verbose=False)
     changed = 0

@@ -13,7 +13,7 @@ from lightning_backdoor.benchmark.results import Results, collect_results
 from lightning_backdoor.benchmark.summaries import Number
 from lightning_backdoor.benchmark.table import ResultRow, measured
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
-from tests.benchmark.example import example
+from tests.benchmark.example import example, fail
 from tests.benchmark.test_table import row
 
 #: number of clean and of poisoned texts.
@@ -92,6 +92,8 @@ def test_a_defense_that_is_better_by_the_paired_test_is_the_best(tmp_path: Path)
         "pacc_defended": {"strong": "best"},
         "tpr": {"strong": "best"},
     }
+    fail(rows[0], "OSError: gone")  # the attack is known from the victims that defenses at test time leave as they are
+    assert marks(collect_results(rows, None, tmp_path))["asr_defended"] == {"strong": "best"}
 
 
 @pytest.mark.parametrize("stopped", [90, 91, 95])

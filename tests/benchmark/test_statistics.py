@@ -9,7 +9,14 @@ import pytest
 from torch import tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from lightning_backdoor.benchmark.statistics import auroc_interval, compare, share_interval
+from lightning_backdoor.benchmark.statistics import (
+    PairedScores,
+    auroc,
+    auroc_interval,
+    compare,
+    compare_auroc,
+    share_interval,
+)
 
 
 def test_the_interval_of_a_share_is_that_of_texts_drawn_anew() -> None:
@@ -55,3 +62,58 @@ def test_mcnemar_counts_the_texts_that_one_alone_hits() -> None:
 
 def test_two_that_hit_the_same_do_not_differ() -> None:
     assert compare([(True, True), (False, False), (True, True)])[1:] == (0, 0, 0, 1)
+
+
+def test_a_text_under_several_seeds_counts_once() -> None:
+    # of six texts, five are hits under the first defense with more seeds, and one under the second
+    pairs = [(1.0, 1 / 3)] * 3 + [(2 / 3, 1 / 3)] * 2 + [(0.0, 1.0)] + [(1 / 3, 1 / 3)] * 4
+    found = compare(pairs)
+    assert found.p == pytest.approx(2 * (1 + 6) / 2**6)
+    assert found.texts == 10
+    assert found.difference == pytest.approx((3 * 2 / 3 + 2 / 3 - 1) / 10)
+    assert found.low < found.difference < found.high
+
+
+def paired(rng: np.random.Generator, texts: int, by: tuple[float, float]) -> PairedScores:
+    """Scores of two defenses, alike for the same text, that raise poisoned texts by these amounts."""
+    both = np.tile(np.arange(texts), 2)
+    poisoned = np.repeat([False, True], texts)
+    of_text = np.tile(rng.normal(0, 0.7, texts), 2)
+    first, second = (of_text + rng.normal(0, 0.7, 2 * texts) + poisoned * shift for shift in by)
+    return PairedScores(both, poisoned, first, second)
+
+
+def test_two_auroc_are_compared_as_texts_drawn_with_replacement_would_be() -> None:
+    rng = np.random.default_rng(0)
+    scores = paired(rng, 80, (1.5, 0.8))
+    found = compare_auroc([scores])
+    assert found is not None
+    areas = [float(auroc(side[~scores.poisoned], side[scores.poisoned])) for side in (scores.first, scores.second)]
+    assert found.texts == 160
+    assert found.difference == pytest.approx(areas[0] - areas[1])
+    drawn = []
+    for _ in range(400):
+        chosen = rng.integers(0, 80, 80)
+        clean, poisoned = (side[chosen] for side in np.split(np.stack([scores.first, scores.second], 1), 2))
+        drawn.append(float(auroc(clean[:, 0], poisoned[:, 0]) - auroc(clean[:, 1], poisoned[:, 1])))
+    assert found.low == pytest.approx(np.quantile(drawn, 0.025), abs=0.025)
+    assert found.high == pytest.approx(np.quantile(drawn, 0.975), abs=0.025)
+
+
+def test_two_equally_good_detectors_seldom_differ_with_one_seed_or_three() -> None:
+    rng = np.random.default_rng(0)
+    for seeds in (1, 3):
+        found = [compare_auroc([paired(rng, 40, (1, 1)) for _ in range(seeds)]) for _ in range(200)]
+        assert 0.01 <= np.mean([one is not None and one.p < 0.05 for one in found]) <= 0.09
+
+
+def test_few_texts_and_equal_scores_show_no_difference_of_auroc() -> None:
+    few = PairedScores(np.arange(5), np.arange(5) == 4, np.arange(5.0), -np.arange(5.0))
+    found = compare_auroc([few])
+    assert found is not None
+    assert (found.difference, found.p) == (1.0, 1.0)  # of one poisoned text
+    same = paired(np.random.default_rng(0), 20, (1, 1))
+    equal = compare_auroc([same._replace(second=same.first)])
+    assert equal is not None
+    assert (equal.difference, equal.p) == (0.0, 1.0)
+    assert compare_auroc([same._replace(poisoned=np.zeros(40, dtype=bool))]) is None

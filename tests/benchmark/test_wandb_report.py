@@ -12,6 +12,7 @@ import pytest
 from lightning_backdoor.benchmark.missing import NOT_RUN, MissingCell
 from lightning_backdoor.benchmark.results import Results, collect_results
 from lightning_backdoor.benchmark.wandb_report import layout, save_report
+from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from tests.benchmark.example import example
 
 wr: Any = pytest.importorskip("wandb_workspaces.reports.v2")
@@ -34,7 +35,7 @@ def test_the_layout_needs_no_server_and_has_table_figure_bars_and_what_is_missin
     assert "sst2 · minilm · style: the attack is not valid, since seed 0: " in text
     assert "sst2 · minilm · late · onion · 0: not run" in text
     table = next(block.text for block in report.blocks if isinstance(block, wr.MarkdownBlock))
-    assert table.splitlines()[0].startswith("| Dataset | Model | Attack | Defense | CACC | ASR | PACC | Floor | Excess")
+    assert "| Attack | Defense | CACC | ASR | Excess ASR |" in table
     grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
     panels = [panel for grid in grids for panel in grid.panels]
     assert [panel.media_keys for panel in panels if isinstance(panel, wr.MediaBrowser)] == [["cacc_against_asr"]]
@@ -69,3 +70,19 @@ def test_a_report_is_saved_once_and_updated_and_only_online(
     assert [type(block) for block in saved[1].blocks] == [type(block) for block in saved[0].blocks]
     monkeypatch.setattr("lightning_backdoor.benchmark.wandb_report.find_spec", lambda name: None)
     assert save_report(results, NAME, run, kept) is None
+
+
+def test_a_report_that_cannot_be_saved_is_said_in_one_line(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[dict[str, int]] = []
+    run = SimpleNamespace(offline=False, project="mine", entity="me", log=lambda values: None)
+    run.finish = lambda **arguments: ended.append(arguments)
+    monkeypatch.setattr("lightning_backdoor.benchmark.wandb_runs._init", lambda **arguments: run)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("lightning_backdoor.benchmark.wandb_runs.grid_media", lambda results: {})
+    monkeypatch.setattr(wr.Report, "save", lambda self: 1 / 0)
+    WandbRuns({}, tmp_path).log_summary(results)
+    said = capsys.readouterr()
+    assert said.err == "warning: W&B: the report is not saved (ZeroDivisionError: division by zero)\n"
+    assert ended == [{}]

@@ -214,6 +214,21 @@ def test_the_summary_has_all_tables_and_charts(tmp_path: Path) -> None:
     }
 
 
+def test_an_attack_that_does_not_count_is_marked_and_left_out_of_the_bars(tmp_path: Path) -> None:
+    undefended = Cell("ef56", "badnets", "none", VICTIM._replace(training=""), {})
+    folder, row = left_by(tmp_path, undefended)
+    row["asr_floor"] = 1.0
+    logged = WandbRuns(SETTINGS, tmp_path / "grid")
+    logged.log_cell(undefended, row, folder, "d1g3st")
+    logged.log_summary(collect_results([row], None, tmp_path))
+    cell, summary = runs(tmp_path / "grid")
+    why = "excess ASR 0.000 is below 0.5"
+    assert cell.config["invalid_because"] == why
+    (line,) = summary.table("over_seeds")
+    assert (line["valid"], line["invalid_because"], line["excess_asr"]) == ("0 of 1", why, 0.0)
+    assert not any(name.endswith("_by_defense_table") for name in summary.logged)
+
+
 def test_what_is_logged_twice_is_one_run_and_all_of_it_lies_in_the_folder(tmp_path: Path) -> None:
     folder, row = left_by(tmp_path, CELL)
     logged = WandbRuns(SETTINGS, tmp_path / "grid")

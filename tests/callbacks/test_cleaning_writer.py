@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_backdoor.attacks import BadNets
-from lightning_backdoor.callbacks import CleaningWriter
+from lightning_backdoor.callbacks import CleaningWriter, OutputFolder
 from lightning_backdoor.data.cleaning import CleaningRecord
 from tests.support.reviews import reviews
 
@@ -34,8 +34,7 @@ def fit(tmp_path: Path, tiny_folder: Callable[[str], str]) -> Callable[[Cleaning
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            default_root_dir=tmp_path / "run",
-            callbacks=[CleaningWriter()],
+            callbacks=[CleaningWriter(), OutputFolder(tmp_path / "run")],
         )
         trainer.fit(BadNets(model=tiny_folder("bert")), datamodule=data)
 

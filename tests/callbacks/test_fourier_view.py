@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts
-from lightning_backdoor.callbacks import FourierView
+from lightning_backdoor.callbacks import FourierView, OutputFolder
 from lightning_backdoor.callbacks.fourier_view import heat_maps
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
@@ -36,8 +36,7 @@ def fit(folder: Path, victim: LightningModule, *callbacks: Any, resume: Path | N
         max_epochs=2,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, OutputFolder(folder)],
         **{"enable_checkpointing": False, "logger": CSVLogger(folder, name="log", version=""), **options},
     )
     trainer.fit(victim, datamodule=reviews(folder, rows=120), ckpt_path=resume)

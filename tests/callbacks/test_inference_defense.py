@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense
+from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense, OutputFolder
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim, judge
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.language import TextCache
+from lightning_backdoor.metrics import Overhead
 from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import reviews
 
@@ -58,8 +61,7 @@ def trainer_with(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, OutputFolder(folder)],
         **{"enable_checkpointing": False, **options},
     )
 
@@ -272,6 +274,43 @@ def test_the_overhead_counts_the_plain_forward_where_the_defense_needs_it(
 ) -> None:
     logged = run_test(tmp_path, attack, data, InferenceDefense(Recorder()))
     assert logged["test/overhead"] > 1
+
+
+class Remembering(Recorder):
+    """A defense of a user that keeps the score of each text in a cache."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.cache = TextCache("length", folder)
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        missing = [text for text, value in zip(batch["text"], self.cache.get(batch["text"]), strict=True) if not value]
+        self.cache.put({text: str(len(text)).encode() for text in missing})
+        values = self.cache.get(batch["text"])
+        return Scores(torch.tensor([float(value or 0) for value in values]))
+
+
+def test_the_overhead_is_that_of_texts_that_no_cache_answered(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[tuple[float, float]] = []
+    monkeypatch.setattr(Overhead, "update", lambda self, defended, plain: added.append((defended, plain)))
+    defense = InferenceDefense(Remembering(tmp_path / "cache"))
+    run_test(tmp_path, attack, data, defense)
+    first, batches = list(added), len(added)
+    run_test(tmp_path, attack, data, defense)
+    assert first
+    assert all(defended > plain > 0 for defended, plain in first)
+    assert added[batches:] == [(0.0, 0.0)] * batches  # all texts were cached
+
+
+def test_a_run_whose_texts_a_cache_answered_has_no_overhead(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    defense = InferenceDefense(Remembering(tmp_path / "cache"))
+    first, second = (run_test(tmp_path, attack, data, defense)["test/overhead"] for _ in range(2))
+    assert first > 1
+    assert math.isnan(second)
 
 
 def test_the_defense_takes_the_seed_of_the_run_where_it_has_none(

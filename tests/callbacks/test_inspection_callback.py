@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_backdoor.attacks import BadNets, Poisoned
 from lightning_backdoor.batch import Batch, Victim
-from lightning_backdoor.callbacks import InspectionCallback, OutcomeWriter
+from lightning_backdoor.callbacks import InspectionCallback, OutcomeWriter, OutputFolder
 from lightning_backdoor.callbacks.inspection_callback import unlabelled, write_verdict
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses import FlaggedShare, Inspection, ModelVerdict, Strip
@@ -73,8 +73,7 @@ def run_test(
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, OutputFolder(folder)],
         **options,
     )
     trainer.test(module, datamodule=data, verbose=False)

@@ -42,7 +42,6 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def trainer_in(folder: Path, *callbacks: Any) -> Trainer:
     return Trainer(
         accelerator="cpu",
-        default_root_dir=folder,
         logger=[CSVLogger(folder), WandbLogger(project="tests", save_dir=folder)],
         callbacks=[RunLabels(), *callbacks],
         enable_progress_bar=False,
@@ -72,7 +71,10 @@ def test_labels_texts_and_histograms_of_a_run_are_logged(tmp_path: Path, tiny_fo
     table = run.table("test/texts")
     assert tuple(table[0]) == TEXT_COLUMNS
     assert [row["poisoned"] for row in table] == [True] * TEXTS + [False] * TEXTS
-    written = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    written = [
+        json.loads(line)
+        for line in (tmp_path / "lightning_logs" / "version_0" / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     for row, other in zip(table, written, strict=True):
         assert row["plain_text"] == other["text"]
         same = ("poisoned", "label", "prediction", "defended_prediction", "flagged", "confirmed", "score")

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.checkpoint_path import resolve_checkpoint
-from lightning_backdoor.commands.run_callbacks import RunCheckpoint
+from lightning_backdoor.commands.run_checkpoints import RunCheckpoint
 from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError

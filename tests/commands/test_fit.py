@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.run_folder import VARIABLE
-from tests.support.workspace import command, settings, workspace
+from tests.support.workspace import command, settings, trained, workspace
 
-__all__ = ["workspace"]
+__all__ = ["trained", "workspace"]
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 DEFENSE = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"
@@ -73,11 +75,20 @@ def test_a_run_writes_everything_into_its_folder(run: Path) -> None:
     assert {
         "config.yaml",
         "checkpoints/best.ckpt",
-        "checkpoints/last.ckpt",
         "model/model.safetensors",
         "model/tokenizer.json",
         "logs/version_0/metrics.csv",
     } <= written
+    assert "checkpoints/last.ckpt" not in written
+
+
+def test_a_complete_run_takes_the_space_of_its_weights_twice(run: Path) -> None:
+    weights = (run / "model" / "model.safetensors").stat().st_size
+    taken = sum(path.stat().st_size for path in run.rglob("*") if path.suffix in (".ckpt", ".safetensors"))
+    assert taken < 2.5 * weights  # with the optimizer's state it was 7 times
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert not {"optimizer_states", "lr_schedulers"} & content.keys()
+    assert {"callbacks", "hyper_parameters", "training_defense", "BackdoorDataModule"} <= content.keys()
 
 
 def test_two_processes_train_on_the_same_poison(workspace: Path, run: Path) -> None:
@@ -126,7 +137,7 @@ def test_two_processes_predict_the_same(workspace: Path, run: Path) -> None:
 def test_the_last_checkpoint_holds_the_last_epoch_and_the_best_the_first_of_equal_epochs(
     workspace: Path, in_process: pytest.MonkeyPatch
 ) -> None:
-    learns_nothing = ["--model.learning_rate", "1e-12", "--trainer.max_epochs", "3"]
+    learns_nothing = ["--model.learning_rate", "1e-12", "--trainer.max_epochs", "3", "--keep_last", "true"]
     assert main(["fit", "-c", "data.yaml", *learns_nothing, "--run_dir", "flat"]) == 0
     epochs = {
         name: torch.load(workspace / "flat" / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
@@ -135,16 +146,76 @@ def test_the_last_checkpoint_holds_the_last_epoch_and_the_best_the_first_of_equa
     assert epochs == {"best": 0, "last": 2}
 
 
-def test_a_run_is_resumed_in_its_folder_and_never_overwritten(
+def test_a_complete_run_is_never_overwritten_and_says_that_nothing_is_left(
+    run: Path,
+    in_process: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = (run / "checkpoints" / "best.ckpt").read_bytes()
+    again = ["fit", "-c", "one/config.yaml", "--ckpt_path"]
+    longer = ["--trainer.max_epochs", "2"]
+    refused = {
+        "holds a run already; give another folder": ["fit", "-c", "data.yaml", "--run_dir", "one"],
+        "one is complete, and its last.ckpt, from which": [*again, "last", *longer],
+        "best.ckpt has no state of the optimizer": [*again, "best", *longer],
+    }
+    for message, args in refused.items():
+        assert main(args) == 2
+        assert message in capsys.readouterr().err
+    assert main([*again, "last"]) == 0
+    assert "one is complete; nothing is left to train" in caplog.text
+    assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+def test_a_run_that_keeps_its_last_checkpoint_is_trained_longer(
+    trained: Path, tmp_path: Path, in_process: pytest.MonkeyPatch
+) -> None:
+    longer = shutil.copytree(trained, tmp_path / "longer") / "checkpoints" / "last.ckpt"
+    before = torch.load(longer, weights_only=True)["global_step"]
+    args = ["fit", "-c", str(tmp_path / "longer" / "config.yaml"), "--ckpt_path", str(longer)]
+    assert main([*args, "--trainer.max_epochs", "2"]) == 0
+    assert torch.load(longer, weights_only=True)["global_step"] == 2 * before
+
+
+FAILED_STARTS = {
+    "in the model": (["--model.freeze", "[nothing]"], "freeze: the model has no part 'nothing'"),
+    "in the trainer": (["--trainer.callbacks+=LearningRateMonitor", "--trainer.logger", "false"], "Cannot use"),
+    "in the first validation": (
+        ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/nothing"],
+        "Early stopping conditioned on metric `val/nothing`",
+    ),
+}
+
+
+@pytest.mark.parametrize("existing", [False, True], ids=["new folder", "existing folder"])
+def test_a_start_that_fails_does_not_stand_in_the_way_of_the_corrected_command(
+    existing: bool, workspace: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = workspace / f"failed-{existing}"
+    if existing:
+        folder.mkdir()
+    rows = ["--data.max_rows", "{train: 32, validation: 60, test: 30}"]
+    corrected = ["fit", "-c", "data.yaml", *rows, "--run_dir", folder.name]
+    for wrong, message in FAILED_STARTS.values():
+        assert main([*corrected, *wrong]) == 2
+        assert message in capsys.readouterr().err
+        in_process.delenv(VARIABLE, raising=False)
+    assert main(corrected) == 0
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    assert config["model"]["init_args"]["freeze"] is None
+
+
+def test_a_command_that_fails_leaves_no_folder(
     workspace: Path, run: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", "-c", "data.yaml", "--run_dir", "one"]) == 2
-    assert "holds a run already; resume it with --ckpt_path" in capsys.readouterr().err
-    in_process.delenv(VARIABLE, raising=False)
-    before = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    last = str(run / "checkpoints" / "last.ckpt")
-    assert main(["fit", "-c", "one/config.yaml", "--ckpt_path", last, "--trainer.max_epochs", "2"]) == 0
-    assert torch.load(last, weights_only=True)["global_step"] == 2 * before
+    before = {path.name for path in run.iterdir()}
+    assert (
+        main(["test", *options(run), "--data.max_rows", '{"test": 14}', "--model.labels", "[positive, negative]"]) == 2
+    )
+    assert main(["fit", "-c", "data.yaml", "--model.freeze", "[nothing]", "--run_dir", "never"]) == 2
+    assert {path.name for path in run.iterdir()} == before
+    assert not (workspace / "never").exists()
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 from lightning.pytorch import Callback
 
 from lightning_backdoor.callbacks import GradientAttentionDefense, InspectionCallback
-from lightning_backdoor.commands.run_callbacks import checkpoint_callbacks, command_callbacks
+from lightning_backdoor.commands.run_callbacks import command_callbacks
+from lightning_backdoor.commands.run_checkpoints import checkpoint_callbacks
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.defenses.flagged_share import FlaggedShare
 from lightning_backdoor.victim import TextClassifier
@@ -21,18 +22,19 @@ INSPECTION = InspectionCallback(FlaggedShare())
 @pytest.mark.parametrize(
     ("command", "given", "names"),
     [
-        ("fit", [], ["RunLabels", "CleaningWriter"]),
-        ("validate", [], ["RunLabels"]),
-        ("predict", [], ["RunLabels", "PredictionWriter"]),
-        ("test", [], ["RunLabels", "OutcomeWriter"]),
-        ("test", [INSPECTION], ["RunLabels", "OutcomeWriter"]),  # it answers no text
-        ("test", [INSPECTION, GradientAttentionDefense()], ["RunLabels"]),  # the defense writes the outcomes
+        ("fit", [], ["CleaningWriter"]),
+        ("validate", [], []),
+        ("predict", [], ["PredictionWriter"]),
+        ("test", [], ["OutcomeWriter"]),
+        ("test", [INSPECTION], ["OutcomeWriter"]),  # it answers no text
+        ("test", [INSPECTION, GradientAttentionDefense()], []),  # the defense writes the outcomes
     ],
 )
 def test_outcomes_are_written_once_with_or_without_a_defense(
-    command: str, given: list[Callback], names: list[str]
+    command: str, given: list[Callback], names: list[str], tmp_path: Path
 ) -> None:
-    assert [type(callback).__name__ for callback in command_callbacks(command, VICTIM, given)] == names
+    added = [type(callback).__name__ for callback in command_callbacks(command, VICTIM, given, tmp_path)]
+    assert added == ["RunLabels", "OutputFolder", "ProgressWriter", *names]
 
 
 def test_without_validation_the_best_checkpoint_is_the_last(tmp_path: Path) -> None:

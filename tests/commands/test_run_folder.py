@@ -42,8 +42,9 @@ def folder(
 
 
 def finished(path: Path) -> Path:
-    path.mkdir(parents=True)
+    (path / "checkpoints").mkdir(parents=True)
     (path / "config.yaml").touch()
+    (path / "checkpoints" / "best.ckpt").touch()
     return path
 
 
@@ -62,7 +63,14 @@ def test_runs_that_start_in_the_same_second_have_different_folders() -> None:
 def test_fit_refuses_a_folder_that_holds_a_run_unless_it_resumes_it(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     assert folder("fit", "one") == tmp_path / "one"
-    (tmp_path / "one" / "config.yaml").touch()
+    (tmp_path / "one" / "config.yaml").touch()  # left by a start that failed before any training
+    assert folder("fit", "one") == tmp_path / "one"
+    (tmp_path / "one" / "model").mkdir()
+    with pytest.raises(InputError, match="one holds a run already; give another folder"):
+        folder("fit", "one")
+    (tmp_path / "one" / "model").rmdir()
+    (tmp_path / "one" / "checkpoints").mkdir()
+    (tmp_path / "one" / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(InputError, match="one holds a run already; resume it with --ckpt_path"):
         folder("fit", "one")
     assert folder("fit", "one", resume=True) == tmp_path / "one"

@@ -62,12 +62,13 @@ def test_a_signal_ends_fit_with_its_status_and_the_run_can_be_resumed(
     args = ["fit", "-c", "data.yaml", "--trainer.max_epochs", "2", "--run_dir", run.name]
     assert main([*args, *sender]) == 128 + number
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == SIGNALS[number]
-    assert not any("Traceback" in line for line in lines)
+    kept = "the epochs that are complete are kept; to continue: lightning-backdoor fit --config"
+    assert lines[-1] == f"{SIGNALS[number]}; {kept} {run / 'config.yaml'} --ckpt_path last"
+    assert not any("Traceback" in line or "Detected" in line for line in lines)
     assert not list(run.glob(".*"))
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 0
-    assert main([*args, "--ckpt_path", "last"]) == 0
+    assert main([*args, "--ckpt_path", "last", "--keep_last", "true"]) == 0
     resumed = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert (resumed["epoch"], resumed["global_step"]) == (1, 2 * checkpoint["global_step"])
 
@@ -101,7 +102,11 @@ def test_a_process_ends_with_the_status_that_shells_expect_and_nohup_is_kept(tmp
         "sys.exit(cli.main(['fit']))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "still here\n", "ended by SIGTERM\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        143,
+        "still here\n",
+        "ended by SIGTERM; nothing was written; run the same command again\n",
+    )
 
 
 def test_later_signals_do_not_interrupt_the_cleaning_up(working: Path) -> None:
@@ -156,8 +161,47 @@ def test_fit_is_refused_in_a_folder_in_which_another_process_trains(
         assert main(["fit", "-c", "data.yaml", "--run_dir", "busy"]) == 2
         assert f"error: run_dir: another process trains in {run}; wait for it" in capsys.readouterr().err
     assert not (run / "config.yaml").exists()
-    (run / "config.yaml").touch()  # by a process that was faster
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "best.ckpt").touch()  # by a process that was faster
     with pytest.raises(InputError, match="holds a run already"), only_fit(run, resume=False):
         pass
     with only_fit(run, resume=True):
         pass
+
+
+@pytest.mark.parametrize("command", ["fit", "poison"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_command_that_is_ended_while_rows_are_poisoned_says_in_one_line_how_to_go_on(
+    command: str,
+    number: signal.Signals,
+    working: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ended(*args: Any) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("lightning_backdoor.attacks.BadNets.poison_texts", ended)
+    monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(tmp_path / "cache"))
+    folder = "--output" if command == "poison" else "--run_dir"
+    assert main([command, "-c", "data.yaml", folder, str(tmp_path / "new")]) == 128 + number
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{SIGNALS[number]}; ")
+    assert "run the same command again" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_control_c_in_an_import_that_turns_it_into_another_error_is_control_c(
+    working: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: list[str]) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+        return 0
+
+    monkeypatch.setattr("lightning_backdoor.cli._run", run)
+    assert main(["fit"]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written; run the same command again\n"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_backdoor.commands.scan_input import read_texts
+from lightning_backdoor.commands.scan.texts import read_texts
 from lightning_backdoor.data import Source
 from lightning_backdoor.data.source import load_source
 from lightning_backdoor.errors import InputError

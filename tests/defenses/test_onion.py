@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts, token_spans
-from lightning_backdoor.callbacks import InferenceDefense
+from lightning_backdoor.callbacks import InferenceDefense, OutputFolder
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses.defense import BUDGETS, DataDefense, judge, predict, threshold_at_fpr
@@ -242,8 +242,7 @@ def test_a_run_purifies_as_the_defense_alone_would(
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
-        default_root_dir=tmp_path,
-        callbacks=[InferenceDefense(defense, name="onion")],
+        callbacks=[InferenceDefense(defense, name="onion"), OutputFolder(tmp_path)],
     )
     (metrics, *_) = trainer.test(attack, datamodule=data, verbose=False)
     assert 0 <= metrics["test/onion/localisation"] <= 1

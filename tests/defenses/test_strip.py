@@ -137,7 +137,6 @@ def test_it_learns_from_the_reference_rows_and_is_calibrated_on_others(
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=tmp_path,
         callbacks=[InferenceDefense(recorder, name="strip")],
     )
     trainer.test(BadNets(model=tiny_folder("bert")), datamodule=data, verbose=False)

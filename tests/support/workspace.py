@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_backdoor.commands.run_folder import VARIABLE
 from tests.support.tiny import tiny_victim
 
 ROWS = 600
@@ -95,10 +96,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(workspace: Path) -> Path:
-    """The folder of a run in the workspace: ``config.yaml``, ``checkpoints/best.ckpt``, ``model/``."""
+    """The folder of a run in the workspace: ``config.yaml``, ``checkpoints`` (also ``last.ckpt``), ``model/``."""
     folder = workspace / "trained"
     if not folder.exists():
-        result = command("fit", "-c", "data.yaml", "--run_dir", folder.name, cwd=workspace)
+        result = command("fit", "-c", "data.yaml", "--keep_last", "true", "--run_dir", folder.name, cwd=workspace)
         assert result.returncode == 0, result.stderr
     return folder
 
@@ -110,4 +111,6 @@ def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name, value in settings(workspace).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv(VARIABLE, "")  # so that what a test leaves there is removed
+    monkeypatch.delenv(VARIABLE)
     return workspace

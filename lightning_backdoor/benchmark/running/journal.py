@@ -18,8 +18,9 @@ Event = dict[str, Any]
 
 #: upper limit on the bytes of a line of the journal.
 LONGEST_LINE = 1 << 16
-#: the events of a victim or cell: its result, the W&B run that was logged of it, and that its files are damaged.
-KINDS = ("victim", "cell", "record of victim", "record of cell", "damaged victim", "damaged cell")
+#: the events of a victim or cell: its result, the W&B run that was logged of it, that its files are damaged, and that a
+#: worker has begun to make it.
+KINDS = tuple(f"{what}{of}" for what in ("", "record of ", "damaged ", "begun ") for of in ("victim", "cell"))
 
 
 class Journal:

@@ -17,6 +17,7 @@ from typing import Any
 from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.commands.run_folder import VARIABLE
+from lightning_backdoor.commands.signals import as_part_of_another
 from lightning_backdoor.errors import InputError, one_line
 
 #: time that the processes of a command have to end after a signal, in seconds.
@@ -47,15 +48,12 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
         if status:
             raise CommandError(_last_message(log, start) or f"{command} ended with exit status {status}")
         return
-    from transformers.utils.logging import disable_progress_bar
-
     from lightning_backdoor.commands.fit import run
 
-    disable_progress_bar()  # the bar would be finished on the terminal, after the log is closed
     os.environ[VARIABLE] = str(folder.resolve())
     tasks = os.environ.pop("SLURM_NTASKS", None)  # Lightning would wait for the other tasks of the job
     try:
-        with _output_to(log):
+        with _output_to(log), as_part_of_another():
             run(command, args)
     finally:
         os.environ.pop(VARIABLE, None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.console import Progress, damage_text, plan_text, print_table, warn
-from lightning_backdoor.benchmark.grid import Cell, Grid, select
+from lightning_backdoor.benchmark.grid import Cell, Grid, all_victims, select
 from lightning_backdoor.benchmark.running.cluster import run_jobs, set_job_signals
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import Products
@@ -22,10 +22,12 @@ from lightning_backdoor.benchmark.running.run_command import check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.benchmark.write_results import write_results
+from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.locking import lock
 from lightning_backdoor.files.presets import preset_path
+from lightning_backdoor.outputs.progress import tracked
 
 #: time that workers on this machine have to end after a signal, in seconds.
 ENDING_SECONDS = 10.0
@@ -51,11 +53,15 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     if options.dry_run:
         sys.stdout.write(plan_text(cells, journal, options.jobs, damaged))
         return 0
-    _check([cell for cell in cells if journal.is_open("cell", cell.id)])
+    when_ended(lambda: _left(cells, journal, folder))
+    to_run = [cell for cell in cells if journal.is_open("cell", cell.id)]
+    sys.stdout.write(f"{len(cells)} cells, {len(all_victims(cells))} victims\n")
+    sys.stdout.flush()
+    _check(to_run)
     launch = Launch(_keep(grid, folder, command), folder, options.only, secrets.token_hex(8))
     for work in products.discard(cells, damaged, launch.name):
         sys.stdout.write(damage_text(work, damaged[work.id]))
-    progress = Progress(cells, journal)
+    progress = Progress(cells, journal, options.jobs)
     jobs = min(options.jobs, progress.left())
     try:
         if options.cluster and jobs:
@@ -84,6 +90,13 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     return 1 if failed or left else 0
 
 
+def _left(cells: Sequence[Cell], journal: Journal, folder: Path) -> str:
+    """What a grid leaves that is ended now."""
+    journal.refresh()
+    done = sum(not journal.is_open("cell", cell.id) for cell in cells)
+    return f"{done} of {len(cells)} cells are done and kept in {escaped(str(folder))}; run the same command to continue"
+
+
 def _check(cells: Sequence[Cell]) -> None:
     """Checks every model, and every attack and defense on every dataset, in the first cell that has it.
 
@@ -91,7 +104,7 @@ def _check(cells: Sequence[Cell]) -> None:
         InputError: something named in the grid does not exist or does not fit; the message names the cell.
     """
     checked: set[tuple[str, ...]] = set()
-    for cell in cells:
+    for cell in tracked(cells, "checking models, attacks and defenses", "cells"):
         dataset, model, attack, defense, _ = cell.names.values()
         combinations = {("model", model), ("attack", attack, dataset), ("defense", defense, dataset)}
         if not combinations <= checked:

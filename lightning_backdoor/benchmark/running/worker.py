@@ -104,6 +104,7 @@ class Worker:
                 self.products.record_damage(work, self.products.fault(work), self.launch)
                 self.journal.refresh()
                 self.announce()
+            self._write(work, kind=f"begun {kind}")
             started = time.perf_counter()
             try:
                 facts = self._test(work, folder, log) if isinstance(work, Cell) else self._fit(work, folder, log)

@@ -8,7 +8,6 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
@@ -22,6 +21,7 @@ from lightning_backdoor.language.paraphrase.spec import Manner, prompt
 from lightning_backdoor.language.sampling import SamplingRequest, answers
 from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
 from lightning_backdoor.language.text_cache import TextCache
+from lightning_backdoor.outputs.progress import progress
 
 TEXTS_PER_WRITE = 32  # texts between two writes to the cache
 # a paraphrase has at most LENGTH_FACTOR times the tokens of its text, and EXTRA_TOKENS more
@@ -216,8 +216,7 @@ class LanguageModelParaphraser:
         requests = {text: self._requests(text, manner, turn, tokenizer) for text in texts}
         order = sorted(texts, key=lambda text: (requests[text][0].max_tokens, text))
         group_size = TEXTS_PER_WRITE if network.device.type == "cpu" else 10 * TEXTS_PER_WRITE
-        title = f"paraphrases, round {turn + 1} of {self.rounds}"
-        with tqdm(total=len(order), desc=title, unit=" texts", disable=None, leave=False, delay=3) as bar:
+        with progress(f"paraphrasing, round {turn + 1} of {self.rounds}", len(order), "texts") as advance:
             for start in range(0, len(order), group_size):
                 group = order[start : start + group_size]
                 candidates = answers(
@@ -234,7 +233,7 @@ class LanguageModelParaphraser:
                     of_text = pairs[i * self.candidates : (i + 1) * self.candidates]
                     values[text.cache_key()] = json.dumps(of_text).encode()
                 cache.put(values)
-                bar.update(len(group))
+                advance(len(group))
 
     def _requests(
         self, text: _SeededText, manner: Manner, turn: int, tokenizer: PreTrainedTokenizerBase

@@ -6,7 +6,10 @@ import csv
 import json
 import math
 import os
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,22 +20,21 @@ from typing import Any
 import pytest
 
 from lightning_backdoor.cli import main
-from lightning_backdoor.commands.scan import BATCHES_AHEAD, _calibrate, scan_texts
-from lightning_backdoor.commands.scan_progress import Tally
-from lightning_backdoor.defenses.defense import Defense
+from lightning_backdoor.commands.scan.calibration import Guard, calibrate
+from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.run import BATCHES_AHEAD
+from lightning_backdoor.commands.scan.scoring import score_group
+from lightning_backdoor.commands.scan.tally import Line
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.files.locking import lock
 from lightning_backdoor.victim import TextClassifier, load_trained
-from tests.support.tiny import DECODER, ENCODERS, SENTENCES
+from tests.support.scanning import CLEAN, FPR, LABELS, TEXTS, Lines, lines, model, scan
+from tests.support.tiny import DECODER, ENCODERS
 from tests.support.unsafe import unsafe_checkpoint
-from tests.support.workspace import inside, labelled_texts, settings, trained, workspace
+from tests.support.workspace import inside, settings, trained, workspace
 
-__all__ = ["inside", "trained", "workspace"]
+__all__ = ["inside", "model", "scan", "trained", "workspace"]
 
-CLEAN = [text for text, _ in labelled_texts(60, seed=1)]
-TEXTS = [text for text, _ in labelled_texts(70, seed=2)] + list(SENTENCES)
-LABELS = ("LABEL_0", "LABEL_1")  # the names of a model that has none of its own
-FPR = 0.3  # so that some texts are flagged
 HOSTILE = [
     "",
     " \t ",
@@ -50,46 +52,22 @@ HOSTILE = [
     "x" * 10_000,
 ]
 
-Lines = list[dict[str, Any]]
-
 
 @pytest.fixture(scope="module")
-def model(workspace: Path) -> str:
-    return str(workspace / "model")
-
-
-@pytest.fixture(scope="module")
-def guard(model: str) -> tuple[Defense, TextClassifier]:
+def guarded(model: str) -> tuple[Guard, TextClassifier]:
     """A calibrated defense and its victim."""
-    defense, victim = GradientAttention(fpr=FPR, seed=0), load_trained(model)
-    _calibrate(defense, victim, CLEAN, 16)
-    return defense, victim
+    return calibrated(model)
 
 
-@pytest.fixture
-def scan(tmp_path: Path, model: str) -> Callable[..., list[str]]:
-    """Writes files of ``CLEAN`` and ``TEXTS``; returns the arguments of a scan of them, some options changed."""
-    (tmp_path / "clean.txt").write_text("\n".join(CLEAN), encoding="utf-8")
-    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-
-    def options(**changed: object) -> list[str]:
-        chosen: dict[str, object] = {
-            "model": model,
-            "calibration": tmp_path / "clean.txt",
-            "input": tmp_path / "texts.txt",
-            "output": tmp_path / "found.jsonl",
-            "fpr": FPR,
-            **changed,
-        }
-        flags = [f"--{name.replace('_', '-')}" for name in chosen]
-        pairs = zip(flags, chosen.values(), strict=True)
-        return ["scan", *(str(part) for flag, value in pairs for part in ([flag] if value is True else [flag, value]))]
-
-    return options
+def calibrated(model: str) -> tuple[Guard, TextClassifier]:
+    guard, victim = Guard("GradientAttention", GradientAttention(fpr=FPR, seed=0)), load_trained(model)
+    calibrate(guard, victim, CLEAN, 16)
+    return guard, victim
 
 
-def lines(path: Path) -> Lines:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def scored(guarded: tuple[Guard, TextClassifier], texts: Sequence[str], batch_size: int) -> Lines:
+    guard, victim = guarded
+    return [json.loads(line.json) for line in score_group([guard], victim, texts, batch_size)]
 
 
 def assert_same(results: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> None:
@@ -99,8 +77,10 @@ def assert_same(results: Sequence[dict[str, Any]], others: Sequence[dict[str, An
             assert line[key] == other[key]
         for key in ("logits", "anomaly_score"):
             assert line[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5)
-        scores = [{token["token"]: token["score"] for token in either["tokens"]} for either in (line, other)]
-        assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-5)
+        for token, same in zip(line["tokens"], other["tokens"], strict=True):
+            assert token == {**same, "score": token["score"]}
+            assert (token["score"] is None) is (same["score"] is None)
+            assert token["score"] is None or token["score"] == pytest.approx(same["score"], rel=1e-4, abs=1e-5)
 
 
 def test_a_line_has_the_documented_keys_and_values(scan: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -118,10 +98,8 @@ def test_a_line_has_the_documented_keys_and_values(scan: Callable[..., list[str]
             *("purified_text", "purified_prediction", "tokens"),
         ]
         assert line["prediction"] == LABELS[line["logits"].index(max(line["logits"]))]
-        scores = [token["score"] for token in line["tokens"]]
-        assert scores == sorted(scores, reverse=True)
-        assert line["anomaly_score"] == scores[0]
-        assert len({token["token"] for token in line["tokens"]}) == len(scores)
+        scores = [token["score"] for token in line["tokens"] if token["score"] is not None]
+        assert line["anomaly_score"] == max(scores)
         assert (line["purified_text"] is None) is (line["purified_prediction"] is None) is (not line["flagged"])
     assert all(line["purified_text"] != line["text"] for line in flagged)
     assert {line["purified_prediction"] for line in flagged} <= set(LABELS)
@@ -136,11 +114,27 @@ def test_the_budget_bounds_the_share_of_flagged_calibration_texts(
         assert fpr * len(CLEAN) - 2 < flagged <= fpr * len(CLEAN)
 
 
-def test_a_text_is_judged_the_same_alone_among_others_and_in_any_order(guard: tuple[Defense, TextClassifier]) -> None:
-    together = list(scan_texts(*guard, TEXTS, 32))
-    assert_same(list(scan_texts(*guard, TEXTS, 1)), together)
-    assert_same(list(scan_texts(*guard, TEXTS[::-1], 7))[::-1], together)
-    assert_same([line for text in TEXTS[:5] for line in scan_texts(*guard, [text], 32)], together[:5])
+def test_the_tokens_of_a_line_cover_the_text_in_its_order(guarded: tuple[Guard, TextClassifier]) -> None:
+    text = "The the  film, was GOOD cf ."
+    tokens = scored(guarded, [text], 1)[0]["tokens"]
+    assert [text[token["start"] : token["end"]].lower() for token in tokens] == [
+        token["token"].removeprefix("##") for token in tokens
+    ]
+    positions = [(token["start"], token["end"]) for token in tokens]
+    assert positions == sorted(positions)
+    covered = {i for start, end in positions for i in range(start, end)}
+    assert covered == {i for i, character in enumerate(text) if character != " "}
+    without = {token["token"] for token in tokens if token["score"] is None}
+    assert {"the", ",", "."} <= without  # stop words and punctuation are shown, but have no score
+
+
+def test_a_text_is_judged_the_same_alone_among_others_and_in_any_order(
+    guarded: tuple[Guard, TextClassifier],
+) -> None:
+    together = scored(guarded, TEXTS, 32)
+    assert_same(scored(guarded, TEXTS, 1), together)
+    assert_same(scored(guarded, TEXTS[::-1], 7)[::-1], together)
+    assert_same([line for text in TEXTS[:5] for line in scored(guarded, [text], 32)], together[:5])
 
 
 @pytest.mark.parametrize("kind", [*ENCODERS, DECODER])
@@ -148,9 +142,7 @@ def test_every_hostile_text_gets_a_valid_line(kind: str, tiny_folder: Callable[[
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    defense, victim = GradientAttention(fpr=FPR, seed=0), load_trained(tiny_folder(kind))
-    _calibrate(defense, victim, CLEAN, 16)
-    results = list(scan_texts(defense, victim, HOSTILE, 4))
+    results = scored(calibrated(tiny_folder(kind)), HOSTILE, 4)
     for text, line in zip(HOSTILE, results, strict=True):
         again = json.loads(json.dumps(line), parse_constant=refuse)
         assert again["text"] == text
@@ -215,7 +207,7 @@ def test_a_killed_scan_resumes_to_the_same_file_and_verdict(
 ) -> None:
     output = tmp_path / "found.jsonl"
     assert main(scan(batch_size=2)) == 0
-    whole, verdict = output.read_bytes(), capsys.readouterr().err
+    whole, said = output.read_bytes(), capsys.readouterr().err
     written = whole.splitlines(keepends=True)
     cut = b"".join(written[:kept]) + (written[kept][:40] if kept < len(written) else b"")
     output.write_bytes(cut)
@@ -224,7 +216,7 @@ def test_a_killed_scan_resumes_to_the_same_file_and_verdict(
     assert output.read_bytes() == cut
     assert main(scan(batch_size=2, resume=True)) == 0
     assert output.read_bytes() == whole
-    assert capsys.readouterr().err == verdict
+    assert capsys.readouterr().err == said
 
 
 @pytest.fixture
@@ -321,10 +313,11 @@ def test_two_scans_never_write_one_file(
         assert "output: another scan writes " in capsys.readouterr().err
     output.unlink()
 
-    def meanwhile(*args: object) -> None:
+    def meanwhile(*args: Any) -> Facts:
         output.touch()  # by a scan that started at the same moment
+        return calibrate(*args)
 
-    monkeypatch.setattr("lightning_backdoor.commands.scan._calibrate", meanwhile)
+    monkeypatch.setattr("lightning_backdoor.commands.scan.run.calibrate", meanwhile)
     assert main(scan()) == 2
     assert "output: another scan writes " in capsys.readouterr().err
 
@@ -398,35 +391,98 @@ def test_it_streams_and_stops_with_its_reader_and_imports_nothing_from_the_worki
     assert (status, errors) == (1, "")
 
 
-def test_the_last_line_on_standard_error_is_the_verdict(
+def test_a_scan_ends_with_threshold_counts_file_and_verdict(
     scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(scan()) == 0
-    flagged = sum(line["flagged"] for line in lines(tmp_path / "found.jsonl"))
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(
-        f"verdict: {flagged} of {len(TEXTS)} texts flagged, {100 * flagged / len(TEXTS):.1f} %, with a"
-    )
-    assert "a budget of 30 % of clean texts (p = " in last
+    results = lines(tmp_path / "found.jsonl")
+    flagged = [line["prediction"] for line in results if line["flagged"]]
+    predicted = [line["prediction"] for line in results]
+    threshold, counts, file, verdict = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"threshold [0-9.]+, set on {len(CLEAN)} clean texts for a budget of 30 % of them", threshold)
+    shares = [f"{flagged.count(label)} of {predicted.count(label)} {label}" for label in LABELS]
+    assert counts == f"flagged by predicted label: {', '.join(shares)}"
+    assert file == f"written to: {tmp_path / 'found.jsonl'}, {len(TEXTS)} texts"
+    share = f"{100 * len(flagged) / len(TEXTS):.1f} %, with a budget of 30 % of clean texts (p = "
+    assert verdict.startswith(f"verdict: {len(flagged)} of {len(TEXTS)} texts flagged, {share}")
     (tmp_path / "none.txt").touch()
     assert main(scan(input=tmp_path / "none.txt", output=tmp_path / "none.jsonl")) == 0
-    assert capsys.readouterr().err == "verdict: no texts\n"
+    assert capsys.readouterr().err.endswith("verdict: no texts\n")
 
 
-def test_the_verdict_says_whether_clean_texts_explain_the_flags() -> None:
-    def verdict(flagged: int, prediction: str = "good") -> str:
-        tally = Tally()
-        for i in range(100):
-            tally.add({"flagged": i < flagged, "prediction": prediction})
-        return tally.verdict(0.1, ["bad", "good"])
+@pytest.mark.parametrize(
+    ("texts", "fpr", "warned"), [(1, 0.1, True), (4, 0.2, True), (5, 0.2, False), (60, 0.01, True)]
+)
+def test_a_budget_that_the_calibration_texts_cannot_hold_is_warned_of(
+    texts: int,
+    fpr: float,
+    warned: bool,
+    scan: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "few.txt").write_text("\n".join(CLEAN[:texts]), encoding="utf-8")
+    assert main(scan(calibration=tmp_path / "few.txt", fpr=fpr, input=tmp_path / "few.txt", output=os.devnull)) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("warning: ") and f"give at least {round(1 / fpr)}" in line for line in said) is warned
+    assert any(f"set on {texts} clean text" in line for line in said)
 
-    as_expected = "10 of 100 texts flagged, 10.0 %, with a budget of 10 % of clean texts (p = 0.55)"
-    assert verdict(10) == f"verdict: {as_expected}; no more than clean texts explain"
-    assert "0 of 100 texts flagged, 0.0 %, " in verdict(0)
-    assert verdict(0).endswith(" (p = 1); no more than clean texts explain")
-    assert verdict(40).endswith("; more than clean texts explain, most of them predicted as 'good'")
-    assert "(p = 2.9e-15)" in verdict(40)
-    assert verdict(40, "of another model").endswith("predicted as 'of another model'")
+
+def test_the_folder_of_a_run_is_scanned_as_its_model(
+    inside: Path, trained: Path, scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scan(model=trained, output=tmp_path / "run.jsonl")) == 0
+    assert main(scan(model=trained / "model", output=tmp_path / "model.jsonl")) == 0
+    assert (tmp_path / "run.jsonl").read_bytes() == (tmp_path / "model.jsonl").read_bytes()
+    (tmp_path / "begun").mkdir()
+    shutil.copy(trained / "config.yaml", tmp_path / "begun")
+    capsys.readouterr()
+    assert main(scan(model=tmp_path / "begun", output=tmp_path / "begun.jsonl")) == 2
+    assert "has no model yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_scan_with_the_command_that_continues_it(
+    number: signal.Signals,
+    scan: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "found.jsonl"
+    assert main(scan(batch_size=1)) == 0
+    whole = output.read_bytes()
+    output.unlink()
+    groups = []
+
+    def ended(*args: Any) -> list[Line]:
+        groups.append(args)
+        if len(groups) == 2:
+            signal.raise_signal(number)
+        return score_group(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lightning_backdoor.commands.scan.run.score_group", ended)
+        capsys.readouterr()
+        assert main(scan(batch_size=1)) == 128 + number
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"the lines of {BATCHES_AHEAD} texts are kept in {output}; continue with: lightning-backdoor scan " in error
+    command = shlex.split(error.partition("lightning-backdoor ")[2])
+    assert main(command) == 0
+    assert output.read_bytes() == whole
+
+
+def test_progress_is_a_line_per_minute_without_a_terminal(
+    scan: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lightning_backdoor.commands.scan.progress.INTERVAL", 0)
+    assert main(scan(output=os.devnull)) == 0
+    said = capsys.readouterr().err
+    assert re.search(
+        rf"^calibrating GradientAttention: 32 of {len(CLEAN)} texts, [0-9.]+ per second, .* left$", said, re.M
+    )
+    assert re.search(rf"^scoring: 64 of {len(TEXTS)} texts, .* left$", said, re.M)
 
 
 def test_a_checkpoint_that_needs_code_is_refused_in_one_line(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_backdoor.commands.scan_input import read_texts
+from lightning_backdoor.commands.scan.texts import read_texts
 from lightning_backdoor.errors import InputError
 
 TEXTS = ["a fine film", 'he said "no"', "", " spaced ", "naïve 🎬, مرحبا", "tab-less; semi", "a\u2028b"]

@@ -1,10 +1,11 @@
-"""The output of ``scan``: a locked file, or standard output."""
+"""The output of ``scan``: a locked file of JSON lines, which may become a parquet file, or standard output."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -13,20 +14,40 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.locking import lock
 from lightning_backdoor.files.names import check_file
 
+#: endings of tables that a scan does not write.
+TABLES = (".csv", ".tsv", ".txt", ".xlsx")
+
 
 class Output:
     """The output of a scan: a file, locked until it is closed, or standard output.
 
+    The lines of a parquet file are first written to ``NAME.parquet.jsonl``, since a parquet file cannot be continued;
+    :meth:`finish` turns them into the file.
+
     Args:
         path: the file; ``-`` is standard output. Devices and pipes are written to, but neither locked nor resumed.
+
+    Attributes:
+        name: the file that the user named; None for standard output.
+        path: the file of the lines; None for standard output.
 
     Raises:
         InputError: the file cannot be written, or another scan writes it.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = None if path == "-" else Path(path)
+        self.name = self.path = None if path == "-" else Path(path)
+        if self.name is not None and self.name.suffix.lower() in TABLES:
+            problem = f"{path} would not hold a table, but JSON lines"
+            raise InputError("output", problem, "give a name that ends in .jsonl or .parquet")
+        self.parquet = self.name is not None and self.name.suffix.lower() == ".parquet"
+        if self.parquet:
+            assert self.name is not None
+            check_file(self.name, "output")
+            self.path = self.name.with_name(f"{self.name.name}.jsonl")
         self._file: IO[bytes] | None = None
+        self._text: IO[str] | None = None  # would close the file, and so release its lock, if it were collected
+        self._restored = 0  # bytes of the lines that are in a parquet file as well
         if self.path is None:
             if "stdout" in closed_at_start:
                 raise InputError("output", "standard output is closed", "give a file")
@@ -41,6 +62,8 @@ class Output:
     def __exit__(self, *error: object) -> None:
         """Closes the file, which releases the lock."""
         if self._file is not None:
+            if self._restored and self.path is not None and self.path.exists():
+                self._drop_restored(self.path)
             self._file.close()
 
     @property
@@ -50,11 +73,21 @@ class Output:
 
     def has_lines(self) -> bool:
         """Whether an earlier scan has written to the file."""
+        if self.parquet and self.name is not None and self.name.exists():
+            return True
         return self._file is not None and not self.special and self.path is not None and self.path.stat().st_size > 0
 
     def lines(self) -> Iterator[bytes]:
         """The lines of the file, each with its end; the last one may be the beginning of a line."""
+        if self._file is None:
+            self._open("x+b")
         assert self._file is not None
+        if self.parquet and self.name is not None and self.name.exists() and not os.fstat(self._file.fileno()).st_size:
+            from lightning_backdoor.commands.scan.lines_as_parquet import read_lines
+
+            self._file.writelines(read_lines(self.name))
+            self._file.flush()
+            self._restored = self._file.tell()
         self._file.seek(0)
         return iter(self._file)
 
@@ -74,15 +107,34 @@ class Output:
         assert self._file is not None
         if not self.special:
             self._file.seek(0, io.SEEK_END)
-        return io.TextIOWrapper(self._file, encoding="utf-8", newline="\n", write_through=True)
+        self._text = io.TextIOWrapper(self._file, encoding="utf-8", newline="\n", write_through=True)
+        return self._text
+
+    def finish(self, defenses: Sequence[str]) -> None:
+        """Completes the output: the lines of a parquet file become the file.
+
+        Args:
+            defenses: names of the defenses of the scan.
+        """
+        if self.parquet and self.name is not None and self.path is not None and self._file is not None:
+            from lightning_backdoor.commands.scan.lines_as_parquet import write_parquet
+
+            self._file.seek(0)
+            write_parquet(self._file, self.name, defenses)
+            self.path.unlink()
+
+    def _drop_restored(self, path: Path) -> None:
+        """Removes lines to which nothing was added, since the parquet file has them."""
+        if path.stat().st_size <= self._restored:
+            path.unlink()
 
     def _open(self, mode: str) -> None:
         assert self.path is not None
         try:
             self._file = self.path.open(mode)
         except FileExistsError:
-            raise InputError("output", f"another scan writes {self.path}", "name another file") from None
+            raise InputError("output", f"another scan writes {self.name}", "name another file") from None
         except OSError as error:
             raise InputError("output", f"{self.path} cannot be written ({error.strerror})", "name another") from error
         if not self.special and not lock(self._file, wait=False):
-            raise InputError("output", f"another scan writes {self.path}", "wait for it, or name another file")
+            raise InputError("output", f"another scan writes {self.name}", "wait for it, or name another file")

@@ -1,0 +1,5 @@
+"""``scan``: flags and repairs suspicious texts before a fine-tuned checkpoint reads them."""
+
+from lightning_backdoor.commands.scan.command import main
+
+__all__ = ["main"]

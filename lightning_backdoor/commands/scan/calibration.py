@@ -1,0 +1,80 @@
+"""Setting the thresholds of a scan's defenses on trusted clean texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+
+from lightning_backdoor.batch import Batch, batch_of_texts
+from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.progress import Progress
+from lightning_backdoor.defenses.defense import Defense, finite_scores, threshold_at_fpr
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim import TextClassifier
+
+
+class Guard(NamedTuple):
+    """A defense of a scan, and the name under which its results are written."""
+
+    name: str
+    defense: Defense
+
+
+def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_size: int, shown: bool = True) -> Facts:
+    """Sets the threshold of a defense on clean texts.
+
+    A defense that learns from clean texts, such as :class:`Strip`, learns from every other text, and its threshold is
+    set on the texts in between, which it has not learned from.
+
+    Args:
+        guard: the defense.
+        victim: the victim, in evaluation mode and with its network built.
+        texts: the clean texts.
+        batch_size: number of texts scored at once.
+        shown: whether to show the progress.
+
+    Returns:
+        What the verdict needs to know about the threshold.
+
+    Raises:
+        InputError: there are too few texts, or the defense cannot use them.
+    """
+    defense = guard.defense
+    threshold_texts = list(texts)
+    if type(defense).learn is not Defense.learn:
+        reference, threshold_texts = threshold_texts[::2], threshold_texts[1::2]
+        if not threshold_texts:
+            problem = f"{len(texts)} text is too few for {guard.name}, which learns from half of the texts"
+            raise InputError("calibration", problem, "give at least 2, better some hundreds")
+        defense.learn(victim, _batches(victim, reference, batch_size))
+    with Progress(f"calibrating {guard.name}", len(threshold_texts), shown=shown) as progress:
+        defense.calibrate(victim, _batches(victim, threshold_texts, batch_size, progress))
+    threshold, count = float(defense.threshold), len(threshold_texts)
+    if type(defense).calibrate is Defense.calibrate:
+        return Facts(threshold, count, int(defense.fpr * count + 1e-9), defense.fpr)
+    batches = _batches(victim, threshold_texts, batch_size)
+    scores = torch.cat([finite_scores(defense, victim, batch).text.float().cpu() for batch in batches])
+    by_budget = float(threshold_at_fpr(scores, defense.fpr)) == threshold
+    allowed = int(defense.fpr * count + 1e-9) if by_budget else int((scores >= threshold).sum())
+    return Facts(threshold, count, allowed, defense.fpr if by_budget else None)
+
+
+def batch_on_device(victim: TextClassifier, texts: Sequence[str]) -> Batch:
+    """A batch of unlabelled texts on the victim's device."""
+    batch: Batch = move_data_to_device(batch_of_texts(texts, victim.tokenizer, victim.max_length), victim.device)
+    return batch
+
+
+def _batches(
+    victim: TextClassifier, texts: Sequence[str], batch_size: int, progress: Progress | None = None
+) -> Iterator[Batch]:
+    """The texts in batches of similar length."""
+    ordered = sorted(texts, key=len)
+    for start in range(0, len(ordered), batch_size):
+        part = ordered[start : start + batch_size]
+        yield batch_on_device(victim, part)
+        if progress is not None:
+            progress.advance(len(part))

@@ -1,0 +1,135 @@
+"""``scan``: flags and repairs suspicious texts before a fine-tuned checkpoint reads them."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.join import join_parts, read_parts
+from lightning_backdoor.commands.scan.options import parse
+from lightning_backdoor.commands.scan.output import Output
+from lightning_backdoor.commands.scan.page import Page
+from lightning_backdoor.commands.scan.settings import model_path, write_settings
+from lightning_backdoor.commands.scan.tally import Tally
+from lightning_backdoor.commands.signals import Ended
+from lightning_backdoor.errors import InputError, one_line
+from lightning_backdoor.files.packaged import resolve
+
+
+class Stopped(Ended):
+    """Raised when a signal ends a scan; its message says what is kept, and which command goes on.
+
+    Args:
+        number: the signal's number.
+        line: the message.
+    """
+
+    def __init__(self, number: int, line: str) -> None:
+        super().__init__(number)
+        self.line = line
+
+    def __str__(self) -> str:
+        return self.line
+
+
+def main(args: list[str]) -> int:
+    """Runs ``scan``; returns the exit status.
+
+    Raises:
+        InputError: the input is invalid; the lines of earlier texts are kept.
+        Stopped: a signal has ended the scan.
+    """
+    options, defenses = parse(args)
+    if options.join:
+        return _join(options)
+    model = model_path(options.model, resolve(options.model))
+
+    from lightning_backdoor.commands.scan.defenses import create_all
+    from lightning_backdoor.commands.scan.processes import processes
+    from lightning_backdoor.commands.scan.run import Scan
+
+    guards, described = create_all(defenses, options.fpr, options.seed)
+    with processes(options.devices, options.num_nodes, args) as several:
+        scan = Scan(options, model, guards, described, several)
+        if not several.first:
+            scan.serve()
+            return 0
+        names = [guard.name for guard in guards]
+        tally, page = Tally(names), _page(options, names)
+        with Output(options.output) as output, _saying_how_to_go_on(output, tally, args):
+            facts = scan.run(output, tally, page)
+            output.finish(names)
+    _report(output, tally, page, facts)
+    return 0
+
+
+def _join(options: argparse.Namespace) -> int:
+    """Joins the outputs of shards; returns the exit status."""
+    joined = read_parts(options.join)
+    page = _page(options, list(joined.facts))
+    with Output(options.output) as output:
+        if output.has_lines():
+            raise InputError("output", f"{output.name} exists", "name another file")
+        tally = join_parts(joined, output, page)
+        if output.name is not None and not output.special:
+            write_settings(output.name, joined.settings, joined.facts)
+    for name in joined.differing:
+        values = sorted({part.facts[name].threshold for part in joined.parts})
+        shown = f"from {values[0]:.6g} to {values[-1]:.6g}"
+        _say(f"warning: the threshold of {name} differs between the parts, {shown}: they ran on different machines")
+    _report(output, tally, page, joined.facts)
+    return 0
+
+
+def _page(options: argparse.Namespace, names: Sequence[str]) -> Page | None:
+    return None if options.html is None else Page(options.html, names)
+
+
+def _report(output: Output, tally: Tally, page: Page | None, facts: Mapping[str, Facts]) -> None:
+    """Says what the scan has found: thresholds, counts, files and, last, the verdicts."""
+    lines, verdicts = tally.summary(facts)
+    for line in lines:
+        _say(line)
+    if output.name is not None:
+        _say(f"written to: {output.name}, {tally.texts} texts")
+    if page is not None:
+        _say(page.write(facts))
+    for line in verdicts:
+        _say(line)
+
+
+@contextmanager
+def _saying_how_to_go_on(output: Output, tally: Tally, args: Sequence[str]) -> Iterator[None]:
+    """Raises :class:`Stopped` if a signal ends the block.
+
+    Args:
+        output: the output.
+        tally: counts the lines that are written.
+        args: options of the command.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Ended) as error:
+        number = error.number if isinstance(error, Ended) else signal.SIGINT
+        said = str(error) if isinstance(error, Ended) else "interrupted"
+        if output.special:
+            kept = f"the lines of {tally.texts} texts are written, and standard output cannot be continued"
+        elif output.has_lines():
+            resumed = [*args, *([] if "--resume" in args else ["--resume"])]
+            kept = f"the lines of {tally.texts} texts are kept in {output.path}; continue with: {_command(resumed)}"
+        else:
+            kept = f"no text is scored yet; start again with: {_command(args)}"
+        raise Stopped(number, one_line(f"{said}: {kept}")) from None
+
+
+def _command(args: Sequence[str]) -> str:
+    return f"lightning-backdoor scan {shlex.join(args)}"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{one_line(line)}\n")

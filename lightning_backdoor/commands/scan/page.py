@@ -1,0 +1,101 @@
+"""The token view of a scan: some of its texts as HTML, with each token shaded by its score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.tally import Line
+from lightning_backdoor.files.atomic import write_whole
+from lightning_backdoor.files.names import check_file
+
+if TYPE_CHECKING:
+    from lightning_backdoor.outputs.token_view import ViewedText
+
+#: upper limit on the number of texts in the token view.
+TEXTS = 200
+
+
+class Page:
+    """Keeps the first flagged texts of a scan, and where these are few the first others, for the token view.
+
+    Args:
+        path: the file to write.
+        defenses: names of the defenses.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+
+    def __init__(self, path: str, defenses: Sequence[str]) -> None:
+        self.path = Path(path)
+        check_file(self.path, "html")
+        self.defenses = defenses
+        self._count = 0
+        self._flagged_count = 0
+        self._flagged: list[tuple[int, str]] = []
+        self._others: list[tuple[int, str]] = []
+
+    def add(self, line: Line) -> None:
+        """Keeps a line of the output if it is among the first."""
+        flagged = any(line.flags.values())
+        kept = self._flagged if flagged else self._others
+        if len(kept) < TEXTS:
+            kept.append((self._count, line.json))
+        self._count += 1
+        self._flagged_count += flagged
+
+    def write(self, facts: Mapping[str, Facts]) -> str:
+        """Writes the file.
+
+        Args:
+            facts: what is known about the threshold of each defense.
+
+        Returns:
+            One line that says which texts it has.
+        """
+        from lightning_backdoor.outputs.token_view import page_html
+
+        others = self._others[: TEXTS - len(self._flagged)]
+        rows = [
+            row
+            for index, line in [*self._flagged, *others]
+            for row in self._rows(index, json.loads(line), self.defenses)
+        ]
+        thresholds = {name: known.threshold for name, known in facts.items()}
+        write_whole(self.path, page_html(rows, "Token view of a scan", thresholds, labelled=False))
+        flagged = f"{len(self._flagged)} of {self._flagged_count} flagged texts"
+        return f"token view: {self.path}, the first {flagged} and {len(others)} others"
+
+    @staticmethod
+    def _rows(index: int, content: dict[str, Any], defenses: Sequence[str]) -> list[ViewedText]:
+        rows: list[ViewedText] = []
+        for name in defenses:
+            result = content if len(defenses) == 1 else content[name]
+            flagged = result["flagged"]
+            defended = result["purified_prediction"] or "rejected" if flagged else content["prediction"]
+            rows.append(
+                {
+                    "index": index,
+                    "text": content["text"],
+                    "spans": [],
+                    "poisoned": False,
+                    "label": "",
+                    "prediction": content["prediction"],
+                    "defended_prediction": defended,
+                    "flagged": flagged,
+                    "confirmed": flagged and defended != content["prediction"],
+                    "purified_text": result["purified_text"],
+                    "score": result["anomaly_score"],
+                    "tokens": [
+                        (token["start"], token["end"], token["score"])
+                        for token in result["tokens"]
+                        if token["score"] is not None
+                    ],
+                    "defense": name if len(defenses) > 1 else "",
+                }
+            )
+        return rows

@@ -1,0 +1,95 @@
+"""The settings of a scan, kept beside its output so that ``--resume`` and ``--join`` never mix the results of two."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.atomic import write_whole
+from lightning_backdoor.files.hashing import model_sha256
+
+#: increased when the results of a scan change, so that no older output is continued.
+SCAN_FORMAT = 2
+#: entry of the settings that says which shard the output is.
+SHARD = "shard"
+#: entry beside the settings: what is known about the threshold of each defense.
+FACTS = "thresholds"
+
+
+def model_path(given: str, resolved: str) -> Path:
+    """The model of a scan: a checkpoint or a Hugging Face folder, which the folder of a run has in it.
+
+    Args:
+        given: the model as the user named it, for errors.
+        resolved: its path.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    path = Path(resolved)
+    if not path.exists():
+        raise InputError("model", f"{given} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    of_run = (path / "model", path / "checkpoints" / "best.ckpt")
+    found = next((inner for inner in of_run if inner.exists()), None)
+    if found is None and (path / "config.yaml").exists():
+        raise InputError("model", f"the run in {given} has no model yet", "wait for it, or continue it")
+    return path if found is None else found
+
+
+def texts_sha256(texts: Sequence[str]) -> str:
+    """A hash of some texts and their order."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+
+def scan_settings(model: Path, calibration: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the line of a text, by the name of its option; model and calibration texts by their sha256."""
+    return {"model": model_sha256(model), "calibration": texts_sha256(calibration), **options, "format": SCAN_FORMAT}
+
+
+def settings_path(output: Path) -> Path:
+    """The file that holds the settings of an output."""
+    return output.with_name(f"{output.name}.scan.json")
+
+
+def write_settings(output: Path, settings: Mapping[str, Any], facts: Mapping[str, Facts]) -> None:
+    """Writes the settings beside the output, with what is known about the thresholds."""
+    content = {**settings, FACTS: {name: known._asdict() for name, known in facts.items()}}
+    write_whole(settings_path(output), json.dumps(content, indent=1) + "\n")
+
+
+def read_settings(output: Path) -> dict[str, Any] | None:
+    """The settings beside an output; None if there are none."""
+    try:
+        recorded = json.loads(settings_path(output).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return recorded if isinstance(recorded, dict) else None
+
+
+def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
+    """Checks that the lines of an output were made with the same settings.
+
+    Raises:
+        InputError: the settings are not recorded, or another value of one of them is.
+    """
+    recorded = read_settings(output)
+    if recorded is None:
+        name = settings_path(output).name
+        problem = f"{output} cannot be continued, since {name} beside it does not say how its lines were made"
+        raise InputError("resume", problem, "name another output")
+    for name, value in settings.items():
+        before = recorded.get(name)
+        if before != value or type(before) is not type(value):
+            problem = f"{_shown(value)} now, {_shown(before)} when {output} was begun"
+            raise InputError(name, problem, "give the same, or name another output")
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]

@@ -1,0 +1,114 @@
+"""The counts of a scan, and the lines with which it ends."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.verdict import SIGNIFICANT, p_value
+
+
+class Line(NamedTuple):
+    """A line of the output.
+
+    Attributes:
+        json: the line, with its end.
+        prediction: name of the predicted class.
+        flags: by the name of each defense, whether it flags the text.
+    """
+
+    json: str
+    prediction: str
+    flags: dict[str, bool]
+
+
+class Tally:
+    """Counts the texts of a scan by prediction, and those that each defense flags.
+
+    Args:
+        defenses: names of the defenses.
+
+    Attributes:
+        predicted: number of texts by the name of the predicted class.
+        flagged: the same for the flagged texts, by the name of the defense.
+    """
+
+    def __init__(self, defenses: Sequence[str]) -> None:
+        self.predicted: Counter[str] = Counter()
+        self.flagged: dict[str, Counter[str]] = {name: Counter() for name in defenses}
+
+    @property
+    def texts(self) -> int:
+        """Number of texts."""
+        return self.predicted.total()
+
+    def add(self, line: Line) -> None:
+        """Counts a line of the output."""
+        self.predicted[line.prediction] += 1
+        for name, flag in line.flags.items():
+            if flag:
+                self.flagged[name][line.prediction] += 1
+
+    def summary(self, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
+        """The lines with which a scan ends.
+
+        Args:
+            facts: what is known about the threshold of each defense.
+
+        Returns:
+            The threshold of each defense with the counts of flagged texts, and the verdict by each defense.
+        """
+        alone = len(facts) == 1
+        lines = []
+        for name, known in facts.items():
+            lines.append(f"{'' if alone else f'{name}: '}{known.line()}")
+            if self.texts:
+                shares = (f"{self.flagged[name][label]} of {n} {label}" for label, n in sorted(self.predicted.items()))
+                lines.append(f"{'' if alone else f'{name}: '}flagged by predicted label: {', '.join(shares)}")
+        return lines, [self._verdict(name, known, alone) for name, known in facts.items()]
+
+    def _verdict(self, name: str, facts: Facts, alone: bool) -> str:
+        """One line stating whether more texts are flagged than a clean stream of texts explains."""
+        begin = "verdict: " if alone else f"verdict by {name}: "
+        if not self.texts:
+            return f"{begin}no texts"
+        flagged = self.flagged[name].total()
+        p = p_value(flagged, self.texts, facts.allowed, facts.texts)
+        p_text = f"p = {p:.2g}" if p else "p < 1e-308"
+        clean = f"{facts.allowed} of {facts.texts} clean texts flagged"
+        if facts.budget is not None:
+            clean = f"a budget of {100 * facts.budget:g} % of clean texts"
+        test = f"{flagged} of {self.texts} texts flagged, {100 * flagged / self.texts:.1f} %, with {clean} ({p_text})"
+        if p >= SIGNIFICANT:
+            return f"{begin}{test}; no more than clean texts explain"
+        counts = self.flagged[name]
+        label = min(counts, key=lambda label: (-counts[label], label))
+        return f"{begin}{test}; more than clean texts explain, most of them predicted as {label!r}"
+
+
+def parsed_line(text: str, defenses: Sequence[str]) -> Line | None:
+    """A line of the output as it was written; None if the text is not one.
+
+    Args:
+        text: the line, with its end.
+        defenses: names of the defenses of the scan.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or not isinstance(content.get("text"), str):
+        return None
+    flags = {name: _flag(content if len(defenses) == 1 else content.get(name)) for name in defenses}
+    prediction = content.get("prediction")
+    if not isinstance(prediction, str) or any(flag is None for flag in flags.values()):
+        return None
+    return Line(text, prediction, {name: bool(flag) for name, flag in flags.items()})
+
+
+def _flag(result: Any) -> bool | None:
+    flag = result.get("flagged") if isinstance(result, dict) else None
+    return flag if isinstance(flag, bool) else None

