@@ -158,10 +158,17 @@ def _run(args: list[str]) -> int:
 
 
 def _completion(options: list[str]) -> int:
+    from lightning_backdoor.benchmark import report_command
     from lightning_backdoor.benchmark.command import parser as benchmark
     from lightning_backdoor.commands import completion, poison, scan
 
-    parsers = {"benchmark": benchmark, "poison": poison.parser, "scan": scan.parser, "completion": completion.parser}
+    parsers = {
+        "benchmark": benchmark,
+        "report": report_command.parser,
+        "poison": poison.parser,
+        "scan": scan.parser,
+        "completion": completion.parser,
+    }
     return completion.main(options, COMMANDS, {name: make() for name, make in parsers.items()})
 
 
