@@ -158,17 +158,13 @@ def _run(args: list[str]) -> int:
 
 
 def _completion(options: list[str]) -> int:
-    from lightning_backdoor.benchmark import report_command
     from lightning_backdoor.benchmark.command import parser as benchmark
-    from lightning_backdoor.commands import completion, poison, scan
+    from lightning_backdoor.benchmark.report_command import parser as report
+    from lightning_backdoor.commands import completion, list, poison
+    from lightning_backdoor.commands.scan.options import parser as scan
 
-    parsers = {
-        "benchmark": benchmark,
-        "report": report_command.parser,
-        "poison": poison.parser,
-        "scan": scan.parser,
-        "completion": completion.parser,
-    }
+    parsers = {"benchmark": benchmark, "report": report, "list": list.parser, "poison": poison.parser}
+    parsers |= {"scan": scan, "completion": completion.parser}
     return completion.main(options, COMMANDS, {name: make() for name, make in parsers.items()})
 
 
@@ -193,9 +189,13 @@ def _is_working_directory(path: str) -> bool:
 
 def _interrupted(error: BaseException | None) -> bool:
     """Whether control-C is behind an error: libraries that it interrupts while they are imported raise their own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: list[BaseException] = []  # an error that is raised again may be behind itself
+    while error is not None and error not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _report(line: str, by_all: bool = False) -> None:
