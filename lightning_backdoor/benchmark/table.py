@@ -104,11 +104,13 @@ def _excess_interval(row: ResultRow, control: ResultRow | None) -> ResultRow:
     """The ends of the interval of a row's excess ASR; None where the ASR or the floor has no interval."""
     own, clean = (row["asr_floor"], "asr_floor", row), ((control or {}).get("asr"), "asr", control or {})
     floor, name, source = max((own, clean), key=lambda known: -1 if known[0] is None else known[0])
-    ends = [of.get(f"{column}_{end}") for of, column in ((row, "asr"), (source, name)) for end in ("low", "high")]
+    ends: list[Any] = [
+        of.get(f"{column}_{end}") for of, column in ((row, "asr"), (source, name)) for end in ("low", "high")
+    ]
     if row["excess_asr"] is None or None in ends:
         return {"excess_asr_low": None, "excess_asr_high": None}
-    first, second = (row["asr"], Interval(*ends[:2])), (floor, Interval(*ends[2:]))
-    interval = difference_interval(row["excess_asr"], first, second)
+    asr, of_floor = (Interval(float(low), float(high)) for low, high in (ends[:2], ends[2:]))
+    interval = difference_interval(row["excess_asr"], (row["asr"], asr), (floor, of_floor))
     return {"excess_asr_low": interval.low, "excess_asr_high": interval.high}
 
 

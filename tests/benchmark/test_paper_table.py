@@ -59,7 +59,10 @@ def check_latex(table: str) -> list[list[str]]:
     assert depth == 0
     opened: list[str] = []
     for kind, environment in re.findall(r"\\(begin|end)\{(\w+)\}", bare):
-        assert environment == (opened.append(environment) or environment if kind == "begin" else opened.pop())
+        if kind == "begin":
+            opened.append(environment)
+        else:
+            assert environment == opened.pop()
     assert not opened
     columns = len(re.search(r"\\begin\{tabular\}\{([lr]+)\}", bare)[1])  # type: ignore[index]
     rows = [line for line in bare.splitlines() if line.endswith(r" \\")]

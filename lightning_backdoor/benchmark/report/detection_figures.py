@@ -87,7 +87,8 @@ def histogram(outcomes: Sequence[Outcome]) -> Figure:
     scores = np.concatenate(sides)
     low, high = np.quantile(scores, [CLIPPED, 1 - CLIPPED]) if len(scores) else (0.0, 1.0)
     scale = _scale(np.clip(scores, low, high))
-    edges = np.linspace(*_scaled(np.array([low, high if high > low else low + 1]), scale), BINS + 1)
+    ends = _scaled(np.array([low, high if high > low else low + 1]), scale)
+    edges = np.linspace(ends[0], ends[1], BINS + 1)
     middles = (edges[1:] + edges[:-1]) / 2
     traces = []
     for name, colour, pattern, side in zip(("clean", "poisoned"), COLOURS, ("", "/"), sides, strict=False):
@@ -143,11 +144,16 @@ def _roc_traces(defense: str, curves: Sequence[Curve], style: Style, interval: I
         around = {"x": _rounded([*x, *x[::-1]]), "y": _rounded(np.clip([*(y + spread), *(y - spread)[::-1]], 0, 1))}
         band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": f"{style.colour}26"}
         traces.append({**common, **around, **band, "hoverinfo": "skip", "showlegend": False})
-    curve = {"mode": "lines", "line": {"color": style.colour, "dash": style.dash, "width": 2}, "showlegend": True}
-    mark = {"mode": "markers", "marker": {"color": style.colour, "symbol": style.symbol, "size": MARK}}
-    threshold = [[statistics.mean(values)] for values in zip(*(curve.threshold for curve in curves), strict=True)]
-    drawn = ((curve, x, y, ""), ({**mark, "showlegend": False}, *threshold, ", threshold"))
-    for look, across, up, what in drawn:
+    curve: Figure = {
+        "mode": "lines",
+        "line": {"color": style.colour, "dash": style.dash, "width": 2},
+        "showlegend": True,
+    }
+    mark: Figure = {"mode": "markers", "marker": {"color": style.colour, "symbol": style.symbol, "size": MARK}}
+    threshold = ([statistics.mean(of_curves)] for of_curves in zip(*(c.threshold for c in curves), strict=True))
+    mark["showlegend"] = False
+    fpr, tpr = threshold
+    for look, across, up, what in ((curve, x, y, ""), (mark, fpr, tpr, ", threshold")):
         over = "" if len(curves) == 1 else f", mean of {len(curves)} seeds"
         hover = f"{label(defense)}{what}{over}<br>FPR %{{x:.3f}}, TPR %{{y:.3f}}<extra></extra>"
         traces.append({**common, **look, "x": _rounded(across), "y": _rounded(up), "hovertemplate": hover})

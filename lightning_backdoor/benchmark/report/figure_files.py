@@ -126,8 +126,8 @@ def _scatter(axes: Axes, trace: Figure) -> None:
     axes.plot(x, y, **drawn)
     for side in "xy":
         if bars := trace.get(f"error_{side}"):
-            ends = {f"{side}err": [bars["arrayminus"], bars["array"]]}
-            axes.errorbar(x, y, **ends, fmt="none", ecolor=bars["color"], elinewidth=bars["thickness"] * POINT)
+            ends: dict[str, Any] = {f"{side}err": [bars["arrayminus"], bars["array"]], "fmt": "none"}
+            axes.errorbar(x, y, **ends, ecolor=bars["color"], elinewidth=bars["thickness"] * POINT)
 
 
 def _bars(axes: Axes, trace: Figure) -> None:
@@ -164,7 +164,7 @@ def _annotate(axes: Axes, annotation: Figure) -> None:
     text = axes.annotate(
         _plain(annotation["text"]),
         (annotation["x"], annotation["y"]),
-        [length * POINT for length in offset],
+        (offset[0] * POINT, offset[1] * POINT),
         textcoords="offset points",
         arrowprops=arrow,
         fontsize=annotation["font"]["size"] * POINT,
