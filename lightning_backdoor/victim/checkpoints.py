@@ -68,13 +68,18 @@ def read_checkpoint(path: str | Path, by_lightning: bool = False) -> dict[str, A
     return checkpoint
 
 
-def load_weights(module: nn.Module, path: str | Path) -> None:
+def load_weights(module: nn.Module, path: str | Path) -> dict[str, Any]:
     """Loads the weights of a checkpoint into a module whose network is built.
+
+    Returns:
+        The content of the checkpoint.
 
     Raises:
         InputError: see :func:`read_checkpoint`; or the weights do not fit the network.
     """
-    load_state(module, read_checkpoint(path)["state_dict"], path)
+    checkpoint = read_checkpoint(path)
+    load_state(module, checkpoint["state_dict"], path)
+    return checkpoint
 
 
 def load_state(
