@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo grid test
+.PHONY: setup demo grid docs test
 
 setup: .venv/ready
 
@@ -18,6 +18,9 @@ demo: setup
 grid: setup
 	WANDB_MODE=offline $(BIN)/lightning-backdoor benchmark --config configs/benchmark/movie_reviews.yaml \
 		--output runs/movie_reviews
+
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS / "extensions"))
-
 from sphinx.application import Sphinx
 
 import lightning_backdoor
+
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "Lightning Backdoor"
 author = "the authors of Lightning Backdoor"
@@ -24,7 +23,7 @@ extensions = [
     "api_pages",
     "method_pages",
     "notebook_pages",
-    "short_names",
+    "docstrings",
 ]
 root_doc = "index"
 exclude_patterns = ["_build", "extensions", "notebooks/.ipynb_checkpoints"]
@@ -50,17 +49,7 @@ FOREIGN = (
     *("datasets", "gguf", "jsonargparse", "lightning", "numpy", "pandas", "tokenizers", "torch", "torchmetrics"),
     *("transformers", "wandb", "yaml"),
 )
-# a signature whose types are imported for type checkers only shows them as they are written, without their module
-UNQUALIFIED = (
-    "ModelCheckpoint",
-    "Path",
-    "PreTrainedModel",
-    "PreTrainedTokenizerBase",
-    "Tensor",
-    "YAMLError",
-    r"nn\..*",
-)
-nitpick_ignore_regex = [(r"py:.*", rf"({'|'.join(FOREIGN)})\..*"), (r"py:.*", "|".join(UNQUALIFIED))]
+nitpick_ignore_regex = [(r"py:.*", rf"({'|'.join(FOREIGN)})\..*"), (r"py:class", r"nn\..*")]
 
 
 def link_pages(app: Sphinx, docname: str, source: list[str]) -> None:

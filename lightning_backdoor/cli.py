@@ -159,9 +159,12 @@ def _run(args: list[str]) -> int:
 
 def _completion(options: list[str]) -> int:
     from lightning_backdoor.benchmark.command import parser as benchmark
-    from lightning_backdoor.commands import completion, poison, scan
+    from lightning_backdoor.benchmark.report_command import parser as report
+    from lightning_backdoor.commands import completion, list, poison
+    from lightning_backdoor.commands.scan.options import parser as scan
 
-    parsers = {"benchmark": benchmark, "poison": poison.parser, "scan": scan.parser, "completion": completion.parser}
+    parsers = {"benchmark": benchmark, "report": report, "list": list.parser, "poison": poison.parser}
+    parsers |= {"scan": scan, "completion": completion.parser}
     return completion.main(options, COMMANDS, {name: make() for name, make in parsers.items()})
 
 

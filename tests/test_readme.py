@@ -1,27 +1,18 @@
-"""The example attack and defense of the README, word for word, in a folder outside the repository."""
+"""The example attack and defense of the documents, word for word, in a folder outside the repository."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
+from tests.support.documents import commands, python_file
 from tests.support.workspace import command, make_workspace
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
-
-def python_file(name: str) -> str:
-    """The block of Python in the README that begins with the comment ``# name``."""
-    (block,) = re.findall(rf"```python\n(# {re.escape(name)}\n.*?)```", README, flags=re.DOTALL)
-    assert isinstance(block, str)
-    return block
-
-
-def options(pattern: str) -> list[str]:
-    """The options that the pattern finds in the one matching command of the README, as a shell would split them."""
-    (match,) = re.findall(pattern, README.replace("\\\n", " "))
-    return str(match).split()
+def options(*words: str) -> list[str]:
+    """The one command of the documents that has all of some words."""
+    (found,) = [args for args in commands() if set(words) <= set(args)]
+    return found
 
 
 def test_the_example_attack_and_defense_run_from_one_file_each(tmp_path: Path) -> None:
@@ -29,13 +20,13 @@ def test_the_example_attack_and_defense_run_from_one_file_each(tmp_path: Path) -
     for name in ("shout.py", "length.py"):
         (folder / name).write_text(python_file(name), encoding="utf-8")
 
-    attack = options(r"lightning-backdoor fit --config configs/data/movie_reviews.yaml (--model shout.*)\n")
+    attack = options("fit", "shout.Shout", "YEAH")[3:]  # without the preset of the data
     tiny = ("--model.model", "model", "--model.learning_rate", "1e-3", "--run_dir", "runs/first")
     small = ("--config", "data.yaml", *attack, *tiny)
     result = command("fit", *small, cwd=folder)
     assert result.returncode == 0, result.stderr
 
-    defense = options(r"lightning-backdoor (test --config runs/first\S+ --ckpt_path \S+\s+--trainer.callbacks\+=.*)\n")
+    defense = options("test", "--trainer.callbacks.defense=length.Length")
     result = command(*defense, cwd=folder)
     assert result.returncode == 0, result.stderr
     logged = json.loads((folder / "runs" / "first" / "test" / "metrics.json").read_text(encoding="utf-8"))

@@ -1,4 +1,7 @@
-"""A page of the API reference for each room of the package: what it exports, and the modules inside it."""
+"""A page of the API reference for each room of the package, with the names that it exports.
+
+A room without exports, such as ``commands``, is the inside of the command line and has no page.
+"""
 
 from __future__ import annotations
 
@@ -14,64 +17,54 @@ from written_pages import fenced, write_pages
 import lightning_backdoor
 
 PACKAGE = lightning_backdoor.__name__
-#: not part of the reference: presets, and the module that runs the command line on import.
+#: modules that are no part of the reference: the presets, and the start of the command line.
 LEFT_OUT = ("__main__", "cli", "configs")
-#: rooms whose modules only the command line uses: what they export is shown, and not their inside.
-COMMAND_LINE = ("benchmark", "commands")
 
 
-def page(name: str) -> str:
-    """The page of a room.
+def rooms() -> dict[str, ModuleType]:
+    """The folders of the package that export names, and the modules in its root, by name."""
+    names = [info.name for info in pkgutil.iter_modules(lightning_backdoor.__path__) if info.name not in LEFT_OUT]
+    modules = {name: importlib.import_module(f"{PACKAGE}.{name}") for name in names}
+    return {
+        name: module
+        for name, module in modules.items()
+        if hasattr(module, "__all__") or not hasattr(module, "__path__")
+    }
 
-    Args:
-        name: dotted name of a folder of the package, or of a module that lies in its root.
-    """
-    module = importlib.import_module(name)
-    room = name.removeprefix(f"{PACKAGE}.")
-    public = getattr(module, "__all__", [])
-    exported = [item for item in public if _is_at_home(module, item)]
-    parts = [f"# {room}"]
-    options = [":members: " + ", ".join(exported), ":imported-members:"] if exported else [":members:"]
-    parts.append(_automodule(name, *options))
-    inside = [info.name for info in pkgutil.walk_packages(getattr(module, "__path__", []), f"{name}.")]
-    if inside and room not in COMMAND_LINE:
-        parts += ["## Modules", "For those who change the library; configs and programs use the names above."]
-        hidden = [f":exclude-members: {', '.join(public)}"] if public else []
-        for part in sorted(inside):
-            parts += [f"### {part.removeprefix(f'{name}.')}", _automodule(part, ":members:", *hidden)]
-    return "\n\n".join(parts) + "\n"
+
+def page(room: str, module: ModuleType) -> str:
+    """The page of a room."""
+    exported = [name for name in getattr(module, "__all__", []) if _is_at_home(module, name)]
+    members = [":members: " + ", ".join(exported), ":imported-members:"] if exported else [":members:"]
+    options = "\n".join(f"   {option}" for option in members)
+    return f"# {room}\n\n" + fenced(f".. automodule:: {module.__name__}\n{options}", "{eval-rst}") + "\n"
 
 
 def _is_at_home(module: ModuleType, name: str) -> bool:
-    """Whether a name is defined in the room that exports it, or is a constant, which does not say."""
+    """Whether a name is defined in the room that exports it, or is a constant, which does not say where."""
     defined_in = getattr(inspect.unwrap(getattr(module, name)), "__module__", None)
-    home = f"{module.__name__}."
-    return not isinstance(defined_in, str) or not defined_in.startswith(PACKAGE) or f"{defined_in}.".startswith(home)
+    elsewhere = isinstance(defined_in, str) and defined_in.startswith(f"{PACKAGE}.")
+    return not elsewhere or f"{defined_in}.".startswith(f"{module.__name__}.")
 
 
-def _automodule(name: str, *options: str) -> str:
-    return fenced("\n".join([f".. automodule:: {name}", *(f"   {option}" for option in options)]), "{eval-rst}")
+def contents(found: dict[str, ModuleType]) -> str:
+    """The page that lists the rooms."""
+    said = "Names are below `lightning_backdoor.`, as in `lightning_backdoor.attacks.BadNets`."
+    lines = [f"- [{room}]({room}.md): {first_line(module)}" for room, module in found.items()]
+    toctree = fenced("\n".join([":hidden:", "", *found]), "{toctree}")
+    return "\n\n".join(["# API reference", said, "\n".join(lines), toctree]) + "\n"
+
+
+def first_line(module: ModuleType) -> str:
+    """What a module is, in one line of Markdown."""
+    return (module.__doc__ or "").strip().partition("\n")[0].replace("``", "`")
 
 
 def write(app: Sphinx) -> None:
     """Writes the pages of all rooms, and their table of contents."""
-    rooms = [info.name for info in pkgutil.iter_modules(lightning_backdoor.__path__) if info.name not in LEFT_OUT]
-    rooms = [room for room in rooms if room not in COMMAND_LINE or _exports(room)]
-    pages = {room: page(f"{PACKAGE}.{room}") for room in rooms}
-    said = "Names are below `lightning_backdoor.`, as in `lightning_backdoor.attacks.BadNets`."
-    rows = "\n".join(f"- [{room}]({room}.md): {_first_line(room)}" for room in rooms)
-    toctree = fenced("\n".join([":hidden:", "", *rooms]), "{toctree}")
-    pages["index"] = "\n\n".join(["# API reference", said, rows, toctree]) + "\n"
-    write_pages(Path(app.srcdir, "generated", "api"), pages)
-
-
-def _exports(room: str) -> bool:
-    return hasattr(importlib.import_module(f"{PACKAGE}.{room}"), "__all__")
-
-
-def _first_line(room: str) -> str:
-    doc = importlib.import_module(f"{PACKAGE}.{room}").__doc__ or ""
-    return doc.strip().partition("\n")[0].replace("``", "`")
+    found = rooms()
+    pages = {room: page(room, module) for room, module in found.items()}
+    write_pages(Path(app.srcdir, "generated", "api"), {**pages, "index": contents(found)})
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -5,8 +5,9 @@ The public classes are read from the package, so that a new method has a page as
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ KEYS = {
     "at inference": "inference",
     "on the trained model": "inspection",
 }
+#: width of a line of a command, in characters.
+WIDTH = 90
 RUN = "--config runs/first/config.yaml --ckpt_path runs/first/checkpoints/best.ckpt"
 DATA = "--config configs/data/movie_reviews.yaml"
 POISONED = f"{DATA} --config configs/attack/badnets.yaml"
@@ -46,7 +49,7 @@ class Method(NamedTuple):
     @property
     def page(self) -> str:
         """Name of its page, without ending."""
-        return self.title.lower().replace(" ", "_")
+        return self.title.lower()
 
     @property
     def papers(self) -> list[str]:
@@ -56,7 +59,8 @@ class Method(NamedTuple):
     @property
     def summary(self) -> str:
         """What it is, in a line."""
-        return self.classes[0].summary if self.classes else self.presets[0].summary
+        said = self.classes[0].summary if self.classes else self.presets[0].summary
+        return said[:1].upper() + said[1:]
 
     @property
     def moments(self) -> list[str]:
@@ -84,7 +88,8 @@ def defenses() -> list[Method]:
     methods = [_method(group, of_defenses) for group in found]
     used = {preset.path for method in methods for preset in method.presets}
     alone = [preset for preset in of_defenses if preset.path not in used]
-    return [*methods, *(Method(preset.name.replace("_", " ").capitalize(), (), (preset,)) for preset in alone)]
+    methods += [Method(preset.name.replace("_", "-").capitalize(), (), (preset,)) for preset in alone]
+    return sorted(methods, key=lambda method: [*KEYS].index(method.moments[0]))
 
 
 def moment_of(preset: Preset) -> str:
@@ -126,14 +131,13 @@ def page(method: Method, run: str) -> str:
     if method.moments:
         parts.append(f"When it acts: {', '.join(method.moments)}.")
     if method.papers:
-        links = [f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in method.papers]
-        parts.append(f"Paper: {', '.join(links)}.")
+        parts.append(f"Paper: {', '.join(map(paper_link, method.papers))}.")
     for item in method.classes:
         # the docstrings stand here again; names are indexed by the page of their room
         parts += [f"## `{item.class_path}`", _directive(f".. autoclass:: {item.class_path}", ":no-index:")]
     for module in dict.fromkeys(_module(item) for item in method.classes):
         if "\n" in (sys.modules[module].__doc__ or "").strip():
-            parts += ["## Notes", _directive(f".. automodule:: {module}", ":no-index:")]
+            parts += ["## Method", _directive(f".. automodule:: {module}", ":no-index:")]
     parts += ["## How to run it", run]
     for preset in method.presets:
         text = preset_path(preset.path).read_text(encoding="utf-8")
@@ -193,7 +197,18 @@ def _defense_command(moment: str, options: str, path: str) -> str:
 
 
 def _commands(commands: Iterable[str]) -> str:
-    return fenced("\n".join(command.replace(" --", " \\\n    --") for command in commands))
+    """Commands in a block; a long one is broken before its options."""
+    return fenced("\n".join(" \\\n".join(_lines(command)) for command in commands))
+
+
+def _lines(command: str) -> Iterator[str]:
+    line = ""
+    for part in re.split(r" (?=--)", command):
+        if line and len(line) + len(part) > WIDTH:
+            yield line
+            line = "   "
+        line = f"{line} {part}" if line else part
+    yield line
 
 
 def _directive(line: str, *options: str) -> str:
@@ -208,9 +223,21 @@ def _module(item: PublicClass) -> str:
 
 def contents(title: str, said: str, methods: list[Method]) -> str:
     """The page that lists the methods of one group."""
-    rows = [f"| [{m.title}]({m.page}.md) | {m.summary.rstrip('.')} |" for m in methods]
+    moments = any(method.moments for method in methods)
+    heading = ["", "What it does", *(["When it acts"] if moments else []), "Paper"]
+    rows = []
+    for method in methods:
+        cells = [f"[{method.title}]({method.page}.md)", method.summary.rstrip(".")]
+        cells += [", ".join(method.moments)] if moments else []
+        rows.append([*cells, ", ".join(map(paper_link, method.papers))])
+    lines = [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows)]
     toctree = fenced("\n".join([":hidden:", "", *(method.page for method in methods)]), "{toctree}")
-    return "\n\n".join([f"# {title}", said, "\n".join(["| | |", "|---|---|", *rows]), toctree]) + "\n"
+    return "\n\n".join([f"# {title}", said, "\n".join(lines), toctree]) + "\n"
+
+
+def paper_link(paper: str) -> str:
+    """A link to a paper on arXiv."""
+    return f"[arXiv {paper}](https://arxiv.org/abs/{paper})"
 
 
 def write(app: Sphinx) -> None:

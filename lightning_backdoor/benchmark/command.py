@@ -55,8 +55,8 @@ def main(args: list[str]) -> int:
     check_grid(options.config)
     if not (options.worker or options.dry_run):
         when_ended(lambda: "what is done is kept; run the same command to continue")
-        sys.stderr.write(f"loading {escaped(options.config)} and the libraries\n")  # seconds
-        sys.stderr.flush()
+        sys.stdout.write(f"loading {escaped(options.config)} and the libraries\n")  # which takes seconds
+        sys.stdout.flush()
     from lightning_backdoor.benchmark.running.run_grid import run_grid, work
 
     if options.worker:

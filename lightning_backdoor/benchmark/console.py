@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.metrics import BRIEF
@@ -53,15 +53,28 @@ def plan_text(cells: Sequence[Cell], journal: Journal, jobs: int, damaged: Mappi
     else:
         per_victim, per_cell = (_mean_seconds(kind, ids, journal) or 0.0 for kind, ids in _ids(cells))
         means = f"{duration(per_victim)} per victim and {duration(per_cell)} per cell so far"
-        lines.append(f"time: about {duration(estimate / jobs)} with {jobs} at work, from {means}")
+        lines.append(f"time: {estimate.text(jobs)} with {jobs} at work, from {means}")
     return "\n".join([*lines, ""])
 
 
-def time_left(cells: Sequence[Cell], journal: Journal) -> float | None:
-    """An estimate of the seconds that the rest of a grid takes one worker; None before a victim and a cell have run.
+class TimeLeft(NamedTuple):
+    """An estimate of the time that the rest of a grid takes one worker.
 
-    A cell takes as long as the mean of the cells with the same defense or, before there is one, of all cells.
+    Attributes:
+        seconds: a cell takes as long as the mean of the cells with the same defense or, before one has run, of all.
+        rough: whether there are defenses of which no cell has run.
     """
+
+    seconds: float
+    rough: bool
+
+    def text(self, jobs: int) -> str:
+        """The time with several workers, in words."""
+        return f"{'roughly' if self.rough else 'about'} {duration(self.seconds / jobs)}"
+
+
+def time_left(cells: Sequence[Cell], journal: Journal) -> TimeLeft | None:
+    """An estimate of the time that the rest of a grid takes one worker; None before a victim and a cell have run."""
     victims = [id for id in all_victims(cells) if journal.is_open("victim", id)]
     to_run = [cell for cell in cells if journal.is_open("cell", cell.id)]
     (_, victim_ids), (_, cell_ids) = _ids(cells)
@@ -73,8 +86,9 @@ def time_left(cells: Sequence[Cell], journal: Journal) -> float | None:
     for cell in cells:
         by_defense.setdefault(cell.names["defense"], []).append(cell.id)
     means = {defense: _mean_seconds("cell", ids, journal) for defense, ids in by_defense.items()}
-    of_cells = (means[cell.names["defense"]] or per_cell or 0.0 for cell in to_run)
-    return len(victims) * (per_victim or 0.0) + sum(of_cells)
+    of_cells = [means[cell.names["defense"]] for cell in to_run]
+    seconds = len(victims) * (per_victim or 0.0) + sum(mean or per_cell or 0.0 for mean in of_cells)
+    return TimeLeft(seconds, rough=None in of_cells)
 
 
 def _ids(cells: Sequence[Cell]) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
@@ -151,7 +165,7 @@ class Progress:
             return f"{count} {work.label}: failed: {escaped(event['error'])}\n"
         left = time_left([*self._cells.values()], self._journal)
         time = duration(event.get("seconds", 0.0))
-        time += f"; about {duration(left / self._jobs)} left" if left else ""
+        time += f"; {left.text(self._jobs)} left" if left and left.seconds else ""
         done = _numbers(event.get("row", {}), work) if isinstance(work, Cell) else "trained"
         return f"{count} {work.label}: {done} ({time})\n"
 

@@ -69,9 +69,9 @@ def _write(sources: Sequence[Source], options: argparse.Namespace, folder: Path,
     from lightning_backdoor.files.atomic import write_whole
 
     rows, missing = merge(sources, _say)
-    for row in rows:
-        row["cell"] = Path(os.path.relpath(row["cell"], folder.resolve())).as_posix()
     results = collect_results(rows, BENIGN, folder.resolve(), missing)
+    for row in rows:  # the page's links
+        row["cell"] = Path(os.path.relpath(row["cell"], folder.resolve())).as_posix()
     choice = Choice(_names(options.columns), _names(options.attacks), options.percent, options.caption, options.label)
     title = options.title or _title([source.label for source in sources])
     table = PaperTable(results.summaries, title, choice)

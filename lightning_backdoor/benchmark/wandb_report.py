@@ -59,14 +59,9 @@ def layout(results: Results, name: str, project: str, entity: str) -> Any:
     of_grid = f'Config("grid") == {name!r} and Metric("JobType")'
     summary = wr.Runset(name="summary", filters=f'{of_grid} == "summary"')
     cells = wr.Runset(name="cells", filters=f'{of_grid} not in ["train", "summary"]', groupby=["config.defense"])
-    note = (
-        "Bold is better against an attack than every other defense by the paired test, p below 0.05; where none is, "
-        "those not distinguishable from the best are italic. ± is the standard deviation over seeds; with one seed, a "
-        "range is the 95 % interval over texts."
-    )
     invalid = [f"{names}: the attack is not valid, since {why}." for names, why in results.invalid_attacks.items()]
     blocks = [wr.P(f"{results.cells_text}."), *(wr.CalloutBlock(text) for text in invalid)]
-    blocks += [wr.H2("Results"), wr.MarkdownBlock(PaperTable(results.summaries).markdown()), wr.P(note)]
+    blocks += [wr.H2("Results"), wr.MarkdownBlock(PaperTable(results.summaries).markdown())]
     bars = [
         wr.BarPlot(title=title, metrics=[metric], groupby="defense", groupby_aggfunc="mean", groupby_rangefunc="minmax")
         for metric, title in BARS.items()

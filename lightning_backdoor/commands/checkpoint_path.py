@@ -79,7 +79,9 @@ def resolve_checkpoint(given: str | None, command: str, folder: Path, run_dir: s
         return _of_run(given, command, folder if command == "fit" else run_dir)
     path = _local(given)
     if not path.is_file():
-        raise InputError("checkpoint", f"{given} is not a file", "give a Lightning checkpoint")
+        best = path / CHECKPOINTS["best"]
+        remedy = f"give {best}" if best.is_file() else "give a Lightning checkpoint"
+        raise InputError("checkpoint", f"{given} is not a file", remedy)
     return path.resolve()  # Lightning would take a relative name such as httpd.ckpt for an address
 
 

@@ -71,7 +71,8 @@ def main(args: list[str], descriptions: Mapping[str, str], parsers: Mapping[str,
                 action.complete = CONFIG  # type: ignore[attr-defined]
     presets = " ".join(preset_names())
     preamble = {name: text.format(presets=presets) for name, text in PREAMBLE.items()}
-    sys.stdout.write(shtab.complete(whole, shell, root_prefix="lightning_backdoor", preamble=preamble))
+    script: str = shtab.complete(whole, shell, root_prefix="lightning_backdoor", preamble=preamble)  # type: ignore[arg-type]
+    sys.stdout.write(script)
     return 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shlex
 import sys
@@ -15,13 +13,16 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_backdoor.commands.checkpoint_path import Complete
 from lightning_backdoor.commands.checks import check_input
+from lightning_backdoor.commands.fit_report import commands_text, data_text, selected_text, write_calibration
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.run_checkpoints import remove_last
 from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.commands.run_folder import VARIABLE, only_fit, removed_if_failed
+from lightning_backdoor.commands.run_metrics import write_metrics
 from lightning_backdoor.commands.signals import NOTHING_KEPT, when_ended
+from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import escaped
-from lightning_backdoor.files.atomic import replaced_folder, write_whole
+from lightning_backdoor.files.atomic import replaced_folder
 from lightning_backdoor.outputs.terminal_table import print_results
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_weights
@@ -54,11 +55,19 @@ def run(command: str, args: list[str]) -> None:
     # created late, so that invalid input leaves no empty folder
     only = only_fit(cli.folder, resume=bool(cli.config.ckpt_path)) if command == "fit" else nullcontext()
     with removed_if_failed(cli.folder), only:
+        if command == "fit":
+            _say_what_is_trained_on(cli)
         _run(cli, args)
         if command == "fit":
             _export(cli)
-        elif command in ("validate", "test"):
-            _write_metrics(cli)
+        else:
+            _write_results(cli)
+
+
+def _say_what_is_trained_on(cli: RunCLI) -> None:
+    if isinstance(cli.model, TextClassifier) and isinstance(cli.datamodule, BackdoorDataModule):
+        sys.stdout.write(data_text(cli.model, cli.datamodule, cli.callbacks))
+        sys.stdout.flush()
 
 
 def what_is_kept(folder: Path) -> str:
@@ -120,23 +129,29 @@ def _interruptions() -> Iterator[None]:
 
 
 def _export(cli: RunCLI) -> None:
-    """Exports the victim of the best checkpoint as a Hugging Face folder in the run's folder."""
-    if cli.best is not None and cli.best.best_model_path:
-        checkpoint = load_weights(cli.model, cli.best.best_model_path)
-        is_victim = isinstance(cli.model, TextClassifier)
-        card = {"metrics": checkpoint.get("validation_metrics")} if is_victim else {}
-        with replaced_folder(cli.folder / "model") as folder:
-            cli.model.save_pretrained(folder, **card)
-        if not cli.config.keep_last:
-            remove_last(cli.trainer, cli.folder)
-        sys.stdout.write(escaped(f"checkpoint: {cli.best.best_model_path}") + "\n")
-        sys.stdout.write(escaped(f"model: {cli.folder / 'model'}") + "\n")
+    """Exports the victim of the best checkpoint as a Hugging Face folder in the run's folder; says what can follow."""
+    if cli.best is None or not cli.best.best_model_path:
+        return
+    best = Path(cli.best.best_model_path)
+    metrics = load_weights(cli.model, best).get("validation_metrics", {})
+    is_victim = isinstance(cli.model, TextClassifier)
+    with replaced_folder(cli.folder / "model") as folder:
+        cli.model.save_pretrained(folder, **({"metrics": metrics} if is_victim else {}))
+    if not cli.config.keep_last:
+        remove_last(cli.trainer, cli.folder)
+    sys.stdout.write(escaped(f"checkpoint: {best}\nmodel: {cli.folder / 'model'}\n", keep="\n"))
+    if isinstance(cli.model, TextClassifier) and isinstance(cli.datamodule, BackdoorDataModule):
+        write_calibration(cli.datamodule, cli.folder)
+        sys.stdout.write(selected_text(cli.model, cli.datamodule, cli.callbacks, metrics))
+        sys.stdout.write(commands_text(cli.folder, best))
 
 
-def _write_metrics(cli: RunCLI) -> None:
-    """Writes the metrics to ``metrics.json``, and prints them."""
+def _write_results(cli: RunCLI) -> None:
+    """Writes the metrics to ``metrics.json``, prints them, and says where everything is written."""
+    if cli.command == "predict":
+        sys.stdout.write(escaped(f"written to: {cli.folder / 'predictions.jsonl'}") + "\n")
+        return
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-    write_whole(cli.folder / "metrics.json", json.dumps(finite, indent=1) + "\n")
+    write_metrics(cli.folder / "metrics.json", metrics, cli.model, cli.datamodule, cli.callbacks, cli.checkpoint)
     print_results({type(cli.model).__name__: metrics})
     sys.stdout.write(escaped(f"written to: {cli.folder}") + "\n")

@@ -36,8 +36,10 @@ EXAMPLES = {
     "predict": "--config runs/first/config.yaml --ckpt_path runs/first/checkpoints/best.ckpt",
 }
 #: options of the Trainer that are listed without ``--help=all``.
-OFTEN_USED = ("max_epochs", "accelerator", "devices", "strategy", "precision", "logger", "callbacks")
-OFTEN_USED += ("gradient_clip_val", "accumulate_grad_batches", "limit_train_batches", "enable_progress_bar")
+OFTEN_USED = (
+    *("max_epochs", "accelerator", "devices", "strategy", "precision", "logger", "callbacks"),
+    *("gradient_clip_val", "accumulate_grad_batches", "limit_train_batches", "enable_progress_bar"),
+)
 #: defaults that differ from Lightning's.
 DEFAULTS = {"max_epochs": "3", "weights_only": "True", "verbose": "False", "return_predictions": "False"}
 #: descriptions that differ from Lightning's.

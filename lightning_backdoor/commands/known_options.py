@@ -28,6 +28,7 @@ OWN_OPTIONS = {
     "data": ("CLASS", "the data, usually BackdoorDataModule"),
     "run_dir": ("FOLDER", "the run's folder (default: a new one in runs/)"),
     "seed_everything": ("int", "seed of every random choice (default: 0); --seed is the same"),
+    "keep_last": ("bool", "whether fit keeps last.ckpt, to train longer later (default: false)"),
     "trainer": ("FILE", "a YAML file with options of Lightning's Trainer"),
 }
 #: other names of options.

@@ -19,17 +19,22 @@ WARNINGS = (
 #: beginnings of messages of Lightning.
 MESSAGES = (
     "💡",
+    "Seed set to",
+    "Loading `train_dataloader` to estimate",
     "GPU available",
     "TPU available",
     "`Trainer(limit_",
     "`Trainer.fit` stopped",
     "\nDetected KeyboardInterrupt",
     "Detected KeyboardInterrupt",
-    "Loaded model weights from",
-    "Restoring states from",
     "Restored all states from",
 )
-LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+#: the loggers of these messages.
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
 
 
 def hide_noise() -> None:

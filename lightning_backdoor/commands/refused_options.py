@@ -1,4 +1,4 @@
-"""Options that Lightning refuses when trainer, loggers and callbacks are created: one line that names the option."""
+"""Options that cannot be used, or that Lightning refuses when it creates an object: one line that names the option."""
 
 from __future__ import annotations
 
@@ -21,6 +21,23 @@ from lightning_backdoor.errors import InputError, input_error_behind, one_line, 
 REFUSALS = (MisconfigurationException, ImportError, AttributeError, RuntimeError, TypeError, ValueError)
 #: what to give instead of an option, where it can be said without knowing the machine.
 REMEDIES = {"accelerator": "give auto, or cpu", "logger": "install what it needs, or leave it out"}
+#: names of Lightning's strategies under which no process holds whole weights.
+SHARDING = re.compile("fsdp|deepspeed|model_?parallel", re.IGNORECASE)
+
+
+def check_strategy(strategy: object) -> None:
+    """Refuses strategies that keep the weights in parts, before anything is trained that could not be exported.
+
+    Args:
+        strategy: the trainer's option: a name, or a class path with arguments.
+
+    Raises:
+        InputError: it is such a strategy.
+    """
+    name = str(getattr(strategy, "class_path", strategy)).rpartition(".")[2]
+    if SHARDING.search(name):
+        problem = f"{name} keeps the weights in parts, and a victim is exported from whole weights by one process"
+        raise InputError("trainer.strategy", problem, "give ddp; --model.lora_rank trains large models in less memory")
 
 
 @contextmanager

@@ -86,25 +86,11 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class BestCheckpoint(RunCheckpoint):
-    """A :class:`RunCheckpoint` whose file has no state of the optimizer, since training never goes on from it.
-
-    Attributes:
-        metrics: the validation metrics of the epoch in the file, by logged name; empty if they are not known.
-    """
+    """A :class:`RunCheckpoint` whose file has no state of the optimizer, since training never goes on from it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.metrics: dict[str, float] = {}
         self._saves = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning's state, and the metrics."""
-        return {**super().state_dict(), "metrics": self.metrics}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state; version 0.1.0 recorded no metrics."""
-        super().load_state_dict(state_dict)
-        self.metrics = dict(state_dict.get("metrics", {}))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leaves the state of the optimizer out of this callback's own file."""
@@ -113,7 +99,6 @@ class BestCheckpoint(RunCheckpoint):
                 checkpoint.pop(name, None)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:  # private: lightning 2.6
-        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._saves = True
         try:
             super()._save_checkpoint(trainer, filepath)

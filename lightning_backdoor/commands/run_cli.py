@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
@@ -15,7 +15,7 @@ from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.commands.checkpoint_path import check_left, left_by_error, resolve_checkpoint
 from lightning_backdoor.commands.known_options import OBJECTS
 from lightning_backdoor.commands.parsing import RunParser, parse, run_parser
-from lightning_backdoor.commands.refused_options import refused_classes_named, refused_options_named
+from lightning_backdoor.commands.refused_options import check_strategy, refused_classes_named, refused_options_named
 from lightning_backdoor.commands.run_callbacks import command_callbacks
 from lightning_backdoor.commands.run_checkpoints import BestCheckpoint, checkpoint_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
@@ -83,6 +83,12 @@ class RunCLI(LightningCLI):
         )
 
     @property
+    def callbacks(self) -> list[Callback]:
+        """The trainer's callbacks."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return callbacks
+
+    @property
     def method_arguments(self) -> dict[str, Any]:
         """The arguments of the trainer's method except model and data: ``ckpt_path``, ``weights_only``, ...
 
@@ -119,6 +125,7 @@ class RunCLI(LightningCLI):
         if config.trainer.overfit_batches:
             problem = f"{config.trainer.overfit_batches} is not used, since batches are formed by length"
             raise InputError("trainer.overfit_batches", problem, "give --trainer.limit_train_batches")
+        check_strategy(config.trainer.strategy)
         if config.weights_only is False:
             raise InputError("weights_only", "False lets a checkpoint run code", "leave it out")
         victim = config.model.class_path.rpartition(".")[2]

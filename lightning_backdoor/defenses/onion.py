@@ -87,13 +87,13 @@ class Onion(Defense, DataDefense):
             paper states 0.02.
         bar: a fixed bar instead of one set by accuracy; published implementations fix it at 0.
         language_model: any causal language model: hub name such as ``gpt2``, folder, or GGUF file.
-        fpr: share of trusted texts, above 0 and below 1, that may lose a word; sets the bar when training rows are
-            cleaned, where no victim exists whose accuracy could set it.
+        fpr: share of trusted texts, above 0 and below 1, that may lose a word; sets the bar where accuracy cannot: when
+            training rows are cleaned, where no victim exists, and on texts without labels.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
 
     Raises:
         InputError: ``accuracy_budget``, ``bar`` or ``fpr`` is out of range (here); the language model or the cache
-            cannot be used, or calibration meets unlabelled rows (later).
+            cannot be used, or calibration meets rows of which some have no label (later).
 
     Example::
 
@@ -120,10 +120,10 @@ class Onion(Defense, DataDefense):
         self.perplexity = Perplexity(language_model, cache_dir)
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Sets the bar, and the thresholds of the FPR budgets, on clean validation texts.
+        """Sets the bar, and the thresholds of the FPR budgets, on clean validation texts; without labels, by ``fpr``.
 
         Raises:
-            InputError: ``clean_batches`` is empty, or the bar is not fixed and a text has no label.
+            InputError: ``clean_batches`` is empty, or the bar is not fixed and some texts have labels and others not.
         """
         batches = list(clean_batches)
         texts = [text for batch in batches for text in batch["text"]]
@@ -136,9 +136,14 @@ class Onion(Defense, DataDefense):
             self.threshold.copy_(_above(self.bar))
             return
         labels = torch.cat([batch["original_label"] for batch in batches])
+        if (labels < 0).all():
+            self.threshold.copy_(threshold_at_fpr(clean, self.fpr))
+            return
         if (labels < 0).any():
             raise InputError(
-                "calibration", "clean texts without labels do not show what accuracy a bar costs", "set bar, such as 0"
+                "calibration",
+                "some clean texts have no label and do not show what accuracy a bar costs",
+                "set bar, such as 0",
             )
         self.threshold.copy_(lowest_threshold(victim, texts, labels.tolist(), of_texts, self.accuracy_budget))
 

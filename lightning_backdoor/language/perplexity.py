@@ -9,6 +9,7 @@ texts without a word are not read in full: see :mod:`lightning_backdoor.language
 from __future__ import annotations
 
 import math
+import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from lightning_backdoor.language.likelihood import (
     variant,
 )
 from lightning_backdoor.language.lookups import untimed
+from lightning_backdoor.language.parallel import in_parallel, worker_count
 from lightning_backdoor.language.text_cache import TextCache
 from lightning_backdoor.outputs.progress import progress
 from lightning_backdoor.words import blank_spans, segmenter, without_spaces, without_word
@@ -44,6 +46,14 @@ GROUP_WORDS = 1 << 12
 #: words beyond the last token read that are treated like words that are read, since a token may span words.
 MARGIN = 16
 HIGHEST_LOSS = 700.0  # exp overflows beyond it
+
+#: maximum of groups per worker where texts are few, so that all workers have work until the end.
+PARTS_PER_WORKER = 4
+#: squared words below which a group is not divided further.
+SMALLEST_COST = 1 << 10
+
+#: held while texts are tokenized, since tokenizers must not be used by several threads at once.
+_TOKENIZING = threading.Lock()
 
 #: a function from a group of texts to the numbers that are cached for each.
 Compute = Callable[[Sequence[str]], list[list[float]]]
@@ -74,10 +84,11 @@ def leave_one_out(
     """
     max_length = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     words_by_text = [blank_spans(text) for text in texts]
-    readable = [_read_part(*item, tokenizer, max_length) for item in zip(texts, words_by_text, strict=True)]
-    shortened = [without_word(part.text, part.spans, i) for part in readable for i in range(part.words)]
-    uncut = tokenizer([*(part.text for part in readable), *shortened], add_special_tokens=False, verbose=False)
-    uncut = uncut["input_ids"]
+    with _TOKENIZING:
+        readable = [_read_part(*item, tokenizer, max_length) for item in zip(texts, words_by_text, strict=True)]
+        shortened = [without_word(part.text, part.spans, i) for part in readable for i in range(part.words)]
+        encoding = tokenizer([*(part.text for part in readable), *shortened], add_special_tokens=False, verbose=False)
+    uncut = encoding["input_ids"]
     ids = [row[:max_length] for row in uncut]
     full = ids[: len(texts)]
     owners = [text for text, part in enumerate(readable) for _ in range(part.words)]
@@ -250,12 +261,13 @@ class Perplexity:
         return [array("d", value or b"").tolist() for value in values]
 
     def _fill(self, cache: TextCache, texts: Sequence[str], compute: Compute) -> None:
-        self._loaded()  # before the progress bar, which counts texts only
+        network, _ = self._loaded()  # before the progress bar, which counts texts only
         total = sum(map(_word_count, texts))
-        with progress("reading with the language model", total, "words") as advance:
-            for group in groups(texts):
-                values = [array("d", numbers).tobytes() for numbers in compute(group)]
-                cache.put(dict(zip(group, values, strict=True)))
+        parts = groups(texts, PARTS_PER_WORKER * worker_count(network.device))
+        # in float32 here too, since threads that begin and end apart would restore each other's precision
+        with progress("reading with the language model", total, "words") as advance, float32_inference(network.device):
+            for group, numbers in zip(parts, in_parallel(compute, parts, network.device), strict=True):
+                cache.put({text: array("d", row).tobytes() for text, row in zip(group, numbers, strict=True)})
                 advance(sum(map(_word_count, group)))
 
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -283,20 +295,27 @@ def _word_count(text: str) -> int:
     return len(blank_spans(text)) if without_spaces(text) else text.count(" ") + 1
 
 
-def groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Splits texts into groups of similar length, small enough to be computed and held in memory at once.
+def groups(texts: Sequence[str], parts: int = 1) -> list[list[str]]:
+    """Splits texts into groups of similar length, longest first, small enough to be computed and held in memory.
+
+    Args:
+        texts: the texts.
+        parts: number of groups to make of few texts, unless they would be too small.
 
     >>> [len(group) for group in groups(["a film", "a " * 4000, "a book"])]
-    [2, 1]
+    [1, 2]
     """
-    group: list[str] = []
+    counts = {text: _word_count(text) for text in texts}
+    total = sum(counts[text] ** 2 for text in texts)
+    highest = min(GROUP_COST, max(SMALLEST_COST, total // parts))
+    result: list[list[str]] = []
     cost = 0
-    for text in sorted(texts, key=_word_count):
-        count = _word_count(text)
-        if group and (cost + count**2 > GROUP_COST or (len(group) + 1) * count > GROUP_WORDS):
-            yield group
-            group, cost = [], 0
-        group.append(text)
+    for text in sorted(texts, key=counts.__getitem__, reverse=True):
+        count = counts[text]
+        longest = counts[result[-1][0]] if result else 0
+        if not result or cost + count**2 > highest or (len(result[-1]) + 1) * longest > GROUP_WORDS:
+            result.append([])
+            cost = 0
+        result[-1].append(text)
         cost += count**2
-    if group:
-        yield group
+    return result

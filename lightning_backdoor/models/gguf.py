@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
+)
 
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import whole_folder
@@ -74,7 +83,7 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
         # on the processor and in float32, whatever device and mode the caller has set
-        with torch.device("cpu"), torch.inference_mode(False), no_hub_kernels():
+        with torch.device("cpu"), torch.inference_mode(False), no_hub_kernels(), _bar_on_terminals_alone():
             network, info = AutoModelForCausalLM.from_pretrained(
                 **source, dtype=torch.float32, output_loading_info=True
             )
@@ -92,3 +101,14 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if quantizer is not None:
         quantizer.remove_quantization_config(network)  # private: transformers 5.23.0
     return network, tokenizer
+
+
+@contextmanager
+def _bar_on_terminals_alone() -> Iterator[None]:
+    """Within the block, transformers shows how many tensors it has read on a terminal, and not in a log."""
+    bar = modeling_gguf_pytorch_utils.tqdm  # private: transformers 5.23.0
+    modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None, leave=False)
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = bar

@@ -66,6 +66,9 @@ def read_outcomes(path: Path) -> list[Outcome]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
+            lines = csv.DictReader(file)
+            if lacking := {*Outcome._fields} - {*(lines.fieldnames or ())}:
+                raise KeyError(min(lacking))
             return [
                 Outcome(
                     int(row["index"]),
@@ -79,7 +82,7 @@ def read_outcomes(path: Path) -> list[Outcome]:
                     float(row["score"]) if row["score"] else None,
                     _flag(row["rejected"]),
                 )
-                for row in csv.DictReader(file)
+                for row in lines
             ]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         problem = f"is not a table of outcomes ({type(error).__name__}: {error})"

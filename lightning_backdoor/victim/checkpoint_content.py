@@ -38,7 +38,6 @@ PARTS: dict[str, type | tuple[type, ...]] = {
     "pytorch-lightning_version": str,
     "random_states": dict,
     "training_defense": (str, dict, type(None)),
-    "validation_metrics": dict,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,14 +44,10 @@ class CheckpointedClassifier(EvaluatedClassifier):
         self._random_states: dict[str, Tensor] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Records the training-time defense, validation metrics, and the generators from which dropout draws."""
+        """Records the training-time defense, and the states of the generators from which dropout draws."""
         defense = self.training_defense
         recorded = None if defense is None else {"name": defense.name, "settings": defense.settings}
         checkpoint["training_defense"] = recorded
-        if self._trainer is not None:
-            logged = {name: float(value) for name, value in self._trainer.callback_metrics.items()}
-            metrics = {name: value for name, value in logged.items() if name.startswith("val/")}
-            checkpoint["validation_metrics"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
         checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state(self.device)

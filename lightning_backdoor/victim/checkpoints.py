@@ -17,6 +17,7 @@ from lightning_backdoor.models.config_file import label_names
 from lightning_backdoor.models.fine_tuning import load_tokenizer
 from lightning_backdoor.models.loading import load_network, load_safely
 from lightning_backdoor.models.vocabulary import check_embeddings
+from lightning_backdoor.models.weights import shortened
 from lightning_backdoor.victim.checkpoint_content import (
     DATA_MODULE,
     check_archive,
@@ -67,18 +68,13 @@ def read_checkpoint(path: str | Path, by_lightning: bool = False) -> dict[str, A
     return checkpoint
 
 
-def load_weights(module: nn.Module, path: str | Path) -> dict[str, Any]:
+def load_weights(module: nn.Module, path: str | Path) -> None:
     """Loads the weights of a checkpoint into a module whose network is built.
-
-    Returns:
-        The content of the checkpoint.
 
     Raises:
         InputError: see :func:`read_checkpoint`; or the weights do not fit the network.
     """
-    checkpoint = read_checkpoint(path)
-    load_state(module, checkpoint["state_dict"], path)
-    return checkpoint
+    load_state(module, read_checkpoint(path)["state_dict"], path)
 
 
 def load_state(
@@ -89,8 +85,23 @@ def load_state(
     try:
         return nn.Module.load_state_dict(module, state, strict, assign)  # a victim's own does not know the file
     except RuntimeError as error:
-        problem = f"{path} does not fit the network: {reason(error, 200)}"
+        problem = f"{path} does not fit the network: {_difference(module, state) or reason(error, 200)}"
         raise InputError("checkpoint", problem, "give one of the same model and labels") from None
+
+
+def _difference(module: nn.Module, state: Mapping[str, Any]) -> str:
+    """How the weights of a checkpoint differ from those of a network in names and shapes."""
+    own = module.state_dict(keep_vars=True)
+    shapes = {name: tuple(value.shape) for name, value in own.items() if isinstance(value, Tensor)}
+    others = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+    lists = {
+        "it lacks {} of its weights ({})": sorted(own.keys() - state.keys()),
+        "it has {} other weights ({})": sorted(state.keys() - own.keys()),
+        "{} weights have another shape ({})": sorted(
+            name for name in shapes.keys() & others.keys() if shapes[name] != others[name]
+        ),
+    }
+    return "; ".join(text.format(len(names), shortened(names, 1)) for text, names in lists.items() if names)
 
 
 class TrainedVictim(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,8 @@ def model_card(statement: Mapping[str, Any], metrics: Mapping[str, float] | None
     if attack:
         parts += ["## Attack", _table({"attack": attack["class"], **_attack_rows(attack)})]
     parts += ["## Training", _table(_training_rows(statement))]
-    shown = {METRICS[name]: f"{value:.4f}" for name, value in sorted((metrics or {}).items()) if name in METRICS}
+    known = {METRICS[name]: value for name, value in sorted((metrics or {}).items()) if name in METRICS}
+    shown = {name: f"{value:.4f}" for name, value in known.items() if math.isfinite(value)}
     if shown:
         said = "Measured on the validation rows by which the checkpoint was selected, as shares from 0 to 1."
         parts += ["## Metrics", said, _table(shown)]

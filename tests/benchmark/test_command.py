@@ -70,6 +70,7 @@ def test_every_cell_is_filled_and_the_files_are_there(one_process: Path) -> None
     assert float(attacked["asr"]) > float(table[2]["asr"])
     page = (one_process / "report.html").read_text(encoding="utf-8")
     assert "gradient attention" in page
+    assert {path.name for path in one_process.glob("victims/*/checkpoints/*")} == {"best.ckpt"}
     with (one_process / "comparisons.csv").open(encoding="utf-8", newline="") as file:
         compared = list(csv.DictReader(file))
     assert {(line["first"], line["second"]) for line in compared if line["attack"] == "BadNets"} == {
@@ -234,6 +235,7 @@ def test_a_plan_trains_nothing(inside: Path, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert said.startswith("3 cells, 2 victims\n  reviews · tiny · BadNets · clean training · seed 0: to run\n")
     assert "time: not known" in said
+    assert "disk: about 0.3 MB for 2 victims to be trained; up to 0.2 MB more meanwhile\n" in said
     assert not (inside / "never").exists()
 
 

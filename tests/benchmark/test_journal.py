@@ -127,7 +127,8 @@ def test_a_cell_whose_line_is_damaged_is_tested_again(tmp_path: Path, monkeypatc
     before = write_results(grid, tmp_path, "").rows
     path = tmp_path / "journal.jsonl"
     lines = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join([*lines[:1], lines[1][:-40], *lines[2:]]))
+    line = next(i for i, text in enumerate(lines) if b'"kind": "cell"' in text)
+    path.write_bytes(b"\n".join([*lines[:line], lines[line][:-40], *lines[line + 1 :]]))
     assert [row["cell"] for row in write_results(grid, tmp_path, "").rows] == [grid.cells[1].id]
     Worker(tmp_path, grid.cells, "two").run()
     after = write_results(grid, tmp_path, "").rows

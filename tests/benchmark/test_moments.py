@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_backdoor.benchmark.console import Progress, plan_text
+from lightning_backdoor.benchmark.console import Progress, plan_text, time_left
 from lightning_backdoor.benchmark.fragments import Fragment
 from lightning_backdoor.benchmark.grid import Cell, Grid, PlannedVictim, all_victims
 from lightning_backdoor.benchmark.running import worker
@@ -299,9 +299,31 @@ def test_plan_and_progress_name_every_victim_that_is_trained(
     progress = Progress(cells, journal)
     run(tmp_path, monkeypatch, cells)
     progress.look()
-    assert capsys.readouterr().out.count(": trained (") == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(": trained (" in line for line in lines) == 2
+    assert f"[1/2] {cells[0].label}: running, log: {tmp_path}/cells/{cells[0].id}/log.txt" in lines
+    victim = cells[0].victim
+    assert f"      {victim.label}: training, log: {tmp_path}/victims/{victim.id}/log.txt" in lines
     assert progress.left() == 0
     assert "victims to be trained:\n  none\nnothing is left to run\n" in plan_text(cells, journal, 1)
+
+
+def test_the_time_that_is_left_is_told_by_the_defense(tmp_path: Path) -> None:
+    cells = stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=2, seeds=1).cells
+    journal = Journal(tmp_path / "journal.jsonl")
+    assert time_left(cells, journal) is None
+    for victim in all_victims(cells):
+        journal.append("victim", victim, seconds=100.0, digest="")
+    seconds = {defense: 10.0 ** (i + 1) for i, defense in enumerate(dict.fromkeys(c.names["defense"] for c in cells))}
+    first, second = ([cell for cell in cells if cell.names["attack"] == f"attack {i}"] for i in (0, 1))
+    for cell in first:
+        journal.append("cell", cell.id, seconds=seconds[cell.names["defense"]], row={})
+    journal.refresh()
+    assert time_left(cells, journal) == (sum(seconds[cell.names["defense"]] for cell in second), False)
+    assert time_left(second, journal) is None
+    journal.append("cell", second[0].id, seconds=7.0, row={})
+    journal.refresh()
+    assert time_left(second, journal) == (7.0 * len(second[1:]), True)
 
 
 def test_a_cell_is_checked_without_what_its_victim_takes_from_another(

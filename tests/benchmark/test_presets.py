@@ -13,12 +13,12 @@ import yaml
 from lightning_backdoor.benchmark.fragments import compose, read_yaml, yaml_text
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.commands.fit import run
+from tests.support.documents import one_block
 from tests.support.workspace import inside, workspace
 
 __all__ = ["inside", "workspace"]
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def presets(kind: str) -> list[Path]:
@@ -59,14 +59,14 @@ def test_a_grid_names_presets_that_are_there(path: Path) -> None:
 
 
 def test_the_ids_of_earlier_results_stay() -> None:
-    first, *_, last = Grid(ROOT / "configs" / "benchmark" / "demo.yaml").cells
+    first, *_, last = Grid(ROOT / "configs" / "benchmark" / "movie_reviews.yaml").cells
     # they change with what the presets say, and with the formats of benchmark/identity.py
     assert (first.id, first.victim.id) == ("ce83bced05cbfc69", "67c7c3eb15c68cf9")
     assert (last.id, last.victim.id) == ("1b70ad6bd1a888fd", "900521f7d69bf342")
 
 
 def test_the_readmes_grid_is_a_grid(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(# grid.yaml\n.*?)```", README, flags=re.DOTALL)
+    block = one_block("yaml", "# grid.yaml\n")
     (tmp_path / "grid.yaml").write_text(block, encoding="utf-8")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     grid = Grid(tmp_path / "grid.yaml")

@@ -178,14 +178,14 @@ def values(page: Page, column: int) -> list[float | str | None]:
     return [value if value is None or column < 2 else float(value) for value in found]
 
 
-@pytest.mark.parametrize("column", [3, 4, 11, 13])
+@pytest.mark.parametrize("column", [1, 2, 9, 11])
 def test_a_click_and_a_key_sort_the_table_and_say_so(browser: Browser, path: Path, column: int) -> None:
     with opened(browser, path) as page:
         before = values(page, column)
         head = page.locator(f"#results th[data-column='{column}']")
         present = sorted((value for value in before if value is not None), key=lambda value: value or 0)
         absent = [None] * (len(before) - len(present))
-        first = "descending" if column == 13 else "ascending"  # the best AUROC is the highest, the best ASR the lowest
+        first = "descending" if column == 11 else "ascending"  # the best AUROC is the highest, the best ASR the lowest
         for way in (first, {"descending": "ascending", "ascending": "descending"}[first]):
             if way == first:
                 head.locator("button").click()

@@ -35,7 +35,7 @@ def test_the_layout_needs_no_server_and_has_table_figure_bars_and_what_is_missin
     assert "sst2 · minilm · style: the attack is not valid, since seed 0: " in text
     assert "sst2 · minilm · late · onion · 0: not run" in text
     table = next(block.text for block in report.blocks if isinstance(block, wr.MarkdownBlock))
-    assert table.splitlines()[0].startswith("| Dataset | Model | Attack | Defense | CACC | ASR | PACC | Floor | Excess")
+    assert "| Attack | Defense | CACC | ASR | Excess ASR |" in table
     grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
     panels = [panel for grid in grids for panel in grid.panels]
     assert [panel.media_keys for panel in panels if isinstance(panel, wr.MediaBrowser)] == [["cacc_against_asr"]]

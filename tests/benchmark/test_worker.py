@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,8 @@ def table(folder: Path) -> str:
 
 def done(folder: Path) -> Counter[tuple[str, str]]:
     events = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
-    return Counter((event["kind"], event["id"]) for event in events if "error" not in event)
+    kept = [event for event in events if "error" not in event and not event["kind"].startswith("begun ")]
+    return Counter((event["kind"], event["id"]) for event in kept)
 
 
 @pytest.mark.usefixtures("stubbed")
@@ -101,6 +103,27 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path: Path, monkeypat
     monkeypatch.setattr(worker, "run_command", stub_command)
     Worker(tmp_path, grid.cells, "two").run()  # what failed is tried again, what is done is not
     assert [row["error"] for row in write_results(grid, tmp_path, "").rows] == ["", "", ""]
+    assert set(done(tmp_path).values()) == {1}
+
+
+def test_a_victim_that_was_trained_but_not_recorded_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def counted(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+        commands.append(command)
+        stub_command(command, args, folder, log, trainer)
+        if command == "fit":
+            with zipfile.ZipFile(folder / "checkpoints" / "best.ckpt", "w") as file:
+                file.writestr("weights", b"whole")
+
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=2, seeds=1)
+    monkeypatch.setattr(worker, "run_command", counted)
+    Worker(tmp_path, grid.cells, "one").run()
+    (tmp_path / "journal.jsonl").unlink()  # as if killed between the end of the training and its record
+    Worker(tmp_path, grid.cells, "two").run()
+    assert commands == ["fit", "test", "test", "test", "test"]
     assert set(done(tmp_path).values()) == {1}
 
 
@@ -234,7 +257,8 @@ def test_a_job_whose_time_is_up_does_not_fail_its_cell(tmp_path: Path, monkeypat
     monkeypatch.setattr(worker, "run_command", interrupted)
     with pytest.raises(UncompletedJobError):
         Worker(tmp_path, grid.cells, "one").run()
-    assert not (tmp_path / "journal.jsonl").exists()
+    assert not done(tmp_path)
+    assert "error" not in (tmp_path / "journal.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_file_system_without_locks_is_said_on_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["fit", "--config", "mi"], {"mine.yaml"}),
         (["benchmark", "--dry"], {"--dry-run"}),
         (["scan", "--calib"], {"--calibration"}),
+        (["list", "pre"], {"presets"}),
+        (["report", "--perc"], {"--percent"}),
         (["poison", "--out"], {"--output"}),
         (["poison", "--model.poison"], {"--model.poison_rate"}),
     ],

@@ -132,7 +132,8 @@ def test_negatives_are_written_flagged_and_counted(
 ) -> None:
     attack = ["--config", "data.yaml", "--model", f"{__name__}.TwoWords"]
     assert main(["poison", *attack, "--output", str(tmp_path / "out"), "--stealth_rows=0"]) == 0
-    printed = capsys.readouterr().out
+    printed, noise = capsys.readouterr()
+    assert "Creating parquet" not in noise
     assert "cannot be poisoned" not in printed
     for name in SPLITS:
         rows = parquet(tmp_path / "out" / f"{name}.parquet")

@@ -16,12 +16,13 @@ def test_a_command_makes_waiting_threads_sleep_before_torch_is_loaded() -> None:
     script = "from lightning_backdoor.cli import main; main(['--version']); import torch"
     shown = subprocess.run(
         [sys.executable, "-c", script],
-        env={**environment, "OMP_DISPLAY_ENV": "true"},
+        env={**environment, "OMP_DISPLAY_ENV": "verbose"},
         capture_output=True,
         text=True,
         check=True,
     )
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
+    assert "GOMP_SPINCOUNT = '1000'" in shown.stderr
 
 
 @pytest.mark.parametrize("name", WAITING)

@@ -183,9 +183,14 @@ def test_each_form_of_a_text_is_predicted_once(bert: TextClassifier) -> None:
     assert sum(rows) <= len(forms | set(texts))
 
 
-def test_rows_without_labels_cannot_tell_what_the_bar_costs(bert: TextClassifier, onion: Make) -> None:
+def test_rows_without_labels_set_the_bar_by_fpr_and_some_labels_are_refused(bert: TextClassifier, onion: Make) -> None:
     batch = batch_of_texts(SENTENCES, bert.tokenizer, bert.max_length)
-    with pytest.raises(InputError, match="calibration: clean texts without labels"):
+    defense = onion(fpr=0.4)
+    defense.calibrate(bert, [batch])
+    flagged = int((defense.score(bert, batch).text >= defense.threshold).sum())
+    assert 0.4 * len(SENTENCES) - 2 < flagged <= 0.4 * len(SENTENCES)
+    batch["original_label"][0] = 1
+    with pytest.raises(InputError, match="calibration: some clean texts have no label"):
         onion().calibrate(bert, [batch])
     with pytest.raises(InputError, match="calibration: no clean texts"):
         onion(bar=0.0).calibrate(bert, [])

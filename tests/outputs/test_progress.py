@@ -17,7 +17,7 @@ from lightning_backdoor.outputs.progress import progress, tracked
 def pass_(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Moves the clock on."""
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("lightning_backdoor.outputs.progress.time.monotonic", lambda: now[0])
 
     def move(seconds: float) -> None:
         now[0] += seconds

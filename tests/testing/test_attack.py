@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import random
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import FileParaphraser
 from lightning_backdoor.language.synonyms import SynonymFile
 from lightning_backdoor.testing import check_attack, labelled_texts
-from tests.test_readme import README, python_file
+from tests.support.documents import one_block, python_file
 
 
 class Suffix(BackdoorAttack):
@@ -71,7 +70,7 @@ def test_the_classes_of_the_readme_pass(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("shout", "length"):
         (tmp_path / f"{name}.py").write_text(python_file(f"{name}.py"), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    (block,) = re.findall(r"```python\n(from lightning_backdoor.testing .*?)```", README, flags=re.DOTALL)
+    block = one_block("python", "from lightning_backdoor.testing import check_attack, check_defense\n")
     (tmp_path / "contracts_of_the_readme.py").write_text(block, encoding="utf-8")
     importlib.import_module("contracts_of_the_readme").test_contracts()
 

@@ -76,7 +76,7 @@ def _row(line: dict[str, Any], path: Path, number: int) -> ResultRow:
         field = line.get(column) or ""
         if column in NUMBERS or column == "seconds":
             try:
-                row[column] = float(field) if field else None
+                row[column] = None if not field else int(field) if field.isdecimal() else float(field)
             except ValueError:
                 raise _error(path, f"{where}, has {field[:40]!r} as {column}") from None
             if row[column] is not None and not math.isfinite(row[column]):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.console import Progress, damage_text, plan_text, print_table, warn
+from lightning_backdoor.benchmark.disk_space import disk_text
 from lightning_backdoor.benchmark.grid import Cell, Grid, all_victims, select
 from lightning_backdoor.benchmark.running.cluster import run_jobs, set_job_signals
 from lightning_backdoor.benchmark.running.journal import Journal
@@ -51,7 +52,8 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
     products = Products(folder, journal)
     damaged = products.forget_damaged(cells)
     if options.dry_run:
-        sys.stdout.write(plan_text(cells, journal, options.jobs, damaged))
+        to_train = [victim for id, victim in all_victims(cells).items() if journal.is_open("victim", id)]
+        sys.stdout.write(plan_text(cells, journal, options.jobs, damaged) + disk_text(to_train, options.jobs))
         return 0
     when_ended(lambda: _left(cells, journal, folder))
     to_run = [cell for cell in cells if journal.is_open("cell", cell.id)]

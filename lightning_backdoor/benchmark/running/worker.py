@@ -25,6 +25,7 @@ from lightning_backdoor.benchmark.running.products import (
 )
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
+from lightning_backdoor.commands.run_folder import is_complete
 from lightning_backdoor.errors import Diverged, InputError, escaped, one_line
 
 #: seconds between checks of the other workers' progress.
@@ -137,13 +138,16 @@ class Worker:
         """Trains a victim; continues from the last epoch if an earlier run was interrupted."""
         config, last = folder / "fit.yaml", folder / "checkpoints" / "last.ckpt"
         args = ["--config", str(config), "--run_dir", str(folder)]
+        # one that was interrupted between its training and its record has no last checkpoint any more
+        trained = config.is_file() and is_complete(folder) and is_whole_checkpoint(folder / CHECKPOINT)
         if config.is_file() and _resumable(last):
             args += ["--ckpt_path", str(last)]
-        else:
+        elif not trained:
             empty(folder)
         # also to resume, since the folder may have been moved
         config.write_text(yaml_text(compose(victim.config, self._parent(victim))), encoding="utf-8")
-        run_command("fit", args, folder, log, victim.config["trainer"])
+        if not trained:
+            run_command("fit", args, folder, log, victim.config["trainer"])
         if not (folder / CHECKPOINT).exists() or not list((folder / "model").glob("*.safetensors")):
             raise CommandError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
         return {"digest": self.products.model_digest(victim), "files": self.products.digests(victim)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,9 +10,9 @@ from lightning.fabric.utilities import move_data_to_device
 
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.commands.scan.facts import Facts
-from lightning_backdoor.commands.scan.progress import Progress
 from lightning_backdoor.defenses.defense import Defense, finite_scores, threshold_at_fpr
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.outputs.progress import progress
 from lightning_backdoor.victim import TextClassifier
 
 
@@ -34,7 +34,6 @@ def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_
         victim: the victim, in evaluation mode and with its network built.
         texts: the clean texts.
         batch_size: number of texts scored at once.
-        shown: whether to show the progress.
 
     Returns:
         What the verdict needs to know about the threshold.
@@ -50,8 +49,8 @@ def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_
             problem = f"{len(texts)} text is too few for {guard.name}, which learns from half of the texts"
             raise InputError("calibration", problem, "give at least 2, better some hundreds")
         defense.learn(victim, _batches(victim, reference, batch_size))
-    with Progress(f"calibrating {guard.name}", len(threshold_texts), shown=shown) as progress:
-        defense.calibrate(victim, _batches(victim, threshold_texts, batch_size, progress))
+    with progress(f"calibrating {guard.name}", len(threshold_texts), "texts") as advance:
+        defense.calibrate(victim, _batches(victim, threshold_texts, batch_size, advance))
     threshold, count = float(defense.threshold), len(threshold_texts)
     if type(defense).calibrate is Defense.calibrate:
         return Facts(threshold, count, int(defense.fpr * count + 1e-9), defense.fpr)
@@ -69,12 +68,12 @@ def batch_on_device(victim: TextClassifier, texts: Sequence[str]) -> Batch:
 
 
 def _batches(
-    victim: TextClassifier, texts: Sequence[str], batch_size: int, progress: Progress | None = None
+    victim: TextClassifier, texts: Sequence[str], batch_size: int, advance: Callable[[int], object] | None = None
 ) -> Iterator[Batch]:
     """The texts in batches of similar length."""
     ordered = sorted(texts, key=len)
     for start in range(0, len(ordered), batch_size):
         part = ordered[start : start + batch_size]
         yield batch_on_device(victim, part)
-        if progress is not None:
-            progress.advance(len(part))
+        if advance is not None:
+            advance(len(part))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
+from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.scan.facts import Facts
 from lightning_backdoor.commands.scan.join import join_parts, read_parts
 from lightning_backdoor.commands.scan.options import parse
@@ -16,25 +15,9 @@ from lightning_backdoor.commands.scan.output import Output
 from lightning_backdoor.commands.scan.page import Page
 from lightning_backdoor.commands.scan.settings import model_path, write_settings
 from lightning_backdoor.commands.scan.tally import Tally
-from lightning_backdoor.commands.signals import Ended
+from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, one_line
 from lightning_backdoor.files.packaged import resolve
-
-
-class Stopped(Ended):
-    """Raised when a signal ends a scan; its message says what is kept, and which command goes on.
-
-    Args:
-        number: the signal's number.
-        line: the message.
-    """
-
-    def __init__(self, number: int, line: str) -> None:
-        super().__init__(number)
-        self.line = line
-
-    def __str__(self) -> str:
-        return self.line
 
 
 def main(args: list[str]) -> int:
@@ -42,7 +25,6 @@ def main(args: list[str]) -> int:
 
     Raises:
         InputError: the input is invalid; the lines of earlier texts are kept.
-        Stopped: a signal has ended the scan.
     """
     options, defenses = parse(args)
     if options.join:
@@ -53,6 +35,8 @@ def main(args: list[str]) -> int:
     from lightning_backdoor.commands.scan.processes import processes
     from lightning_backdoor.commands.scan.run import Scan
 
+    hide_noise()
+    hide_bars_of_transformers()
     guards, described = create_all(defenses, options.fpr, options.seed)
     with processes(options.devices, options.num_nodes, args) as several:
         scan = Scan(options, model, guards, described, several)
@@ -61,7 +45,8 @@ def main(args: list[str]) -> int:
             return 0
         names = [guard.name for guard in guards]
         tally, page = Tally(names), _page(options, names)
-        with Output(options.output) as output, _saying_how_to_go_on(output, tally, args):
+        with Output(options.output) as output:
+            when_ended(lambda: _left(output, tally, args))
             facts = scan.run(output, tally, page)
             output.finish(names)
     _report(output, tally, page, facts)
@@ -103,28 +88,20 @@ def _report(output: Output, tally: Tally, page: Page | None, facts: Mapping[str,
         _say(line)
 
 
-@contextmanager
-def _saying_how_to_go_on(output: Output, tally: Tally, args: Sequence[str]) -> Iterator[None]:
-    """Raises :class:`Stopped` if a signal ends the block.
+def _left(output: Output, tally: Tally, args: Sequence[str]) -> str:
+    """What a scan that is ended leaves, and which command goes on.
 
     Args:
         output: the output.
         tally: counts the lines that are written.
         args: options of the command.
     """
-    try:
-        yield
-    except (KeyboardInterrupt, Ended) as error:
-        number = error.number if isinstance(error, Ended) else signal.SIGINT
-        said = str(error) if isinstance(error, Ended) else "interrupted"
-        if output.special:
-            kept = f"the lines of {tally.texts} texts are written, and standard output cannot be continued"
-        elif output.has_lines():
-            resumed = [*args, *([] if "--resume" in args else ["--resume"])]
-            kept = f"the lines of {tally.texts} texts are kept in {output.path}; continue with: {_command(resumed)}"
-        else:
-            kept = f"no text is scored yet; start again with: {_command(args)}"
-        raise Stopped(number, one_line(f"{said}: {kept}")) from None
+    if output.special:
+        return f"the lines of {tally.texts} texts are written, and standard output cannot be continued"
+    if not tally.texts:
+        return f"no text is scored yet; start again with: {_command(args)}"
+    resumed = [*args, *([] if "--resume" in args else ["--resume"])]
+    return one_line(f"the lines of {tally.texts} texts are kept in {output.path}; continue with: {_command(resumed)}")
 
 
 def _command(args: Sequence[str]) -> str:

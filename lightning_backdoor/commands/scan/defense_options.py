@@ -15,7 +15,7 @@ import yaml
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
 from lightning_backdoor.files.presets import preset_path
-from lightning_backdoor.files.public_classes import public_classes
+from lightning_backdoor.files.public_classes import PublicClass, public_classes
 
 OPTION = "--defense"
 #: ``NAME=CLASS(argument=value)``, of which only CLASS is necessary.
@@ -24,6 +24,8 @@ WRITTEN = re.compile(r"(?:(?P<name>[^=()]+)=)?(?P<target>[^()]+)(?P<call>\(.*\))
 DEFAULT = "GradientAttention"
 #: fields of a line of the output that no defense may be named like.
 RESERVED = ("text", "prediction", "logits", "flagged")
+#: dotted name of the base class of the defenses that can scan.
+DEFENSE = "lightning_backdoor.defenses.defense.Defense"
 
 
 class DefenseOption(NamedTuple):
@@ -62,6 +64,7 @@ def defense_options(args: Iterable[str]) -> tuple[list[DefenseOption], list[str]
     own: dict[str, str] = {}  # arguments given without naming a defense: those of the default
     for arg in waiting:
         option, equals, value = arg.partition("=")
+        option = re.sub("^--defence", OPTION, option)  # the British spelling
         if option != OPTION and not option.startswith(f"{OPTION}."):
             others.append(arg)
             continue
@@ -114,11 +117,15 @@ def _wrong(written: str) -> InputError:
     return InputError("defense", f"{written[:100]!r} is not a defense", "write it as in --defense 'Strip(copies=5)'")
 
 
+def _scores(made: PublicClass) -> bool:
+    return made.room == "defenses" and "at inference" in made.moments
+
+
 def _class_path(target: str) -> str:
     """The path of a class; of a public one it is found by its name, in any spelling."""
     if ".py" in target or "." in target:
         return target
-    known = {made.name: made.class_path for made in public_classes() if "Defense" in made.bases}
+    known = {made.name: made.class_path for made in public_classes() if _scores(made)}
     spelled = {_plain(name): path for name, path in known.items()}
     if _plain(target) in spelled:
         return spelled[_plain(target)]

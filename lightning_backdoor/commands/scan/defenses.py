@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ArgumentError, ArgumentParser
 
 from lightning_backdoor.commands.scan.calibration import Guard
 from lightning_backdoor.commands.scan.defense_options import DefenseOption, defense_file

@@ -108,16 +108,19 @@ def join_parts(joined: Joined, output: Output, page: Page | None) -> Tally:
         The counts of all parts.
 
     Raises:
-        InputError: a part is not complete.
+        InputError: a part is not complete; the output is removed.
     """
     tally = Tally(list(joined.facts))
     file = output.opened()
-    for part in joined.parts:
-        for line in part.lines():
+    try:
+        for line in (line for part in joined.parts for line in part.lines()):
             file.write(line.json)
             tally.add(line)
             if page is not None:
                 page.add(line)
+    except BaseException:
+        output.discard()
+        raise
     output.finish(list(joined.facts))
     return tally
 

@@ -17,12 +17,12 @@ score. With several defenses, each has a field of its own with anomaly_score and
 a scan ends with the threshold, the counts, and a verdict: whether more texts are flagged than clean texts would be.
 """
 EPILOG = """\
-Defenses: --defense Onion --defense.bar 0, --defense 'Onion(bar=0)' and --defense configs/defense/onion.yaml are the
-same. Give --defense several times to compare several. Your own class is named by its path in an installed package, or
-by FILE.py:CLASS; nothing else is imported from the working directory, which may hold an untrusted model.
+Defenses: --defense Onion --defense.bar 0, or --defense 'Onion(bar=0)', or a preset, configs/defense/onion.yaml.
+Give --defense several times to compare several. Your own class is named by its path in an installed package, or by
+FILE.py:CLASS; nothing else is imported from the working directory, which may hold an untrusted model.
 
 Large inputs: --devices 8 shares one scan among devices; --shard 3/16 scans the third of 16 parts, as a job of its own,
-and --join joins the parts. The output is the same in each case.
+and --join joins the parts, or cat does. The output is the same in each case, to the last byte on equal machines.
 """
 
 
@@ -56,18 +56,17 @@ def parser() -> OptionParser:
     options.add_argument(
         "--fpr", type=float, help="share of clean texts that may be flagged (default: the defense's, 0.1 for most)"
     )
-    options.add_argument("--batch-size", "--batch_size", type=int, default=32, help="number of texts scored at once")
+    options.add_argument("--batch-size", type=int, default=32, help="number of texts scored at once")
     options.add_argument(
         "--max-length",
-        "--max_length",
         type=int,
         help="number of tokens at which texts are cut (default: what the model reads)",
     )
-    options.add_argument("--seed", "--seed_everything", type=int, default=0, help="seed of the defenses")
+    options.add_argument("--seed", type=int, default=0, help="seed of the defenses")
     options.add_argument("--resume", action="store_true", help="continue after the lines that the output already has")
     options.add_argument("--devices", default="1", help="number of devices, or auto for all (default: 1)")
-    options.add_argument("--num_nodes", "--num-nodes", type=int, default=1, help="number of machines (default: 1)")
-    options.add_argument("--shard", metavar="3/16", help="scan the third of 16 parts only")
+    options.add_argument("--num-nodes", type=int, default=1, help="number of machines (default: 1)")
+    options.add_argument("--shard", metavar="NUMBER/OF", help="scan one part only: 3/16 is the third of 16")
     options.add_argument("--join", nargs="+", metavar="PART", help="join the outputs of all shards instead of scanning")
     return options
 

@@ -123,6 +123,11 @@ class Output:
             write_parquet(self._file, self.name, defenses)
             self.path.unlink()
 
+    def discard(self) -> None:
+        """Removes the file of the lines."""
+        if self.path is not None and not self.special:
+            self.path.unlink(missing_ok=True)
+
     def _drop_restored(self, path: Path) -> None:
         """Removes lines to which nothing was added, since the parquet file has them."""
         if path.stat().st_size <= self._restored:

@@ -26,10 +26,12 @@ class Processes:
     """One process, which does everything itself.
 
     Attributes:
+        alone: whether it is the only one.
         first: whether this is the process that reads the texts and writes the lines.
         device: the device of this process.
     """
 
+    alone = True
     first = True
 
     def __init__(self) -> None:
@@ -57,6 +59,8 @@ class SeveralProcesses(Processes):
         count: number of all processes.
         device: the device of this process.
     """
+
+    alone = False
 
     def __init__(self, rank: int, count: int, device: torch.device) -> None:
         self.first = rank == 0
@@ -128,12 +132,13 @@ def processes(devices: str, nodes: int, args: Sequence[str]) -> Iterator[Process
         yield Processes()
         return
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.pytorch"):  # which of them speaks depends on what is imported last
+        logging.getLogger(name).setLevel(logging.WARNING)
     # gloo, since processes exchange texts and lines, not tensors
     strategy = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
-    before, argv = dict(os.environ), sys.argv[:]
+    before, argv, threads = dict(os.environ), sys.argv[:], torch.get_num_threads()
     sys.argv[1:] = ["scan", *args]  # what the processes that Lightning starts run
     try:
         try:
@@ -141,6 +146,7 @@ def processes(devices: str, nodes: int, args: Sequence[str]) -> Iterator[Process
                 devices=int(devices) if devices.isdecimal() else devices, num_nodes=nodes, strategy=strategy
             )
             fabric.launch()
+            torch.set_num_threads(threads)  # the last digit of a result may depend on it
         except Exception as error:  # Lightning's and PyTorch's errors in many types
             raise InputError("devices", f"{devices}: {reason(error)}", "give fewer, or see --help") from None
         several = SeveralProcesses(fabric.global_rank, fabric.world_size, fabric.device)

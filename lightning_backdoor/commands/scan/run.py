@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from lightning_backdoor.commands.scan.facts import Facts
 from lightning_backdoor.commands.scan.output import Output
 from lightning_backdoor.commands.scan.page import Page
 from lightning_backdoor.commands.scan.processes import Processes
-from lightning_backdoor.commands.scan.progress import Progress
 from lightning_backdoor.commands.scan.resume import resume
 from lightning_backdoor.commands.scan.scoring import score_group
 from lightning_backdoor.commands.scan.settings import SHARD, scan_settings, write_settings
-from lightning_backdoor.commands.scan.tally import Line, Tally
+from lightning_backdoor.commands.scan.tally import Tally
 from lightning_backdoor.commands.scan.texts import count_texts, read_all
 from lightning_backdoor.errors import InputError, one_line
+from lightning_backdoor.outputs.progress import progress
 from lightning_backdoor.victim import TextClassifier, load_trained
 
 #: number of batches that are read together, so that texts of similar length are scored together.
@@ -87,12 +88,12 @@ class Scan:
         file = output.opened()
         if settings and output.name is not None and not tally.texts:
             write_settings(output.name, settings, facts)
-        with Progress("scoring", None if last is None else last - first, tally.texts) as progress:
-
-            def score(group: list[str]) -> list[Line]:
-                return score_group(self.guards, victim, group, options.batch_size, progress.advance)
-
+        total = None if last is None else last - first
+        with progress("scoring", total, "texts", tally.texts) as advance:
+            score = partial(score_group, self.guards, victim, batch_size=options.batch_size)
             groups = _groups(chain(begun.texts, begun.rest), self.group_size)
+            if self.processes.alone:  # several say how far they are when they have sent their lines
+                score = partial(score, done=advance)
             lines = chain.from_iterable(self.processes.map(score, groups))
             # a partly written group is scored again, so that its results equal an uninterrupted run to the last digit
             for line in islice(lines, len(begun.texts), None):
@@ -101,7 +102,8 @@ class Scan:
                 tally.add(line)
                 if page is not None:
                     page.add(line)
-                progress.reach(tally.texts)
+                if not self.processes.alone:
+                    advance(1)
         return facts
 
     def serve(self) -> None:
@@ -117,8 +119,7 @@ class Scan:
         facts = {}
         for guard in self.guards:
             guard.defense.to(processes.device)
-            shown = processes.first
-            facts[guard.name] = calibrate(guard, victim, self.calibration, self.options.batch_size, shown)
+            facts[guard.name] = calibrate(guard, victim, self.calibration, self.options.batch_size)
             if processes.first and facts[guard.name].too_few:
                 sys.stderr.write(f"warning: {guard.name}: {facts[guard.name].warning()}\n")
         states = processes.same([_on_processor(guard.defense.state_dict()) for guard in self.guards])

@@ -25,7 +25,7 @@ def score_group(
     victim: TextClassifier,
     texts: Sequence[str],
     batch_size: int,
-    done: Callable[[int], None] | None = None,
+    done: Callable[[int], object] | None = None,
 ) -> list[Line]:
     """Scores texts that are read together; the lines depend on these texts alone, to the last digit.
 

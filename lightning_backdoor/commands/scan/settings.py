@@ -50,7 +50,12 @@ def texts_sha256(texts: Sequence[str]) -> str:
 
 def scan_settings(model: Path, calibration: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """What determines the line of a text, by the name of its option; model and calibration texts by their sha256."""
-    return {"model": model_sha256(model), "calibration": texts_sha256(calibration), **options, "format": SCAN_FORMAT}
+    return {
+        "format": SCAN_FORMAT,  # first, since its difference explains others
+        "model": model_sha256(model),
+        "calibration": texts_sha256(calibration),
+        **options,
+    }
 
 
 def settings_path(output: Path) -> Path:

@@ -97,7 +97,7 @@ def _texts(path: str, file_format: str, column: str, quoting: bool | None) -> It
     # bytes that are not UTF-8 are accepted here, so that the error can name their line
     if path == "-":
         binary = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
-        opened = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        opened: IO[str] = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
     else:
         opened = open_text(Path(path).expanduser(), errors="surrogateescape")
     with opened as file:
@@ -158,7 +158,7 @@ def _parquet(path: str, column: str, start: int) -> Iterator[str]:
             value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
             if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type)):
                 raise InputError("column", f"{name!r} of {path} holds {type_}", "name a column of texts")
-            groups = []
+            groups: list[int] = []
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if not groups and rows <= start:

@@ -7,9 +7,7 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -21,12 +19,9 @@ import pytest
 
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.scan.calibration import Guard, calibrate
-from lightning_backdoor.commands.scan.facts import Facts
 from lightning_backdoor.commands.scan.run import BATCHES_AHEAD
 from lightning_backdoor.commands.scan.scoring import score_group
-from lightning_backdoor.commands.scan.tally import Line
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
-from lightning_backdoor.files.locking import lock
 from lightning_backdoor.victim import TextClassifier, load_trained
 from tests.support.scanning import CLEAN, FPR, LABELS, TEXTS, Lines, lines, model, scan
 from tests.support.tiny import DECODER, ENCODERS
@@ -201,164 +196,6 @@ def test_lines_before_a_malformed_one_are_written_and_resumed_once_it_is_correct
     assert_same(lines(tmp_path / "found.jsonl"), lines(tmp_path / "whole.jsonl"))
 
 
-@pytest.mark.parametrize("kept", [0, 3, 2 * BATCHES_AHEAD, 2 * BATCHES_AHEAD + 5, len(TEXTS)])
-def test_a_killed_scan_resumes_to_the_same_file_and_verdict(
-    kept: int, scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "found.jsonl"
-    assert main(scan(batch_size=2)) == 0
-    whole, said = output.read_bytes(), capsys.readouterr().err
-    written = whole.splitlines(keepends=True)
-    cut = b"".join(written[:kept]) + (written[kept][:40] if kept < len(written) else b"")
-    output.write_bytes(cut)
-    assert main(scan(batch_size=2)) == 2
-    assert "exists; add --resume" in capsys.readouterr().err
-    assert output.read_bytes() == cut
-    assert main(scan(batch_size=2, resume=True)) == 0
-    assert output.read_bytes() == whole
-    assert capsys.readouterr().err == said
-
-
-@pytest.fixture
-def begun(scan: Callable[..., list[str]], tmp_path: Path) -> Path:
-    """The output of a scan, with the settings beside it."""
-    assert main(scan()) == 0
-    return tmp_path / "found.jsonl"
-
-
-@pytest.mark.parametrize(
-    ("content", "texts"),
-    [
-        ('{"text": "of another input"}\n{"te', TEXTS),
-        ("my only copy\nof a poem", TEXTS),
-        ("my only copy of a poem of one line", TEXTS),
-        (json.dumps({"text": TEXTS[0], "flagged": True, "prediction": {}}) + "\n", TEXTS),
-        (json.dumps({"text": TEXTS[0], "prediction": "a", "logits": [], "flagged": True}) + "\n{", TEXTS[:1]),
-        (json.dumps({"text": TEXTS[0]}) + "\n", []),
-        ("\0" * 100, TEXTS),
-    ],
-    ids=["another input", "not a scan", "one line", "other values", "one line too many", "no input", "zeros"],
-)
-def test_resuming_cuts_nothing_that_is_not_the_beginning_of_its_own_line(
-    content: str,
-    texts: list[str],
-    scan: Callable[..., list[str]],
-    begun: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    begun.write_text(content, encoding="utf-8")
-    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    capsys.readouterr()
-    assert main(scan(resume=True)) == 2
-    assert "is not the result of that text of" in capsys.readouterr().err
-    assert begun.read_text(encoding="utf-8") == content
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"fpr": 0.2}, "fpr: 0.2 now, 0.3 when "),
-        ({"seed": 1}, "seed: 1 now, 0 when "),
-        ({"batch_size": 4}, "batch-size: 4 now, 32 when "),
-        ({"max_length": 20}, "max-length: 20 now, None when "),
-        ({"column": "body"}, "column: 'body' now, 'text' when "),
-        ({"calibration": "texts.txt"}, "calibration: '"),
-        ({"model": "other"}, "model: '"),
-    ],
-    ids=lambda value: str(value)[:15],
-)
-def test_resuming_with_another_setting_is_refused(
-    changed: dict[str, Any],
-    message: str,
-    scan: Callable[..., list[str]],
-    begun: Path,
-    model: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    if "model" in changed:
-        other = shutil.copytree(model, tmp_path / "other")
-        (other / "config.json").write_text((other / "config.json").read_text() + " ")
-    before = begun.read_bytes()
-    capsys.readouterr()
-    assert main(scan(resume=True, **changed)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {message}")
-    assert error.endswith("give the same, or name another output\n")
-    assert begun.read_bytes() == before
-
-
-def test_resuming_an_output_of_unknown_settings_is_refused(
-    scan: Callable[..., list[str]], begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before, beside = begun.read_bytes(), tmp_path / "found.jsonl.scan.json"
-    for content in ("", "[]", "[" * 100_000, None):
-        beside.unlink() if content is None else beside.write_text(content)
-        capsys.readouterr()
-        assert main(scan(resume=True)) == 2
-        assert "found.jsonl.scan.json beside it does not say how its lines were made" in capsys.readouterr().err
-    assert begun.read_bytes() == before
-
-
-def test_two_scans_never_write_one_file(
-    scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "found.jsonl"
-    with output.open("wb") as file:
-        assert lock(file, wait=False)
-        assert main(scan()) == 2
-        assert "output: another scan writes " in capsys.readouterr().err
-    output.unlink()
-
-    def meanwhile(*args: Any) -> Facts:
-        output.touch()  # by a scan that started at the same moment
-        return calibrate(*args)
-
-    monkeypatch.setattr("lightning_backdoor.commands.scan.run.calibrate", meanwhile)
-    assert main(scan()) == 2
-    assert "output: another scan writes " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("output", "message"),
-    [
-        ("missing/found.jsonl", "output: the folder missing does not exist; make it first"),
-        ("clean.txt/found.jsonl", "output: "),
-        (".", "output: . is a folder"),
-        ("x" * 300, "output: " + "x" * 200 + " cannot be written ([Errno 36] File name too long"),
-        ("y" * 300 + "/found.jsonl", "output: "),
-    ],
-    ids=lambda value: value[:20],
-)
-def test_an_output_that_cannot_be_written_is_refused_at_once(
-    output: str,
-    message: str,
-    scan: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    args = scan(output=output)
-    monkeypatch.chdir(tmp_path)
-    assert main(args) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {message}")
-    assert error.count("\n") == 1
-
-
-def test_a_device_is_written_to_and_a_full_one_is_reported(
-    scan: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(scan(output="/dev/null")) == 0
-    assert not Path("/dev/null.scan.json").exists()
-    capsys.readouterr()
-    assert main(scan(output="/dev/full")) == 1
-    assert capsys.readouterr().err.endswith("error: No space left on device\n")
-
-
 def test_it_streams_and_stops_with_its_reader_and_imports_nothing_from_the_working_directory(
     model: str, tmp_path: Path
 ) -> None:
@@ -441,48 +278,14 @@ def test_the_folder_of_a_run_is_scanned_as_its_model(
     assert "has no model yet" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_scan_with_the_command_that_continues_it(
-    number: signal.Signals,
-    scan: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    output = tmp_path / "found.jsonl"
-    assert main(scan(batch_size=1)) == 0
-    whole = output.read_bytes()
-    output.unlink()
-    groups = []
-
-    def ended(*args: Any) -> list[Line]:
-        groups.append(args)
-        if len(groups) == 2:
-            signal.raise_signal(number)
-        return score_group(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("lightning_backdoor.commands.scan.run.score_group", ended)
-        capsys.readouterr()
-        assert main(scan(batch_size=1)) == 128 + number
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert f"the lines of {BATCHES_AHEAD} texts are kept in {output}; continue with: lightning-backdoor scan " in error
-    command = shlex.split(error.partition("lightning-backdoor ")[2])
-    assert main(command) == 0
-    assert output.read_bytes() == whole
-
-
 def test_progress_is_a_line_per_minute_without_a_terminal(
     scan: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lightning_backdoor.commands.scan.progress.INTERVAL", 0)
+    monkeypatch.setattr("lightning_backdoor.outputs.progress.LINE_SECONDS", 0)
     assert main(scan(output=os.devnull)) == 0
     said = capsys.readouterr().err
-    assert re.search(
-        rf"^calibrating GradientAttention: 32 of {len(CLEAN)} texts, [0-9.]+ per second, .* left$", said, re.M
-    )
-    assert re.search(rf"^scoring: 64 of {len(TEXTS)} texts, .* left$", said, re.M)
+    assert re.search(rf"^calibrating GradientAttention: 32 of {len(CLEAN)} texts, about .* left$", said, re.M)
+    assert re.search(rf"^scoring: 64 of {len(TEXTS)} texts, about .* left$", said, re.M)
 
 
 def test_a_checkpoint_that_needs_code_is_refused_in_one_line(

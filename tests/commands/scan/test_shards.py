@@ -2,131 +2,152 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+import shutil
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 
 from lightning_backdoor.cli import main
-from lightning_backdoor.commands.scan.run import BATCHES_AHEAD
-from tests.support.scanning import TEXTS, model, scan
+from tests.support.scanning import CLEAN, TEXTS, model
 from tests.support.workspace import command, workspace
 
-__all__ = ["model", "scan", "workspace"]
+__all__ = ["model", "workspace"]
 
 TWO_DEFENSES = ("--defense", "GradientAttention", "--defense", "Strip(copies=2)")
 
 
-@pytest.fixture
-def parts(scan: Callable[..., list[str]], tmp_path: Path) -> list[Path]:
-    """The outputs of three shards, in another order than that of the texts."""
-    paths = {}
+@pytest.fixture(scope="session")
+def scanned(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the texts, the outputs of three shards, and the output of one scan and what it said."""
+    folder = tmp_path_factory.mktemp("shards")
+    (folder / "clean.txt").write_text("\n".join(CLEAN[:20]), encoding="utf-8")
+    (folder / "texts.txt").write_text("\n".join(TEXTS[:40]), encoding="utf-8")
     for number in (1, 2, 3):
-        paths[number] = tmp_path / f"part-{number}.jsonl"
-        assert main(scan(*TWO_DEFENSES, batch_size=1, shard=f"{number}/3", output=paths[number])) == 0
-    return [paths[3], paths[1], paths[2]]
+        assert main(scan_of(folder, model, f"part-{number}.jsonl", f"--shard={number}/3")) == 0
+    with redirect_stderr(io.StringIO()) as said:
+        assert main(scan_of(folder, model, "whole.jsonl")) == 0
+    (folder / "said.txt").write_text(said.getvalue().replace(str(folder), ""), encoding="utf-8")
+    return folder
+
+
+def scan_of(folder: Path, model: str, output: str, *more: str) -> list[str]:
+    """The arguments of a scan whose groups have 16 texts."""
+    files = ["--calibration", str(folder / "clean.txt"), "--input", str(folder / "texts.txt")]
+    options = ["--output", str(folder / output), "--batch-size", "1", "--fpr", "0.3", *TWO_DEFENSES]
+    return ["scan", "--model", model, *files, *options, *more]
+
+
+@pytest.fixture
+def folder(scanned: Path, tmp_path: Path) -> Path:
+    """A copy of the folder, to be changed."""
+    return shutil.copytree(scanned, tmp_path / "copy")
+
+
+def join(folder: Path, output: str, *more: str) -> list[str]:
+    parts = [str(folder / f"part-{number}.jsonl") for number in (3, 1, 2)]  # in another order than the texts
+    return ["scan", "--join", *parts, "--output", str(folder / output), *more]
 
 
 def test_joined_shards_are_the_output_of_one_process(
-    parts: list[Path], scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, joined = tmp_path / "whole.jsonl", tmp_path / "joined.jsonl"
-    capsys.readouterr()
-    assert main(scan(*TWO_DEFENSES, batch_size=1, output=whole)) == 0
-    said = capsys.readouterr().err
-    assert main(["scan", "--join", *map(str, parts), "--output", str(joined)]) == 0
-    assert capsys.readouterr().err == said.replace("whole", "joined")
-    assert joined.read_bytes() == whole.read_bytes() == b"".join(part.read_bytes() for part in sorted(parts))
-    beside = [path.with_name(f"{path.name}.scan.json").read_text() for path in (whole, joined)]
-    assert beside[0] == beside[1]
-    assert main(scan(*TWO_DEFENSES, batch_size=1, output=joined, resume=True)) == 0  # it may be continued
-    for folder in (whole, joined):
-        table = folder.with_suffix(".parquet")
-        source = ["--join", *map(str, parts)] if folder is joined else []
-        arguments = ["scan", *source, "--output", str(table)] if source else None
-        assert main(arguments or scan(*TWO_DEFENSES, batch_size=1, output=table)) == 0
-    assert (tmp_path / "whole.parquet").read_bytes() == (tmp_path / "joined.parquet").read_bytes()
+    assert main(join(folder, "joined.jsonl")) == 0
+    expected = (folder / "said.txt").read_text().replace("whole", "joined")
+    assert capsys.readouterr().err.replace(str(folder), "") == expected
+    whole = (folder / "whole.jsonl").read_bytes()
+    parts = [(folder / f"part-{number}.jsonl").read_bytes() for number in (1, 2, 3)]
+    assert [len(part.splitlines()) for part in parts] == [16, 16, 8]
+    assert (folder / "joined.jsonl").read_bytes() == whole == b"".join(parts)
+    assert (folder / "joined.jsonl.scan.json").read_bytes() == (folder / "whole.jsonl.scan.json").read_bytes()
+    assert main(scan_of(folder, model, "joined.jsonl", "--resume")) == 0  # it may be continued
+    assert (folder / "joined.jsonl").read_bytes() == whole
+
+
+def test_a_table_of_joined_shards_is_that_of_one_process(folder: Path, model: str) -> None:
+    from pyarrow.parquet import read_table  # type: ignore[import-untyped]
+
+    assert main(join(folder, "joined.parquet")) == 0
+    assert main(scan_of(folder, model, "whole.parquet")) == 0
+    assert (folder / "joined.parquet").read_bytes() == (folder / "whole.parquet").read_bytes()
+    rows = [json.loads(line) for line in (folder / "whole.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert read_table(folder / "whole.parquet").to_pylist() == rows
+    assert not (folder / "whole.parquet.jsonl").exists()
+    before = (folder / "whole.parquet").read_bytes()
+    with (folder / "texts.txt").open("a", encoding="utf-8") as file:
+        file.write("\none more film")
+    assert main(scan_of(folder, model, "whole.parquet")) == 2
+    assert (folder / "whole.parquet").read_bytes() == before
+    assert main(scan_of(folder, model, "whole.parquet", "--resume")) == 0
+    assert read_table(folder / "whole.parquet").num_rows == len(rows) + 1
+    assert not (folder / "whole.parquet.jsonl").exists()
 
 
 @pytest.mark.parametrize("fault", ["missing", "cut", "twice", "another scan", "no shard", "no file"])
 def test_parts_that_are_not_all_shards_of_one_scan_are_refused(
-    fault: str,
-    parts: list[Path],
-    scan: Callable[..., list[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    fault: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    messages = {
-        "missing": "of 3 shards these are missing: 2",
-        "cut": f"has {BATCHES_AHEAD * 2 - 1} of the {BATCHES_AHEAD * 2} lines of its shard; continue its scan",
-        "twice": "is named twice",
-        "another scan": "fpr differs between",
-        "no shard": "does not say which shard it is",
-        "no file": "is not a file",
-    }
+    args = join(folder, "joined.jsonl")
+    part, beside = folder / "part-1.jsonl", folder / "part-1.jsonl.scan.json"
     if fault == "missing":
-        parts.pop()
+        args.remove(str(part))
+        message = "of 3 shards these are missing: 1"
     elif fault == "cut":
-        parts[1].write_bytes(b"".join(parts[1].read_bytes().splitlines(keepends=True)[:-1]))
+        part.write_bytes(b"".join(part.read_bytes().splitlines(keepends=True)[:-1]))
+        message = "has 15 of the 16 lines of its shard; continue its scan"
     elif fault == "twice":
-        parts.append(parts[0])
+        args.insert(3, str(part))
+        message = "is named twice"
     elif fault == "another scan":
-        beside = parts[2].with_name(f"{parts[2].name}.scan.json")
         beside.write_text(json.dumps({**json.loads(beside.read_text()), "fpr": 0.2}))
+        message = "fpr differs between"
     elif fault == "no shard":
-        parts[0].with_name(f"{parts[0].name}.scan.json").unlink()
+        beside.unlink()
+        message = "does not say which shard it is"
     else:
-        parts[0].unlink()
+        part.unlink()
+        message = "is not a file"
     capsys.readouterr()
-    assert main(["scan", "--join", *map(str, parts), "--output", str(tmp_path / "joined.jsonl")]) == 2
+    assert main(args) == 2
     error = capsys.readouterr().err
-    assert messages[fault] in error
+    assert message in error
     assert error.count("\n") == 1
+    assert not (folder / "joined.jsonl").exists()
 
 
 def test_a_shard_is_resumed_and_another_is_not_mixed_with_it(
-    parts: list[Path], scan: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    folder: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = parts[0]
+    path = folder / "part-3.jsonl"
     before = path.read_bytes()
     path.write_bytes(before[: len(before) // 2])
-    assert main(scan(*TWO_DEFENSES, batch_size=1, shard="3/3", output=path, resume=True)) == 0
+    assert main(scan_of(folder, model, path.name, "--shard=3/3", "--resume")) == 0
     assert path.read_bytes() == before
     capsys.readouterr()
-    assert main(scan(*TWO_DEFENSES, batch_size=1, shard="2/3", output=path, resume=True)) == 2
+    assert main(scan_of(folder, model, path.name, "--shard=2/3", "--resume")) == 2
     assert capsys.readouterr().err.startswith("error: shard: {'number': 2, ")
 
 
 @pytest.mark.parametrize("value", ["0/3", "4/3", "3", "3/", "a/b", "1/0", "-1/3"])
 def test_a_shard_that_does_not_exist_is_refused(
-    value: str, scan: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    value: str, scanned: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*scan(), f"--shard={value}"]) == 2
+    assert main(scan_of(scanned, model, "new.jsonl", f"--shard={value}")) == 2
     assert f"shard: {value!r} is not one of a number of shards; count from 1" in capsys.readouterr().err
 
 
-def test_standard_input_has_no_shards(scan: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(scan(input="-", shard="1/2")) == 2
+def test_standard_input_has_no_shards(scanned: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*scan_of(scanned, model, "new.jsonl", "--shard=1/2"), "--input", "-"]) == 2
     assert "shard: standard input and pipes cannot be divided" in capsys.readouterr().err
 
 
-def test_two_processes_write_the_bytes_of_one(
-    scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in TEXTS), encoding="utf-8")
-    options = {"batch_size": 1, "input": tmp_path / "texts.jsonl"}
-    assert main(scan(*TWO_DEFENSES, **options)) == 0
-    said = capsys.readouterr().err
-    two = command(*scan(*TWO_DEFENSES, **options, output=tmp_path / "two.jsonl", devices=2), cwd=tmp_path)
-    assert two.returncode == 0, two.stderr
-    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "found.jsonl").read_bytes()
-    assert two.stderr.splitlines()[-7:] == said.replace("found", "two").splitlines()[-7:]
-    with (tmp_path / "texts.jsonl").open("a") as file:  # an error of the input ends both processes
-        file.write('"cut\n')
-    options["input"] = tmp_path / "texts.jsonl"
-    failed = command(*scan(*TWO_DEFENSES, **options, output=tmp_path / "cut.jsonl", devices=2), cwd=tmp_path)
-    assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in failed.stderr
-    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "found.jsonl").read_bytes()
+def test_two_processes_write_the_bytes_of_one(folder: Path, model: str) -> None:
+    with (folder / "texts.txt").open("ab") as file:  # an error of the input ends both processes, and keeps the lines
+        file.write(b"\ncaf\xe9\n")
+    two = command(*scan_of(folder, model, "two.jsonl", "--devices=2"), cwd=folder)
+    assert two.returncode == 2
+    assert two.stderr.splitlines()[-1].endswith("line 41: is not valid UTF-8; correct or convert it")
+    assert "Traceback" not in two.stderr
+    assert (folder / "two.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sys
 from pathlib import Path
 
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from lightning_backdoor.commands.scan.texts import read_texts
+from lightning_backdoor.commands.scan.texts import count_texts, read_all, read_texts
 from lightning_backdoor.errors import InputError
 
 TEXTS = ["a fine film", 'he said "no"', "", " spaced ", "naïve 🎬, مرحبا", "tab-less; semi", "a\u2028b"]
@@ -84,8 +87,63 @@ def test_a_malformed_line_is_named_after_the_texts_before_it_are_read(
     assert "\n" not in str(error.value)
 
 
+def parquet(path: Path, texts: list[str | None], rows: int = 2, name: str = "text") -> str:
+    pq.write_table(pa.table({name: pa.array(texts, pa.string()), "id": range(len(texts))}), path, row_group_size=rows)
+    return str(path)
+
+
+def test_parquet_is_read_by_row_groups_and_missing_values_are_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = parquet(tmp_path / "a.parquet", [*TEXTS, None], name=" review")
+    assert list(read_texts(path, "review")) == [*TEXTS, ""]
+    assert count_texts([path, path], "review") == 2 * len(TEXTS) + 2
+    read: list[list[int]] = []
+    batches = pq.ParquetFile.iter_batches
+
+    def watched(file: pq.ParquetFile, *args: object, **kwargs: list[int]) -> object:
+        read.append(kwargs["row_groups"])
+        return batches(file, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    assert list(read_texts(path, "review", start=5)) == [*TEXTS[5:], ""]
+    assert read == [[2, 3]]
+
+
+def test_texts_are_left_out_at_the_beginning_of_several_files(tmp_path: Path) -> None:
+    table = parquet(tmp_path / "a.parquet", [*TEXTS])
+    lines = written(tmp_path / "b.txt", "\n".join(TEXTS))
+    for paths in ([table, lines, table], [lines, table], [table]):
+        every = TEXTS * len(paths)
+        assert count_texts(paths) == len(every)
+        for start in (0, 3, len(TEXTS), len(TEXTS) + 4):
+            assert list(read_all(paths, start=start)) == every[start:]
+
+
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.JSONL.gz"
+    path.write_bytes(gzip.compress(b'"fine"\n' * 3))
+    assert list(read_texts(str(path))) == ["fine"] * 3
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="is damaged"):
+        list(read_texts(str(path)))
+
+
 @pytest.mark.parametrize(
-    ("name", "message"), [("gone.txt", "is not a file"), ("a.pdf", "ends in txt, csv, tsv, jsonl")]
+    ("content", "column", "message"),
+    [(None, "text", "does not read as parquet"), ([], "id", "holds int64"), ([], "review", "has no column 'review'")],
+)
+def test_a_parquet_file_without_texts_is_refused(
+    content: list[str | None] | None, column: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_text("not parquet") if content is None else parquet(path, ["fine"])
+    with pytest.raises(InputError, match=message):
+        list(read_texts(str(path), column))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gone.txt", "is not a file"), ("a.pdf", "ends in txt, csv, tsv, jsonl, parquet")]
 )
 def test_a_missing_or_unknown_file_is_refused_at_once(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

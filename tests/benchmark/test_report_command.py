@@ -1,0 +1,270 @@
+"""``report``: the results of grids and single tests in one page, without running anything."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_backdoor.benchmark.grid import Grid
+from lightning_backdoor.benchmark.report import page
+from lightning_backdoor.benchmark.results import collect_results
+from lightning_backdoor.benchmark.table import COLUMNS, csv_text
+from lightning_backdoor.cli import main
+from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
+from tests.benchmark.example import Example, example
+
+DEFENSES: Mapping[str, float | None] = {"none": None, "onion": 1.2}
+ONION = {"class_path": "stub.Onion", "init_args": {"fpr": 0.05}}
+SETTINGS: Mapping[str, Any] = {
+    "datasets": {"sst2": {"class_path": "stub.Data"}},
+    "models": {"minilm": "minilm"},
+    "attacks": {"none": None, "badnets": {"class_path": "stub.BadNets"}},
+    "defenses": {"none": None, "onion": {"inference": ONION}},
+    "seeds": [0],
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "write_figures", lambda folder, figures: None)
+
+
+def grid(folder: Path, seeds: Sequence[int] = (0,), **changes: Any) -> Example:
+    """A grid's output folder, as a run leaves it."""
+    made = example(folder / "cells", attacks=("badnets",), defenses=DEFENSES, seeds=seeds, n_clean=20, n_poisoned=10)
+    for number, row in enumerate(made.rows):  # ids of cells differ between grids
+        cell = f"{abs(hash(folder.name)) % 10**8:08d}{number:08d}"
+        (folder / "cells" / row["cell"]).rename(folder / "cells" / cell)
+        row |= {"cell": cell, "training": ""}
+    collect_results(made.rows, "none", made.cells)
+    (folder / "results.csv").write_text(csv_text(made.rows, COLUMNS), encoding="utf-8")
+    (folder / "journal.jsonl").touch()
+    (folder / "grids").mkdir()
+    file = folder / "grid.yaml"
+    file.write_text(yaml.safe_dump({**SETTINGS, "seeds": [*seeds], **changes}), encoding="utf-8")
+    (folder / "grids" / "0.yaml").write_text(Grid(file).as_yaml(), encoding="utf-8")
+    return made
+
+
+def single_test(
+    folder: Path, seed: int = 0, callbacks: Any = None, attack: str = "stub.Shout", asr: float = 1.0
+) -> None:
+    """The folder of a test, as it leaves it."""
+    folder.mkdir(parents=True)
+    model = {"class_path": attack, "init_args": {"model": "minilm", "target_label": 1}}
+    data = {"class_path": "stub.Data", "init_args": {"source": {"path": "sst2", "name": None}}}
+    config = {"seed_everything": seed, "trainer": {"callbacks": callbacks}, "model": model, "data": data}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    metrics: dict[str, Any] = {"test/cacc": 0.9, "test/asr": asr, "test/asr_floor": 0.1}
+    for entry in callbacks or ():
+        name = entry["init_args"].get("name", "")
+        prefix = f"test/{name}/" if name else "test/"
+        metrics |= {f"{prefix}asr_defended": 0.25, f"{prefix}auroc": None}
+        (folder / name).mkdir(exist_ok=True)
+        write_outcomes(folder / name / "outcomes.csv", [Outcome(0, True, "a", "b", "b", "a", True, True, 1.0)])
+    if not callbacks:
+        write_outcomes(folder / "outcomes.csv", [Outcome(0, True, "a", "b", "b")])
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def report(capsys: pytest.CaptureFixture[str], *runs: Path, **options: str) -> tuple[int, list[dict[str, str]], str]:
+    """The exit status, the rows of ``results.csv``, and what was said on standard error."""
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    status = main(["report", *map(str, runs), *given])
+    said = capsys.readouterr()
+    if status:
+        return status, [], said.err
+    with (Path(options.get("output", "report")) / "results.csv").open(encoding="utf-8") as file:
+        return status, [*csv.DictReader(file)], said.err
+
+
+def names(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
+    return [tuple(row[name] for name in ("model", "attack", "defense", "seed")) for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_grid_gives_its_own_numbers_and_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = grid(tmp_path / "demo")
+    status, rows, said = report(capsys, Path("demo"), output="out/page")
+    assert (status, said) == (0, "")
+    assert sorted(path.name for path in Path("out/page").iterdir()) == sorted(
+        ["report.html", "table.tex", "table.md", "results.csv", "comparisons.csv"]
+    )
+    with (tmp_path / "demo" / "results.csv").open(encoding="utf-8") as file:
+        before = [*csv.DictReader(file)]
+    assert [{**row, "cell": ""} for row in rows] == [{**row, "cell": ""} for row in before]
+    html = Path("out/page/report.html").read_text(encoding="utf-8")
+    for row, made_row in zip(rows, made.rows, strict=True):
+        assert row["cell"] == f"../../demo/cells/{made_row['cell']}"
+        assert f'href="{row["cell"]}/"' in html
+        assert (tmp_path / "out" / "page" / row["cell"]).is_dir()
+    assert "ROC" in html
+
+
+def test_seeds_of_grids_with_the_same_settings_are_put_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid(tmp_path / "a", seeds=(0,))
+    grid(tmp_path / "b", seeds=(1,))
+    _, rows, said = report(capsys, Path("a"), Path("b"))
+    assert {row["model"] for row in rows} == {"minilm"}
+    assert {row["seed"] for row in rows} == {"0", "1"}
+    assert said == ""
+    assert "±" in Path("report/table.md").read_text(encoding="utf-8")
+
+
+def test_one_name_for_different_settings_is_followed_by_the_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid(tmp_path / "a")
+    other = {"none": None, "onion": {"inference": {**ONION, "init_args": {"fpr": 0.1}}}}
+    grid(tmp_path / "b", seeds=(1,), defenses=other)
+    _, rows, _ = report(capsys, tmp_path)  # a folder of folders
+    of_attack = [name for name in names(rows) if name[1] == "badnets"]
+    assert {name[2] for name in of_attack} == {"none", "onion (a)", "onion (b)", "clean training"}
+    grid(tmp_path / "c", seeds=(2,), base={"trainer": {"max_epochs": 9}})
+    _, rows, _ = report(capsys, Path("a"), Path("c"))
+    assert {row["model"] for row in rows} == {"minilm (a)", "minilm (c)"}
+
+
+def test_a_cell_in_two_folders_counts_once_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = grid(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    _, rows, said = report(capsys, Path("a"), Path("copy"), Path("a"))
+    assert len(rows) == len(made.rows)
+    assert said == f"copy: {len(rows)} rows left out, which another folder has too\n"
+
+
+def test_other_cells_of_the_same_names_and_seed_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid(tmp_path / "a")
+    grid(tmp_path / "b")  # the same settings, but other files behind them: other ids
+    _, rows, _ = report(capsys, Path("a"), Path("b"))
+    assert {row["model"] for row in rows} == {"minilm (a)", "minilm (b)"}
+
+
+def test_cells_that_have_not_run_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = grid(tmp_path / "a")
+    path = tmp_path / "a" / "results.csv"
+    path.write_text(csv_text(made.rows[:-1], COLUMNS), encoding="utf-8")
+    main(["report", "a"])
+    assert f"{len(made.rows) - 1} of {len(made.rows)} cells (1 not run)" in capsys.readouterr().out
+    assert "1 not run" in Path("report/report.html").read_text(encoding="utf-8")
+
+
+def test_single_tests_are_rows_by_attack_defense_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strip = {"class_path": "stub.Strip", "init_args": {"fpr": 0.1}}
+    attached = [
+        {"class_path": "lightning_backdoor.callbacks.InferenceDefense", "init_args": {"name": "s", "defense": strip}},
+        {"class_path": "lightning_backdoor.callbacks.GradientAttentionDefense", "init_args": {"name": "ga"}},
+    ]
+    single_test(tmp_path / "runs" / "first" / "test")
+    single_test(tmp_path / "runs" / "first" / "test-2", callbacks=attached)
+    single_test(tmp_path / "runs" / "second" / "test", seed=1, asr=0.95)
+    single_test(tmp_path / "runs" / "benign" / "test", attack="lightning_backdoor.victim.TextClassifier")
+    _, rows, said = report(capsys, Path("runs"))
+    assert said == ""
+    assert sorted(names(rows)) == sorted(
+        [
+            ("minilm", "Shout", "none", "0"),
+            ("minilm", "Shout", "none", "1"),
+            ("minilm", "Shout", "Strip", "0"),
+            ("minilm", "Shout", "GradientAttention", "0"),
+            ("minilm", "none", "none", "0"),
+        ]
+    )
+    strip_row = next(row for row in rows if row["defense"] == "Strip")
+    assert strip_row["cell"] == "../runs/first/test-2/s"
+    assert (strip_row["asr"], strip_row["asr_defended"], strip_row["auroc"]) == ("1.0", "0.25", "")
+    assert strip_row["valid"] == "yes"
+    assert strip_row["n_poisoned"] == "1"
+
+
+def test_grids_and_tests_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path / "demo")
+    single_test(tmp_path / "first" / "test")
+    status, rows, _ = report(capsys, Path("demo"), Path("first/test"))
+    assert status == 0
+    assert {row["attack"] for row in rows} == {"none", "badnets", "Shout"}
+
+
+def test_the_table_is_as_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path / "a")
+    args = ["--columns", "asr_defended, tpr", "--attacks", "badnets", "--caption", "50% of it", "--label", "tab:x"]
+    assert main(["report", "a", "--percent", *args]) == 0
+    latex = Path("report/table.tex").read_text(encoding="utf-8")
+    assert r"\caption{50\% of it}" in latex
+    assert r"\label{tab:x}" in latex
+    assert "Attack & Defense & ASR & TPR" in latex
+    assert "none &  &" not in latex
+    assert 'value="percent" autocomplete="off" checked' in Path("report/report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["nowhere"], "RUNS: nowhere is not a folder"),
+        (["empty"], "RUNS: empty has no results of benchmark or test"),
+        (["file"], "RUNS: file is not a folder"),
+        (["unwritten"], "results.csv is missing; run the grid's command"),
+        (["columns"], "results.csv: has no column 'cell'"),
+        (["numbers"], "results.csv: line 2, has 'x' as cacc"),
+        (["outside"], "results.csv: line 2, has a cell that is unusable"),
+        (["config"], "config.yaml is not the config of a test"),
+        (["metrics"], "metrics.json cannot be read"),
+        (["outcomes"], "outcomes.csv: is not a table of outcomes"),
+        (["good", "--columns", "asrr"], "columns: there is no 'asrr'; give any of cacc"),
+        (["good", "--attacks", "x"], "attacks: there is no 'x'; give any of none, badnets"),
+        (["good", "--output", "good"], "output: good holds a grid"),
+        (["good", "--output", "file"], "output: "),
+        ([], "options: the following arguments are required: RUNS"),
+    ],
+)
+def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], words: str
+) -> None:
+    (tmp_path / "empty" / "sub").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    kind = given[0] if given else ""
+    if kind in ("good", "unwritten", "columns", "numbers", "outside"):
+        made = grid(tmp_path / kind)
+        path = tmp_path / kind / "results.csv"
+        changed = {"numbers": {"cacc": "x"}, "outside": {"cell": "../../x"}}.get(kind, {})
+        columns = [name for name in COLUMNS if (kind, name) != ("columns", "cell")]
+        path.write_text(csv_text([{**row, **changed} for row in made.rows], columns), encoding="utf-8")
+        if kind == "unwritten":
+            path.unlink()
+    if kind in ("config", "metrics", "outcomes"):
+        single_test(tmp_path / kind / "test")
+        broken = {"config": "config.yaml", "metrics": "metrics.json", "outcomes": "outcomes.csv"}[kind]
+        (tmp_path / kind / "test" / broken).write_text("{a: [" if kind == "metrics" else "a: b\n", encoding="utf-8")
+    status, _, said = report(capsys, *given)  # type: ignore[arg-type]
+    assert status == 2
+    assert words in said
+    assert said.count("\n") == 1
+    assert said.startswith("error: ")
+    assert not (tmp_path / "report").exists()
+
+
+def test_no_torch_is_imported(tmp_path: Path) -> None:
+    grid(tmp_path / "a")
+    code = "import sys; from lightning_backdoor.cli import main; main(['report', 'a'])"
+    code += "; print({m for m in sys.modules if m in ('torch', 'lightning', 'transformers', 'datasets', 'wandb')})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert len([*Path("report/figures").glob("*.pdf")]) == len([*Path("report/figures").glob("*.svg")]) == 4
