@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import re
@@ -59,6 +60,8 @@ def refused_classes_named(config: Namespace) -> Iterator[None]:
             refused = input_error_behind(error) or _refused_class(error, config)
             if refused is None:
                 raise  # a fault of a user's own class, whose traceback is wanted
+        if refused is not None:
+            gc.collect()  # what was half made, whose destructors would complain later
     if refused is not None:
         raise refused
 
@@ -84,6 +87,7 @@ def refused_options_named(options: Mapping[str, Any]) -> Iterator[None]:
             problem = reason(error)
         if not problem:
             return
+        gc.collect()  # what was half made, whose destructors would complain later
         name = _refused_option(dict(options))
     if not name:
         raise InputError("trainer", problem)
