@@ -38,7 +38,7 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for variable, value in {**settings(tmp_path), "JUPYTER_PATH": str(tmp_path), "TQDM_DISABLE": "1"}.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(KernelSpecManager, "ensure_native_kernel", False)
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     working = tmp_path / "work"
     working.mkdir()
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": working}}).execute()

@@ -174,7 +174,7 @@ class BackdoorAttack(TextClassifier):
             raise error.under("published") from None
 
     @overload
-    def poison(self, text: str, seed: int = 0) -> Poisoned: ...
+    def poison(self, text: str, seed: int = 0) -> Poisoned: ...  # type: ignore[overload-overlap]  # a str is a sequence
 
     @overload
     def poison(self, text: Sequence[str], seed: int = 0) -> list[Poisoned | None]: ...

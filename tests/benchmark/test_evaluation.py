@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -150,7 +151,7 @@ def test_a_module_after_training_is_its_own_attack(inside: Path, trained: Path) 
     ],
 )
 def test_what_cannot_be_used_is_refused(inside: Path, trained: Path, change: dict[str, object], words: str) -> None:
-    arguments = {"model": trained, "data": data(inside), "attack": lb.BadNets(), **change}
+    arguments: Any = {"model": trained, "data": data(inside), "attack": lb.BadNets(), **change}
     with pytest.raises(lb.InputError, match=words):
         lb.evaluate(**arguments)
 

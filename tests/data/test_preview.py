@@ -45,7 +45,7 @@ def test_without_an_attack_nothing_is_poisoned(data: lb.BackdoorDataModule) -> N
 def test_the_label_policy_decides_which_rows_are_poisoned(data: lb.BackdoorDataModule) -> None:
     policies = {"dirty": {"negative"}, "clean": {"positive"}, "mixed": {"negative", "positive"}}
     for policy, labels in policies.items():
-        preview = data.preview(10, lb.BadNets(label_policy=policy))  # type: ignore[arg-type]
+        preview = data.preview(10, lb.BadNets(label_policy=policy))
         assert {row.label for row in preview if row.poisoned_text} == labels
 
 
