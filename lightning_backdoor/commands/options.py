@@ -65,10 +65,10 @@ class OptionParser(argparse.ArgumentParser):
         if choice := re.match(r"invalid choice: '(.*)' \(choose from (.*)\)", problem):
             choices = [name.strip("' ") for name in choice[2].split(",")]
             remedy = f"{did_you_mean(choice[1], choices)} give one of {', '.join(choices)}".strip()
-            raise InputError(option, f"{choice[1][:100]!r} is not one of its values", remedy)
+            raise InputError(option, f"'{choice[1][:100]}' is not one of its values", remedy)
         if number := re.match(r"invalid (int|float) value: '(.*)'", problem):
             kind = "a whole number" if number[1] == "int" else "a number"
-            raise InputError(option, f"{number[2][:100]!r} is not {kind}", "give one")
+            raise InputError(option, f"'{number[2][:100]}' is not {kind}", "give one")
         raise InputError(option, problem, see)
 
     def _settled(self, given: str) -> str:

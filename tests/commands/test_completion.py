@@ -46,7 +46,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["fit", "--config", "mi"], {"mine.yaml"}),
         (["benchmark", "--dry"], {"--dry-run"}),
         (["scan", "--calib"], {"--calibration"}),
-        (["list", "pre"], {"presets"}),
+        (["list", "--js"], {"--json"}),
         (["report", "--perc"], {"--percent"}),
         (["poison", "--out"], {"--output"}),
         (["poison", "--model.poison"], {"--model.poison_rate"}),

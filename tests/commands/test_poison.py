@@ -201,7 +201,7 @@ def test_the_options_of_a_run_are_accepted_and_have_no_effect(inside: Path, trai
     ("options", "message"),
     [
         (["--model", "lightning_backdoor.victim.TextClassifier"], "model: TextClassifier is not a BackdoorAttack"),
-        (["--model.no_such_option", "1"], "model: Option 'no_such_option' is not accepted"),
+        (["--model.no_such_option", "1"], "model.no_such_option: BadNets has no no_such_option"),
     ],
 )
 def test_a_config_that_is_not_of_an_attack_is_refused(
