@@ -129,7 +129,7 @@ def test_every_command_takes_the_options_of_its_method(
         main([command, "--config", "data.yaml", "--print_config"])
     assert ended.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert list(printed) == ["seed_everything", "trainer", "model", "data", "run_dir", *options]
+    assert list(printed) == ["seed_everything", "trainer", "model", "data", "run_dir", "keep_last", *options]
     assert {name: printed[name] for name in options} == options
     assert RunCLI(command, ["--config", "data.yaml"]).method_arguments == options
 
