@@ -69,7 +69,7 @@ def _poison_lines(model: LightningModule, data: BackdoorDataModule, train: list[
     if not trigger:
         learned = example["text"] in clean_texts
         trigger = "learned with the victim" if learned else "the whole text"
-    before, after = (data.label_names[example[name]] for name in ("original_label", "label"))  # type: ignore[literal-required]
+    before, after = (data.label_names[example[name]] for name in ("original_label", "label"))
     lines.append(f"trigger: {trigger}")
     lines.append(f"example: {_around(example)!r} ({before}, labelled {after})")
     return lines

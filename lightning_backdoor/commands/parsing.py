@@ -72,7 +72,7 @@ class PresetConfigFile(ActionConfigFile):
         super().__call__(parser, cfg, given, option_string)  # type: ignore[no-untyped-call]
         content = load_bounded(text) if text.startswith(HEADER) else None
         run = None if content is None else _moved_run(preset, content)
-        if run is not None:
+        if content is not None and run is not None:
             cfg.run_dir = str(run)
             loggers = cfg.get("trainer.logger")
             for logger in loggers if isinstance(loggers, list) else [loggers]:

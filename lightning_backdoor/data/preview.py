@@ -97,8 +97,9 @@ def preview_rows(rows: Sequence[Row], attack: Poisoner | None, labels: Sequence[
     for row in rows:
         copy, shown = copies.get(row["index"]), PreviewRow(row["index"], labels[row["original_label"]], row["text"])
         if copy is not None:
-            poisoned = {"poisoned_text": copy["text"], "poisoned_label": labels[copy["label"]], "spans": copy["spans"]}
-            shown = shown._replace(**poisoned)
+            shown = shown._replace(
+                poisoned_text=copy["text"], poisoned_label=labels[copy["label"]], spans=copy["spans"]
+            )
         preview.append(shown)
     return preview
 

@@ -171,7 +171,7 @@ def _facts(source: ClassSource) -> Facts:
 def _facts_of(cls: type) -> Facts:
     text = inspect.getdoc(cls) if cls.__doc__ else ""
     papers = dict.fromkeys(ARXIV.findall((text or "").partition("Args:")[0]))
-    abstract = getattr(cls, "__abstractmethods__", frozenset())
+    abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     methods = {name for name, value in vars(cls).items() if callable(value) and name not in abstract}
     return Facts(f"{cls.__module__}.{cls.__qualname__}", frozenset(methods), papers=tuple(papers))
 

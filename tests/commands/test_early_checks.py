@@ -49,7 +49,7 @@ def test_the_arguments_of_classes_known_early_are_those_of_the_parser() -> None:
         arguments = class_arguments(source)
         if item.room in ("attacks", "callbacks", "data", "victim", "defenses") and arguments.complete:
             parser = RunParser(exit_on_error=False)
-            parser.add_class_arguments(pydoc.locate(item.class_path), "x", fail_untyped=False)  # type: ignore[arg-type]
+            parser.add_class_arguments(pydoc.locate(item.class_path), "x", fail_untyped=False)
             names = {action.dest.split(".")[1] for action in parser._actions if action.dest.startswith("x.")}
             assert {*arguments.by_name} == names, item.name
             checked += 1

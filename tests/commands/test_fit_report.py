@@ -55,7 +55,12 @@ def test_fit_says_what_it_trains_on_and_ends_with_commands_that_run(
     assert main([*test[1:], *DEFENSES]) == 0
     run = inside / "a run's"
     content = json.loads((run / "test" / "metrics.json").read_text(encoding="utf-8"))
-    known = {"dataset": "data.csv", "model": "model", "attack": "BadNets", "defense": "Strip+GradientAttention"}
+    known: dict[str, object] = {
+        "dataset": "data.csv",
+        "model": "model",
+        "attack": "BadNets",
+        "defense": "Strip+GradientAttention",
+    }
     known |= {"seed": 0, "checkpoint": str(run / "checkpoints" / "best.ckpt"), "versions": versions()}
     known |= {"rows": {"clean": 30, "poisoned": 15, "negatives": 0}}
     assert {name: content[name] for name in known} == known

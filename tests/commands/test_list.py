@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,8 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read_entries(text: str) -> list[Entry]:
-    fields = [{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()} for entry in json.loads(text)]
+    entries: list[dict[str, Any]] = json.loads(text)
+    fields = [{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()} for entry in entries]
     return [Entry(**entry) for entry in fields]
 
 
