@@ -68,8 +68,9 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read_entries(text: str) -> list[Entry]:
     entries: list[dict[str, Any]] = json.loads(text)
-    fields = [{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()} for entry in entries]
-    return [Entry(**entry) for entry in fields]
+    for entry in entries:
+        entry |= {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
+    return [Entry(**entry) for entry in entries]
 
 
 def listed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Entry]:
