@@ -124,7 +124,7 @@ class KnownValues:
             self._strangers = True
         elif source.module.partition(".")[0] not in (OWN_PACKAGE, "lightning"):
             self._strangers = True
-        elif base not in source.ancestors():
+        elif base not in source.ancestors() and not any("Protocol" in of.ancestors() for of in argument.classes):
             how = next((how for other, how in HOW_TO_GIVE.items() if other in source.ancestors()), "")
             remedy = f"give it as {how.format(source.name)}" if how else ""
             raise InputError(self.options.field(key), f"{given} is not a {base}", remedy)
