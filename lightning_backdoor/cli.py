@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from lightning_backdoor import __version__
-from lightning_backdoor.commands.early_checks import settled
-from lightning_backdoor.commands.help_pages import help_asked
-from lightning_backdoor.commands.options import check_options
+from lightning_backdoor.commands.parsing.early_checks import settled
+from lightning_backdoor.commands.parsing.help_pages import help_asked
+from lightning_backdoor.commands.parsing.option_parser import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import Ended, ended_by_signals, ending_line
 from lightning_backdoor.commands.streams import drop_output, prepare_streams

@@ -22,7 +22,7 @@ from lightning_backdoor.benchmark import report_command as report
 from lightning_backdoor.cli import COMMANDS, main
 from lightning_backdoor.commands import list as listing
 from lightning_backdoor.commands import poison
-from lightning_backdoor.commands.parsing import parse, run_parser
+from lightning_backdoor.commands.parsing.run_parser import parse, run_parser
 from lightning_backdoor.commands.scan import options as scan
 from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.files.public_classes import public_classes

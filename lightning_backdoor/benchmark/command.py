@@ -7,8 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from lightning_backdoor.commands.early_checks import check_grid
-from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.parsing.early_checks import check_grid
+from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.errors import InputError, escaped, one_line, reason
 from lightning_backdoor.files.names import check_folder
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_backdoor.commands.help_pages import NOT_LISTED, option_names
-from lightning_backdoor.commands.known_options import root_options, trainer_options
-from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.parsing.help_pages import NOT_LISTED, option_names
+from lightning_backdoor.commands.parsing.known_options import root_options, trainer_options
+from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.class_sources import Argument, class_arguments, find_class
 from lightning_backdoor.files.presets import preset_names

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_backdoor.commands.early_checks import settled
-from lightning_backdoor.commands.help_pages import help_asked
-from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.parsing.early_checks import settled
+from lightning_backdoor.commands.parsing.help_pages import help_asked
+from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
@@ -98,7 +98,7 @@ def _poisoned_data(args: list[str]) -> BackdoorDataModule:
 
     import lightning_backdoor.callbacks  # noqa: F401 - a config may name callbacks without their module, as for fit
     from lightning_backdoor.attacks import BackdoorAttack
-    from lightning_backdoor.commands.parsing import parse, run_parser
+    from lightning_backdoor.commands.parsing.run_parser import parse, run_parser
     from lightning_backdoor.data import BackdoorDataModule
 
     fit = run_parser("fit", "lightning-backdoor poison", OPTIONS_OF_TESTS)

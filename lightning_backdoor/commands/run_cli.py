@@ -13,9 +13,13 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.commands.checkpoint_path import check_left, left_by_error, resolve_checkpoint
-from lightning_backdoor.commands.known_options import OBJECTS
-from lightning_backdoor.commands.parsing import RunParser, parse, run_parser
-from lightning_backdoor.commands.refused_options import check_strategy, refused_classes_named, refused_options_named
+from lightning_backdoor.commands.parsing.known_options import OBJECTS
+from lightning_backdoor.commands.parsing.refused_options import (
+    check_strategy,
+    refused_classes_named,
+    refused_options_named,
+)
+from lightning_backdoor.commands.parsing.run_parser import RunParser, parse, run_parser
 from lightning_backdoor.commands.run_callbacks import command_callbacks
 from lightning_backdoor.commands.run_checkpoints import BestCheckpoint, checkpoint_callbacks
 from lightning_backdoor.commands.run_folder import output_folder

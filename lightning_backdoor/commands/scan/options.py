@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lightning_backdoor.commands.options import OptionParser
+from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.commands.scan.defense_options import DefenseOption, check_values, defense_options
 from lightning_backdoor.commands.scan.shard import shard
 from lightning_backdoor.errors import InputError

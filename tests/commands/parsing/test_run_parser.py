@@ -160,7 +160,7 @@ def test_a_preset_is_found_from_any_folder_and_a_file_there_comes_first(
 def test_no_private_member_of_lightnings_command_line_is_used() -> None:
     private = {name for name in dir(LightningCLI) if name.startswith("_") and not name.endswith("__")}
     assert "_add_subcommands" in private
-    for path in Path(run_cli.__file__).parent.glob("*.py"):
+    for path in Path(run_cli.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}

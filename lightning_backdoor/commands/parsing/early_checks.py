@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lightning_backdoor.commands.known_options import ALIASES, BASES, OWN_OPTIONS, KnownOptions, advice
-from lightning_backdoor.commands.known_values import KnownValues
-from lightning_backdoor.commands.spelling import known_spelling
+from lightning_backdoor.commands.parsing.known_options import ALIASES, BASES, OWN_OPTIONS, KnownOptions, advice
+from lightning_backdoor.commands.parsing.known_values import KnownValues
+from lightning_backdoor.commands.parsing.spelling import known_spelling
 from lightning_backdoor.errors import InputError, did_you_mean, reason
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
 from lightning_backdoor.files.names import is_file

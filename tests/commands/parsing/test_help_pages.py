@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_backdoor.cli import main
-from lightning_backdoor.commands.known_options import trainer_options
+from lightning_backdoor.commands.parsing.known_options import trainer_options
 
 SECTIONS = ("Options:", "Attacks", "Options of every attack", "Options of BackdoorDataModule", "Defenses", "Callbacks")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from lightning_backdoor.commands.spelling import known_spelling
+from lightning_backdoor.commands.parsing.spelling import known_spelling
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.class_sources import (
     Argument,

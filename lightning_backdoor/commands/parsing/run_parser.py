@@ -16,10 +16,10 @@ from jsonargparse import ActionConfigFile, ArgumentError, Namespace, get_loader,
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_backdoor.commands.early_checks import settled
-from lightning_backdoor.commands.help_pages import DESCRIPTIONS
-from lightning_backdoor.commands.known_options import BASES, OBJECTS
-from lightning_backdoor.commands.parse_errors import parse_error
+from lightning_backdoor.commands.parsing.early_checks import settled
+from lightning_backdoor.commands.parsing.help_pages import DESCRIPTIONS
+from lightning_backdoor.commands.parsing.known_options import BASES, OBJECTS
+from lightning_backdoor.commands.parsing.parse_errors import parse_error
 from lightning_backdoor.errors import InputError, input_error_behind
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
 from lightning_backdoor.files.names import is_file

@@ -11,7 +11,7 @@ import re
 import sys
 from typing import NamedTuple
 
-from lightning_backdoor.commands.known_options import advice
+from lightning_backdoor.commands.parsing.known_options import advice
 from lightning_backdoor.errors import InputError, did_you_mean, reason
 from lightning_backdoor.files.class_sources import class_arguments, find_class
 

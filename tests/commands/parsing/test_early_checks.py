@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from jsonargparse import Namespace
 
-from lightning_backdoor.commands.early_checks import settled
-from lightning_backdoor.commands.known_options import ALIASES, root_options, trainer_options
-from lightning_backdoor.commands.options import OptionParser
-from lightning_backdoor.commands.parsing import RunParser, parse, run_parser
-from lightning_backdoor.commands.spelling import one_spelling
+from lightning_backdoor.commands.parsing.early_checks import settled
+from lightning_backdoor.commands.parsing.known_options import ALIASES, root_options, trainer_options
+from lightning_backdoor.commands.parsing.option_parser import OptionParser
+from lightning_backdoor.commands.parsing.run_parser import RunParser, parse, run_parser
+from lightning_backdoor.commands.parsing.spelling import one_spelling
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.class_sources import class_arguments, find_class
 from lightning_backdoor.files.public_classes import public_classes

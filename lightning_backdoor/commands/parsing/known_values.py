@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lightning_backdoor.commands.known_options import (
+from lightning_backdoor.commands.parsing.known_options import (
     BASES,
     CLASS_KEYS,
     KnownOptions,
@@ -13,7 +13,7 @@ from lightning_backdoor.commands.known_options import (
     is_group,
     key_of,
 )
-from lightning_backdoor.commands.spelling import known_spelling
+from lightning_backdoor.commands.parsing.spelling import known_spelling
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.class_sources import OWN_PACKAGE, Argument, exported_names, find_class
 from lightning_backdoor.files.public_classes import public_classes

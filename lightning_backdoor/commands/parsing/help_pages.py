@@ -8,15 +8,15 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from lightning_backdoor.commands.early_checks import settled
-from lightning_backdoor.commands.known_options import (
+from lightning_backdoor.commands.parsing.early_checks import settled
+from lightning_backdoor.commands.parsing.known_options import (
     KnownOptions,
     is_group,
     key_of,
     root_options,
     trainer_options,
 )
-from lightning_backdoor.commands.known_values import HOW_TO_GIVE, KnownValues
+from lightning_backdoor.commands.parsing.known_values import HOW_TO_GIVE, KnownValues
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.class_sources import Argument, ClassSource, class_arguments, find_class
 from lightning_backdoor.files.public_classes import public_classes

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any, NoReturn
 
-from lightning_backdoor.commands.spelling import known_spelling
+from lightning_backdoor.commands.parsing.spelling import known_spelling
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
 from lightning_backdoor.files.names import is_file

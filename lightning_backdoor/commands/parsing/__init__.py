@@ -1,0 +1,1 @@
+"""Options of commands: reading, correcting and checking them, their help, and their errors in one line."""
