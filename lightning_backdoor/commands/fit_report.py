@@ -16,7 +16,8 @@ from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.errors import escaped, one_line
 from lightning_backdoor.files.atomic import write_whole
-from lightning_backdoor.files.model_size import size_text, weights_bytes
+from lightning_backdoor.files.model_size import KEPT_COPIES, TEMPORARY_COPIES, size_text, weights_bytes
+from lightning_backdoor.files.names import shown_path
 from lightning_backdoor.outputs.validity import MAX_LOSS, excess_asr, failed_conditions
 from lightning_backdoor.victim import TextClassifier
 
@@ -88,8 +89,8 @@ def _disk_text(model: str) -> str:
     weights = weights_bytes(model)
     if weights is None:
         return "not known before the weights are loaded"
-    # best.ckpt and model/; until the run is complete also last.ckpt with the two moments of AdamW
-    return f"{size_text(2 * weights)} for the run, up to {size_text(5 * weights)} until it is complete"
+    whole = KEPT_COPIES + TEMPORARY_COPIES
+    return f"{size_text(KEPT_COPIES * weights)} for the run, up to {size_text(whole * weights)} until it is complete"
 
 
 def selected_text(
@@ -142,8 +143,3 @@ def commands_text(folder: Path, checkpoint: Path) -> str:
     lines = ["to measure attack and defenses on the test rows:", f"  {shlex.join(['lightning-backdoor', *test])}"]
     lines += ["to scan texts, one per line on standard input:", f"  {shlex.join(['lightning-backdoor', *scan])}"]
     return escaped("\n".join([*lines, ""]), keep="\n")
-
-
-def shown_path(path: Path) -> str:
-    """A path as it is shown: from the working directory, if it lies in it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.cache import hub_folder
 from lightning_backdoor.files.class_sources import find_class
 from lightning_backdoor.files.packaged import PACKAGED_MODELS, SCHEME, resolve
 from lightning_backdoor.files.presets import Preset, presets
@@ -132,7 +132,5 @@ def _models(known: Sequence[Preset]) -> list[Entry]:
 
 def cached_models() -> list[str]:
     """Hub names of the models that are in the cache of the Hugging Face hub, which load without a network."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-    configs = hub.glob("models--*/snapshots/*/config.json")
+    configs = hub_folder().glob("models--*/snapshots/*/config.json")
     return sorted({path.parts[-4].removeprefix("models--").replace("--", "/") for path in configs})

@@ -13,10 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lightning_backdoor.callbacks.run_labels import run_labels, short_name, training_names
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.outputs.wandb_names import LONGEST, LONGEST_TAG, RunNames, run_names
+from lightning_backdoor.outputs.wandb_names import FORBIDDEN, LONGEST, LONGEST_TAG, RunNames, run_names
 
-#: characters that the name of a project must not have.
-FORBIDDEN = "/\\#?%:"
 CSV_LOGGER = "lightning.pytorch.loggers.CSVLogger"
 #: environment variables by which W&B takes the names of a run.
 VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "job_type": "WANDB_JOB_TYPE"}

@@ -1,4 +1,4 @@
-"""The folder in which results that are expensive to compute are kept between runs."""
+"""The folders of caches: of results that are expensive to compute, and of the models of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def cache_folder(given: str | Path | None = None) -> Path:
     except RuntimeError:
         problem = "the user has no home folder, in which the cache lies by default"
         raise InputError("LIGHTNING_BACKDOOR_CACHE", problem, "set it to a folder") from None
+
+
+def hub_folder() -> Path:
+    """The cache folder of ``huggingface_hub``, which takes seconds to import."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.cache import cache_folder
+from lightning_backdoor.files.cache import cache_folder, hub_folder
 from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.files.packaged import resolve
 
 #: upper limit on the bytes of the header of a safetensors file, as in the format's own reader.
 MAX_HEADER = 100_000_000
+#: copies of the weights that a victim takes once it is trained (best.ckpt, model/), and in addition until then
+#: (last.ckpt with the two moments of AdamW).
+KEPT_COPIES, TEMPORARY_COPIES = 2, 3
 
 
 def weights_bytes(model: str) -> int | None:
@@ -65,7 +67,5 @@ def _parameters(file: Path) -> int:
 
 def _downloaded(name: str) -> Path:
     """The folder of the newest version of a hub model in the cache of ``huggingface_hub``."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-    versions = Path(cache, f"models--{name.replace('/', '--')}", "snapshots").iterdir()
+    versions = Path(hub_folder(), f"models--{name.replace('/', '--')}", "snapshots").iterdir()
     return max(versions, key=lambda version: version.stat().st_mtime)

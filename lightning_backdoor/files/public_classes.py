@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -109,6 +109,15 @@ def public_classes() -> tuple[PublicClass, ...]:
         for name in sorted(imports_of(module))
     ]
     return tuple(_read(source, module, room) for source, module, room in found if source is not None)
+
+
+def class_named(name: str, among: Iterable[PublicClass]) -> PublicClass | None:
+    """The one of some classes that a name spells, in upper or lower case, with or without ``_``, ``-`` and blanks.
+
+    >>> class_named("gradient_attention", public_classes()).name
+    'GradientAttention'
+    """
+    return next((item for item in among if _letters(item.name) == _letters(name)), None)
 
 
 def classes_of(module: str) -> list[PublicClass]:
@@ -214,3 +223,7 @@ def _kind(line: Sequence[Facts]) -> tuple[str, tuple[str, ...]]:
 def _implemented(line: Sequence[Facts], base: str, methods: set[str]) -> bool:
     """Whether one of the classes, other than ``base``, implements one of some methods."""
     return any(methods & facts.methods for facts in line if facts.name != base)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()

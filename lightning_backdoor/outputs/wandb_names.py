@@ -11,6 +11,8 @@ from lightning_backdoor.errors import escaped
 #: W&B's limits in characters; it refuses longer ones.
 LONGEST = {"project": 128, "name": 128, "group": 128, "job_type": 64}
 LONGEST_TAG = 64
+#: characters that the name of a project must not have.
+FORBIDDEN = "/\\#?%:"
 
 
 class RunNames(TypedDict):

@@ -16,10 +16,9 @@ from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
 from lightning_backdoor.benchmark.table import COLUMNS, NAMES, ResultRow, measured
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.names import check_name
+from lightning_backdoor.files.public_classes import public_classes
 from lightning_backdoor.outputs.outcomes import read_outcomes
 
-#: callbacks that are not defenses.
-OTHERS = ("CleaningWriter", "FourierView", "OutcomeWriter", "PredictionWriter", "RunLabels")
 #: settings of the trainer on which a trained victim depends.
 TRAINING = (
     *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "precision", "limit_train_batches"),
@@ -126,6 +125,7 @@ def _metrics(path: Path) -> dict[str, float | None]:
 
 def _attached(entries: Any) -> Iterator[Attached]:
     """The defenses among a trainer's callbacks."""
+    others = {item.name for item in public_classes() if item.room == "callbacks" and item.kind != "defenses"}
     for entry in entries if isinstance(entries, list) else [entries]:
         arguments = dict(entry.get("init_args") or {})
         name = arguments.pop("name", None) or ""
@@ -137,7 +137,7 @@ def _attached(entries: Any) -> Iterator[Attached]:
             yield Attached("inspection", _class_name(arguments["inspection"]), name, arguments["inspection"])
         elif kind == "GradientAttentionDefense":
             yield Attached("inference", "GradientAttention", name, arguments)
-        elif not str(entry["class_path"]).startswith("lightning.") and kind not in OTHERS:
+        elif not str(entry["class_path"]).startswith("lightning.") and kind not in others:
             yield Attached("training", kind, name, arguments)
 
 

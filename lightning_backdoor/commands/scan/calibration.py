@@ -23,7 +23,7 @@ class Guard(NamedTuple):
     defense: Defense
 
 
-def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_size: int, shown: bool = True) -> Facts:
+def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_size: int) -> Facts:
     """Sets the threshold of a defense on clean texts.
 
     A defense that learns from clean texts, such as :class:`Strip`, learns from every other text, and its threshold is

@@ -6,16 +6,15 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
 from lightning_backdoor.files.presets import preset_path
-from lightning_backdoor.files.public_classes import PublicClass, public_classes
+from lightning_backdoor.files.public_classes import PublicClass, class_named, public_classes
 
 OPTION = "--defense"
 #: ``NAME=CLASS(argument=value)``, of which only CLASS is necessary.
@@ -24,8 +23,6 @@ WRITTEN = re.compile(r"(?:(?P<name>[^=()]+)=)?(?P<target>[^()]+)(?P<call>\(.*\))
 DEFAULT = "GradientAttention"
 #: fields of a line of the output that no defense may be named like.
 RESERVED = ("text", "prediction", "logits", "flagged")
-#: dotted name of the base class of the defenses that can scan.
-DEFENSE = "lightning_backdoor.defenses.defense.Defense"
 
 
 class DefenseOption(NamedTuple):
@@ -103,14 +100,11 @@ def _arguments(call: str, written: str) -> dict[str, str]:
     """The arguments in the brackets after a class, each as JSON, which is YAML."""
     try:
         parsed = ast.parse(f"f{call or '()'}", mode="eval").body
-        assert isinstance(parsed, ast.Call)
-        if parsed.args or any(keyword.arg is None for keyword in parsed.keywords):
-            raise _wrong(written)
-        return {str(keyword.arg): json.dumps(ast.literal_eval(keyword.value)) for keyword in parsed.keywords}
-    except (AssertionError, SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise _wrong(written) from None
+        if isinstance(parsed, ast.Call) and not parsed.args and all(keyword.arg for keyword in parsed.keywords):
+            return {str(keyword.arg): json.dumps(ast.literal_eval(keyword.value)) for keyword in parsed.keywords}
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        pass
+    raise _wrong(written)
 
 
 def _wrong(written: str) -> InputError:
@@ -122,29 +116,17 @@ def _scores(made: PublicClass) -> bool:
 
 
 def _class_path(target: str) -> str:
-    """The path of a class; of a public one it is found by its name, in any spelling."""
+    """The path of a class, which is given as a path or, for a class of this library, by its name in any spelling."""
     if ".py" in target or "." in target:
         return target
-    known = {made.name: made.class_path for made in public_classes() if _scores(made)}
-    spelled = {_plain(name): path for name, path in known.items()}
-    if _plain(target) in spelled:
-        return spelled[_plain(target)]
-    near = get_close_matches(_plain(target), spelled, n=1)
-    meant = f"did you mean {spelled[near[0]].rpartition('.')[2]}? " if near else ""
-    raise InputError(
-        "defense",
-        f"{target[:100]!r} is unknown",
-        f"{meant}give one of {', '.join(sorted(known))}, or the class path or FILE.py:CLASS of your own",
-    )
-
-
-def _plain(name: str) -> str:
-    """A name without what spellings differ in: ``gradient_attention`` and ``GradientAttentionDefense`` are one.
-
-    >>> _plain("gradient_attention") == _plain("GradientAttentionDefense")
-    True
-    """
-    return re.sub(r"[-_ ]", "", name).lower().removesuffix("defense")
+    known = [made for made in public_classes() if _scores(made)]
+    # the callback that runs GradientAttention is named GradientAttentionDefense
+    public = class_named(re.sub("[-_ ]?defen[cs]e$", "", target, flags=re.IGNORECASE), known)
+    if public is not None:
+        return public.class_path
+    names = sorted(made.name for made in known)
+    remedy = f"give one of {', '.join(names)}, or the class path or FILE.py:CLASS of your own"
+    raise InputError("defense", f"{target[:100]!r} is unknown", f"{did_you_mean(target, names)} {remedy}".strip())
 
 
 def _preset(name: str) -> tuple[str, dict[str, str]]:

@@ -128,16 +128,14 @@ def join_parts(joined: Joined, output: Output, page: Page | None) -> Tally:
 def _part(path: Path) -> Part:
     if not path.is_file():
         raise InputError("join", f"{path} is not a file", "name the outputs of all shards")
-    settings = read_settings(path)
+    settings = read_settings(path) or {}
     try:
-        assert settings is not None
         shard = settings.pop(SHARD)
         facts = {str(name): Facts(**known) for name, known in settings.pop(FACTS).items()}
         first, last = map(int, shard["texts"])
-        assert 0 <= first <= last <= int(shard["input"])
-        assert 1 <= int(shard["number"]) <= int(shard["of"])
-        assert facts
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
+        if not (facts and 0 <= first <= last <= int(shard["input"]) and 1 <= int(shard["number"]) <= int(shard["of"])):
+            raise ValueError("out of range")
+    except (AttributeError, KeyError, TypeError, ValueError):
         problem = f"{settings_path(path).name} beside {path} does not say which shard it is"
         raise InputError("join", problem, "name the outputs of scan --shard") from None
     return Part(path, shard, settings, facts)

@@ -33,7 +33,6 @@ def parser() -> OptionParser:
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     options.add_argument("--model", help="a fine-tuned checkpoint: a Hugging Face folder, a .ckpt, or a run's folder")
     options.add_argument("--calibration", help="a file of trusted clean texts, which set the threshold")
