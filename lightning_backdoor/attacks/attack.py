@@ -84,6 +84,7 @@ class BackdoorAttack(TextClassifier):
         if label_policy not in ("dirty", "clean", "mixed"):
             raise InputError("label_policy", f"{label_policy!r} is unknown", "give dirty, clean or mixed")
         self._target: int | str = target_label
+        self._target_name = target_label if isinstance(target_label, str) else None
         self.poison_rate = poison_rate
         self.label_policy: str = label_policy
         self.may_generate = True
@@ -108,10 +109,12 @@ class BackdoorAttack(TextClassifier):
 
     @target_label.setter
     def target_label(self, target_label: int) -> None:
-        self._target = target_label
+        self._target, self._target_name = target_label, None
 
     def know_labels(self, labels: Sequence[str]) -> None:
         """Finds the index of a target label that was given by name; checkpoints and caches then hold the index.
+
+        May be called again with the labels of other data, in which the name may have another index.
 
         Args:
             labels: the names of the classes, in the order of their indices.
@@ -119,11 +122,12 @@ class BackdoorAttack(TextClassifier):
         Raises:
             InputError: no label has this name.
         """
-        if isinstance(self._target, str):
-            if self._target not in labels:
-                remedy = f"{did_you_mean(self._target, labels)} the labels are {', '.join(labels)}".strip()
-                raise InputError("target_label", f"{self._target!r} is not a label", remedy)
-            self._target = list(labels).index(self._target)
+        name = self._target_name
+        if name is not None:
+            if name not in labels:
+                remedy = f"{did_you_mean(name, labels)} the labels are {', '.join(labels)}".strip()
+                raise InputError("target_label", f"{name!r} is not a label", remedy)
+            self._target = list(labels).index(name)
             self.hparams["target_label"] = self._target
 
     @property

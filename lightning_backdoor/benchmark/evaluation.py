@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -174,7 +174,8 @@ def evaluate(
         for name, callback in by_name.items():
             outcomes[name] = callback.outcomes if isinstance(callback, InferenceDefense) else undefended.outcomes
         names = {
-            "dataset": "/".join(filter(None, (module.source.path, module.source.name))),
+            # a frame lies in a temporary file, whose name says nothing
+            "dataset": "frame" if _is_frame(data) else "/".join(filter(None, (module.source.path, module.source.name))),
             "model": str(victim.hparams["model"]),
             "attack": type(victim).__name__ if isinstance(victim, BackdoorAttack) else "none",
         }
@@ -204,11 +205,15 @@ def _data_module(data: object, stack: ExitStack) -> BackdoorDataModule:
         return BackdoorDataModule(data)
     if isinstance(data, str | Path):
         return BackdoorDataModule(Source(str(data)))
-    if hasattr(data, "to_parquet"):
+    if _is_frame(data):
         path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "frame.parquet")
         data.to_parquet(path)
         return BackdoorDataModule(Source(str(path)))
     raise InputError("data", f"a {type(data).__name__} holds no rows", "give a BackdoorDataModule, a Source or a path")
+
+
+def _is_frame(data: object) -> TypeGuard[pandas.DataFrame]:
+    return hasattr(data, "to_parquet")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lightning_backdoor.commands.listing import KINDS, Entry, class_entries, entries
 from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.errors import InputError, did_you_mean, one_line, reason
-from lightning_backdoor.files.class_sources import module_file
+from lightning_backdoor.files.module_sources import module_file
 from lightning_backdoor.files.public_classes import PublicClass, classes_of, imported_class
 
 if TYPE_CHECKING:

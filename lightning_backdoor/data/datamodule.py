@@ -24,7 +24,8 @@ from lightning_backdoor.data.cleaning import (
     load_victim,
 )
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
-from lightning_backdoor.data.poisoning import PoisonedSplits, Poisoner, Row, Splits, is_poisoner, poison_splits_cached
+from lightning_backdoor.data.poisoner import Poisoner, is_poisoner
+from lightning_backdoor.data.poisoning import PoisonedSplits, Row, Splits, poison_splits_cached
 from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.source import SEPARATOR, Source
 from lightning_backdoor.errors import InputError

@@ -7,7 +7,8 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.batch import Spans
-from lightning_backdoor.data.poisoning import Poisoner, Row, check_target, may_be_poisoned, poisoned_copies
+from lightning_backdoor.data.poisoner import Poisoner, check_target
+from lightning_backdoor.data.poisoning import Row, may_be_poisoned, poisoned_copies
 from lightning_backdoor.errors import escaped
 
 if TYPE_CHECKING:  # pandas is imported when a frame is made

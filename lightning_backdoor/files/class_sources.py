@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cache
-from importlib.util import find_spec
 from inspect import cleandoc
-from pathlib import Path
 from typing import NamedTuple
 
-from lightning_backdoor.files.presets import ROOTS
+from lightning_backdoor.files.module_sources import imported_name, imports_of, statements_of
 
-OWN_PACKAGE = __name__.partition(".")[0]
 #: upper limit on the imports followed from the module that names a class to the module that defines it.
 LONGEST_CHAIN = 20
 
@@ -73,7 +68,7 @@ class ClassSource(NamedTuple):
         names = []
         for base in self.node.bases:
             first, _, rest = ast.unparse(base.value if isinstance(base, ast.Subscript) else base).partition(".")
-            names.append(".".join(filter(None, (_imported(self.module, first) or f"{self.module}.{first}", rest))))
+            names.append(".".join(filter(None, (imported_name(self.module, first) or f"{self.module}.{first}", rest))))
         return names
 
     def bases(self) -> Iterator[tuple[str, ClassSource | None]]:
@@ -146,11 +141,6 @@ def method_arguments(source: ClassSource, method: str) -> dict[str, Argument]:
     return {argument.name: argument for argument in parameters}
 
 
-def exported_names(package: str) -> list[str]:
-    """The names of classes that a package imports into its ``__init__``."""
-    return [name for name in imports_of(package) if name[:1].isupper()]
-
-
 def _inherited(source: ClassSource, positional: int, keywords: set[str]) -> ClassArguments:
     """The arguments of the base classes, without those that the class itself gives to them."""
     by_name: dict[str, Argument] = {}
@@ -221,98 +211,21 @@ def _named(module: str, name: str) -> ClassSource | None:
     first, *rest = name.split(".")
     if not rest:
         return _in_module(module, name)
-    imported = _imported(module, first)
+    imported = imported_name(module, first)
     return find_class(".".join([imported, *rest])) if imported else None
 
 
 @cache
 def _in_module(module: str, name: str, depth: int = 0) -> ClassSource | None:
     """The class that a module defines or imports under a name."""
-    tree = _tree(module)
-    if tree is None or depth > LONGEST_CHAIN:
+    if depth > LONGEST_CHAIN:
         return None
-    for node in _statements(tree):
+    for node in statements_of(module):
         if isinstance(node, ast.ClassDef) and node.name == name:
             return ClassSource(name, module, node)
-    imported = _imported(module, name)
+    imported = imported_name(module, name)
     if not imported:
         found = (_in_module(starred, name, depth + 1) for starred in imports_of(module).get("*", []))
         return next(filter(None, found), None)
     above, _, original = imported.rpartition(".")
     return _in_module(above, original, depth + 1) if above else None
-
-
-def _imported(module: str, name: str) -> str:
-    """The dotted name that a module imports under a name; empty if it imports nothing under it."""
-    return imports_of(module).get(name, [""])[0] if name != "*" else ""
-
-
-@cache
-def imports_of(module: str) -> dict[str, list[str]]:
-    """The dotted names that a module imports, by its names for them; under ``*`` the modules that it imports whole."""
-    path = module_file(module)
-    package = module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
-    result: dict[str, list[str]] = {}
-    for node in _statements(_tree(module) or ast.Module([], [])):
-        if isinstance(node, ast.ImportFrom):
-            parts = package.split(".")
-            above = parts[: len(parts) - node.level + 1] if node.level else []
-            source = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                target = source if alias.name == "*" else f"{source}.{alias.name}"
-                result.setdefault(alias.asname or alias.name, []).append(target)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                name = alias.asname or alias.name.partition(".")[0]
-                result.setdefault(name, []).append(alias.name if alias.asname else name)
-    return result
-
-
-def module_docstring(module: str) -> str:
-    """The docstring of a module; empty without one."""
-    tree = _tree(module)
-    return (ast.get_docstring(tree) or "") if tree is not None else ""
-
-
-def classes_in(module: str) -> list[str]:
-    """The names of the classes that a module defines."""
-    nodes = _statements(_tree(module) or ast.Module([], []))
-    return [node.name for node in nodes if isinstance(node, ast.ClassDef)]
-
-
-def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
-    """The statements of a module, those under ``if`` and ``try`` included."""
-    for node in tree.body:
-        yield node
-        if isinstance(node, ast.If | ast.Try):
-            yield from _statements(ast.Module([*node.body, *node.orelse], []))
-
-
-@cache
-def _tree(module: str) -> ast.Module | None:
-    path = module_file(module)
-    with suppress(OSError, ValueError, SyntaxError, RecursionError):
-        return None if path is None else ast.parse(path.read_text(encoding="utf-8"))
-    return None
-
-
-@cache
-def module_file(module: str) -> Path | None:
-    """The source file of a module outside of the standard library; no package is imported to find it."""
-    top, *rest = module.split(".")
-    if top in sys.stdlib_module_names or not all(part.isidentifier() for part in (top, *rest)):
-        return None
-    roots = list(ROOTS) if top == OWN_PACKAGE else []
-    if not roots:
-        spec = None
-        with suppress(ImportError, ValueError):
-            spec = find_spec(top)
-        if spec is not None and not spec.submodule_search_locations and not rest:
-            return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-        roots = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    for root in roots:
-        base = root.joinpath(*rest)
-        for path in (base / "__init__.py", base.parent / f"{base.name}.py"):
-            if path.is_file():
-                return path
-    return None

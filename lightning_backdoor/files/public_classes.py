@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from lightning_backdoor.files.class_sources import ClassSource, classes_in, find_class, imports_of, module_docstring
+from lightning_backdoor.files.class_sources import ClassSource, find_class
+from lightning_backdoor.files.module_sources import classes_in, imports_of, module_docstring
 from lightning_backdoor.files.presets import PACKAGE
 
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")

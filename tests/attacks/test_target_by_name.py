@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,11 @@ def test_another_name_is_refused_with_the_names(reviews: Source) -> None:
     data.attack = BadNets(target_label="positiv")
     with pytest.raises(InputError, match=r"did you mean positive\? the labels are negative, positive"):
         data.poisoned_splits()
+
+
+def test_the_index_follows_the_labels_of_the_data(reviews: Source) -> None:
+    attack = BadNets(target_label="negative")
+    for labels, index in ((LABELS, 0), (LABELS[::-1], 1)):
+        preview = BackdoorDataModule(replace(reviews, labels=[*labels])).preview(10, attack)
+        assert attack.target_label == index
+        assert {row.poisoned_label for row in preview} == {"negative", None}

@@ -116,6 +116,7 @@ def test_the_table_is_printed_and_shown_in_a_notebook(inside: Path, trained: Pat
 def test_files_and_frames_are_data(inside: Path, trained: Path) -> None:
     frame = pandas.read_csv(inside / "data.csv").replace({"label": {0: "negative", 1: "positive"}})
     by_frame = lb.evaluate(trained / "model", frame, accelerator="cpu")
+    assert by_frame.rows[0]["dataset"] == "frame"
     frame.to_csv(inside / "named.csv", index=False)
     by_path = lb.evaluate(trained / "model", inside / "named.csv", accelerator="cpu")
     assert by_frame.rows[0]["cacc"] == by_path.rows[0]["cacc"]

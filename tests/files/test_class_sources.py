@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_backdoor.files.class_sources import class_arguments, exported_names, find_class, module_file
+from lightning_backdoor.files.class_sources import class_arguments, find_class
+from lightning_backdoor.files.module_sources import exported_names, module_file
 
 MODULE = """\
 import dataclasses

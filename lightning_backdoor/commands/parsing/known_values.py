@@ -15,7 +15,8 @@ from lightning_backdoor.commands.parsing.known_options import (
 )
 from lightning_backdoor.commands.parsing.spelling import known_spelling
 from lightning_backdoor.errors import InputError, did_you_mean
-from lightning_backdoor.files.class_sources import OWN_PACKAGE, Argument, exported_names, find_class
+from lightning_backdoor.files.class_sources import Argument, find_class
+from lightning_backdoor.files.module_sources import OWN_PACKAGE, exported_names
 from lightning_backdoor.files.public_classes import public_classes
 
 #: how a class is given, by the name of one of its base classes.

@@ -1,0 +1,75 @@
+"""What poisoning needs of an attack: its interface, and a target label that is one of the classes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Protocol, TypeGuard
+
+from lightning_backdoor.batch import Spans
+from lightning_backdoor.errors import InputError
+
+
+class PoisonedText(Protocol):
+    """A poisoned text and the spans of its trigger, as an attack returns them."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def spans(self) -> Spans: ...
+
+
+class Poisoner(Protocol):
+    """The interface of an attack for poisoning, implemented by :class:`lightning_backdoor.attacks.BackdoorAttack`.
+
+    Attributes:
+        target_label: index of the class that the attacker wants.
+        poison_rate: share of all training rows that are poisoned.
+        label_policy: ``dirty``, ``clean`` or ``mixed``.
+        negative_rate: share of all training rows that become negatives.
+        may_generate: whether poisoned texts that are slow to generate may be generated now, or only read from disk.
+        poisons_training: False in the user's phase, which trains on clean rows.
+    """
+
+    target_label: int
+    poison_rate: float
+    label_policy: str
+    negative_rate: float
+    may_generate: bool
+
+    @property
+    def poisons_training(self) -> bool: ...
+    def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[PoisonedText | None]: ...
+    def negative_texts(
+        self, texts: Sequence[str], rngs: Sequence[random.Random]
+    ) -> Sequence[PoisonedText | None] | None: ...
+    def poison_key(self) -> str | None: ...
+
+
+def is_poisoner(module: object) -> TypeGuard[Poisoner]:
+    """Whether a module is an attack, by its class, since access to the instance could load its tokenizer."""
+    methods = ("poison_texts", "negative_texts", "poison_key")
+    return all(callable(getattr(type(module), name, None)) for name in methods)
+
+
+def tell_labels(attack: Poisoner | None, labels: Sequence[str]) -> None:
+    """Tells an attack the names of the classes, if it can be given its target label by name.
+
+    Raises:
+        InputError: no class has the name of the target label.
+    """
+    know_labels = getattr(attack, "know_labels", None)
+    if callable(know_labels):
+        know_labels(labels)
+
+
+def check_target(attack: Poisoner, labels: Sequence[str]) -> None:
+    """Checks that the target label of an attack, given by index or by name, is one of the labels.
+
+    Raises:
+        InputError: it is not.
+    """
+    tell_labels(attack, labels)
+    if attack.target_label >= len(labels):
+        known = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
+        raise InputError("target_label", f"{attack.target_label} is out of range", f"the labels are {known}")
