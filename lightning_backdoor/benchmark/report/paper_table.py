@@ -78,9 +78,13 @@ class PaperTable:
         self.label = _label(title) if choice.label is None else choice.label
         if not re.fullmatch(r"[A-Za-z0-9:._/ -]+", self.label):
             raise InputError("label", f"{choice.label!r} is not a label of LaTeX", "give letters, digits and : . _ -")
-        self._captions = [
-            _caption(summaries, percent) if choice.caption is None else choice.caption for percent in (False, True)
-        ]
+        self._captions = {
+            syntax: [
+                escape(_caption(summaries, percent, tied) if choice.caption is None else choice.caption)
+                for percent in (False, True)
+            ]
+            for syntax, escape, tied in (("latex", latex_text, "Underlined"), ("markdown", markdown_text, "Italic"))
+        }
         several = [name for name in ("dataset", "model") if len({line.names[name] for line in summaries}) > 1]
         self._names = [*several, "attack", "defense"]
         self._lines = [self._line(summary) for summary in summaries]
@@ -109,7 +113,7 @@ class PaperTable:
             r"\begin{table}",
             r"\centering",
             r"\scriptsize\setlength{\tabcolsep}{3pt}" if len(columns) > WIDE else r"\small",
-            f"\\caption{{{latex_text(self._captions[self.percent])}}}",
+            rf"\caption{{{self._captions['latex'][self.percent]}}}",
             f"\\label{{{self.label}}}",
             f"\\begin{{tabular}}{{{'l' * first}{'r' * len(columns)}}}",
             r"\toprule",
@@ -132,7 +136,7 @@ class PaperTable:
             failed = ["failed", *[""] * (len(columns) - 1)]
             numbers = [line["markdown"]["numbers"][metric.name][self.percent] for metric in columns]
             rows.append([*line["markdown"]["names"], *(failed if line["failed"] and columns else numbers)])
-        caption = markdown_text(self._captions[self.percent])
+        caption = self._captions["markdown"][self.percent]
         return "\n".join([caption, "", *(f"| {' | '.join(cells)} |" for cells in rows)])
 
     def as_json(self) -> dict[str, Any]:
@@ -140,14 +144,13 @@ class PaperTable:
         columns = [
             {"name": c.name, "part": c.part, "latex": latex_text(c.heading), "markdown": c.title} for c in self.columns
         ]
-        captions = {"latex": [*map(latex_text, self._captions)], "markdown": [*map(markdown_text, self._captions)]}
         return {
             "needs": self._needs(),
             "names": [*map(str.capitalize, self._names)],
             "columns": columns,
             "parts": PARTS,
             "lines": self._lines,
-            "captions": captions,
+            "captions": self._captions,
             "label": self.label,
             "wide": WIDE,
         }
@@ -157,7 +160,7 @@ class PaperTable:
 
     def _needs(self) -> str:
         names = (name for line in self._lines for name in line["latex"]["names"])
-        return needed_packages("".join([*names, *map(latex_text, self._captions)]))
+        return needed_packages("".join([*names, *self._captions["latex"]]))
 
     def _line(self, summary: Summary) -> dict[str, Any]:
         names = [summary.names[name] for name in self._names]
@@ -184,8 +187,8 @@ def _label(title: str) -> str:
     return "tab:" + (re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "backdoors")
 
 
-def _caption(summaries: Sequence[Summary], percent: bool) -> str:
-    """What the table shows, and what its numbers are."""
+def _caption(summaries: Sequence[Summary], percent: bool, tied: str) -> str:
+    """What the table shows, and what its numbers are; ``tied`` is the look of those not distinguishable."""
     where = ""
     for word, axis in (("on", "dataset"), ("with", "model")):
         if len(names := {line.names[axis] for line in summaries}) == 1:
@@ -196,7 +199,7 @@ def _caption(summaries: Sequence[Summary], percent: bool) -> str:
         ("± is the standard deviation over seeds.", any(n.spread is not None for n in numbers)),
         (f"Ranges are {CONFIDENCE * 100:.0f} % intervals over texts.", any(n.interval for n in numbers)),
         (f"Bold: better than every other defense (p < {SIGNIFICANT}).", any(n.best for n in numbers)),
-        ("Underlined: not distinguishable from the best.", any(n.tied for n in numbers)),
+        (f"{tied}: not distinguishable from the best.", any(n.tied for n in numbers)),
     ]
     return " ".join([f"Backdoor attacks and defenses{where}.", *(text for text, holds in said if holds)])
 
