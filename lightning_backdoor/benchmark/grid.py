@@ -222,5 +222,5 @@ def _unnamed(fragment: Fragment) -> Fragment:
     callbacks = fragment.get("trainer", {}).get("callbacks+")
     if not isinstance(callbacks, list) or len(callbacks) != 1:
         return fragment
-    arguments = {name: value for name, value in callbacks[0].get("init_args", {}).items() if name != "name"}
+    arguments = {name: value for name, value in (callbacks[0].get("init_args") or {}).items() if name != "name"}
     return {**fragment, "trainer": {**fragment["trainer"], "callbacks+": [{**callbacks[0], "init_args": arguments}]}}

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lightning_backdoor.benchmark.class_paths import BENIGN, is_benign, with_class_paths
 from lightning_backdoor.benchmark.fragments import Fragment, compose, read_yaml, yaml_text
 from lightning_backdoor.benchmark.names import name_problem
 from lightning_backdoor.errors import InputError
@@ -17,8 +18,6 @@ AXES = ("datasets", "models", "attacks", "defenses")
 KEYS = (*AXES, "seeds", "exclude", "base", "test", "wandb", "cluster")
 #: when a defense can act: on training rows, in training, after training, on test inputs, on the trained model.
 MOMENTS = ("data", "training", "repair", "inference", "inspection")
-#: class path of the benign victim.
-BENIGN = "lightning_backdoor.victim.TextClassifier"
 #: name of the control among the defenses: the benign victim, tested on the poisoned rows of an attack.
 CLEAN_TRAINING = "clean training"
 #: name of the entry of ``defenses`` that does nothing.
@@ -97,7 +96,7 @@ class GridFile:
     def benign(self) -> str | None:
         """Name of the attack entry that does not attack; None if the grid has none."""
         models = {name: compose(self.base, entry)["model"] for name, entry in self.axes["attacks"].items()}
-        return next((name for name, model in models.items() if model["class_path"] == BENIGN), None)
+        return next((name for name, model in models.items() if is_benign(model["class_path"])), None)
 
     def defenses_of(self, dataset: str, model: str, attack: str, seed: int) -> list[str]:
         """The defenses of the cells of these names that are not excluded, the control first, if they have one."""
@@ -164,6 +163,7 @@ class GridFile:
             self._check_text(field, entry)
         elif isinstance(entry, str) and role == "models":
             return {"model": {"init_args": {"model": entry}}}
+        entry = with_class_paths(entry)
         if isinstance(entry, dict) and "class_path" in entry and role:
             return of_class_path(role, entry)
         if not isinstance(entry, dict) or not set(entry) <= {"data", "model", "trainer"}:

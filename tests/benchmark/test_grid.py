@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,43 @@ def test_a_null_attack_is_the_benign_victim_and_dates_are_text(tmp_path: Path) -
     assert found.benign == "clean"
     assert CLEAN_TRAINING in {cell.defense for cell in found.cells}
     assert found.cells[-1].victim.config["model"]["init_args"]["revision"] == "2024-01-01"
+
+
+def test_public_classes_may_be_given_by_their_names(tmp_path: Path) -> None:
+    """In entries, in presets, in nested arguments and among callbacks, with the same ids as by their class paths."""
+    strip = {"class_path": "lightning_backdoor.defenses.Strip"}
+    callback = "lightning_backdoor.callbacks.GradientAttentionDefense"
+    entries = {
+        "models": {"tiny": {"model": {"class_path": "lightning_backdoor.victim.TextClassifier"}}},
+        "attacks": {
+            "clean": {"class_path": "lightning_backdoor.victim.TextClassifier"},
+            "BadNets": {"class_path": "lightning_backdoor.attacks.BadNets", "init_args": {"triggers": ["cf"]}},
+            "preset": "attack.yaml",
+        },
+        "defenses": {
+            "none": None,
+            "strip": {"inference": strip},
+            "onion": {"data": {"class_path": "lightning_backdoor.defenses.Onion", "init_args": {"inner": [strip]}}},
+            "callback": {"inference": {"trainer": {"callbacks+": [{"class_path": callback}]}}},
+        },
+    }
+    preset = yaml.safe_dump({"model": {"class_path": "lightning_backdoor.attacks.Ripples", "init_args": {}}})
+    (tmp_path / "attack.yaml").write_text(preset, encoding="utf-8")
+    by_path = grid(tmp_path, **entries)
+    text = yaml.safe_dump(entries, sort_keys=False).replace(f"class_path: {callback}", callback)
+    short = re.sub(r"lightning_backdoor\.\w+\.(?=\w)", "", text)
+    (tmp_path / "attack.yaml").write_text(preset.replace(".attacks.", "."), encoding="utf-8")
+    by_name = grid(tmp_path, **yaml.safe_load(short))
+    assert by_name.benign == "clean"
+    assert [cell.id for cell in by_name.cells] == [cell.id for cell in by_path.cells]
+    assert by_name.as_yaml() == by_path.as_yaml()
+
+
+@pytest.mark.parametrize("given", ["TextClassifier", "lightning_backdoor.victim.classifier.TextClassifier"])
+def test_a_benign_victim_is_known_by_any_name_of_its_class(tmp_path: Path, given: str) -> None:
+    found = grid(tmp_path, attacks={"clean": {"class_path": given}, "BadNets": {"class_path": "BadNets"}})
+    assert found.benign == "clean"
+    assert CLEAN_TRAINING in {cell.defense for cell in found.cells}
 
 
 def test_a_class_takes_over_no_arguments_of_another(tmp_path: Path) -> None:

@@ -168,7 +168,11 @@ def test_best_and_tied_values_are_marked(made: Example) -> None:
     table = PaperTable(lines)
     assert table.latex().count(r"\textbf") == table.latex().count(r"\underline") == len(table.chosen)
     assert "Bold: better than every other defense" in table.latex()
+    assert "Underlined: not distinguishable" in table.latex()
     assert len(re.findall(r"\*\*[\d.]+\*\*", table.markdown())) == len(table.chosen)
+    assert len(re.findall(r" \*[\d.]+\* ", table.markdown())) == len(table.chosen)
+    assert "Italic: not distinguishable" in table.markdown()
+    assert "Underlined" not in table.markdown()
 
 
 def test_markdown_keeps_its_columns_whatever_the_names(made: Example) -> None:

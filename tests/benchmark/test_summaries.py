@@ -47,7 +47,8 @@ def test_several_seeds_have_a_spread_and_one_an_interval(made: Example) -> None:
     of_one = made.row(attack="badnets", defense="onion", seed=1)
     numbers = line_of([of_one], "badnets", "onion").numbers
     assert numbers["asr_defended"].around == f"{of_one['asr_defended_low']:.2f}–{of_one['asr_defended_high']:.2f}"
-    assert numbers["tpr"].around == ""
+    assert numbers["tpr"].around == f"{of_one['tpr_low']:.2f}–{of_one['tpr_high']:.2f}"
+    assert numbers["overhead"].around == ""
 
 
 def test_a_line_fails_with_all_its_seeds_and_goes_on_with_those_that_are_left(made: Example) -> None:

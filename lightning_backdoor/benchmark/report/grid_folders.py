@@ -83,6 +83,8 @@ def _row(line: dict[str, Any], path: Path, number: int) -> ResultRow:
                 raise _error(path, f"{where}, has {field!r} as {column}")
         else:
             row[column] = of_csv_field(field)
+    if "training" not in line:  # of version 0.1.0: not known
+        row["training"] = None
     for name in NAMES:
         if problem := name_problem(row[name]):
             raise _error(path, f"{where}, has a {name} that {problem}")

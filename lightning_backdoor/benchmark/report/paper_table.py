@@ -80,10 +80,10 @@ class PaperTable:
             raise InputError("label", f"{choice.label!r} is not a label of LaTeX", "give letters, digits and : . _ -")
         self._captions = {
             syntax: [
-                _caption(summaries, percent, tied) if choice.caption is None else choice.caption
+                escape(_caption(summaries, percent, tied) if choice.caption is None else choice.caption)
                 for percent in (False, True)
             ]
-            for syntax, tied in (("latex", "Underlined"), ("markdown", "Italic"))
+            for syntax, escape, tied in (("latex", latex_text, "Underlined"), ("markdown", markdown_text, "Italic"))
         }
         several = [name for name in ("dataset", "model") if len({line.names[name] for line in summaries}) > 1]
         self._names = [*several, "attack", "defense"]
@@ -113,7 +113,7 @@ class PaperTable:
             r"\begin{table}",
             r"\centering",
             r"\scriptsize\setlength{\tabcolsep}{3pt}" if len(columns) > WIDE else r"\small",
-            f"\\caption{{{latex_text(self._captions['latex'][self.percent])}}}",
+            rf"\caption{{{self._captions['latex'][self.percent]}}}",
             f"\\label{{{self.label}}}",
             f"\\begin{{tabular}}{{{'l' * first}{'r' * len(columns)}}}",
             r"\toprule",
@@ -136,7 +136,7 @@ class PaperTable:
             failed = ["failed", *[""] * (len(columns) - 1)]
             numbers = [line["markdown"]["numbers"][metric.name][self.percent] for metric in columns]
             rows.append([*line["markdown"]["names"], *(failed if line["failed"] and columns else numbers)])
-        caption = markdown_text(self._captions["markdown"][self.percent])
+        caption = self._captions["markdown"][self.percent]
         return "\n".join([caption, "", *(f"| {' | '.join(cells)} |" for cells in rows)])
 
     def as_json(self) -> dict[str, Any]:
@@ -144,17 +144,13 @@ class PaperTable:
         columns = [
             {"name": c.name, "part": c.part, "latex": latex_text(c.heading), "markdown": c.title} for c in self.columns
         ]
-        captions = {
-            syntax: [*map(escape, self._captions[syntax])]
-            for syntax, escape in (("latex", latex_text), ("markdown", markdown_text))
-        }
         return {
             "needs": self._needs(),
             "names": [*map(str.capitalize, self._names)],
             "columns": columns,
             "parts": PARTS,
             "lines": self._lines,
-            "captions": captions,
+            "captions": self._captions,
             "label": self.label,
             "wide": WIDE,
         }
@@ -164,7 +160,7 @@ class PaperTable:
 
     def _needs(self) -> str:
         names = (name for line in self._lines for name in line["latex"]["names"])
-        return needed_packages("".join([*names, *map(latex_text, self._captions["latex"])]))
+        return needed_packages("".join([*names, *self._captions["latex"]]))
 
     def _line(self, summary: Summary) -> dict[str, Any]:
         names = [summary.names[name] for name in self._names]
@@ -192,7 +188,7 @@ def _label(title: str) -> str:
 
 
 def _caption(summaries: Sequence[Summary], percent: bool, tied: str) -> str:
-    """What the table shows, and what its numbers are; ``tied`` is the look of those tied with the best."""
+    """What the table shows, and what its numbers are; ``tied`` is the look of those not distinguishable."""
     where = ""
     for word, axis in (("on", "dataset"), ("with", "model")):
         if len(names := {line.names[axis] for line in summaries}) == 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.fragments import read_yaml
-from lightning_backdoor.benchmark.grid_file import BENIGN as BENIGN_CLASS
+from lightning_backdoor.benchmark.class_paths import is_benign
 from lightning_backdoor.benchmark.grid_file import UNDEFENDED
 from lightning_backdoor.benchmark.names import name_problem
 from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
@@ -69,7 +69,7 @@ def read_test(folder: Path, label: str) -> Source:
         names = {
             "dataset": _short(data_arguments["source"]),
             "model": _short(arguments["model"]),
-            "attack": BENIGN if model["class_path"] == BENIGN_CLASS else _class_name(model),
+            "attack": BENIGN if is_benign(model["class_path"]) else _class_name(model),
         }
         before = [*_before_inference(arguments, data_arguments)]
     except (AttributeError, KeyError, TypeError) as error:
