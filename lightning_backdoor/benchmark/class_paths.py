@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from lightning_backdoor.commands.spelling import known_spelling
+from lightning_backdoor.commands.parsing.spelling import known_spelling
 from lightning_backdoor.files.class_sources import find_class
 from lightning_backdoor.files.presets import PACKAGE
 from lightning_backdoor.files.public_classes import public_classes
