@@ -88,14 +88,14 @@ def compare_defenses(
         seed: the seed to compare with; None compares over all seeds, where ``seed`` of the result is ``ALL_SEEDS``.
     """
     result = []
-    place = {**{name: names[name] for name in ATTACK_NAMES}, "seed": ALL_SEEDS if seed is None else seed}
+    common = {**{name: names[name] for name in ATTACK_NAMES}, "seed": ALL_SEEDS if seed is None else seed}
     for (first, of_first), (second, of_second) in combinations(by_defense.items(), 2):
         seeds = [one for one in of_first if one in of_second and seed in (None, one)]
         pairs = [(of_first[one], of_second[one]) for one in seeds]
         for metric in COMPARED:
             compared = _auroc_compared(metric, pairs) if metric.startswith("auroc") else _hits_compared(metric, pairs)
             if compared is not None:
-                result.append({**place, "first": first, "second": second, "metric": metric, **compared._asdict()})
+                result.append({**common, "first": first, "second": second, "metric": metric, **compared._asdict()})
     return result
 
 

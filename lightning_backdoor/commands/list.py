@@ -51,18 +51,18 @@ def main(args: list[str], columns: Sequence[Column]) -> int:
     """
     options = parser().parse_args(args)
     kinds = [_kind(name) for name in options.kinds] or [*KINDS]
-    found = entries(columns) if options.module is None else class_entries(module_classes(options.module))
-    found = [entry for entry in found if entry.kind in kinds]
-    if not found:
+    listed = entries(columns) if options.module is None else class_entries(module_classes(options.module))
+    listed = [entry for entry in listed if entry.kind in kinds]
+    if not listed:
         raise InputError("module", f"{options.module} defines none of {', '.join(kinds)}", "give another module")
     if options.json:
-        sys.stdout.write(json.dumps([entry._asdict() for entry in found], indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps([entry._asdict() for entry in listed], indent=1, ensure_ascii=False) + "\n")
         return 0
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    shown = [kind for kind in kinds if any(entry.kind == kind for entry in found)]
+    shown = [kind for kind in kinds if any(entry.kind == kind for entry in listed)]
     parts = []
     for kind in dict.fromkeys(shown):
-        text = table_text([entry for entry in found if entry.kind == kind], width)
+        text = table_text([entry for entry in listed if entry.kind == kind], width)
         parts.append(text if len(options.kinds) == 1 else f"{kind}\n{textwrap.indent(text, '  ')}")
     sys.stdout.write("\n".join(parts))
     return 0
@@ -87,9 +87,9 @@ def module_classes(name: str) -> list[PublicClass]:
         ast.parse(source.read_bytes() if source else "")
     except (SyntaxError, OSError, ValueError, RecursionError) as error:
         raise InputError("module", f"{name} cannot be read ({reason(error, 200)})", "correct it") from None
-    found = [item for item in classes_of(name) if item.kind]
-    if found:
-        return found
+    listed = [item for item in classes_of(name) if item.kind]
+    if listed:
+        return listed
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -123,11 +123,11 @@ def _kind(name: str) -> str:
     raise InputError("list", f"{name!r} is unknown", remedy)
 
 
-def table_text(found: Sequence[Entry], width: int) -> str:
+def table_text(listed: Sequence[Entry], width: int) -> str:
     """Entries in columns, one line each, folded between words where the line is wider than the terminal.
 
     Args:
-        found: entries of one kind.
+        listed: entries of one kind.
         width: number of characters of the terminal.
 
     >>> print(table_text([Entry("attacks", "Shout", "shout.Shout", summary="Shouts.")], 80), end="")
@@ -145,7 +145,7 @@ def table_text(found: Sequence[Entry], width: int) -> str:
                 entry.summary,
             )
         ]
-        for entry in found
+        for entry in listed
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     shown = [i for i, longest in enumerate(widths) if longest]

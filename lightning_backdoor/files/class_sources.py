@@ -36,7 +36,7 @@ class Argument(NamedTuple):
     def classes(self) -> list[ClassSource]:
         """The classes that the annotation names and that can be read, without those of the standard library."""
         names = dict.fromkeys(re.findall(r"[A-Za-z_][\w.]*", self.type))
-        return [found for name in names if self.module and (found := _named(self.module, name)) is not None]
+        return [source for name in names if self.module and (source := _named(self.module, name)) is not None]
 
 
 class ClassSource(NamedTuple):
@@ -225,7 +225,7 @@ def _in_module(module: str, name: str, depth: int = 0) -> ClassSource | None:
             return ClassSource(name, module, node)
     imported = imported_name(module, name)
     if not imported:
-        found = (_in_module(starred, name, depth + 1) for starred in imports_of(module).get("*", []))
-        return next(filter(None, found), None)
+        sources = (_in_module(starred, name, depth + 1) for starred in imports_of(module).get("*", []))
+        return next(filter(None, sources), None)
     above, _, original = imported.rpartition(".")
     return _in_module(above, original, depth + 1) if above else None

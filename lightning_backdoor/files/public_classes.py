@@ -104,12 +104,12 @@ def public_classes() -> tuple[PublicClass, ...]:
     ('lightning_backdoor.attacks.Ripples', 'attacks', ('2004.06660',))
     """
     modules = {room: f"{PACKAGE.name}.{room}" for room in ROOMS}
-    found = [
+    exported = [
         (find_class(f"{module}.{name}"), module, room)
         for room, module in modules.items()
         for name in sorted(imports_of(module))
     ]
-    return tuple(_read(source, module, room) for source, module, room in found if source is not None)
+    return tuple(_read(source, module, room) for source, module, room in exported if source is not None)
 
 
 def class_named(name: str, among: Iterable[PublicClass]) -> PublicClass | None:
@@ -131,8 +131,8 @@ def classes_of(module: str) -> list[PublicClass]:
     for name, targets in imports_of(module).items():
         inner = [target for target in targets if target.startswith(f"{module}.")]
         names += [name] * len(inner) if name != "*" else [one for target in inner for one in classes_in(target)]
-    found = [find_class(f"{module}.{name}") for name in dict.fromkeys(names) if not name.startswith("_")]
-    return [_read(source, module, "") for source in found if source is not None]
+    sources = [find_class(f"{module}.{name}") for name in dict.fromkeys(names) if not name.startswith("_")]
+    return [_read(source, module, "") for source in sources if source is not None]
 
 
 def imported_class(cls: type, module: str) -> PublicClass:

@@ -130,15 +130,15 @@ def _attached(entries: Any) -> Iterator[Attached]:
         arguments = dict(entry.get("init_args") or {})
         name = arguments.pop("name", None) or ""
         check_name(name)
-        kind = _class_name(entry)
+        class_name = _class_name(entry)
         if "defense" in arguments:
             yield Attached("inference", _class_name(arguments["defense"]), name, arguments["defense"])
         elif "inspection" in arguments:
             yield Attached("inspection", _class_name(arguments["inspection"]), name, arguments["inspection"])
-        elif kind == "GradientAttentionDefense":
+        elif class_name == "GradientAttentionDefense":
             yield Attached("inference", "GradientAttention", name, arguments)
-        elif not str(entry["class_path"]).startswith("lightning.") and kind not in others:
-            yield Attached("training", kind, name, arguments)
+        elif not str(entry["class_path"]).startswith("lightning.") and class_name not in others:
+            yield Attached("training", class_name, name, arguments)
 
 
 def _before_inference(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:

@@ -21,7 +21,7 @@ def read_sources(folders: Sequence[Path]) -> list[Source]:
     Raises:
         InputError: a folder does not exist, has no results, or has results that cannot be read.
     """
-    found: dict[Path, None] = {}
+    results: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
             raise InputError("RUNS", f"{escaped(str(folder))} is not a folder", "give folders of grids and runs")
@@ -32,11 +32,11 @@ def read_sources(folders: Sequence[Path]) -> list[Source]:
         if not below:
             remedy = "give output folders of benchmark, and run folders after test"
             raise InputError("RUNS", f"{escaped(str(folder))} has no results of benchmark or test", remedy)
-        found |= dict.fromkeys(below)
-    labels = short_names([*found])
+        results |= dict.fromkeys(below)
+    labels = short_names([*results])
     return [
         read_grid(folder, label) if is_grid(folder) else read_test(folder, label)
-        for folder, label in zip(found, labels, strict=True)
+        for folder, label in zip(results, labels, strict=True)
     ]
 
 

@@ -21,28 +21,6 @@ SHARD = "shard"
 FACTS = "thresholds"
 
 
-def model_path(given: str, resolved: str) -> Path:
-    """The model of a scan: a checkpoint or a Hugging Face folder, which the folder of a run has in it.
-
-    Args:
-        given: the model as the user named it, for errors.
-        resolved: its path.
-
-    Raises:
-        InputError: it does not exist.
-    """
-    path = Path(resolved)
-    if not path.exists():
-        raise InputError("model", f"{given} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
-    if not path.is_dir() or (path / "config.json").exists():
-        return path
-    of_run = (path / "model", path / "checkpoints" / "best.ckpt")
-    found = next((inner for inner in of_run if inner.exists()), None)
-    if found is None and (path / "config.yaml").exists():
-        raise InputError("model", f"the run in {given} has no model yet", "wait for it, or continue it")
-    return path if found is None else found
-
-
 def texts_sha256(texts: Sequence[str]) -> str:
     """A hash of some texts and their order."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
