@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.names import trained_model
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_state, read_checkpoint
 
@@ -38,7 +39,7 @@ def victim_of(model: str | Path | TextClassifier, attack: BackdoorAttack | None)
         trained, name = model, "this module"
         own = _own_weights(model.state_dict())
     elif isinstance(model, str | Path):
-        name = _file_of(Path(model)) if not str(model).startswith("package://") else str(model)
+        name = trained_model(str(model))
         trained = TextClassifier.load_trained(name)
         if attack is not None and name.endswith(".ckpt"):
             own = _own_weights(read_checkpoint(name)["state_dict"])
@@ -47,15 +48,6 @@ def victim_of(model: str | Path | TextClassifier, attack: BackdoorAttack | None)
             "model", f"a {type(model).__name__} is not a victim", "give a checkpoint, a folder or a module"
         )
     return trained if attack is None or attack is trained else _under(attack, trained, own, name)
-
-
-def _file_of(path: Path) -> str:
-    """The path itself, or for the folder of a run its exported model, or else its best checkpoint."""
-    if path.is_dir() and not (path / "config.json").exists():
-        for inner in (path / "model", path / "checkpoints" / "best.ckpt"):
-            if inner.exists():
-                return str(inner)
-    return str(path)
 
 
 def _under(attack: BackdoorAttack, trained: TextClassifier, own: Mapping[str, Tensor], name: str) -> BackdoorAttack:

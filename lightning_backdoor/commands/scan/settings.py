@@ -12,6 +12,7 @@ from lightning_backdoor.commands.scan.facts import Facts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.hashing import model_sha256
+from lightning_backdoor.files.names import trained_model
 
 #: increased when the results of a scan change, so that no older output is continued.
 SCAN_FORMAT = 2
@@ -34,13 +35,7 @@ def model_path(given: str, resolved: str) -> Path:
     path = Path(resolved)
     if not path.exists():
         raise InputError("model", f"{given} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
-    if not path.is_dir() or (path / "config.json").exists():
-        return path
-    of_run = (path / "model", path / "checkpoints" / "best.ckpt")
-    found = next((inner for inner in of_run if inner.exists()), None)
-    if found is None and (path / "config.yaml").exists():
-        raise InputError("model", f"the run in {given} has no model yet", "wait for it, or continue it")
-    return path if found is None else found
+    return Path(trained_model(resolved))
 
 
 def texts_sha256(texts: Sequence[str]) -> str:
