@@ -79,7 +79,7 @@ def checked_texts(texts: str | Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise InputError("texts", f"a {type(text).__name__} is not a text", "give strings")
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError("texts", f"{text[:100]!r} holds half of a surrogate pair", "decode the text anew")
+            raise InputError("texts", f"{text[:100]!r} contains half of a character", "correct it")
     return checked
 
 

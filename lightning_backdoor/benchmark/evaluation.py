@@ -28,6 +28,7 @@ from lightning_backdoor.benchmark.table import NAMES, NUMBERS, ResultRow, csv_te
 from lightning_backdoor.callbacks import InferenceDefense, OutcomeWriter, OutputFolder
 from lightning_backdoor.commands.quiet import WARNINGS
 from lightning_backdoor.commands.refused_options import refused_options_named
+from lightning_backdoor.commands.run_metrics import rounded
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import write_whole
@@ -153,9 +154,7 @@ def evaluate(
     with ExitStack() as stack:
         module = _data_module(data, stack)
         victim = victim_of(model, attack)
-        used_seed = module.seed if seed is None else seed
-        if not isinstance(used_seed, int) or not 0 <= used_seed < 2**32:
-            raise InputError("seed", f"{used_seed!r} is not a seed", "give a whole number from 0 to 4294967295")
+        used_seed = module.seed if seed is None else _checked(seed)
         undefended = OutcomeWriter()
         callbacks: list[Callback] = [undefended, *by_name.values()]
         if output is not None:
@@ -164,7 +163,7 @@ def evaluate(
             stack.enter_context(manager)
         trainer = _trainer({"accelerator": accelerator, "precision": precision}, callbacks)
         trainer.test(victim, datamodule=module, verbose=False)
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged = {name: rounded(float(value)) for name, value in trainer.callback_metrics.items()}
         outcomes = {UNDEFENDED: undefended.outcomes}
         for name, callback in by_name.items():
             outcomes[name] = callback.outcomes if isinstance(callback, InferenceDefense) else undefended.outcomes
@@ -180,9 +179,15 @@ def evaluate(
     return evaluation
 
 
+def _checked(seed: int) -> int:
+    if not hasattr(seed, "__index__") or not 0 <= seed < 2**32:  # integers of NumPy have it as well
+        raise InputError("seed", f"{seed!r} is not a seed", "give a whole number from 0 to 4294967295")
+    return int(seed)
+
+
 def _trainer(options: Mapping[str, Any], callbacks: list[Callback]) -> Trainer:
     """A trainer that tests on one device and writes nothing itself."""
-    quiet = {f"enable_{part}": False for part in ("checkpointing", "model_summary", "progress_bar")}
+    quiet: dict[str, Any] = {f"enable_{part}": False for part in ("checkpointing", "model_summary", "progress_bar")}
     try:
         with refused_options_named(options):
             return Trainer(
@@ -198,7 +203,7 @@ def _trainer(options: Mapping[str, Any], callbacks: list[Callback]) -> Trainer:
 
 
 def _row(
-    names: Mapping[str, str], defense: str, seed: int, logged: Mapping[str, float], outcomes: Sequence[Outcome]
+    names: Mapping[str, str], defense: str, seed: int, logged: Mapping[str, float | None], outcomes: Sequence[Outcome]
 ) -> ResultRow:
     """The row of a defense, of the metrics that were logged for it and for the undefended victim."""
     of_victim = {name: value for name, value in logged.items() if name.count("/") == 1}

@@ -39,7 +39,7 @@ def predict_texts(victim: Victim, texts: Sequence[str], labels: Sequence[str], b
         InputError: the batch size is not a number of texts.
         Diverged: a logit is NaN or infinite.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not hasattr(batch_size, "__index__") or batch_size < 1:
         raise InputError("batch_size", f"{batch_size!r} is not a number of texts", "give at least 1")
     network = victim.network
     order = sorted(range(len(texts)), key=lambda position: len(texts[position]))

@@ -93,8 +93,8 @@ def test_an_attack_that_leaves_a_text_out_or_has_to_learn_its_trigger_says_so() 
 def test_what_is_no_text_or_no_attack_is_refused(data: lb.BackdoorDataModule) -> None:
     wrong: Any
     for wrong in (None, 3, ["a", None], b"a"):
-        with pytest.raises(lb.InputError, match="texts: a .* is not a text"):
+        with pytest.raises(lb.InputError, match=r"texts: a .* is not a text"):
             lb.BadNets().poison(wrong)
     for wrong in (lb.Strip(), "BadNets", lb.BadNets):
-        with pytest.raises(lb.InputError, match="attack: .* is not an attack"):
+        with pytest.raises(lb.InputError, match=r"attack: .* is not an attack"):
             data.preview(3, wrong)

@@ -126,6 +126,7 @@ def _class_path(target: str) -> str:
     if ".py" in target or "." in target:
         return target
     known = {made.name: made.class_path for made in public_classes() if _scores(made)}
+    others = {_plain(made.name) for made in public_classes() if made.kind == "defenses"} - {*map(_plain, known)}
     spelled = {_plain(name): path for name, path in known.items()}
     if _plain(target) in spelled:
         return spelled[_plain(target)]
@@ -133,7 +134,7 @@ def _class_path(target: str) -> str:
     meant = f"did you mean {spelled[near[0]].rpartition('.')[2]}? " if near else ""
     raise InputError(
         "defense",
-        f"{target[:100]!r} is unknown",
+        f"{target[:100]!r} {'does not score texts' if _plain(target) in others else 'is unknown'}",
         f"{meant}give one of {', '.join(sorted(known))}, or the class path or FILE.py:CLASS of your own",
     )
 

@@ -33,8 +33,10 @@ def model_path(given: str, resolved: str) -> Path:
         InputError: it does not exist.
     """
     path = Path(resolved)
-    if not path.exists():
-        raise InputError("model", f"{given} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
+    if not given or not path.exists():
+        raise InputError(
+            "model", f"{given or repr(given)} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder"
+        )
     return Path(trained_model(resolved))
 
 
