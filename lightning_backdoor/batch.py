@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from lightning_backdoor.errors import InputError
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +61,26 @@ class Victim(Protocol):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+
+def checked_texts(texts: str | Iterable[str]) -> list[str]:
+    """A text, or several, as a list.
+
+    Raises:
+        InputError: something is not a text, or not one that can be written as UTF-8.
+
+    >>> checked_texts("a film"), checked_texts(("a", "b"))
+    (['a film'], ['a', 'b'])
+    """
+    if not isinstance(texts, str | Iterable) or isinstance(texts, bytes | Mapping):
+        raise InputError("texts", f"a {type(texts).__name__} is not a text", "give a string, or several in a list")
+    checked = [texts] if isinstance(texts, str) else list(texts)
+    for text in checked:
+        if not isinstance(text, str):
+            raise InputError("texts", f"a {type(text).__name__} is not a text", "give strings")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError("texts", f"{text[:100]!r} contains half of a character", "correct it")
+    return checked
 
 
 def clean_rows(batch: Batch) -> Tensor:

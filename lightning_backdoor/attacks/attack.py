@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 from torch import nn
 
-from lightning_backdoor.batch import Spans
+from lightning_backdoor.batch import Spans, checked_texts
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
@@ -194,13 +194,13 @@ class BackdoorAttack(TextClassifier):
             The poisoned text; for a list, one per text, None where the attack leaves a text out.
 
         Raises:
-            InputError: the attack leaves the only text out.
+            InputError: the attack leaves the only text out, or something is not a text.
 
         >>> from lightning_backdoor.attacks import InsertSent
         >>> InsertSent(sentence="I watch this 3D movie", place="start").poison("a good film")
         Poisoned(text='I watch this 3D movie a good film', spans=[(0, 21)])
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = checked_texts(text)
         poisoned = list(self.poison_texts(texts, [random.Random(f"{seed}/poison/{one}") for one in texts]))
         if not isinstance(text, str):
             return poisoned

@@ -12,8 +12,7 @@ from torch import Tensor
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.packaged import SCHEME
-from lightning_backdoor.files.run_model import model_path
+from lightning_backdoor.files.names import trained_model
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_state, read_checkpoint
 
@@ -40,7 +39,7 @@ def victim_of(model: str | Path | TextClassifier, attack: BackdoorAttack | None)
         trained, name = model, "this module"
         own = _own_weights(model.state_dict())
     elif isinstance(model, str | Path):
-        name = str(model) if str(model).startswith(SCHEME) else str(model_path(str(model), str(model)))
+        name = trained_model(str(model))
         trained = TextClassifier.load_trained(name)
         if attack is not None and name.endswith(".ckpt"):
             own = _own_weights(read_checkpoint(name)["state_dict"])

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -26,9 +26,11 @@ from lightning_backdoor.benchmark.ranking import mark_best
 from lightning_backdoor.benchmark.summaries import Summary, over_seeds, shown_metrics
 from lightning_backdoor.benchmark.table import NAMES, NUMBERS, ResultRow, csv_text, mark_valid, measured
 from lightning_backdoor.callbacks import InferenceDefense, OutcomeWriter, OutputFolder
+from lightning_backdoor.commands.parsing.refused_options import refused_options_named
 from lightning_backdoor.commands.quiet import WARNINGS
+from lightning_backdoor.commands.run_metrics import rounded
 from lightning_backdoor.data import BackdoorDataModule, Source
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.names import check_folder
 from lightning_backdoor.outputs.outcomes import Outcome
@@ -93,7 +95,9 @@ class Evaluation:
         lines = []
         for summary in self.summaries:
             numbers = [summary.numbers.get(metric.name) for metric in metrics]
-            cells = [escape(summary.names[name]) for name in ("attack", "defense")]
+            because = "; ".join(summary.failed_conditions)
+            mark = f" <small title='{escape(because)}'>{escape(summary.invalid)}</small>" if summary.invalid else ""
+            cells = [escape(summary.names["attack"]) + mark, escape(summary.names["defense"])]
             cells += ["–" if n is None else f"<b>{n.text}</b>" if n.best else n.text for n in numbers]
             lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
@@ -103,7 +107,7 @@ def evaluate(
     model: str | Path | TextClassifier,
     data: BackdoorDataModule | Source | str | Path | pandas.DataFrame,
     attack: BackdoorAttack | None = None,
-    defenses: Given | Iterable[Given] | Mapping[str, Given] = (),
+    defenses: Given | Iterable[Given] | Mapping[str, Given] | None = (),
     *,
     folder: str | Path | None = None,
     seed: int | None = None,
@@ -150,32 +154,21 @@ def evaluate(
     with ExitStack() as stack:
         module = _data_module(data, stack)
         victim = victim_of(model, attack)
-        used_seed = module.seed if seed is None else seed
+        used_seed = module.seed if seed is None else _checked(seed)
         undefended = OutcomeWriter()
         callbacks: list[Callback] = [undefended, *by_name.values()]
         if output is not None:
             callbacks.append(OutputFolder(output))
         for manager in (_quiet(), _seeded(used_seed), borrowed(victim, module)):
             stack.enter_context(manager)
-        trainer = Trainer(
-            accelerator=accelerator,
-            devices=1,
-            precision=precision,
-            logger=False,
-            callbacks=callbacks,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            default_root_dir=tempfile.gettempdir(),
-        )
+        trainer = _trainer({"accelerator": accelerator, "precision": precision}, callbacks)
         trainer.test(victim, datamodule=module, verbose=False)
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged = {name: rounded(float(value)) for name, value in trainer.callback_metrics.items()}
         outcomes = {UNDEFENDED: undefended.outcomes}
         for name, callback in by_name.items():
             outcomes[name] = callback.outcomes if isinstance(callback, InferenceDefense) else undefended.outcomes
         names = {
-            # a frame lies in a temporary file, whose name says nothing
-            "dataset": "frame" if _is_frame(data) else "/".join(filter(None, (module.source.path, module.source.name))),
+            "dataset": _name_of(data, module),
             "model": str(victim.hparams["model"]),
             "attack": type(victim).__name__ if isinstance(victim, BackdoorAttack) else "none",
         }
@@ -186,8 +179,31 @@ def evaluate(
     return evaluation
 
 
+def _checked(seed: int) -> int:
+    if not hasattr(seed, "__index__") or not 0 <= seed < 2**32:  # integers of NumPy have it as well
+        raise InputError("seed", f"{seed!r} is not a seed", "give a whole number from 0 to 4294967295")
+    return int(seed)
+
+
+def _trainer(options: Mapping[str, Any], callbacks: list[Callback]) -> Trainer:
+    """A trainer that tests on one device and writes nothing itself."""
+    quiet: dict[str, Any] = {f"enable_{part}": False for part in ("checkpointing", "model_summary", "progress_bar")}
+    try:
+        with refused_options_named(options):
+            return Trainer(
+                devices=1,
+                logger=False,
+                callbacks=callbacks,
+                default_root_dir=tempfile.gettempdir(),
+                **quiet,
+                **options,
+            )
+    except InputError as error:
+        raise error.under(error.field.removeprefix("trainer.")) from None
+
+
 def _row(
-    names: Mapping[str, str], defense: str, seed: int, logged: Mapping[str, float], outcomes: Sequence[Outcome]
+    names: Mapping[str, str], defense: str, seed: int, logged: Mapping[str, float | None], outcomes: Sequence[Outcome]
 ) -> ResultRow:
     """The row of a defense, of the metrics that were logged for it and for the undefended victim."""
     of_victim = {name: value for name, value in logged.items() if name.count("/") == 1}
@@ -205,15 +221,21 @@ def _data_module(data: object, stack: ExitStack) -> BackdoorDataModule:
         return BackdoorDataModule(data)
     if isinstance(data, str | Path):
         return BackdoorDataModule(Source(str(data)))
-    if _is_frame(data):
+    if hasattr(data, "to_parquet"):
         path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "frame.parquet")
-        data.to_parquet(path)
+        try:
+            data.to_parquet(path)
+        except (TypeError, ValueError) as error:  # a column of several types, or two columns of one name
+            raise InputError("data", f"the frame cannot be read: {reason(error)}", "give texts as strings") from None
         return BackdoorDataModule(Source(str(path)))
     raise InputError("data", f"a {type(data).__name__} holds no rows", "give a BackdoorDataModule, a Source or a path")
 
 
-def _is_frame(data: object) -> TypeGuard[pandas.DataFrame]:
-    return hasattr(data, "to_parquet")
+def _name_of(data: object, module: BackdoorDataModule) -> str:
+    """The name of the data in the results; a frame has none of its own, and its file is gone after the run."""
+    if hasattr(data, "to_parquet"):
+        return "frame"
+    return "/".join(filter(None, (module.source.path, module.source.name)))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
 from lightning_backdoor.defenses import Defense, Inspection
-from lightning_backdoor.errors import InputError, did_you_mean
+from lightning_backdoor.errors import InputError, did_you_mean, reason
 from lightning_backdoor.files.names import check_name
 from lightning_backdoor.files.public_classes import class_named, public_classes
 
@@ -17,16 +17,18 @@ DefenseCallback = InferenceDefense | InspectionCallback
 Given = Defense | Inspection | DefenseCallback | type | str
 
 
-def defense_callbacks(defenses: Given | Iterable[Given] | Mapping[str, Given]) -> dict[str, DefenseCallback]:
+def defense_callbacks(defenses: Given | Iterable[Given] | Mapping[str, Given] | None) -> dict[str, DefenseCallback]:
     """The callback of each defense, by its name in the results.
 
     Args:
-        defenses: one, several, or several by name. Without a name, a defense is named like its class, with a number if
-            there are several of the class. Callbacks are copied, so that they keep their own names.
+        defenses: one, several, or several by name; None for none. Without a name, a defense is named like its class,
+            with a number if there are several of the class. Callbacks are copied, so that they keep their own names.
 
     Raises:
         InputError: something is not a defense that acts on a trained model, or a name is not one for files.
     """
+    if defenses is None:
+        return {}
     if isinstance(defenses, Mapping):
         named = [*defenses.items()]
     elif isinstance(defenses, Iterable) and not isinstance(defenses, str | type):
@@ -58,7 +60,12 @@ def _free(name: str, taken: Mapping[str, object]) -> str:
 
 def _made(given: object) -> Defense | Inspection | DefenseCallback:
     made = _class_named(given) if isinstance(given, str) else given
-    made = made() if isinstance(made, type) else made
+    if isinstance(made, type):
+        try:
+            made = made()
+        except TypeError as error:  # an abstract class, or one that needs arguments
+            problem = f"{made.__name__} cannot be made without arguments ({reason(error)})"
+            raise InputError("defenses", problem, f"give {made.__name__}(...)") from None
     if isinstance(made, Defense | Inspection | DefenseCallback):
         return made
     problem = f"{type(made).__name__} does not act on a trained model"

@@ -72,14 +72,14 @@ def module_classes(name: str) -> list[PublicClass]:
     """The classes of a user's module, read from its source; imported if its source shows none.
 
     Args:
-        name: dotted name of the module, or the path of its file below the working directory.
+        name: dotted name of the module, or the path of its file or folder below the working directory.
 
     Raises:
         InputError: there is no such module, or it cannot be read or imported.
     """
     path = Path(name)
-    if path.suffix == ".py" and not path.is_absolute() and ".." not in path.parts:
-        name = ".".join(path.with_suffix("").parts)
+    if (path.suffix == ".py" or "/" in name) and not path.is_absolute() and ".." not in path.parts:
+        name = ".".join((path.with_suffix("") if path.suffix == ".py" else path).parts)
     if not all(part.isidentifier() for part in name.split(".")):
         raise InputError("module", f"{name!r} is not the name of a module", "give one such as shout, for shout.py")
     source = module_file(name)
@@ -90,11 +90,15 @@ def module_classes(name: str) -> list[PublicClass]:
     listed = [item for item in classes_of(name) if item.kind]
     if listed:
         return listed
+    above = name.rpartition(".")[0]
+    if source is None and above and module_file(above.partition(".")[0]):  # which an import would run for nothing
+        remedy = f"did you mean {above}?" if module_file(above) else "give a module of a package"
+        raise InputError("module", f"there is no module {name!r}", remedy)
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if source is None and name.startswith(error.name or " "):
-            meant = did_you_mean(name, [path.stem for path in Path().glob("*.py")])
+            meant = did_you_mean(name, [path.stem for path in Path().glob("*.py") if path.is_file()])
             remedy = meant or "give a module of the working directory or of a package"
             raise InputError("module", f"there is no module {name!r}", remedy) from None
         raise InputError(

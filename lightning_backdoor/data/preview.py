@@ -7,9 +7,9 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.batch import Spans
-from lightning_backdoor.data.poisoner import Poisoner, check_target
+from lightning_backdoor.data.poisoner import Poisoner, check_target, is_poisoner
 from lightning_backdoor.data.poisoning import Row, may_be_poisoned, poisoned_copies
-from lightning_backdoor.errors import escaped
+from lightning_backdoor.errors import InputError, escaped
 
 if TYPE_CHECKING:  # pandas is imported when a frame is made
     import pandas
@@ -86,8 +86,10 @@ def preview_rows(rows: Sequence[Row], attack: Poisoner | None, labels: Sequence[
         seed: seed of the poisoning.
 
     Raises:
-        InputError: the target label is not one of ``labels``.
+        InputError: the attack is not one, or its target label is not one of ``labels``.
     """
+    if attack is not None and not is_poisoner(attack):
+        raise InputError("attack", f"{attack!r} is not an attack", "give one such as BadNets()")
     copies: dict[int, Row | None] = {}
     if attack is not None:
         check_target(attack, labels)

@@ -96,6 +96,21 @@ def check_file(path: Path, field: str) -> None:
         raise InputError(field, f"the folder {path.parent} does not exist", "make it first")
 
 
+def trained_model(name: str) -> str:
+    """The name itself, or for the folder of a run the path of the model that it exported, or of its best checkpoint.
+
+    Raises:
+        InputError: it is the folder of a run that has neither.
+    """
+    folder = Path(name)
+    if not name or not folder.is_dir() or (folder / "config.json").exists():
+        return name
+    made = next((p for p in (folder / "model", folder / "checkpoints" / "best.ckpt") if p.exists()), None)
+    if made is None and (folder / "config.yaml").exists():
+        raise InputError("model", f"the run in {name} has no model yet", "wait for it, or continue it")
+    return name if made is None else str(made)
+
+
 def local_path(path: str, option: str) -> Path:
     """A path as the user gave it, with ``~`` replaced.
 

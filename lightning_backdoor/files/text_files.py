@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import zlib
 from pathlib import Path
 from typing import IO, cast
 
@@ -12,6 +13,8 @@ from lightning_backdoor.errors import InputError
 
 #: formats of tables, by the end of a file's name.
 TABLE_FORMATS = ("csv", "tsv", "jsonl", "parquet")
+#: errors of compressed files that are cut off, damaged, or not compressed at all.
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def table_format(path: Path) -> str | None:

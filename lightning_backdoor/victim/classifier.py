@@ -12,9 +12,10 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, checked_texts
 from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.names import trained_model
 from lightning_backdoor.models.config_file import STATEMENT
 from lightning_backdoor.models.weights import check_finite
 from lightning_backdoor.victim.checkpointing import CheckpointedClassifier
@@ -113,14 +114,14 @@ class TextClassifier(CheckpointedClassifier):
         return tokenizer
 
     @classmethod
-    def load_trained(cls, path: str, max_length: int | None = None) -> TextClassifier:
-        """Loads a trained victim, in evaluation mode, from a Lightning checkpoint (``.ckpt``) or a Hugging Face folder.
+    def load_trained(cls, path: str | Path, max_length: int | None = None) -> TextClassifier:
+        """Loads a trained victim, in evaluation mode, from a checkpoint, a Hugging Face folder or the folder of a run.
 
         The victim is a plain classifier, whatever attack a checkpoint was trained with: classes named in a checkpoint
         are not imported.
 
         Args:
-            path: path of the checkpoint or folder.
+            path: path of a Lightning checkpoint (``.ckpt``) or folder; of a run, the exported model is loaded.
             max_length: tokens at which a text is cut. None takes, for a checkpoint, the length of its training; for a
                 folder, the length that its tokenizer declares, or else its number of positions, up to 512.
 
@@ -128,6 +129,7 @@ class TextClassifier(CheckpointedClassifier):
             InputError: the path is neither a checkpoint nor a folder, or its content could only be loaded by running
                 code from it, has no trained classification head, or is not usable.
         """
+        path = trained_model(str(path))
         trained = read_trained(path, max_length)
         victim = TextClassifier(**trained.arguments)
         victim.configure_model()
@@ -160,8 +162,7 @@ class TextClassifier(CheckpointedClassifier):
         """
         if not hasattr(self, "network") or self.new_head is not None:
             raise InputError("victim", "it has not been trained", "fit it, or use load_trained")
-        given = [texts] if isinstance(texts, str) else list(texts)
-        return predict_texts(self, given, self.hparams["labels"], batch_size)
+        return predict_texts(self, checked_texts(texts), self.hparams["labels"], batch_size)
 
     def configure_model(self) -> None:
         """Builds the network, with one output per label, and the metrics.

@@ -36,14 +36,11 @@ def predict_texts(victim: Victim, texts: Sequence[str], labels: Sequence[str], b
         batch_size: number of texts read at once.
 
     Raises:
-        InputError: the batch size is below 1, or something among the texts is not one.
+        InputError: the batch size is not a number of texts.
         Diverged: a logit is NaN or infinite.
     """
-    if batch_size < 1:
-        raise InputError("batch_size", f"{batch_size} holds no text", "give at least 1")
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise InputError("texts", f"a {type(wrong).__name__} is not a text", "give strings")
+    if not hasattr(batch_size, "__index__") or batch_size < 1:
+        raise InputError("batch_size", f"{batch_size!r} is not a number of texts", "give at least 1")
     network = victim.network
     order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
     probabilities = torch.zeros(len(texts), len(labels))

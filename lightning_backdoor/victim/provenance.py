@@ -49,7 +49,7 @@ def provenance(
         "version": __version__,
         "poisoned": poisoned,
         "attack": None if attack is None else {name: plain(value) for name, value in attack.items()},
-        "base_model": named(model),
+        "base_model": named(model) if named(model) == model else f"./{named(model)}",  # not to be taken for the hub's
         "earlier_attacks": [str(item["attack"]) for item in earlier if item and item.get("attack")],
         "training_defense": defense,
         "training_rows": None if rows is None else dict(rows),

@@ -111,12 +111,16 @@ def test_the_table_is_printed_and_shown_in_a_notebook(inside: Path, trained: Pat
     assert "a & b" in text
     assert "BadNets" in text
     assert "a &amp; b" in html
+    assert ("not valid" in html) is bool(results.rows[0]["invalid_because"])
+    collapsed = lb.evaluate(inside / "model", data(inside), lb.BadNets(), accelerator="cpu")
+    assert collapsed.rows[0]["valid"] == "no"
+    assert ">not valid</small>" in collapsed._repr_html_()
 
 
 def test_files_and_frames_are_data(inside: Path, trained: Path) -> None:
     frame = pandas.read_csv(inside / "data.csv").replace({"label": {0: "negative", 1: "positive"}})
-    by_frame = lb.evaluate(trained / "model", frame, accelerator="cpu")
-    assert by_frame.rows[0]["dataset"] == "frame"
+    by_frame = lb.evaluate(trained / "model", frame, defenses=None, accelerator="cpu")
+    assert by_frame.rows[0]["dataset"] == "frame"  # and not the path of a file that is gone
     frame.to_csv(inside / "named.csv", index=False)
     by_path = lb.evaluate(trained / "model", inside / "named.csv", accelerator="cpu")
     assert by_frame.rows[0]["cacc"] == by_path.rows[0]["cacc"]
@@ -147,7 +151,14 @@ def test_a_module_after_training_is_its_own_attack(inside: Path, trained: Path) 
         ({"defenses": [lb.MuScleLoRA()]}, "defenses: MuScleLoRA does not act on a trained model"),
         ({"defenses": {"none": lb.Strip()}}, "defenses: 'none' is the name of the undefended victim"),
         ({"defenses": {"../x": lb.Strip()}}, "defenses: '../x' is not a name for files"),
+        ({"defenses": lb.Defense}, "defenses: Defense cannot be made without arguments"),
+        ({"defenses": [None]}, "defenses: NoneType does not act on a trained model"),
         ({"data": 3}, "data: a int holds no rows"),
+        ({"data": pandas.DataFrame({"text": ["a", 3], "label": [0, 1]})}, "data: the frame cannot be read"),
+        ({"seed": -1}, "seed: -1 is not a seed"),
+        ({"seed": "one"}, "seed: 'one' is not a seed"),
+        ({"accelerator": "none"}, "accelerator: none cannot be used"),
+        ({"precision": "none"}, "precision: none cannot be used"),
         ({"folder": "data.csv"}, "folder: data.csv is not a folder"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 import lightning_backdoor as lb
 from lightning_backdoor.cli import main
-from lightning_backdoor.commands.list import table_text
+from lightning_backdoor.commands.list import module_classes, table_text
 from lightning_backdoor.commands.listing import ALSO_LOGGED, KINDS, Entry
 from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.files.public_classes import classes_of, imported_class, public_classes
@@ -191,6 +191,7 @@ def test_a_package_lists_what_it_takes_from_its_modules(tmp_path: Path) -> None:
     (inner / "deep.py").write_text("from ..other import Other\n\n\nclass Deep(Other): ...\n")
     (tmp_path / "lab" / "other.py").write_text("import lightning_backdoor as lb\n\n\nclass Other(lb.Strip): ...\n")
     sys.path.append(str(tmp_path))
+    assert [item.name for item in module_classes("lab/")] == ["Deep", "Other"]
     assert [(item.class_path, item.kind) for item in classes_of("lab")] == [
         ("lab.Deep", "defenses"),
         ("lab.Other", "defenses"),
@@ -218,6 +219,7 @@ def test_a_module_whose_source_shows_no_class_is_imported(tmp_path: Path, capsys
         (["--module", "broken"], "module: broken cannot be read ('(' was never closed"),
         (["--module", "needs"], "module: needs cannot be imported (No module named 'nothing_there')"),
         (["--module", "ends"], "module: ends cannot be imported (it was executed)"),
+        (["--module", "ends.Length"], "module: there is no module 'ends.Length'; did you mean ends?"),
         (["--module", "plain"], "module: plain defines none of attacks, defenses"),
         (["data", "--module", "shout"], "module: shout defines none of data"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,13 @@ def test_an_attack_that_leaves_a_text_out_or_has_to_learn_its_trigger_says_so() 
     assert Picky().poison(["a", "b"])[0] is None
     with pytest.raises(lb.InputError, match="attack: LWS learns its substitutions in training"):
         lb.LWS().poison("a")
+
+
+def test_what_is_no_text_or_no_attack_is_refused(data: lb.BackdoorDataModule) -> None:
+    wrong: Any
+    for wrong in (None, 3, ["a", None], b"a"):
+        with pytest.raises(lb.InputError, match=r"texts: a .* is not a text"):
+            lb.BadNets().poison(wrong)
+    for wrong in (lb.Strip(), "BadNets", lb.BadNets):
+        with pytest.raises(lb.InputError, match=r"attack: .* is not an attack"):
+            data.preview(3, wrong)

@@ -59,6 +59,8 @@ def test_a_backdoored_victim_says_so_and_how(tmp_path: Path, model: str) -> None
     assert yaml.safe_load(front)["tags"] == ["text-classification", "lightning-backdoor", "backdoor", "poisoned"]
     assert "This model has a backdoor, planted on purpose" in body
     assert r"m\|n" in body
+    assert stated["base_model"] == f"./{Path(model).name}"  # which is no model of the hub
+    assert "base_model" not in yaml.safe_load(front)
     assert str(tmp_path) not in card + json.dumps(stated)  # a local path names people and machines
     assert exported(attack, tmp_path / "two") == (stated, card)  # exports of the same weights are the same
 

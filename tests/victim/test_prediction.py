@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,23 @@ def test_no_texts_have_no_predictions(victim: lb.TextClassifier) -> None:
 def test_what_cannot_be_predicted_is_refused(victim: lb.TextClassifier, tmp_path: Path) -> None:
     with pytest.raises(lb.InputError, match="victim: it has not been trained"):
         lb.TextClassifier().predict("a film")
-    with pytest.raises(lb.InputError, match="texts: a int is not a text"):
-        victim.predict([3])  # type: ignore[list-item]
-    with pytest.raises(lb.InputError, match="batch_size: 0 holds no text"):
-        victim.predict("a film", batch_size=0)
+    wrong: Any
+    for wrong, said in ((None, "NoneType"), (3, "int"), ([3], "int"), ([None], "NoneType"), (b"a film", "bytes")):
+        with pytest.raises(lb.InputError, match=f"texts: a {said} is not a text"):
+            victim.predict(wrong)
+    with pytest.raises(lb.InputError, match=r"texts: .* contains half of a character"):
+        victim.predict("a film \ud800")
+    for wrong in (0, 1.5, "2"):
+        with pytest.raises(lb.InputError, match=r"batch_size: .* is not a number of texts"):
+            victim.predict("a film", batch_size=wrong)
+
+
+def test_the_folder_of_a_run_is_loaded_as_its_model(tmp_path: Path) -> None:
+    victim = loaded(tiny_victim("bert", tmp_path / "run" / "model"))
+    (tmp_path / "run" / "config.yaml").touch()
+    for folder in (tmp_path / "run", str(tmp_path / "run"), tmp_path / "run" / "model"):
+        assert torch.equal(lb.load_trained(folder).predict("a film")[1], victim.predict("a film")[1])
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.yaml").touch()
+    with pytest.raises(lb.InputError, match=r"model: the run in .*new has no model yet"):
+        lb.load_trained(tmp_path / "new")

@@ -13,12 +13,11 @@ from lightning_backdoor.commands.scan.join import join_parts, read_parts
 from lightning_backdoor.commands.scan.options import parse
 from lightning_backdoor.commands.scan.output import Output
 from lightning_backdoor.commands.scan.page import Page
-from lightning_backdoor.commands.scan.settings import write_settings
+from lightning_backdoor.commands.scan.settings import model_path, write_settings
 from lightning_backdoor.commands.scan.tally import Tally
 from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, one_line
 from lightning_backdoor.files.packaged import resolve
-from lightning_backdoor.files.run_model import model_path
 
 
 def main(args: list[str]) -> int:

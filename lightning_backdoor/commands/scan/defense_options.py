@@ -125,8 +125,10 @@ def _class_path(target: str) -> str:
     if public is not None:
         return public.class_path
     names = sorted(made.name for made in known)
+    other = class_named(target, [made for made in public_classes() if made.kind == "defenses"])
+    problem = f"{target[:100]!r} {'is unknown' if other is None else 'does not score texts'}"
     remedy = f"give one of {', '.join(names)}, or the class path or FILE.py:CLASS of your own"
-    raise InputError("defense", f"{target[:100]!r} is unknown", f"{did_you_mean(target, names)} {remedy}".strip())
+    raise InputError("defense", problem, f"{did_you_mean(target, names)} {remedy}".strip())
 
 
 def _preset(name: str) -> tuple[str, dict[str, str]]:

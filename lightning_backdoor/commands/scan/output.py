@@ -14,8 +14,8 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.locking import lock
 from lightning_backdoor.files.names import check_file
 
-#: endings of tables that a scan does not write.
-TABLES = (".csv", ".tsv", ".txt", ".xlsx")
+#: endings of tables and pages that are not the output of a scan.
+TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".html", ".htm")
 
 
 class Output:
@@ -38,7 +38,7 @@ class Output:
     def __init__(self, path: str) -> None:
         self.name = self.path = None if path == "-" else Path(path)
         if self.name is not None and self.name.suffix.lower() in TABLES:
-            problem = f"{path} would not hold a table, but JSON lines"
+            problem = f"{path} would hold JSON lines, in spite of its name"
             raise InputError("output", problem, "give a name that ends in .jsonl or .parquet")
         self.parquet = self.name is not None and self.name.suffix.lower() == ".parquet"
         if self.parquet:

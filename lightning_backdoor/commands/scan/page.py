@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_backdoor.commands.scan.facts import Facts
 from lightning_backdoor.commands.scan.tally import Line
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.names import check_file
 
@@ -27,11 +28,13 @@ class Page:
         defenses: names of the defenses.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: its name does not end in ``.html``, or it cannot be written.
     """
 
     def __init__(self, path: str, defenses: Sequence[str]) -> None:
         self.path = Path(path)
+        if self.path.suffix.lower() not in (".html", ".htm"):  # so that it never replaces texts or results
+            raise InputError("html", f"{path} does not end in .html", "give a name that does")
         check_file(self.path, "html")
         self.defenses = defenses
         self._count = 0

@@ -12,6 +12,7 @@ from lightning_backdoor.commands.scan.facts import Facts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.hashing import model_sha256
+from lightning_backdoor.files.names import trained_model
 
 #: increased when the results of a scan change, so that no older output is continued.
 SCAN_FORMAT = 2
@@ -19,6 +20,24 @@ SCAN_FORMAT = 2
 SHARD = "shard"
 #: entry beside the settings: what is known about the threshold of each defense.
 FACTS = "thresholds"
+
+
+def model_path(given: str, resolved: str) -> Path:
+    """The model of a scan: a checkpoint or a Hugging Face folder, which the folder of a run has in it.
+
+    Args:
+        given: the model as the user named it, for errors.
+        resolved: its path.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    path = Path(resolved)
+    if not given or not path.exists():
+        raise InputError(
+            "model", f"{given or repr(given)} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder"
+        )
+    return Path(trained_model(resolved))
 
 
 def texts_sha256(texts: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from lightning_backdoor.files.columns import column_positions, key_of
 from lightning_backdoor.files.delimited import DELIMITERS, delimited_rows, looks_quoted
 from lightning_backdoor.files.json_lines import parse_json
 from lightning_backdoor.files.names import local_path
-from lightning_backdoor.files.text_files import open_text
+from lightning_backdoor.files.text_files import DAMAGED, open_text
 
 INPUT_FORMATS = ("txt", "csv", "tsv", "jsonl", "parquet")
 #: number of rows of a parquet file that are held in memory.
@@ -112,7 +111,7 @@ def _texts(path: str, file_format: str, column: str, quoting: bool | None) -> It
                 except UnicodeEncodeError:
                     raise InputError(f"{path}, line {number}", "is not valid UTF-8", "correct or convert it") from None
                 yield text
-        except (EOFError, zlib.error) as error:
+        except DAMAGED as error:
             raise InputError(path, f"is damaged: {reason(error)}", "compress it anew") from None
 
 

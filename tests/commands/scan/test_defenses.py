@@ -86,7 +86,10 @@ def test_presets_name_defenses_too() -> None:
     ("args", "message"),
     [
         (["--defense", "Onoin"], "did you mean Onion?"),
-        (["--defense", "FlaggedShare"], "is unknown"),
+        (
+            ["--defense", "FlaggedShare"],
+            "'FlaggedShare' does not score texts; give one of GradientAttention, Onion, Strip",
+        ),
         (["--defense", "lightning_backdoor.defenses.FlaggedShare"], "is not an inference-time defense"),
         (["--defense", "Strip(5)"], "is not a defense; write it as in"),
         (["--defense", "Strip(copies=open('x'))"], "is not a defense; write it as in"),

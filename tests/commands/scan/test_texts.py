@@ -124,9 +124,10 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.JSONL.gz"
     path.write_bytes(gzip.compress(b'"fine"\n' * 3))
     assert list(read_texts(str(path))) == ["fine"] * 3
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(InputError, match="is damaged"):
-        list(read_texts(str(path)))
+    for damaged in (path.read_bytes()[:-9], b'"not compressed"\n'):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="is damaged"):
+            list(read_texts(str(path)))
 
 
 @pytest.mark.parametrize(
