@@ -1,1 +1,1 @@
-"""The commands of the command line: ``fit``, ``validate``, ``test`` and ``predict``; ``poison``; ``scan``."""
+"""The commands that run one thing: ``fit`` and its like, ``poison``, ``scan``, ``list``, ``completion``; and their parts."""
