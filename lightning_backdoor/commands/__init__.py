@@ -1,1 +1,1 @@
-"""The commands that run one thing: ``fit`` and its like, ``poison``, ``scan``, ``list``, ``completion``; and their parts."""
+"""The commands of the command line: ``fit`` and its like, ``poison``, ``scan``, ``list`` and ``completion``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import lightning_backdoor as lb
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.list import module_classes, table_text
 from lightning_backdoor.commands.listing import ALSO_LOGGED, KINDS, Entry
+from lightning_backdoor.files import class_sources, module_sources
 from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.files.public_classes import classes_of, imported_class, public_classes
 
@@ -57,6 +59,17 @@ class Trained(lb.callbacks.Callback):
 
 class _Hidden(BadNets): ...
 '''
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten() -> Iterator[None]:
+    """Other tests have modules of the same names, and what is read of a module is kept for the process."""
+    caches = (module_sources.module_file, module_sources.imports_of, module_sources._tree, class_sources._in_module)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.fixture(autouse=True)
