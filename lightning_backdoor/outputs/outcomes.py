@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,11 +82,18 @@ def read_outcomes(path: Path) -> list[Outcome]:
                     float(row["score"]) if row["score"] else None,
                     _flag(row["rejected"]),
                 )
-                for row in lines
+                for row in _whole(lines)
             ]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         problem = f"is not a table of outcomes ({type(error).__name__}: {error})"
         raise InputError(str(path), problem, "test the victim again, which writes it") from None
+
+
+def _whole(lines: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    for row in lines:
+        if None in row or None in row.values():
+            raise ValueError("a line has not as many fields as there are columns")
+        yield row
 
 
 def _flag(value: str) -> bool | None:

@@ -19,7 +19,7 @@ from lightning_backdoor.benchmark.report.detection_figures import (
     roc_figure,
     thinned,
 )
-from lightning_backdoor.benchmark.report.figures import MARK, NARROW, WIDE, Figure, styles, trade_off
+from lightning_backdoor.benchmark.report.figures import MARK, NARROW, PRINTED, WIDE, Figure, styles, trade_off
 from lightning_backdoor.benchmark.report.layout import label_positions, moved_apart
 from lightning_backdoor.benchmark.summaries import over_seeds
 from lightning_backdoor.outputs.outcomes import Outcome
@@ -114,6 +114,16 @@ def test_points_are_labelled_and_points_at_the_same_position_are_moved_apart(mad
     labels = [annotation["text"] for annotation in figure["layout"]["annotations"]]
     assert {*labels} <= {"none", "gradient-attention", "onion", "strip", "musclelora", "clean training"}
     assert len(labels) >= (6 if width == WIDE else 4)
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW, PRINTED])
+def test_no_mark_is_cut_at_the_edge(made: Example, width: int) -> None:
+    rows = [{**row, "asr_defended": 1.0, "cacc_defended": 0.8} for row in made.rows]
+    figure = trade_off(over_seeds(rows), width)
+    bounds = [figure["layout"][axis]["range"] for axis in ("xaxis", "yaxis")]
+    for (low, high), size, name in zip(bounds, (width - 64, 300), "xy", strict=True):
+        edge = MARK / 2 * (high - low) / size
+        assert all(low + edge <= value <= high - edge for trace in marks(figure) for value in trace[name])
 
 
 def test_labels_name_what_differs(made: Example) -> None:

@@ -69,7 +69,11 @@ def test_a_failed_cell_is_shown_with_its_error_and_the_others_keep_their_numbers
 
 def test_an_attack_that_is_not_valid_is_marked_and_a_note_says_why(made: Example) -> None:
     note = "An attack is valid if"
-    assert note in html(made)
+    page = html(made)
+    assert note in page
+    [why] = made.results.invalid_attacks.values()
+    assert f"<li>⚠ <bdi>sst2 · minilm · style</bdi>: {why}</li>" in page
+    assert page.count(">⚠ not valid</small>") == 6  # in the narrow column only the mark
     assert note not in html(made._replace(rows=[row for row in made.rows if row["attack"] != "style"]))
 
 

@@ -224,6 +224,8 @@ def test_the_table_is_as_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["unwritten"], "results.csv is missing; run the grid's command"),
         (["columns"], "results.csv: has no column 'cell'"),
         (["numbers"], "results.csv: line 2, has 'x' as cacc"),
+        (["cut"], ", has not as many fields as there are columns"),
+        (["cut outcomes"], "outcomes.csv: is not a table of outcomes"),
         (["outside"], "results.csv: line 2, has a cell that is unusable"),
         (["config"], "config.yaml is not the config of a test"),
         (["metrics"], "metrics.json cannot be read"),
@@ -241,7 +243,7 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     (tmp_path / "file").touch()
     kind = given[0] if given else ""
-    if kind in ("good", "unwritten", "columns", "numbers", "outside"):
+    if kind in ("good", "unwritten", "columns", "numbers", "outside", "cut"):
         made = grid(tmp_path / kind)
         path = tmp_path / kind / "results.csv"
         changed = {"numbers": {"cacc": "x"}, "outside": {"cell": "../../x"}}.get(kind, {})
@@ -249,10 +251,17 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
         path.write_text(csv_text([{**row, **changed} for row in made.rows], columns), encoding="utf-8")
         if kind == "unwritten":
             path.unlink()
+        if kind == "cut":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("\n".join([*lines[:-1], lines[-1][:40]]), encoding="utf-8")
     if kind in ("config", "metrics", "outcomes"):
         single_test(tmp_path / kind / "test")
         broken = {"config": "config.yaml", "metrics": "metrics.json", "outcomes": "outcomes.csv"}[kind]
         (tmp_path / kind / "test" / broken).write_text("{a: [" if kind == "metrics" else "a: b\n", encoding="utf-8")
+    if kind == "cut outcomes":
+        single_test(tmp_path / kind / "test")
+        path = tmp_path / kind / "test" / "outcomes.csv"
+        path.write_text(path.read_text(encoding="utf-8") + "1,1,a", encoding="utf-8")
     status, _, said = report(capsys, *given)  # type: ignore[arg-type]
     assert status == 2
     assert words in said

@@ -78,7 +78,8 @@ def trade_off(summaries: Sequence[Summary], width: int = WIDE) -> Figure:
     height = 300 + MARGINS["t"] + MARGINS["b"] + _legend_height(shown, width)
     canvas = _Canvas(ranges, (width - MARGINS["l"] - MARGINS["r"], 300))
     true = np.array([[n.mean for n in numbers[axis]] for axis in axes]).T.reshape(-1, 2)
-    drawn = moved_apart(canvas.pixels(true), MARK + 1, canvas.size)
+    inset = MARK / 2 + 1  # no mark is cut at the edge
+    drawn = moved_apart(canvas.pixels(true) - inset, MARK + 1, (canvas.size[0] - 2 * inset, 300 - 2 * inset)) + inset
     labels = _annotations(canvas, drawn, _point_labels(lines)) if len(lines) <= LABELLED else []
     drawn = np.where(np.abs(drawn - canvas.pixels(true)).max(axis=1, keepdims=True) > 0.5, canvas.values(drawn), true)
     traces: list[Figure] = [_leaders(true, drawn)]

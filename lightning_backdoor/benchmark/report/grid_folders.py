@@ -71,6 +71,8 @@ def _row(line: dict[str, Any], path: Path, number: int) -> ResultRow:
         InputError: a field has not the type of its column, or is not a name.
     """
     where = f"line {number}"
+    if None in line or None in line.values():
+        raise _error(path, f"{where}, has not as many fields as there are columns")
     row: ResultRow = dict.fromkeys(COLUMNS)
     for column in COLUMNS:
         field = line.get(column) or ""
