@@ -123,7 +123,8 @@ def class_arguments(source: ClassSource) -> ClassArguments:
                 _argument(ast.unparse(node.target), node.annotation, node.value, source.module, documented)
                 for node in fields
             ]
-            return ClassArguments({argument.name: argument for argument in made}, True)
+            above = _inherited(source, 0, set())
+            return ClassArguments({argument.name: argument for argument in made} | above.by_name, above.complete)
         return _inherited(source, 0, set())
     own = {argument.name: argument for argument in _parameters(function, source.module, documented)}
     if function.args.kwarg is None:
@@ -169,7 +170,8 @@ def _passed_on(function: ast.FunctionDef, kwargs: str) -> tuple[int, set[str], b
     for node in ast.walk(function):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__":
             by_name = {keyword.arg for keyword in node.keywords if keyword.arg}
-            return len(node.args), by_name, uses == len(node.keywords) - len(by_name) == 1
+            given = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
+            return len(given), by_name, uses == len(node.keywords) - len(by_name) == 1
     return 0, set(), uses == 0
 
 

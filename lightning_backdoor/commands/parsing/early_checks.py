@@ -124,6 +124,8 @@ class _Reader:
     def _text(self, name: str, argument: Any, text: str) -> str:
         """The value of an option, given as text on the command line."""
         value: Any = text
+        if set(argument.type.split(" | ")) == {"str"} and self._is_no_text(text):
+            return json.dumps(text, ensure_ascii=False)
         if text.lstrip()[:1] in ("[", "{") and not out_of_bounds(text):
             try:
                 value = self.load(text)
@@ -132,11 +134,21 @@ class _Reader:
         result = self.values.settle(name, argument, value)
         return text if result == value else result if isinstance(result, str) else json.dumps(result)
 
+    def _is_no_text(self, text: str) -> bool:
+        """Whether YAML reads a text as something that is neither text nor a number, such as ``Note: good``."""
+        try:
+            return not out_of_bounds(text) and isinstance(self.load(text), dict | list | None)
+        except yaml.YAMLError:
+            return False
+
     def _config(self, given: str) -> str:
         """Reads a config file, or a config given as YAML text."""
+        if not given.strip():
+            raise InputError("config", "no value is given", "give a YAML file")
+        given = str(Path(given).expanduser()) if given.startswith("~") else given
         path = preset_path(given)
         if not is_file(path):
-            if given.lstrip().startswith("{") and not out_of_bounds(given):
+            if self._is_mapping(given):
                 content = self._content(given, "--config")
                 return given if content is None else json.dumps(content)
             if "://" in given:
@@ -148,6 +160,15 @@ class _Reader:
             self.files[text] = content
         return given
 
+    def _is_mapping(self, given: str) -> bool:
+        """Whether a config is given as YAML text instead of a file."""
+        if given.lstrip().startswith("{"):
+            return not out_of_bounds(given)
+        try:
+            return ": " in given and not out_of_bounds(given) and isinstance(self.load(given), dict)
+        except yaml.YAMLError:
+            return False
+
     def _content(self, text: str, file: str) -> Any:
         """The corrected content of a config; None if it needs no correction."""
         try:
@@ -155,7 +176,8 @@ class _Reader:
         except yaml.YAMLError as error:
             raise InputError("config", f"{file} is not YAML ({reason(error, 150)})", "correct it") from None
         if not isinstance(content, dict):
-            return None
+            problem = "is empty" if content is None else "has no names with values"
+            raise InputError("config", f"{file} {problem}", "write options as in {trainer: {max_epochs: 3}}")
         if GRID_KEYS & content.keys():
             command = f"lightning-backdoor benchmark --config {file} --output FOLDER"
             raise InputError("config", f"{file} is a grid, not the config of one run", f"run: {command}")

@@ -33,6 +33,26 @@ OWN_OPTIONS = {
 }
 #: other names of options.
 ALIASES = {"seed": "seed_everything"}
+#: names under which other programs have an option, and the option that does it here.
+MEANT = {
+    "attack": "model",
+    "victim": "model",
+    "dataset": "data",
+    "datasets": "data",
+    "defense": "trainer.callbacks+",
+    "defence": "trainer.callbacks+",
+    "epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "lr": "model.learning_rate",
+    "optimizer": "model.learning_rate",
+    "lr_scheduler": "model.warmup",
+    "output": "run_dir",
+    "output_dir": "run_dir",
+    "out": "run_dir",
+    "checkpoint": "ckpt_path",
+    "resume": "ckpt_path",
+}
 #: per option without a dot that takes a class: the base class, and an example.
 BASES = {"model": ("LightningModule", "BadNets"), "data": ("LightningDataModule", "BackdoorDataModule")}
 #: keys of a class in a config.
@@ -89,8 +109,11 @@ class KnownOptions:
             known = known_spelling(part, (*CLASS_KEYS, "help")) if key else None
             if known is not None:
                 if known != "init_args":
-                    level = argument = None
-            elif level is not None:
+                    level = None
+                    argument = argument if known == "class_path" else None
+            elif level is None:
+                argument = None
+            else:
                 known = known_spelling(plain, [*level.by_name, *(() if key else ALIASES)])
                 if known is None and level.complete:
                     raise self._unknown(given, plain, key, level)
@@ -117,7 +140,7 @@ class KnownOptions:
         if key in self.chosen:
             source = self.chosen[key]
             return None if source is None else class_arguments(source)
-        if key in BASES and given.removeprefix(f"{key}.") not in (key, "class_path", "help"):
+        if key in BASES and given.removeprefix(f"{key}.") not in (key, "class_path", "class-path", "help"):
             remedy = f"give it first, as in --{key} {BASES[key][1]}, or by --config"
             raise InputError(self.field(given), f"no {key} is given before it", remedy)
         return class_arguments(argument.classes[0]) if is_group(argument) else None
@@ -128,7 +151,7 @@ class KnownOptions:
             source = self.chosen.get(key)
             who = "Lightning's Trainer" if key == "trainer" else source.name if source else key
             see = f"{self.prog} --{key}.help {source.name}" if source else f"{self.prog} --help=all"
-            names = [*level.by_name, *_fields(level)]
+            names = [*level.by_name, *_fields(level), *(CLASS_KEYS if source else ())]
             inside = next(
                 (name for name in names if "." in name and known_spelling(part, [name.partition(".")[2]])), ""
             )
@@ -136,6 +159,7 @@ class KnownOptions:
             return InputError(self.field(given), f"{who} has no {part}", advice(near, see))
         dashes = "" if self.file else "--"
         longer = next((f"{other}.{known}" for other, known in self._elsewhere(part)), "")
+        longer = longer or MEANT.get(part.lower().replace("-", "_"), "")
         near = f"did you mean {longer}?" if longer else did_you_mean(part, [*level.by_name, *ALIASES])
         remedy = advice(near.replace("mean ", f"mean {dashes}"), f"{self.prog} --help")
         return InputError(self.field(f"{dashes}{given}"), "there is no such option", remedy)

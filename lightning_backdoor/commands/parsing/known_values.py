@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.commands.parsing.known_options import (
@@ -15,7 +16,7 @@ from lightning_backdoor.commands.parsing.known_options import (
 )
 from lightning_backdoor.commands.parsing.spelling import known_spelling
 from lightning_backdoor.errors import InputError, did_you_mean
-from lightning_backdoor.files.class_sources import Argument, find_class
+from lightning_backdoor.files.class_sources import Argument, class_arguments, find_class
 from lightning_backdoor.files.module_sources import OWN_PACKAGE, exported_names
 from lightning_backdoor.files.public_classes import public_classes
 
@@ -80,7 +81,13 @@ class KnownValues:
         if key == "config":
             for option in BASES:  # the other file may give them
                 self.options.chosen.setdefault(option, None)
+        if name.endswith(".class_path"):
+            key = key.removesuffix(".class_path")
+            base = base_class(key, argument)
+            return self._class_path(key, argument, base, value) if base and isinstance(value, str) else value
         if key == "trainer" or is_group(argument):
+            if isinstance(value, str):
+                self._check_group(key, argument, value)
             return self.config(value, name) if isinstance(value, dict) else value
         if base := base_class(key, argument):
             return self._class(name, argument, base, value)
@@ -96,10 +103,11 @@ class KnownValues:
                 self.options.choose(key, None)  # a file or YAML text, which the parser reads
                 return value
             return value if value in ("null", "true", "false") else self._class_path(key, argument, base, value)
-        if not isinstance(value, dict) or ("class_path" not in value and key not in self.options.chosen):
+        if not isinstance(value, dict):
             return value
-        if "class_path" not in value:
-            return self.config(value, name)
+        if not any(known_spelling(str(part), ["class_path"]) for part in value):
+            return self.config(value, name) if key in self.options.chosen else value
+        value = {known_spelling(str(part), CLASS_KEYS) or part: content for part, content in value.items()}
         for part in value:
             if part not in (*CLASS_KEYS, "__path__"):
                 near = did_you_mean(str(part), CLASS_KEYS) or "write it under init_args"
@@ -131,6 +139,21 @@ class KnownValues:
             raise InputError(self.options.field(key), f"{given} is not a {base}", remedy)
         self.options.choose(key, source)
         return given if source is None else path
+
+    def _check_group(self, key: str, argument: Argument, text: str) -> None:
+        """Refuses a text for an option of names and values, unless it is null, YAML, or a file with them."""
+        if (
+            text == "null"
+            or "None" in argument.type
+            or re.search(r":(\s|$)|^\s*[{[]", text)
+            or Path(text).suffix in (".yaml", ".yml", ".json")
+        ):
+            return
+        first = next(iter(class_arguments(argument.classes[0]).by_name), "") if argument.classes else ""
+        near = f"did you mean --{key}.{first} {text[:100]}?" if first else "give a YAML file"
+        raise InputError(
+            self.options.field(key), f"{text[:100]!r} is neither names and values nor a file of them", near
+        )
 
     def _plain(self, key: str, argument: Argument, text: str) -> Any:
         """The value of an option that takes no class, given as text."""

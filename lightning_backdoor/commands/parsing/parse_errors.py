@@ -69,7 +69,8 @@ def parse_error(error: BaseException, prog: str) -> InputError:
     if refused := re.fullmatch(r"Expected a (.*?)\. Got value: (.*)", problem):
         inner = not CONTAINER.search(refused[1]) and CONTAINER.search(source.union)  # a value in a list or mapping
         return _wrong_value(field, refused[2], refused[1] if inner else source.union or refused[1])
-    return InputError(field, problem[:500])
+    where = f" ({source.class_path})" if source.class_path and source.class_path not in problem else ""
+    return InputError(field, f"{problem[:500]}{where}")
 
 
 def _source(error: BaseException) -> _Source:
@@ -95,6 +96,9 @@ def _unknown(field: str, name: str, source: _Source, prog: str) -> InputError:
     """The error for an argument that a class does not have."""
     definition = find_class(source.class_path) if source.class_path else None
     known = class_arguments(definition).by_name if definition else {}
+    if name in known:
+        problem = f"{source.class_path} takes no {name}, since its __init__ gives **kwargs to another function"
+        return InputError(f"{field}.{name}", problem, "call super().__init__(**kwargs) in it")
     who = source.class_path.rpartition(".")[2] or prog
     see = f"{prog} --{field}.help {source.class_path}" if source.class_path else f"{prog} --help"
     return InputError(
@@ -122,6 +126,9 @@ def _wrong_value(field: str, value: str, expected: str) -> InputError:
         near = did_you_mean(value, literals)
         choice = f"give one of {', '.join(dict.fromkeys(literals))}" + "".join(f", or {kind}" for kind in kinds)
         return InputError(field, f"{value[:100]!r} is not a value of it", f"{near} {choice}".strip())
+    if kinds == ["text"] and re.fullmatch(r"True|False|[-+.\de]+", value):
+        remedy = "quote it, since YAML reads yes, no, true, false and numbers as other values"
+        return InputError(field, f"{value[:100]!r} is not text", remedy)
     if kinds:
         return InputError(field, f"{value[:100]!r} is not {' or '.join(kinds)}", "give one")
     return InputError(field, f"{value[:100]!r} is not a value of it, which is {expected[:200]}")
