@@ -38,7 +38,8 @@ class Output:
     def __init__(self, path: str) -> None:
         self.name = self.path = None if path == "-" else Path(path)
         if self.name is not None and self.name.suffix.lower() in TABLES:
-            problem = f"{path} would hold JSON lines, in spite of its name"
+            kind = "page" if self.name.suffix.lower().startswith(".htm") else "table"
+            problem = f"{path} would not hold a {kind}, but JSON lines"
             raise InputError("output", problem, "give a name that ends in .jsonl or .parquet")
         self.parquet = self.name is not None and self.name.suffix.lower() == ".parquet"
         if self.parquet:

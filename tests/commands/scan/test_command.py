@@ -310,7 +310,7 @@ def test_a_checkpoint_that_needs_code_is_refused_in_one_line(
         ({"fpr": 1.5}, "fpr: 1.5 is not a share"),
         ({"model": ""}, "model: '' is neither a Lightning checkpoint"),
         ({"html": "texts.txt"}, "html: texts.txt does not end in .html"),
-        ({"output": "view.html"}, "output: view.html would hold JSON lines, in spite of its name"),
+        ({"output": "view.html"}, "output: view.html would not hold a page, but JSON lines"),
         ({"max_length": 0}, "max_length: 0 tokens hold no text"),
         ({"input": "nowhere.txt"}, "input: nowhere.txt is not a file"),
         ({"input": "image.png"}, "input: image.png has an unknown format"),
