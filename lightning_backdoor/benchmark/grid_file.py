@@ -8,8 +8,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.class_paths import BENIGN, is_benign, with_class_paths
-from lightning_backdoor.benchmark.fragments import Fragment, compose, read_yaml, yaml_text
+from lightning_backdoor.benchmark.fragments import (
+    BENIGN,
+    Fragment,
+    compose,
+    is_benign,
+    read_yaml,
+    with_class_paths,
+    yaml_text,
+)
 from lightning_backdoor.benchmark.names import name_problem
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.presets import preset_path

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_backdoor.benchmark.class_paths import is_benign
-from lightning_backdoor.benchmark.fragments import read_yaml
+from lightning_backdoor.benchmark.fragments import is_benign, read_yaml
 from lightning_backdoor.benchmark.grid_file import UNDEFENDED
 from lightning_backdoor.benchmark.names import name_problem
 from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
