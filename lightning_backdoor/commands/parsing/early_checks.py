@@ -110,6 +110,12 @@ class _Reader:
                 value = left.pop(0)
             if name == "config":
                 value = self._config(value)
+            elif argument is not None and argument.type == "str" and "+" not in name and self._is_no_text(value):
+                if name.partition(".")[0] in BASES:  # in a config it may be quoted, on the command line it may not
+                    value = json.dumps(value, ensure_ascii=False)
+                    for part in reversed(name.split(".")):
+                        value = f'{{"{part}": {value}}}'
+                    name = "config"
             elif argument is not None:
                 value = self._text(name, argument, value)
             result.append(f"--{name}={value}")
@@ -124,8 +130,6 @@ class _Reader:
     def _text(self, name: str, argument: Any, text: str) -> str:
         """The value of an option, given as text on the command line."""
         value: Any = text
-        if set(argument.type.split(" | ")) == {"str"} and self._is_no_text(text):
-            return json.dumps(text, ensure_ascii=False)
         if text.lstrip()[:1] in ("[", "{") and not out_of_bounds(text):
             try:
                 value = self.load(text)

@@ -100,6 +100,7 @@ class KnownValues:
             return [self._class(name, argument, base, entry) for entry in value]
         if isinstance(value, str):
             if not re.fullmatch(r"[^\W\d][\w.]*", value) or value.endswith((".yaml", ".yml", ".json")):
+                self._check_file_of_class(key, value)
                 self.options.choose(key, None)  # a file or YAML text, which the parser reads
                 return value
             return value if value in ("null", "true", "false") else self._class_path(key, argument, base, value)
@@ -118,6 +119,14 @@ class KnownValues:
         if isinstance(value.get("init_args"), dict):
             result["init_args"] = self.config(value["init_args"], f"{name}.init_args")
         return result
+
+    def _check_file_of_class(self, key: str, value: str) -> None:
+        """Refuses a preset or a Python file that is given where a class is."""
+        field, problem = self.options.field(key), f"{value[:100]} is not a class"
+        if value.startswith("configs/"):
+            raise InputError(field, problem, f"did you mean --config {value[:100]}?")
+        if source := re.fullmatch(r"([\w/.]+)\.py(?::(\w+))?", value):
+            raise InputError(field, problem, f"give {source[1].replace('/', '.')}.{source[2] or 'CLASS'}")
 
     def _class_path(self, key: str, argument: Argument, base: str, given: str) -> str:
         """The path of a class that is given by its path or its name."""
@@ -169,6 +178,7 @@ class KnownValues:
             (of := next(filter(None, map(LIST.fullmatch, kinds)), None))
             and re.match(r"\s*[^\s\[{'\"~]", text)
             and text != "null"
+            and not re.fullmatch(r"\s*\(.*\)\s*", text)  # a list in Python's words, which the parser refuses
         ):
             parts = [part.strip() for part in text.split(",")]
             return parts if of[1] == "str" else [_number(part) for part in parts]

@@ -66,7 +66,7 @@ def parse_error(error: BaseException, prog: str) -> InputError:
     if source.class_path and problem.startswith("No module named"):
         remedy = "give the path of a class in an installed package, or in a file of the working directory"
         return InputError(field, f"{problem[:300]} ({source.class_path})", remedy)
-    if refused := re.fullmatch(r"Expected a (.*?)\. Got value: (.*)", problem):
+    if refused := re.fullmatch(r"Expected a (.*?)\. Got value: ?(.*)", problem):
         inner = not CONTAINER.search(refused[1]) and CONTAINER.search(source.union)  # a value in a list or mapping
         return _wrong_value(field, refused[2], refused[1] if inner else source.union or refused[1])
     where = f" ({source.class_path})" if source.class_path and source.class_path not in problem else ""

@@ -162,6 +162,8 @@ def parse(parser: RunParser, args: list[str]) -> Namespace:
         raise input_error_behind(error) or parse_error(error, parser.prog) from error
     finally:
         _corrected.reset(token)
+    if not 0 <= options.seed_everything < 2**32:
+        raise InputError("seed_everything", f"{options.seed_everything} is not a seed", "give one from 0 to 2**32 - 1")
     for field in (*BASES, "trainer.callbacks"):
         _check_nulls(options.get(field), field)
     return options

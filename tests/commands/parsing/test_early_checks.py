@@ -19,7 +19,24 @@ from lightning_backdoor.files.public_classes import public_classes
 
 GIVEN = ["--model", "BadNets", "--data", "BackdoorDataModule", "--data.source.path", "data.csv"]
 SHOUT = """\
-from lightning_backdoor.attacks import BackdoorAttack
+from dataclasses import dataclass
+
+from lightning_backdoor.attacks import BackdoorAttack, BadNets
+
+
+@dataclass
+class Size:
+    depth: int = 1
+
+
+@dataclass
+class WideSize(Size):
+    width: int = 1
+
+
+class Louder(BadNets):
+    def __init__(self, *args, words: list[str] | None = None, size: WideSize = WideSize(), **kwargs):
+        super().__init__(*args, **kwargs)
 
 
 class Shout(BackdoorAttack):
@@ -89,6 +106,22 @@ def test_the_arguments_of_classes_known_early_are_those_of_the_parser() -> None:
         (["--config", "{model: {init_args: {poison-rate: 0.3}}}"], "model.init_args.poison_rate", 0.3),
         (["--config", "british.yaml"], "data.init_args.data_defense.init_args.fpr", 0.01),
         (["--config", "british.yaml"], "seed_everything", 7),
+        (["--config", "trainer: {max_epochs: 7}"], "trainer.max_epochs", 7),
+        (
+            ["--model", "spelled.Louder", "--model.words", "a", "--model.triggers", "b"],
+            "model.init_args.triggers",
+            ["b"],
+        ),
+        (["--model.class_path", "InsertSent", "--model.init_args.sentence", "x"], "model.init_args.sentence", "x"),
+        (
+            ["--trainer.logger.class_path=CSVLogger", "--trainer.logger.init_args.save_dir=x"],
+            "trainer.logger.init_args.save_dir",
+            "x",
+        ),
+        (["--config", "{model: {class-path: BadNets, init-args: {place: end}}}"], "model.init_args.place", "end"),
+        (["--model", "InsertSent", "--model.sentence", "Note: good 😀"], "model.init_args.sentence", "Note: good 😀"),
+        (["--model", "InsertSent", "--model.sentence", "null"], "model.init_args.sentence", "null"),
+        (["--model", "spelled.Louder", "--model.size.depth", "3"], "model.init_args.size.depth", 3),
         (["--config", "british.yaml"], "model.init_args.triggers", ["mn", "bb"]),
         (["--config", "british.yaml"], "model.init_args.learning_rate", 1e-3),
     ],
