@@ -124,7 +124,7 @@ def class_arguments(source: ClassSource) -> ClassArguments:
                 for node in fields
             ]
             above = _inherited(source, 0, set())
-            return ClassArguments({argument.name: argument for argument in made} | above.by_name, above.complete)
+            return ClassArguments(above.by_name | {argument.name: argument for argument in made}, above.complete)
         return _inherited(source, 0, set())
     own = {argument.name: argument for argument in _parameters(function, source.module, documented)}
     if function.args.kwarg is None:

@@ -123,7 +123,7 @@ class KnownValues:
     def _check_file_of_class(self, key: str, value: str) -> None:
         """Refuses a preset or a Python file that is given where a class is."""
         field, problem = self.options.field(key), f"{value[:100]} is not a class"
-        if value.startswith("configs/"):
+        if value.startswith("configs/") and not Path(value).is_file():
             raise InputError(field, problem, f"did you mean --config {value[:100]}?")
         if source := re.fullmatch(r"([\w/.]+)\.py(?::(\w+))?", value):
             raise InputError(field, problem, f"give {source[1].replace('/', '.')}.{source[2] or 'CLASS'}")
