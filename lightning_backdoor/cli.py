@@ -57,6 +57,7 @@ def main(args: Sequence[str] | None = None) -> int:
         the command.
     """
     args = sys.argv[1:] if args is None else list(args)
+    import_path = sys.path[:]
     prepare_streams()
     let_waiting_threads_sleep()
     try:
@@ -100,6 +101,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return status
     finally:
         os.environ.pop(VARIABLE, None)  # another command in this process must write to its own folder
+        sys.path[:] = import_path  # and may have another working directory
 
 
 def _run(args: list[str]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,10 +123,14 @@ def test_configs_may_name_classes_in_the_working_directory_but_scan_imports_noth
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    before = sys.path[:]
     for command, on_path in (("scan", False), ("poison", True)):
-        with suppress(SystemExit):
-            main([command, "--help"])
-        assert (str(Path.cwd()) in sys.path) is on_path
+        seen: list[bool] = []
+        recorded = f"lightning_backdoor.commands.{command}.main"
+        monkeypatch.setattr(recorded, lambda args, seen=seen: seen.append(str(Path.cwd()) in sys.path) or 0)
+        assert main([command]) == 0
+        assert seen == [on_path]
+        assert sys.path == before  # the next command may have another working directory
 
 
 def test_a_command_does_not_pass_its_folder_on_to_the_next(

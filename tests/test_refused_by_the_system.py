@@ -156,7 +156,7 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.Mo
         ("$LB --help > /dev/full", (1,), "error: No space left on device\n"),
         ("$LB scan --model m --calibration c.txt --input c.txt >&-", (2,), "error: output: standard output is closed"),
         ("$LB $'\\x1b[31m'", (2,), "error: command: '\\x1b[31m' is unknown"),
-        ("$LB scan $'\\x1b[31m'", (2,), "error: options: "),
+        ("$LB scan $'\\x1b[31m'", (2,), "error: \\x1b[31m: neither an option nor the value of one"),
         ("$LB scan --fpr $'\\x1b[31m'", (2,), "error: --fpr: '\\x1b[31m' is not a number"),
         (
             "$LB benchmark --output o --config g $'\\x1b[31m'",
@@ -193,10 +193,11 @@ def test_scan_by_python_m_imports_nothing_from_the_folder_of_a_model(workspace: 
 def test_other_commands_by_python_m_put_the_working_directory_last(tmp_path: Path) -> None:
     for name in SHADOWING:
         (tmp_path / f"{name}.py").write_text(f"import os\nos.mkdir('run-{name}')\nraise SystemExit(7)\n")
-    ended = shell("$LB poison --output never --model own_attack.Attack", tmp_path)
+    line = "$LB poison --output never --data BackdoorDataModule --data.source.path a.csv --model own_attack.Attack"
+    ended = shell(line, tmp_path)
     assert ended.returncode == 2, ended.stderr
     (tmp_path / "own_attack.py").write_text("import sys\nraise SystemExit('own: ' + str(sys.path[-1]))\n")
-    ended = shell("$LB poison --output never --model own_attack.Attack", tmp_path)
+    ended = shell(line, tmp_path)
     assert ended.stderr.endswith(f"own: {tmp_path}\n")
     assert not list(tmp_path.glob("run-*"))
 

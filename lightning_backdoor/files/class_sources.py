@@ -217,7 +217,6 @@ def _named(module: str, name: str) -> ClassSource | None:
     return find_class(".".join([imported, *rest])) if imported else None
 
 
-@cache
 def _in_module(module: str, name: str, depth: int = 0) -> ClassSource | None:
     """The class that a module defines or imports under a name."""
     if depth > LONGEST_CHAIN:

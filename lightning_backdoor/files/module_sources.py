@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,26 +16,39 @@ from lightning_backdoor.files.presets import ROOTS
 OWN_PACKAGE = __name__.partition(".")[0]
 
 
-@cache
 def module_file(module: str) -> Path | None:
     """The source file of a module outside of the standard library; no package is imported to find it."""
+    with suppress(LookupError):
+        return _module_file(module, os.getcwd(), tuple(sys.path))  # noqa: PTH109
+    return None
+
+
+@cache  # an error is not kept, so that a file written in the meantime is read
+def _module_file(module: str, working_directory: str, import_path: tuple[str, ...]) -> Path:
+    """The source file of a module, looked for in a working directory and on an import path.
+
+    Raises:
+        LookupError: it has none that can be read.
+    """
     top, *rest = module.split(".")
     if top in sys.stdlib_module_names or not all(part.isidentifier() for part in (top, *rest)):
-        return None
+        raise LookupError(module)
     roots = list(ROOTS) if top == OWN_PACKAGE else []
     if not roots:
         spec = None
         with suppress(ImportError, ValueError):
             spec = find_spec(top)
         if spec is not None and not spec.submodule_search_locations and not rest:
-            return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+            if spec.origin and spec.origin.endswith(".py"):
+                return Path(spec.origin)
+            raise LookupError(module)
         roots = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
     for root in roots:
         base = root.joinpath(*rest)
         for path in (base / "__init__.py", base.parent / f"{base.name}.py"):
             if path.is_file():
                 return path
-    return None
+    raise LookupError(module)
 
 
 def module_docstring(module: str) -> str:
@@ -64,13 +78,18 @@ def imported_name(module: str, name: str) -> str:
     return imports_of(module).get(name, [""])[0] if name != "*" else ""
 
 
-@cache
 def imports_of(module: str) -> dict[str, list[str]]:
     """The dotted names that a module imports, by its names for them; under ``*`` the modules that it imports whole."""
+    tree = _tree(module)
+    return {} if tree is None else _imports(module, tree)
+
+
+@cache
+def _imports(module: str, tree: ast.Module) -> dict[str, list[str]]:
     path = module_file(module)
     package = module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
     result: dict[str, list[str]] = {}
-    for node in statements_of(module):
+    for node in _statements(tree):
         if isinstance(node, ast.ImportFrom):
             parts = package.split(".")
             above = parts[: len(parts) - node.level + 1] if node.level else []
@@ -93,9 +112,14 @@ def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
             yield from _statements(ast.Module([*node.body, *node.orelse], []))
 
 
-@cache
 def _tree(module: str) -> ast.Module | None:
+    """The source of a module as it is now; None if it cannot be read."""
     path = module_file(module)
     with suppress(OSError, ValueError, SyntaxError, RecursionError):
-        return None if path is None else ast.parse(path.read_text(encoding="utf-8"))
+        return None if path is None else _parsed(path, path.stat().st_mtime_ns, path.stat().st_size)
     return None
+
+
+@cache
+def _parsed(path: Path, changed_at: int, size: int) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import lightning_backdoor as lb
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.list import module_classes, table_text
 from lightning_backdoor.commands.listing import ALSO_LOGGED, KINDS, Entry
-from lightning_backdoor.files import class_sources, module_sources
 from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.files.public_classes import classes_of, imported_class, public_classes
 
@@ -59,17 +58,6 @@ class Trained(lb.callbacks.Callback):
 
 class _Hidden(BadNets): ...
 '''
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _forgotten() -> Iterator[None]:
-    """Other tests have modules of the same names, and what is read of a module is kept for the process."""
-    caches = (module_sources.module_file, module_sources.imports_of, module_sources._tree, class_sources._in_module)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +163,18 @@ def test_all_metrics_that_a_defense_logs_are_listed(capsys: pytest.CaptureFixtur
     assert {name.replace("_at_fpr_5", "_at_fpr_1").replace("_at_fpr_10", "_at_fpr_1") for name in logged} <= {*found}
     assert {name for name, _ in ALSO_LOGGED} <= logged
     assert found["asr_defended"].summary.endswith("lower is better.")
+
+
+def test_a_module_is_read_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, name in (("one", "First"), ("two", "Second"), ("two", "Third")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        source = f"from lightning_backdoor.attacks import BadNets\n\n\nclass {name}(BadNets): ...\n"
+        (tmp_path / folder / "mine.py").write_text(source, encoding="utf-8")
+        monkeypatch.chdir(tmp_path / folder)
+        monkeypatch.setattr(sys, "path", [*filter(os.path.isabs, sys.path)])
+        assert listed(capsys, "--module", "mine").keys() == {name}
 
 
 def test_a_module_of_the_user_is_read_and_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

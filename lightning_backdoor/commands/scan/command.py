@@ -11,7 +11,7 @@ from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_no
 from lightning_backdoor.commands.scan.facts import Facts
 from lightning_backdoor.commands.scan.join import join_parts, read_parts
 from lightning_backdoor.commands.scan.options import parse
-from lightning_backdoor.commands.scan.output import Output
+from lightning_backdoor.commands.scan.output import Output, check_standard_output
 from lightning_backdoor.commands.scan.page import Page
 from lightning_backdoor.commands.scan.settings import model_path, write_settings
 from lightning_backdoor.commands.scan.tally import Tally
@@ -29,6 +29,8 @@ def main(args: list[str]) -> int:
     options, defenses = parse(args)
     if options.join:
         return _join(options)
+    if options.output == "-":
+        check_standard_output()  # before a model is loaded
     model = model_path(options.model, resolve(options.model))
 
     from lightning_backdoor.commands.scan.defenses import create_all

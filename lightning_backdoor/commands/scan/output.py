@@ -18,6 +18,16 @@ from lightning_backdoor.files.names import check_file
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".html", ".htm")
 
 
+def check_standard_output() -> None:
+    """Checks that there is a standard output.
+
+    Raises:
+        InputError: it was closed when the command started.
+    """
+    if "stdout" in closed_at_start:
+        raise InputError("output", "standard output is closed", "give a file")
+
+
 class Output:
     """The output of a scan: a file, locked until it is closed, or standard output.
 
@@ -50,8 +60,7 @@ class Output:
         self._text: IO[str] | None = None  # would close the file, and so release its lock, if it were collected
         self._restored = 0  # bytes of the lines that are in a parquet file as well
         if self.path is None:
-            if "stdout" in closed_at_start:
-                raise InputError("output", "standard output is closed", "give a file")
+            check_standard_output()
             return
         check_file(self.path, "output")
         if self.path.exists():
