@@ -23,4 +23,4 @@ docs: setup
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

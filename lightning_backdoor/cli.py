@@ -13,7 +13,7 @@ from lightning_backdoor.commands.parsing.early_checks import settled
 from lightning_backdoor.commands.parsing.help_pages import help_asked
 from lightning_backdoor.commands.parsing.option_parser import check_options
 from lightning_backdoor.commands.run_folder import VARIABLE
-from lightning_backdoor.commands.signals import Ended, ended_by_signals, ending_line
+from lightning_backdoor.commands.signals import Ended, ended_by_signals, ending_line, forget_what_is_left
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
 from lightning_backdoor.commands.threads import let_waiting_threads_sleep
 from lightning_backdoor.errors import InputError, did_you_mean, known_error
@@ -102,6 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
     finally:
         os.environ.pop(VARIABLE, None)  # another command in this process must write to its own folder
         sys.path[:] = import_path  # and may have another working directory
+        forget_what_is_left()
 
 
 def _run(args: list[str]) -> int:

@@ -27,7 +27,6 @@ MESSAGES = (
     "`Trainer.fit` stopped",
     "\nDetected KeyboardInterrupt",
     "Detected KeyboardInterrupt",
-    "Restored all states from",
 )
 #: the loggers of these messages.
 LOGGERS = (

@@ -43,6 +43,12 @@ def as_part_of_another() -> Iterator[None]:
         _left = before
 
 
+def forget_what_is_left() -> None:
+    """Ends what :func:`when_ended` began, since the command that it was about is over."""
+    global _left
+    _left = None
+
+
 def ending_line(how: str) -> str:
     """The line that reports a signal: how the command ended, what is kept, and which command goes on.
 

@@ -16,6 +16,7 @@ import yaml
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, TIMINGS
 from lightning_backdoor.cli import main
+from lightning_backdoor.files.model_size import KEPT_COPIES, TEMPORARY_COPIES, size_text
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from tests.benchmark.grids import SMALL
 from tests.support.wandb_files import runs
@@ -235,7 +236,9 @@ def test_a_plan_trains_nothing(inside: Path, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert said.startswith("3 cells, 2 victims\n  reviews · tiny · BadNets · clean training · seed 0: to run\n")
     assert "time: not known" in said
-    assert "disk: about 0.3 MB for 2 victims to be trained; up to 0.2 MB more meanwhile\n" in said
+    weights = (inside / "model" / "model.safetensors").stat().st_size
+    kept, more = size_text(2 * KEPT_COPIES * weights), size_text(TEMPORARY_COPIES * weights)
+    assert f"disk: about {kept} for 2 victims to be trained; up to {more} more meanwhile\n" in said
     assert not (inside / "never").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import shutil
@@ -22,6 +23,7 @@ import pytest
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.running import cluster, run_command, worker
 from lightning_backdoor.benchmark.running.worker import Worker
+from lightning_backdoor.benchmark.table import TIMINGS
 from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
@@ -45,12 +47,11 @@ def processes(text: str) -> list[int]:
     return ids
 
 
-def table(folder: Path) -> str:
+def table(folder: Path) -> list[dict[str, str]]:
     """``results.csv`` without what differs between two runs of the same grid."""
     write_results(Grid(folder / "grid.yaml"), folder, "")
-    lines = [line.split(",") for line in (folder / "results.csv").read_text(encoding="utf-8").splitlines()]
-    timings = [lines[0].index(name) for name in ("overhead", "seconds")]
-    return "\n".join(",".join(cell for i, cell in enumerate(line) if i not in timings) for line in lines)
+    with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        return [{name: value for name, value in row.items() if name not in TIMINGS} for row in csv.DictReader(file)]
 
 
 def forked(target: Callable[[Path], None], folder: Path) -> ForkServerProcess:

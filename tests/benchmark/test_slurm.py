@@ -155,6 +155,7 @@ def test_two_tasks_of_srun_train_one_victim(slurm: Path, inside: Path) -> None:
     done = fit("--run_dir", "tasks", *several, srun=["--nodes=1", "--ntasks=2"], folder=inside)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in Path("tasks").iterdir()} == {
+        "calibration.jsonl",
         "checkpoints",
         "config.yaml",
         "logs",

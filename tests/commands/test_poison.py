@@ -222,11 +222,12 @@ def test_a_folder_that_cannot_be_written_is_reported_and_leaves_nothing_behind(
             raise OSError("no space left")
 
     monkeypatch.setattr(poison, "_write", full)
-    assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path / "out")]) == 2
+    args = ["poison", "--config", "data.yaml", "--stealth_rows", "0"]
+    assert main([*args, "--output", str(tmp_path / "out")]) == 2
     assert "cannot be written (no space left); name another folder\n" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    assert main(["poison", "--config", "data.yaml", "--output", str(tmp_path / "file" / "out")]) == 2
+    assert main([*args, "--output", str(tmp_path / "file" / "out")]) == 2
     assert "is not a folder" in capsys.readouterr().err
 
 

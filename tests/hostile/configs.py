@@ -138,7 +138,7 @@ def _options() -> dict[str, tuple[str, ...]]:
         "model.model": ("nowhere", "/dev/zero", "", "\x1b[31m", "../..", "package://os", "http://127.0.0.1:9/x"),
         "model.poison_rate": ("0", "-1", "2", "nan", "inf", "a"),
         "model.target_label": ("-1", "9", "a", "1.5"),
-        "model.triggers": ("[]", "['']", "3", "[[]]", "[" * 10_000),
+        "model.triggers": ("[]", "['']", "[[]]", "[" * 10_000),
         "model.label_policy": ("x", "3", "[]"),
         "model.max_length": ("0", "-1", "a", "9999999"),
         "model.learning_rate": ("0", "-1", "nan", "inf", "a"),

@@ -179,7 +179,10 @@ def test_a_run_refuses_a_checkpoint_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
-    training = {"optimizer_states": [], "lr_schedulers": []}  # without them a fit does not go on from a checkpoint
+    training: dict[str, object] = {
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }  # without them a fit does not go on from a checkpoint
     torch.save({**whole, **training, name: value}, tmp_path / "a.ckpt")
     args = ["-c", "data.yaml", "--ckpt_path", str(tmp_path / "a.ckpt"), "--run_dir", str(tmp_path / "run")]
     args += ["--trainer.max_epochs", "2"]  # one more than the checkpoint has
