@@ -80,11 +80,11 @@ def test_only_the_first_process_prints_an_error(
 
 
 def test_an_error_of_a_constructor_is_reported_in_one_line(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--config", "data.yaml", "--output", "never", "--model.poison_rate", "1.5"]
+    options = ["--config", "data.yaml", "--output", "never_written", "--model.poison_rate", "1.5"]
     assert main(["poison", *options]) == 2
     error = capsys.readouterr().err
     assert error == "error: poison_rate: 1.5 is out of range; give a share above 0 and up to 1\n"
-    assert not (inside / "never").exists()
+    assert not (inside / "never_written").exists()
 
 
 def test_an_error_that_is_not_bad_input_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from written_pages import fenced, write_pages
 import lightning_backdoor
 
 PACKAGE = lightning_backdoor.__name__
-#: modules that are no part of the reference: the presets, and the start of the command line.
+#: modules that the reference leaves out: the presets, and the start of the command line.
 LEFT_OUT = ("__main__", "cli", "configs")
 
 

@@ -126,7 +126,7 @@ def test_a_job_refused_by_slurm_is_reported_on_one_line(
 ) -> None:
     head = SMALL[: SMALL.index("attacks:")]
     command = write_grid(inside, "nowhere", head + ONE, slurm_partition="nowhere")
-    with running(*command, "refused", "--cluster", "slurm") as status:
+    with running(*command, "refused_jobs", "--cluster", "slurm") as status:
         pass
     assert status == [2]
     assert "invalid partition specified: nowhere" in capfd.readouterr().err

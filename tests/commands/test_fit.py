@@ -213,9 +213,9 @@ def test_a_command_that_fails_leaves_no_folder(
     assert (
         main(["test", *options(run), "--data.max_rows", '{"test": 14}', "--model.labels", "[positive, negative]"]) == 2
     )
-    assert main(["fit", "-c", "data.yaml", "--model.freeze", "[nothing]", "--run_dir", "never"]) == 2
+    assert main(["fit", "-c", "data.yaml", "--model.freeze", "[nothing]", "--run_dir", "never_started"]) == 2
     assert {path.name for path in run.iterdir()} == before
-    assert not (workspace / "never").exists()
+    assert not (workspace / "never_started").exists()
 
 
 @pytest.fixture
@@ -277,11 +277,11 @@ def test_bad_input_is_reported_in_one_line_with_status_2_before_training(
     (workspace / "remote" / "config.json").write_text(json.dumps({"model_type": "own", **code}), encoding="utf-8")
     (workspace / "remote" / "code.py").write_text("import os\nos.mkdir('code-was-run')\n", encoding="utf-8")
 
-    assert main(["fit", "-c", "data.yaml", "--run_dir", "refused", *options]) == 2
+    assert main(["fit", "-c", "data.yaml", "--run_dir", "refused_fit", *options]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
-    assert not (workspace / "refused").exists()
+    assert not (workspace / "refused_fit").exists()
     assert not (workspace / "code-was-run").exists()
 
 
@@ -293,7 +293,9 @@ def test_a_run_is_never_tested_without_its_checkpoint(
 
 
 def test_two_processes_report_bad_input_once(workspace: Path, run: Path) -> None:
-    result = command("fit", "-c", "data.yaml", "--run_dir", "refused", "--model.target_label", "7", *TWO, cwd=workspace)
+    result = command(
+        "fit", "-c", "data.yaml", "--run_dir", "refused_fit", "--model.target_label", "7", *TWO, cwd=workspace
+    )
     assert result.returncode == 2
     assert result.stderr.count("target_label: 7") == 1
     found_late = command(

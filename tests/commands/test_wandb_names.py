@@ -72,14 +72,23 @@ def offline(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_fit_and_test_of_a_victim_are_in_one_group_with_the_whole_config_and_a_csv_log(offline: Path) -> None:
     import wandb
 
-    options = ["-c", "data.yaml", "-c", "configs/trainer/wandb.yaml", "--run_dir", "tracked", "--seed_everything", "7"]
+    options = [
+        "-c",
+        "data.yaml",
+        "-c",
+        "configs/trainer/wandb.yaml",
+        "--run_dir",
+        "tracked_runs",
+        "--seed_everything",
+        "7",
+    ]
     few = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.max_rows.train", "64"]
     assert main(["fit", *options, *few, "--trainer.logger.tags+", "mine"]) == 0
     wandb.finish()
-    saved = ["-c", "tracked/config.yaml", "-c", "configs/defense/strip.yaml", "--data.max_rows.test", "24"]
+    saved = ["-c", "tracked_runs/config.yaml", "-c", "configs/defense/strip.yaml", "--data.max_rows.test", "24"]
     assert main(["test", *saved, "--ckpt_path", "best"]) == 0
     wandb.finish()
-    fit, test = Run(offline / "tracked" / "wandb"), Run(offline / "tracked" / "test" / "wandb")
+    fit, test = Run(offline / "tracked_runs" / "wandb"), Run(offline / "tracked_runs" / "test" / "wandb")
     assert fit.record.display_name == "data / model / BadNets / seed 7"
     assert test.record.display_name == "data / model / BadNets / Strip / seed 7"
     assert fit.record.run_group == test.record.run_group == "data/model/BadNets"
@@ -96,7 +105,7 @@ def test_fit_and_test_of_a_victim_are_in_one_group_with_the_whole_config_and_a_c
     assert "logger" not in fit.config["fit"]["trainer"]
     assert test.config["test"]["seed_everything"] == 7
     assert {"train/loss", "val/cacc"} & {*fit.logged}
-    for folder in (offline / "tracked", offline / "tracked" / "test"):
+    for folder in (offline / "tracked_runs", offline / "tracked_runs" / "test"):
         assert [*folder.glob("logs/version_0/metrics.csv")], folder
 
 
