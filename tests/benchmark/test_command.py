@@ -231,7 +231,7 @@ def test_a_cell_on_several_nodes_is_started_by_srun(inside: Path, monkeypatch: p
 
 
 def test_a_plan_trains_nothing(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["benchmark", "--config", write_grid(inside), "--output", "never", "--only", "attack=BadNets"]
+    args = ["benchmark", "--config", write_grid(inside), "--output", "never_planned", "--only", "attack=BadNets"]
     assert main([*args, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("3 cells, 2 victims\n  reviews · tiny · BadNets · clean training · seed 0: to run\n")
@@ -239,7 +239,7 @@ def test_a_plan_trains_nothing(inside: Path, capsys: pytest.CaptureFixture[str])
     weights = (inside / "model" / "model.safetensors").stat().st_size
     kept, more = size_text(2 * KEPT_COPIES * weights), size_text(TEMPORARY_COPIES * weights)
     assert f"disk: about {kept} for 2 victims to be trained; up to {more} more meanwhile\n" in said
-    assert not (inside / "never").exists()
+    assert not (inside / "never_planned").exists()
 
 
 def test_an_estimate_comes_from_what_has_run(
