@@ -20,7 +20,7 @@ def is_attack_success(outcome: Outcome) -> bool:
 
 
 def text_intervals(outcomes: Sequence[Outcome], localisation: float | None) -> dict[str, Interval]:
-    """The interval of each number of a test that is a share of texts, or an AUROC; NaN where there are no such texts.
+    """The interval of each number of a test that is a share of texts, or an AUROC; NaN without texts.
 
     Args:
         outcomes: the outcome of each row of the test.

@@ -283,7 +283,11 @@ def test_the_line_is_right_in_a_large_file(tmp_path: Path) -> None:
         ("rows.csv", b'text,label\na,0\n"b,1\nc,0\n', "{path}, line 3: is malformed (unexpected end of data); correct"),
         ("rows.csv", b'text,label\n"two\nlines",0\n"a"b,1\n', "{path}, line 4: is malformed (',' expected after '\"'"),
         ("rows.csv", b'text,label\n"two\nlines",0\n\nc,0,1\n', "{path}, line 5: has 3 fields, the header has 2"),
-        ("rows.csv.gz", gzip.compress(b"text,label\na,0\nb\n"), "{path}, line 3: has 1 fields, the header has 2"),
+        (
+            "rows.csv.gz",
+            gzip.compress(b"text,label\na,0\nb\n", mtime=0),
+            "{path}, line 3: has 1 fields, the header has 2",
+        ),
         ("rows.tsv", b"text\tlabel\na\t0\nb\tc\td\t1\n", "{path}, line 3: has 4 fields, the header has 2"),
         ("rows.jsonl", b'{"text": "a", "label": 0}\n{"text": "b", "label"\n', "{path}, line 2: is not JSON ("),
         ("rows.jsonl", b'{"text": "a", "label": 0}\n["b", 1]\n', "{path}, line 2: is not an object; write one row"),
@@ -293,7 +297,7 @@ def test_the_line_is_right_in_a_large_file(tmp_path: Path) -> None:
         ("rows.csv.gz", b"not compressed", "path: rows.csv.gz does not read as csv: "),
         (
             "rows.jsonl.gz",
-            gzip.compress(b'{"text": "a", "label": 0}\n' * 999)[:-9],
+            gzip.compress(b'{"text": "a", "label": 0}\n' * 999, mtime=0)[:-9],
             "path: rows.jsonl.gz does not read as jsonl: ",
         ),
         ("empty.csv", b"", "path: empty.csv is empty; name another"),

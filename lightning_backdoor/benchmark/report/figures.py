@@ -63,7 +63,7 @@ def trade_off(summaries: Sequence[Summary], width: int = WIDE) -> Figure:
     """CACC against ASR after the defense: a labelled point per row of the table, with its spread or interval.
 
     Points that would cover each other are moved apart; a line leads to the true position, where the bars cross. Labels
-    for which there is no room are left out, all of them if there are more than ``LABELLED`` points.
+    without room are left out, all of them if there are more than ``LABELLED`` points.
 
     Args:
         summaries: the lines of the table.
