@@ -76,7 +76,7 @@ def _class_named(name: str) -> type:
     """The class of a name, such as ``Strip``, ``gradient_attention`` or ``length.Length``.
 
     Raises:
-        InputError: no public class has this name.
+        InputError: no class has this name.
     """
     defenses = [item for item in public_classes() if item.kind == "defenses"]
     public = class_named(name, defenses)
