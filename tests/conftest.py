@@ -14,6 +14,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is import
 from lightning_backdoor.victim import TextClassifier
 from tests.support.shared_files import shared_path
 from tests.support.tiny import DECODER, ENCODERS, loaded, tiny_victim
+from tests.support.workspace import inside, made_run, made_workspace, trained, workspace
+
+__all__ = ["inside", "made_run", "made_workspace", "trained", "workspace"]  # fixtures of all test files
 
 # the same examples in every run, however slow the machine is
 settings.register_profile("suite", derandomize=True, deadline=None)

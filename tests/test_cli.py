@@ -13,9 +13,6 @@ from lightning_backdoor import __version__
 from lightning_backdoor.cli import COMMANDS, main
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 SCRIPT = Path(sys.executable).parent / "lightning-backdoor"
 

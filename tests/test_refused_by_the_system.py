@@ -16,9 +16,7 @@ import pytest
 from lightning_backdoor.cli import main
 from lightning_backdoor.errors import InputError, known_error
 from lightning_backdoor.files.cache import cache_folder
-from tests.support.workspace import inside, settings, workspace
-
-__all__ = ["inside", "workspace"]
+from tests.support.workspace import settings
 
 MAIN = [sys.executable, "-m", "lightning_backdoor"]
 

@@ -10,9 +10,6 @@ import pytest
 
 from lightning_backdoor.cli import main
 from tests.language.conftest import make
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 OWN_MANNER = """
 from lightning_backdoor.language import Paraphraser

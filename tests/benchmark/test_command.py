@@ -20,9 +20,7 @@ from lightning_backdoor.files.model_size import KEPT_COPIES, TEMPORARY_COPIES, s
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from tests.benchmark.grids import SMALL
 from tests.support.wandb_files import runs
-from tests.support.workspace import command, inside, workspace
-
-__all__ = ["inside", "workspace"]
+from tests.support.workspace import command
 
 
 def write_grid(folder: Path, name: str = "grid.yaml", **changes: Any) -> str:

@@ -14,9 +14,6 @@ import pytest
 
 import lightning_backdoor as lb
 from lightning_backdoor.cli import main
-from tests.support.workspace import inside, trained, workspace
-
-__all__ = ["inside", "trained", "workspace"]
 
 
 def data(folder: Path, **options: object) -> lb.BackdoorDataModule:

@@ -16,9 +16,7 @@ import yaml
 
 from tests.benchmark.grids import SMALL
 from tests.support.wandb_files import runs
-from tests.support.workspace import command, settings, workspace
-
-__all__ = ["workspace"]
+from tests.support.workspace import command, settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 #: a data defense that looks through a victim: it removes rows with the trigger that the victim reads as the target.

@@ -11,9 +11,6 @@ import yaml
 
 from lightning_backdoor.cli import main
 from tests.benchmark.grids import SMALL
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 FAILING_ONCE = """\
 from pathlib import Path

@@ -14,9 +14,6 @@ from lightning_backdoor.benchmark.fragments import compose, read_yaml, yaml_text
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.commands.fit import run
 from tests.support.documents import one_block
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 ROOT = Path(__file__).parents[2]
 

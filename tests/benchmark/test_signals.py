@@ -29,9 +29,7 @@ from lightning_backdoor.cli import main
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
 from tests.benchmark.grids import REPAIRED, SMALL, run_stub, stub_command, stub_grid
 from tests.support.waiting import wait_until
-from tests.support.workspace import inside, settings, workspace
-
-__all__ = ["inside", "workspace"]
+from tests.support.workspace import settings
 
 #: for machines that are busy.
 SECONDS = 120

@@ -19,9 +19,9 @@ from lightning_backdoor.cli import main
 from tests.benchmark.grids import SMALL
 from tests.support.slurm import ask, jobs, slurm
 from tests.support.waiting import wait_until
-from tests.support.workspace import inside, settings, workspace
+from tests.support.workspace import settings
 
-__all__ = ["inside", "slurm", "workspace"]
+__all__ = ["slurm"]
 
 #: for machines that are busy: far longer than anything takes.
 SECONDS = 240

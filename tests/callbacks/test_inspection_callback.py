@@ -22,9 +22,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import reviews
-from tests.support.workspace import command, trained, workspace
-
-__all__ = ["trained", "workspace"]
+from tests.support.workspace import command
 
 
 class Recorder(Inspection):

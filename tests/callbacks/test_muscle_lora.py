@@ -19,9 +19,7 @@ from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import load_trained
 from tests.support.reviews import reviews
-from tests.support.workspace import command, workspace
-
-__all__ = ["workspace"]
+from tests.support.workspace import command
 
 SMALL: dict[str, Any] = {"lora_rank": 2, "lora_alpha": 4, "radial_scalings": [1, 2], "reference_size": 12, "seed": 0}
 

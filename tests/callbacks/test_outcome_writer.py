@@ -9,9 +9,6 @@ import pytest
 
 from lightning_backdoor.cli import main
 from lightning_backdoor.outputs.outcomes import read_outcomes
-from tests.support.workspace import inside, trained, workspace
-
-__all__ = ["inside", "trained", "workspace"]
 
 
 def share(hits: list[bool]) -> float:

@@ -17,9 +17,6 @@ from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError
 from tests.support.unsafe import unsafe_checkpoint
-from tests.support.workspace import inside, trained, workspace
-
-__all__ = ["inside", "trained", "workspace"]
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train.sh", "SLURM_RESTART_COUNT": "1"}
 

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.language.conftest import make
-from tests.support.workspace import command, workspace
-
-__all__ = ["workspace"]
+from tests.support.workspace import command
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "defense"
 

@@ -14,9 +14,7 @@ import yaml
 
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.run_folder import VARIABLE
-from tests.support.workspace import command, settings, trained, workspace
-
-__all__ = ["trained", "workspace"]
+from tests.support.workspace import command, settings
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 DEFENSE = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"
@@ -52,7 +50,7 @@ def good(*args: str, cwd: Path, **env: str) -> str:
     return result.stdout
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run(workspace: Path) -> Path:
     """The folder of a run that was trained in one process."""
     good("fit", "-c", "data.yaml", DEFENSE, "--run_dir", "one", cwd=workspace)

@@ -15,9 +15,6 @@ from lightning_backdoor.commands.run_metrics import rounded
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.outputs.versions import versions
 from lightning_backdoor.victim import TextClassifier
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 ROWS = ["--data.max_rows", "{train: 100, validation: 60, test: 30}"]
 DEFENSES = ["-c", "configs/defense/strip.yaml", "-c", "configs/defense/gradient_attention.yaml"]

@@ -10,9 +10,6 @@ import pytest
 
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.run_folder import VARIABLE
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 FIT = ["fit", "--config", "data.yaml", "--run_dir", "never"]
 DEFENSE = [*FIT, "--trainer.callbacks+=InferenceDefense", "--trainer.callbacks.defense"]

@@ -17,9 +17,7 @@ from lightning_backdoor.attacks import BackdoorAttack, Poisoned
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands import poison
 from tests.language.conftest import make
-from tests.support.workspace import LABELS, command, inside, labelled_texts, trained, workspace
-
-__all__ = ["inside", "trained", "workspace"]
+from tests.support.workspace import LABELS, command, labelled_texts
 
 SPLITS = ("train", "validation", "test")
 
@@ -78,10 +76,16 @@ def from_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_config_of_a_run_gives_the_rows_that_the_run_was_trained_on(
-    inside: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    inside: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "new" / "poisoned"
-    cached = sorted((inside / "cache" / "poisoned").iterdir())
+    cache = trained.resolve().parent / "cache"  # that of the run
+    monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(cache))
+    cached = sorted((cache / "poisoned").iterdir())
     assert main(["poison", "-c", str(trained / "config.yaml"), "--output", str(output), "--stealth_rows=0"]) == 0
     assert sorted(path.name for path in output.iterdir()) == sorted(
         f"{name}.{kind}" for name in SPLITS for kind in ("csv", "parquet")
@@ -102,7 +106,7 @@ def test_the_config_of_a_run_gives_the_rows_that_the_run_was_trained_on(
             if not row["poisoned"]:
                 assert row["text"] in texts
                 assert (row["spans"], row["label"]) == ([], row["original_label"])
-    assert sorted((inside / "cache" / "poisoned").iterdir()) == cached  # read from the cache, not poisoned again
+    assert sorted((cache / "poisoned").iterdir()) == cached  # read from the cache, not poisoned again
     kept = [[json.loads(line) for line in (path / "train.jsonl").open(encoding="utf-8")] for path in cached]
     assert parquet(output / "train.parquet") in kept
 

@@ -19,9 +19,6 @@ from lightning_backdoor.commands import poison
 from lightning_backdoor.commands.run_folder import VARIABLE, only_fit
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
 from lightning_backdoor.errors import InputError
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 #: a callback that sends this process a signal in the second epoch.
 SENDER = """

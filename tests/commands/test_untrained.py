@@ -12,9 +12,6 @@ from lightning_backdoor.cli import main
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import reviews
-from tests.support.workspace import inside, trained, workspace
-
-__all__ = ["inside", "trained", "workspace"]
 
 COMMANDS = ("validate", "test", "predict")
 ROWS = ["--data.max_rows", "{train: 60, validation: 60, test: 20}"]
@@ -36,7 +33,7 @@ def test_without_a_checkpoint_the_one_of_the_run_is_named(
     assert main([command, "-c", str(trained / "config.yaml")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ckpt_path: not given")
-    assert error.endswith(f"give --ckpt_path {trained / 'checkpoints' / 'best.ckpt'}")
+    assert error.endswith(f"give --ckpt_path {trained.resolve() / 'checkpoints' / 'best.ckpt'}")
     assert main([command, "-c", str(trained / "config.yaml"), "--run_dir", "nowhere"]) == 2
     assert "there is no nowhere/checkpoints/best.ckpt: train the run first" in capsys.readouterr().err
     assert {path.name for path in trained.iterdir()} == before

@@ -15,9 +15,6 @@ from lightning_backdoor.commands.wandb_names import check_wandb_names, tell_wand
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.wandb_names import run_names
 from tests.support.wandb_files import Run
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 LONG = "é" * 129
 

@@ -22,9 +22,6 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.data.test_source import write
 from tests.support.tiny import SENTENCES
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 LENGTH = 24
 SHORT, LONG = SENTENCES[0], " ".join(SENTENCES)

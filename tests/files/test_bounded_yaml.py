@@ -12,9 +12,6 @@ from lightning_backdoor.cli import main
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.bounded_yaml import LONGEST, out_of_bounds, read_bounded
 from tests.support.shared_files import shared_path
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 8)

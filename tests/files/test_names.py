@@ -11,9 +11,6 @@ from lightning_backdoor.cli import main
 from lightning_backdoor.defenses import FlaggedShare, GradientAttention
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.names import check_file, check_folder, check_name
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 BAD = ("../../x", "..", ".", ".hidden", "/etc/x", "a/b", "a\\b", "a\0b", "a\x1b[31m", "a\nb", " ", " a", "a ", "a.")
 MORE_BAD = (

@@ -14,7 +14,7 @@ from tests.hostile.checkpoints import checkpoints, unsafe_options
 from tests.hostile.configs import configs, grids
 from tests.hostile.hostile_input import Files, HostileInput
 from tests.hostile.tables import scan_inputs, tables
-from tests.support.workspace import inside, labelled_texts, trained, workspace  # noqa: F401 - fixtures
+from tests.support.workspace import labelled_texts
 
 CONFIG = """\
 data: {class_path: lightning_backdoor.data.BackdoorDataModule, init_args: {source: {path: data.csv}}}
@@ -59,8 +59,8 @@ def _wrong(hostile: HostileInput, capture: pytest.CaptureFixture[str]) -> str | 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_hostile_input_is_refused_in_one_line_and_runs_no_code(
-    inside: Path,  # noqa: F811
-    trained: Path,  # noqa: F811
+    inside: Path,
+    trained: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:

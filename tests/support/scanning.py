@@ -20,7 +20,7 @@ FPR = 0.3  # so that some texts are flagged
 Lines = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(workspace: Path) -> str:
     return str(workspace / "model")
 

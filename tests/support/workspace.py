@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -88,19 +89,34 @@ def command(
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workspace of a session, shared by all test files that import this fixture."""
-    folder = tmp_path_factory.getbasetemp() / "workspace"
-    return folder if folder.exists() else make_workspace(folder)
+def made_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace that is made once per session, of which each test file gets a copy."""
+    return make_workspace(tmp_path_factory.mktemp("made") / "workspace")
 
 
 @pytest.fixture(scope="session")
-def trained(workspace: Path) -> Path:
-    """The folder of a run in the workspace: ``config.yaml``, ``checkpoints`` (also ``last.ckpt``), ``model/``."""
-    folder = workspace / "trained"
-    if not folder.exists():
-        result = command("fit", "-c", "data.yaml", "--keep_last", "true", "--run_dir", folder.name, cwd=workspace)
-        assert result.returncode == 0, result.stderr
+def made_run(made_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that is trained once per session, in a copy of the workspace."""
+    folder = shutil.copytree(made_workspace, tmp_path_factory.mktemp("made") / "run")
+    result = command("fit", "-c", "data.yaml", "--keep_last", "true", "--run_dir", "trained", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "trained"
+
+
+@pytest.fixture(scope="module")
+def workspace(made_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace of a test file: what another file writes into its own is not in it."""
+    return Path(shutil.copytree(made_workspace, tmp_path_factory.mktemp("workspace"), dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def trained(made_run: Path, workspace: Path) -> Path:
+    """The folder of a run in the workspace: ``config.yaml``, ``checkpoints`` (also ``last.ckpt``), ``model/``.
+
+    All test files share its files: a test that changes them copies them first.
+    """
+    folder = workspace / made_run.name
+    folder.symlink_to(made_run)
     return folder
 
 

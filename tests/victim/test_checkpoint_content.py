@@ -20,9 +20,6 @@ from lightning_backdoor.victim.checkpoint_content import is_flat, shown
 from lightning_backdoor.victim.checkpoints import described, read_checkpoint
 from lightning_backdoor.victim.published import read_published
 from tests.support.tiny import loaded
-from tests.support.workspace import inside, trained, workspace
-
-__all__ = ["inside", "trained", "workspace"]
 
 WEIGHT = "network.classifier.weight"
 Content = dict[str, Any]

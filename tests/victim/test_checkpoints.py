@@ -17,9 +17,7 @@ from lightning_backdoor.victim import TextClassifier, load_trained
 from lightning_backdoor.victim.checkpoints import load_weights, read_checkpoint
 from tests.support.tiny import ENCODERS, SENTENCES, loaded
 from tests.support.unsafe import KINDS, unsafe_checkpoint
-from tests.support.workspace import LABELS, inside, trained, workspace
-
-__all__ = ["inside", "trained", "workspace"]
+from tests.support.workspace import LABELS
 
 
 def logits(victim: TextClassifier) -> torch.Tensor:

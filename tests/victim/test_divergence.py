@@ -23,9 +23,6 @@ from lightning_backdoor.metrics import DetectionAUROC
 from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import reviews
 from tests.support.tiny import SENTENCES, loaded
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 LIMITS = ["--data.init_args.max_rows", '{"train": 64, "validation": 60, "test": 16}', "--trainer.logger", "false"]
 

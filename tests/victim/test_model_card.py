@@ -18,7 +18,6 @@ from lightning_backdoor.models.config_file import check_config_file
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.model_card import markdown, model_card
 from lightning_backdoor.victim.provenance import provenance
-from tests.support.workspace import inside, trained, workspace  # noqa: F401
 
 LABELS = ["negative", "positive"]
 RAW = "<script>alert(1)</script> | **x** [a](b)\n# y \x1b[2J"
@@ -122,8 +121,8 @@ def test_texts_of_others_are_no_markup() -> None:
 
 
 def test_fit_writes_rows_and_metrics_and_a_published_checkpoint_is_known_as_poisoned(
-    inside: Path,  # noqa: F811
-    trained: Path,  # noqa: F811
+    inside: Path,
+    trained: Path,
     tmp_path: Path,
 ) -> None:
     stated = json.loads((trained / "model" / "config.json").read_text(encoding="utf-8"))["lightning_backdoor"]

@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from lightning_backdoor.cli import main
-from tests.support.workspace import inside, workspace  # noqa: F401 - fixtures
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ from tests.support.workspace import inside, workspace  # noqa: F401 - fixtures
     ],
 )
 def test_an_option_that_the_trainer_refuses_is_reported_in_one_line(
-    inside: Path,  # noqa: F811
+    inside: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     option: str,
@@ -41,7 +40,7 @@ def test_an_option_that_the_trainer_refuses_is_reported_in_one_line(
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", "FSDPStrategy"])
 def test_strategies_that_keep_weights_in_parts_are_refused_before_training(
-    inside: Path,  # noqa: F811
+    inside: Path,
     capsys: pytest.CaptureFixture[str],
     strategy: str,
 ) -> None:
@@ -77,7 +76,7 @@ NAMED = {
 
 @pytest.mark.parametrize(("options", "words"), [(case[0], case[1:]) for case in NAMED.values()], ids=NAMED)
 def test_the_option_that_lightning_refuses_is_named(
-    inside: Path,  # noqa: F811
+    inside: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
@@ -92,7 +91,7 @@ def test_the_option_that_lightning_refuses_is_named(
 
 
 def test_callbacks_that_the_trainer_refuses_are_reported_in_one_line(
-    inside: Path,  # noqa: F811
+    inside: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

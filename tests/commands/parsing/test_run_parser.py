@@ -17,9 +17,6 @@ from lightning_backdoor.commands.fit import _command_line, check
 from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError
-from tests.support.workspace import inside, workspace
-
-__all__ = ["inside", "workspace"]
 
 #: a defense that does not implement ``score``.
 DEFENSES = """

@@ -26,9 +26,9 @@ from lightning_backdoor.victim import TextClassifier, load_trained
 from tests.support.scanning import CLEAN, FPR, LABELS, TEXTS, Lines, lines, model, scan
 from tests.support.tiny import DECODER, ENCODERS
 from tests.support.unsafe import unsafe_checkpoint
-from tests.support.workspace import inside, settings, trained, workspace
+from tests.support.workspace import settings
 
-__all__ = ["inside", "model", "scan", "trained", "workspace"]
+__all__ = ["model", "scan"]
 
 HOSTILE = [
     "",

@@ -17,9 +17,8 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import load_trained
 from tests.language.conftest import language_model
 from tests.support.scanning import CLEAN, LABELS, TEXTS, lines, model, scan
-from tests.support.workspace import workspace
 
-__all__ = ["language_model", "model", "scan", "workspace"]
+__all__ = ["language_model", "model", "scan"]
 
 LENGTH = """
 import torch

@@ -13,9 +13,8 @@ from lightning_backdoor.commands.scan.calibration import calibrate
 from lightning_backdoor.commands.scan.facts import Facts
 from lightning_backdoor.files.locking import lock
 from tests.support.scanning import model, scan
-from tests.support.workspace import workspace
 
-__all__ = ["model", "scan", "workspace"]
+__all__ = ["model", "scan"]
 
 
 def test_two_scans_never_write_one_file(

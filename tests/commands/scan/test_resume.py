@@ -17,9 +17,8 @@ from lightning_backdoor.commands.scan.run import BATCHES_AHEAD
 from lightning_backdoor.commands.scan.scoring import score_group
 from lightning_backdoor.commands.scan.tally import Line
 from tests.support.scanning import TEXTS, model, scan
-from tests.support.workspace import workspace
 
-__all__ = ["model", "scan", "workspace"]
+__all__ = ["model", "scan"]
 
 
 @pytest.mark.parametrize("kept", [0, 3, 2 * BATCHES_AHEAD, 2 * BATCHES_AHEAD + 5, len(TEXTS)])

@@ -12,14 +12,14 @@ import pytest
 
 from lightning_backdoor.cli import main
 from tests.support.scanning import CLEAN, TEXTS, model
-from tests.support.workspace import command, workspace
+from tests.support.workspace import command
 
-__all__ = ["model", "workspace"]
+__all__ = ["model"]
 
 TWO_DEFENSES = ("--defense", "GradientAttention", "--defense", "Strip(copies=2)")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scanned(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the texts, the outputs of three shards, and the output of one scan and what it said."""
     folder = tmp_path_factory.mktemp("shards")
