@@ -31,7 +31,6 @@ from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.data.source import load_source
 from lightning_backdoor.data.splitting import stratified_parts
 from lightning_backdoor.language.text_cache import TextCache
-from lightning_backdoor.victim import TextClassifier
 from tests.benchmark.example import example
 from tests.support.tiny import tokenizer_of
 
