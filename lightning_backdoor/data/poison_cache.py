@@ -72,8 +72,7 @@ def _read(path: Path, recorded: Mapping[str, Any]) -> Rewritten:
             try:
                 row = json.loads(line)
                 spans = tuple((start, end) for start, end in row["spans"])
-                for column, value in zip(part, (row["position"], row["text"], spans), strict=True):
-                    column.append(value)
+                part.extend(Rewritten([row["position"]], [row["text"]], [spans]))
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise DamagedEntry(f"line {len(part.positions) + 1} of {path.name} is not a row") from None
     if len(part.positions) != recorded["rows"]:

@@ -87,7 +87,8 @@ def may_be_poisoned(rows: Rows, attack: Poisoner) -> NDArray[np.bool_]:
     """Whether each training row qualifies under the attack's label policy; (rows,)."""
     if attack.label_policy == "mixed":
         return np.ones(len(rows), dtype=np.bool_)
-    return (rows.label == attack.target_label) == (attack.label_policy == "clean")
+    is_target: NDArray[np.bool_] = rows.label == attack.target_label
+    return is_target if attack.label_policy == "clean" else ~is_target
 
 
 def add_negatives(rows: Sequence[Row], attack: Poisoner, seed: int) -> Rows:
@@ -145,8 +146,7 @@ def _drawn(candidates: list[int], wanted: int, draw: str, write: Callable[[list[
         others = [position for position in candidates if position not in taken]
         others = rng.sample(others, len(others))
         while others and (missing := wanted - len(written.positions)):
-            for column, more in zip(written, write(others[:missing]), strict=True):
-                column += more
+            written.extend(write(others[:missing]))
             others = others[missing:]
     return written
 

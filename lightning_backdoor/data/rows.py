@@ -61,7 +61,7 @@ class Rows(Sequence[Row]):
     original_label: NDArray[np.int64]
     poisoned: NDArray[np.bool_]
     negative: NDArray[np.bool_]
-    index: NDArray[np.int64]
+    index: NDArray[np.int64]  # type: ignore[assignment]  # hides the method Sequence.index
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Rows:
@@ -159,6 +159,12 @@ class Rewritten(NamedTuple):
     positions: list[int]
     texts: list[str]
     spans: list[tuple[tuple[int, int], ...]]
+
+    def extend(self, more: Rewritten) -> None:
+        """Adds further texts."""
+        self.positions.extend(more.positions)
+        self.texts.extend(more.texts)
+        self.spans.extend(more.spans)
 
     def copies(self, rows: Rows, **values: int) -> Rows:
         """Copies of the rows with their new texts, all with the given values of the other columns."""

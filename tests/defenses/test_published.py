@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -59,7 +60,7 @@ class Outcome(NamedTuple):
     auroc: float
 
 
-def batches(rows: list[Row], victim: TextClassifier) -> list[Batch]:
+def batches(rows: Sequence[Row], victim: TextClassifier) -> list[Batch]:
     ids = token_ids([row["text"] for row in rows], victim.tokenizer, victim.max_length)
     by_length = sorted(zip(rows, ids, strict=True), key=lambda pair: len(pair[1]))
     whole = [{**row, "input_ids": row_ids} for row, row_ids in by_length]

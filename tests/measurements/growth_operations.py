@@ -142,7 +142,16 @@ def cached_poison(size: Size) -> Callable[[], object]:
 
 def poison_command(size: Size) -> Callable[[], object]:
     args = ["poison", "--model", "BadNets", "--model.model", model(size), "--model.max_length", str(LONGEST)]
-    args += ["--data.source.path", str(source(size)), "--output", "out", "--stealth_rows", "0"]
+    args += [
+        "--data",
+        "BackdoorDataModule",
+        "--data.source.path",
+        str(source(size)),
+        "--output",
+        "out",
+        "--stealth_rows",
+        "0",
+    ]
     return lambda: command(args)
 
 
@@ -181,7 +190,16 @@ def run_in_processes(stage: str) -> Prepare:
 
     def prepare(size: Size) -> Callable[[], object]:
         args = ["--model", "BadNets", "--model.model", model(size), "--model.max_length", str(LONGEST)]
-        args += ["--data.source.path", str(source(size)), "--data.cache_dir", "cache", "--trainer.logger", "false"]
+        args += [
+            "--data",
+            "BackdoorDataModule",
+            "--data.source.path",
+            str(source(size)),
+            "--data.cache_dir",
+            "cache",
+            "--trainer.logger",
+            "false",
+        ]
         args += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.devices", str(size.processes)]
         args += ["--trainer.enable_progress_bar", "false"]
         args += ["--trainer.strategy", "ddp"] if size.processes > 1 else []
