@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_backdoor.data.rows import Row, Rows
 from lightning_backdoor.errors import InputError
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedTokenizerBase
 
     from lightning_backdoor.data.batching import BatchReader
-    from lightning_backdoor.data.poisoning import PoisonedSplits, Row
+    from lightning_backdoor.data.poisoning import PoisonedSplits
 
 #: tokens that are counted on top of one per byte: special tokens, and markers of word starts.
 EXTRA_TOKENS = 8
@@ -45,19 +46,25 @@ def count_cut_triggers(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, 
         tokenizer: a fast tokenizer.
         max_length: tokens at which texts are cut.
     """
-    triggered = [row for row in rows if row["poisoned"] and row["spans"]]
-    long = [row for row in triggered if may_be_cut(row["text"], max_length)]
+    poisoned = Rows.of(rows)
+    poisoned = poisoned.where(poisoned.poisoned)
+    triggered = [(text, spans) for text, spans in zip(poisoned.text, poisoned.spans, strict=True) if spans]
+    at_end = tokenizer.truncation_side == "right"  # then what follows the trigger does not matter
+    long = [
+        (text, spans)
+        for text, spans in triggered
+        if may_be_cut(text[: max(end for _, end in spans)] if at_end else text, max_length)
+    ]
     beyond = partly = 0
     for start in range(0, len(long), TEXTS_AT_ONCE):
         part = long[start : start + TEXTS_AT_ONCE]
-        encoded = tokenizer(
-            [row["text"] for row in part], truncation=True, max_length=max_length, return_offsets_mapping=True
-        )
-        for row, offsets in zip(part, encoded["offset_mapping"], strict=True):
+        texts = [text for text, _ in part]
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
+        for (_, spans), offsets in zip(part, encoded["offset_mapping"], strict=True):
             read = [span for span in offsets if span[0] < span[1]]
             first, last = (read[0][0], read[-1][1]) if read else (0, 0)
-            beyond += all(end <= first or start >= last for start, end in row["spans"])
-            partly += not all(first <= start and end <= last for start, end in row["spans"])
+            beyond += all(end <= first or start >= last for start, end in spans)
+            partly += not all(first <= start and end <= last for start, end in spans)
     return CutTriggers(len(triggered), beyond, partly - beyond)
 
 
@@ -99,9 +106,11 @@ class TriggerCheck:
         """
         length = reader.max_length
         for name in names:
-            rows = [row for row in (splits.train if name == "train" else splits.poisoned[name]) if row["poisoned"]]
-            check = (id(reader), length, name, hash(tuple(row["text"] for row in rows)))
-            if check in self._done or not any(row["spans"] and may_be_cut(row["text"], length) for row in rows):
+            rows = splits.train if name == "train" else splits.poisoned[name]
+            rows = rows.where(rows.poisoned)
+            check = (id(reader), length, name, hash(tuple(rows.text)))
+            pairs = zip(rows.spans, rows.text, strict=True)
+            if check in self._done or not any(spans and may_be_cut(text, length) for spans, text in pairs):
                 continue
             count = count_cut_triggers(rows, reader.tokenizer, length)
             problem = f"{count.beyond} of {count.texts} poisoned texts have their trigger beyond max_length {length}"

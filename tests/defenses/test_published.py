@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts, collate, token_ids
-from lightning_backdoor.data.poisoning import Row, clean_row, poison_evaluation
+from lightning_backdoor.data.poisoning import poison_evaluation
+from lightning_backdoor.data.rows import Row, clean_row
 from lightning_backdoor.defenses.defense import judge, predict
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.metrics import AttackSuccessRate, CleanAccuracy, DetectionAUROC
@@ -58,7 +60,7 @@ class Outcome(NamedTuple):
     auroc: float
 
 
-def batches(rows: list[Row], victim: TextClassifier) -> list[Batch]:
+def batches(rows: Sequence[Row], victim: TextClassifier) -> list[Batch]:
     ids = token_ids([row["text"] for row in rows], victim.tokenizer, victim.max_length)
     by_length = sorted(zip(rows, ids, strict=True), key=lambda pair: len(pair[1]))
     whole = [{**row, "input_ids": row_ids} for row, row_ids in by_length]

@@ -1,0 +1,202 @@
+"""How time and memory grow with rows, length, classes, defenses and processes.
+
+    python -m tests.measurements.growth
+    python -m tests.measurements.growth rows classes --max 100000 --only poison
+
+Each point is measured in a process of its own and kept in ``--output``, so that the same command continues where it
+was ended. The slope is that of the logarithms between the two largest points: 1 is linear. A slope above 1.1 is marked,
+unless ``EXPECTED`` has the reason. Memory is the process's highest resident memory, and what the operation adds to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_backdoor import __version__
+from lightning_backdoor.files.atomic import write_whole
+from tests.measurements.cost import resident_memory
+from tests.measurements.growth_operations import OPERATIONS, Size, inside
+from tests.measurements.pairs import Comparison, Pair
+
+#: the slope above which growth is worse than linear, beyond what repeated measurements differ by.
+LINEAR = 1.1
+#: operations that grow faster than linearly along an axis, with the reason.
+EXPECTED = {
+    ("results and report", "defenses"): "every two defenses are compared",
+    ("fit", "length"): "attention compares every two tokens",
+    ("test", "length"): "attention compares every two tokens",
+    ("scan", "length"): "attention compares every two tokens",
+}
+#: seconds and MiB that ``poison`` of a million csv rows took when every row was an object, on an idle 2-core machine.
+ROWS_AS_OBJECTS = {"s": 83.0, "MiB": 2700.0}
+DATA = ("read csv", "read tsv", "read jsonl", "read parquet", "split", "tokenise", "form batches", "text cache")
+POISON = tuple(name for name in OPERATIONS if name.startswith("poison"))
+RUNS = ("fit", "test", "scan")
+
+
+class Axis(NamedTuple):
+    """What grows, and what is measured along it.
+
+    Attributes:
+        values: the sizes.
+        base: the other sizes.
+        operations: names of the operations, each with its largest value; None for all values.
+    """
+
+    values: tuple[int, ...]
+    base: Size
+    operations: dict[str, int | None]
+
+
+AXES = {
+    "rows": Axis(
+        (1_000, 10_000, 100_000, 1_000_000),
+        Size(),
+        dict.fromkeys((*DATA, *POISON, "AUROC with interval"))
+        | dict.fromkeys((*RUNS, "results and report"), 100_000)
+        | {"plan a grid": 10_000},
+    ),
+    "length": Axis((16, 64, 256, 512), Size(rows=2_000), dict.fromkeys((*DATA, *POISON, *RUNS))),
+    "classes": Axis((2, 10, 100), Size(rows=20_000), dict.fromkeys((*DATA[:5], *POISON, "fit", "test"))),
+    "defenses": Axis((2, 4, 8), Size(rows=2_000), dict.fromkeys(("results and report", "plan a grid"))),
+    "processes": Axis((1, 2, 4), Size(rows=20_000), {"fit (command)": None}),
+}
+
+
+class Point(NamedTuple):
+    """One measurement: wall and processor seconds, and MiB."""
+
+    seconds: float
+    processor_seconds: float
+    peak: float
+    added: float
+
+
+def measured(operation: str, size: Size) -> Point:
+    """Measures an operation in this process, which should be fresh."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, inside(Path(folder)):
+        os.environ["LIGHTNING_BACKDOOR_CACHE"] = str(Path(folder) / "cache")
+        run = OPERATIONS[operation](size)
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # memory that the preparation freed would hide what the operation takes
+        before = resident_memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark begins again
+        wall, processor = time.perf_counter(), sum(os.times()[:4])
+        run()
+        wall, processor = time.perf_counter() - wall, sum(os.times()[:4]) - processor
+        peak = resident_memory("VmHWM")
+    return Point(wall, processor, peak, peak - before)
+
+
+def in_a_process(operation: str, size: Size) -> Point:
+    """Measures an operation in a new process.
+
+    Raises:
+        RuntimeError: the process fails; the last line that it wrote is the message.
+    """
+    line = [sys.executable, "-m", "tests.measurements.growth", "--point", json.dumps([operation, size])]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    if run.returncode:
+        raise RuntimeError(f"{operation}, {size}: {run.stderr.strip().splitlines()[-1:]}")
+    return Point(*json.loads(run.stdout.splitlines()[-1]))
+
+
+def slope(values: list[int], figures: list[float]) -> float:
+    """The slope of the logarithms between the two largest values; NaN where a figure is too small to be measured."""
+    if len(values) < 2 or min(figures[-2:]) <= 0:
+        return math.nan
+    return math.log(figures[-1] / figures[-2]) / math.log(values[-1] / values[-2])
+
+
+def measure_axis(axis: str, args: argparse.Namespace, kept: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    """Measures all points of an axis that are not kept yet; yields each operation with its values."""
+    values, base, operations = AXES[axis]
+    for operation, most in operations.items():
+        if args.only not in operation:
+            continue
+        done = []
+        for value in values:
+            if axis == "rows" and value > min(args.max, most or args.max):
+                continue
+            key = f"{operation} | {axis} | {value}"
+            if key not in kept:
+                print(f"{time.strftime('%H:%M:%S')} {operation}: {axis} {value:,}", file=sys.stderr, flush=True)
+                kept[key] = in_a_process(operation, base._replace(**{axis: value}))
+                write_whole(args.output, json.dumps({"version": __version__, "points": kept}, indent=1) + "\n")
+            done.append(value)
+        if done:
+            yield operation, done
+
+
+def print_axis(axis: str, rows: list[tuple[str, list[int]]], kept: dict[str, Any], clock: str) -> None:
+    """Prints the figures of an axis, an operation per row."""
+    others = ", ".join(f"{value:,} {name}" for name, value in AXES[axis].base._asdict().items() if name != axis)
+    table = Table(title=f"Growth with {axis}", caption=f"{others}; {clock} seconds, MiB that the operation adds")
+    for heading in ("operation", *(f"{value:,}" for value in AXES[axis].values), "slope", "memory", "peak MiB", ""):
+        table.add_column(heading, justify="left" if heading in ("operation", "") else "right")
+    for operation, values in rows:
+        points = [Point(*kept[f"{operation} | {axis} | {value}"]) for value in values]
+        figures = [point.seconds if clock == "wall" else point.processor_seconds for point in points]
+        times, memory = slope(values, figures), slope(values, [point.added for point in points])
+        cells = [f"{figure:.3g} s, {point.added:.0f}" for figure, point in zip(figures, points, strict=True)]
+        cells += [""] * (len(AXES[axis].values) - len(values))
+        above = times > LINEAR or memory > LINEAR
+        note = EXPECTED.get((operation, axis), "above linear" if above else "")
+        table.add_row(operation, *cells, f"{times:.2f}", f"{memory:.2f}", f"{points[-1].peak:.0f}", note)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def poison(args: argparse.Namespace) -> Iterator[Comparison]:
+    """``poison`` of a million csv rows, over what it took when every row was an object."""
+    point = in_a_process("poison (command)", Size(rows=1_000_000))
+    title = "poison, 1 million csv rows / when every row was an object"
+    for unit, figure in (("s", point.seconds), ("MiB", point.peak)):
+        yield Comparison(title, unit, "<= 0.5", [Pair(figure, ROWS_AS_OBJECTS[unit])])
+
+
+PARTS = {"poison": poison}
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("axes", nargs="*", help=f"{', '.join(AXES)}; all by default")
+    options.add_argument("--max", type=int, default=1_000_000, help="the largest number of rows")
+    options.add_argument("--only", default="", help="measure operations with this in their name")
+    options.add_argument("--clock", choices=("wall", "processor"), default="wall", help="the seconds that are printed")
+    options.add_argument("--output", type=Path, default=Path("growth.json"), help="the file that keeps the points")
+    options.add_argument("--point", help=argparse.SUPPRESS)  # how the script measures a point in a new process
+    args = options.parse_args()
+    if unknown := set(args.axes) - set(AXES):
+        options.error(f"nothing grows with {', '.join(sorted(unknown))}; give {', '.join(AXES)}")
+    if args.point:
+        operation, size = json.loads(args.point)
+        print(json.dumps(measured(operation, Size(*size))))
+        return 0
+    kept: dict[str, Any] = json.loads(args.output.read_text(encoding="utf-8"))["points"] if args.output.exists() else {}
+    for axis in args.axes or AXES:
+        print_axis(axis, list(measure_axis(axis, args, kept)), kept, args.clock)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
