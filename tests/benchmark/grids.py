@@ -65,7 +65,9 @@ REPAIRED: dict[str, Any] = {
 }
 
 
-def stub_command(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+def stub_command(
+    command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object
+) -> None:
     """Writes what ``fit`` and ``test`` write, in pieces, and numbers that depend on the folder's name alone."""
     pause = float(os.environ.get("STUB_SECONDS", "0"))
     time.sleep(pause)
