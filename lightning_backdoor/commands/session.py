@@ -20,8 +20,8 @@ class Session:
 
     Each command has a module, a data module, callbacks and a trainer of its own, and restores its checkpoint: nothing
     but what is listed above passes from one to the next. What is kept holds for one checkpoint and one config, apart
-    from callbacks, loggers and folders; for any other, everything is made anew. The network is built anew also after a
-    command that failed, and after a defense that left it changed.
+    from callbacks, loggers and folders. For any other, after a command that failed, and after a defense that left the
+    network changed, everything is made anew.
 
     Args:
         configs: configs of the commands; if a defense in one of them reads hidden states, the first command keeps them.
@@ -62,12 +62,14 @@ class Session:
             if self._victim is not None:
                 victim.take_network(self._victim)
             victim.given_captures = self._captures
-        self._victim = None  # what a failed command leaves of a network is not used again
-        self._captures.intact = False
+        kept, self._key = self._key, None  # nothing is used again that a failed command leaves
+        self._victim, self._captures.intact = None, False
         yield
-        if isinstance(victim, TextClassifier) and victim.training_defense is None and self._captures.intact:
-            victim.given_captures = victim._trainer = None
-            self._victim = victim
+        if isinstance(victim, TextClassifier) and self._captures.intact:
+            self._key = kept
+            if victim.training_defense is None:  # its callback changes the network that it finds
+                victim.given_captures = victim._trainer = None
+                self._victim = victim
 
 
 def reads_hidden_states(config: object) -> bool:

@@ -34,7 +34,8 @@ class Captures:
     A result is kept under the token ids and the mask of its batch, the pass and its options: it does not depend on
     which loader or object a batch came from. Results are given out as copies. Nothing is kept or given out while the
     network is in training mode, or has other weights, modules or hooks than at :meth:`begin`; a pass is then computed
-    as if there were no captures.
+    as if there were no captures. Only weights that are written through ``.data``, which torch does not count, are not
+    noticed before :meth:`end`.
 
     Args:
         capacity: bytes of results that are kept. Beyond it results drawn at random are dropped, so that some of the
@@ -42,7 +43,8 @@ class Captures:
 
     Attributes:
         hidden_states: whether plain forward passes also keep the hidden states of :func:`readout_states`.
-        intact: whether the network was the same at the end of the last evaluation as at its beginning.
+        intact: whether the network was the same at the end of the last evaluation as at its beginning, so that what
+            is kept holds for another one.
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
@@ -51,6 +53,7 @@ class Captures:
         self.intact = False
         self._network: PreTrainedModel | None = None
         self._state: tuple[object, ...] | None = None
+        self._sums: Tensor | None = None
         self._results: dict[Hashable, _Result] = {}
         self._keys: list[Hashable] = []  # of the results, in no order
         self._bytes = 0
@@ -59,12 +62,17 @@ class Captures:
     def begin(self, network: PreTrainedModel) -> None:
         """Begins an evaluation of a network; what is kept stays, and must be of a network with the same weights."""
         self.intact = False
-        self._network, self._state = network, _state(network)
+        self._network, self._state, self._sums = network, _state(network), _sums(network)
 
     def end(self) -> None:
         """Ends an evaluation."""
-        self.intact = self._network is not None and self.is_of(self._network)
-        self._network = self._state = None
+        if self._network is not None and self._sums is not None:
+            self.intact = self.is_of(self._network) and torch.equal(_sums(self._network), self._sums)
+        self._network = self._state = self._sums = None
+
+    def rebase(self, network: PreTrainedModel) -> None:
+        """Takes the network as it is now for unchanged: after a pass, in which transformers may add hooks of its own."""
+        self._state = _state(network)
 
     def is_of(self, network: PreTrainedModel) -> bool:
         """Whether the results are those of a network as it is now: the network of :meth:`begin`, unchanged."""
@@ -172,7 +180,7 @@ def shared(
 
     def make() -> T:
         result = run(network, input_ids, attention_mask, **options)
-        captures.begin(network)  # transformers adds hooks of its own when hidden states are first read
+        captures.rebase(network)
         if input_ids.device.type != "cpu":
             torch.accelerator.synchronize(input_ids.device)
         return result
@@ -237,6 +245,11 @@ def _state(network: PreTrainedModel) -> tuple[object, ...] | None:
         weights = [(id(weight), _version(weight)) for weight in module._parameters.values() if weight is not None]
         state.append((id(module), hooks, *weights))
     return tuple(state)
+
+
+def _sums(network: PreTrainedModel) -> Tensor:
+    """The sum of each weight, (weights,), float64."""
+    return torch.stack([weight.detach().sum(dtype=torch.float64).cpu() for weight in network.parameters()])
 
 
 def _version(weight: Tensor) -> tuple[int, int]:
