@@ -28,6 +28,7 @@ from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.names import check_name
 from lightning_backdoor.language.lookups import recorded_lookups
 from lightning_backdoor.models.captures import recorded_use, sharing
+from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
@@ -196,7 +197,7 @@ class InferenceDefense(FailsAlone):
         assert self._metrics is not None
         started = now(victim.device)
         with (
-            trainer.precision_plugin.forward_context(),
+            evaluation_precision(trainer),
             sharing(victim.captures),
             recorded_lookups() as lookups,
             recorded_use() as used,

@@ -26,6 +26,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.names import check_name
 from lightning_backdoor.models.captures import sharing
+from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.victim import TextClassifier
 
 
@@ -92,7 +93,7 @@ class InspectionCallback(FailsAlone):
         trusted = (on_device(batch) for batch in data.trusted_dataloader())
         # flags are hidden after the transfer: some attacks write their trigger there, into rows that are flagged
         stream = (unlabelled(on_device(batch)) for batch in data.stream_dataloader())
-        with trainer.precision_plugin.forward_context(), sharing(victim.captures):
+        with evaluation_precision(trainer), sharing(victim.captures):
             return self.inspection.inspect(victim, trusted, stream)
 
     def _report(self, trainer: Trainer, victim: TextClassifier, verdict: ModelVerdict) -> None:

@@ -13,6 +13,7 @@ from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.captures import sharing
+from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 
@@ -77,7 +78,7 @@ def check_unique(names: Sequence[str], what: str) -> None:
 def learn_and_calibrate(
     algorithm: Calibrated, trainer: Trainer, victim: TextClassifier, data: BackdoorDataModule
 ) -> None:
-    """Calls ``learn`` with the reference rows and ``calibrate`` with the threshold rows, in the run's precision.
+    """Calls ``learn`` with the reference rows and ``calibrate`` with the threshold rows, in evaluation's precision.
 
     The rows are read once in an evaluation, however many defenses and inspections learn from them.
     """
@@ -89,6 +90,6 @@ def learn_and_calibrate(
         found = read() if victim.captures is None else victim.captures.once((doing, "batches"), read)
         yield from tracked(found, f"{doing} {type(algorithm).__name__}", "batches", len(found))
 
-    with trainer.precision_plugin.forward_context(), sharing(victim.captures):
+    with evaluation_precision(trainer), sharing(victim.captures):
         algorithm.learn(victim, batches(data.reference_dataloader, "teaching"))
         algorithm.calibrate(victim, batches(data.threshold_dataloader, "calibrating"))

@@ -71,7 +71,7 @@ class Captures:
         self._network = self._state = self._sums = None
 
     def rebase(self, network: PreTrainedModel) -> None:
-        """Takes the network as it is now for unchanged: after a pass, in which transformers may add hooks of its own."""
+        """Takes the network as it is now for unchanged: after a pass, in which transformers may add hooks."""
         self._state = _state(network)
 
     def is_of(self, network: PreTrainedModel) -> bool:

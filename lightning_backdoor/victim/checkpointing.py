@@ -40,6 +40,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
             it is not recorded.
         training_rows: the training rows of the last fit, counted; see
             :func:`lightning_backdoor.victim.provenance.rows_of`.
+        training_precision: the precision of the last fit, such as ``bf16-mixed``.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         self.max_length = 0
         self.trained_on: dict[str, Any] | None = None
         self.training_rows: dict[str, Any] | None = None
+        self.training_precision: str | None = None
         self._random_states: dict[str, Tensor] = {}
 
     def take_network(self, trained: CheckpointedClassifier) -> None:
@@ -65,6 +67,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Records the training-time defense, validation metrics, and the generators from which dropout draws."""
+        super().on_save_checkpoint(checkpoint)
         defense = self.training_defense
         recorded = None if defense is None else {"name": defense.name, "settings": defense.settings}
         checkpoint["training_defense"] = recorded
@@ -114,6 +117,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         With several processes the generators are restored from the state of the first.
         """
         self.training_rows = rows_of(getattr(self.trainer, "datamodule", None))
+        self.training_precision = str(self.trainer.precision)
         if self.new_head is not None:
             rank_zero_info(f"{self.hparams['model']} {self.new_head.problem}: the head is trained for this data")
             self.new_head = None
