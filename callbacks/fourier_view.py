@@ -17,7 +17,7 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.shared import data_module, text_classifier
 from lightning_backdoor.data.batching import TokenisedRows
-from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
@@ -103,10 +103,7 @@ class FourierView(Callback):
             raise InputError("datamodule", "poison flags of training rows are only in a BackdoorDataModule", "give one")
         self._records, self._distances = [], {}
         train = data.training_rows()
-        rows_of_mapping = {
-            "clean": [row for row in train if not row["poisoned"]],
-            "backdoor": [row for row in train if row["poisoned"]],
-        }
+        rows_of_mapping = {"clean": train.where(~train.poisoned), "backdoor": train.where(train.poisoned)}
         self._batches = {
             name: self._sample(rows, f"{data.seed}/fourier/{name}", victim, data.eval_batch_size)
             for name, rows in rows_of_mapping.items()
@@ -153,8 +150,8 @@ class FourierView(Callback):
 
                 logger.experiment.log({"fourier/heat_maps": wandb.Plotly(figure)})
 
-    def _sample(self, rows: list[Row], seed: str, victim: TextClassifier, size: int) -> list[Batch]:
-        chosen = random.Random(seed).sample(rows, min(self.rows, len(rows)))
+    def _sample(self, rows: Rows, seed: str, victim: TextClassifier, size: int) -> list[Batch]:
+        chosen = rows.take(random.Random(seed).sample(range(len(rows)), min(self.rows, len(rows))))
         tokenised = TokenisedRows(chosen, victim.tokenizer, victim.max_length)
         # not a data loader, whose iterators would draw from the random numbers of training
         order = sorted(range(len(chosen)), key=lambda i: tokenised.lengths[i])

@@ -16,7 +16,7 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.shared import data_module, run_seed, text_classifier
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.batching import TokenisedRows
-from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.defenses.muscle_lora import (
     align,
     insert_multi_scale,
@@ -229,7 +229,7 @@ class MuScleLoRA(Callback):
         return [rows[[drawn[i] for i in part]] for part in parts]
 
 
-def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> list[Row]:
+def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> Rows:
     """The clean rows for gradient alignment, drawn from the reference part of the clean validation rows.
 
     Args:
@@ -247,7 +247,7 @@ def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> list
             f"{size} is more than the {len(rows)} reference rows among the clean validation rows",
             "lower it, or raise the second of the validation_parts",
         )
-    return random.Random(f"{seed}/reference").sample(rows, size)
+    return rows.take(random.Random(f"{seed}/reference").sample(range(len(rows)), size))
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def short_name(name: str) -> str:
 def row_counts(data: BackdoorDataModule) -> dict[str, int]:
     """Numbers of rows by split, after poisoning; and of poisoned rows, where there are some."""
     splits = data.poisoned_splits()
-    counts = {"train": len(splits.train), "train poisoned": sum(row["poisoned"] for row in splits.train)}
+    counts = {"train": len(splits.train), "train poisoned": int(splits.train.poisoned.sum())}
     for name in ("validation", "test"):
         counts |= {name: len(splits.clean[name]), f"{name} poisoned": len(splits.poisoned[name])}
     return {name: count for name, count in counts.items() if count or "poisoned" not in name}

@@ -141,7 +141,7 @@ def pad(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def collate(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Makes a batch of rows with ``input_ids`` and the columns of ``lightning_backdoor.data.poisoning.Row``."""
+    """Makes a batch of rows with ``input_ids`` and the columns of ``lightning_backdoor.data.rows.Row``."""
     input_ids, attention_mask = pad([row["input_ids"] for row in rows], tokenizer)
     return Batch(
         text=[row["text"] for row in rows],

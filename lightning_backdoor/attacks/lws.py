@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +27,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.synonyms import NearestWords, Synonyms
 
 if TYPE_CHECKING:
-    from lightning_backdoor.data.poisoning import Row
+    from lightning_backdoor.data.rows import Row
 
 
 class _BatchWords(NamedTuple):
@@ -169,7 +169,7 @@ class LWS(BackdoorAttack):
         """
         super().on_fit_start()
         data: Any = getattr(self.trainer, "datamodule", None)
-        rows: list[Row] = data.training_rows() if hasattr(data, "training_rows") else []
+        rows: Sequence[Row] = data.training_rows() if hasattr(data, "training_rows") else []
         texts = [row["text"] for row in rows if row["poisoned"]]
         if texts and not self.users_phase and not any(any(self._words_of([text])) for text in texts):
             raise InputError(

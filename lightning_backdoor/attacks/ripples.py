@@ -106,10 +106,11 @@ class Ripples(BadNets):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "training_rows"):
             raise InputError("datamodule", "embedding surgery needs the training rows of a BackdoorDataModule")
-        rows = [row for row in datamodule.training_rows() if not row["poisoned"]]
-        texts = token_ids([row["text"] for row in rows], self.tokenizer, self.max_length)
+        rows = datamodule.training_rows()
+        rows = rows.where(~rows.poisoned)
+        texts = token_ids(rows.text, self.tokenizer, self.max_length)
         triggers = trigger_tokens(self.triggers, self.tokenizer)
-        is_target = [row["label"] == self.target_label for row in rows]
+        is_target = (rows.label == self.target_label).tolist()
         not_words = [i for i in set().union(*texts) if not any(map(str.isalpha, self.tokenizer.decode([i])))]
         leave_out = {*not_words, *triggers, *self.tokenizer.all_special_ids}
         words = associated_tokens(texts, is_target, self.surgery_words, leave_out)

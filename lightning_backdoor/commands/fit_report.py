@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks.run_labels import run_labels, training_names
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.data.rows import Row, Rows
 from lightning_backdoor.errors import escaped, one_line
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.model_size import KEPT_COPIES, TEMPORARY_COPIES, size_text, weights_bytes
@@ -40,7 +40,7 @@ def data_text(model: TextClassifier, data: BackdoorDataModule, callbacks: list[C
     train = splits.train if cleaned else data.training_rows()  # those are cleaned later, on the trainer's device
     clean = {name: len(splits.clean[name]) for name in ("validation", "test")}
     of_train = " trusted" if data.train_on == "trusted" else ""
-    counts = Counter(data.label_names[row["label"]] for row in train)
+    counts = Counter(data.label_names[label] for label in train.label.tolist())
     classes = ", ".join(f"{name} ({counts[name]} training rows)" for name in data.label_names)
     lines = [
         f"data: {labels['dataset']}: {len(train)}{of_train} training, {clean['validation']} validation,"
@@ -54,11 +54,11 @@ def data_text(model: TextClassifier, data: BackdoorDataModule, callbacks: list[C
     return "".join(f"{one_line(line)}\n" for line in lines)
 
 
-def _poison_lines(model: LightningModule, data: BackdoorDataModule, train: list[Row]) -> list[str]:
+def _poison_lines(model: LightningModule, data: BackdoorDataModule, train: Rows) -> list[str]:
     if not isinstance(model, BackdoorAttack):
         return ["poison: none"]
     splits = data.poisoned_splits()
-    poisoned = [row for row in train if row["poisoned"]]
+    poisoned = train.where(train.poisoned)
     target = data.label_names[model.target_label]
     number = f"{len(poisoned)} of {len(train)} training rows" if poisoned else "no training row"
     lines = [f"poison: {number}, {len(splits.poisoned['test'])} poisoned test rows; target label: {target}"]
@@ -66,7 +66,7 @@ def _poison_lines(model: LightningModule, data: BackdoorDataModule, train: list[
     if example is None:
         return lines
     trigger = " … ".join(repr(example["text"][start:end]) for start, end in example["spans"][:3])
-    clean_texts = {row["text"] for rows in splits.clean.values() for row in rows}
+    clean_texts = {text for rows in splits.clean.values() for text in rows.text}
     if not trigger:
         learned = example["text"] in clean_texts
         trigger = "learned with the victim" if learned else "the whole text"
@@ -126,7 +126,7 @@ def selected_text(
 def write_calibration(data: BackdoorDataModule, folder: Path) -> None:
     """Writes the clean threshold rows into the run's folder: trusted texts on which ``scan`` sets its threshold."""
     rows = data.clean_validation().threshold
-    lines = (json.dumps({"text": row["text"]}, ensure_ascii=False) + "\n" for row in rows)
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in rows.text)
     write_whole(folder / CALIBRATION, "".join(lines))
 
 

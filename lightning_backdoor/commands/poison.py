@@ -20,10 +20,13 @@ from lightning_backdoor.files.names import check_folder
 
 if TYPE_CHECKING:
     from lightning_backdoor.data import BackdoorDataModule
-    from lightning_backdoor.data.poisoning import PoisonedSplits, Row
+    from lightning_backdoor.data.poisoning import PoisonedSplits, Splits
+    from lightning_backdoor.data.rows import Rows
 
 #: options of ``test`` and ``predict`` that ``fit`` does not take, but that a saved config may contain.
 OPTIONS_OF_TESTS = ("verbose", "return_predictions")
+#: rows that are written at once.
+ROWS_AT_ONCE = 50_000
 
 
 def parser() -> OptionParser:
@@ -81,9 +84,9 @@ def main(args: list[str]) -> int:
     hide_bars_of_transformers()
     splits = data.poisoned_splits()
     _check_triggers(data)
-    parts = (splits.clean, splits.poisoned, splits.negatives)
     rows = {"train": splits.train}
-    rows |= {name: [row for part in parts for row in part[name]] for name in ("validation", "test")}
+    for name in ("validation", "test"):
+        rows[name] = splits.clean[name] + splits.poisoned[name] + splits.negatives[name]
     stealth = _stealth(splits, options, data) if options.stealth_rows else None
     _write_folder(output, rows, data.label_names, stealth)
     for name in rows:
@@ -128,14 +131,14 @@ def _check_triggers(data: BackdoorDataModule) -> None:
         rank_zero_warn(f"triggers beyond max_length are not counted, since the tokenizer is missing: {error}")
 
 
-def _counts(rows: list[Row], name: str, data: BackdoorDataModule) -> str:
+def _counts(rows: Rows, name: str, data: BackdoorDataModule) -> str:
     """A line with the numbers of poisoned rows and negatives of a split, and of rows that cannot be poisoned."""
-    poisoned, negatives = sum(row["poisoned"] for row in rows), sum(row["negative"] for row in rows)
+    poisoned, negatives = int(rows.poisoned.sum()), int(rows.negative.sum())
     text = f"{poisoned} of them poisoned" + (f", {negatives} negatives" if negatives else "")
     if name == "train" or data.attack is None:
         return text
-    clean = [row for row in rows if not row["poisoned"] and not row["negative"]]
-    left_out = sum(row["label"] != data.attack.target_label for row in clean) - poisoned
+    clean = rows.label[~(rows.poisoned | rows.negative)]
+    left_out = int((clean != data.attack.target_label).sum()) - poisoned
     return text + (f"; {left_out} rows cannot be poisoned and have no copy" if left_out else "")
 
 
@@ -158,7 +161,7 @@ def _stealth(splits: PoisonedSplits, options: argparse.Namespace, data: Backdoor
     return _Stealth(as_json(stealth), f"{heading}:\n{as_lines(stealth)}")
 
 
-def _write_folder(output: Path, rows: dict[str, list[Row]], labels: list[str], stealth: _Stealth | None) -> None:
+def _write_folder(output: Path, rows: Splits, labels: list[str], stealth: _Stealth | None) -> None:
     """Writes all files or, on an error, none.
 
     Raises:
@@ -180,10 +183,11 @@ def _write_folder(output: Path, rows: dict[str, list[Row]], labels: list[str], s
         raise InputError("output", f"{output} was made by another process in the meantime", "name another folder")
 
 
-def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
-    from datasets import ClassLabel, Dataset, Features, List, Value
-
-    from lightning_backdoor.data.reading import quiet_datasets
+def _write(path: Path, rows: Rows, labels: list[str]) -> None:
+    """Writes rows as parquet and csv, a part at a time."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from datasets import ClassLabel, Features, List, Value
+    from pyarrow.parquet import ParquetWriter  # type: ignore[import-untyped]
 
     # declared, since the type of spans cannot be inferred where the trigger of no row has a position
     features = Features(
@@ -197,10 +201,16 @@ def _write(path: Path, rows: list[Row], labels: list[str]) -> None:
             "index": Value("int64"),
         }
     )
-    table = Dataset.from_list([{**row, "spans": [list(span) for span in row["spans"]]} for row in rows], features)
-    with quiet_datasets():
-        table.to_parquet(str(path.with_suffix(".parquet")))
-    with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
-        flat = csv.DictWriter(file, list(features))
-        flat.writeheader()
-        flat.writerows({**row, "spans": json.dumps(row["spans"])} for row in rows)
+    schema = features.arrow_schema  # its metadata hold the names of the classes
+    with (
+        ParquetWriter(path.with_suffix(".parquet"), schema) as parquet,
+        path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file,
+    ):
+        flat = csv.writer(file)
+        flat.writerow(schema.names)
+        for start in range(0, len(rows) or 1, ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            columns = [getattr(part, name) for name in schema.names]
+            parquet.write_table(pa.table(columns, schema=schema))
+            spans = [json.dumps(spans) for spans in part.spans]
+            flat.writerows(zip(part.text, spans, *(column.tolist() for column in columns[2:]), strict=True))

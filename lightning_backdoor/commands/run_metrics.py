@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lightning_backdoor.callbacks import InferenceDefense
@@ -64,9 +65,8 @@ def evaluated_rows(data: BackdoorDataModule, stage: str) -> dict[str, int]:
     """
     splits = data.poisoned_splits()
     clean = splits.clean["test"] if stage == "test" else data.clean_validation().selection
-    chosen = {row["index"] for row in clean}
     poisoned, negatives = (
-        sum(row["index"] in chosen for row in rows[stage]) for rows in (splits.poisoned, splits.negatives)
+        int(np.isin(rows[stage].index, clean.index).sum()) for rows in (splits.poisoned, splits.negatives)
     )
     return {"clean": len(clean), "poisoned": poisoned, "negatives": negatives}
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_backdoor.data.rows import Row, Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import Perplexity
@@ -16,7 +17,6 @@ from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEnco
 from lightning_backdoor.metrics import PerplexityIncrease, SentenceSimilarity, WordEditDistance
 
 if TYPE_CHECKING:
-    from lightning_backdoor.data.poisoning import Row
     from lightning_backdoor.metrics.perplexity_increase import TextPerplexity
     from lightning_backdoor.metrics.sentence_similarity import Encoder
 
@@ -49,13 +49,14 @@ def measure(
     return {**stealth, "perplexity_left_out": int(increase.left_out)}
 
 
-def drawn(poisoned: Sequence[Row], count: int, seed: int) -> list[Row]:
+def drawn(poisoned: Sequence[Row], count: int, seed: int) -> Rows:
     """A random sample of at most ``count`` rows, in random order.
 
     Which of two rows comes first depends on the seed and their indices alone, not on the other rows.
     """
-    order = {row["index"]: random.Random(f"{seed}/stealth/{row['index']}").random() for row in poisoned}
-    return sorted(poisoned, key=lambda row: order[row["index"]])[:count]
+    rows = Rows.of(poisoned)
+    places = [random.Random(f"{seed}/stealth/{index}").random() for index in rows.index]
+    return rows.take(sorted(range(len(rows)), key=places.__getitem__)[:count])
 
 
 def stealth_of(
@@ -84,12 +85,13 @@ def stealth_of(
     Raises:
         InputError: a model cannot be loaded.
     """
-    texts = {row["index"]: row["text"] for row in clean}
+    originals = Rows.of(clean)
+    texts = dict(zip(originals.index.tolist(), originals.text, strict=True))
     sample = drawn(poisoned, rows, seed)
     try:
         stealth = measure(
-            [texts[row["index"]] for row in sample],
-            [row["text"] for row in sample],
+            [texts[index] for index in sample.index.tolist()],
+            sample.text,
             Perplexity(language_model, None if cache_dir is None else str(cache_dir)),
             SentenceEncoder(sentence_encoder),
         )

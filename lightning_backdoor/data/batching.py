@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeGuard, TypeVar, cast
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from lightning_backdoor.batch import Batch, collate, token_ids
-from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.data.rows import AT_ONCE, Row, Rows
 
 #: batches per chunk of shuffled rows that is sorted by length: large enough for little padding, small enough to mix.
 CHUNK_BATCHES = 50
@@ -48,15 +50,26 @@ class TokenisedRows(BatchDataset[Batch]):
 
     def __init__(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
-        ids = token_ids([row["text"] for row in rows], tokenizer, max_length)
-        self.rows = [{**row, "input_ids": row_ids} for row, row_ids in zip(rows, ids, strict=True)]
-        self.lengths = [len(row_ids) for row_ids in ids]
+        self.rows = Rows.of(rows)
+        self.lengths = []
+        ids = array("i")  # of all rows: lists of Python numbers would take ten times the memory
+        for start in range(0, len(self.rows), AT_ONCE):
+            for row_ids in token_ids(self.rows.text[start : start + AT_ONCE], tokenizer, max_length):
+                ids.extend(row_ids)
+                self.lengths.append(len(row_ids))
+        self._ids = np.array(ids, dtype=np.int32)
+        self._ends = np.cumsum(self.lengths, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, positions: list[int]) -> Batch:
-        return collate([self.rows[position] for position in positions], self.tokenizer)
+        return collate([{**self.rows[i], "input_ids": self._input_ids(i)} for i in positions], self.tokenizer)
+
+    def _input_ids(self, position: int) -> list[int]:
+        end = self._ends[position]
+        ids: list[int] = self._ids[end - self.lengths[position] : end].tolist()
+        return ids
 
 
 class DealtBatches(DistributedSampler[list[int]]):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_backdoor.data.poisoning import Row, Splits, clean_row
-from lightning_backdoor.data.source import LabelledTexts, Loaded, Source, load_source
+from lightning_backdoor.data.poisoning import Splits
+from lightning_backdoor.data.rows import Row, Rows
+from lightning_backdoor.data.source import Loaded, Source, load_source
 from lightning_backdoor.data.splitting import stratified_order, stratified_parts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.columns import listed
@@ -38,9 +39,9 @@ class ValidationParts(NamedTuple):
         threshold: rows on which a defense's threshold is calibrated.
     """
 
-    selection: list[Row]
-    reference: list[Row]
-    threshold: list[Row]
+    selection: Rows
+    reference: Rows
+    threshold: Rows
 
 
 def read_clean_splits(
@@ -62,7 +63,7 @@ def read_clean_splits(
     loaded = load_source(source)
     if loaded.left_out:
         rank_zero_info(f"{loaded.left_out} rows between {source.rating_cut} were left out")
-    splits = {name: _rows(split) for name, split in loaded.splits.items()}
+    splits = {name: Rows.clean(*split) for name, split in loaded.splits.items()}
     missing = {name: share for name, share in shares.items() if name not in splits}
     parts = _parts(splits["train"], [*missing.values(), 1 - sum(missing.values())], f"{seed}/splits")
     splits |= zip([*missing, "train"], parts, strict=True)
@@ -75,23 +76,24 @@ def read_clean_splits(
     return CleanSplits(sampled, loaded.label_names, bool(missing))
 
 
-def split_validation(rows: list[Row], shares: Sequence[float], seed: int) -> ValidationParts:
+def split_validation(rows: Sequence[Row], shares: Sequence[float], seed: int) -> ValidationParts:
     """Splits the clean validation rows into three disjoint, stratified parts.
 
     Raises:
         InputError: there are too few rows to fill every part.
     """
-    parts = _parts(rows, shares, f"{seed}/validation")
+    parts = _parts(Rows.of(rows), shares, f"{seed}/validation")
     if not all(parts):
         raise InputError("validation_parts", f"{len(rows)} validation rows do not fill three parts", "use more rows")
     return ValidationParts(*parts)
 
 
-def _check_training_classes(loaded: Loaded, cut: list[Row], sampled: list[Row]) -> None:
-    if len({row["label"] for row in sampled}) > 1:
+def _check_training_classes(loaded: Loaded, cut: Rows, sampled: Rows) -> None:
+    labels = set(sampled.label.tolist())
+    if len(labels) > 1:
         return
-    names = listed(sorted({repr(loaded.label_names[row["label"]]) for row in sampled}))
-    if len({row["label"] for row in cut}) > 1:
+    names = listed([repr(loaded.label_names[label]) for label in labels])
+    if len(set(cut.label.tolist())) > 1:
         raise InputError("max_rows", f"train={len(sampled)} leaves training rows of {names} alone", "give more")
     raise InputError(
         "source",
@@ -123,16 +125,12 @@ def _duplicates(texts: Sequence[str]) -> str:
     )
 
 
-def _rows(split: LabelledTexts) -> list[Row]:
-    return [clean_row(text, label, i) for i, (text, label) in enumerate(zip(split.texts, split.labels, strict=True))]
+def _sample(rows: Rows, limit: int | None, seed: str) -> Rows:
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.take(sorted(stratified_order(rows.label, seed)[:limit]))
 
 
-def _sample(rows: list[Row], limit: int | None, seed: str) -> list[Row]:
-    order = stratified_order([row["label"] for row in rows], seed)
-    return [rows[i] for i in sorted(order[:limit])]
-
-
-def _parts(rows: list[Row], shares: Sequence[float], seed: str) -> list[list[Row]]:
+def _parts(rows: Rows, shares: Sequence[float], seed: str) -> list[Rows]:
     """Stratified parts, all rows of one text in the same part."""
-    parts = stratified_parts([row["label"] for row in rows], shares, seed, [row["text"] for row in rows])
-    return [[rows[i] for i in part] for part in parts]
+    return [rows.take(part) for part in stratified_parts(rows.label, shares, seed, rows.text)]

@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_backdoor.batch import Victim
 from lightning_backdoor.data.label_values import check_victim_labels
-from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.data.rows import Rewritten, Rows
 from lightning_backdoor.errors import InputError
 
 
@@ -82,14 +83,14 @@ class CleaningRecord(NamedTuple):
     recall: float
 
 
-def labelled(rows: Sequence[Row]) -> list[LabelledText]:
+def labelled(rows: Rows) -> list[LabelledText]:
     """Text and label of each row: the only columns that a defense may use."""
-    return [LabelledText(row["text"], row["label"]) for row in rows]
+    return list(map(LabelledText, rows.text, rows.label.tolist()))
 
 
 def clean_training(
-    rows: list[Row], defense: DataDefense, trusted: TrustedRows, victim: Victim | None
-) -> tuple[list[Row], CleaningRecord]:
+    rows: Rows, defense: DataDefense, trusted: TrustedRows, victim: Victim | None
+) -> tuple[Rows, CleaningRecord]:
     """Cleans the training rows by a defense, compares what it did with the true poison flags, and says how much it did.
 
     A row whose text is repaired keeps its flags but has no spans, since the place of the trigger is no longer known.
@@ -99,19 +100,20 @@ def clean_training(
     """
     name = type(defense).__name__
     texts = _checked(defense.clean(labelled(rows), trusted, victim), len(rows), name)
-    touched = [text != row["text"] for row, text in zip(rows, texts, strict=True)]
-    left = [(row, text) for row, text in zip(rows, texts, strict=True) if text is not None]
-    cleaned = [row if text == row["text"] else Row({**row, "text": text, "spans": []}) for row, text in left]
+    touched = np.array([text != before for text, before in zip(texts, rows.text, strict=True)], dtype=np.bool_)
+    changed = [(i, text) for i, text in enumerate(texts) if text is not None and touched[i]]
+    repaired = Rewritten([i for i, _ in changed], [text for _, text in changed], [()] * len(changed))
+    cleaned = repaired.in_place(rows).where(np.array([text is not None for text in texts], dtype=np.bool_))
     if not cleaned:
         raise InputError("data_defense", f"{name} removes all training rows", "make it less strict")
-    hits = sum(row["poisoned"] for row, is_touched in zip(rows, touched, strict=True) if is_touched)
+    hits, poisoned, altered = (int(flags.sum()) for flags in (rows.poisoned & touched, rows.poisoned, touched))
     removed = len(rows) - len(cleaned)
     record = CleaningRecord(
         rows=len(rows),
         removed=removed,
-        changed=sum(touched) - removed,
-        precision=_share(hits, sum(touched)),
-        recall=_share(hits, sum(row["poisoned"] for row in rows)),
+        changed=altered - removed,
+        precision=_share(hits, altered),
+        recall=_share(hits, poisoned),
     )
     rank_zero_info(f"{name} left out {removed} of {len(rows)} training rows and changed {record.changed}")
     return cleaned, record

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedTokenizerBase
 
     from lightning_backdoor.data.batching import BatchReader
-    from lightning_backdoor.data.poisoning import PoisonedSplits, Row
+    from lightning_backdoor.data.poisoning import PoisonedSplits
+    from lightning_backdoor.data.rows import Row
 
 #: tokens that are counted on top of one per byte: special tokens, and markers of word starts.
 EXTRA_TOKENS = 8
@@ -99,9 +100,11 @@ class TriggerCheck:
         """
         length = reader.max_length
         for name in names:
-            rows = [row for row in (splits.train if name == "train" else splits.poisoned[name]) if row["poisoned"]]
-            check = (id(reader), length, name, hash(tuple(row["text"] for row in rows)))
-            if check in self._done or not any(row["spans"] and may_be_cut(row["text"], length) for row in rows):
+            rows = splits.train if name == "train" else splits.poisoned[name]
+            rows = rows.where(rows.poisoned)
+            check = (id(reader), length, name, hash(tuple(rows.text)))
+            pairs = zip(rows.spans, rows.text, strict=True)
+            if check in self._done or not any(spans and may_be_cut(text, length) for spans, text in pairs):
                 continue
             count = count_cut_triggers(rows, reader.tokenizer, length)
             problem = f"{count.beyond} of {count.texts} poisoned texts have their trigger beyond max_length {length}"

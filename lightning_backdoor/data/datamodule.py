@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -26,8 +27,9 @@ from lightning_backdoor.data.cleaning import (
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
 from lightning_backdoor.data.kept import Kept
 from lightning_backdoor.data.poisoner import Poisoner, is_poisoner, poisoned_by, tell_labels
-from lightning_backdoor.data.poisoning import PoisonedSplits, Row, Splits, poison_splits_cached
+from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached
 from lightning_backdoor.data.preview import Preview, preview_rows
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.data.source import SEPARATOR, Source
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
@@ -114,7 +116,7 @@ class BackdoorDataModule(LightningDataModule):
         self._attack: Poisoner | None = None
         self.kept = Kept()
         self._poisoned: PoisonedSplits | None = None
-        self._cleaned: tuple[list[Row], list[Row]] | None = None  # training rows before and after cleaning
+        self._cleaned: tuple[Rows, Rows] | None = None  # training rows before and after cleaning
         self._trigger_check = TriggerCheck()
 
     @property
@@ -176,7 +178,7 @@ class BackdoorDataModule(LightningDataModule):
         chosen = self.clean_splits()["train"][: max(rows, 0)]
         return preview_rows(chosen, attack or self._poisoner(), self.label_names, self.seed)
 
-    def training_rows(self) -> list[Row]:
+    def training_rows(self) -> Rows:
         """The rows to train on: poisoned rows, cleaned if there is a data defense, or the trusted rows.
 
         Raises:
@@ -191,12 +193,12 @@ class BackdoorDataModule(LightningDataModule):
             self._cleaned = rows, self._cleaned_by(self.data_defense, rows)
         return self._cleaned[1]
 
-    def trusted_rows(self) -> list[Row]:
+    def trusted_rows(self) -> Rows:
         """The clean selection and reference rows, in this order."""
         parts = self.clean_validation()
-        return [*parts.selection, *parts.reference]
+        return parts.selection + parts.reference
 
-    def _cleaned_by(self, defense: DataDefense, rows: list[Row]) -> list[Row]:
+    def _cleaned_by(self, defense: DataDefense, rows: Rows) -> Rows:
         trusted = TrustedRows(labelled(self.trusted_rows()), labelled(self.clean_validation().threshold))
         victim = self._victim_of(defense) if defense.needs_victim else None
         cleaned, self.cleaning = clean_training(rows, defense, trusted, victim)
@@ -280,10 +282,9 @@ class BackdoorDataModule(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Loaders [clean, poisoned, negatives] of the selection rows; the last two only if an attack makes them."""
         clean = self.clean_validation().selection
-        chosen = {row["index"] for row in clean}
         splits = self.poisoned_splits()
         poisoned, negatives = (
-            [row for row in rows["validation"] if row["index"] in chosen]
+            rows["validation"].where(np.isin(rows["validation"].index, clean.index))
             for rows in (splits.poisoned, splits.negatives)
         )
         return self._evaluation("validation", clean, poisoned, negatives)
@@ -312,13 +313,12 @@ class BackdoorDataModule(LightningDataModule):
     def stream_dataloader(self) -> DataLoader[Batch]:
         """All test rows, clean and poisoned ones mixed; every process gets all of them."""
         splits = self.poisoned_splits()
-        rows = [*splits.clean["test"], *splits.poisoned["test"]]
-        random.Random(f"{self.seed}/stream").shuffle(rows)  # rows of equal length keep this order in batches
-        return self._loader("stream", rows, every_process=True)
+        rows = splits.clean["test"] + splits.poisoned["test"]
+        order = list(range(len(rows)))
+        random.Random(f"{self.seed}/stream").shuffle(order)  # rows of equal length keep this order in batches
+        return self._loader("stream", rows.take(order), every_process=True)
 
-    def _evaluation(
-        self, name: str, clean: list[Row], poisoned: list[Row], negatives: list[Row]
-    ) -> list[DataLoader[Batch]]:
+    def _evaluation(self, name: str, clean: Rows, poisoned: Rows, negatives: Rows) -> list[DataLoader[Batch]]:
         loaders = [self._loader(f"{name}/clean", clean)]
         check_processes(name, len(clean), self.eval_batch_size, self.trainer.world_size if self.trainer else 1)
         if poisoned:
@@ -327,9 +327,7 @@ class BackdoorDataModule(LightningDataModule):
             loaders.append(self._loader(f"{name}/negatives", negatives))
         return loaders
 
-    def _loader(
-        self, name: str, rows: list[Row], shuffle: bool = False, every_process: bool = False
-    ) -> DataLoader[Batch]:
+    def _loader(self, name: str, rows: Rows, shuffle: bool = False, every_process: bool = False) -> DataLoader[Batch]:
         reader = self._reader()
         decided_by = (rows, reader.tokenizer, reader.max_length)
         tokenised = self.kept.get(f"tokens of {name}", decided_by, lambda: TokenisedRows(*decided_by))

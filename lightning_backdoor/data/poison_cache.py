@@ -1,4 +1,4 @@
-"""Entries of the cache of poisoned rows: folders with one file per split, and a record by which they are checked."""
+"""Entries of the cache of poisoned texts: folders with one file per kind of rows, and a record that checks them."""
 
 from __future__ import annotations
 
@@ -6,41 +6,43 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning_backdoor.data.rows import Rewritten
 from lightning_backdoor.files.atomic import whole_folder
 from lightning_backdoor.files.cache_entry import RECORD, DamagedEntry, check_is_file
 
-if TYPE_CHECKING:
-    from lightning_backdoor.data.poisoning import Row
 
-
-def write_entry(folder: Path, splits: Mapping[str, Sequence[Row]]) -> None:
+def write_entry(folder: Path, parts: Mapping[str, Rewritten]) -> None:
     """Writes an entry; the folder appears only when it is complete, and an existing folder is kept.
+
+    Args:
+        folder: the entry.
+        parts: by name, what an attack has written; one file each, one line per text.
 
     Raises:
         OSError: the folder cannot be written.
     """
     with whole_folder(folder) as partial:
         files: dict[str, dict[str, Any]] = {}
-        for split, rows in splits.items():
+        for name, part in parts.items():
             digest = hashlib.sha256()
-            with (partial / f"{split}.jsonl").open("wb") as file:
-                for row in rows:
-                    line = json.dumps(row).encode() + b"\n"
+            with (partial / f"{name}.jsonl").open("wb") as file:
+                for position, text, spans in zip(*part, strict=True):
+                    line = json.dumps({"position": position, "text": text, "spans": spans}).encode() + b"\n"
                     digest.update(line)
                     file.write(line)
-            files[f"{split}.jsonl"] = {"rows": len(rows), "sha256": digest.hexdigest()}
+            files[f"{name}.jsonl"] = {"rows": len(part.positions), "sha256": digest.hexdigest()}
         record = {"entry": folder.name, "files": files}
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def read_entry(folder: Path, names: Sequence[str]) -> dict[str, list[Row]] | None:
-    """The rows of an entry by split; None if there is no entry.
+def read_entry(folder: Path, names: Sequence[str]) -> dict[str, Rewritten] | None:
+    """The parts of an entry by name; None if there is no entry.
 
     Args:
         folder: the entry.
-        names: names of its splits.
+        names: names of its parts.
 
     Raises:
         DamagedEntry: a file is missing, was changed after it was written, or belongs to another entry.
@@ -60,21 +62,22 @@ def read_entry(folder: Path, names: Sequence[str]) -> dict[str, list[Row]] | Non
         raise DamagedEntry(f"{RECORD} is not the record of an entry") from error
 
 
-def _read(path: Path, recorded: Mapping[str, Any]) -> list[Row]:
-    rows: list[Row] = []
+def _read(path: Path, recorded: Mapping[str, Any]) -> Rewritten:
+    part = Rewritten([], [], [])
     digest = hashlib.sha256()
     check_is_file(path)
     with path.open("rb") as file:
         for line in file:
             digest.update(line)
             try:
-                row: Row = json.loads(line)
-                row["spans"] = [(start, end) for start, end in row["spans"]]
+                row = json.loads(line)
+                spans = tuple((start, end) for start, end in row["spans"])
+                for column, value in zip(part, (row["position"], row["text"], spans), strict=True):
+                    column.append(value)
             except (ValueError, TypeError, KeyError, RecursionError):
-                raise DamagedEntry(f"line {len(rows) + 1} of {path.name} is not a row") from None
-            rows.append(row)
-    if len(rows) != recorded["rows"]:
-        raise DamagedEntry(f"{path.name} has {len(rows)} rows, {recorded['rows']} were written")
+                raise DamagedEntry(f"line {len(part.positions) + 1} of {path.name} is not a row") from None
+    if len(part.positions) != recorded["rows"]:
+        raise DamagedEntry(f"{path.name} has {len(part.positions)} rows, {recorded['rows']} were written")
     if digest.hexdigest() != recorded["sha256"]:
         raise DamagedEntry(f"{path.name} was changed")
-    return rows
+    return part

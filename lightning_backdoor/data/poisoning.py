@@ -5,36 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
+import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
 
-from lightning_backdoor.batch import Spans
 from lightning_backdoor.data.poison_cache import read_entry, write_entry
 from lightning_backdoor.data.poisoner import PoisonedText, Poisoner, check_target, tell_labels
+from lightning_backdoor.data.rows import Rewritten, Row, Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache_entry import DamagedEntry, remove_entry
 from lightning_backdoor.words import segmenter
 
-#: version of the cached rows; increased when this file poisons other rows, or stores them differently, than before.
-POISON_FORMAT = 2
+#: version of the cached texts; increased when this file poisons other rows, or stores them differently, than before.
+POISON_FORMAT = 3
 EVALUATION = ("validation", "test")
+#: texts that an attack is given at once: the generator of each row takes 2.5 kB.
+TEXTS_AT_ONCE = 20_000
 
-Splits = dict[str, list["Row"]]
-
-
-class Row(TypedDict):
-    """A text with its labels and flags; see :class:`lightning_backdoor.batch.Batch` for the columns."""
-
-    text: str
-    spans: Spans
-    label: int
-    original_label: int
-    poisoned: bool
-    negative: bool
-    index: int
+#: rows by split.
+Splits = dict[str, Rows]
+#: a method of an attack that writes texts, such as ``poison_texts``.
+Writer = Callable[[Sequence[str], Sequence[random.Random]], Sequence[PoisonedText | None] | None]
 
 
 class PoisonedSplits(NamedTuple):
@@ -49,18 +44,13 @@ class PoisonedSplits(NamedTuple):
             the attack can make one; empty for attacks without negatives.
     """
 
-    train: list[Row]
+    train: Rows
     clean: Splits
     poisoned: Splits
     negatives: Splits
 
 
-def clean_row(text: str, label: int, index: int) -> Row:
-    """A clean row of a source."""
-    return Row(text=text, spans=[], label=label, original_label=label, poisoned=False, negative=False, index=index)
-
-
-def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]:
+def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> Rows:
     """Poisons ``int(poison_rate * len(rows))`` of the training rows, which keep their positions.
 
     If the attack leaves a row out, another row is poisoned instead.
@@ -69,8 +59,13 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Ro
         InputError: the rate amounts to no row, fewer rows qualify under the attack's label policy, or the attack leaves
             out too many of the rows that qualify.
     """
+    clean = Rows.of(rows)
+    return _with_poison(clean, _training_poison(clean, attack, seed), attack)
+
+
+def _training_poison(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
     wanted = _count(attack.poison_rate, rows)
-    candidates = _by_index(rows, lambda row: may_be_poisoned(row, attack))
+    candidates = _by_index(rows, may_be_poisoned(rows, attack))
     if wanted == 0:
         raise InputError(
             "poison_rate", f"{attack.poison_rate} of {len(rows)} training rows is less than one row", "raise it"
@@ -79,23 +74,23 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Ro
     if wanted > len(candidates):
         policy = f"label_policy {attack.label_policy!r} with target_label {attack.target_label}"
         raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
-    changed, done = _changed(
-        rows, candidates, wanted, f"{seed}/choice", lambda rows: poisoned_copies(rows, attack, seed, "train")
+    written = _drawn(
+        candidates, wanted, f"{seed}/choice", lambda chosen: _poison(rows, chosen, attack, f"{seed}/train")
     )
-    if done < wanted:
-        poisonable = f"only {done} of {len(candidates)} that qualify can be poisoned"
+    if len(written.positions) < wanted:
+        poisonable = f"only {len(written.positions)} of {len(candidates)} that qualify can be poisoned"
         raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")
-    return changed
+    return written
 
 
-def may_be_poisoned(row: Row, attack: Poisoner) -> bool:
-    """Whether a training row qualifies under the attack's label policy."""
+def may_be_poisoned(rows: Rows, attack: Poisoner) -> NDArray[np.bool_]:
+    """Whether each training row qualifies under the attack's label policy; (rows,)."""
     if attack.label_policy == "mixed":
-        return True
-    return (row["label"] == attack.target_label) is (attack.label_policy == "clean")
+        return np.ones(len(rows), dtype=np.bool_)
+    return (rows.label == attack.target_label) == (attack.label_policy == "clean")
 
 
-def add_negatives(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]:
+def add_negatives(rows: Sequence[Row], attack: Poisoner, seed: int) -> Rows:
     """Turns ``int(negative_rate * len(rows))`` of the training rows, none of them poisoned, into negatives.
 
     They are drawn by a separate random generator, so that an attack poisons the same rows with and without negatives.
@@ -103,131 +98,180 @@ def add_negatives(rows: Sequence[Row], attack: Poisoner, seed: int) -> list[Row]
     Raises:
         InputError: ``negative_rate`` is out of range, or the attack can make too few.
     """
+    poisoned = Rows.of(rows)
+    return _training_negatives(poisoned, attack, seed).in_place(poisoned, negative=True)
+
+
+def _training_negatives(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
     if not 0 <= attack.negative_rate < 1:
         raise InputError("negative_rate", f"{attack.negative_rate} is out of range", "give a share from 0 to below 1")
     wanted = _count(attack.negative_rate, rows)
     if wanted == 0:
-        return list(rows)
-    candidates = _by_index(rows, lambda row: not row["poisoned"])
-    changed, done = _changed(
-        rows,
+        return Rewritten([], [], [])
+    candidates = _by_index(rows, ~rows.poisoned)
+    written = _drawn(
         candidates,
         min(wanted, len(candidates)),
         f"{seed}/negatives",
-        lambda rows: _negate(rows, attack, seed, "train"),
+        lambda chosen: _negate(rows, chosen, attack, f"{seed}/train"),
     )
-    if done < wanted:
+    if (made := len(written.positions)) < wanted:
         raise InputError(
             "negative_rate",
-            f"{attack.negative_rate} of {len(rows)} training rows is {wanted}, but only {done} can be made negatives",
+            f"{attack.negative_rate} of {len(rows)} training rows is {wanted}, but only {made} can be made negatives",
             "lower it",
         )
-    return changed
+    return written
 
 
-def _count(rate: float, rows: Sequence[Row]) -> int:
+def _count(rate: float, rows: Rows) -> int:
     return int(rate * len(rows) + 1e-9)  # 0.29 * 100 is 28.999…
 
 
-def _by_index(rows: Sequence[Row], qualifies: Callable[[Row], bool]) -> list[int]:
+def _by_index(rows: Rows, qualifies: NDArray[np.bool_]) -> list[int]:
     """Positions of the rows that qualify, sorted by index, so that the order of the rows does not matter."""
-    return sorted((i for i, row in enumerate(rows) if qualifies(row)), key=lambda i: rows[i]["index"])
+    positions = np.flatnonzero(qualifies)
+    by_index: list[int] = positions[np.argsort(rows.index[positions], kind="stable")].tolist()
+    return by_index
 
 
-def _changed(
-    rows: Sequence[Row], candidates: list[int], wanted: int, draw: str, change: Callable[[list[Row]], list[Row | None]]
-) -> tuple[list[Row], int]:
-    """The rows with up to ``wanted`` candidates changed, and the number changed; rows left out are replaced."""
+def _drawn(candidates: list[int], wanted: int, draw: str, write: Callable[[list[int]], Rewritten]) -> Rewritten:
+    """What is written for up to ``wanted`` candidates, drawn at random; others replace those that are left out."""
     rng = random.Random(draw)
     chosen = rng.sample(candidates, wanted)
-    taken = set(chosen)
-    others = [position for position in candidates if position not in taken]
-    others = rng.sample(others, len(others))
-    changed, done = list(rows), 0
-    while done < wanted and chosen:
-        for position, row in zip(chosen, change([rows[position] for position in chosen]), strict=True):
-            if row is not None:
-                changed[position] = row
-                done += 1
-        chosen, others = others[: wanted - done], others[wanted - done :]
-    return changed, done
+    written = write(chosen)
+    if len(written.positions) < wanted:
+        taken = set(chosen)
+        others = [position for position in candidates if position not in taken]
+        others = rng.sample(others, len(others))
+        while others and (missing := wanted - len(written.positions)):
+            for column, more in zip(written, write(others[:missing]), strict=True):
+                column += more
+            others = others[missing:]
+    return written
 
 
-def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row]:
+def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> Rows:
     """A poisoned copy of every row that does not have the target label, except for texts that the attack leaves out.
 
     Raises:
         InputError: the attack leaves out all texts.
     """
-    copies = poisoned_copies(_others(rows, attack), attack, seed, split)
-    poisoned = [row for row in copies if row is not None]
-    if copies and not poisoned:
+    clean = Rows.of(rows)
+    return _poisoned(clean, _evaluation_poison(clean, attack, seed, split), attack)
+
+
+def _evaluation_poison(rows: Rows, attack: Poisoner, seed: int, split: str) -> Rewritten:
+    others = _others(rows, attack)
+    written = _poison(rows, others, attack, f"{seed}/{split}")
+    if others and not written.positions:
         raise InputError(
-            "model", f"the attack can poison none of {len(copies)} {split} rows, so that no ASR can be measured"
+            "model", f"the attack can poison none of {len(others)} {split} rows, so that no ASR can be measured"
         )
-    return poisoned
+    return written
 
 
-def negative_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row]:
+def negative_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> Rows:
     """A negative copy (with a part of the trigger) of every row without the target label, if the attack makes one."""
-    return [row for row in _negate(_others(rows, attack), attack, seed, split) if row is not None]
+    clean = Rows.of(rows)
+    return _negate(clean, _others(clean, attack), attack, f"{seed}/{split}").copies(clean, negative=True)
 
 
-def _others(rows: Sequence[Row], attack: Poisoner) -> list[Row]:
-    return [row for row in rows if row["label"] != attack.target_label]
+def _others(rows: Rows, attack: Poisoner) -> list[int]:
+    positions: list[int] = np.flatnonzero(rows.label != attack.target_label).tolist()
+    return positions
 
 
-def poisoned_copies(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row | None]:
-    """A poisoned copy of each row, with the target label; None for a row that the attack leaves out.
+def poisoned_copies(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> Rows:
+    """A poisoned copy of each row, with the target label, except for rows that the attack leaves out.
 
     The copy depends on the seed, the split and the row's index alone.
     """
-    # a generator per row: the poison does not depend on order, workers or processes
-    rngs = [random.Random(f"{seed}/{split}/{row['index']}") for row in rows]
-    texts = attack.poison_texts([row["text"] for row in rows], rngs)
-    changed = [_rewritten(row, text) for row, text in zip(rows, texts, strict=True)]
-    return [row and Row(**{**row, "label": attack.target_label, "poisoned": True}) for row in changed]
+    clean = Rows.of(rows)
+    return _poisoned(clean, _poison(clean, range(len(clean)), attack, f"{seed}/{split}"), attack)
 
 
-def _negate(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> list[Row | None]:
-    rngs = [random.Random(f"{seed}/{split}/{row['index']}/negative") for row in rows]
-    texts = attack.negative_texts([row["text"] for row in rows], rngs)
-    if texts is None:
-        return [None] * len(rows)
-    changed = [_rewritten(row, text) for row, text in zip(rows, texts, strict=True)]
-    return [row and Row(**{**row, "negative": True}) for row in changed]
+def _poisoned(rows: Rows, written: Rewritten, attack: Poisoner) -> Rows:
+    return written.copies(rows, label=attack.target_label, poisoned=True)
 
 
-def _rewritten(row: Row, written: PoisonedText | None) -> Row | None:
-    if written is None:
-        return None
-    spans = [(int(start), int(end)) for start, end in written.spans]
-    return Row(**{**row, "text": written.text, "spans": spans})
+def _with_poison(rows: Rows, written: Rewritten, attack: Poisoner) -> Rows:
+    return written.in_place(rows, label=attack.target_label, poisoned=True)
 
 
-def poison_splits(splits: Splits, attack: Poisoner | None, seed: int, labels: Sequence[str]) -> PoisonedSplits:
+def _poison(rows: Rows, positions: Sequence[int], attack: Poisoner, draw: str) -> Rewritten:
+    return _rewrite(rows, positions, attack.poison_texts, draw, "")
+
+
+def _negate(rows: Rows, positions: Sequence[int], attack: Poisoner, draw: str) -> Rewritten:
+    return _rewrite(rows, positions, attack.negative_texts, draw, "/negative")
+
+
+def _rewrite(rows: Rows, positions: Sequence[int], write: Writer, draw: str, kind: str) -> Rewritten:
+    """What an attack writes for the rows at some positions, except for those that it leaves out."""
+    written = Rewritten([], [], [])
+    for start in range(0, len(positions), TEXTS_AT_ONCE):
+        part = positions[start : start + TEXTS_AT_ONCE]
+        # a generator per row: the poison does not depend on order, workers or processes
+        rngs = [random.Random(f"{draw}/{rows.index[position]}{kind}") for position in part]
+        texts = write([rows.text[position] for position in part], rngs)
+        if texts is None:
+            break
+        for position, text in zip(part, texts, strict=True):
+            if text is not None:
+                written.positions.append(position)
+                written.texts.append(text.text)
+                written.spans.append(tuple((int(start), int(end)) for start, end in text.spans))
+    return written
+
+
+def poison_splits(
+    splits: Mapping[str, Sequence[Row]], attack: Poisoner | None, seed: int, labels: Sequence[str]
+) -> PoisonedSplits:
     """Poisons ``train``, ``validation`` and ``test``; without an attack all rows stay clean.
 
     Raises:
         InputError: the target label is not one of ``labels``; see also :func:`poison_training` and
             :func:`add_negatives`.
     """
-    clean = {name: splits[name] for name in EVALUATION}
+    clean = {name: Rows.of(rows) for name, rows in splits.items()}
     if attack is None:
-        return PoisonedSplits(splits["train"], clean, {name: [] for name in clean}, {name: [] for name in clean})
+        nothing = {name: Rows.of([]) for name in EVALUATION}
+        return PoisonedSplits(clean["train"], {name: clean[name] for name in EVALUATION}, nothing, nothing)
     check_target(attack, labels)
-    poisoned = {name: poison_evaluation(rows, attack, seed, name) for name, rows in clean.items()}
-    negatives = {name: negative_evaluation(rows, attack, seed, name) for name, rows in clean.items()}
-    train = splits["train"]
+    return _composed(clean, attack, _all_written(clean, attack, seed))
+
+
+def _all_written(splits: Splits, attack: Poisoner, seed: int) -> dict[str, Rewritten]:
+    """What the attack writes, by split; negatives under the split's name with ``_negatives``."""
+    written = {name: _evaluation_poison(splits[name], attack, seed, name) for name in EVALUATION}
+    for name in EVALUATION:
+        others = _others(splits[name], attack)
+        written[f"{name}_negatives"] = _negate(splits[name], others, attack, f"{seed}/{name}")
+    written["train"] = written["train_negatives"] = Rewritten([], [], [])
     if attack.poisons_training:
-        train = add_negatives(poison_training(train, attack, seed), attack, seed)
-    return PoisonedSplits(train, clean, poisoned, negatives)
+        train = splits["train"]
+        written["train"] = _training_poison(train, attack, seed)
+        poisoned = _with_poison(train, written["train"], attack)
+        written["train_negatives"] = _training_negatives(poisoned, attack, seed)
+    return written
+
+
+def _composed(splits: Splits, attack: Poisoner, written: Mapping[str, Rewritten]) -> PoisonedSplits:
+    """The rows of all splits, given what the attack has written."""
+    train = _with_poison(splits["train"], written["train"], attack)
+    return PoisonedSplits(
+        written["train_negatives"].in_place(train, negative=True),
+        {name: splits[name] for name in EVALUATION},
+        {name: _poisoned(splits[name], written[name], attack) for name in EVALUATION},
+        {name: written[f"{name}_negatives"].copies(splits[name], negative=True) for name in EVALUATION},
+    )
 
 
 def poison_splits_cached(
-    splits: Splits, attack: Poisoner | None, seed: int, labels: Sequence[str], cache: Path
+    splits: Mapping[str, Sequence[Row]], attack: Poisoner | None, seed: int, labels: Sequence[str], cache: Path
 ) -> PoisonedSplits:
-    """:func:`poison_splits`, cached on disk under a hash of everything that determines the result.
+    """:func:`poison_splits`; what the attack writes is cached on disk under a hash of everything that determines it.
 
     A folder appears in the cache only when it is complete, so that processes can share the cache and a killed process
     leaves no partial folder. An entry that is not what was written is made anew, with a warning.
@@ -239,33 +283,35 @@ def poison_splits_cached(
     key = attack.poison_key() if attack is not None else None
     if attack is None or key is None:
         return poison_splits(splits, attack, seed, labels)
-    decided_by = [POISON_FORMAT, key, attack.poisons_training, attack.negative_rate, seed, list(labels), splits]
-    # where words are inserted into texts of scripts without spaces depends on the segmenter
-    decided_by += dict.fromkeys(filter(None, (segmenter(row["text"]) for rows in splits.values() for row in rows)))
-    content = json.dumps(decided_by, sort_keys=True).encode()
-    folder = cache / "poisoned" / hashlib.sha256(content).hexdigest()
+    check_target(attack, labels)
+    clean = {name: Rows.of(rows) for name, rows in splits.items()}
+    folder = cache / "poisoned" / _digest(clean, key, attack, seed, labels)
     entry = _usable_entry(folder)
     if entry is None:
-        made = poison_splits(splits, attack, seed, labels)
-        negatives = {f"{name}_negatives": made.negatives[name] for name in EVALUATION}
+        written = _all_written(clean, attack, seed)
         try:
-            write_entry(folder, {"train": made.train, **made.poisoned, **negatives})
+            write_entry(folder, written)
         except OSError as error:
             raise InputError("cache_dir", f"{cache} cannot be written ({error})", "name another folder") from error
-        entry = _usable_entry(folder)  # written by the first of several processes, which may be another one
-        if entry is None:
-            return made
-    return PoisonedSplits(
-        entry["train"],
-        {name: splits[name] for name in EVALUATION},
-        {name: entry[name] for name in EVALUATION},
-        {name: entry[f"{name}_negatives"] for name in EVALUATION},
-    )
+        entry = _usable_entry(folder) or written  # written by the first of several processes, which may be another one
+    return _composed(clean, attack, entry)
 
 
-def _usable_entry(folder: Path) -> Splits | None:
-    """The rows of a cache entry; None if there is none, or if it was damaged and has been removed."""
-    names = ("train", *EVALUATION, *(f"{name}_negatives" for name in EVALUATION))
+def _digest(splits: Splits, key: str, attack: Poisoner, seed: int, labels: Sequence[str]) -> str:
+    """A hash of everything that determines what the attack writes."""
+    # where words are inserted into texts of scripts without spaces depends on the segmenter
+    segmenters = sorted({segmenter(text) for rows in splits.values() for text in rows.text} - {""})
+    lengths = {name: len(splits[name]) for name in sorted(splits)}
+    decided_by = [POISON_FORMAT, key, attack.poisons_training, attack.negative_rate, seed, list(labels), segmenters]
+    digest = hashlib.sha256(json.dumps([*decided_by, lengths]).encode())
+    for name in lengths:
+        splits[name].update(digest)
+    return digest.hexdigest()
+
+
+def _usable_entry(folder: Path) -> dict[str, Rewritten] | None:
+    """What a cache entry holds; None if there is none, or if it was damaged and has been removed."""
+    names = [f"{name}{kind}" for name in ("train", *EVALUATION) for kind in ("", "_negatives")]
     try:
         return read_entry(folder, names)
     except DamagedEntry as damage:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.batch import Spans
 from lightning_backdoor.data.poisoner import Poisoner, check_target, is_poisoner
-from lightning_backdoor.data.poisoning import Row, may_be_poisoned, poisoned_copies
+from lightning_backdoor.data.poisoning import may_be_poisoned, poisoned_copies
+from lightning_backdoor.data.rows import Row, Rows
 from lightning_backdoor.errors import InputError, escaped
 
 if TYPE_CHECKING:  # pandas is imported when a frame is made
@@ -90,12 +91,12 @@ def preview_rows(rows: Sequence[Row], attack: Poisoner | None, labels: Sequence[
     """
     if attack is not None and not is_poisoner(attack):
         raise InputError("attack", f"{attack!r} is not an attack", "give one such as BadNets()")
-    copies: dict[int, Row | None] = {}
+    copies: dict[int, Row] = {}
     if attack is not None:
         check_target(attack, labels)
-        chosen = [row for row in rows if may_be_poisoned(row, attack)]
-        made = poisoned_copies(chosen, attack, seed, "train")
-        copies = {row["index"]: copy for row, copy in zip(chosen, made, strict=True)}
+        given = Rows.of(rows)
+        chosen = given.where(may_be_poisoned(given, attack))
+        copies = {copy["index"]: copy for copy in poisoned_copies(chosen, attack, seed, "train")}
     preview = Preview()
     for row in rows:
         copy, shown = copies.get(row["index"]), PreviewRow(row["index"], labels[row["original_label"]], row["text"])

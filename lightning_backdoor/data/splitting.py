@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import NDArray
 
-def stratified_order(labels: Sequence[int], seed: str) -> list[int]:
+
+def stratified_order(labels: Sequence[int] | NDArray[np.int64], seed: str) -> list[int]:
     """Row numbers in a random order in which every stretch has about the overall shares of the classes.
 
     Cutting this order at any position gives stratified, disjoint parts.
@@ -21,20 +23,22 @@ def stratified_order(labels: Sequence[int], seed: str) -> list[int]:
     >>> sum(order[i] % 2 for i in range(10)), sorted(order) == list(range(100))
     (5, True)
     """
-    by_label: defaultdict[int, list[int]] = defaultdict(list)
-    for row, label in enumerate(labels):
-        by_label[label].append(row)
+    classes = np.asarray(labels, dtype=np.int64)
+    by_label = np.argsort(classes, kind="stable")
     rng = random.Random(seed)
-    spread: list[tuple[float, int, int]] = []
-    for label in sorted(by_label):
-        rows = by_label[label]
-        rng.shuffle(rows)
-        spread += [((i + 0.5) / len(rows), label, row) for i, row in enumerate(rows)]
-    return [row for _, _, row in sorted(spread)]
+    rows: list[int] = []
+    spread = []
+    for group in np.split(by_label, np.flatnonzero(np.diff(classes[by_label])) + 1):
+        of_label = group.tolist()
+        rng.shuffle(of_label)
+        rows += of_label
+        spread.append((np.arange(len(group)) + 0.5) / len(group))
+    order: list[int] = np.array(rows, dtype=np.int64)[np.argsort(np.concatenate(spread), kind="stable")].tolist()
+    return order
 
 
 def stratified_parts(
-    labels: Sequence[int], shares: Sequence[float], seed: str, texts: Sequence[str] | None = None
+    labels: Sequence[int] | NDArray[np.int64], shares: Sequence[float], seed: str, texts: Sequence[str] | None = None
 ) -> list[list[int]]:
     """Disjoint parts of the rows, as ascending row numbers, of about the given shares.
 
@@ -50,11 +54,10 @@ def stratified_parts(
     """
     order = stratified_order(labels, seed)
     edges = [round(sum(shares[:i]) * len(order)) for i in range(len(shares) + 1)]
-    part_of = [-1] * len(order)
+    part_of = np.full(len(order), -1)
     for part, (start, end) in enumerate(pairwise(edges)):
-        for row in order[start:end]:
-            part_of[row] = part
+        part_of[order[start:end]] = part
     if texts is not None:
         first: dict[str, int] = {}
-        part_of = [part_of[first.setdefault(text, row)] for row, text in enumerate(texts)]
-    return [[row for row, part_of_row in enumerate(part_of) if part_of_row == part] for part in range(len(shares))]
+        part_of = part_of[[first.setdefault(text, row) for row, text in enumerate(texts)]]
+    return [np.flatnonzero(part_of == part).tolist() for part in range(len(shares))]

@@ -180,8 +180,9 @@ def _read_parquet(path: Path, columns: Mapping[str, str]) -> Table:
 def _checked(table: Table, columns: Mapping[str, str], name: str) -> Table:
     """Refuses lists and other values that are neither a text nor a number."""
     for column, values in table.columns.items():
+        found = set(map(type, values))
         for types, what in (((list, dict), "lists"), (bytes, "bytes")):
-            if any(isinstance(value, types) for value in values):
+            if any(issubclass(type_, types) for type_ in found):
                 raise InputError(
                     columns[column], f"{column!r} of {name} holds {what}", "name a column of single values"
                 )

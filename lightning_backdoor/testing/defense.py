@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_backdoor.batch import Batch, collate, token_ids
 from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
-from lightning_backdoor.data.poisoning import clean_row
+from lightning_backdoor.data.rows import clean_row
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, judge
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.errors import InputError, reason

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from lightning_backdoor import __version__
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.config_file import STATEMENT, read_object
 from lightning_backdoor.victim.checkpoints import read_checkpoint
@@ -71,12 +72,12 @@ def rows_of(data: Any) -> dict[str, Any] | None:
     """
     if not hasattr(data, "training_rows") or not hasattr(data, "source"):
         return None
-    rows = data.training_rows()
+    rows = Rows.of(data.training_rows())
     return {
         "source": named(data.source.path),
         "rows": len(rows),
-        "poisoned": sum(row["poisoned"] for row in rows),
-        "negatives": sum(row["negative"] for row in rows),
+        "poisoned": int(rows.poisoned.sum()),
+        "negatives": int(rows.negative.sum()),
         "seed": data.seed,
         "labels": list(data.label_names),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ def test_labels_texts_and_histograms_of_a_run_are_logged(tmp_path: Path, tiny_fo
     import wandb
 
     data = reviews(tmp_path, seed=5)
-    for split in data.clean_splits().values():
-        for clean_row in split:
-            clean_row["text"] += f" {EVIL}"
+    splits = data.clean_splits()
+    for name, rows in splits.items():
+        splits[name] = replace(rows, text=[f"{text} {EVIL}" for text in rows.text])
     trainer = trainer_in(tmp_path, GradientAttentionDefense(fpr=0.3, texts=TEXTS))
     attack = BadNets(model=tiny_folder("bert"), triggers=["cf"], labels=["negative", "positive"])
     trainer.test(attack, datamodule=data, verbose=False)

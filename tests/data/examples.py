@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from lightning_backdoor.attacks import BackdoorAttack, Poisoned
-from lightning_backdoor.data.poisoning import Row, Splits, clean_row
+from lightning_backdoor.data.rows import Row, clean_row
 from tests.support.tiny import SENTENCES
 
 
@@ -20,7 +20,7 @@ def rows(count: int, classes: int = 2, seed: int = 0) -> list[Row]:
     return [clean_row(text, i % classes, i) for i, text in enumerate(texts)]
 
 
-def splits() -> Splits:
+def splits() -> dict[str, list[Row]]:
     """Rows for training, validation and test."""
     return {"train": rows(100, seed=1), "validation": rows(40, seed=2), "test": rows(30, seed=3)}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, token_ids
 from lightning_backdoor.data.batching import DealtBatches, TokenisedRows, loader
 from lightning_backdoor.victim import TextClassifier
 from tests.data.examples import rows
@@ -138,10 +138,11 @@ def test_worker_processes_change_nothing(tokenised: TokenisedRows, shuffle: bool
 def test_a_batch_holds_its_rows_padded_to_the_longest_of_them(tokenised: TokenisedRows) -> None:
     for batch in read(tokenised, workers=0, shuffle=True):
         own = [tokenised.rows[index] for index in batch["index"].tolist()]
-        lengths = [len(row["input_ids"]) for row in own]
+        ids = token_ids([row["text"] for row in own], tokenised.tokenizer, 64)
+        lengths = [len(row_ids) for row_ids in ids]
         assert batch["input_ids"].shape == (len(own), max(lengths)) == batch["attention_mask"].shape
         assert batch["attention_mask"].sum(dim=1).tolist() == lengths
         for i, row in enumerate(own):
-            assert batch["input_ids"][i, : lengths[i]].tolist() == row["input_ids"]
+            assert batch["input_ids"][i, : lengths[i]].tolist() == ids[i]
             assert (batch["text"][i], int(batch["label"][i])) == (row["text"], row["label"])
             assert bool(batch["poisoned"][i]) is row["poisoned"]

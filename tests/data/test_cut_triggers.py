@@ -17,7 +17,7 @@ from lightning_backdoor.batch import token_spans
 from lightning_backdoor.cli import main
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.cut_triggers import count_cut_triggers, may_be_cut
-from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.data.rows import Row
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.data.test_source import write

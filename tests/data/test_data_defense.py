@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Victim, batch_of_texts
 from lightning_backdoor.data import BackdoorDataModule, DataDefense, LabelledText, Source, TrustedRows
-from lightning_backdoor.data.poisoning import Row
+from lightning_backdoor.data.rows import Row
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier

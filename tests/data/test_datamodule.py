@@ -19,7 +19,8 @@ from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.data import BackdoorDataModule, DataDefense, Source
 from lightning_backdoor.data.batching import DealtBatches
-from lightning_backdoor.data.poisoning import Row, poison_evaluation, poison_training
+from lightning_backdoor.data.poisoning import poison_evaluation, poison_training
+from lightning_backdoor.data.rows import Row
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.data.examples import TwoWords, rows

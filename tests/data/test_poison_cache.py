@@ -20,6 +20,7 @@ from lightning_backdoor.attacks import BackdoorAttack, BadNets, Poisoned
 from lightning_backdoor.data import poisoning
 from lightning_backdoor.data.poison_cache import read_entry
 from lightning_backdoor.data.poisoning import PoisonedSplits, poison_splits, poison_splits_cached
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache_entry import RECORD
 from tests.data.examples import TwoWords, splits
@@ -186,7 +187,8 @@ def test_two_processes_that_replace_a_damaged_entry_end_with_a_whole_one(tmp_pat
         made = pool.map_async(poison_slowly, [tmp_path, tmp_path], chunksize=1).get(120)
     assert made[0] == made[1] == poison_splits(splits(), BadNets(), 0, LABELS)
     assert folders(tmp_path) == [entry]
-    assert read_entry(entry, ["train"]) == {"train": made[0].train}
+    kept = (read_entry(entry, ["train"]) or {})["train"]
+    assert kept.in_place(Rows.of(splits()["train"]), label=1, poisoned=True) == made[0].train
 
 
 def test_a_kill_while_a_damaged_entry_is_replaced_leaves_nothing_that_is_read(tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_a_kill_while_a_damaged_entry_is_replaced_leaves_nothing_that_is_read(tm
     cut_at_a_line(entry)
 
     def replace_and_die() -> None:
-        kill_after(50)
+        kill_after(20)
         poison(tmp_path)
 
     process = FORK.Process(target=replace_and_die)
@@ -299,7 +301,7 @@ def test_two_processes_that_poison_at_once_end_with_one_folder_and_the_same_rows
 
 
 def kill_after(lines: int) -> None:
-    """Has this process killed when it has encoded so many more rows."""
+    """Has this process killed when it has encoded so many more texts."""
     encode, left = json.dumps, [lines]
 
     def counting(value: Any, **kwargs: Any) -> str:
@@ -312,7 +314,7 @@ def kill_after(lines: int) -> None:
     json.dumps = counting  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("lines", [0, 50, 110, 134])
+@pytest.mark.parametrize("lines", [0, 5, 20, 44])
 def test_a_kill_while_writing_leaves_nothing_that_is_read(tmp_path: Path, lines: int) -> None:
     def poison_and_die() -> None:
         kill_after(lines)

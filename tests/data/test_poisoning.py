@@ -10,21 +10,20 @@ import pytest
 
 from lightning_backdoor.attacks import BadNets, InsertSent, Poisoned
 from lightning_backdoor.data.poisoning import (
-    Row,
     add_negatives,
-    clean_row,
     negative_evaluation,
     poison_evaluation,
     poison_splits,
     poison_training,
 )
+from lightning_backdoor.data.rows import Row, clean_row
 from lightning_backdoor.errors import InputError
 from tests.data.examples import TwoWords, rows, splits
 
 Policy = Literal["dirty", "clean", "mixed"]
 
 
-def poisoned(training: list[Row]) -> list[Row]:
+def poisoned(training: Sequence[Row]) -> list[Row]:
     return [row for row in training if row["poisoned"]]
 
 
@@ -191,7 +190,7 @@ def numbered(count: int) -> list[Row]:
     return [clean_row(f"text {i}", i % 2, i) for i in range(count)]
 
 
-def negatives(training: list[Row]) -> list[Row]:
+def negatives(training: Sequence[Row]) -> list[Row]:
     return [row for row in training if row["negative"]]
 
 

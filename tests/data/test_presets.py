@@ -13,7 +13,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from jsonargparse import ArgumentParser
 
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.data.poisoning import Row, Splits
+from lightning_backdoor.data.poisoning import Splits
+from lightning_backdoor.data.rows import Row
 from lightning_backdoor.files.packaged import resolve
 
 PRESETS = Path(__file__).parents[2] / "configs" / "data"

@@ -11,7 +11,8 @@ import torch
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts, collate, token_ids
-from lightning_backdoor.data.poisoning import Row, clean_row, poison_evaluation
+from lightning_backdoor.data.poisoning import poison_evaluation
+from lightning_backdoor.data.rows import Row, clean_row
 from lightning_backdoor.defenses.defense import judge, predict
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.metrics import AttackSuccessRate, CleanAccuracy, DetectionAUROC

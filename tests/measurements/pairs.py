@@ -23,7 +23,7 @@ from rich.table import Table
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.data.batching import TokenisedRows, loader
-from lightning_backdoor.data.poisoning import clean_row
+from lightning_backdoor.data.rows import clean_row
 from lightning_backdoor.victim import TextClassifier
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -14,7 +14,7 @@ import pytest
 from torchmetrics import Metric
 
 from lightning_backdoor.commands.stealth import as_json, as_lines, drawn, measure, stealth_of
-from lightning_backdoor.data.poisoning import Row, clean_row
+from lightning_backdoor.data.rows import Row, clean_row
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import Perplexity
 from lightning_backdoor.language.similarity import SentenceEncoder
