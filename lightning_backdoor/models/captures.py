@@ -42,7 +42,7 @@ class Captures:
             results of a long evaluation are still there when the next one reads the same batches.
 
     Attributes:
-        hidden_states: whether plain forward passes also keep the hidden states of :func:`readout_states`.
+        hidden_states: whether the victim's own forward passes also keep the hidden states of :func:`readout_states`.
         intact: whether the network was the same at the end of the last evaluation as at its beginning, so that what
             is kept holds for another one.
     """
@@ -77,6 +77,10 @@ class Captures:
     def is_of(self, network: PreTrainedModel) -> bool:
         """Whether the results are those of a network as it is now: the network of :meth:`begin`, unchanged."""
         return network is self._network and self._state is not None and _state(network) == self._state
+
+    def has(self, key: Hashable) -> bool:
+        """Whether a result is kept for a key."""
+        return key in self._results
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What a function returned when it was called for this key; calls it if nothing is kept.
@@ -176,7 +180,7 @@ def shared(
     captures = _current.get()
     if captures is None or torch.is_grad_enabled() or not captures.is_of(network):
         return run(network, input_ids, attention_mask, **options)
-    key = (run, *sorted(options.items()), _digest(input_ids, attention_mask), _precision(input_ids.device))
+    key = _key(run, input_ids, attention_mask, **options)
 
     def make() -> T:
         result = run(network, input_ids, attention_mask, **options)
@@ -188,10 +192,22 @@ def shared(
     return captures.once(key, make)
 
 
-def plain_logits(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The logits of a classifier, (batch, classes), by a plain forward pass; arguments as for :func:`shared`."""
+def plain_logits(
+    network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, keep_states: bool = False
+) -> Tensor:
+    """The logits of a classifier, (batch, classes), by a plain forward pass.
+
+    Args:
+        network: any sequence classifier of transformers.
+        input_ids: (batch, length), int64.
+        attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
+        keep_states: whether the pass also keeps hidden states, if a defense reads them.
+    """
     captures = _current.get()
-    if captures is not None and captures.hidden_states:
+    states = captures is not None and (
+        (keep_states and captures.hidden_states) or captures.has(_key(_with_states, input_ids, attention_mask))
+    )
+    if states:
         return shared(_with_states, network, input_ids, attention_mask)[0]
     return shared(_logits, network, input_ids, attention_mask)
 
@@ -256,6 +272,10 @@ def _version(weight: Tensor) -> tuple[int, int]:
     """A number that changes whenever a tensor is written to."""
     # tensors that were made in inference mode are not counted
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version  # private: torch 2.13.0
+
+
+def _key(run: Callable[..., Any], input_ids: Tensor, attention_mask: Tensor, **options: Hashable) -> Hashable:
+    return run, *sorted(options.items()), _digest(input_ids, attention_mask), _precision(input_ids.device)
 
 
 def _digest(input_ids: Tensor, attention_mask: Tensor) -> bytes:

@@ -68,7 +68,7 @@ class EvaluatedClassifier(FineTunedNetwork):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits, (batch, classes)."""
-        return plain_logits(self.network, batch["input_ids"], batch["attention_mask"])
+        return plain_logits(self.network, batch["input_ids"], batch["attention_mask"], keep_states=True)
 
     def on_validation_start(self) -> None:
         """Begins to keep what passes give: the weights do not change until the evaluation ends."""

@@ -70,7 +70,7 @@ def test_a_pass_is_computed_once_per_content_and_option_and_given_out_as_a_copy(
 
 
 CHANGES: dict[str, Callable[[TextClassifier], object]] = {
-    "weights": lambda victim: victim.network.classifier.bias.data.add_(1),
+    "weights": lambda victim: victim.network.classifier.bias.add_(1),
     "a new weight": lambda victim: setattr(victim.network.classifier, "bias", None),
     "a hook": lambda victim: victim.network.classifier.register_forward_hook(lambda *given: given[-1] + 1),
     "a module": lambda victim: setattr(victim.network, "dropout", torch.nn.Identity()),
@@ -90,6 +90,16 @@ def test_nothing_is_reused_of_a_network_that_has_changed(bert: TextClassifier, b
         assert not used.keys
         if change != "training mode":  # dropout draws anew
             assert torch.equal(found, given[0](input_ids=given[1], attention_mask=given[2]).logits)
+    begun.end()
+    assert not begun.intact
+
+
+@torch.no_grad()
+def test_weights_that_are_written_unseen_are_noticed_at_the_end(bert: TextClassifier, begun: Captures) -> None:
+    begun.end()
+    assert begun.intact
+    begun.begin(bert.network)
+    bert.network.classifier.bias.data.add_(1)
     begun.end()
     assert not begun.intact
 
