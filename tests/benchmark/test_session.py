@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from lightning_backdoor.data import datamodule
 from lightning_backdoor.victim import classifier
 from tests.benchmark.grids import SMALL
 
-#: defenses of a user: one that reads hidden states, one that draws from a global generator, two that break.
+#: defenses of a user: one reads hidden states and leaves the network changed, one breaks while the network has a hook,
+#: and one draws from a global generator.
 OWN = """\
 import torch
 from lightning_backdoor.defenses import Defense
@@ -34,12 +36,8 @@ class Norms(Defense):
 
     def score(self, victim, batch):
         states = readout_states(victim.network, batch["input_ids"], batch["attention_mask"])
+        victim.network.classifier.bias.data += torch.tensor([0.1, 0.0])  # torch does not count this
         return Scores(states.norm(dim=-1).mean(dim=0).float())
-
-
-class Dice(Defense):
-    def score(self, victim, batch):
-        return Scores(torch.rand(len(batch["text"]), device=batch["input_ids"].device))
 
 
 class Broken(Defense):
@@ -48,10 +46,9 @@ class Broken(Defense):
         raise ArithmeticError("no score")
 
 
-class Careless(Defense):
+class Dice(Defense):
     def score(self, victim, batch):
-        victim.network.classifier.bias.data[0] += 0.1  # not counted by torch
-        return Scores(batch["attention_mask"].sum(dim=1).float())
+        return Scores(torch.rand(len(batch["text"])))
 """
 GRADIENT_ATTENTION = "lightning_backdoor.defenses.gradient_attention.GradientAttention"
 STRIP = "lightning_backdoor.defenses.strip.Strip"
@@ -65,13 +62,14 @@ DEFENSES = {
     "none": None,
     "attention 5": inference(GRADIENT_ATTENTION, fpr=0.05),
     "attention 10": inference(GRADIENT_ATTENTION, fpr=0.10),
-    "broken": inference("own_defenses.Broken"),
-    "careless": inference("own_defenses.Careless"),
     "strip 1": inference(STRIP, fpr=0.01),
     "strip 5": inference(STRIP, fpr=0.05),
     "norms": inference("own_defenses.Norms", fpr=0.3),
+    "broken": inference("own_defenses.Broken"),
     "dice": inference("own_defenses.Dice", fpr=0.3),
 }
+#: those that are also run alone.
+ALONE = ("attention 10", "strip 5", "norms", "dice")
 
 
 @pytest.fixture(scope="module")
@@ -85,41 +83,51 @@ def grid(workspace: Path) -> Path:
     return path
 
 
-def run_cells(grid: Grid, folder: Path, patched: pytest.MonkeyPatch, shares: bool) -> Counter[str]:
-    """Runs the cells of a grid, in sessions or each on its own; returns what the tests have read, built and passed."""
-    counts: Counter[str] = Counter()
+def run_cells(
+    cells: Sequence[Cell], folder: Path, patched: pytest.MonkeyPatch, shares: bool
+) -> dict[str, Counter[str]]:
+    """Runs cells, in sessions or each on its own; returns what each has read and built, and its passes."""
+    counts: dict[str, Counter[str]] = {cell.defense: Counter() for cell in cells}
+    names = {cell.id: cell.defense for cell in cells}
 
-    def command(kind: str, args: list[str], folder: Path, log: int, trainer: Any, session: Any = None) -> None:
-        with pytest.MonkeyPatch.context() as of_test:
-            if kind == "test":
-                count(of_test, counts)
-            run_command(kind, args, folder, log, trainer, session if shares else None)
+    def command(kind: str, args: list[str], into: Path, log: int, trainer: Any, session: Any = None) -> None:
+        running[:] = [counts[names[into.name]] if kind == "test" else Counter()]
+        run_command(kind, args, into, log, trainer, session if shares else None)
 
-    patched.setattr(worker, "run_command", command)
-    Worker(folder, grid.cells, "launch").run()
+    running: list[Counter[str]] = []
+    with patched.context() as within:
+        count(within, running)
+        within.setattr(worker, "run_command", command)
+        Worker(folder, cells, "launch").run()
     return counts
 
 
 def test_sharing_changes_no_number_and_saves_passes(grid: Path, inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(inside)
-    planned, shared, apart = Grid(grid), inside / "shared", inside / "apart"
+    cells = Grid(grid).cells
+    shared, alone = inside / "shared", inside / "alone"
     shared.mkdir()
-    of_shared = run_cells(planned, shared, monkeypatch, shares=True)
-    shutil.copytree(shared, apart, ignore=shutil.ignore_patterns("cells", "journal.jsonl"))
+    of_shared = run_cells(cells, shared, monkeypatch, shares=True)
+    shutil.copytree(shared, alone, ignore=shutil.ignore_patterns("cells", "journal.jsonl"))
     lines = (shared / "journal.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (apart / "journal.jsonl").write_text("".join(line for line in lines if '"victim"' in line), encoding="utf-8")
-    of_apart = run_cells(planned, apart, monkeypatch, shares=False)
-    for cell in planned.cells:
-        found, expected = (event_of(folder, cell) for folder in (shared, apart))
+    (alone / "journal.jsonl").write_text("".join(line for line in lines if '"victim"' in line), encoding="utf-8")
+    again = [cell for cell in cells if cell.defense in ALONE]
+    of_alone = run_cells(again, alone, monkeypatch, shares=False)
+    assert [cell.defense for cell in cells if "error" in event_of(shared, cell)] == ["broken"]
+    for cell in again:
+        found, expected = (event_of(folder, cell) for folder in (shared, alone))
         assert found == expected
-        assert ("error" in found) == (cell.defense == "broken")
-    # all is made again after the defense that breaks, and after the one that leaves the network changed
-    assert (of_shared["read"], of_shared["built"]) == (3, 3)
-    assert (of_apart["read"], of_apart["built"]) == (len(DEFENSES), len(DEFENSES))
-    assert of_shared["passes"] < 0.6 * of_apart["passes"]
-    # hidden states come with the victim's own passes over 5 + 3 batches of test rows; 2 more are of threshold rows
-    assert of_apart["with states"] == 2 + 8
-    assert of_shared["with states"] == 3 * 8 + 2
+    # read and built by the first; and anew after the network was left changed, and after a defense broke
+    assert {name for name, counts in of_shared.items() if counts["read"]} == {"none", "broken", "dice"}
+    assert {name for name, counts in of_shared.items() if counts["built"]} == {"none", "broken", "dice"}
+    assert all(counts["read"] and counts["built"] for counts in of_alone.values())
+    # 40 clean and 20 poisoned texts are 5 + 3 batches of 8, and 16 threshold rows are 2
+    plain, threshold = 8, 2
+    assert of_shared["none"]["passes"] == of_shared["none"]["with states"] == plain
+    saved = {name: of_alone[name]["passes"] - of_shared[name]["passes"] for name in ALONE}
+    assert saved["attention 10"] == plain + plain + threshold  # its repaired texts are its own
+    assert of_shared["strip 5"]["passes"] == 0
+    assert (of_alone["norms"]["passes"], of_shared["norms"]["passes"]) == (plain + threshold, threshold)
 
 
 def event_of(folder: Path, cell: Cell) -> dict[str, Any]:
@@ -131,23 +139,22 @@ def event_of(folder: Path, cell: Cell) -> dict[str, Any]:
     return {"row": row, **{name: event[name] for name in ("error", "files") if name in event}}
 
 
-def count(patched: pytest.MonkeyPatch, counts: Counter[str]) -> None:
-    """Counts networks that are built, data that are read, and passes, by wrapping what makes them."""
+def count(patched: pytest.MonkeyPatch, running: list[Counter[str]]) -> None:
+    """Counts, for the cell that is running, networks that are built, data that are read, and passes."""
     build, read = classifier.build_network, datamodule.read_clean_splits
 
     def counted_build(*args: Any) -> Any:
         built = build(*args)
-        counts["built"] += 1
-
-        def passes(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            counts["passes"] += 1
-            counts["with states"] += bool(kwargs.get("output_hidden_states"))
-
-        built.network.register_forward_pre_hook(passes, with_kwargs=True)
+        running[0]["built"] += 1
+        built.network.register_forward_pre_hook(counted_pass, with_kwargs=True)
         return built
 
+    def counted_pass(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        running[0]["passes"] += 1
+        running[0]["with states"] += bool(kwargs.get("output_hidden_states"))
+
     def counted_read(*args: Any) -> Any:
-        counts["read"] += 1
+        running[0]["read"] += 1
         return read(*args)
 
     patched.setattr(classifier, "build_network", counted_build)
