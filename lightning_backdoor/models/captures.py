@@ -35,7 +35,7 @@ class Captures:
     which loader or object a batch came from. Results are given out as copies. Nothing is kept or given out while the
     network is in training mode, or has other weights, modules or hooks than at :meth:`begin`; a pass is then computed
     as if there were no captures. Only weights that are written through ``.data``, which torch does not count, are not
-    noticed before :meth:`end`.
+    noticed at once; see :meth:`end`.
 
     Args:
         capacity: bytes of results that are kept. Beyond it results drawn at random are dropped, so that some of the
@@ -43,8 +43,8 @@ class Captures:
 
     Attributes:
         hidden_states: whether the victim's own forward passes also keep the hidden states of :func:`readout_states`.
-        intact: whether the network was the same at the end of the last evaluation as at its beginning, so that what
-            is kept holds for another one.
+        intact: after a lasting evaluation, whether the network was the same at its end as at its beginning, so that
+            what is kept holds for another one.
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
@@ -59,13 +59,19 @@ class Captures:
         self._bytes = 0
         self._rng = random.Random(0)
 
-    def begin(self, network: PreTrainedModel) -> None:
-        """Begins an evaluation of a network; what is kept stays, and must be of a network with the same weights."""
+    def begin(self, network: PreTrainedModel, lasting: bool = False) -> None:
+        """Begins an evaluation of a network; what is kept stays, and must be of a network with the same weights.
+
+        Args:
+            network: the network, in evaluation mode.
+            lasting: whether the results are to hold for another evaluation.
+        """
         self.intact = False
-        self._network, self._state, self._sums = network, _state(network), _sums(network)
+        self._network, self._state = network, _state(network)
+        self._sums = _sums(network) if lasting else None
 
     def end(self) -> None:
-        """Ends an evaluation."""
+        """Ends an evaluation; of a lasting one, the weights are compared with those at its beginning."""
         if self._network is not None and self._sums is not None:
             self.intact = self.is_of(self._network) and torch.equal(_sums(self._network), self._sums)
         self._network = self._state = self._sums = None

@@ -88,7 +88,7 @@ class EvaluatedClassifier(FineTunedNetwork):
 
     def _begin_captures(self) -> None:
         self.captures = self.given_captures or Captures()
-        self.captures.begin(self.network)
+        self.captures.begin(self.network, lasting=self.given_captures is not None)
 
     def _end_captures(self) -> None:
         if self.captures is not None:
