@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.detection_metrics import DetectionMetrics
+from lightning_backdoor.callbacks.failures import FailsAlone
 from lightning_backdoor.callbacks.kept_texts import KeptTexts
 from lightning_backdoor.callbacks.outcome_writer import batch_outcomes, write_all
 from lightning_backdoor.callbacks.output_folder import folder_of
@@ -26,12 +27,14 @@ from lightning_backdoor.defenses.defense import Defense, Verdict, judge
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.names import check_name
 from lightning_backdoor.language.lookups import recorded_lookups
+from lightning_backdoor.models.captures import recorded_use, sharing
+from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
 
 
-class InferenceDefense(Callback):
+class InferenceDefense(FailsAlone):
     """Runs a defense in validation and test, and logs defended metrics in addition to the undefended ones.
 
     Texts are scored and flagged, then repaired or rejected. Before each evaluation, since the victim may have changed,
@@ -40,6 +43,10 @@ class InferenceDefense(Callback):
     written to ``outcomes.csv``, and the first clean and poisoned texts to ``texts.jsonl`` and ``token_view.html``, in
     the folder of the trainer's logger or of an :class:`OutputFolder`; without either, no file is written. The texts are
     logged to Weights & Biases where a ``WandbLogger`` is used.
+
+    Several defenses in one evaluation share what they read: clean rows, the victim's forward pass, and what
+    :func:`lightning_backdoor.models.captures.shared` keeps. The overhead of each is measured as if it were alone. If
+    one of several fails in a test, the error is raised when the others have written their results.
 
     Logged as ``val/...`` and ``test/...``: ``cacc_defended``, ``asr_defended``, ``pacc_defended``,
     ``asr_floor_defended``, ``auroc``, ``auroc_target``, ``tpr``, ``fpr``, ``tpr_confirmed``, ``fpr_confirmed``,
@@ -109,7 +116,9 @@ class InferenceDefense(Callback):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrates the defense."""
-        self._start(trainer, pl_module)
+        self.failure = None
+        with self.failing_alone(trainer):
+            self._start(trainer, pl_module)
 
     def on_validation_batch_end(
         self,
@@ -134,10 +143,13 @@ class InferenceDefense(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Runs the defense on the batch, and keeps outcomes and texts."""
-        victim = text_classifier(pl_module, type(self).__name__)
-        verdict = self._judge(trainer, victim, outputs, batch)
-        self._outcomes += batch_outcomes(victim, batch, verdict.prediction, verdict)
-        self._kept.add(victim, batch, verdict)
+        if self.failure is not None:
+            return
+        with self.failing_alone(trainer):
+            victim = text_classifier(pl_module, type(self).__name__)
+            verdict = self._judge(trainer, victim, outputs, batch)
+            self._outcomes += batch_outcomes(victim, batch, verdict.prediction, verdict)
+            self._kept.add(victim, batch, verdict)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the metrics."""
@@ -147,7 +159,13 @@ class InferenceDefense(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the metrics, and writes outcomes and texts."""
         check_logits_of_all(pl_module)
-        self._log(pl_module, "test")
+        if self.failed_anywhere(trainer):
+            return
+        with self.failing_alone(trainer):
+            self._log(pl_module, "test")
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
         run = folder_of(trainer)
         folder = None if run is None else run / self.name
         write_all(trainer, self._outcomes, folder)
@@ -163,6 +181,8 @@ class InferenceDefense(Callback):
             return
         victim = text_classifier(pl_module, type(self).__name__)
         self._outcomes, self._kept, self._metrics = [], KeptTexts(self.texts), DetectionMetrics(victim)
+        if victim.captures is not None and "hidden_states" in self.defense.reads:
+            victim.captures.hidden_states = True
         with torch.inference_mode(False):  # buffers moved in inference mode could not be written later
             self.defense.to(victim.device)
         data = data_module(trainer)
@@ -176,12 +196,18 @@ class InferenceDefense(Callback):
     def _judge(self, trainer: Trainer, victim: TextClassifier, outputs: Evaluated, batch: Batch) -> Verdict:
         assert self._metrics is not None
         started = now(victim.device)
-        with trainer.precision_plugin.forward_context(), recorded_lookups() as lookups:
+        with (
+            evaluation_precision(trainer),
+            sharing(victim.captures),
+            recorded_lookups() as lookups,
+            recorded_use() as used,
+        ):
             verdict = judge(self.defense, victim, batch, outputs["logits"])
-        seconds = lookups.seconds_of_computed(now(victim.device) - started)
+        # what others computed before counts as if this defense were alone
+        seconds = lookups.seconds_of_computed(now(victim.device) - started + used.seconds)
         plain = lookups.share * outputs["seconds"]
-        if verdict.scores.logits is None:  # the plain forward pass is needed in addition
-            seconds += plain
+        if verdict.scores.logits is None and not used.keys & outputs["passes"]:
+            seconds += plain  # the plain forward pass is needed in addition
         self._metrics.update_overhead(seconds, plain)  # adds nothing where a cache answered for all texts
         self._metrics.update(victim, batch, verdict, self.defense.budget_thresholds)
         return verdict

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_backdoor.batch import Batch
+from lightning_backdoor.callbacks.failures import FailsAlone
 from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.shared import (
     check_unique,
@@ -24,9 +25,12 @@ from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.names import check_name
+from lightning_backdoor.models.captures import sharing
+from lightning_backdoor.models.precision import evaluation_precision
+from lightning_backdoor.victim import TextClassifier
 
 
-class InspectionCallback(Callback):
+class InspectionCallback(FailsAlone):
     """Inspects the victim in a test, and logs its suspicion score.
 
     The inspection learns from the clean reference rows, is calibrated on the clean threshold rows, and judges the model
@@ -65,7 +69,20 @@ class InspectionCallback(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Inspects the victim, logs the score and writes the file."""
+        self.failure = None
         victim = text_classifier(pl_module, type(self).__name__)
+        verdict = None
+        with self.failing_alone(trainer):
+            verdict = self._inspect(trainer, victim)
+        if self.failed_anywhere(trainer):
+            return
+        # devices may differ in the last digits: all processes take the verdict of the first
+        verdict = trainer.strategy.broadcast(verdict)
+        assert verdict is not None
+        with self.failing_alone(trainer):
+            self._report(trainer, victim, verdict)
+
+    def _inspect(self, trainer: Trainer, victim: TextClassifier) -> ModelVerdict:
         data = data_module(trainer)
         if data is None:
             raise InputError("datamodule", "an inspection needs the clean rows of a BackdoorDataModule", "give one")
@@ -76,10 +93,10 @@ class InspectionCallback(Callback):
         trusted = (on_device(batch) for batch in data.trusted_dataloader())
         # flags are hidden after the transfer: some attacks write their trigger there, into rows that are flagged
         stream = (unlabelled(on_device(batch)) for batch in data.stream_dataloader())
-        with trainer.precision_plugin.forward_context():
-            verdict = self.inspection.inspect(victim, trusted, stream)
-        # devices may differ in the last digits: all processes take the verdict of the first
-        verdict = trainer.strategy.broadcast(verdict)
+        with evaluation_precision(trainer), sharing(victim.captures):
+            return self.inspection.inspect(victim, trusted, stream)
+
+    def _report(self, trainer: Trainer, victim: TextClassifier, verdict: ModelVerdict) -> None:
         if not math.isfinite(verdict.score):
             problem = f"the score of the model is {verdict.score}"
             raise InputError(type(self.inspection).__name__, problem, "see that the victim has not diverged")
@@ -87,7 +104,7 @@ class InspectionCallback(Callback):
         if "p_value" in verdict.evidence:
             numbers["inspection_p_value"] = float(verdict.evidence["p_value"])
         for name, value in numbers.items():
-            pl_module.log(f"test/{name_prefix(self.name)}{name}", value, sync_dist=True, reduce_fx="max")
+            victim.log(f"test/{name_prefix(self.name)}{name}", value, sync_dist=True, reduce_fx="max")
         folder = folder_of(trainer)
         if trainer.is_global_zero and folder is not None:
             write_verdict(folder / self.name, verdict, victim.hparams["labels"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.captures import sharing
+from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 
@@ -76,12 +78,18 @@ def check_unique(names: Sequence[str], what: str) -> None:
 def learn_and_calibrate(
     algorithm: Calibrated, trainer: Trainer, victim: TextClassifier, data: BackdoorDataModule
 ) -> None:
-    """Calls ``learn`` with the reference rows and ``calibrate`` with the threshold rows, in the run's precision."""
+    """Calls ``learn`` with the reference rows and ``calibrate`` with the threshold rows, in evaluation's precision.
 
-    def batches(loader: DataLoader[Batch], doing: str) -> Iterator[Batch]:
-        title = f"{doing} {type(algorithm).__name__}"
-        return (trainer.strategy.batch_to_device(batch) for batch in tracked(loader, title, "batches", len(loader)))
+    The rows are read once in an evaluation, however many defenses and inspections learn from them.
+    """
 
-    with trainer.precision_plugin.forward_context():
-        algorithm.learn(victim, batches(data.reference_dataloader(), "teaching"))
-        algorithm.calibrate(victim, batches(data.threshold_dataloader(), "calibrating"))
+    def batches(loader: Callable[[], DataLoader[Batch]], doing: str) -> Iterator[Batch]:
+        def read() -> list[Batch]:
+            return [trainer.strategy.batch_to_device(batch) for batch in loader()]
+
+        found = read() if victim.captures is None else victim.captures.once((doing, "batches"), read)
+        yield from tracked(found, f"{doing} {type(algorithm).__name__}", "batches", len(found))
+
+    with evaluation_precision(trainer), sharing(victim.captures):
+        algorithm.learn(victim, batches(data.reference_dataloader, "teaching"))
+        algorithm.calibrate(victim, batches(data.threshold_dataloader, "calibrating"))

@@ -16,9 +16,6 @@ from lightning_backdoor.files.names import trained_model
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_state, read_checkpoint
 
-#: the arguments that belong to the network of a victim, whatever the attack.
-OF_NETWORK = ("model", "labels", "max_length", "lora_rank")
-
 
 def victim_of(model: str | Path | TextClassifier, attack: BackdoorAttack | None) -> TextClassifier:
     """The module to evaluate: the trained network, with the poisoning and the metrics of an attack.
@@ -54,12 +51,7 @@ def _under(attack: BackdoorAttack, trained: TextClassifier, own: Mapping[str, Te
     """A copy of an attack that has the network of a trained victim, and the trigger learned with it."""
     network = getattr(attack, "network", None)
     victim = copy.deepcopy(attack, {id(network): network})  # a network is replaced, so not copied
-    victim.network = trained.network
-    victim.hparams.update({argument: trained.hparams[argument] for argument in OF_NETWORK})
-    victim.max_length, victim.new_head = trained.max_length, None
-    victim.training_defense, victim.trained_on = trained.training_defense, trained.trained_on
-    victim._tokenizer = trained.tokenizer
-    victim.build_metrics()
+    victim.take_network(trained)
     victim.configure_model()  # makes the weights of the attack's own
     needed = _own_weights(victim.state_dict())
     missing = [weight for weight in needed if weight not in own]

@@ -11,16 +11,20 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_backdoor.callbacks.failures import FailsAlone
 from lightning_backdoor.commands.checkpoint_path import Complete
 from lightning_backdoor.commands.checks import check_input
 from lightning_backdoor.commands.fit_report import commands_text, data_text, selected_text, write_calibration
+from lightning_backdoor.commands.precision import precision_text
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.run_checkpoints import remove_last
 from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.commands.run_folder import VARIABLE, only_fit, removed_if_failed
 from lightning_backdoor.commands.run_metrics import write_metrics
+from lightning_backdoor.commands.session import Session
 from lightning_backdoor.commands.signals import NOTHING_KEPT, when_ended
 from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.data.kept import Kept
 from lightning_backdoor.errors import escaped
 from lightning_backdoor.files.atomic import replaced_folder
 from lightning_backdoor.outputs.terminal_table import print_results
@@ -28,12 +32,13 @@ from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_weights
 
 
-def run(command: str, args: list[str]) -> None:
+def run(command: str, args: list[str], session: Session | None = None) -> None:
     """Runs a command.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         args: the command's options, as on the command line.
+        session: for ``test``: what earlier tests of the same victim have left.
 
     Raises:
         InputError: the input is invalid; nothing has been started or written.
@@ -47,18 +52,30 @@ def run(command: str, args: list[str]) -> None:
         rank_zero_info(str(complete))
         return
     when_ended(lambda: what_is_kept(cli.folder) if command == "fit" else NOTHING_KEPT)
+    with nullcontext() if session is None else session.of(cli):
+        _run_checked(cli, args)
+
+
+def _run_checked(cli: RunCLI, args: list[str]) -> None:
+    """Checks the input, then runs the command and writes what it leaves."""
     check_input(cli, args)
     if not cli.trainer.is_global_zero:  # the processes of a launch share a folder, which the first one keeps
         cli.folder.mkdir(parents=True, exist_ok=True)
         _run(cli, args)
         return
     # created late, so that invalid input leaves no empty folder
-    only = only_fit(cli.folder, resume=bool(cli.config.ckpt_path)) if command == "fit" else nullcontext()
+    fits = cli.command == "fit"
+    only = only_fit(cli.folder, resume=bool(cli.config.ckpt_path)) if fits else nullcontext()
     with removed_if_failed(cli.folder), only:
-        if command == "fit":
+        if fits:
             _say_what_is_trained_on(cli)
-        _run(cli, args)
-        if command == "fit":
+        try:
+            _run(cli, args)
+        except Exception as error:
+            if any(error is callback.failure for callback in cli.callbacks if isinstance(callback, FailsAlone)):
+                _write_results(cli)  # of the other defenses
+            raise
+        if fits:
             _export(cli)
         else:
             _write_results(cli)
@@ -67,7 +84,8 @@ def run(command: str, args: list[str]) -> None:
 def _say_what_is_trained_on(cli: RunCLI) -> None:
     if isinstance(cli.model, TextClassifier) and isinstance(cli.datamodule, BackdoorDataModule):
         sys.stdout.write(data_text(cli.model, cli.datamodule, cli.callbacks))
-        sys.stdout.flush()
+    sys.stdout.write(precision_text(str(cli.trainer.precision), cli.precision.reason))
+    sys.stdout.flush()
 
 
 def what_is_kept(folder: Path) -> str:
@@ -84,10 +102,14 @@ def _run(cli: RunCLI, args: list[str]) -> None:
         getattr(cli.trainer, cli.command)(cli.model, datamodule=cli.datamodule, **cli.method_arguments)
 
 
-def check(args: list[str]) -> None:
+def check(args: list[str], kept: Kept | None = None) -> None:
     """Checks that ``fit`` can start with some options; starts nothing, and writes only poisoned rows to the cache.
 
     The trainer is not created, since the devices that it needs may be on another machine.
+
+    Args:
+        args: the command's options, as on the command line.
+        kept: what the data modules of earlier checks have read.
 
     Raises:
         InputError: ``fit`` cannot start; the message is the command's.
@@ -95,7 +117,10 @@ def check(args: list[str]) -> None:
     """
     folder_before = os.environ.get(VARIABLE)
     try:
-        check_input(RunCLI("fit", args, with_trainer=False), args)
+        cli = RunCLI("fit", args, with_trainer=False)
+        if kept is not None and isinstance(cli.datamodule, BackdoorDataModule):
+            cli.datamodule.kept = kept
+        check_input(cli, args)
     finally:
         os.environ.pop(VARIABLE, None)
         if folder_before is not None:

@@ -25,7 +25,8 @@ from lightning_backdoor.data.cleaning import (
     load_victim,
 )
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
-from lightning_backdoor.data.poisoner import Poisoner, is_poisoner
+from lightning_backdoor.data.kept import Kept
+from lightning_backdoor.data.poisoner import Poisoner, is_poisoner, poisoned_by, tell_labels
 from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached
 from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.rows import Rows
@@ -62,6 +63,8 @@ class BackdoorDataModule(LightningDataModule):
 
     Attributes:
         module: the module that reads the batches if there is neither a trainer nor an attack.
+        kept: what has been read, poisoned and tokenised. A data module that is given the one of another does not read
+            again what is the same for both.
         cleaning: record of the data defense, available once training rows have been requested; None without a defense.
 
     Raises:
@@ -111,11 +114,9 @@ class BackdoorDataModule(LightningDataModule):
         self.module: object | None = None
         self.cleaning: CleaningRecord | None = None
         self._attack: Poisoner | None = None
-        self._clean: CleanSplits | None = None
-        self._clean_source: Source | None = None
+        self.kept = Kept()
         self._poisoned: PoisonedSplits | None = None
         self._cleaned: tuple[Rows, Rows] | None = None  # training rows before and after cleaning
-        self._tokenised: dict[str, TokenisedRows] = {}
         self._trigger_check = TriggerCheck()
 
     @property
@@ -127,16 +128,14 @@ class BackdoorDataModule(LightningDataModule):
     def attack(self, attack: Poisoner | None) -> None:
         self._attack = attack
         self._poisoned = None
-        self._tokenised.clear()
 
     def _read(self) -> CleanSplits:
         source = self.source
         if source.joined_by == SEPARATOR:
             source = source.with_separator(self._reader().tokenizer.sep_token)
-        if self._clean is None or self._clean_source != source:
-            shares = {"validation": self.validation_share, "test": self.test_share}
-            self._clean, self._clean_source = read_clean_splits(source, shares, self.max_rows, self.seed), source
-        return self._clean
+        shares = {"validation": self.validation_share, "test": self.test_share}
+        decided_by = (source, shares, {**self.max_rows}, self.seed)
+        return self.kept.get("clean", decided_by, lambda: read_clean_splits(*decided_by))
 
     @property
     def label_names(self) -> list[str]:
@@ -150,8 +149,12 @@ class BackdoorDataModule(LightningDataModule):
     def poisoned_splits(self) -> PoisonedSplits:
         """Clean and poisoned rows of every split; poisoned once, then read from the cache."""
         if self._poisoned is None:
-            splits = self.clean_splits()
-            self._poisoned = poison_splits_cached(splits, self._poisoner(), self.seed, self.label_names, self.cache)
+            splits, attack, names = self.clean_splits(), self._poisoner(), self.label_names
+            tell_labels(attack, names)
+            decided_by = ({**splits}, poisoned_by(attack), self.seed, [*names])
+            self._poisoned = self.kept.get(
+                "poisoned", decided_by, lambda: poison_splits_cached(splits, attack, self.seed, names, self.cache)
+            )
         return self._poisoned
 
     def _poisoner(self) -> Poisoner | None:
@@ -261,9 +264,8 @@ class BackdoorDataModule(LightningDataModule):
         self._trigger_check(self.poisoned_splits(), names, self._reader())
 
     def setup(self, stage: str) -> None:
-        """Reads all rows again, since attack and model may differ from those of an earlier stage."""
+        """Poisons and tokenises anew what attack or model make different from an earlier stage."""
         self._poisoned = None
-        self._tokenised.clear()
         self.prepare_data()
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -327,13 +329,13 @@ class BackdoorDataModule(LightningDataModule):
 
     def _loader(self, name: str, rows: Rows, shuffle: bool = False, every_process: bool = False) -> DataLoader[Batch]:
         reader = self._reader()
-        if name not in self._tokenised:
-            self._tokenised[name] = TokenisedRows(rows, reader.tokenizer, reader.max_length)
+        decided_by = (rows, reader.tokenizer, reader.max_length)
+        tokenised = self.kept.get(f"tokens of {name}", decided_by, lambda: TokenisedRows(*decided_by))
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if every_process:
             rank, world_size = 0, 1
         size = self.batch_size if shuffle else self.eval_batch_size
-        return loader(self._tokenised[name], size, rank, world_size, shuffle, self.seed, self.num_workers)
+        return loader(tokenised, size, rank, world_size, shuffle, self.seed, self.num_workers)
 
     def _reader(self) -> BatchReader:
         module = getattr(self.trainer, "lightning_module", None) or self.attack or self.module

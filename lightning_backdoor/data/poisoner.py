@@ -63,6 +63,13 @@ def tell_labels(attack: Poisoner | None, labels: Sequence[str]) -> None:
         know_labels(labels)
 
 
+def poisoned_by(attack: Poisoner | None) -> object:
+    """What determines how an attack poisons rows, compared with ``==``; an attack without a key equals nothing."""
+    if attack is None:
+        return None
+    return attack.poison_key() or object(), attack.poisons_training, attack.negative_rate
+
+
 def check_target(attack: Poisoner, labels: Sequence[str]) -> None:
     """Checks that the target label of an attack, given by index or by name, is one of the labels.
 

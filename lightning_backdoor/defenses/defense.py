@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_backdoor.batch import Batch, Victim, batch_of_texts
 from lightning_backdoor.data.cleaning import DataDefense
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.captures import Reads, plain_logits
 from lightning_backdoor.models.divergence import check_logits
 
 __all__ = [
@@ -94,6 +95,10 @@ class Defense(nn.Module, ABC):
         seed: seed of the defense's own random choices; None takes the seed of the run, or 0 outside of a run.
 
     Attributes:
+        reads: what the defense reads of the network inside, a set of ``hidden_states`` (by
+            :func:`lightning_backdoor.models.captures.readout_states`), ``attention`` and ``gradients``; nothing by
+            default. Where a defense reads hidden states, the victim's own forward pass keeps them, so that they cost
+            no pass of their own.
         threshold: float32 scalar buffer, NaN until :meth:`calibrate` sets it.
         budget_thresholds: float32 buffer, one threshold per budget of ``BUDGETS``, NaN until :meth:`calibrate`.
 
@@ -101,6 +106,7 @@ class Defense(nn.Module, ABC):
         InputError: ``fpr`` is not above 0 and below 1.
     """
 
+    reads: ClassVar[Reads] = frozenset()
     threshold: Tensor
     budget_thresholds: Tensor
 
@@ -214,9 +220,7 @@ def predict(victim: Victim, texts: Sequence[str]) -> Tensor:
     """
     batch = batch_of_texts(texts, victim.tokenizer, victim.max_length)
     device = victim.network.device
-    logits: Tensor = victim.network(
-        input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
-    ).logits
+    logits = plain_logits(victim.network, batch["input_ids"].to(device), batch["attention_mask"].to(device))
     check_logits(logits)
     return logits.argmax(dim=-1)
 
@@ -272,7 +276,7 @@ def victim_logits(victim: Victim, batch: Batch, scores: Scores) -> Tensor:
     """
     if scores.logits is not None:
         return scores.logits
-    logits: Tensor = victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = plain_logits(victim.network, batch["input_ids"], batch["attention_mask"])
     check_logits(logits)
     return logits
 

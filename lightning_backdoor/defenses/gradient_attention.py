@@ -20,6 +20,7 @@ import random
 import string
 import unicodedata
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from lightning_backdoor.defenses.character_noise import noisy, replace_spans
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
+from lightning_backdoor.models.captures import Reads, shared
 
 UNCUT = 1 << 30  # a length in tokens at which no text is cut
 
@@ -132,6 +134,8 @@ class GradientAttention(Defense):
         scores = defense.score(victim, batch)  # scores.text: (batch,)
     """
 
+    reads: ClassVar[Reads] = frozenset({"attention", "gradients"})
+
     def __init__(self, fpr: float = 0.10, seed: int | None = None, padded_like_paper: int | bool = False) -> None:
         super().__init__(fpr, seed)
         if padded_like_paper is True or padded_like_paper < 0:
@@ -157,7 +161,8 @@ class GradientAttention(Defense):
             # on the right whatever the tokenizer's side: the paper's victims are encoders
             input_ids = pad(input_ids, (0, missing), value=int(victim.tokenizer.pad_token_id or 0))
             attention_mask = pad(attention_mask, (0, missing), value=0)
-        seen = attention_and_gradient(victim.network, input_ids, attention_mask, count_padding=self.padded_length > 0)
+        count_padding = self.padded_length > 0
+        seen = shared(attention_and_gradient, victim.network, input_ids, attention_mask, count_padding=count_padding)
         kept = kept_vocabulary(victim.tokenizer).to(input_ids.device)[input_ids] & attention_mask.bool()
         scores = token_scores(seen.attention, seen.gradient, input_ids, kept)
         assert scores.tokens is not None

@@ -30,6 +30,7 @@ from lightning_backdoor.batch import Batch, pad, token_ids
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
+from lightning_backdoor.models.captures import plain_logits
 from lightning_backdoor.words import space_between, starts_apart, without_spaces, word_spans, words
 
 TFIDF_WORD = re.compile(r"\w\w+")
@@ -188,8 +189,7 @@ class Strip(Defense):
         for start in range(0, len(ids), len(batch["text"])):
             part = order[start : start + len(batch["text"])]
             input_ids, mask = pad([ids[i] for i in part], victim.tokenizer)
-            logits = victim.network(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits
-            entropies[part] = entropy(logits)
+            entropies[part] = entropy(plain_logits(victim.network, input_ids.to(device), mask.to(device)))
         return Scores(-entropies.view(-1, self.copies).mean(dim=1))  # each row holds the copies of one text
 
     def _copies(self, text: str) -> list[str]:

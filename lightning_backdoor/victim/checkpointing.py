@@ -19,6 +19,9 @@ from lightning_backdoor.victim.evaluation import EvaluatedClassifier
 from lightning_backdoor.victim.provenance import rows_of
 from lightning_backdoor.victim.training_defense import TrainingDefense
 
+#: the arguments that belong to the network of a victim, whatever the attack.
+OF_NETWORK = ("model", "labels", "max_length", "lora_rank")
+
 
 def untrained_remedy(published: str | None) -> str:
     """What to give instead of a model whose head is random: ``published`` is where a fit starts, and is not tested."""
@@ -33,19 +36,38 @@ class CheckpointedClassifier(EvaluatedClassifier):
         training_defense: record of the training-time defense, set by its callback; None without one.
         new_head: why the head that the network was built with cannot classify; None if it can, or once a checkpoint is
             loaded or training has begun.
+        trained_on: after ``load_trained``, the state of the data module that a checkpoint was trained with; None if
+            it is not recorded.
         training_rows: the training rows of the last fit, counted; see
             :func:`lightning_backdoor.victim.provenance.rows_of`.
+        training_precision: the precision of the last fit, such as ``bf16-mixed``.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.training_defense: TrainingDefense | None = None
         self.new_head: NewHead | None = None
+        self.max_length = 0
+        self.trained_on: dict[str, Any] | None = None
         self.training_rows: dict[str, Any] | None = None
+        self.training_precision: str | None = None
         self._random_states: dict[str, Tensor] = {}
+
+    def take_network(self, trained: CheckpointedClassifier) -> None:
+        """Takes network, labels and tokenizer of another victim, which keeps them, instead of building a network.
+
+        Weights of this module's own, such as those of an attack, are still made by ``configure_model``.
+        """
+        self.network = trained.network
+        self.hparams.update({argument: trained.hparams[argument] for argument in OF_NETWORK})
+        self.max_length, self.new_head = trained.max_length, trained.new_head
+        self.training_defense, self.trained_on = trained.training_defense, trained.trained_on
+        self._tokenizer = trained.tokenizer
+        self.build_metrics()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Records the training-time defense, validation metrics, and the generators from which dropout draws."""
+        super().on_save_checkpoint(checkpoint)
         defense = self.training_defense
         recorded = None if defense is None else {"name": defense.name, "settings": defense.settings}
         checkpoint["training_defense"] = recorded
@@ -95,6 +117,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         With several processes the generators are restored from the state of the first.
         """
         self.training_rows = rows_of(getattr(self.trainer, "datamodule", None))
+        self.training_precision = str(self.trainer.precision)
         if self.new_head is not None:
             rank_zero_info(f"{self.hparams['model']} {self.new_head.problem}: the head is trained for this data")
             self.new_head = None
@@ -110,6 +133,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
 
     def on_validation_start(self) -> None:
         """Outside of a fit, checks the head; see :meth:`on_test_start`."""
+        super().on_validation_start()
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._check_head()
 
@@ -119,6 +143,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         Raises:
             InputError: no checkpoint was loaded, and the model has no head for these classes, so that it is random.
         """
+        super().on_test_start()
         self._check_head()
 
     def on_predict_start(self) -> None:

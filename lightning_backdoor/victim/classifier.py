@@ -95,7 +95,6 @@ class TextClassifier(CheckpointedClassifier):
         if not 0 <= warmup < 1:
             raise InputError("warmup", f"{warmup} is not a share of the steps", "give a number from 0 to below 1")
         self.max_length = max_length
-        self.trained_on: dict[str, Any] | None = None
         self._has_begun = False  # whether this fit has tried to load the published weights
         self._published_error: InputError | None = None
         self._loaded: dict[str, Any] = {}  # what a checkpoint states of the weights that `load_trained` took from it
@@ -187,8 +186,10 @@ class TextClassifier(CheckpointedClassifier):
             label2id={label: i for i, label in enumerate(labels)},
         )
         config.pad_token_id = self.tokenizer.pad_token_id  # decoders classify at the last token before padding
-        # drawing a new head that is soon replaced must not advance the generator of dropout
-        with torch.random.fork_rng(devices=[], enabled=begins):
+        # drawing a new head that is soon replaced must not advance the generator of dropout, nor that of a test, which
+        # is then the same where the network was built before
+        tests = self._trainer is not None and self._trainer.state.fn == TrainerFn.TESTING
+        with torch.random.fork_rng(devices=[], enabled=begins or tests):
             self.network, self.new_head = build_network(self.hparams["model"], config)
             if begins:
                 self._load_published()
@@ -325,7 +326,8 @@ class TextClassifier(CheckpointedClassifier):
         published: str | None = self.hparams["published"]
         begun = earlier if published is None else [*earlier, stated_at(published)]
         defense = None if self.training_defense is None else str(self.training_defense)
-        return provenance(self.hparams["model"], self.attack_statement(), self.training_rows, defense, begun)
+        rows, precision = self.training_rows, self.training_precision
+        return provenance(self.hparams["model"], self.attack_statement(), rows, defense, begun, precision)
 
     def save_pretrained(self, folder: str | Path, metrics: Mapping[str, float] | None = None) -> None:
         """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors), with a model card.

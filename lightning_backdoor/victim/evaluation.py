@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from typing import Any, TypedDict
 
 import torch
@@ -11,6 +12,7 @@ from torchmetrics import Metric
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.metrics import CleanAccuracy
+from lightning_backdoor.models.captures import Captures, plain_logits, recorded_use, sharing
 from lightning_backdoor.models.divergence import count_not_finite, diverged_victim
 from lightning_backdoor.models.fine_tuning import FineTunedNetwork
 
@@ -22,11 +24,13 @@ class Evaluated(TypedDict):
 
     Attributes:
         logits: (batch, classes), the victim's logits.
-        seconds: duration of the plain forward pass.
+        seconds: duration of the plain forward pass, also where its result was kept from an earlier one.
+        passes: keys of the pass in the victim's captures.
     """
 
     logits: Tensor
     seconds: float
+    passes: set[Hashable]
 
 
 def now(device: torch.device) -> float:
@@ -40,12 +44,19 @@ class EvaluatedClassifier(FineTunedNetwork):
     """Base of :class:`lightning_backdoor.victim.TextClassifier` that validates, tests and predicts.
 
     Logits that are NaN or infinite end an evaluation: at once with one process, otherwise at its end, on all processes.
+    Evaluation is in the precision of the weights: mixed precision concerns training alone.
+
+    Attributes:
+        captures: during an evaluation, what passes of the network over its batches gave; None otherwise.
+        given_captures: captures of earlier evaluations of the same weights, which the next one goes on with.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._texts = 0
         self._diverged_texts: Tensor | None = None
+        self.captures: Captures | None = None
+        self.given_captures: Captures | None = None
 
     def make_metrics(self) -> nn.ModuleDict:
         """The metrics of one stage by logged name; each has ``update(prediction, batch)``."""
@@ -57,8 +68,32 @@ class EvaluatedClassifier(FineTunedNetwork):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits, (batch, classes)."""
-        logits: Tensor = self.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return logits
+        return plain_logits(self.network, batch["input_ids"], batch["attention_mask"], keep_states=True)
+
+    def on_validation_start(self) -> None:
+        """Begins to keep what passes give: the weights do not change until the evaluation ends."""
+        self._begin_captures()
+
+    def on_test_start(self) -> None:
+        """Begins to keep what passes give."""
+        self._begin_captures()
+
+    def on_validation_end(self) -> None:
+        """Forgets what passes gave."""
+        self._end_captures()
+
+    def on_test_end(self) -> None:
+        """Forgets what passes gave."""
+        self._end_captures()
+
+    def _begin_captures(self) -> None:
+        self.captures = self.given_captures or Captures()
+        self.captures.begin(self.network, lasting=self.given_captures is not None)
+
+    def _end_captures(self) -> None:
+        if self.captures is not None:
+            self.captures.end()
+        self.captures = None
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
         """Updates the validation metrics; returns an output for callbacks."""
@@ -70,19 +105,26 @@ class EvaluatedClassifier(FineTunedNetwork):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The columns of the batch, with the victim's logits and predictions."""
-        logits = self(batch).float()
+        logits = self._logits(batch).float()
         self._count(logits)
         return {**batch, "logits": logits, "prediction": logits.argmax(dim=-1)}
 
     def _evaluate(self, stage: str, batch: Batch) -> Evaluated:
         started = now(self.device)
-        logits = self(batch)
-        seconds = now(self.device) - started
+        with sharing(self.captures), recorded_use() as used:
+            logits = self._logits(batch)
+        seconds = now(self.device) - started + used.seconds
         self._count(logits)
         prediction = logits.argmax(dim=-1)
         for metric in self._metrics(stage).values():
             metric.update(prediction, batch)
-        return Evaluated(logits=logits, seconds=seconds)
+        return Evaluated(logits=logits, seconds=seconds, passes=used.keys)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Logits in the precision of the weights, also where the trainer's is mixed."""
+        with torch.autocast(self.device.type, enabled=False):
+            logits: Tensor = self(batch)
+        return logits
 
     def _count(self, logits: Tensor) -> None:
         number = count_not_finite(logits)

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.loading import load_network
+from lightning_backdoor.models.readout import is_causal
 from lightning_backdoor.models.weights import LoadedNetwork, NewHead
 
 #: problem types of transformers in which a text does not have one label, and what to say of the model.
@@ -51,11 +52,6 @@ def build_network(model: str, config: PreTrainedConfig) -> LoadedNetwork:
     if is_causal(network) and "position_ids" in inspect.signature(network.forward).parameters:
         network.register_forward_pre_hook(_count_tokens_alone, with_kwargs=True)
     return LoadedNetwork(network.train(), new_head or (NewHead(several, other_size=True) if several else None))
-
-
-def is_causal(network: nn.Module) -> bool:
-    """Whether no token attends to a later one, according to the attention layers of transformers."""
-    return any(getattr(module, "is_causal", False) for module in network.modules())
 
 
 def _count_tokens_alone(network: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -18,6 +18,7 @@ from lightning_backdoor.benchmark.running.journal import Journal, claimed
 from lightning_backdoor.benchmark.running.run_command import CommandError, check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.write_results import write_results
+from lightning_backdoor.data.kept import Kept
 from lightning_backdoor.errors import InputError
 from tests.benchmark.grids import REPAIRED, inference, stub_command, stub_grid
 
@@ -39,7 +40,9 @@ class Commands:
         self.fails = fails
         self.given: list[tuple[str, str, Fragment]] = []
 
-    def __call__(self, command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    def __call__(
+        self, command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object
+    ) -> None:
         text = (folder / f"{command}.yaml").read_text(encoding="utf-8")
         self.given.append((command, folder.name, yaml.safe_load(text)))
         if self.fails in text:
@@ -341,12 +344,12 @@ def test_a_cell_is_checked_without_what_its_victim_takes_from_another(
         **{"broken and repaired": {"data": {"data": {"init_args": {**broken, "victim": "undefended"}}}, "repair": {}}},
         **REPAIRED,
     )
-    check_cell(cells["repaired"])
+    check_cell(cells["repaired"], Kept())
     assert [config["data"].get("init_args", {}).get("train_on") for config in checked] == [None, "trusted"]
     assert not any("published" in config["model"].get("init_args", {}) for config in checked)
     for name in ("broken", "broken and repaired"):
         with pytest.raises(InputError, match=r"data_defense: .*fpr"):
-            check_cell(cells[name])
+            check_cell(cells[name], Kept())
 
 
 def test_an_empty_repair_is_plain_fine_tuning_of_the_undefended_victim(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Run:
         self.config = folder / "grid.yaml"
         stub_grid(self.config, attacks=1, defenses=2, seeds=1, **REPAIRED)
         monkeypatch.setattr(worker, "run_command", self._command)
-        monkeypatch.setattr("lightning_backdoor.benchmark.running.run_grid.check_cell", lambda cell: None)
+        monkeypatch.setattr("lightning_backdoor.benchmark.running.run_grid.check_cell", lambda cell, kept: None)
         if finished is None:
             assert self() == 0
         else:
@@ -44,7 +44,9 @@ class Run:
     def __call__(self, *options: str) -> int:
         return main(["benchmark", "--config", str(self.config), "--output", str(self.folder), *options])
 
-    def _command(self, command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    def _command(
+        self, command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object
+    ) -> None:
         self.commands[command] += 1
         if command == self.fails:
             raise InputError("loss", "diverged in step 3", "use a lower learning rate")
@@ -328,7 +330,7 @@ def test_what_was_made_with_another_victim_is_made_again(run: Run, monkeypatch: 
     shutil.rmtree(run.victim())
     command = run._command
 
-    def other(name: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    def other(name: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object) -> None:
         command(name, args, folder, log, trainer)
         if folder == run.victim():
             grow(folder / "model" / "model.safetensors")

@@ -88,7 +88,9 @@ def test_workers_at_once_share_the_cells_and_do_none_twice(tmp_path: Path) -> No
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    def failing(
+        command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object
+    ) -> None:
         if command == "test" and "number: 1" in (folder / "test.yaml").read_text(encoding="utf-8"):
             raise InputError("bar", "3 is out of range;\ngive less")
         stub_command(command, args, folder, log, trainer)
@@ -111,7 +113,9 @@ def test_a_victim_that_was_trained_but_not_recorded_is_not_trained_again(
 ) -> None:
     commands = []
 
-    def counted(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    def counted(
+        command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object
+    ) -> None:
         commands.append(command)
         stub_command(command, args, folder, log, trainer)
         if command == "fit":
@@ -130,7 +134,9 @@ def test_a_victim_that_was_trained_but_not_recorded_is_not_trained_again(
 def test_a_victim_that_fails_fails_its_cells_and_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def failing(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    def failing(
+        command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object
+    ) -> None:
         tried.append(command)
         raise ZeroDivisionError("no rows")
 
@@ -149,7 +155,7 @@ def test_two_thousand_cells_cost_little_but_their_own_time_and_no_memory(
     inside = 0.0
     memory: list[int] = []
 
-    def timed(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    def timed(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object) -> None:
         nonlocal inside
         started = time.perf_counter()
         stub_command(command, args, folder, log, trainer)
@@ -225,7 +231,9 @@ def test_what_failed_in_a_launch_is_not_tried_again_in_it_whatever_others_do(
 ) -> None:
     tried = []
 
-    def failing(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    def failing(
+        command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object
+    ) -> None:
         tried.append(command)
         raise InputError("model", "is broken")
 
@@ -250,7 +258,9 @@ def test_what_was_deleted_is_made_again(tmp_path: Path) -> None:
 def test_a_job_whose_time_is_up_does_not_fail_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from submitit.core.utils import UncompletedJobError
 
-    def interrupted(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+    def interrupted(
+        command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any], *more: object
+    ) -> None:
         raise UncompletedJobError("timed out too many times")
 
     grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=1, seeds=1)

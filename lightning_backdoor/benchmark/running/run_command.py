@@ -12,13 +12,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import as_part_of_another
 from lightning_backdoor.errors import InputError, one_line
+
+if TYPE_CHECKING:  # importing torch takes seconds
+    from lightning_backdoor.commands.session import Session
+    from lightning_backdoor.data.kept import Kept
 
 #: time that the processes of a command have to end after a signal, in seconds.
 ENDING_SECONDS = 5.0
@@ -28,7 +32,14 @@ class CommandError(RuntimeError):
     """A command of a grid failed; the message is one line."""
 
 
-def run_command(command: str, args: list[str], folder: Path, log: int, trainer: Mapping[str, Any]) -> None:
+def run_command(
+    command: str,
+    args: list[str],
+    folder: Path,
+    log: int,
+    trainer: Mapping[str, Any],
+    session: Session | None = None,
+) -> None:
     """Runs a command with its output redirected to a log.
 
     Args:
@@ -37,6 +48,7 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
         folder: the folder that the command writes to.
         log: descriptor of an open file, which started processes inherit.
         trainer: options of the trainer, which determine the number of processes.
+        session: for ``test`` in this process: what earlier tests of the same victim have left.
 
     Raises:
         CommandError: the new processes failed. In this process, errors are raised unchanged.
@@ -54,15 +66,17 @@ def run_command(command: str, args: list[str], folder: Path, log: int, trainer: 
     tasks = os.environ.pop("SLURM_NTASKS", None)  # Lightning would wait for the other tasks of the job
     try:
         with _output_to(log), as_part_of_another():
-            run(command, args)
+            run(command, args, session)
     finally:
         os.environ.pop(VARIABLE, None)
         if tasks is not None:
             os.environ["SLURM_NTASKS"] = tasks
 
 
-def check_cell(cell: Cell) -> None:
+def check_cell(cell: Cell, kept: Kept) -> None:
     """Checks that the training and the test of a cell can start: that classes exist and accept their arguments.
+
+    What is read in the checks of earlier cells, ``kept``, is not read again.
 
     The trainings of the victim's parents are checked as well. Parents may have no checkpoints yet: a repair is checked
     as a training from scratch, and of a data defense that uses a victim only the arguments are checked.
@@ -71,11 +85,11 @@ def check_cell(cell: Cell) -> None:
         InputError: the training or the test cannot start; the message is the command's.
     """
     for parent in cell.victim.line[:-1]:
-        _check_fit(parent, parent.config)
-    _check_fit(cell.victim, compose(cell.victim.config, cell.config))
+        _check_fit(parent, parent.config, kept)
+    _check_fit(cell.victim, compose(cell.victim.config, cell.config), kept)
 
 
-def _check_fit(victim: PlannedVictim, config: Fragment) -> None:
+def _check_fit(victim: PlannedVictim, config: Fragment, kept: Kept) -> None:
     from lightning_backdoor.commands.fit import check
 
     config = copy.deepcopy(config)
@@ -88,7 +102,7 @@ def _check_fit(victim: PlannedVictim, config: Fragment) -> None:
         path = Path(scratch, "config.yaml")
         path.write_text(yaml_text(config), encoding="utf-8")
         with Path(os.devnull).open("wb") as nowhere, _output_to(nowhere.fileno()):
-            check(["--config", str(path), "--run_dir", str(Path(scratch, "run"))])
+            check(["--config", str(path), "--run_dir", str(Path(scratch, "run"))], kept)
 
 
 def _check_data_defense(defense: Any) -> None:

@@ -105,14 +105,19 @@ def _check(cells: Sequence[Cell]) -> None:
     Raises:
         InputError: something named in the grid does not exist or does not fit; the message names the cell.
     """
+    if not cells:
+        return
+    from lightning_backdoor.data.kept import Kept
+
     checked: set[tuple[str, ...]] = set()
+    kept = Kept()
     for cell in tracked(cells, "checking models, attacks and defenses", "cells"):
         dataset, model, attack, defense, _ = cell.names.values()
         combinations = {("model", model), ("attack", attack, dataset), ("defense", defense, dataset)}
         if not combinations <= checked:
             checked |= combinations
             try:
-                check_cell(cell)
+                check_cell(cell, kept)
             except InputError as error:
                 raise error.under(f"{cell.label}: {error.field}") from None
 

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lightning_backdoor.benchmark.running.products import (
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.commands.run_folder import is_complete
+from lightning_backdoor.commands.session import Session
 from lightning_backdoor.errors import Diverged, InputError, escaped, one_line
 
 #: seconds between checks of the other workers' progress.
@@ -40,6 +41,9 @@ class Worker:
     Whatever is done is recorded in the journal; it is not done again, and not read before it is recorded. Workers may
     be killed at any moment, and may belong to several launches or machines: a victim or cell belongs to the worker that
     holds the lock on its log file.
+
+    Consecutive cells of one victim are tested in one :class:`~lightning_backdoor.commands.session.Session`. Therefore
+    the cells of the victim tested last come first, then those of victims that no other worker is testing.
 
     Args:
         folder: the grid's output folder.
@@ -59,6 +63,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.journal = Journal(self.folder / "journal.jsonl")
         self.products = Products(self.folder, self.journal)
+        self._session: tuple[str, Session] | None = None  # of the victim with this id
 
     def run(self) -> None:
         """Runs cells until every cell is done or has failed, in this worker or another."""
@@ -68,8 +73,23 @@ class Worker:
             open_cells = [cell for cell in open_cells if not self._settled(cell)]
             if not open_cells:
                 return
-            if not sum(self._take(cell) for cell in open_cells):  # other workers have claimed all remaining cells
+            if not sum(self._take(cell) for cell in self._in_order(open_cells)):  # others have claimed all that is left
                 time.sleep(PATIENCE)
+
+    def _in_order(self, cells: Sequence[Cell]) -> Iterator[Cell]:
+        """The cells of one victim after the other; which victim is next is decided when the one before is done."""
+        by_victim: dict[str, list[Cell]] = {}
+        for cell in cells:
+            by_victim.setdefault(cell.victim.id, []).append(cell)
+        while by_victim:
+            free = (victim for victim, of_victim in by_victim.items() if not any(map(self._is_tested, of_victim)))
+            victim = self._session[0] if self._session and self._session[0] in by_victim else next(free, None)
+            yield from by_victim.pop(victim or next(iter(by_victim)))
+
+    def _is_tested(self, cell: Cell) -> bool:
+        """Whether a worker of this launch has begun a cell that is not done; or was killed while it ran it."""
+        begun = self.journal.get("begun cell", cell.id)
+        return begun is not None and begun["launch"] == self.launch and not self._settled(cell)
 
     def _settled(self, work: Work) -> bool:
         """Whether a victim or cell is done and logged, or has failed in this launch."""
@@ -147,6 +167,7 @@ class Worker:
         # also to resume, since the folder may have been moved
         config.write_text(yaml_text(compose(victim.config, self._parent(victim))), encoding="utf-8")
         if not trained:
+            self._session = None  # the memory is needed for training
             run_command("fit", args, folder, log, victim.config["trainer"])
         if not (folder / CHECKPOINT).exists() or not list((folder / "model").glob("*.safetensors")):
             raise CommandError("fit selected no checkpoint and wrote no model; validate, and leave fast_dev_run out")
@@ -162,12 +183,20 @@ class Worker:
         config.write_text(yaml_text(compose(self._parent(cell.victim), cell.config)), encoding="utf-8")
         args = ["--config", str(trained / "config.yaml"), "--config", str(config)]
         args += ["--ckpt_path", str(trained / CHECKPOINT)]
-        run_command("test", args, folder, log, compose(cell.victim.config, cell.config)["trainer"])
+        trainer = compose(cell.victim.config, cell.config)["trainer"]
+        run_command("test", args, folder, log, trainer, self._session_of(cell.victim))
         records = [self.products.folder_of(victim) / "cleaning.json" for victim in cell.victim.line]
         cleaning = next((_read_json(path) for path in reversed(records) if path.exists()), None)
         outcomes = read_outcomes(folder / "outcomes.csv")
         row = measured(_read_json(folder / "metrics.json"), outcomes, cleaning)
         return {"row": row, "files": self.products.digests(cell)}
+
+    def _session_of(self, victim: PlannedVictim) -> Session:
+        """The session of a victim; that of another victim is given up before."""
+        if self._session is None or self._session[0] != victim.id:
+            configs = [cell.config for cell in self.cells if cell.victim.id == victim.id]
+            self._session = victim.id, Session(configs)
+        return self._session[1]
 
     def _parent(self, victim: PlannedVictim) -> Fragment:
         """The part of a config that gives the checkpoint of a victim's parent, which is known by its id until then."""

@@ -14,6 +14,7 @@ from lightning_backdoor.batch import Batch, ids_and_spans
 from lightning_backdoor.commands.scan.calibration import Guard, batch_on_device
 from lightning_backdoor.commands.scan.tally import Line
 from lightning_backdoor.defenses.defense import REJECTED, Verdict, judge
+from lightning_backdoor.models.captures import Captures, sharing
 from lightning_backdoor.victim import TextClassifier
 
 #: score of a token that a defense finds infinitely suspicious, since JSON has no infinity.
@@ -41,9 +42,12 @@ def score_group(
     """
     order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
     lines: dict[int, Line] = {}
+    captures = Captures()  # defenses that read the same share its passes
+    captures.begin(victim.network)
     for start in range(0, len(order), batch_size):
         positions = order[start : start + batch_size]
-        batch_lines = _score_batch(guards, victim, [texts[position] for position in positions])
+        with sharing(captures):
+            batch_lines = _score_batch(guards, victim, [texts[position] for position in positions])
         lines.update(zip(positions, batch_lines, strict=True))
         if done is not None:
             done(len(positions))
