@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lightning_backdoor.benchmark.fragments import read_yaml
-from lightning_backdoor.commands.parsing.known_options import PRECISIONS
+from lightning_backdoor.commands.parsing.known_options import FULL, PRECISIONS
 from lightning_backdoor.errors import InputError
 
 
@@ -15,19 +15,10 @@ def trained_precision(run: Path) -> str | None:
     """The precision that a run was trained in, as its ``config.yaml`` records it; None if it does not."""
     try:
         trainer = read_yaml(run / "config.yaml")["trainer"]
-        recorded = given_precision(trainer["precision"])
+        recorded = trainer["precision"] or FULL  # version 0.1.0 wrote null
         return recorded if recorded in PRECISIONS and not trainer.get("plugins") else None  # one may be a precision
     except (InputError, OSError, AttributeError, KeyError, TypeError):
         return None
-
-
-def given_precision(given: object) -> str:
-    """A value of the trainer's option as one text; none stands for float32.
-
-    >>> given_precision(None), given_precision("bf16-mixed")
-    ('32-true', 'bf16-mixed')
-    """
-    return "32-true" if given is None else str(given)
 
 
 def precision_comment(grid: Path, victims: Iterable[str]) -> str:
