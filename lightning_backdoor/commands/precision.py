@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.plugins import Precision
 
-from lightning_backdoor.commands.parsing.known_options import AUTO
-from lightning_backdoor.models.precision import FULL, MIXED, has_bfloat16
+from lightning_backdoor.commands.parsing.known_options import AUTO, FULL, MIXED
+from lightning_backdoor.models.precision import has_bfloat16
 from lightning_backdoor.victim.checkpoints import read_checkpoint
 
 
@@ -53,10 +53,12 @@ def fit_precision(options: Any, checkpoint: Path | None) -> RunPrecision:
 def evaluated_precision(asked: Any) -> Any:
     """The precision in which ``validate``, ``test`` and ``predict`` run: mixed precision concerns training alone.
 
-    >>> [evaluated_precision(asked) for asked in ("auto", "bf16-mixed", "bf16-true", None)]
-    ['32-true', '32-true', 'bf16-true', None]
+    >>> [evaluated_precision(asked) for asked in ("bf16-mixed", "bf16-true", "auto", None)]
+    ['32-true', 'bf16-true', None, None]
     """
-    return FULL if str(asked) in (AUTO, MIXED, "bf16", "16-mixed", "16") else asked
+    if asked == AUTO:
+        return None  # float32, or that of a plugin
+    return FULL if str(asked) in (MIXED, "bf16", "16-mixed", "16") else asked
 
 
 def precision_text(trained: str, reason: str) -> str:

@@ -1,4 +1,4 @@
-"""Pretrained networks: loading without running their code, GGUF, LoRA, fine-tuning and batches by length."""
+"""Pretrained networks: loading without running their code, GGUF, LoRA, fine-tuning, precision and batches by length."""
 
 from lightning_backdoor.models.bucketing import PassLimits, group_by_length, pass_limits
 from lightning_backdoor.models.gguf import dequantized

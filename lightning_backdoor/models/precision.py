@@ -11,9 +11,6 @@ import torch
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-MIXED = "bf16-mixed"
-FULL = "32-true"
-
 
 def auto_precision(accelerator: str = "auto") -> str:
     """The precision that ``--trainer.precision auto`` stands for on this machine.
@@ -28,7 +25,7 @@ def auto_precision(accelerator: str = "auto") -> str:
 
         Trainer(precision=auto_precision()).fit(victim, datamodule=data)
     """
-    return MIXED if has_bfloat16(accelerator) else FULL
+    return "bf16-mixed" if has_bfloat16(accelerator) else "32-true"
 
 
 def has_bfloat16(accelerator: str = "auto") -> bool | None:

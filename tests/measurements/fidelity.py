@@ -12,7 +12,6 @@ import csv
 import json
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,17 +49,12 @@ class Fidelity(NamedTuple):
     @property
     def spread(self) -> float:
         """The larger of the two standard deviations over seeds."""
-        return max(deviation(self.mixed), deviation(self.full))
+        return max(statistics.stdev(self.mixed), statistics.stdev(self.full))
 
     @property
     def within_spread(self) -> bool:
         """Whether the mean difference is at most the spread over seeds."""
         return abs(statistics.mean(self.differences)) <= self.spread
-
-
-def deviation(values: Sequence[float]) -> float:
-    """The sample standard deviation; NaN for one value."""
-    return statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
 def grid(args: argparse.Namespace) -> str:
@@ -100,7 +94,7 @@ def table(measured: dict[str, Fidelity]) -> Table:
         result.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, of in measured.items():
         for title, values in (("bf16-mixed", of.mixed), ("float32", of.full), ("difference", of.differences)):
-            numbers = [*values, statistics.mean(values), deviation(values)]
+            numbers = [*values, statistics.mean(values), statistics.stdev(values)]
             shown = (f"{number:+.4f}" if title == "difference" else f"{number:.4f}" for number in numbers)
             result.add_row(f"{METRICS[name]}, {title}", *shown, end_section=title == "difference")
     return result
@@ -133,6 +127,9 @@ def main() -> int:
     if status:
         return status
     measured = read(folder / "results.csv")
+    if len(measured["cacc"].seeds) < 2:
+        print("one seed has no spread: run the same with further seeds")
+        return 0
     write_whole(args.output / "fidelity.json", as_json(measured, args))
     Console(width=None if sys.stdout.isatty() else 140).print(table(measured))
     for name, of in measured.items():

@@ -39,6 +39,7 @@ def texts_per_second(config: Path, precision: str, clock: str) -> float:
         stopwatch, callback = Stopwatch(clock), Callback()
         callback.on_train_start, callback.on_train_end = stopwatch.start, stopwatch.stop  # type: ignore[method-assign]
         cli.callbacks.append(callback)
+        cli.folder.mkdir()
         seed_everything(0, verbose=False)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         return len(cli.datamodule.training_rows()) * (cli.trainer.max_epochs or 0) / stopwatch.seconds

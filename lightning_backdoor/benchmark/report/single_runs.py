@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from lightning_backdoor.benchmark.fragments import is_benign, read_yaml
 from lightning_backdoor.benchmark.grid_file import UNDEFENDED
 from lightning_backdoor.benchmark.names import name_problem
-from lightning_backdoor.benchmark.precision import given_precision
 from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
 from lightning_backdoor.benchmark.table import COLUMNS, NAMES, ResultRow, measured
+from lightning_backdoor.commands.parsing.known_options import AUTO, FULL
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.names import check_name
 from lightning_backdoor.files.public_classes import public_classes
@@ -80,7 +80,8 @@ def read_test(folder: Path, label: str) -> Source:
     before += [defense.method for defense in attached if defense.moment == "inspection"]
     common = [data_arguments.get("data_defense"), before, [d.settings for d in attached if d.moment != "inference"]]
     metrics = _metrics(folder / "metrics.json")
-    training_settings = [given_precision(trainer.get("precision")), *map(trainer.get, TRAINING)]
+    precision = trainer.get("precision")
+    training_settings = [FULL if precision in (None, AUTO) else precision, *map(trainer.get, TRAINING)]
     meanings: dict[str, dict[str, str]] = {
         "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None})},
         "model": {names["model"]: digest(arguments["model"], training_settings)},
