@@ -98,7 +98,7 @@ def test_a_trained_victim_gives_the_same_rates_on_a_gpu_as_on_the_processor(
     tmp_path: Path, tiny_folder: Callable[[str], str], float32_products: None
 ) -> None:
     """Rows whose score ties with a threshold may be flagged on one side alone; rates of the victim may not differ."""
-    metrics = {}
+    metrics: dict[str, dict[str, float]] = {}
     attack = BadNets(model=tiny_folder("bert"), learning_rate=1e-2, labels=LABELS)
     data = reviews(tmp_path)
     for accelerator in ("gpu", "cpu"):
@@ -113,7 +113,8 @@ def test_a_trained_victim_gives_the_same_rates_on_a_gpu_as_on_the_processor(
         )
         if not metrics:
             trainer.fit(attack, datamodule=data)
-        (metrics[accelerator],) = trainer.test(attack, datamodule=data, verbose=False)
+        trainer.test(attack, datamodule=data, verbose=False)
+        metrics[accelerator] = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert metrics["gpu"].keys() == metrics["cpu"].keys()
     for name, value in metrics["cpu"].items():
         defended = name not in ("test/cacc", "test/asr", "test/pacc", "test/asr_floor")

@@ -65,9 +65,9 @@ def measure_parts(parts: Mapping[str, Part], setting: Setting, send: Send) -> No
             ended = Ended("skipped", str(skipped))
         except Exception as error:
             traceback.print_exc()
-            ended = Ended("failed", f"{type(error).__name__}: {reason(error)}")
-        gc.collect()
+            ended = Ended("failed", f"{type(error).__name__}: {reason(error, 200)}")
         if on_gpu:
+            gc.collect()
             ended = ended._replace(memory=PeakMemory.reached())
             torch.cuda.empty_cache()
         send(("ended", ended))

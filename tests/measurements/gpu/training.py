@@ -124,6 +124,11 @@ class Workshop:
         trainer.fit(victim, datamodule=data)
         return self.steps * self.batch_size / float(file.read_text(encoding="utf-8"))
 
+    def test_metrics(self, attack: BadNets, data: BackdoorDataModule, devices: int) -> dict[str, float]:
+        trainer = self.trainer(devices=devices)
+        trainer.test(attack, datamodule=data, verbose=False)
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
     def by_transformers(self, data: BackdoorDataModule, bf16: bool) -> float:
         """Texts per second of transformers.Trainer, on the same rows, grouped by length."""
         timed = TimedByTransformers(self.warm_up, self.setting.device)
@@ -236,6 +241,7 @@ def two_devices(setting: Setting) -> Iterator[Row]:
 
 def on_two_devices(setting: Setting) -> Iterator[Row]:
     """As :func:`two_devices`, on two GPUs, or on two processes of a processor."""
+    torch.multiprocessing.set_sharing_strategy("file_system")  # or the weights would need too many open files
     shop = Workshop(setting)
     whole, half = shop.data(), shop.data(shop.batch_size // 2)
     for name, precision, _ in precisions(setting):
@@ -250,7 +256,7 @@ def on_two_devices(setting: Setting) -> Iterator[Row]:
     seed_everything(0, verbose=False)
     attack = BadNets(model=shop.model, labels=LABELS)
     attack.configure_model()
-    (one,), (two,) = (shop.trainer(devices=devices).test(attack, datamodule=whole, verbose=False) for devices in (1, 2))
+    one, two = (shop.test_metrics(attack, whole, devices) for devices in (1, 2))
     equal = sum(abs(one[name] - two[name]) <= 1e-6 for name in one)
     yield Row("test metrics of two devices that equal those of one", "metrics", equal, note=f"of {len(one)}")
     if equal != len(one) or one.keys() != two.keys():
