@@ -32,7 +32,7 @@ PARTS = {
     "scoring": Part(scoring, 60),
     "ONION": Part(onion, 60),
     "fine-tuning": Part(fine_tuning, 75),
-    "MuScleLoRA": Part(muscle_lora, 75),
+    "MuScleLoRA": Part(muscle_lora, 90),
     **{name: Part(partial(plain_throughput, name), 45) for name in (MINILM, BERT, LLAMA)},
     "two devices": Part(two_devices, 90),
     "column sums": Part(flex_sums, 75),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -11,11 +12,17 @@ from lightning_backdoor.language.language_model import load_language_model
 from lightning_backdoor.language.perplexity import groups, leave_one_out
 from tests.measurements.gpu.report import Row
 from tests.measurements.gpu.setting import SMOLLM, Setting, model_folder, texts, weights_of
-from tests.measurements.gpu.timing import Run, added_memory, compared, seconds
-from tests.measurements.onion import seconds_per_token, textbook, tokens_to_read
+from tests.measurements.gpu.timing import added_memory, compared, median_seconds, seconds
+from tests.measurements.onion import textbook, tokens_to_read
+
+#: rows and tokens per row of the plain forwards whose pace is the floor.
+SHAPES = ((128, 16), (512, 16), (256, 32), (64, 128))
+TOY_SHAPES = ((8, 16),)
+MOST_ROUNDS = 3  # the textbook loop takes seconds
 
 
 def onion(setting: Setting) -> Iterator[Row]:
+    setting = setting._replace(rounds=min(setting.rounds, MOST_ROUNDS))
     device, note = setting.device, weights_of(SMOLLM, setting)
     folder = model_folder(SMOLLM, setting, language_model=True)
     network, tokenizer = load_language_model(folder, torch.device(device), setting.folder)
@@ -31,15 +38,21 @@ def onion(setting: Setting) -> Iterator[Row]:
     def reference() -> None:
         textbook(network, tokenizer, some)
 
-    def warm(run: Run) -> float:
-        run()
-        return seconds(run, device)
+    def floor() -> float:
+        """Seconds that the tokens take at the pace of plain forwards of the best shape."""
+        paces = []
+        with torch.inference_mode():
+            for rows, length in TOY_SHAPES if setting.toy else SHAPES:
+                ids = torch.randint(network.config.vocab_size, (rows, length), device=device)
+                forward = partial(network, input_ids=ids, use_cache=False)
+                paces.append(median_seconds(forward, setting) / ids.numel())
+        return tokens * min(paces)
 
     for dtype, precision in ((torch.float32, "float32"), (torch.bfloat16, "bf16")):
         network.to(dtype)
         title = f"perplexities / textbook loop, {SMOLLM}, {len(some)} texts"
         yield compared(title, library, reference, setting, precision=precision, note=note)
-        pairs = [(seconds(library, device), tokens * seconds_per_token(network, warm)) for _ in range(setting.rounds)]
+        pairs = [(seconds(library, device), floor()) for _ in range(setting.rounds)]
         yield Row(
             f"perplexities / floor of {tokens:,} tokens, {SMOLLM}",
             "s",

@@ -169,10 +169,11 @@ def take(event: tuple[str, Any], part: str, report: Report) -> None:
 def _work(parts: dict[str, Part], setting: Setting, sender: Connection) -> None:
     """The process of the parts: a group of its own, whose output goes into the log."""
     os.setsid()
-    with Path(setting.log).open("a", encoding="utf-8") as log:
+    with Path(setting.log).open("a", buffering=1, encoding="utf-8") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
-    measure_parts(parts, setting, sender.send)
+        sys.stdout = sys.stderr = log
+        measure_parts(parts, setting, sender.send)
 
 
 def end_process(process: BaseProcess) -> None:

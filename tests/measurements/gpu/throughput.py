@@ -22,9 +22,9 @@ COMPILED_IN = "bf16-mixed"
 def plain_throughput(name: str, setting: Setting) -> Iterator[Row]:
     """A network as it is, in each precision."""
     made = network(name, setting)
-    for precision_name in PRECISIONS:
-        if precision_name != "tf32" or setting.device == "cuda":
-            for size in BATCH_SIZES[name][: setting.size(2, 1)]:
+    for size in BATCH_SIZES[name][: setting.size(2, 1)]:
+        for precision_name in PRECISIONS:
+            if precision_name != "tf32" or setting.device == "cuda":
                 yield from rows(name, made, setting, precision_name, setting.size(size, 4))
 
 

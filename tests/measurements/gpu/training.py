@@ -28,7 +28,7 @@ from tests.measurements.pairs import alternate
 
 BATCH_SIZE = 32
 #: optimizer steps per measurement, and before the first.
-STEPS, WARM_UP = 100, 10
+STEPS, WARM_UP = 60, 10
 PRECISIONS = [("float32", "32-true", False), ("bf16-mixed", "bf16-mixed", True)]
 
 
@@ -140,24 +140,26 @@ class Workshop:
             {"input_ids": ids, "attention_mask": mask, "label": row["label"]}
             for ids, mask, row in zip(tokens["input_ids"], tokens["attention_mask"], rows, strict=True)
         ]
+        arguments = TrainingArguments(
+            output_dir=str(self.folder / "transformers"),
+            use_cpu=self.setting.device == "cpu",
+            bf16=bf16,
+            num_train_epochs=1,
+            per_device_train_batch_size=self.batch_size,
+            train_sampling_strategy="group_by_length",
+            learning_rate=victim.hparams["learning_rate"],
+            weight_decay=victim.hparams["weight_decay"],
+            warmup_steps=victim.hparams["warmup"],
+            max_grad_norm=0.0,  # the library does not clip either
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # private: transformers 5.23.0; it would use all GPUs
         trainer = transformers.Trainer(
             model=victim.network,
-            args=TrainingArguments(
-                output_dir=str(self.folder / "transformers"),
-                use_cpu=self.setting.device == "cpu",
-                bf16=bf16,
-                num_train_epochs=1,
-                per_device_train_batch_size=self.batch_size,
-                train_sampling_strategy="group_by_length",
-                learning_rate=victim.hparams["learning_rate"],
-                weight_decay=victim.hparams["weight_decay"],
-                warmup_steps=victim.hparams["warmup"],
-                max_grad_norm=0.0,  # the library does not clip either
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            ),
+            args=arguments,
             train_dataset=examples,
             data_collator=DataCollatorWithPadding(victim.tokenizer),
             callbacks=[timed],
