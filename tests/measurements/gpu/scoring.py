@@ -78,7 +78,7 @@ def padded_to(batch: Batch, length: int) -> Batch:
     """The batch with padding on the right up to a length."""
     missing = length - batch["input_ids"].shape[1]
     ids, mask = (torch.nn.functional.pad(batch[name], (0, missing)) for name in ("input_ids", "attention_mask"))
-    return {**batch, "input_ids": ids, "attention_mask": mask}  # type: ignore[typeddict-item]
+    return {**batch, "input_ids": ids, "attention_mask": mask}
 
 
 def eager(victim: TextClassifier) -> PreTrainedModel:

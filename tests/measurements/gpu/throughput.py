@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def compiled_throughput(name: str, setting: Setting) -> Iterator[Row]:
     torch.compiler.reset()
     # on a processor, compilers take minutes: it is only tried whether the network can be captured
     backend = "inductor" if setting.device == "cuda" else "eager"
-    made = torch.compile(network(name, setting), dynamic=False, backend=backend)
+    made: Any = torch.compile(network(name, setting), dynamic=False, backend=backend)
     size = setting.size(BATCH_SIZES[name][0], 4)
     yield from rows(name, made, setting, COMPILED_IN, size, compiles=backend)
 
@@ -83,7 +84,7 @@ def training_step(module: nn.Module, ids: Tensor, labels: Tensor) -> Run:
     def run() -> None:
         module.train()
         logits = module(input_ids=ids, attention_mask=mask).logits
-        nn.functional.cross_entropy(logits.float(), labels).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(logits.float(), labels))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

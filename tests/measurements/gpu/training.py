@@ -50,7 +50,7 @@ class Timed(Callback):
             self.file.write_text(str(time.perf_counter() - self.started), encoding="utf-8")
 
 
-class TimedByTransformers(TrainerCallback):
+class TimedByTransformers(TrainerCallback):  # type: ignore[misc]
     """Likewise for transformers.Trainer; the seconds are kept."""
 
     def __init__(self, warm_up: int, device: str) -> None:
@@ -243,7 +243,8 @@ def two_devices(setting: Setting) -> Iterator[Row]:
 
 def on_two_devices(setting: Setting) -> Iterator[Row]:
     """As :func:`two_devices`, on two GPUs, or on two processes of a processor."""
-    torch.multiprocessing.set_sharing_strategy("file_system")  # or the weights would need too many open files
+    # or the weights would need too many open files
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
     shop = Workshop(setting)
     whole, half = shop.data(), shop.data(shop.batch_size // 2)
     for name, precision, _ in precisions(setting):
