@@ -49,7 +49,7 @@ def flex_column_sums(flex: Flex, query: Tensor, key: Tensor, value: Tensor, real
         return torch.where(real[batch, k], score, -torch.inf)
 
     output, first = flex(query, key, value, score_mod=to_real, return_aux=AuxRequest(lse=True))
-    lse = first.lse.masked_fill(~real[:, None], torch.inf)  # padding as query gives nothing
+    lse: Tensor = first.lse.masked_fill(~real[:, None], torch.inf)  # padding as query gives nothing
 
     def share(score: Tensor, batch: Tensor, head: Tensor, k: Tensor, q: Tensor) -> Tensor:
         return score - lse[batch, head, q]
