@@ -104,9 +104,10 @@ def shared_log_likelihoods(
         for i, (text, ids, shared) in enumerate(variants)
         if shared < len(ids) - 1
     }
+    buffers: list[Tensor] = []
     with _packed_attention(network):
-        of_whole, keys_and_values = _read_texts(network, whole)
-        of_rests = _read_rests(network, list(rests.values()), keys_and_values)
+        of_whole, keys_and_values = _read_texts(network, whole, buffers)
+        of_rests = _read_rests(network, list(rests.values()), keys_and_values, buffers)
     log_probs = [dict(zip(row.predictions, values, strict=True)) for row, values in zip(whole, of_whole, strict=True)]
     prefix_sums = [  # per text, log P of its first k tokens by k
         [0.0, *accumulate((log_probs[text][item] for item in enumerate(ids[1:])), initial=0.0)]
@@ -121,12 +122,14 @@ def shared_log_likelihoods(
     return [prefix_sums[text][len(ids)] for text, ids in enumerate(texts)], of_variants
 
 
-def _read_texts(network: PreTrainedModel, rows: Sequence[_Row]) -> tuple[list[list[float]], KeysAndValues]:
+def _read_texts(
+    network: PreTrainedModel, rows: Sequence[_Row], buffers: list[Tensor]
+) -> tuple[list[list[float]], KeysAndValues]:
     """log P of the predictions of each row, and the keys and values of the rows."""
 
     def compute(group: list[int]) -> tuple[list[list[float]], KeysAndValues]:
         with plain_inference(network.device):
-            return _read(network, [rows[i] for i in group], None)
+            return _read(network, [rows[i] for i in group], None, buffers)
 
     longest = max((len(row.ids) for row in rows), default=1)
     results: list[list[float]] = [[] for _ in rows]
@@ -142,12 +145,14 @@ def _read_texts(network: PreTrainedModel, rows: Sequence[_Row]) -> tuple[list[li
     return results, list(zip(states[::2], states[1::2], strict=True))
 
 
-def _read_rests(network: PreTrainedModel, rows: Sequence[_Row], of_texts: KeysAndValues) -> list[list[float]]:
+def _read_rests(
+    network: PreTrainedModel, rows: Sequence[_Row], of_texts: KeysAndValues, buffers: list[Tensor]
+) -> list[list[float]]:
     """log P of the predictions of each row, which is read on top of the keys and values of its text."""
 
     def compute(group: list[int]) -> list[list[float]]:
         with plain_inference(network.device):
-            return _read(network, [rows[i] for i in group], of_texts)[0]
+            return _read(network, [rows[i] for i in group], of_texts, buffers)[0]
 
     results: list[list[float]] = [[] for _ in rows]
     groups = divide_evenly([len(row.ids) for row in rows], pass_limits(network.device, network.dtype))
@@ -158,7 +163,7 @@ def _read_rests(network: PreTrainedModel, rows: Sequence[_Row], of_texts: KeysAn
 
 
 def _read(
-    network: PreTrainedModel, rows: Sequence[_Row], of_texts: KeysAndValues | None
+    network: PreTrainedModel, rows: Sequence[_Row], of_texts: KeysAndValues | None, buffers: list[Tensor]
 ) -> tuple[list[list[float]], KeysAndValues]:
     """Reads rows in one pass, on top of their prefixes, or of nothing.
 
@@ -190,7 +195,8 @@ def _read(
     starts = accumulate((len(row.ids) for row in rows), initial=0)
     asked = [(start + i, token) for start, row in zip(starts, rows, strict=False) for i, token in row.predictions]
     positions, targets = torch.tensor(asked, dtype=torch.long, device=device).view(-1, 2).unbind(dim=1)
-    log_probs = iter(log_probabilities(network.get_output_embeddings(), hidden, positions, targets).tolist())
+    of_asked = log_probabilities(network.get_output_embeddings(), hidden, positions, targets, buffers)
+    log_probs = iter(of_asked.tolist())
     read = [] if of_texts is not None else [(layer.keys, layer.values) for layer in layers]
     return [[next(log_probs) for _ in row.predictions] for row in rows], read
 
