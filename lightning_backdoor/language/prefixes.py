@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, Cache, DynamicCache, DynamicLayer, PreTrainedModel
 
 from lightning_backdoor.language.likelihood import log_probabilities, plain_inference, plain_log_likelihoods
@@ -24,6 +25,8 @@ from lightning_backdoor.models.parallel import in_parallel
 
 #: token ids of a text and of variants of it, on which a model is tried: ids that every vocabulary has.
 PROBE = ([3, 1, 4, 1, 5, 2, 6], [3, 1, 4, 5, 2, 6], [1, 4, 1, 5, 2, 6], [3, 1, 4, 1, 5])
+#: tokens up to which short rests of variants of one text are put into one row, so that its prefix is copied once.
+ROW_TOKENS = 32
 #: name under which transformers knows :func:`packed_attention`.
 PACKED = "packed_rows"
 
@@ -61,21 +64,34 @@ def variant(text: int, full: Sequence[int], ids: list[int]) -> Variant:
     return Variant(text, ids, shared)
 
 
-class _Row(NamedTuple):
+class _Part(NamedTuple):
     """Tokens that are read on top of a prefix.
 
     Attributes:
-        text: index of the text that has the prefix.
         shared: number of tokens of the prefix.
         ids: the tokens, at least one.
         predictions: positions among these tokens, in ascending order, each with a token whose probability is asked for
             from the state there.
     """
 
-    text: int
     shared: int
     ids: list[int]
     predictions: list[tuple[int, int]]
+
+
+class _Row(NamedTuple):
+    """Parts that are read on top of prefixes of one text, and do not attend to each other.
+
+    Attributes:
+        text: index of the text.
+        parts: the parts.
+    """
+
+    text: int
+    parts: list[_Part]
+
+    def length(self) -> int:
+        return sum(len(part.ids) for part in self.parts)
 
 
 def shared_log_likelihoods(
@@ -98,107 +114,127 @@ def shared_log_likelihoods(
     for text, ids, shared in variants:
         if 0 < shared < len(ids):
             predictions[text].add((shared - 1, ids[shared]))
-    whole = [_Row(text, 0, ids or [0], sorted(predictions[text])) for text, ids in enumerate(texts)]
-    rests = {
-        i: _Row(text, shared, ids[shared:-1], [*enumerate(ids[shared + 1 :])])
-        for i, (text, ids, shared) in enumerate(variants)
-        if shared < len(ids) - 1
-    }
+    whole = [_Row(text, [_Part(0, ids or [0], sorted(predictions[text]))]) for text, ids in enumerate(texts)]
     buffers: list[Tensor] = []
     with _packed_attention(network):
-        of_whole, keys_and_values = _read_texts(network, whole, buffers)
-        of_rests = _read_rests(network, list(rests.values()), keys_and_values, buffers)
-    log_probs = [dict(zip(row.predictions, values, strict=True)) for row, values in zip(whole, of_whole, strict=True)]
+        log_probs, keys_and_values = _read_texts(network, whole, buffers)
+        rests = _rest_log_likelihoods(network, variants, keys_and_values, buffers)
     prefix_sums = [  # per text, log P of its first k tokens by k
         [0.0, *accumulate((log_probs[text][item] for item in enumerate(ids[1:])), initial=0.0)]
         for text, ids in enumerate(texts)
     ]
     of_variants = [
-        prefix_sums[text][shared] + (log_probs[text][shared - 1, ids[shared]] if 0 < shared < len(ids) else 0.0)
-        for text, ids, shared in variants
+        prefix_sums[text][shared] + (log_probs[text][shared - 1, ids[shared]] if 0 < shared < len(ids) else 0.0) + rest
+        for (text, ids, shared), rest in zip(variants, rests, strict=True)
     ]
-    for i, values in zip(rests, of_rests, strict=True):
-        of_variants[i] += sum(values)
     return [prefix_sums[text][len(ids)] for text, ids in enumerate(texts)], of_variants
 
 
 def _read_texts(
     network: PreTrainedModel, rows: Sequence[_Row], buffers: list[Tensor]
-) -> tuple[list[list[float]], KeysAndValues]:
-    """log P of the predictions of each row, and the keys and values of the rows."""
+) -> tuple[list[dict[tuple[int, int], float]], KeysAndValues]:
+    """log P of the predictions of each row, which is a whole text, and the keys and values of the rows."""
 
-    def compute(group: list[int]) -> tuple[list[list[float]], KeysAndValues]:
+    def compute(group: list[int]) -> tuple[list[float], KeysAndValues]:
         with plain_inference(network.device):
             return _read(network, [rows[i] for i in group], None, buffers)
 
-    longest = max((len(row.ids) for row in rows), default=1)
-    results: list[list[float]] = [[] for _ in rows]
+    lengths = [row.length() for row in rows]
+    log_probs: list[dict[tuple[int, int], float]] = [{} for _ in rows]
     states: list[Tensor] = []
-    groups = divide_evenly([len(row.ids) for row in rows], pass_limits(network.device, network.dtype))
+    groups = divide_evenly(lengths, pass_limits(network.device, network.dtype))
     for group, (values, layers) in zip(groups, in_parallel(compute, groups, network.device), strict=True):
-        parts = [part for layer in layers for part in layer]
-        states = states or [part.new_zeros(len(rows), part.shape[1], longest, part.shape[3]) for part in parts]
-        for state, part in zip(states, parts, strict=True):
+        read = [tensor for layer in layers for tensor in layer]
+        states = states or [part.new_zeros(len(rows), part.shape[1], max(lengths), part.shape[3]) for part in read]
+        for state, part in zip(states, read, strict=True):
             state[group, :, : part.shape[2]] = part
-        for i, of_row in zip(group, values, strict=True):
-            results[i] = of_row
-    return results, list(zip(states[::2], states[1::2], strict=True))
+        left = iter(values)
+        for i in group:
+            log_probs[i] = {item: next(left) for item in rows[i].parts[0].predictions}
+    return log_probs, list(zip(states[::2], states[1::2], strict=True))
 
 
-def _read_rests(
-    network: PreTrainedModel, rows: Sequence[_Row], of_texts: KeysAndValues, buffers: list[Tensor]
-) -> list[list[float]]:
-    """log P of the predictions of each row, which is read on top of the keys and values of its text."""
+def _rest_log_likelihoods(
+    network: PreTrainedModel, variants: Sequence[Variant], of_texts: KeysAndValues, buffers: list[Tensor]
+) -> list[float]:
+    """log P of each variant's tokens after the first one that it does not share with its text."""
+    rows: list[_Row] = []
+    members: list[list[int]] = []  # per row, the variants whose rests are its parts
+    for i, (text, ids, shared) in enumerate(variants):
+        length = len(ids) - 1 - shared
+        if length <= 0:
+            continue
+        if not rows or rows[-1].text != text or rows[-1].length() + length > ROW_TOKENS:
+            rows.append(_Row(text, []))
+            members.append([])
+        rows[-1].parts.append(_Part(shared, ids[shared:-1], [*enumerate(ids[shared + 1 :])]))
+        members[-1].append(i)
 
-    def compute(group: list[int]) -> list[list[float]]:
+    def compute(group: list[int]) -> list[float]:
         with plain_inference(network.device):
             return _read(network, [rows[i] for i in group], of_texts, buffers)[0]
 
-    results: list[list[float]] = [[] for _ in rows]
-    groups = divide_evenly([len(row.ids) for row in rows], pass_limits(network.device, network.dtype))
+    rests = [0.0] * len(variants)
+    groups = divide_evenly([row.length() for row in rows], pass_limits(network.device, network.dtype))
     for group, values in zip(groups, in_parallel(compute, groups, network.device), strict=True):
-        for i, of_row in zip(group, values, strict=True):
-            results[i] = of_row
-    return results
+        left = iter(values)
+        for i in group:
+            for member, part in zip(members[i], rows[i].parts, strict=True):
+                rests[member] = sum(next(left) for _ in part.ids)
+    return rests
 
 
 def _read(
     network: PreTrainedModel, rows: Sequence[_Row], of_texts: KeysAndValues | None, buffers: list[Tensor]
-) -> tuple[list[list[float]], KeysAndValues]:
+) -> tuple[list[float], KeysAndValues]:
     """Reads rows in one pass, on top of their prefixes, or of nothing.
 
     Returns:
-        log P of the predictions of each row, and the keys and values of rows that are read on top of nothing.
+        log P of all predictions, in the order of rows and parts, and the keys and values of rows that are read on top
+        of nothing.
     """
     device = network.device
-    lengths, shared = torch.tensor([(len(row.ids), row.shared) for row in rows], device=device).unbind(dim=1)
-    offsets = torch.arange(int(lengths.max()), device=device)
-    in_prefix = torch.arange(int(shared.max()), device=device) < shared[:, None]
-    real = offsets < lengths[:, None]
-    shape = (*real.shape, in_prefix.shape[1])
-    causal = (offsets[:, None] >= offsets).expand(*real.shape, len(offsets))
-    attends = torch.cat([in_prefix[:, None].expand(shape), causal], dim=2) & real[..., None]
-    mask = torch.zeros(attends.shape, dtype=network.dtype, device=device)
-    mask.masked_fill_(~attends, torch.finfo(network.dtype).min)
+    parts = [part for row in rows for part in row.parts]
+    mask = _mask(rows, network.dtype, device)
+    longest_prefix = max(part.shared for part in parts)
     text_of_row = torch.tensor([row.text for row in rows], device=device)
+    places = _places(_real(mask))
     layers = [
-        _Layer(None if of_texts is None else of_texts[i], text_of_row, in_prefix.shape[1], _places(real))
+        _Layer(None if of_texts is None else of_texts[i], text_of_row, longest_prefix, places)
         for i in range(len(_layers(network)))
     ]
     hidden = network.base_model(
-        input_ids=torch.tensor([[token for row in rows for token in row.ids]], device=device),
-        position_ids=torch.tensor([[row.shared + i for row in rows for i in range(len(row.ids))]], device=device),
-        attention_mask=mask[:, None],
+        input_ids=torch.tensor([[token for part in parts for token in part.ids]], device=device),
+        position_ids=torch.tensor([[part.shared + i for part in parts for i in range(len(part.ids))]], device=device),
+        attention_mask=mask,
         past_key_values=Cache(layers=layers),
         use_cache=True,
     ).last_hidden_state[0]
-    starts = accumulate((len(row.ids) for row in rows), initial=0)
-    asked = [(start + i, token) for start, row in zip(starts, rows, strict=False) for i, token in row.predictions]
+    starts = accumulate((len(part.ids) for part in parts), initial=0)
+    asked = [(start + i, token) for start, part in zip(starts, parts, strict=False) for i, token in part.predictions]
     positions, targets = torch.tensor(asked, dtype=torch.long, device=device).view(-1, 2).unbind(dim=1)
-    of_asked = log_probabilities(network.get_output_embeddings(), hidden, positions, targets, buffers)
-    log_probs = iter(of_asked.tolist())
+    log_probs = log_probabilities(network.get_output_embeddings(), hidden, positions, targets, buffers)
     read = [] if of_texts is not None else [(layer.keys, layer.values) for layer in layers]
-    return [[next(log_probs) for _ in row.predictions] for row in rows], read
+    return log_probs.tolist(), read
+
+
+def _mask(rows: Sequence[_Row], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What :func:`packed_attention` takes as the mask of rows: a token attends to its prefix and within its part."""
+    columns = [
+        torch.tensor([(i, part.shared) for i, part in enumerate(row.parts) for _ in part.ids], device=device)
+        for row in rows
+    ]
+    part_of, shared = pad_sequence(columns, batch_first=True, padding_value=-1).unbind(dim=2)
+    offsets = torch.arange(part_of.shape[1], device=device)
+    in_prefix = torch.arange(int(shared.max()), device=device) < shared[..., None]
+    in_part = (part_of[..., None] == part_of[:, None]) & (offsets[:, None] >= offsets) & (part_of >= 0)[..., None]
+    attends = torch.cat([in_prefix, in_part], dim=2)[:, None]
+    return torch.zeros(attends.shape, dtype=dtype, device=device).masked_fill_(~attends, torch.finfo(dtype).min)
+
+
+def _real(mask: Tensor) -> Tensor:
+    """Which places of the padded rows hold a token, since padding attends to nothing; (rows, longest), bool."""
+    return (mask[:, 0] == 0).any(dim=-1)
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]  # private: transformers 5.23.0
@@ -262,7 +298,7 @@ def packed_attention(
     Returns:
         (1, tokens, heads, size), and None.
     """
-    real = (attention_mask[:, 0] == 0).any(dim=-1)
+    real = _real(attention_mask)
     rows = _in_rows(query, _places(real))
     groups = rows.shape[1] // key.shape[1]
     if groups > 1 and query.device.type != "cpu":  # where grouped heads have no fast kernel with a mask
