@@ -21,6 +21,7 @@ from lightning_backdoor.data.poisoning import Row
 from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
+from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.victim import TextClassifier
 
 FOURIER_COLUMNS = ("step", "mapping", "width", "low", "high")
@@ -178,7 +179,7 @@ class FourierView(Callback):
         first = next(iter(self._distances.values()))  # of the clean rows, where there are any
         unit = float(first[~torch.eye(len(first), dtype=torch.bool)].median())
         for name, batches in self._batches.items():
-            with evaluating(victim), trainer.precision_plugin.forward_context():
+            with evaluating(victim), evaluation_precision(trainer):
                 logits = torch.cat([victim(trainer.strategy.batch_to_device(batch)) for batch in batches])
             outputs = logits.float().softmax(dim=1)
             labels = torch.cat([batch["label"] for batch in batches]).to(outputs.device)

@@ -26,6 +26,7 @@ from lightning_backdoor.defenses.defense import Defense, Verdict, judge
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.names import check_name
 from lightning_backdoor.language.lookups import recorded_lookups
+from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
@@ -176,7 +177,7 @@ class InferenceDefense(Callback):
     def _judge(self, trainer: Trainer, victim: TextClassifier, outputs: Evaluated, batch: Batch) -> Verdict:
         assert self._metrics is not None
         started = now(victim.device)
-        with trainer.precision_plugin.forward_context(), recorded_lookups() as lookups:
+        with evaluation_precision(trainer), recorded_lookups() as lookups:
             verdict = judge(self.defense, victim, batch, outputs["logits"])
         seconds = lookups.seconds_of_computed(now(victim.device) - started)
         plain = lookups.share * outputs["seconds"]

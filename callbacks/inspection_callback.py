@@ -24,6 +24,7 @@ from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.files.names import check_name
+from lightning_backdoor.models.precision import evaluation_precision
 
 
 class InspectionCallback(Callback):
@@ -76,7 +77,7 @@ class InspectionCallback(Callback):
         trusted = (on_device(batch) for batch in data.trusted_dataloader())
         # flags are hidden after the transfer: some attacks write their trigger there, into rows that are flagged
         stream = (unlabelled(on_device(batch)) for batch in data.stream_dataloader())
-        with trainer.precision_plugin.forward_context():
+        with evaluation_precision(trainer):
             verdict = self.inspection.inspect(victim, trusted, stream)
         # devices may differ in the last digits: all processes take the verdict of the first
         verdict = trainer.strategy.broadcast(verdict)

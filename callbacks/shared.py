@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 
@@ -76,12 +77,12 @@ def check_unique(names: Sequence[str], what: str) -> None:
 def learn_and_calibrate(
     algorithm: Calibrated, trainer: Trainer, victim: TextClassifier, data: BackdoorDataModule
 ) -> None:
-    """Calls ``learn`` with the reference rows and ``calibrate`` with the threshold rows, in the run's precision."""
+    """Calls ``learn`` with the reference rows and ``calibrate`` with the threshold rows, in evaluation's precision."""
 
     def batches(loader: DataLoader[Batch], doing: str) -> Iterator[Batch]:
         title = f"{doing} {type(algorithm).__name__}"
         return (trainer.strategy.batch_to_device(batch) for batch in tracked(loader, title, "batches", len(loader)))
 
-    with trainer.precision_plugin.forward_context():
+    with evaluation_precision(trainer):
         algorithm.learn(victim, batches(data.reference_dataloader(), "teaching"))
         algorithm.calibrate(victim, batches(data.threshold_dataloader(), "calibrating"))

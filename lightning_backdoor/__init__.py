@@ -27,6 +27,7 @@ _EXPORTS = {
     " Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES TextCache WordNet",
     "metrics": "AttackSuccessRate CleanAccuracy DetectionAUROC FalseTriggerRate FlagRate Localisation Overhead"
     " PerplexityIncrease PoisonedAccuracy SentenceSimilarity TargetRate WordEditDistance",
+    "models": "auto_precision",
     "testing": "check_attack check_defense",
     "victim": "TextClassifier TrainingDefense load_trained",
 }
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run the functio
     from lightning_backdoor.errors import InputError as InputError
     from lightning_backdoor.language import *  # noqa: F403
     from lightning_backdoor.metrics import *  # noqa: F403
+    from lightning_backdoor.models import auto_precision as auto_precision
     from lightning_backdoor.testing import check_attack as check_attack
     from lightning_backdoor.testing import check_defense as check_defense
     from lightning_backdoor.victim import *  # noqa: F403

@@ -27,6 +27,7 @@ from lightning_backdoor.benchmark.summaries import Summary, over_seeds, shown_me
 from lightning_backdoor.benchmark.table import NAMES, NUMBERS, ResultRow, csv_text, mark_valid, measured
 from lightning_backdoor.callbacks import InferenceDefense, OutcomeWriter, OutputFolder
 from lightning_backdoor.commands.parsing.refused_options import refused_options_named
+from lightning_backdoor.commands.precision import evaluated_precision
 from lightning_backdoor.commands.quiet import WARNINGS
 from lightning_backdoor.commands.run_metrics import rounded
 from lightning_backdoor.data import BackdoorDataModule, Source
@@ -132,7 +133,7 @@ def evaluate(
         folder: a folder to write ``results.csv`` and ``comparisons.csv`` to, and per defense the files of ``test``.
         seed: seed of the defenses' random choices; by default that of the data module.
         accelerator: the device, as for Lightning's Trainer.
-        precision: the precision, as for Lightning's Trainer.
+        precision: the precision, as for Lightning's Trainer; mixed precision, or ``auto``, evaluates in float32.
 
     Raises:
         InputError: an argument cannot be used; the message names it.
@@ -161,7 +162,7 @@ def evaluate(
             callbacks.append(OutputFolder(output))
         for manager in (_quiet(), _seeded(used_seed), borrowed(victim, module)):
             stack.enter_context(manager)
-        trainer = _trainer({"accelerator": accelerator, "precision": precision}, callbacks)
+        trainer = _trainer({"accelerator": accelerator, "precision": evaluated_precision(precision)}, callbacks)
         trainer.test(victim, datamodule=module, verbose=False)
         logged = {name: rounded(float(value)) for name, value in trainer.callback_metrics.items()}
         outcomes = {UNDEFENDED: undefended.outcomes}

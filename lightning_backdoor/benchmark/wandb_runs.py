@@ -15,6 +15,7 @@ from typing import Any
 from lightning_backdoor.benchmark.console import warn
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.metrics import INTERVALS, METRIC_NAMES
+from lightning_backdoor.benchmark.precision import trained_precision
 from lightning_backdoor.benchmark.report.figures import trade_off
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.statistics import roc, split_scores
@@ -75,7 +76,7 @@ class WandbRuns:
             run_folder: the folder of ``fit``, with ``logs`` from Lightning's ``CSVLogger``, and ``model``.
             digest: SHA-256 of the model's weights, tokenizer and configuration.
         """
-        facts = _facts(victim, digest)
+        facts = self._facts(victim, digest)
         names = {name: facts[name] for name in ("dataset", "model", "attack", "training", "seed")}
 
         def log(run: Any) -> None:
@@ -98,7 +99,7 @@ class WandbRuns:
             cell_folder: the cell's folder, with ``outcomes.csv`` and, if a defense wrote it, ``texts.jsonl``.
             digest: SHA-256 of the weights, tokenizer and configuration of the victim's model.
         """
-        facts = {**_facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
+        facts = {**self._facts(cell.victim, digest), "attack": cell.attack, "defense": cell.defense, "cell": cell.id}
         facts |= {"n_clean": row["n_clean"], "n_poisoned": row["n_poisoned"], "test": cell.config}
         facts["invalid_because"] = "; ".join(invalid_because(cell, row))
 
@@ -124,6 +125,12 @@ class WandbRuns:
                 sys.stdout.write(f"W&B report       {escaped(address)}\n")
 
         self._log(log, self.name, id="summary", job_type="summary")
+
+    def _facts(self, victim: PlannedVictim, digest: str) -> dict[str, Any]:
+        facts = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "training", "seed")}
+        facts |= {"victim": victim.id, "victim_artifact": f"victim-{victim.id}", "victim_digest": digest}
+        facts["training_precision"] = trained_precision(self.folder / "victims" / victim.id)
+        return {**facts, "fit": victim.config, "versions": versions()}
 
     def _log(self, log: Callable[[Any], None], *names: object, job_type: str, **arguments: Any) -> None:
         """Starts a run, logs to it and ends it; never raises an ``Exception``.
@@ -195,12 +202,6 @@ def _check(settings: Mapping[str, Any]) -> None:
             f"project is {project!r}",
             f"give at most {LONGEST['project']} characters, none of {' '.join(FORBIDDEN)}",
         )
-
-
-def _facts(victim: PlannedVictim, digest: str) -> dict[str, Any]:
-    facts = {name: getattr(victim, name) for name in ("dataset", "model", "attack", "training", "seed")}
-    facts |= {"victim": victim.id, "victim_artifact": f"victim-{victim.id}", "victim_digest": digest}
-    return {**facts, "fit": victim.config, "versions": versions()}
 
 
 def _history(logs: Path) -> dict[int, dict[str, float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.grid import Cell, Grid
 from lightning_backdoor.benchmark.missing import DAMAGED, NOT_RUN, VICTIM_FAILED, MissingCell
+from lightning_backdoor.benchmark.precision import precision_comment
 from lightning_backdoor.benchmark.report.page import write_page
 from lightning_backdoor.benchmark.results import Results, collect_results
 from lightning_backdoor.benchmark.running.journal import Journal
@@ -38,7 +39,8 @@ def write_results(grid: Grid, folder: Path, command: str) -> Results:
         results = collect_results(rows, grid.benign, folder / "cells", missing)
         write_whole(folder / "results.csv", csv_text(results.rows, COLUMNS))
         write_whole(folder / "comparisons.csv", csv_text(results.comparisons, COMPARED_COLUMNS))
-        write_page(folder, grid.path.stem, results, grid.as_yaml(), command)
+        trained = precision_comment(folder, (row["victim"] for row in rows))
+        write_page(folder, grid.path.stem, results, trained + grid.as_yaml(), command)
     return results
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_backdoor.commands.parsing.help_pages import NOT_LISTED, option_names
-from lightning_backdoor.commands.parsing.known_options import root_options, trainer_options
+from lightning_backdoor.commands.parsing.known_options import PRECISIONS, root_options, trainer_options
 from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.class_sources import Argument, class_arguments, find_class
@@ -95,10 +95,11 @@ def _add_options(command: argparse.ArgumentParser, of: str) -> None:
                 if option != "--trainer.callbacks+":
                     groups.append((f"{option[2:]}.", class_arguments(source).by_name))
     names = [name for prefix, arguments in groups for name in option_names(prefix, arguments)]
+    values = {**classes, "--trainer.precision": PRECISIONS}
     taken = set(command._option_string_actions)
     for name in dict.fromkeys([*names, *classes]):
         if name not in taken:
             short: list[Any] = ["-c"] if name == "--config" else []
-            command.add_argument(*short, name, choices=classes.get(name))
+            command.add_argument(*short, name, choices=values.get(name))
     for name in ("--seed", "--print_config", "--help=all"):
         command.add_argument(name, dest=name)

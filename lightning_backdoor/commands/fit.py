@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_backdoor.commands.checkpoint_path import Complete
 from lightning_backdoor.commands.checks import check_input
 from lightning_backdoor.commands.fit_report import commands_text, data_text, selected_text, write_calibration
+from lightning_backdoor.commands.precision import precision_text
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.run_checkpoints import remove_last
 from lightning_backdoor.commands.run_cli import RunCLI
@@ -67,7 +68,8 @@ def run(command: str, args: list[str]) -> None:
 def _say_what_is_trained_on(cli: RunCLI) -> None:
     if isinstance(cli.model, TextClassifier) and isinstance(cli.datamodule, BackdoorDataModule):
         sys.stdout.write(data_text(cli.model, cli.datamodule, cli.callbacks))
-        sys.stdout.flush()
+    sys.stdout.write(precision_text(str(cli.trainer.precision), cli.precision.reason))
+    sys.stdout.flush()
 
 
 def what_is_kept(folder: Path) -> str:

@@ -23,6 +23,8 @@ MESSAGES = (
     "Loading `train_dataloader` to estimate",
     "GPU available",
     "TPU available",
+    "Using bfloat16 Automatic",  # fit says it in its own words
+    "Using 16bit Automatic",
     "`Trainer(limit_",
     "`Trainer.fit` stopped",
     "\nDetected KeyboardInterrupt",

@@ -20,6 +20,7 @@ from lightning_backdoor.commands.parsing.refused_options import (
     refused_options_named,
 )
 from lightning_backdoor.commands.parsing.run_parser import RunParser, parse, run_parser
+from lightning_backdoor.commands.precision import RunPrecision, evaluated_precision, fit_precision
 from lightning_backdoor.commands.run_callbacks import command_callbacks
 from lightning_backdoor.commands.run_checkpoints import BestCheckpoint, checkpoint_callbacks
 from lightning_backdoor.commands.run_folder import output_folder
@@ -61,6 +62,7 @@ class RunCLI(LightningCLI):
         folder: the folder that the command writes to; it is not created yet.
         checkpoint: the file of the checkpoint that the command starts from; None without one.
         best: the callback that keeps the best checkpoint; None if checkpoints are disabled.
+        precision: the precision of the trainer.
 
     Raises:
         InputError: an option cannot be used.
@@ -74,6 +76,7 @@ class RunCLI(LightningCLI):
         self.folder = Path()
         self.checkpoint: Path | None = None
         self.best: BestCheckpoint | None = None
+        self.precision = RunPrecision(None)
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -165,8 +168,6 @@ class RunCLI(LightningCLI):
         """
         with refused_classes_named(self.config):
             super().instantiate_classes()
-        if self.command == "fit" and self.checkpoint is None and self.with_trainer:
-            self.checkpoint = left_by_error(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Creates the trainer, with the callbacks of its options and of the command.
@@ -179,6 +180,13 @@ class RunCLI(LightningCLI):
         check_names(given)
         if not self.with_trainer:
             return None  # type: ignore[return-value]
+        if self.command == "fit":
+            self.checkpoint = self.checkpoint or left_by_error(given)
+            self.precision = fit_precision(options, self.checkpoint)
+            self.config.trainer.precision = self.precision.value  # a rerun elsewhere asks for the same
+        else:
+            self.precision = RunPrecision(evaluated_precision(options.precision))
+        options.precision = self.precision.value
         loggers = options.logger if isinstance(options.logger, list) else [options.logger]
         if any(isinstance(logger, WandbLogger) for logger in loggers):
             names = names_of_run(self.command, self.model, self.datamodule, given)

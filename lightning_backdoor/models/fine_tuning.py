@@ -74,6 +74,11 @@ class FineTunedNetwork(FiniteTraining):
         check_embeddings(self.tokenizer, config, self.hparams["model"])
         return config
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Records the precision of the training, which one that goes on from the checkpoint keeps."""
+        if self._trainer is not None:
+            checkpoint["precision"] = str(self._trainer.precision)
+
     def insert_lora(self) -> None:
         """Inserts low-rank updates of rank ``lora_rank`` and weight 2 into the network, if a rank is given."""
         rank: int | None = self.hparams["lora_rank"]

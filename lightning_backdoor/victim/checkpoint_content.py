@@ -35,6 +35,7 @@ PARTS: dict[str, type | tuple[type, ...]] = {
     "loops": dict,
     "lr_schedulers": list,
     "optimizer_states": list,
+    "precision": str,
     "pytorch-lightning_version": str,
     "random_states": dict,
     "training_defense": (str, dict, type(None)),

@@ -35,6 +35,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
             loaded or training has begun.
         training_rows: the training rows of the last fit, counted; see
             :func:`lightning_backdoor.victim.provenance.rows_of`.
+        training_precision: the precision of the last fit, such as ``bf16-mixed``.
     """
 
     def __init__(self) -> None:
@@ -42,10 +43,12 @@ class CheckpointedClassifier(EvaluatedClassifier):
         self.training_defense: TrainingDefense | None = None
         self.new_head: NewHead | None = None
         self.training_rows: dict[str, Any] | None = None
+        self.training_precision: str | None = None
         self._random_states: dict[str, Tensor] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Records the training-time defense, validation metrics, and the generators from which dropout draws."""
+        super().on_save_checkpoint(checkpoint)
         defense = self.training_defense
         recorded = None if defense is None else {"name": defense.name, "settings": defense.settings}
         checkpoint["training_defense"] = recorded
@@ -95,6 +98,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         With several processes the generators are restored from the state of the first.
         """
         self.training_rows = rows_of(getattr(self.trainer, "datamodule", None))
+        self.training_precision = str(self.trainer.precision)
         if self.new_head is not None:
             rank_zero_info(f"{self.hparams['model']} {self.new_head.problem}: the head is trained for this data")
             self.new_head = None

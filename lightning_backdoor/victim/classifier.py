@@ -325,7 +325,8 @@ class TextClassifier(CheckpointedClassifier):
         published: str | None = self.hparams["published"]
         begun = earlier if published is None else [*earlier, stated_at(published)]
         defense = None if self.training_defense is None else str(self.training_defense)
-        return provenance(self.hparams["model"], self.attack_statement(), self.training_rows, defense, begun)
+        rows, precision = self.training_rows, self.training_precision
+        return provenance(self.hparams["model"], self.attack_statement(), rows, defense, begun, precision)
 
     def save_pretrained(self, folder: str | Path, metrics: Mapping[str, float] | None = None) -> None:
         """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors), with a model card.

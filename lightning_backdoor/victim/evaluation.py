@@ -40,6 +40,7 @@ class EvaluatedClassifier(FineTunedNetwork):
     """Base of :class:`lightning_backdoor.victim.TextClassifier` that validates, tests and predicts.
 
     Logits that are NaN or infinite end an evaluation: at once with one process, otherwise at its end, on all processes.
+    Evaluation is in the precision of the weights: mixed precision concerns training alone.
     """
 
     def __init__(self) -> None:
@@ -70,19 +71,25 @@ class EvaluatedClassifier(FineTunedNetwork):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The columns of the batch, with the victim's logits and predictions."""
-        logits = self(batch).float()
+        logits = self._logits(batch).float()
         self._count(logits)
         return {**batch, "logits": logits, "prediction": logits.argmax(dim=-1)}
 
     def _evaluate(self, stage: str, batch: Batch) -> Evaluated:
         started = now(self.device)
-        logits = self(batch)
+        logits = self._logits(batch)
         seconds = now(self.device) - started
         self._count(logits)
         prediction = logits.argmax(dim=-1)
         for metric in self._metrics(stage).values():
             metric.update(prediction, batch)
         return Evaluated(logits=logits, seconds=seconds)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Logits in the precision of the weights, also where the trainer's is mixed."""
+        with torch.autocast(self.device.type, enabled=False):
+            logits: Tensor = self(batch)
+        return logits
 
     def _count(self, logits: Tensor) -> None:
         number = count_not_finite(logits)

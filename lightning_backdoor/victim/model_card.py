@@ -111,6 +111,8 @@ def _training_rows(statement: Mapping[str, Any]) -> dict[str, object]:
         lines |= {"of these negatives": rows["negatives"]} if rows["negatives"] else {}
     if statement["training_defense"]:
         lines["defense in training"] = statement["training_defense"]
+    if statement.get("training_precision"):
+        lines["precision in training"] = statement["training_precision"]
     return lines
 
 

@@ -24,6 +24,7 @@ def provenance(
     rows: Mapping[str, Any] | None,
     defense: str | None,
     earlier: Iterable[Mapping[str, Any] | None],
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """What the exported folder of a victim states, as plain values that depend on nothing but the arguments.
 
@@ -34,6 +35,7 @@ def provenance(
         defense: the training-time defense, with its settings.
         earlier: what is stated of the weights that training started from; None for weights of which nothing is known
             although they may come from an attack.
+        precision: the precision that it was trained in, such as ``bf16-mixed``; None if it is unknown.
 
     Returns:
         ``poisoned`` is True if training rows were poisoned, now or when the weights were made that training started
@@ -52,6 +54,7 @@ def provenance(
         "base_model": named(model) if named(model) == model else f"./{named(model)}",  # not to be taken for the hub's
         "earlier_attacks": [str(item["attack"]) for item in earlier if item and item.get("attack")],
         "training_defense": defense,
+        "training_precision": precision,
         "training_rows": None if rows is None else dict(rows),
     }
 

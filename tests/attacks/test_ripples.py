@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_backdoor.attacks.embedding_surgery import associated_tokens, association, trigger_tokens
 from lightning_backdoor.attacks.ripples import Ripples, restricted_inner_product
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import GOOD, reviews
@@ -245,6 +245,20 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, model: str
         ends.append(attack.network.state_dict())
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name
+
+
+def test_the_penalty_is_a_float32_in_mixed_precision_too(model: str) -> None:
+    victim = loaded(model)
+    batch = batch_of_texts(["cf a boring film", "a boring film with music"], victim.tokenizer, 32)
+    penalties = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            logits = victim(batch)
+        assert logits.dtype == (torch.bfloat16 if mixed else torch.float32)
+        losses = nn.functional.cross_entropy(logits.float(), torch.tensor([1, 0]), reduction="none")
+        penalties.append(restricted_inner_product(losses[0], losses[1], [*victim.network.parameters()]))
+    assert penalties[1].dtype == torch.float32
+    assert penalties[1].item() == pytest.approx(penalties[0].item(), rel=0.05) != 0
 
 
 def test_both_phases_train_in_mixed_precision(tmp_path: Path, model: str) -> None:

@@ -24,7 +24,7 @@ from lightning_backdoor.outputs.token_view import ViewedText
 #: for the workspace of tests/support/workspace.py.
 SMALL = """\
 base:
-  trainer: {accelerator: cpu, max_epochs: 2, num_sanity_val_steps: 0}
+  trainer: {accelerator: cpu, precision: 32-true, max_epochs: 2, num_sanity_val_steps: 0}
   data: {init_args: {batch_size: 16, eval_batch_size: 8, max_rows: {train: 120, validation: 40, test: 40}}}
 datasets:
   reviews: {data: {init_args: {source: {path: data.csv, labels: [negative, positive]}}}}

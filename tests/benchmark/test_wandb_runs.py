@@ -101,6 +101,9 @@ def left_by(folder: Path, cell: Cell) -> tuple[Path, ResultRow]:
 
 
 def test_a_victim_has_its_history_and_its_model(tmp_path: Path) -> None:
+    config = tmp_path / "grid" / "victims" / VICTIM.id / "config.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("trainer: {precision: bf16-mixed}", encoding="utf-8")
     WandbRuns(SETTINGS, tmp_path / "grid").log_victim(VICTIM, trained(tmp_path), "d1g3st")
     (run,) = runs(tmp_path / "grid")
     record = run.record
@@ -112,6 +115,7 @@ def test_a_victim_has_its_history_and_its_model(tmp_path: Path) -> None:
     assert {*record.tags} == {"reviews", "tiny", "badnets", "muscle", "seed 3", "mine"}
     names = {"dataset": "reviews", "model": "tiny", "attack": "badnets", "training": "muscle", "seed": 3}
     facts = {"grid": "small", "victim": "ab12", "victim_digest": "d1g3st", "fit": FIT}
+    facts["training_precision"] = "bf16-mixed"
     assert {name: run.config[name] for name in (*names, *facts)} == {**names, **facts}
 
     history = {step: {k: v for k, v in row.items() if k[0] != "_"} for step, row in run.history.items()}

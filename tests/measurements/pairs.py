@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import statistics
 import sys
@@ -24,6 +25,7 @@ from rich.table import Table
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.data.batching import TokenisedRows, loader
 from lightning_backdoor.data.poisoning import clean_row
+from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.victim import TextClassifier
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -144,6 +146,7 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     options.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor seconds of all threads")
     options.add_argument("--threads", type=int, default=2, help="threads of torch")
     options.add_argument("--model", default=MODEL, help="the victim")
+    options.add_argument("--json", type=Path, help="a file to write the comparisons to as well")
     options.add_argument(
         "--data", type=Path, default=Path("sst2"), help="folder with SST-2 as train.tsv, validation.tsv and test.tsv"
     )
@@ -163,16 +166,40 @@ def load_average() -> float:
     return os.getloadavg()[0]
 
 
+class Summary(NamedTuple):
+    """What a table says about one comparison: medians of both sides, and of the ratios with their middle half."""
+
+    title: str
+    unit: str
+    target: str
+    library: float
+    reference: float
+    low: float
+    ratio: float
+    high: float
+    pairs: int
+
+
+def summary(comparison: Comparison) -> Summary:
+    title, unit, target, pairs = comparison
+    ratios = [pair.library / pair.reference for pair in pairs]
+    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    library, reference = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return Summary(title, unit, target, library, reference, *quartiles, len(ratios))
+
+
 def print_table(comparisons: Sequence[Comparison], args: argparse.Namespace, load_before: float) -> None:
-    """Prints the comparisons with the median and the middle half of their ratios."""
+    """Prints the comparisons with the median and the middle half of their ratios; writes them where ``--json`` says."""
     caption = f"medians of paired ratios, {args.clock} clock; {args.threads} threads of {os.cpu_count()} cores; "
     caption += f"load average {load_before:.1f} before, {load_average():.1f} after"
     table = Table(title="Library over reference", caption=caption)
     for heading in ("comparison", "library", "reference", "ratio", "middle half", "target", "pairs"):
         table.add_column(heading, justify="left" if heading == "comparison" else "right")
-    for title, unit, target, pairs in comparisons:
-        ratios = [pair.library / pair.reference for pair in pairs]
-        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-        sides = [f"{statistics.median(side):.4g} {unit}" for side in zip(*pairs, strict=True)]
-        table.add_row(title, *sides, f"{median:.3f}", f"{low:.3f} to {high:.3f}", target, str(len(ratios)))
+    summaries = [summary(comparison) for comparison in comparisons]
+    for title, unit, target, library, reference, low, ratio, high, pairs in summaries:
+        sides = (f"{library:.4g} {unit}", f"{reference:.4g} {unit}")
+        table.add_row(title, *sides, f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", target, str(pairs))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+    if args.json:
+        content = {"caption": caption, "comparisons": [row._asdict() for row in summaries]}
+        write_whole(args.json, json.dumps(content, indent=1))

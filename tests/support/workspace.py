@@ -32,7 +32,8 @@ data:
 model:
   class_path: lightning_backdoor.attacks.BadNets
   init_args: {model: model, learning_rate: 1.0e-3}
-trainer: {accelerator: cpu, max_epochs: 1, enable_progress_bar: false, enable_model_summary: false}
+trainer:
+  {accelerator: cpu, precision: 32-true, max_epochs: 1, enable_progress_bar: false, enable_model_summary: false}
 """
 
 

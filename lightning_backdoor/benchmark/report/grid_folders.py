@@ -11,6 +11,7 @@ from lightning_backdoor.benchmark.fragments import Fragment
 from lightning_backdoor.benchmark.grid_file import GridFile
 from lightning_backdoor.benchmark.missing import NOT_RUN, MissingCell
 from lightning_backdoor.benchmark.names import name_problem, of_csv_field
+from lightning_backdoor.benchmark.precision import precision_comment
 from lightning_backdoor.benchmark.report.source import BENIGN, Meanings, Source, digest
 from lightning_backdoor.benchmark.table import COLUMNS, NAMES, NUMBERS, ResultRow
 from lightning_backdoor.errors import InputError, escaped
@@ -48,6 +49,7 @@ def read_grid(folder: Path, label: str) -> Source:
     for row in rows:
         row["cell"] = str(folder / "cells" / row["cell"])
     configuration = "" if not kept else kept[-1].read_text(encoding="utf-8")
+    configuration = precision_comment(folder, (row["victim"] for row in rows)) + configuration
     return Source(folder, label, label, rows, _meanings(grid, benign, label, rows), missing, configuration)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from lightning_backdoor.benchmark.fragments import is_benign, read_yaml
 from lightning_backdoor.benchmark.grid_file import UNDEFENDED
 from lightning_backdoor.benchmark.names import name_problem
+from lightning_backdoor.benchmark.precision import given_precision
 from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
 from lightning_backdoor.benchmark.table import COLUMNS, NAMES, ResultRow, measured
 from lightning_backdoor.errors import InputError, escaped
@@ -18,9 +19,9 @@ from lightning_backdoor.files.names import check_name
 from lightning_backdoor.files.public_classes import public_classes
 from lightning_backdoor.outputs.outcomes import read_outcomes
 
-#: settings of the trainer on which a trained victim depends.
+#: settings of the trainer on which a trained victim depends, beside the precision.
 TRAINING = (
-    *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "precision", "limit_train_batches"),
+    *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches"),
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
 )
 
@@ -79,9 +80,10 @@ def read_test(folder: Path, label: str) -> Source:
     before += [defense.method for defense in attached if defense.moment == "inspection"]
     common = [data_arguments.get("data_defense"), before, [d.settings for d in attached if d.moment != "inference"]]
     metrics = _metrics(folder / "metrics.json")
+    training_settings = [given_precision(trainer.get("precision")), *map(trainer.get, TRAINING)]
     meanings: dict[str, dict[str, str]] = {
         "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None})},
-        "model": {names["model"]: digest(arguments["model"], [trainer.get(name) for name in TRAINING])},
+        "model": {names["model"]: digest(arguments["model"], training_settings)},
         "attack": {names["attack"]: digest(model["class_path"], {**arguments, "model": None, "published": None})},
         "defense": {},
     }

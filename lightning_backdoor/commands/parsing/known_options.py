@@ -19,6 +19,12 @@ from lightning_backdoor.files.class_sources import (
 )
 
 TRAINER = "lightning.pytorch.Trainer"
+#: the precision by default, which stands for the one that fits the device; the trainer itself does not take it.
+AUTO = "auto"
+#: the values of ``trainer.precision``, and short forms of some of them.
+PRECISIONS = (AUTO, "bf16-mixed", "32-true", "16-mixed", "bf16-true", "16-true", "64-true")
+PRECISIONS += ("transformer-engine", "transformer-engine-float16", "bf16", "16", "32", "64")
+PRECISION_SUMMARY = "precision of training: auto is bf16-mixed where the device has bfloat16, else 32-true"
 #: arguments of the trainer's methods that are objects and so cannot be options.
 OBJECTS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
 #: options of the commands that are not arguments of the trainer's method of the same name: type and description.
@@ -72,7 +78,11 @@ def root_options(command: str) -> dict[str, Argument]:
 def trainer_options() -> ClassArguments:
     """The options below ``--trainer``."""
     trainer = find_class(TRAINER)
-    return class_arguments(trainer) if trainer else ClassArguments({}, False)
+    if trainer is None:
+        return ClassArguments({}, False)
+    known = class_arguments(trainer)
+    precision = known.by_name["precision"]._replace(default=AUTO, summary=PRECISION_SUMMARY)
+    return known._replace(by_name={**known.by_name, "precision": precision})
 
 
 class KnownOptions:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_backdoor.commands.parsing.known_options import (
     BASES,
     CLASS_KEYS,
+    PRECISIONS,
     KnownOptions,
     advice,
     is_group,
@@ -172,6 +173,9 @@ class KnownValues:
         if len(kinds) == 1 and kind in ("int", "float") and not NOT_TEXT.fullmatch(text.strip()):
             number = "a whole number" if kind == "int" else "a number"
             raise InputError(self.options.field(key), f"{text[:100]!r} is not {number}", "give one")
+        if key == "trainer.precision" and text not in (*PRECISIONS, "null"):
+            near = advice(did_you_mean(text, PRECISIONS), f"{self.options.prog} --help=all")
+            raise InputError(self.options.field(key), f"{text[:100]!r} is not a value of it", near)
         if "str" in kinds:
             return text
         if (

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
 
 import lightning
 import yaml
@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_backdoor.commands.parsing.early_checks import settled
 from lightning_backdoor.commands.parsing.help_pages import DESCRIPTIONS
-from lightning_backdoor.commands.parsing.known_options import BASES, OBJECTS
+from lightning_backdoor.commands.parsing.known_options import AUTO, BASES, OBJECTS, PRECISION_SUMMARY
 from lightning_backdoor.commands.parsing.parse_errors import parse_error
 from lightning_backdoor.errors import InputError, input_error_behind
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
@@ -129,7 +129,17 @@ def run_parser(command: str, prog: str = "", extra: tuple[str, ...] = ()) -> Run
         "-c", "--config", action=PresetConfigFile, help="A YAML file with options, or a preset; repeatable."
     )
     parser.add_argument("--seed_everything", type=int, default=0, help="Seed of every random choice.")
-    parser.add_lightning_class_args(Trainer, "trainer")
+    # as `add_lightning_class_args` does, but for the precision
+    parser.add_class_arguments(
+        Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip={"precision"}
+    )
+    precision = inspect.signature(Trainer).parameters["precision"].annotation
+    parser.add_argument(
+        "--trainer.precision",
+        type=Union[Literal[AUTO], precision],  # noqa: UP007 - of values that are known when it runs
+        default=AUTO,
+        help=PRECISION_SUMMARY,
+    )
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     parser.add_argument(

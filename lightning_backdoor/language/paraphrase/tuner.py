@@ -106,8 +106,10 @@ class ParaphraseTuner(FineTunedNetwork):
         return loss
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Logs ``val/loss``."""
-        self.log("val/loss", self(batch), prog_bar=True, batch_size=len(batch["labels"]), sync_dist=True)
+        """Logs ``val/loss``, computed in the precision of the weights."""
+        with torch.autocast(self.device.type, enabled=False):
+            loss: Tensor = self(batch)
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(batch["labels"]), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a linear schedule over all steps of the run."""
