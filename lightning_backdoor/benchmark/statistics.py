@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its module stats, which takes a second to import, is imported when it is first used
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, bootstrap, fisher_exact, mannwhitneyu, norm, rankdata
 
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -58,7 +58,7 @@ def auroc(clean: ArrayLike, poisoned: ArrayLike, axis: int = -1) -> ScoreArray:
     """
     clean, poisoned = np.asarray(clean), np.asarray(poisoned)
     # the number of such pairs is the Mann-Whitney U statistic; an exact p-value would be slow and is not used
-    wins = mannwhitneyu(poisoned, clean, axis=axis, method="asymptotic").statistic
+    wins = scipy.stats.mannwhitneyu(poisoned, clean, axis=axis, method="asymptotic").statistic
     return np.asarray(wins / (clean.shape[axis] * poisoned.shape[axis]))
 
 
@@ -102,7 +102,7 @@ def share_interval(hits: int, total: int) -> Interval:
     """
     if total == 0:
         return NO_INTERVAL
-    low, high = binom.ppf(TAILS, total, hits / total) / total
+    low, high = scipy.stats.binom.ppf(TAILS, total, hits / total) / total
     return Interval(float(low), float(high))
 
 
@@ -120,7 +120,7 @@ def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Inte
     samples = (np.asarray(clean, dtype=float), np.asarray(poisoned, dtype=float))
     if min(map(len, samples)) < 2:  # a single text has no spread
         return NO_INTERVAL
-    interval = bootstrap(
+    interval = scipy.stats.bootstrap(
         samples,
         auroc,
         n_resamples=RESAMPLES,
@@ -175,7 +175,7 @@ def compare(pairs: Sequence[tuple[float, float]], seed: int = 0) -> Comparison:
     drawn = np.random.default_rng(seed).multinomial(n, [*shares, max(0.0, 1 - shares.sum())], size=RESAMPLES)
     low, high = np.quantile(drawn @ np.array(values) / n, TAILS)
     more, less = (sum(count for value, count in counts.items() if value * sign > 0) for sign in (1, -1))
-    p = min(1.0, 2 * binom.cdf(min(more, less), more + less, 0.5))
+    p = min(1.0, 2 * scipy.stats.binom.cdf(min(more, less), more + less, 0.5))
     difference = sum(count * value for value, count in counts.items()) / n
     return Comparison(n, difference, float(low), float(high), float(p))
 
@@ -225,20 +225,20 @@ def compare_auroc(seeds: Iterable[PairedScores]) -> Comparison | None:
     by_text = np.bincount(places, np.concatenate(added), minlength=len(texts))
     error = float(np.sqrt(np.square(by_text).sum() * len(texts) / max(len(texts) - 1, 1)))
     difference = float(np.mean(means))
-    p = float(2 * norm.sf(abs(difference) / max(error, 1e-300)))  # 1 if both are 0
+    p = float(2 * scipy.stats.norm.sf(abs(difference) / max(error, 1e-300)))  # 1 if both are 0
     rows = [{*np.concatenate([seed.texts[seed.poisoned == side] for seed in used]).tolist()} for side in (False, True)]
     p = max(p, 2.0 ** (1 - min(map(len, rows))))
-    reach = float(norm.ppf(TAILS[1])) * error
+    reach = float(scipy.stats.norm.ppf(TAILS[1])) * error
     return Comparison(sum(map(len, rows)), difference, difference - reach, difference + reach, min(p, 1.0))
 
 
 def _auroc_components(scores: ScoreArray, poisoned: NDArray[np.bool_]) -> ScoreArray:
     """Per row, the share of the rows of the other side that it is in the right order with, ties counting half."""
-    among_all = rankdata(scores)
+    among_all = scipy.stats.rankdata(scores)
     parts = np.empty(len(scores))
     for side in (False, True):
         chosen = poisoned == side
-        below = (among_all[chosen] - rankdata(scores[chosen])) / (~chosen).sum()
+        below = (among_all[chosen] - scipy.stats.rankdata(scores[chosen])) / (~chosen).sum()
         parts[chosen] = below if side else 1 - below
     return parts
 
@@ -250,4 +250,4 @@ def is_more_frequent(hits: int, total: int, other_hits: int, other_total: int) -
     (True, False)
     """
     table = [[hits, total - hits], [other_hits, other_total - other_hits]]
-    return bool(fisher_exact(table, alternative="greater").pvalue < SIGNIFICANT)
+    return bool(scipy.stats.fisher_exact(table, alternative="greater").pvalue < SIGNIFICANT)

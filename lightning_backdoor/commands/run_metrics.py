@@ -30,7 +30,8 @@ def write_metrics(
     Metrics have the names by which they are logged, such as ``test/cacc``; a value that is not a finite number is null.
     Beside them are ``dataset``, ``model``, ``attack``, ``defense`` and ``seed`` as loggers get them, ``checkpoint``,
     ``rows`` (numbers of clean, poisoned and negative rows that were evaluated), ``thresholds`` (of inference-time
-    defenses, by their names or, where they have none, their classes) and ``versions``.
+    defenses, by their names or, where they have none, their classes), ``model_precision`` (likewise, of defenses that
+    have a model of their own) and ``versions``.
 
     Args:
         path: path of the file.
@@ -41,14 +42,18 @@ def write_metrics(
         checkpoint: the checkpoint that was evaluated; None for the model as it is loaded.
     """
     stage = "test" if any(name.startswith("test/") for name in metrics) else "validation"
-    defenses = [callback for callback in callbacks if isinstance(callback, InferenceDefense)]
+    defenses = {
+        callback.name or type(callback.defense).__name__: callback.defense
+        for callback in callbacks
+        if isinstance(callback, InferenceDefense)
+    }
     content = {
         **run_labels(model, data, callbacks),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "rows": evaluated_rows(data, stage) if isinstance(data, BackdoorDataModule) else {},
-        "thresholds": {
-            callback.name or type(callback.defense).__name__: rounded(float(callback.defense.threshold))
-            for callback in defenses
+        "thresholds": {name: rounded(float(defense.threshold)) for name, defense in defenses.items()},
+        "model_precision": {
+            name: defense.model_precision for name, defense in defenses.items() if defense.model_precision is not None
         },
         "versions": versions(),
         **{name: rounded(value) for name, value in metrics.items()},

@@ -42,6 +42,8 @@ class DataDefense(ABC):
     Attributes:
         needs_victim: whether the defense uses a victim that was trained on the same rows; the data module then loads
             the victim given as its argument ``victim``.
+        model_precision: the precision of a model of the defense's own, such as ONION's language model, which is
+            recorded with the results; None if it has none.
 
     Example::
 
@@ -51,6 +53,7 @@ class DataDefense(ABC):
     """
 
     needs_victim = False
+    model_precision: str | None = None
 
     @abstractmethod
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:

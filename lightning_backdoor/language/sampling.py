@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.likelihood import float32_inference
+from lightning_backdoor.language.likelihood import plain_inference
 
 PROCESSOR_BATCH = 48  # requests per batch on a processor
 ACCELERATOR_BATCH = 256  # requests per batch on any other device
@@ -80,7 +80,7 @@ def answers(
     texts = [""] * len(requests)
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), requests[i].prompt))
     batch_size = PROCESSOR_BATCH if network.device.type == "cpu" else ACCELERATOR_BATCH
-    with float32_inference(network.device):
+    with plain_inference(network.device):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [_begin(tokenizer, requests[i]) for i in chosen]

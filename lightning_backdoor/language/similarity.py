@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import default_device
-from lightning_backdoor.language.likelihood import float32_inference
+from lightning_backdoor.language.likelihood import plain_inference
 from lightning_backdoor.models.bucketing import group_by_length, pass_limits
 from lightning_backdoor.models.loading import load_safely
 from lightning_backdoor.models.vocabulary import check_embeddings
@@ -64,7 +64,7 @@ class SentenceEncoder:
             return embeddings
         max_length = min(MAX_TOKENS, tokenizer.model_max_length, _positions(network))
         ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-        with float32_inference(network.device):
+        with plain_inference(network.device):
             for group in group_by_length([len(row) for row in ids], pass_limits(network.device)):
                 embeddings[group] = _mean_states(network, [ids[i] for i in group]).cpu()
         return normalize(embeddings, dim=1)
@@ -87,7 +87,7 @@ class SentenceEncoder:
             device = self._device or default_device()
             # the weights must be ordinary tensors; torch's generator is restored, since transformers draws weights that
             # a folder lacks, such as a pooler's
-            with float32_inference(device), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            with plain_inference(device), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                 try:
                     self._tokenizer = load_safely(AutoTokenizer, self.model)
                     network = load_safely(AutoModel, self.model, dtype=torch.float32)

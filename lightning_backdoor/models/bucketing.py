@@ -22,12 +22,16 @@ class PassLimits(NamedTuple):
 
 
 PROCESSOR_LIMITS = PassLimits(tokens=512, overhead=16)
+#: in bfloat16, tokens take less time, and weights are packed anew in each pass.
+PROCESSOR_BFLOAT16_LIMITS = PassLimits(tokens=1024, overhead=64)
 ACCELERATOR_LIMITS = PassLimits(tokens=8192, overhead=2048)
 
 
-def pass_limits(device: torch.device) -> PassLimits:
-    """The limits on forward passes for a device."""
-    return PROCESSOR_LIMITS if device.type == "cpu" else ACCELERATOR_LIMITS
+def pass_limits(device: torch.device, dtype: torch.dtype = torch.float32) -> PassLimits:
+    """The limits on forward passes for a device and a type of weights."""
+    if device.type != "cpu":
+        return ACCELERATOR_LIMITS
+    return PROCESSOR_BFLOAT16_LIMITS if dtype == torch.bfloat16 else PROCESSOR_LIMITS
 
 
 def group_by_length(lengths: Sequence[int], limits: PassLimits) -> list[list[int]]:
@@ -65,4 +69,37 @@ def group_by_length(lengths: Sequence[int], limits: PassLimits) -> list[list[int
         rows_per_pass = max(1, limits.tokens // lengths[stretch[-1]])
         groups += [stretch[start : start + rows_per_pass] for start in range(0, len(stretch), rows_per_pass)]
         k = first_runs[k - 1]
+    return groups
+
+
+def divide_evenly(lengths: Sequence[int], limits: PassLimits) -> list[list[int]]:
+    """Divides rows into forward passes of about equal numbers of tokens, for models that read rows without padding.
+
+    The number of passes is even, so that two threads end at one time, unless passes would be too small. Rows of similar
+    length come together.
+
+    Args:
+        lengths: number of tokens of each row.
+        limits: size and fixed cost of a pass; a row longer than ``limits.tokens`` is alone in its pass.
+
+    Returns:
+        The indices of the rows of each pass, the longest rows first.
+
+    >>> divide_evenly([1, 5, 3, 3], PassLimits(tokens=8, overhead=1))
+    [[1], [2, 3, 0]]
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    total = sum(lengths)
+    count = -(-total // limits.tokens)
+    if total > 8 * limits.overhead:
+        count += count % 2
+    groups: list[list[int]] = []
+    before = size = 0  # tokens of all rows so far, and of the last pass
+    for row in order:
+        full = size and (before >= len(groups) * total / count or size + lengths[row] > limits.tokens)
+        if not groups or full:
+            groups.append([])
+            size = 0
+        groups[-1].append(row)
+        before, size = before + lengths[row], size + lengths[row]
     return groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,26 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.batch import Victim
 from lightning_backdoor.callbacks import CleaningWriter, OutputFolder
-from lightning_backdoor.data.cleaning import CleaningRecord
+from lightning_backdoor.data.cleaning import CleaningRecord, DataDefense, LabelledText, TrustedRows
 from tests.support.reviews import reviews
 
 
+class Unchanged(DataDefense):
+    """Leaves all rows as they are, by a model of its own."""
+
+    model_precision = "bf16-true"
+
+    def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
+        return [row.text for row in rows]
+
+
 @pytest.fixture
-def fit(tmp_path: Path, tiny_folder: Callable[[str], str]) -> Callable[[CleaningRecord | None], None]:
-    def run(record: CleaningRecord | None) -> None:
+def fit(tmp_path: Path, tiny_folder: Callable[[str], str]) -> Callable[..., None]:
+    def run(record: CleaningRecord | None, defense: DataDefense | None = None) -> None:
         data: Any = reviews(tmp_path)
+        data.data_defense = defense
         if record is not None:
             data.cleaning = record
         trainer = Trainer(
@@ -63,6 +74,12 @@ def test_shares_that_do_not_exist_are_null_and_not_logged(
     written = json.loads((tmp_path / "run" / "cleaning.json").read_text(encoding="utf-8"))
     assert written == {"rows": 100, "removed": 0, "changed": 0, "precision": None, "recall": 0.0}
     assert logged(tmp_path).keys() == {"cleaning/rows", "cleaning/removed", "cleaning/changed", "cleaning/recall"}
+
+
+def test_the_precision_of_a_defenses_own_model_is_written(tmp_path: Path, fit: Callable[..., None]) -> None:
+    fit(None, Unchanged())
+    written = json.loads((tmp_path / "run" / "cleaning.json").read_text(encoding="utf-8"))
+    assert (written["changed"], written["model_precision"]) == (0, "bf16-true")
 
 
 def test_without_a_data_defense_nothing_is_written(

@@ -83,17 +83,28 @@ class References(MuScleLoRA):
         return loss, gradients
 
 
-def test_reference_batches_come_from_the_reference_rows_alone(
+def test_reference_batches_hold_each_reference_row_once_before_any_comes_again(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
 ) -> None:
     defense = References(**SMALL)
-    trainer_with(tmp_path, defense, max_steps=3).fit(make(), datamodule=data)
+    trainer_with(tmp_path, defense, max_steps=4).fit(make(), datamodule=data)
     rows = {row["text"] for row in data.clean_validation().reference}
-    assert all(len(texts) == data.batch_size for texts in defense.texts)
-    assert {text for texts in defense.texts for text in texts} <= rows
-    assert len({text for texts in defense.texts for text in texts}) <= SMALL["reference_size"]
-    assert defense.texts[0] != defense.texts[1]
+    assert [len(texts) for texts in defense.texts] == [6] * 4  # 12 rows in as few equal batches of at most 8 as can be
+    turns = [sorted(defense.texts[step] + defense.texts[step + 1]) for step in (0, 2)]
+    assert turns[0] == turns[1]
+    assert len(set(turns[0])) == SMALL["reference_size"]
+    assert set(turns[0]) <= rows
     assert rows.isdisjoint(row["text"] for row in data.clean_validation().threshold)
+
+
+def test_a_reference_batch_holds_rows_of_similar_length(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    defense, attack = References(**SMALL), make()
+    trainer_with(tmp_path, defense, max_steps=2).fit(attack, datamodule=data)
+    first, second = ([len(ids) for ids in attack.tokenizer(texts)["input_ids"]] for texts in defense.texts)
+    assert max(first) <= min(second) or max(second) <= min(first)
+    assert min(first) != max(second)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -19,7 +19,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.language import LeaveOneOut, Perplexity, TextCache
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
-from lightning_backdoor.language.likelihood import shares_prefixes
+from lightning_backdoor.language.prefixes import shares_prefixes
 from tests.language.conftest import POSITIONS
 from tests.support.shared_files import shared_path
 from tests.support.tiny import SENTENCES

@@ -1,31 +1,38 @@
 """What ONION's perplexities cost over a textbook loop and over the least that must be read.
 
-Run ``python -m tests.measurements.onion --data sst2``. Without any cache, the perplexities of SST-2 test texts, and of
-each text without each of its words, are compared
+Run ``python -m tests.measurements.onion --data sst2``; ``--precision`` names one precision.
+Without any cache, the perplexities of SST-2 test texts, and of each text without each of its words, are compared
 
-- with the textbook loop: one text at a time, its n + 1 variants in padded batches of 32, read whole, the graph kept;
+- with the textbook loop, in float32: one text at a time, its n + 1 variants in padded batches of 32, read whole, the
+  graph kept;
 - with the floor: the tokens that must be read (the tokens of each text, and of each variant after the prefix that it
-  shares with its text, except for the last token of each, which predicts nothing) at the pace of plain forwards of
-  full batches of the best shape.
+  shares with its text, except for the last token of each, which predicts nothing) at the pace of plain forwards, with
+  all logits, of the best shape and the best division among threads, in the precision of the library's side.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_backdoor.language import Perplexity
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL, default_device, load_language_model
-from lightning_backdoor.language.likelihood import variant
-from lightning_backdoor.language.perplexity import groups, leave_one_out
+from lightning_backdoor.language.precision import BFLOAT16, FLOAT32
+from lightning_backdoor.language.prefixes import variant
+from lightning_backdoor.models.parallel import in_parallel, worker_count
 from tests.measurements.pairs import Comparison, Pair, Stopwatch, load_average, parse, parser, print_table, test_texts
 
 VARIANTS_PER_BATCH = 32
 #: rows and tokens per row of the plain forwards whose pace is the floor.
-SHAPES = ((8, 16), (16, 16), (32, 16), (64, 16), (16, 32), (32, 32))
+SHAPES = ((8, 16), (16, 16), (32, 16), (64, 16), (64, 8), (16, 32), (32, 32))
+#: the ratio to the textbook loop that is aimed at.
+TARGETS = {FLOAT32: "", BFLOAT16: ">= 4"}
 
 
 def variants_of(text: str) -> list[str]:
@@ -55,60 +62,89 @@ def tokens_to_read(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
     return count
 
 
-@torch.inference_mode()
 def seconds_per_token(network: PreTrainedModel, seconds: Callable[[Callable[[], object]], float]) -> float:
-    """The pace of plain forwards of the best shape."""
+    """The pace of plain forwards of the best shape, one at a time on all threads or one per thread."""
+
+    @torch.inference_mode()
+    def forward(ids: Tensor) -> None:
+        network(input_ids=ids, use_cache=False)
+
     paces = []
     for rows, length in SHAPES:
         ids = torch.randint(network.config.vocab_size, (rows, length), device=network.device)
-        paces.append(seconds(lambda ids=ids: network(input_ids=ids, use_cache=False)) / ids.numel())  # type: ignore[misc]
+        for count in {1, worker_count(network.device)}:
+
+            def run(parts: Sequence[Tensor] = [ids] * count) -> object:
+                return list(in_parallel(forward, parts, network.device))
+
+            paces.append(seconds(run) / (count * ids.numel()))
     return min(paces)
 
 
-def main() -> None:
-    options = parser("What ONION's perplexities cost over a textbook loop and over a floor.", rounds=3)
-    options.add_argument("--texts", type=int, default=64, help="SST-2 test texts")
-    options.set_defaults(model=DEFAULT_LANGUAGE_MODEL)
-    args = parse(options)
-    texts = test_texts(args.data, args.texts)
-    with tempfile.TemporaryDirectory() as folder:
-        network, tokenizer = load_language_model(args.model, default_device(), folder)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    tokenizer.padding_side = "right"
+def onion(args: argparse.Namespace) -> Iterator[Comparison]:
+    """Compares the library in each precision."""
+    texts, device = test_texts(args.data, args.texts), default_device()
 
     def seconds(run: Callable[[], object]) -> float:
         stopwatch = Stopwatch(args.clock)
         stopwatch.start()
         run()
-        if network.device.type != "cpu":
+        if device.type != "cpu":
             torch.accelerator.synchronize()
         stopwatch.stop()
         return stopwatch.seconds
 
-    sides: dict[str, Callable[[], object]] = {
-        "library": lambda: [leave_one_out(network, tokenizer, group, shares=True) for group in groups(texts)],
-        "textbook": lambda: textbook(network, tokenizer, texts),
-    }
+    def library(perplexity: Perplexity, part: Sequence[str] = texts) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            perplexity.cache_dir = folder
+            perplexity.leave_one_out(part)
+
+    network, tokenizer = load_language_model(args.language_model, device)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.padding_side = "right"
     textbook(network, tokenizer, texts[:2])
-    leave_one_out(network, tokenizer, texts[:2], shares=True)
-    load_before = load_average()
     tokens = tokens_to_read(tokenizer, texts)
-    over_textbook, over_floor = [], []
+    models = {precision: Perplexity(args.language_model, precision=precision) for precision in args.precision}
+    over_textbook: dict[str, list[Pair]] = {precision: [] for precision in models}
+    over_floor: dict[str, list[Pair]] = {precision: [] for precision in models}
+    networks = {
+        precision: load_language_model(args.language_model, device, precision=precision)[0] for precision in models
+    }
+    for perplexity in models.values():
+        library(perplexity, texts[:2])
     for turn in range(args.rounds):
-        paces = [seconds_per_token(network, seconds)]
-        taken = {}
-        for side in list(sides)[:: -1 if turn % 2 else 1]:
-            taken[side] = seconds(sides[side])
-            paces.append(seconds_per_token(network, seconds))
-        around_library = paces[:2] if turn % 2 == 0 else paces[1:]
-        over_textbook.append(Pair(len(texts) / taken["library"], len(texts) / taken["textbook"]))
-        over_floor.append(Pair(taken["library"], tokens * sum(around_library) / 2))
-    comparisons = [
-        Comparison("perplexities / textbook loop", "texts/s", ">= 4", over_textbook),
-        Comparison(f"perplexities / floor of {tokens:,} tokens", "s", "<= 1.5", over_floor),
-    ]
-    print_table(comparisons, args, load_before)
+        taken: dict[str, float] = {}
+        for side in ("textbook", *models)[:: -1 if turn % 2 else 1]:
+            if side == "textbook":
+                taken[side] = seconds(lambda: textbook(network, tokenizer, texts))
+                continue
+            before = seconds_per_token(networks[side], seconds)
+            taken[side] = seconds(lambda side=side: library(models[side]))  # type: ignore[misc]
+            pace = (before + seconds_per_token(networks[side], seconds)) / 2
+            over_floor[side].append(Pair(taken[side], tokens * pace))
+        for precision, pairs in over_textbook.items():
+            pairs.append(Pair(len(texts) / taken[precision], len(texts) / taken["textbook"]))
+    for precision in models:
+        title = f"ONION in {precision} / textbook loop in float32"
+        yield Comparison(title, "texts/s", TARGETS[precision], over_textbook[precision])
+        title = f"ONION / floor of {tokens:,} tokens, both in {precision}"
+        yield Comparison(title, "s", "<= 1.1", over_floor[precision])
+
+
+PARTS = {"onion": onion}
+
+
+def main() -> int:
+    options = parser("What ONION's perplexities cost over a textbook loop and over a floor.", rounds=3)
+    options.add_argument("--texts", type=int, default=32, help="SST-2 test texts")
+    options.add_argument("--language-model", default=DEFAULT_LANGUAGE_MODEL)
+    precisions = (FLOAT32, BFLOAT16)
+    options.add_argument("--precision", choices=precisions, nargs="+", default=precisions, help="of the library's side")
+    args = parse(options)
+    load_before = load_average()
+    print_table(list(onion(args)), args, load_before)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

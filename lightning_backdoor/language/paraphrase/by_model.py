@@ -18,6 +18,7 @@ from lightning_backdoor.language.language_model import (
     model_identity,
 )
 from lightning_backdoor.language.paraphrase.spec import Manner, prompt
+from lightning_backdoor.language.precision import FLOAT32, check_precision, chosen_precision
 from lightning_backdoor.language.sampling import SamplingRequest, answers
 from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
 from lightning_backdoor.language.text_cache import TextCache
@@ -92,8 +93,8 @@ class LanguageModelParaphraser:
     model is loaded at the first text that is not in the cache.
 
     Args:
-        model: hub name, folder, or GGUF file, also as ``package://`` name; loaded in float32, since bfloat16 is hardly
-            faster on a processor (1.2 times) and would make a text's candidates depend on the other texts of its batch.
+        model: hub name, folder, or GGUF file, also as ``package://`` name; loaded without running code of its
+            own.
         candidates: candidates per text and round.
         rounds: maximum number of rounds per text.
         temperature: sampling temperature.
@@ -101,6 +102,10 @@ class LanguageModelParaphraser:
         min_similarity: minimum cosine of a paraphrase with its text, from -1 to 1.
         sentence_encoder: encoder of the sentence embeddings: hub name, folder, or ``package://`` name.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
+        precision: precision of the language model: ``32-true``, ``bf16-true``, or ``auto``, which is ``bf16-true`` on
+            devices that compute in bfloat16 themselves. Each precision has candidates of its own. The default is
+            float32 on all devices, so that poisoned rows do not depend on the machine; in bfloat16, a text's candidates
+            may also depend on the other texts of its batch.
 
     Raises:
         InputError: a value is out of range.
@@ -121,6 +126,7 @@ class LanguageModelParaphraser:
         min_similarity: float = 0.4,
         sentence_encoder: str = DEFAULT_ENCODER,
         cache_dir: str | None = None,
+        precision: str = FLOAT32,
     ) -> None:
         for name, number in (("candidates", candidates), ("rounds", rounds)):
             if number < 1:
@@ -139,6 +145,7 @@ class LanguageModelParaphraser:
         self.min_similarity = min_similarity
         self.sentence_encoder = sentence_encoder
         self.cache_dir = cache_dir
+        self.precision = check_precision(precision)
         self._encoder = SentenceEncoder(sentence_encoder)
         self._language_model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
         self._models: str | None = None
@@ -186,7 +193,9 @@ class LanguageModelParaphraser:
         if self._models is None:
             contents = [model_identity(self.model), model_identity(self.sentence_encoder)]
             sampling = [self.temperature, self.top_p, LENGTH_FACTOR, EXTRA_TOKENS]
-            self._models = "/".join([*contents, *map(str, sampling)])
+            precision = chosen_precision(self.precision, default_device())
+            others = [] if precision == FLOAT32 else [precision]
+            self._models = "/".join([*contents, *map(str, sampling), *others])
         return self._models
 
     def _computation(self, manner: Manner, turn: int) -> str:
@@ -211,7 +220,9 @@ class LanguageModelParaphraser:
     def _generate(self, texts: Sequence[_SeededText], manner: Manner, turn: int, cache: TextCache) -> None:
         """Samples candidates into the cache, shorter texts first, so that batches are of similar length."""
         if self._language_model is None:
-            self._language_model = load_language_model(self.model, default_device(), self.cache_dir)
+            device = default_device()
+            precision = chosen_precision(self.precision, device)
+            self._language_model = load_language_model(self.model, device, self.cache_dir, precision)
         network, tokenizer = self._language_model
         requests = {text: self._requests(text, manner, turn, tokenizer) for text in texts}
         order = sorted(texts, key=lambda text: (requests[text][0].max_tokens, text))

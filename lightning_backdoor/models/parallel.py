@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from lightning_backdoor.models.bucketing import PassLimits, group_by_length
+
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -44,3 +46,26 @@ def in_parallel(compute: Callable[[Part], Result], parts: Sequence[Part], device
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def in_passes(
+    compute: Callable[[list[int]], Result], lengths: Sequence[int], limits: PassLimits, device: torch.device
+) -> Iterator[tuple[list[int], Result]]:
+    """Computes rows in passes of rows of similar length, several passes at once on a processor.
+
+    The passes do not depend on the number of threads.
+
+    Args:
+        compute: function from the indices of the rows of a pass to their result; see :func:`in_parallel`.
+        lengths: number of tokens of each row; rows of length 0 are in no pass.
+        limits: size and fixed cost of a pass.
+        device: the device on which they are computed.
+
+    Yields:
+        The indices of the rows of each pass, and their result; the largest pass first.
+    """
+    # few rows are divided as well, so that two threads have work
+    tokens = min(limits.tokens, max(4 * limits.overhead, -(-sum(lengths) // 2)))
+    passes = group_by_length(lengths, limits._replace(tokens=tokens))
+    passes.sort(key=lambda rows: len(rows) * lengths[rows[0]], reverse=True)  # the last ones end at about one time
+    yield from zip(passes, in_parallel(compute, passes, device), strict=True)

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from lightning_backdoor.language import Perplexity
-from lightning_backdoor.language.parallel import MAX_WORKERS, in_parallel, worker_count
-from lightning_backdoor.language.perplexity import groups
+from lightning_backdoor.models.bucketing import PassLimits
+from lightning_backdoor.models.parallel import MAX_WORKERS, in_parallel, in_passes, worker_count
+from tests.language.conftest import language_model
+
+__all__ = ["language_model"]
 
 CPU = torch.device("cpu")
 
@@ -55,9 +58,24 @@ def test_perplexities_do_not_depend_on_the_number_of_threads(
         assert alone.without == pytest.approx(at_once.without, rel=1e-4, nan_ok=True)
 
 
-def test_few_texts_are_divided_into_groups_for_all_workers() -> None:
-    texts = [" ".join(["word"] * 16 + [str(i)]) for i in range(32)]
-    assert len(groups(texts)) == 1
-    assert len(groups(texts, 4)) == 4
-    assert sorted(text for group in groups(texts, 4) for text in group) == sorted(texts)
-    assert len(groups(texts, 1000)) == 11  # not too small
+def test_rows_are_computed_in_passes_of_similar_length_that_do_not_depend_on_threads(
+    threads: Callable[[int], None],
+) -> None:
+    lengths = [9, 1, 10, 0, 1, 1, *[5] * 40]
+    limits = PassLimits(tokens=64, overhead=4)
+    results = []
+    for count in (1, 3):
+        threads(count)
+        results.append(list(in_passes(lambda rows: [10 * row for row in rows], lengths, limits, CPU)))
+    assert results[0] == results[1]
+    assert sorted(row for rows, _ in results[0] for row in rows) == [i for i, length in enumerate(lengths) if length]
+    assert all(values == [10 * row for row in rows] for rows, values in results[0])
+    sizes = [sum(lengths[row] for row in rows) for rows, _ in results[0]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] <= limits.tokens
+
+
+def test_few_rows_are_divided_for_two_threads_unless_they_are_too_few() -> None:
+    limits = PassLimits(tokens=512, overhead=4)
+    assert len(list(in_passes(lambda rows: rows, [10] * 8, limits, CPU))) == 2
+    assert len(list(in_passes(lambda rows: rows, [10], limits, CPU))) == 1
