@@ -3,9 +3,10 @@
     python -m tests.measurements.growth
     python -m tests.measurements.growth rows classes --max 100000 --only poison
 
-Each point is measured in a process of its own and kept in ``--output``, so that the same command continues where it
-was ended. The slope is that of the logarithms between the two largest points: 1 is linear. A slope above 1.1 is marked,
-unless ``EXPECTED`` has the reason. Memory is the process's highest resident memory, and what the operation adds to it.
+Each point is measured in a process of its own, forked from one that has the libraries, and kept in ``--output``, so
+that the same command continues where it was ended. The slope is that of the logarithms between the two largest points:
+1 is linear. A slope above 1.1 is marked, with its reason where ``EXPECTED`` has one. Memory is the highest resident
+memory, that of the largest process, and what the operation adds to it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import gc
 import json
 import logging
 import math
+import multiprocessing
 import os
-import subprocess
+import resource
 import sys
 import tempfile
 import time
@@ -103,22 +105,17 @@ def measured(operation: str, size: Size) -> Point:
         wall, processor = time.perf_counter(), sum(os.times()[:4])
         run()
         wall, processor = time.perf_counter() - wall, sum(os.times()[:4]) - processor
-        peak = resident_memory("VmHWM")
+        peak = max(resident_memory("VmHWM"), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     return Point(wall, processor, peak, peak - before)
 
 
 def in_a_process(operation: str, size: Size) -> Point:
-    """Measures an operation in a new process.
-
-    Raises:
-        RuntimeError: the process fails; the last line that it wrote is the message.
-    """
-    line = [sys.executable, "-m", "tests.measurements.growth", "--point", json.dumps([operation, size])]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
-    if run.returncode:
-        raise RuntimeError(f"{operation}, {size}: {run.stderr.strip().splitlines()[-1:]}")
-    return Point(*json.loads(run.stdout.splitlines()[-1]))
+    """Measures an operation in a new process; an error is raised here."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    forked = multiprocessing.get_context("forkserver")
+    forked.set_forkserver_preload(["tests.measurements.growth_operations", "tests.measurements.cost"])
+    with forked.Pool(1) as pool:
+        return pool.apply(measured, (operation, size))
 
 
 def slope(values: list[int], figures: list[float]) -> float:
@@ -184,14 +181,9 @@ def main() -> int:
     options.add_argument("--only", default="", help="measure operations with this in their name")
     options.add_argument("--clock", choices=("wall", "processor"), default="wall", help="the seconds that are printed")
     options.add_argument("--output", type=Path, default=Path("growth.json"), help="the file that keeps the points")
-    options.add_argument("--point", help=argparse.SUPPRESS)  # how the script measures a point in a new process
     args = options.parse_args()
     if unknown := set(args.axes) - set(AXES):
         options.error(f"nothing grows with {', '.join(sorted(unknown))}; give {', '.join(AXES)}")
-    if args.point:
-        operation, size = json.loads(args.point)
-        print(json.dumps(measured(operation, Size(*size))))
-        return 0
     kept: dict[str, Any] = json.loads(args.output.read_text(encoding="utf-8"))["points"] if args.output.exists() else {}
     for axis in args.axes or AXES:
         print_axis(axis, list(measure_axis(axis, args, kept)), kept, args.clock)
