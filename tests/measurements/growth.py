@@ -39,6 +39,8 @@ from tests.measurements.pairs import Comparison, Pair
 
 #: the slope above which growth is worse than linear, beyond what repeated measurements differ by.
 LINEAR = 1.1
+#: seconds and MiB below which a figure is mostly what any size takes, so that no slope is taken from it.
+LEAST = {"s": 0.05, "MiB": 32.0}
 #: operations that grow faster than linearly along an axis, with the reason.
 EXPECTED = {
     ("results and report", "defenses"): "every two defenses are compared",
@@ -118,9 +120,9 @@ def in_a_process(operation: str, size: Size) -> Point:
         return pool.apply(measured, (operation, size))
 
 
-def slope(values: list[int], figures: list[float]) -> float:
-    """The slope of the logarithms between the two largest values; NaN where a figure is too small to be measured."""
-    if len(values) < 2 or min(figures[-2:]) <= 0:
+def slope(values: list[int], figures: list[float], least: float) -> float:
+    """The slope of the logarithms between the two largest values; NaN where a figure is below ``least``."""
+    if len(values) < 2 or min(figures[-2:]) < least:
         return math.nan
     return math.log(figures[-1] / figures[-2]) / math.log(values[-1] / values[-2])
 
@@ -154,12 +156,14 @@ def print_axis(axis: str, rows: list[tuple[str, list[int]]], kept: dict[str, Any
     for operation, values in rows:
         points = [Point(*kept[f"{operation} | {axis} | {value}"]) for value in values]
         figures = [point.seconds if clock == "wall" else point.processor_seconds for point in points]
-        times, memory = slope(values, figures), slope(values, [point.added for point in points])
+        times = slope(values, figures, LEAST["s"])
+        memory = slope(values, [point.added for point in points], LEAST["MiB"])
         cells = [f"{figure:.3g} s, {point.added:.0f}" for figure, point in zip(figures, points, strict=True)]
         cells += [""] * (len(AXES[axis].values) - len(values))
         above = times > LINEAR or memory > LINEAR
         note = EXPECTED.get((operation, axis), "above linear" if above else "")
-        table.add_row(operation, *cells, f"{times:.2f}", f"{memory:.2f}", f"{points[-1].peak:.0f}", note)
+        slopes = ["" if math.isnan(figure) else f"{figure:.2f}" for figure in (times, memory)]
+        table.add_row(operation, *cells, *slopes, f"{points[-1].peak:.0f}", note)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
