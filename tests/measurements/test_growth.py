@@ -14,7 +14,7 @@ from tests.measurements.growth import AXES, Point, measure_axis, print_axis, slo
 from tests.measurements.growth_operations import OPERATIONS, Size
 
 #: operations that take a second or more at any size.
-SLOW = ("fit", "test", "scan", "fit (command)", "results and report", "read tsv", "read parquet")
+SLOW = (growth.STARTED, "fit", "test", "scan", "fit (command)", "results and report", "read tsv", "read parquet")
 
 
 @pytest.mark.parametrize("operation", [name for name in OPERATIONS if name not in SLOW])
