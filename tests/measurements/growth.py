@@ -25,9 +25,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import transformers
 from rich.console import Console
 from rich.table import Table
 
@@ -98,6 +100,7 @@ def measured(operation: str, size: Size) -> Point:
     """Measures an operation in this process, which should be fresh."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder, inside(Path(folder)):
         os.environ["LIGHTNING_BACKDOOR_CACHE"] = str(Path(folder) / "cache")
         run = OPERATIONS[operation](size)
@@ -117,8 +120,8 @@ def in_a_process(operation: str, size: Size) -> Point:
     os.environ["HF_HUB_OFFLINE"] = "1"
     forked = multiprocessing.get_context("forkserver")
     forked.set_forkserver_preload(["tests.measurements.growth_operations", "tests.measurements.cost"])
-    with forked.Pool(1) as pool:
-        return pool.apply(measured, (operation, size))
+    with ProcessPoolExecutor(1, forked) as pool:
+        return pool.submit(measured, operation, size).result()
 
 
 def slope(values: list[int], figures: list[float], least: float) -> float:
