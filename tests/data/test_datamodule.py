@@ -277,7 +277,9 @@ def test_validation_sees_the_selection_rows_clean_and_poisoned(data: BackdoorDat
 def test_defenses_see_clean_rows_that_no_evaluation_sees(data: BackdoorDataModule, tiny: dict[str, Any]) -> None:
     data.attack = BadNets(**tiny)
     reference, threshold = seen(data.reference_dataloader()), seen(data.threshold_dataloader())
-    assert (reference, threshold) == data.clean_validation()[1:]
+    parts = data.clean_validation()
+    assert parts.reference == reference
+    assert parts.threshold == threshold
     assert not any(row["poisoned"] for row in reference + threshold)
     evaluated = [*data.train_dataloader(), *chain(*data.val_dataloader()), *chain(*data.test_dataloader())]
     assert not indices(seen(evaluated)) & indices(reference + threshold)

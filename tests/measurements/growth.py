@@ -3,9 +3,10 @@
     python -m tests.measurements.growth
     python -m tests.measurements.growth rows classes --max 100000 --only poison
 
-Each point is measured in a process of its own and kept in ``--output``, so that the same command continues where it
-was ended. The slope is that of the logarithms between the two largest points: 1 is linear. A slope above 1.1 is marked,
-unless ``EXPECTED`` has the reason. Memory is the process's highest resident memory, and what the operation adds to it.
+Each point is measured in a process of its own, forked from one that has the libraries, and kept in ``--output``, so
+that the same command continues where it was ended. The slope is that of the logarithms between the two largest points:
+1 is linear. A slope above 1.1 is marked, with its reason where ``EXPECTED`` has one. Memory is the highest resident
+memory, that of the largest process, and what the operation adds to it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import gc
 import json
 import logging
 import math
+import multiprocessing
 import os
-import subprocess
+import resource
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import transformers
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +41,8 @@ from tests.measurements.pairs import Comparison, Pair
 
 #: the slope above which growth is worse than linear, beyond what repeated measurements differ by.
 LINEAR = 1.1
+#: seconds and MiB below which a figure is mostly what any size takes, so that no slope is taken from it.
+LEAST = {"s": 0.05, "MiB": 32.0}
 #: operations that grow faster than linearly along an axis, with the reason.
 EXPECTED = {
     ("results and report", "defenses"): "every two defenses are compared",
@@ -47,7 +53,8 @@ EXPECTED = {
 #: seconds and MiB that ``poison`` of a million csv rows took when every row was an object, on an idle 2-core machine.
 ROWS_AS_OBJECTS = {"s": 83.0, "MiB": 2700.0}
 DATA = ("read csv", "read tsv", "read jsonl", "read parquet", "split", "tokenise", "form batches", "text cache")
-POISON = tuple(name for name in OPERATIONS if name.startswith("poison"))
+STARTED = "poison (command, start-up included)"
+POISON = tuple(name for name in OPERATIONS if name.startswith("poison") and name != STARTED)
 RUNS = ("fit", "test", "scan")
 
 
@@ -69,7 +76,7 @@ AXES = {
     "rows": Axis(
         (1_000, 10_000, 100_000, 1_000_000),
         Size(),
-        dict.fromkeys((*DATA, *POISON, "AUROC with interval"))
+        dict.fromkeys((*DATA, *POISON, STARTED, "AUROC with interval"))
         | dict.fromkeys((*RUNS, "results and report"), 100_000)
         | {"plan a grid": 10_000},
     ),
@@ -93,6 +100,7 @@ def measured(operation: str, size: Size) -> Point:
     """Measures an operation in this process, which should be fresh."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder, inside(Path(folder)):
         os.environ["LIGHTNING_BACKDOOR_CACHE"] = str(Path(folder) / "cache")
         run = OPERATIONS[operation](size)
@@ -103,27 +111,22 @@ def measured(operation: str, size: Size) -> Point:
         wall, processor = time.perf_counter(), sum(os.times()[:4])
         run()
         wall, processor = time.perf_counter() - wall, sum(os.times()[:4]) - processor
-        peak = resident_memory("VmHWM")
+        peak = max(resident_memory("VmHWM"), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     return Point(wall, processor, peak, peak - before)
 
 
 def in_a_process(operation: str, size: Size) -> Point:
-    """Measures an operation in a new process.
-
-    Raises:
-        RuntimeError: the process fails; the last line that it wrote is the message.
-    """
-    line = [sys.executable, "-m", "tests.measurements.growth", "--point", json.dumps([operation, size])]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
-    if run.returncode:
-        raise RuntimeError(f"{operation}, {size}: {run.stderr.strip().splitlines()[-1:]}")
-    return Point(*json.loads(run.stdout.splitlines()[-1]))
+    """Measures an operation in a new process; an error is raised here."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    forked = multiprocessing.get_context("forkserver")
+    forked.set_forkserver_preload(["tests.measurements.growth_operations", "tests.measurements.cost"])
+    with ProcessPoolExecutor(1, forked) as pool:
+        return pool.submit(measured, operation, size).result()
 
 
-def slope(values: list[int], figures: list[float]) -> float:
-    """The slope of the logarithms between the two largest values; NaN where a figure is too small to be measured."""
-    if len(values) < 2 or min(figures[-2:]) <= 0:
+def slope(values: list[int], figures: list[float], least: float) -> float:
+    """The slope of the logarithms between the two largest values; NaN where a figure is below ``least``."""
+    if len(values) < 2 or min(figures[-2:]) < least:
         return math.nan
     return math.log(figures[-1] / figures[-2]) / math.log(values[-1] / values[-2])
 
@@ -157,18 +160,20 @@ def print_axis(axis: str, rows: list[tuple[str, list[int]]], kept: dict[str, Any
     for operation, values in rows:
         points = [Point(*kept[f"{operation} | {axis} | {value}"]) for value in values]
         figures = [point.seconds if clock == "wall" else point.processor_seconds for point in points]
-        times, memory = slope(values, figures), slope(values, [point.added for point in points])
+        times = slope(values, figures, LEAST["s"])
+        memory = slope(values, [point.added for point in points], LEAST["MiB"])
         cells = [f"{figure:.3g} s, {point.added:.0f}" for figure, point in zip(figures, points, strict=True)]
         cells += [""] * (len(AXES[axis].values) - len(values))
         above = times > LINEAR or memory > LINEAR
         note = EXPECTED.get((operation, axis), "above linear" if above else "")
-        table.add_row(operation, *cells, f"{times:.2f}", f"{memory:.2f}", f"{points[-1].peak:.0f}", note)
+        slopes = ["" if math.isnan(figure) else f"{figure:.2f}" for figure in (times, memory)]
+        table.add_row(operation, *cells, *slopes, f"{points[-1].peak:.0f}", note)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def poison(args: argparse.Namespace) -> Iterator[Comparison]:
     """``poison`` of a million csv rows, over what it took when every row was an object."""
-    point = in_a_process("poison (command)", Size(rows=1_000_000))
+    point = in_a_process(STARTED, Size(rows=1_000_000))
     title = "poison, 1 million csv rows / when every row was an object"
     for unit, figure in (("s", point.seconds), ("MiB", point.peak)):
         yield Comparison(title, unit, "<= 0.5", [Pair(figure, ROWS_AS_OBJECTS[unit])])
@@ -184,14 +189,9 @@ def main() -> int:
     options.add_argument("--only", default="", help="measure operations with this in their name")
     options.add_argument("--clock", choices=("wall", "processor"), default="wall", help="the seconds that are printed")
     options.add_argument("--output", type=Path, default=Path("growth.json"), help="the file that keeps the points")
-    options.add_argument("--point", help=argparse.SUPPRESS)  # how the script measures a point in a new process
     args = options.parse_args()
     if unknown := set(args.axes) - set(AXES):
         options.error(f"nothing grows with {', '.join(sorted(unknown))}; give {', '.join(AXES)}")
-    if args.point:
-        operation, size = json.loads(args.point)
-        print(json.dumps(measured(operation, Size(*size))))
-        return 0
     kept: dict[str, Any] = json.loads(args.output.read_text(encoding="utf-8"))["points"] if args.output.exists() else {}
     for axis in args.axes or AXES:
         print_axis(axis, list(measure_axis(axis, args, kept)), kept, args.clock)

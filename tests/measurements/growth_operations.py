@@ -32,6 +32,7 @@ from lightning_backdoor.data.source import load_source
 from lightning_backdoor.data.splitting import stratified_parts
 from lightning_backdoor.language.text_cache import TextCache
 from tests.benchmark.example import example
+from tests.measurements.loading import write
 from tests.support.tiny import tokenizer_of
 
 WORDS = ("the", "a", "film", "story", "good", "bad", "actors", "music", "is", "with", "plot", "scene", "and", "never")
@@ -87,7 +88,7 @@ def source(size: Size, ending: str = "csv") -> Path:
 
 def splits(size: Size) -> Splits:
     """Rows for training, validation and test: 7, 1 and 2 of 10."""
-    rows = Rows.clean(*map(list, zip(*texts(size), strict=True)))  # type: ignore[arg-type]
+    rows = Rows.clean(*map(list, zip(*texts(size), strict=True)))
     places = np.arange(len(rows)) // size.classes % 10
     return {
         "train": rows.where(places < 7),
@@ -120,7 +121,7 @@ def reading(ending: str) -> Prepare:
 
 
 def splitting(size: Size) -> Callable[[], object]:
-    rows = Rows.clean(*map(list, zip(*texts(size), strict=True)))  # type: ignore[arg-type]
+    rows = Rows.clean(*map(list, zip(*texts(size), strict=True)))
     return lambda: stratified_parts(rows.label, [0.7, 0.1, 0.2], "seed", rows.text)
 
 
@@ -142,17 +143,17 @@ def cached_poison(size: Size) -> Callable[[], object]:
 
 def poison_command(size: Size) -> Callable[[], object]:
     args = ["poison", "--model", "BadNets", "--model.model", model(size), "--model.max_length", str(LONGEST)]
-    args += [
-        "--data",
-        "BackdoorDataModule",
-        "--data.source.path",
-        str(source(size)),
-        "--output",
-        "out",
-        "--stealth_rows",
-        "0",
-    ]
-    return lambda: command(args)
+    args += ["--data", "BackdoorDataModule", "--data.source.path", str(source(size))]
+    return lambda: command([*args, "--output", "out", "--stealth_rows", "0"])
+
+
+def poison_process(size: Size) -> Callable[[], object]:
+    """The command as a user starts it, on the reviews of ``tests.measurements.loading``."""
+    write(Path("reviews.csv"), size.rows)
+    line = [sys.executable, "-m", "lightning_backdoor", "poison", "--model", "BadNets", "--model.model", model(size)]
+    line += ["--data", "BackdoorDataModule", "--data.source.path", "reviews.csv"]
+    line += ["--output", "out", "--stealth_rows", "0"]
+    return lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
 
 
 def tokenising(size: Size) -> Callable[[], object]:
@@ -227,12 +228,12 @@ def results(size: Size) -> Callable[[], object]:
         Path("cells"), attacks=("badnets",), defenses={"none": None, **shifts}, n_clean=rows, n_poisoned=rows // 2
     )
 
-    def write() -> None:
+    def write_report() -> None:
         collected = made.results
         assert collected.comparisons
         write_page(Path(), "grid", collected, "", "")
 
-    return write
+    return write_report
 
 
 def auroc(size: Size) -> Callable[[], object]:
@@ -300,6 +301,7 @@ OPERATIONS: dict[str, Prepare] = {
     "poison InsertSent, dirty": poisoning(InsertSent, "dirty"),
     "poison, from the cache": cached_poison,
     "poison (command)": poison_command,
+    "poison (command, start-up included)": poison_process,
     "tokenise": tokenising,
     "form batches": batches,
     "fit": run("fit"),
