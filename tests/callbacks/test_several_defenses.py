@@ -123,7 +123,7 @@ def test_a_defense_that_fails_costs_the_others_nothing(
 
     keeper = Keeper(tmp_path / "part")
     with (
-        pytest.warns(UserWarning, match="broken failed, and the others go on: broken: no score"),
+        pytest.warns(UserWarning, match="broken failed, and the test goes on: broken: no score"),
         pytest.raises(InputError),
     ):
         run(tmp_path / "part", attack, data, keeper, callbacks[0], broken, inspection, *callbacks[1:])
