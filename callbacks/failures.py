@@ -16,7 +16,8 @@ class FailsAlone(Callback):
     """Base class of callbacks that run a defense, of which a test may have several.
 
     If one of several fails in a test, it does nothing more, the others go on and write their results, and the error is
-    raised at the end of the test, on all processes. Outside of a test, and alone, it is raised at once.
+    raised at the end of the test, on all processes, none of which waits for another in vain. Outside of a test, and
+    alone in a single process, it is raised at once.
 
     Attributes:
         name: prefix of logged names.
@@ -28,15 +29,15 @@ class FailsAlone(Callback):
 
     @contextmanager
     def failing_alone(self, trainer: Trainer) -> Iterator[None]:
-        """Keeps an error of the block until the end of the test, if there are other defenses."""
+        """Keeps an error of the block until the end of the test, if there are other defenses or processes."""
         try:
             yield
         except Exception as error:
             defenses = [callback for callback in trainer.callbacks if isinstance(callback, FailsAlone)]  # type: ignore[attr-defined]
-            if not trainer.testing or len(defenses) == 1:
+            if not trainer.testing or (len(defenses) == 1 and trainer.world_size == 1):
                 raise
             self.failure = error
-            rank_zero_warn(f"{self.name or type(self).__name__} failed, and the others go on: {reason(error, 200)}")
+            rank_zero_warn(f"{self.name or type(self).__name__} failed, and the test goes on: {reason(error, 200)}")
 
     def failed_anywhere(self, trainer: Trainer) -> bool:
         """Whether the callback has failed in any process, whose error is then its own; every process must call it."""

@@ -108,6 +108,23 @@ def test_a_failing_cell_is_recorded_and_the_rest_go_on(tmp_path: Path, monkeypat
     assert set(done(tmp_path).values()) == {1}
 
 
+def test_cells_of_one_victim_come_together_and_those_of_victims_that_nobody_tests_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = []
+
+    def recorded(command: str, args: list[str], folder: Path, log: int, *more: Any) -> None:
+        stub_command(command, args, folder, log, *more)
+        tested.extend([folder.name] if command == "test" else [])
+
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=2, defenses=2, seeds=1)
+    in_turn = [grid.cells[i] for i in (0, 2, 1, 3)]  # of the first victim, the second, the first, the second
+    Journal(tmp_path / "journal.jsonl").append("begun cell", in_turn[0].id, launch="one")  # by another worker
+    monkeypatch.setattr(worker, "run_command", recorded)
+    Worker(tmp_path, in_turn, "one").run()
+    assert tested == [in_turn[i].id for i in (1, 3, 0, 2)]
+
+
 def test_a_victim_that_was_trained_but_not_recorded_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

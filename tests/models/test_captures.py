@@ -39,7 +39,8 @@ class Pass:
 
     def __call__(self, network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, power: int = 1) -> Tensor:
         self.computed += 1
-        return network(input_ids=input_ids, attention_mask=attention_mask).logits ** power
+        logits: Tensor = network(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits**power
 
 
 @pytest.fixture
