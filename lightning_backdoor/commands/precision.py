@@ -46,8 +46,9 @@ def fit_precision(options: Any, checkpoint: Path | None) -> RunPrecision:
     if checkpoint is not None:
         return RunPrecision(read_checkpoint(checkpoint).get("precision", FULL), "as this training began")
     known = _has_bfloat16(options)
-    reason = {True: "this device has bfloat16", False: "this device has no bfloat16"}
-    return RunPrecision(MIXED if known else FULL, f"auto: {reason.get(known, 'not known whether there is bfloat16')}")
+    if known is None:
+        return RunPrecision(FULL, "auto: not known whether this device has bfloat16")
+    return RunPrecision(MIXED if known else FULL, f"auto: this device has {'' if known else 'no '}bfloat16")
 
 
 def evaluated_precision(asked: Any) -> Any:

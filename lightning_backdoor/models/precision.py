@@ -44,10 +44,10 @@ def has_bfloat16(accelerator: str = "auto") -> bool | None:
 
         accelerator = _AcceleratorConnector._choose_auto_accelerator()  # private: lightning 2.6.6
     if accelerator == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if accelerator == "cpu":
         # torch.cpu.get_capabilities is public, but not in torch 2.6; private: torch 2.13.0
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return None
 
 

@@ -22,8 +22,10 @@ TRAINER = "lightning.pytorch.Trainer"
 #: the precision by default, which the trainer itself does not take, and the two that it stands for.
 AUTO, MIXED, FULL = "auto", "bf16-mixed", "32-true"
 #: the values of ``trainer.precision``, and short forms of some of them.
-PRECISIONS = (AUTO, MIXED, FULL, "16-mixed", "bf16-true", "16-true", "64-true")
-PRECISIONS += ("transformer-engine", "transformer-engine-float16", "bf16", "16", "32", "64")
+PRECISIONS = (
+    *(AUTO, MIXED, FULL, "16-mixed", "bf16-true", "16-true", "64-true"),
+    *("transformer-engine", "transformer-engine-float16", "bf16", "16", "32", "64"),
+)
 PRECISION_SUMMARY = "precision of training: auto is bf16-mixed where the device has bfloat16, else 32-true"
 #: arguments of the trainer's methods that are objects and so cannot be options.
 OBJECTS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
