@@ -22,6 +22,7 @@ from lightning_backdoor.callbacks.muscle_lora import _dropout_of
 from lightning_backdoor.defenses import Defense, GradientAttention, Onion, Strip
 from lightning_backdoor.defenses.attention_capture import attention_and_gradient
 from lightning_backdoor.language import Perplexity
+from lightning_backdoor.models import auto_precision
 from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import reviews
 from tests.support.tiny import DECODER, SENTENCES, loaded
@@ -155,16 +156,22 @@ def test_a_victim_predicts_on_a_gpu_as_on_the_processor(
     torch.testing.assert_close(on_gpu.probabilities.cpu(), on_cpu.probabilities, rtol=1e-3, atol=1e-5)
 
 
-def test_perplexities_on_a_gpu_equal_those_on_the_processor(tmp_path: Path, language_model: str) -> None:
+@pytest.mark.parametrize(("precision", "within"), [("32-true", 1e-3), ("bf16-true", 0.2)])
+def test_perplexities_on_a_gpu_equal_those_on_the_processor(
+    precision: str, within: float, tmp_path: Path, language_model: str
+) -> None:
     on_cpu, on_gpu = (
-        Perplexity(language_model, cache_dir=str(tmp_path / device))
-        .to(torch.device(device))
-        .leave_one_out(list(SENTENCES))
-        for device in ("cpu", DEVICE)
+        Perplexity(language_model, str(tmp_path / device), of).to(torch.device(device)).leave_one_out(list(SENTENCES))
+        for device, of in (("cpu", "32-true"), (DEVICE, precision))
     )
     for expected, perplexities in zip(on_cpu, on_gpu, strict=True):
-        assert perplexities.text == pytest.approx(expected.text, rel=1e-3)
-        assert perplexities.without == pytest.approx(expected.without, rel=1e-3)
+        assert perplexities.text == pytest.approx(expected.text, rel=within)
+        assert perplexities.without == pytest.approx(expected.without, rel=within)
+
+
+def test_the_default_precision_is_bfloat16_where_the_gpu_has_it() -> None:
+    has_bfloat16 = torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+    assert auto_precision("gpu") == ("bf16-mixed" if has_bfloat16 else "32-true")
 
 
 def test_scoring_holds_no_attention_probabilities_of_all_layers() -> None:

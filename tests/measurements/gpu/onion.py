@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
+from lightning_backdoor.language import Perplexity
 from lightning_backdoor.language.language_model import load_language_model
-from lightning_backdoor.language.perplexity import groups, leave_one_out
+from lightning_backdoor.language.precision import BFLOAT16, FLOAT32
 from tests.measurements.gpu.report import Row
 from tests.measurements.gpu.setting import SMOLLM, Setting, model_folder, texts, weights_of
 from tests.measurements.gpu.timing import added_memory, compared, median_seconds, seconds
@@ -22,45 +25,49 @@ MOST_ROUNDS = 3  # the textbook loop takes seconds
 
 
 def onion(setting: Setting) -> Iterator[Row]:
+    """The library in float32 and in bfloat16, over the textbook loop in float32 and over the floor in its precision."""
     setting = setting._replace(rounds=min(setting.rounds, MOST_ROUNDS))
-    device, note = setting.device, weights_of(SMOLLM, setting)
-    folder = model_folder(SMOLLM, setting, language_model=True)
-    network, tokenizer = load_language_model(folder, torch.device(device), setting.folder)
+    device, note = torch.device(setting.device), weights_of(SMOLLM, setting)
+    model = model_folder(SMOLLM, setting, language_model=True)
+    network, tokenizer = load_language_model(model, device, setting.folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     some = texts(setting.size(64, 3))
     tokens = tokens_to_read(tokenizer, some)
-
-    def library() -> None:
-        for group in groups(some):
-            leave_one_out(network, tokenizer, group, shares=True)
-
-    def reference() -> None:
-        textbook(network, tokenizer, some)
-
-    def floor() -> float:
-        """Seconds that the tokens take at the pace of plain forwards of the best shape."""
-        paces = []
-        with torch.inference_mode():
-            for rows, length in TOY_SHAPES if setting.toy else SHAPES:
-                ids = torch.randint(network.config.vocab_size, (rows, length), device=device)
-                forward = partial(network, input_ids=ids, use_cache=False)
-                paces.append(median_seconds(forward, setting) / ids.numel())
-        return tokens * min(paces)
-
-    for dtype, precision in ((torch.float32, "float32"), (torch.bfloat16, "bf16")):
-        network.to(dtype)
-        title = f"perplexities / textbook loop, {SMOLLM}, {len(some)} texts"
-        yield compared(title, library, reference, setting, precision=precision, note=note)
-        pairs = [(seconds(library, device), floor()) for _ in range(setting.rounds)]
+    for name, precision in (("float32", FLOAT32), ("bf16", BFLOAT16)):
+        perplexity = Perplexity(model, precision=precision).to(device)
+        library, reference = partial(uncached, perplexity, some), partial(textbook, network, tokenizer, some)
+        title = f"perplexities / textbook loop in float32, {SMOLLM}, {len(some)} texts"
+        yield compared(title, library, reference, setting, precision=name, note=note)
+        plain = load_language_model(model, device, setting.folder, precision)[0]
+        pairs = [
+            (seconds(library, setting.device), tokens * seconds_per_token(plain, setting))
+            for _ in range(setting.rounds)
+        ]
         yield Row(
             f"perplexities / floor of {tokens:,} tokens, {SMOLLM}",
             "s",
             statistics.median(time for time, _ in pairs),
-            precision=precision,
+            precision=name,
             reference=statistics.median(floor for _, floor in pairs),
             ratio=statistics.median(time / floor for time, floor in pairs),
             rounds=setting.rounds,
-            memory=added_memory(library, device),
+            memory=added_memory(library, setting.device),
             note=note,
         )
+
+
+def uncached(perplexity: Perplexity, some: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        perplexity.cache_dir = folder
+        perplexity.leave_one_out(some)
+
+
+@torch.inference_mode()
+def seconds_per_token(network: PreTrainedModel, setting: Setting) -> float:
+    """The pace of plain forwards of the best shape."""
+    paces = []
+    for rows, length in TOY_SHAPES if setting.toy else SHAPES:
+        ids = torch.randint(network.config.vocab_size, (rows, length), device=setting.device)
+        paces.append(median_seconds(partial(network, input_ids=ids, use_cache=False), setting) / ids.numel())
+    return min(paces)

@@ -135,6 +135,8 @@ class Report:
             rows = [row for row in self.rows if row.part == name]
             for row in rows:
                 table.add_row(name, *map(escape, cells(row)))
+            if ended["memory"]:
+                table.add_row(name, "all of the part, at its peak", *[""] * 4, f"{ended['memory']:,.0f}")
             if ended["status"] != "measured" or not rows:
                 table.add_row(name, escape(f"{ended['status']}: {ended['reason']}" if ended["reason"] else ""))
             table.add_section()

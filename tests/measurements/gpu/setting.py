@@ -85,14 +85,14 @@ class Setting(NamedTuple):
         return toy if self.toy else whole
 
 
-def config(name: str, toy: bool, positions: int = 512) -> PreTrainedConfig:
+def config(name: str, toy: bool) -> PreTrainedConfig:
     """The configuration of a shape, with two classes."""
-    decoder = name in (LLAMA, SMOLLM)
-    shape = SHAPES[name] | (TOY if toy else {}) | ({"num_key_value_heads": 1} if toy and decoder else {})
-    common = {"max_position_embeddings": positions, "num_labels": len(LABELS), "pad_token_id": 0}
-    return (
-        LlamaConfig(**shape, **common, bos_token_id=None, eos_token_id=0) if decoder else BertConfig(**shape, **common)
-    )
+    common = {"max_position_embeddings": 512, "num_labels": len(LABELS), "pad_token_id": 0}
+    shape = SHAPES[name] | (TOY if toy else {}) | common
+    if name in (LLAMA, SMOLLM):
+        grouped = {"num_key_value_heads": 1} if toy else {}
+        return LlamaConfig(**shape | grouped, bos_token_id=None, eos_token_id=0)
+    return BertConfig(**shape)
 
 
 def tokenizer(name: str) -> PreTrainedTokenizerBase:
