@@ -92,7 +92,7 @@ class Onion(Defense, DataDefense):
             training rows are cleaned, where no victim exists, and on texts without labels.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
         precision: precision of the language model: ``32-true``, ``bf16-true``, or ``auto``, which is ``bf16-true`` on
-            devices that compute in bfloat16 themselves, and ``32-true`` elsewhere.
+            devices that have bfloat16 in hardware, and ``32-true`` elsewhere.
 
     Attributes:
         model_precision: the precision in which the language model computes.
