@@ -96,8 +96,6 @@ class Defense(nn.Module, ABC):
     Attributes:
         threshold: float32 scalar buffer, NaN until :meth:`calibrate` sets it.
         budget_thresholds: float32 buffer, one threshold per budget of ``BUDGETS``, NaN until :meth:`calibrate`.
-        model_precision: the precision of a model of the defense's own, such as ONION's language model, which is
-            recorded with the results; None if it has none.
 
     Raises:
         InputError: ``fpr`` is not above 0 and below 1.
@@ -105,7 +103,6 @@ class Defense(nn.Module, ABC):
 
     threshold: Tensor
     budget_thresholds: Tensor
-    model_precision: str | None = None
 
     def __init__(self, fpr: float = 0.10, seed: int | None = None) -> None:
         super().__init__()
@@ -115,6 +112,11 @@ class Defense(nn.Module, ABC):
         self.seed = seed
         self.register_buffer("threshold", torch.tensor(math.nan))
         self.register_buffer("budget_thresholds", torch.full((len(BUDGETS),), math.nan))
+
+    @property
+    def model_precision(self) -> str | None:
+        """The precision of a model of the defense's own, which is recorded with the results; None if it has none."""
+        return None
 
     @abstractmethod
     def score(self, victim: Victim, batch: Batch) -> Scores:

@@ -60,9 +60,12 @@ def log_probabilities(
 
 def _logits(head: nn.Module, hidden: Tensor, buffer: Tensor) -> Tensor:
     """The logits of hidden states, in the memory of ``buffer`` if the head is a plain matrix."""
-    if type(head) is not nn.Linear or head.bias is not None:
-        return head(hidden)  # type: ignore[no-any-return]
-    return torch.mm(hidden, head.weight.T, out=buffer[: len(hidden)])
+    weight, bias = head.weight, getattr(head, "bias", None)
+    assert isinstance(weight, Tensor)
+    if type(head) is nn.Linear and bias is None:
+        return torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
+    logits: Tensor = head(hidden)
+    return logits
 
 
 def plain_log_likelihoods(network: PreTrainedModel, rows: Sequence[list[int]]) -> list[float]:

@@ -204,4 +204,5 @@ def packed(network: PreTrainedModel) -> Iterator[None]:
 
 def cache_layers(network: PreTrainedModel) -> list[Any]:
     """An empty cache's layers for a model."""
-    return DynamicCache(config=network.config).layers
+    layers: list[Any] = DynamicCache(config=network.config).layers
+    return layers

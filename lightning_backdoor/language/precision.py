@@ -13,6 +13,8 @@ AUTO = "auto"
 FLOAT32 = FULL
 #: weights and hidden states in bfloat16, log-probabilities and sums in 32 bits or more.
 BFLOAT16 = "bf16-true"
+#: the precision of ONION's language model: float32, since rounded suspicions depend on the other texts that are read.
+DEFAULT = FLOAT32
 #: what ``auto`` stands for on devices that have bfloat16 in hardware.
 AUTO_ON_BFLOAT16_DEVICES = BFLOAT16
 

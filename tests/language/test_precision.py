@@ -84,10 +84,10 @@ def test_rounded_weights_are_loaded_again_for_a_device_of_another_precision(
 
 
 def test_the_paraphraser_is_in_float32_by_default_and_keeps_its_key(language_model: Model, tiny_folder: Model) -> None:
-    full, half, default = (
-        LanguageModelParaphraser(language_model("llama"), sentence_encoder=tiny_folder("bert"), **options)
-        for options in ({"precision": FLOAT32}, {"precision": BFLOAT16}, {})
-    )
+    def make(**options: Any) -> LanguageModelParaphraser:
+        return LanguageModelParaphraser(language_model("llama"), sentence_encoder=tiny_folder("bert"), **options)
+
+    full, half, default = make(precision=FLOAT32), make(precision=BFLOAT16), make()
     assert default.key() == full.key() != half.key()
     assert BFLOAT16 in half.key()
     assert FLOAT32 not in full.key()
