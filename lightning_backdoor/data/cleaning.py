@@ -42,8 +42,6 @@ class DataDefense(ABC):
     Attributes:
         needs_victim: whether the defense uses a victim that was trained on the same rows; the data module then loads
             the victim given as its argument ``victim``.
-        model_precision: the precision of a model of the defense's own, such as ONION's language model, which is
-            recorded with the results; None if it has none.
 
     Example::
 
@@ -53,7 +51,11 @@ class DataDefense(ABC):
     """
 
     needs_victim = False
-    model_precision: str | None = None
+
+    @property
+    def model_precision(self) -> str | None:
+        """The precision of a model of the defense's own, which is recorded with the results; None if it has none."""
+        return None
 
     @abstractmethod
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:

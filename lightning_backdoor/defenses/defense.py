@@ -101,8 +101,6 @@ class Defense(nn.Module, ABC):
             no pass of their own.
         threshold: float32 scalar buffer, NaN until :meth:`calibrate` sets it.
         budget_thresholds: float32 buffer, one threshold per budget of ``BUDGETS``, NaN until :meth:`calibrate`.
-        model_precision: the precision of a model of the defense's own, such as ONION's language model, which is
-            recorded with the results; None if it has none.
 
     Raises:
         InputError: ``fpr`` is not above 0 and below 1.
@@ -111,7 +109,6 @@ class Defense(nn.Module, ABC):
     reads: ClassVar[Reads] = frozenset()
     threshold: Tensor
     budget_thresholds: Tensor
-    model_precision: str | None = None
 
     def __init__(self, fpr: float = 0.10, seed: int | None = None) -> None:
         super().__init__()
@@ -121,6 +118,11 @@ class Defense(nn.Module, ABC):
         self.seed = seed
         self.register_buffer("threshold", torch.tensor(math.nan))
         self.register_buffer("budget_thresholds", torch.full((len(BUDGETS),), math.nan))
+
+    @property
+    def model_precision(self) -> str | None:
+        """The precision of a model of the defense's own, which is recorded with the results; None if it has none."""
+        return None
 
     @abstractmethod
     def score(self, victim: Victim, batch: Batch) -> Scores:

@@ -24,7 +24,7 @@ from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import LeaveOneOut, Perplexity
-from lightning_backdoor.language.precision import AUTO
+from lightning_backdoor.language.precision import DEFAULT
 from lightning_backdoor.words import blank_spans, with_words
 
 LOWEST = torch.finfo(torch.float32).min  # score of a text without suspicions; finite, since JSON has no infinity
@@ -92,10 +92,8 @@ class Onion(Defense, DataDefense):
             training rows are cleaned, where no victim exists, and on texts without labels.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
         precision: precision of the language model: ``32-true``, ``bf16-true``, or ``auto``, which is ``bf16-true`` on
-            devices that compute in bfloat16 themselves, and ``32-true`` elsewhere.
-
-    Attributes:
-        model_precision: the precision in which the language model computes.
+            devices that have bfloat16 in hardware, and ``32-true`` elsewhere. In bfloat16, a suspicion differs from
+            that in float32 by some percent, and depends as much on the other texts that are read with its text.
 
     Raises:
         InputError: ``accuracy_budget``, ``bar``, ``fpr`` or ``precision`` is out of range (here); the language model
@@ -115,7 +113,7 @@ class Onion(Defense, DataDefense):
         language_model: str = DEFAULT_LANGUAGE_MODEL,
         fpr: float = 0.10,
         cache_dir: str | None = None,
-        precision: str = AUTO,
+        precision: str = DEFAULT,
     ) -> None:
         super().__init__(fpr)
         if not 0 <= accuracy_budget < 1:
@@ -128,6 +126,7 @@ class Onion(Defense, DataDefense):
 
     @property
     def model_precision(self) -> str:
+        """The precision of the language model."""
         return self.perplexity.chosen_precision
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:

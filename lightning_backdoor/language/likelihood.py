@@ -20,9 +20,10 @@ PROCESSOR_ROWS = 8
 
 
 def logits_at_once(head: nn.Module, device: torch.device) -> int:
-    """The number of tokens whose logits are held in memory at once: 48 MiB on a processor, 256 MiB elsewhere."""
+    """The number of tokens whose logits are held at once: 48 MiB on a processor, 2^26 logits elsewhere."""
     assert isinstance(head.weight, Tensor)
-    return max(1, (3 << 24 if device.type == "cpu" else 1 << 28) // head.weight[0, :1].nbytes // head.weight.shape[0])
+    logits = (3 << 24) // head.weight.dtype.itemsize if device.type == "cpu" else 1 << 26
+    return max(1, logits // len(head.weight))
 
 
 def log_probabilities(
@@ -60,9 +61,12 @@ def log_probabilities(
 
 def _logits(head: nn.Module, hidden: Tensor, buffer: Tensor) -> Tensor:
     """The logits of hidden states, in the memory of ``buffer`` if the head is a plain matrix."""
-    if type(head) is not nn.Linear or head.bias is not None:
-        return head(hidden)  # type: ignore[no-any-return]
-    return torch.mm(hidden, head.weight.T, out=buffer[: len(hidden)])
+    weight, bias = head.weight, getattr(head, "bias", None)
+    assert isinstance(weight, Tensor)
+    if type(head) is nn.Linear and bias is None:
+        return torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
+    logits: Tensor = head(hidden)
+    return logits
 
 
 def plain_log_likelihoods(network: PreTrainedModel, rows: Sequence[list[int]]) -> list[float]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.precision import FULL, has_bfloat16
 
 #: the precision that a device is best at; see :func:`chosen_precision`.
 AUTO = "auto"
-#: numbers of 32 bits throughout; Lightning's name, as for ``trainer.precision``.
-FLOAT32 = "32-true"
+#: numbers of 32 bits throughout; the names are those of ``trainer.precision``.
+FLOAT32 = FULL
 #: weights and hidden states in bfloat16, log-probabilities and sums in 32 bits or more.
 BFLOAT16 = "bf16-true"
-#: what ``auto`` stands for on devices that compute in bfloat16 themselves.
+#: the precision of ONION's language model: float32, since rounded suspicions depend on the other texts that are read.
+DEFAULT = FLOAT32
+#: what ``auto`` stands for on devices that have bfloat16 in hardware.
 AUTO_ON_BFLOAT16_DEVICES = BFLOAT16
 
 DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16}
@@ -39,14 +42,4 @@ def chosen_precision(precision: str, device: torch.device) -> str:
     """
     if precision != AUTO:
         return precision
-    return AUTO_ON_BFLOAT16_DEVICES if computes_in_bfloat16(device) else FLOAT32
-
-
-def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16: CUDA from Ampere on, processors with AVX-512 BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
+    return AUTO_ON_BFLOAT16_DEVICES if has_bfloat16(device.type) else FLOAT32

@@ -86,7 +86,7 @@ def divide_evenly(lengths: Sequence[int], limits: PassLimits) -> list[list[int]]
         The indices of the rows of each pass, the longest rows first.
 
     >>> divide_evenly([1, 5, 3, 3], PassLimits(tokens=8, overhead=1))
-    [[1], [2, 3, 0]]
+    [[1, 2], [3, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
     total = sum(lengths)

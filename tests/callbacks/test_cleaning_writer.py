@@ -23,7 +23,9 @@ from tests.support.reviews import reviews
 class Unchanged(DataDefense):
     """Leaves all rows as they are, by a model of its own."""
 
-    model_precision = "bf16-true"
+    @property
+    def model_precision(self) -> str:
+        return "bf16-true"
 
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
         return [row.text for row in rows]

@@ -23,6 +23,7 @@ from lightning_backdoor.defenses.defense import BUDGETS, DataDefense, judge, pre
 from lightning_backdoor.defenses.onion import CANDIDATES, LOWEST, Onion, lowest_threshold, suspicions, without_outliers
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import LeaveOneOut
+from lightning_backdoor.language.precision import BFLOAT16, FLOAT32
 from lightning_backdoor.victim import TextClassifier
 from tests.data.test_source import write
 from tests.language.conftest import language_model
@@ -40,7 +41,10 @@ def as_rows(texts: Sequence[str]) -> list[LabelledText]:
 @pytest.fixture
 def onion(language_model: Callable[[str], str], tmp_path: Path) -> Make:
     def make(**settings: Any) -> Onion:
-        return Onion(language_model=language_model("llama"), cache_dir=str(tmp_path), **settings)
+        # in float32 on every machine
+        return Onion(
+            language_model=language_model("llama"), cache_dir=str(tmp_path), **{"precision": FLOAT32, **settings}
+        )
 
     return make
 
@@ -104,12 +108,15 @@ def test_a_text_of_one_word_scores_lowest_and_stays(bert: TextClassifier, onion:
     assert len(verdict.purified_text[1] or "") > 0
 
 
-def test_a_score_does_not_depend_on_batch_mates(bert: TextClassifier, onion: Make, tmp_path: Path) -> None:
-    together = onion().score(bert, batch_of_texts(SENTENCES, bert.tokenizer, bert.max_length)).text
+@pytest.mark.parametrize(("precision", "tolerance"), [(FLOAT32, 1e-3), (BFLOAT16, 0.02)])
+def test_a_score_does_not_depend_on_batch_mates(
+    bert: TextClassifier, onion: Make, tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    together = onion(precision=precision).score(bert, batch_of_texts(SENTENCES, bert.tokenizer, bert.max_length)).text
     for text, score in zip(SENTENCES[:5], together, strict=False):
         (tmp_path / "language" / "texts.sqlite").unlink()
-        alone = onion().score(bert, batch_of_texts([text], bert.tokenizer, bert.max_length)).text
-        assert alone.item() == pytest.approx(score.item(), rel=1e-3)
+        alone = onion(precision=precision).score(bert, batch_of_texts([text], bert.tokenizer, bert.max_length)).text
+        assert alone.item() == pytest.approx(score.item(), rel=tolerance)
 
 
 def test_words_above_the_bar_are_removed_and_the_rest_stays() -> None:

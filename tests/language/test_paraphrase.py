@@ -204,6 +204,13 @@ def test_the_prompt_decides_and_is_told_apart_in_the_cache(make: Any) -> None:
         make().paraphrase(TEXTS, rngs(), ANY._replace(instruction="sing it"), generate=False)
 
 
+def test_candidates_of_two_precisions_are_told_apart(make: Any) -> None:
+    in_bfloat16 = make(precision="bf16-true").paraphrase(TEXTS[:2], rngs()[:2], ANY)
+    assert all(in_bfloat16)
+    with pytest.raises(NotCached):
+        make().paraphrase(TEXTS[:2], rngs()[:2], ANY, generate=False)
+
+
 @pytest.mark.parametrize(
     "option",
     [{"candidates": 0}, {"rounds": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_similarity": 2.0}],

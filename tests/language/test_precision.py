@@ -29,7 +29,7 @@ def test_an_unknown_precision_is_bad_input(make: Callable[..., object]) -> None:
 
 @pytest.mark.parametrize("hardware", [True, False])
 def test_auto_is_bfloat16_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch, hardware: bool) -> None:
-    monkeypatch.setattr(module, "computes_in_bfloat16", lambda device: hardware)
+    monkeypatch.setattr(module, "has_bfloat16", lambda kind: hardware)
     device = torch.device("cpu")
     assert chosen_precision(AUTO, device) == (module.AUTO_ON_BFLOAT16_DEVICES if hardware else FLOAT32)
     assert [chosen_precision(precision, device) for precision in (FLOAT32, BFLOAT16)] == [FLOAT32, BFLOAT16]
@@ -64,7 +64,7 @@ def test_two_precisions_do_not_read_each_others_results(language_model: Model, t
 def test_auto_reads_the_results_of_the_precision_that_it_stands_for(
     language_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(module, "has_bfloat16", lambda kind: False)
     explicit = Perplexity(language_model("llama"), str(tmp_path), precision=FLOAT32).leave_one_out(SENTENCES[:2])
     auto = Perplexity(language_model("llama"), str(tmp_path), precision=AUTO)
     assert auto.leave_one_out(SENTENCES[:2]) == explicit
@@ -74,7 +74,7 @@ def test_auto_reads_the_results_of_the_precision_that_it_stands_for(
 def test_rounded_weights_are_loaded_again_for_a_device_of_another_precision(
     language_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "computes_in_bfloat16", lambda device: device.type == "cpu")
+    monkeypatch.setattr(module, "has_bfloat16", lambda kind: kind == "cpu")
     monkeypatch.setattr(module, "AUTO_ON_BFLOAT16_DEVICES", BFLOAT16)
     perplexity = Perplexity(language_model("llama"), str(tmp_path), precision=AUTO).to(torch.device("cpu"))
     perplexity.leave_one_out(SENTENCES[:1])
@@ -83,15 +83,14 @@ def test_rounded_weights_are_loaded_again_for_a_device_of_another_precision(
     assert perplexity.to(torch.device("meta"))._network is None
 
 
-def test_candidates_of_two_precisions_are_told_apart_and_float32_keeps_its_key(
-    language_model: Model, tiny_folder: Model, tmp_path: Path
-) -> None:
-    full, half, default = (
-        LanguageModelParaphraser(language_model("llama"), sentence_encoder=tiny_folder("bert"), **options)
-        for options in ({"precision": FLOAT32}, {"precision": BFLOAT16}, {})
-    )
+def test_the_paraphraser_is_in_float32_by_default_and_keeps_its_key(language_model: Model, tiny_folder: Model) -> None:
+    def make(**options: Any) -> LanguageModelParaphraser:
+        return LanguageModelParaphraser(language_model("llama"), sentence_encoder=tiny_folder("bert"), **options)
+
+    full, half, default = make(precision=FLOAT32), make(precision=BFLOAT16), make()
     assert default.key() == full.key() != half.key()
     assert BFLOAT16 in half.key()
+    assert FLOAT32 not in full.key()
 
 
 @pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16])

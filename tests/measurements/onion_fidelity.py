@@ -41,6 +41,8 @@ FPR = 0.10
 #: label whose texts are poisoned.
 SOURCE_LABEL = "0"
 AUROC_BOUND = 0.005
+#: clean texts that are also read alone, in bfloat16.
+ALONE = 10
 
 
 class Texts(NamedTuple):
@@ -86,7 +88,13 @@ def scored(perplexity: Perplexity, texts: Texts) -> Scored:
         started = time.perf_counter()
         found = iter(perplexity.leave_one_out([text for kind in texts for text in kind]))
         seconds = time.perf_counter() - started
-    return Scored(*([suspicions(next(found)) for _ in kind] for kind in texts), seconds=seconds)
+    validation, clean, poisoned = ([suspicions(next(found)) for _ in kind] for kind in texts)
+    return Scored(validation, clean, poisoned, seconds)
+
+
+def scored_alone(perplexity: Perplexity, texts: Sequence[str]) -> list[Tensor]:
+    """The suspicions of the words of each text, read without the other texts."""
+    return [scored(perplexity, Texts([], [text], [])).clean[0] for text in texts]
 
 
 def highest(of_texts: Sequence[Tensor]) -> Tensor:
@@ -117,8 +125,21 @@ def removed(suspicion: Tensor, threshold: float) -> Tensor:
     return outliers
 
 
-def compared(full: Scored, half: Scored) -> dict[str, float]:
-    """The figures of one seed."""
+def median_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The median change of a suspicion, as a share of its size."""
+    a, b = torch.cat(list(before)), torch.cat(list(after))
+    shares = (b - a).abs() / a.abs()
+    return float(shares[shares.isfinite()].median())
+
+
+def compared(full: Scored, half: Scored, alone: Sequence[Tensor]) -> dict[str, float]:
+    """The figures of one seed.
+
+    Args:
+        full: in float32.
+        half: in bfloat16.
+        alone: in bfloat16, the first clean texts, each read alone.
+    """
     words = [torch.cat([*side.clean, *side.poisoned]) for side in (full, half)]
     finite = words[0].isfinite() & words[1].isfinite()
     texts = [highest([*side.clean, *side.poisoned]) for side in (full, half)]
@@ -128,6 +149,8 @@ def compared(full: Scored, half: Scored) -> dict[str, float]:
     return {
         "rank correlation of words": float(spearman_corrcoef(*(part[finite] for part in words))),
         "rank correlation of texts": float(spearman_corrcoef(*texts)),
+        "change of a suspicion by bfloat16": median_change(full.clean, half.clean),
+        "change in bfloat16 by reading a text alone": median_change(half.clean[: len(alone)], alone),
         "AUROC in float32": aurocs[0],
         "AUROC in bfloat16": aurocs[1],
         "AUROC difference": aurocs[1] - aurocs[0],
@@ -169,7 +192,8 @@ def main() -> None:
     by_seed: dict[int, dict[str, float]] = {}
     for seed in args.seeds:
         texts = texts_of(args.data, args.texts, seed)
-        by_seed[seed] = compared(*(scored(model, texts) for model in models))
+        full, half = (scored(model, texts) for model in models)
+        by_seed[seed] = compared(full, half, scored_alone(models[1], texts.clean[:ALONE]))
     worst = max(abs(figures["AUROC difference"]) for figures in by_seed.values())
     caption = f"per seed {args.texts} clean validation, {args.texts} clean and {args.texts} poisoned test texts; "
     caption += f"largest AUROC difference {worst:.4f}, bound {AUROC_BOUND}"

@@ -103,7 +103,7 @@ class LanguageModelParaphraser:
         sentence_encoder: encoder of the sentence embeddings: hub name, folder, or ``package://`` name.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
         precision: precision of the language model: ``32-true``, ``bf16-true``, or ``auto``, which is ``bf16-true`` on
-            devices that compute in bfloat16 themselves. Each precision has candidates of its own. The default is
+            devices that have bfloat16 in hardware. Each precision has candidates of its own. The default is
             float32 on all devices, so that poisoned rows do not depend on the machine; in bfloat16, a text's candidates
             may also depend on the other texts of its batch.
 

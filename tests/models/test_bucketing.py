@@ -1,0 +1,30 @@
+"""Rows divided into forward passes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from lightning_backdoor.models.bucketing import PassLimits, divide_evenly
+
+LIMITS = PassLimits(tokens=64, overhead=4)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 100])
+def test_passes_are_of_about_equal_size_and_never_too_large(count: int) -> None:
+    rng = random.Random(count)
+    lengths = [rng.randint(1, 12) for _ in range(count)]
+    passes = divide_evenly(lengths, LIMITS)
+    assert sorted(row for rows in passes for row in rows) == list(range(count))
+    ordered = [lengths[row] for rows in passes for row in rows]
+    assert ordered == sorted(lengths, reverse=True)
+    sizes = [sum(lengths[row] for row in rows) for rows in passes]
+    assert max(sizes) <= LIMITS.tokens
+    assert max(sizes) - min(sizes) <= 12 + 12
+    assert len(passes) % 2 == 0 or sum(lengths) <= 8 * LIMITS.overhead or max(sizes) > LIMITS.tokens - 12
+
+
+def test_a_row_that_is_too_long_is_alone_and_no_row_makes_no_pass() -> None:
+    assert divide_evenly([100, 1, 70], LIMITS)[:2] == [[0], [2]]
+    assert divide_evenly([], LIMITS) == []
