@@ -34,13 +34,17 @@ from lightning_backdoor.victim.training_defense import TrainingDefense
 class MuScleLoRA(Callback):
     """MuScleLoRA (arXiv 2402.12026), a training-time defense that keeps the victim from learning a backdoor.
 
-    Each optimizer step computes the gradient of one batch of clean reference rows, at most as many as in a training
-    batch and the same on every process, and turns the training gradient into its direction, before clipping. The
-    reference rows are drawn once per run from the reference part of the clean validation rows. Their batches are formed
-    like training batches (:class:`~lightning_backdoor.data.batching.DealtBatches`): of similar length, so that little
-    padding is computed, in an order that is shuffled anew, and each row once before any row comes again. The published
-    code draws a random batch per step instead (``oneBatch1Ref``); the paper asks for the gradient of a batch of
-    reference rows, and over the steps both draws see each row equally often.
+    Each optimizer step computes the gradient of one batch of clean reference rows, which is the same on every process,
+    and turns the training gradient into its direction, before clipping. The reference rows are drawn once per run from
+    the reference part of the clean validation rows.
+
+    Reference batches are formed like training batches (:class:`~lightning_backdoor.data.batching.DealtBatches`), with
+    rows of similar length, and each row is read once before any row comes again. Few rows differ more in length than
+    many, so that as many rows would need more padding than in training: a reference batch has as many rows as keep its
+    cost, padding included, within the cost of a training batch (:func:`rows_per_batch`; 24 of 96 rows of SST-2 where
+    training batches have 32). The published code draws as many rows as in a training batch at random in each step
+    (``oneBatch1Ref``). The method is the same: one gradient of clean rows per step, to which each row contributes
+    equally often.
 
     Checkpoints can only be restored with the same callback; ``fit`` exports a plain model. The paper trains with
     ``gradient_clip_val=1``, without weight decay and without warm-up.
@@ -174,9 +178,9 @@ class MuScleLoRA(Callback):
         self._seed = run_seed() if self.seed is None else self.seed
         rows = reference_rows(data, self.reference_size, self._seed)
         self._reference = TokenisedRows(rows, victim.tokenizer, victim.max_length)
-        number = -(-len(rows) // data.batch_size)
-        size = -(-len(rows) // number)  # batches of about equal size, so that rows have about equal weight
-        self._order = DealtBatches(self._reference.lengths, size, rank=0, world_size=1, shuffle=True, seed=self._seed)
+        lengths = self._reference.lengths
+        size = rows_per_batch(lengths, data.batch_size)
+        self._order = DealtBatches(lengths, size, rank=0, world_size=1, shuffle=True, seed=self._seed)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Aligns the gradients, summed over processes and accumulated batches, before they are clipped."""
@@ -233,9 +237,7 @@ class MuScleLoRA(Callback):
         turn, position = divmod(step, len(self._order))
         self._order.set_epoch(turn)
         drawn = list(self._order)[position]
-        tokens, overhead = pass_limits(device)
-        # a forward and backward pass has a larger fixed cost than a forward pass
-        parts = group_by_length([rows.lengths[row] for row in drawn], PassLimits(4 * tokens, 4 * overhead))
+        parts = group_by_length([rows.lengths[row] for row in drawn], training_limits(device))
         return [rows[[drawn[i] for i in part]] for part in parts]
 
 
@@ -258,6 +260,41 @@ def reference_rows(datamodule: BackdoorDataModule, size: int, seed: int) -> Rows
             "lower it, or raise the second of the validation_parts",
         )
     return rows.take(random.Random(f"{seed}/reference").sample(range(len(rows)), size))
+
+
+def rows_per_batch(lengths: Sequence[int], batch_size: int) -> int:
+    """The number of rows with which reference batches cost on average no more than training batches.
+
+    Costs are those on a processor, so that the number does not depend on the device.
+
+    Args:
+        lengths: number of tokens of each reference row.
+        batch_size: rows per training batch, whose cost is taken from the mean length of the reference rows.
+
+    >>> rows_per_batch([8] * 6, batch_size=3), rows_per_batch([5, 5, 5, 5, 40, 80], batch_size=3)
+    (3, 2)
+    """
+    limits = training_limits(torch.device("cpu"))
+    allowed = 1.1 * batch_size * sum(lengths) / len(lengths)  # training batches are padded too, by about a tenth
+    size = len(lengths)
+    for number in range(-(-size // batch_size), size + 1):
+        size = -(-len(lengths) // number)  # equal batches, in which all rows count alike
+        batches = list(DealtBatches(lengths, size, rank=0, world_size=1, shuffle=False, seed=0))
+        cost = 0
+        for batch in batches:
+            in_batch = [lengths[row] for row in batch]
+            passes = group_by_length(in_batch, limits)
+            cost += sum(len(rows) * max(in_batch[row] for row in rows) for rows in passes)
+            cost += limits.overhead * (len(passes) - 1)
+        if cost / len(batches) <= allowed:
+            break
+    return size
+
+
+def training_limits(device: torch.device) -> PassLimits:
+    """Limits on a forward and backward pass, which has a larger fixed cost than a forward pass."""
+    tokens, overhead = pass_limits(device)
+    return PassLimits(4 * tokens, 4 * overhead)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_reference_batches_hold_each_reference_row_once_before_any_comes_again(
     defense = References(**SMALL)
     trainer_with(tmp_path, defense, max_steps=4).fit(make(), datamodule=data)
     rows = {row["text"] for row in data.clean_validation().reference}
-    assert [len(texts) for texts in defense.texts] == [6] * 4  # 12 rows in as few equal batches of at most 8 as can be
+    assert [len(texts) for texts in defense.texts] == [6] * 4  # 12 rows in equal batches of at most 8
     turns = [sorted(defense.texts[step] + defense.texts[step + 1]) for step in (0, 2)]
     assert turns[0] == turns[1]
     assert len(set(turns[0])) == SMALL["reference_size"]
