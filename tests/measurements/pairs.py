@@ -183,9 +183,9 @@ class Summary(NamedTuple):
 def summary(comparison: Comparison) -> Summary:
     title, unit, target, pairs = comparison
     ratios = [pair.library / pair.reference for pair in pairs]
-    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     library, reference = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return Summary(title, unit, target, library, reference, *quartiles, len(ratios))
+    return Summary(title, unit, target, library, reference, low, ratio, high, len(ratios))
 
 
 def print_table(comparisons: Sequence[Comparison], args: argparse.Namespace, load_before: float) -> None:
