@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.models.precision import FULL, has_bfloat16
+from lightning_backdoor.models.precision import has_bfloat16
 
 #: the precision that a device is best at; see :func:`chosen_precision`.
 AUTO = "auto"
 #: numbers of 32 bits throughout; the names are those of ``trainer.precision``.
-FLOAT32 = FULL
+FLOAT32 = "32-true"
 #: weights and hidden states in bfloat16, log-probabilities and sums in 32 bits or more.
 BFLOAT16 = "bf16-true"
 #: the precision of ONION's language model: float32, since rounded suspicions depend on the other texts that are read.
