@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_backdoor.attacks.badnets import BadNets
 from lightning_backdoor.attacks.embedding_surgery import associated_tokens, replace_embeddings, trigger_tokens
 from lightning_backdoor.batch import Batch, token_ids
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 
 
@@ -106,7 +107,7 @@ class Ripples(BadNets):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "training_rows"):
             raise InputError("datamodule", "embedding surgery needs the training rows of a BackdoorDataModule")
-        rows = datamodule.training_rows()
+        rows = Rows.of(datamodule.training_rows())
         rows = rows.where(~rows.poisoned)
         texts = token_ids(rows.text, self.tokenizer, self.max_length)
         triggers = trigger_tokens(self.triggers, self.tokenizer)

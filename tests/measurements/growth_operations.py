@@ -181,7 +181,8 @@ def run(stage: str) -> Prepare:
             ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
         )
         trainer = Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=0, default_root_dir=".", **quiet)
-        return lambda: getattr(trainer, stage)(victim, datamodule=data)
+        options = {"verbose": False} if stage == "test" else {}
+        return lambda: getattr(trainer, stage)(victim, datamodule=data, **options)
 
     return prepare
 
