@@ -15,6 +15,7 @@ from lightning_backdoor.defenses import Onion
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import LanguageModelParaphraser, Perplexity
 from lightning_backdoor.language import precision as module
+from lightning_backdoor.language.packed_rows import PACKED
 from lightning_backdoor.language.precision import AUTO, BFLOAT16, FLOAT32, chosen_precision
 from tests.support.tiny import SENTENCES
 
@@ -47,7 +48,9 @@ def test_bfloat16_is_near_float32_with_shared_prefixes_and_without(
         assert rounded != exact
     assert half._shares == full._shares
     assert half._network is not None
+    assert full._network is not None
     assert {weight.dtype for weight in half._network.parameters()} == {torch.bfloat16}
+    assert half._network.config._attn_implementation == full._network.config._attn_implementation != PACKED
 
 
 def test_two_precisions_do_not_read_each_others_results(language_model: Model, tmp_path: Path) -> None:

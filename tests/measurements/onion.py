@@ -99,7 +99,12 @@ def onion(args: argparse.Namespace) -> Iterator[Comparison]:
             perplexity.cache_dir = folder
             perplexity.leave_one_out(part)
 
-    network, tokenizer = load_language_model(args.language_model, device)
+    with tempfile.TemporaryDirectory() as folder:
+        network, tokenizer = load_language_model(args.language_model, device, folder)
+        networks = {
+            precision: load_language_model(args.language_model, device, folder, precision)[0]
+            for precision in args.precision
+        }
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     textbook(network, tokenizer, texts[:2])
@@ -107,9 +112,6 @@ def onion(args: argparse.Namespace) -> Iterator[Comparison]:
     models = {precision: Perplexity(args.language_model, precision=precision) for precision in args.precision}
     over_textbook: dict[str, list[Pair]] = {precision: [] for precision in models}
     over_floor: dict[str, list[Pair]] = {precision: [] for precision in models}
-    networks = {
-        precision: load_language_model(args.language_model, device, precision=precision)[0] for precision in models
-    }
     for perplexity in models.values():
         library(perplexity, texts[:2])
     for turn in range(args.rounds):

@@ -2,9 +2,10 @@
 
 Run ``python -m tests.measurements.onion_fidelity --data sst2``. Per seed, clean validation texts set each precision's
 threshold, and clean test texts and poisoned ones (BadNets, on other test texts) are scored in both precisions, without
-a cache. Compared are the suspicions of all words and the scores of all texts (rank correlation), the AUROC of the
-scores, and the words that are removed (those removed in both precisions, of those removed in any): at the published bar
-of 0, at float32's threshold, and at each precision's own.
+a cache. Compared are the suspicions of all words and the scores of all texts (rank correlation, median change), the
+AUROC of the scores, and the words that are removed (those removed in both precisions, of those removed in any): at the
+published bar of 0, at float32's threshold, and at each precision's own. Some clean texts are also read alone in
+bfloat16, since rounding depends on the other texts that are read with a text.
 """
 
 from __future__ import annotations
