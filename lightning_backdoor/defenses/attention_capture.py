@@ -1,7 +1,8 @@
 """Attention received and gradient norm per token, by one forward and one backward pass, in little memory.
 
 This module depends on internals of transformers models; it does not compute anomaly scores. Attention probabilities are
-reduced to column sums inside each layer, so that no tensor of shape (layers, heads, length, length) is ever held.
+reduced to column sums inside each layer, so that no tensor of shape (layers, heads, length, length) is ever held,
+except for short texts, whose probabilities each layer of an encoder keeps for the backward pass.
 
 Where every token attends to every other, column sums have mean 1, and uniform attention gives every token 1. Under a
 causal mask token j of N receives attention from the queries i >= j alone, and query i shares its attention among i
