@@ -1,7 +1,8 @@
 """Attention received and gradient norm per token, by one forward and one backward pass, in little memory.
 
 This module depends on internals of transformers models; it does not compute anomaly scores. Attention probabilities are
-reduced to column sums inside each layer, so that no tensor of shape (layers, heads, length, length) is ever held.
+reduced to column sums inside each layer, so that no tensor of shape (layers, heads, length, length) is ever held,
+except for short texts, whose probabilities each layer of an encoder keeps for the backward pass.
 
 Where every token attends to every other, column sums have mean 1, and uniform attention gives every token 1. Under a
 causal mask token j of N receives attention from the queries i >= j alone, and query i shares its attention among i
@@ -117,13 +118,13 @@ def attention_and_column_sums(
     """
     batch, heads, length, _ = query.shape
     q, k, v = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-    bias = _additive(mask, query).expand(batch, heads, length, length)
-    scores = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=scale)
+    products = torch.bmm(q, k.transpose(1, 2)).view(batch, heads, length, length)
+    scores = torch.add(_additive(mask, query), products, alpha=scale)
     probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32)
-    output = torch.bmm(probabilities.to(v.dtype), v).view(batch, heads, length, -1).transpose(1, 2).contiguous()
-    weight = query_weight.repeat_interleave(heads, dim=0)[:, None]
+    output = torch.bmm(probabilities.flatten(0, 1).to(v.dtype), v).view_as(query).transpose(1, 2).contiguous()
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        received = torch.bmm(weight, probabilities).view(batch, heads, length).mean(dim=1)
+        weight = query_weight.repeat(1, heads)[:, None]
+        received = torch.bmm(weight, probabilities.view(batch, heads * length, length)).squeeze(1) / heads
     return output, received
 
 

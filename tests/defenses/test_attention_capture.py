@@ -233,3 +233,16 @@ def test_column_sums_are_the_sums_of_a_softmax(mask_kind: str, chunk: int, monke
                 for j in range(5):
                     expected[b][j] += weight[b, i].item() * exponents[j] / (sum(exponents) or 1.0) / 2
     assert found.tolist() == [close(row) for row in expected]
+
+
+@pytest.mark.parametrize("count_padding", [False, True])
+def test_short_and_long_texts_are_captured_alike(
+    count_padding: bool, bert: TextClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_for(bert)
+    found = []
+    for kept in (attention_capture.KEPT, 0):
+        monkeypatch.setattr(attention_capture, "KEPT", kept)
+        found.append(attention_and_gradient(bert.network, batch["input_ids"], batch["attention_mask"], count_padding))
+    for short, long in zip(*found, strict=True):
+        torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-6)
