@@ -17,7 +17,7 @@ from lightning_backdoor.data.rows import Row, Rows
 
 #: batches per chunk of shuffled rows that is sorted by length: large enough for little padding, small enough to mix.
 CHUNK_BATCHES = 50
-#: texts that are tokenised at once: the tokenizer's lists take about 160 bytes per token.
+#: texts that are tokenised at once: the tokenizer's lists take about 250 bytes per token.
 TEXTS_AT_ONCE = 1000
 
 T = TypeVar("T")
