@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from lightning_backdoor.batch import Batch, collate, token_ids
-from lightning_backdoor.data.rows import AT_ONCE, Row, Rows
+from lightning_backdoor.data.rows import Row, Rows
 
 #: batches per chunk of shuffled rows that is sorted by length: large enough for little padding, small enough to mix.
 CHUNK_BATCHES = 50
+#: texts that are tokenised at once: the tokenizer's lists take about 250 bytes per token.
+TEXTS_AT_ONCE = 1000
 
 T = TypeVar("T")
 
@@ -53,8 +55,8 @@ class TokenisedRows(BatchDataset[Batch]):
         self.rows = Rows.of(rows)
         self.lengths = []
         ids = array("i")  # of all rows: lists of Python numbers would take ten times the memory
-        for start in range(0, len(self.rows), AT_ONCE):
-            for row_ids in token_ids(self.rows.text[start : start + AT_ONCE], tokenizer, max_length):
+        for start in range(0, len(self.rows), TEXTS_AT_ONCE):
+            for row_ids in token_ids(self.rows.text[start : start + TEXTS_AT_ONCE], tokenizer, max_length):
                 ids.extend(row_ids)
                 self.lengths.append(len(row_ids))
         self._ids = np.array(ids, dtype=np.int32)

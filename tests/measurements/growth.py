@@ -187,7 +187,12 @@ def main() -> int:
     options.add_argument("axes", nargs="*", help=f"{', '.join(AXES)}; all by default")
     options.add_argument("--max", type=int, default=1_000_000, help="the largest number of rows")
     options.add_argument("--only", default="", help="measure operations with this in their name")
-    options.add_argument("--clock", choices=("wall", "processor"), default="wall", help="the seconds that are printed")
+    options.add_argument(
+        "--clock",
+        choices=("wall", "processor"),
+        default="wall",
+        help="the seconds that are printed; processor leaves out ranks other than the first",
+    )
     options.add_argument("--output", type=Path, default=Path("growth.json"), help="the file that keeps the points")
     args = options.parse_args()
     if unknown := set(args.axes) - set(AXES):
