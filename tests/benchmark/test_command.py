@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lightning_backdoor.files.model_size import KEPT_COPIES, TEMPORARY_COPIES, s
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from tests.benchmark.grids import SMALL
 from tests.support.wandb_files import runs
-from tests.support.workspace import command
+from tests.support.workspace import command, settings
 
 
 def write_grid(folder: Path, name: str = "grid.yaml", **changes: Any) -> str:
@@ -140,11 +141,28 @@ def test_two_processes_a_cell_give_the_numbers_of_one(inside: Path) -> None:
             assert float(one[column]) == pytest.approx(float(two[column]), abs=1e-6), column
 
 
+#: the command line, which waits two seconds for a W&B server.
+IMPATIENT = """
+import sys
+from lightning_backdoor.benchmark import wandb_runs
+from lightning_backdoor.cli import main
+wandb_runs.BEGIN = 2.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_without_a_wandb_server_the_grid_finishes_and_its_runs_are_kept(workspace: Path) -> None:
     grid = write_grid(workspace, "wandb.yaml", wandb={"project": "tests"})
     nowhere = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     only = ["--only", "attack=BadNets", "--only", "defense=none,gradient attention"]
-    result = command("benchmark", "--config", grid, "--output", "tracked", *only, cwd=workspace, env=nowhere)
+    result = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, "benchmark", "--config", grid, "--output", "tracked", *only],
+        cwd=workspace,
+        env={**os.environ, **settings(workspace), **nowhere},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
     assert "[2/2]" in result.stdout
     assert result.stderr.count("warning: W&B:") == 1

@@ -25,6 +25,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "STRIP": ("strip",),
     "MuScleLoRA": ("muscle_lora",),
     "ONION": ("onion",),
+    "precision": ("precision",),
+    "one pass": ("one_pass",),
 }
 HEADINGS = ("comparison", "library", "reference", "ratio", "middle half", "aim", "pairs")
 
