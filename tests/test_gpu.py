@@ -120,7 +120,8 @@ def test_a_trained_victim_gives_the_same_rates_on_a_gpu_as_on_the_processor(
     for name, value in metrics["cpu"].items():
         defended = name not in ("test/cacc", "test/asr", "test/pacc", "test/asr_floor")
         if name != "test/overhead":  # a ratio of times
-            assert metrics["gpu"][name] == pytest.approx(value, abs=0.05 if defended else 1e-6), name
+            expected = pytest.approx(value, abs=0.05 if defended else 1e-6, nan_ok=True)  # no such rows: no rate
+            assert metrics["gpu"][name] == expected, name
 
 
 @pytest.mark.parametrize("kind", ["bert", DECODER])
@@ -176,7 +177,7 @@ def test_the_default_precision_is_bfloat16_where_the_gpu_has_it() -> None:
 
 def test_scoring_holds_no_attention_probabilities_of_all_layers() -> None:
     """Over a plain forward and backward to the embeddings it may add a tenth of these probabilities."""
-    layers, heads, rows, length = 6, 12, 16, 256
+    layers, heads, rows, length = 6, 12, 64, 256
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 1536}
     network = BertForSequenceClassification(BertConfig(hidden_size=384, **sizes)).to(DEVICE).eval()
     network.requires_grad_(False)

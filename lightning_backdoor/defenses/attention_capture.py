@@ -32,8 +32,12 @@ from lightning_backdoor.defenses.evaluation_mode import evaluating
 
 #: name under which the capturing attention is registered with transformers.
 CAPTURING = "column_sums"
-CHUNK = 1 << 19  # number of attention probabilities held at once: 2 MiB in float32, which fits in cache
-KEPT = 1 << 21  # number of attention probabilities that a layer may keep for its backward pass: 8 MiB in float32
+#: number of attention probabilities held at once on a processor: 2 MiB in float32, which fits in its cache.
+CHUNK = 1 << 19
+#: the same on a GPU, where each chunk costs the start of its kernels: 32 MiB in float32.
+GPU_CHUNK = 1 << 23
+#: number of attention probabilities that a layer may keep for its backward pass: 8 MiB in float32.
+KEPT = 1 << 21
 
 
 class AttentionAndGradient(NamedTuple):
@@ -73,7 +77,7 @@ _collector: ContextVar[_ColumnSums | None] = ContextVar("column_sums", default=N
 
 @torch.no_grad()
 def column_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, query_weight: Tensor) -> Tensor:
-    """Attention that each position receives, averaged over heads, computed in chunks that stay in cache.
+    """Attention that each position receives, averaged over heads, computed in chunks.
 
     Args:
         query: (batch, heads, length, head size).
@@ -87,7 +91,8 @@ def column_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, q
     """
     batch, heads, length, _ = query.shape
     bias = _additive(mask, query)
-    rows = max(1, CHUNK // (heads * length * length))
+    chunk = CHUNK if query.device.type == "cpu" else GPU_CHUNK
+    rows = max(1, chunk // (heads * length * length))
     out = torch.empty(batch, length, dtype=torch.float32, device=query.device)
     for start in range(0, batch, rows):
         part = slice(start, start + rows)

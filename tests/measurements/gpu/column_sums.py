@@ -25,8 +25,8 @@ from tests.measurements.gpu.timing import compared
 #: batch, heads, length and head size of layers of MiniLM and BERT-base.
 SHAPES = ((32, 12, 128, 32), (32, 12, 512, 64))
 TOY_SHAPES = ((2, 2, 16, 16),)
-#: probabilities that the library holds at once: as on a processor, and as many as a GPU has fast memory for.
-CHUNKS = (attention_capture.CHUNK, 1 << 23)
+#: probabilities that the library holds at once: as on a processor, and as on a GPU.
+CHUNKS = (attention_capture.CHUNK, attention_capture.GPU_CHUNK)
 #: largest difference between column sums of the two kinds in float32, whose mean is 1.
 TOLERANCE = 1e-4
 
@@ -73,7 +73,8 @@ def by_flex(flex: Flex, query: Tensor, key: Tensor, value: Tensor, real: Tensor)
 def by_library(chunk: int, query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> Tensor:
     """Attention by SDPA, and its column sums as the library computes them, in chunks; returns the sums."""
     mask = real[:, None, None].expand(-1, 1, real.shape[1], -1)
-    with torch.no_grad(), patch.object(attention_capture, "CHUNK", chunk):
+    held = patch.multiple(attention_capture, CHUNK=chunk, GPU_CHUNK=chunk)
+    with torch.no_grad(), held:
         nn.functional.scaled_dot_product_attention(query, key, value, mask)
         return column_sums(query, key, mask, query.shape[-1] ** -0.5, real.float())
 
