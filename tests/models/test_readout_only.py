@@ -51,9 +51,9 @@ def check_same(network: PreTrainedModel, ids: Tensor, mask: Tensor) -> None:
 
 
 def operations(network: PreTrainedModel, ids: Tensor, mask: Tensor, readout: bool) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        with readout_only(network, ids, mask) if readout else nullcontext():
-            network(input_ids=ids, attention_mask=mask)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), readout_only(network, ids, mask) if readout else nullcontext(), counter:
+        network(input_ids=ids, attention_mask=mask)
     return int(counter.get_total_flops())
 
 
