@@ -1,6 +1,7 @@
 """Defenses, one algorithm per file; they work on tensors and strings and do not depend on Lightning."""
 
 from lightning_backdoor.data.cleaning import DataDefense
+from lightning_backdoor.defenses.badacts import BadActs
 from lightning_backdoor.defenses.dan import Dan
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Verdict, judge, threshold_at_fpr
 from lightning_backdoor.defenses.dup import Dup
@@ -13,6 +14,7 @@ from lightning_backdoor.defenses.strip import Strip
 
 __all__ = [
     "REJECTED",
+    "BadActs",
     "Dan",
     "DataDefense",
     "Defense",

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_backdoor.batch import Victim
 from lightning_backdoor.defenses.hidden_states import Reference, StateDefense, check_classes
 from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, shrunk_covariance, squared_distances
 from lightning_backdoor.errors import InputError
@@ -86,7 +87,7 @@ class Dan(StateDefense):
         """Checks that every class has a clean row, and that two more rows than for the fit are there."""
         check_classes(labels, classes, more=2)
 
-    def fit(self, reference: Reference) -> dict[str, Tensor]:
+    def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:
         """Fits class means and covariance, and mean and standard deviation of the distances of held-out rows."""
         classes = int(reference.labels.max()) + 1
         fitted, others = reference.split(self.held_out, self.seed or 0)

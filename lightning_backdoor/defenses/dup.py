@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_backdoor.batch import Victim
 from lightning_backdoor.defenses.hidden_states import Reference, StateDefense, check_classes
 from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, shrunk_covariance, squared_distances
 from lightning_backdoor.errors import InputError
@@ -54,7 +55,7 @@ class Dup(StateDefense):
         scores = defense.score(victim, batch)  # scores.text: (batch,)
     """
 
-    learned: ClassVar = ("chosen", "mean", "directions", "variances", "rest", "score_mean", "score_std")
+    learned: ClassVar = ("mean", "directions", "variances", "rest", "chosen", "score_mean", "score_std")
     chosen: Tensor
     mean: Tensor
     directions: Tensor
@@ -90,7 +91,7 @@ class Dup(StateDefense):
         """Checks that every class has a clean row, and that two more rows than for the fit are there."""
         check_classes(labels, classes, more=2)
 
-    def fit(self, reference: Reference) -> dict[str, Tensor]:
+    def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:
         """Chooses the layers and fits their Gaussians, and mean and standard deviation of held-out rows' scores."""
         classes = int(reference.labels.max()) + 1
         fitted, others = reference.split(self.held_out, self.seed or 0)

@@ -42,11 +42,12 @@ class Reference(NamedTuple):
         Rows of one text are in the same part.
         """
         share = max(share, 2 / len(self.texts))
-        parts = stratified_parts(self.labels.tolist(), [1 - share, share], f"{seed}/held out", self.texts)
-        first, second = (
-            Reference([self.texts[row] for row in rows], self.labels[rows], self.states[:, rows]) for rows in parts
-        )
-        return first, second
+        first, second = stratified_parts(self.labels.tolist(), [1 - share, share], f"{seed}/held out", self.texts)
+        return self.take(first), self.take(second)
+
+    def take(self, rows: Sequence[int]) -> Reference:
+        """The rows of these numbers."""
+        return Reference([self.texts[row] for row in rows], self.labels[rows], self.states[:, rows])
 
 
 class StateDefense(Defense):
@@ -77,8 +78,8 @@ class StateDefense(Defense):
         self.register_load_state_dict_pre_hook(_make_room)
 
     @abstractmethod
-    def fit(self, reference: Reference) -> dict[str, Tensor]:
-        """Computes what is learned, by the names of :attr:`learned`, from clean rows; in float64.
+    def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:
+        """Computes what is learned, by the names of :attr:`learned`, from clean rows.
 
         Raises:
             InputError: there are too few rows.
@@ -99,7 +100,7 @@ class StateDefense(Defense):
         device = victim.network.device
         # Apple's GPUs have no float64
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        for name, value in self.fit(reference).items():
+        for name, value in self.fit(victim, reference).items():
             setattr(self, name, value.to(device, dtype if value.is_floating_point() else value.dtype))
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_backdoor.batch import Victim
 from lightning_backdoor.defenses.hidden_states import Reference, StateDefense, check_count
 from lightning_backdoor.defenses.mahalanobis import ledoit_wolf
 from lightning_backdoor.errors import InputError
@@ -69,13 +70,17 @@ class Lcf(StateDefense):
         """Checks that there are more rows than classes; their labels are not used."""
         check_count(labels, classes)
 
-    def fit(self, reference: Reference) -> dict[str, Tensor]:
-        """Fits the statistics of the changes of all rows, and of the length of each row's changes.
+    def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:
+        """Fits the statistics of the changes of all rows, and of the length of each row's changes."""
+        return self.fit_states(reference.states)
+
+    def fit_states(self, states: Tensor) -> dict[str, Tensor]:
+        """What is learned from states, (layers + 1, rows, hidden size), float64.
 
         Raises:
             InputError: the rows do not differ.
         """
-        changes = reference.states.diff(dim=0)
+        changes = states.diff(dim=0)
         mean = changes.mean(dim=1)
         std = changes.std(dim=1, correction=0).clamp(min=FLOOR)
         lengths = standardised_lengths(changes, mean, std)

@@ -61,7 +61,9 @@ def _states(victim: TextClassifier, texts: Sequence[str]) -> dict[str, Tensor]:
         part = [texts[i] for i in order[start : start + 32]]
         batch = batch_of_texts(part, victim.tokenizer, victim.max_length)
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        layers = torch.stack(victim.network(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states)
+        layers = torch.stack(
+            victim.network(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        )
         for row, length in enumerate(mask.sum(dim=1).tolist()):
             of_text = layers[:, row, :length].double()
             found["readout"].append(of_text[:, 0])
