@@ -97,11 +97,14 @@ class BadActs(StateDefense):
 
     def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:
         """Mean and standard deviation of each neuron, and optimised bounds; all (layers, hidden size)."""
-        neurons = reference.states[1:]
-        found = {"mean": neurons.mean(dim=1), "std": neurons.std(dim=1, correction=0)}
+        found = self.fit_states(reference.states)
         if self.epochs:
             found["lower"], found["upper"] = self._bounds(victim, reference)
         return found
+
+    def fit_states(self, states: Tensor) -> dict[str, Tensor]:
+        """Mean and standard deviation of each neuron of states, (layers + 1, rows, hidden size), float64."""
+        return {"mean": states[1:].mean(dim=1), "std": states[1:].std(dim=1, correction=0)}
 
     def score_states(self, states: Tensor) -> Tensor:
         """The share of neurons outside of the range, (batch,)."""
