@@ -157,7 +157,7 @@ def test_without_statistics_it_says_so(make: Callable[[], StateDefense], bert: T
 
 
 def test_defenses_share_one_forward_pass_of_each_batch(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
-    attack, data = BadNets(model=tiny_folder("bert")), reviews(tmp_path)
+    attack, data = BadNets(model=tiny_folder("bert")), reviews(tmp_path, validation_parts=(0.2, 0.6, 0.2))
     attack.hparams["labels"] = ["negative", "positive"]
     attack.configure_model()
     passes: list[Any] = []
