@@ -6,6 +6,7 @@ from lightning_backdoor.defenses.flagged_share import FlaggedShare, flagged_shar
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.defenses.onion import Onion
+from lightning_backdoor.defenses.paraphrase_consistency import ParaphraseConsistency
 from lightning_backdoor.defenses.rap import Rap
 from lightning_backdoor.defenses.strip import Strip
 
@@ -18,6 +19,7 @@ __all__ = [
     "Inspection",
     "ModelVerdict",
     "Onion",
+    "ParaphraseConsistency",
     "Rap",
     "Scores",
     "Strip",
