@@ -10,6 +10,8 @@ from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.defenses.lcf import Lcf
 from lightning_backdoor.defenses.onion import Onion
+from lightning_backdoor.defenses.paraphrase_consistency import ParaphraseConsistency
+from lightning_backdoor.defenses.rap import Rap
 from lightning_backdoor.defenses.strip import Strip
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "Lcf",
     "ModelVerdict",
     "Onion",
+    "ParaphraseConsistency",
+    "Rap",
     "Scores",
     "Strip",
     "Verdict",
