@@ -1,6 +1,7 @@
 """Defenses, one algorithm per file; they work on tensors and strings and do not depend on Lightning."""
 
 from lightning_backdoor.data.cleaning import DataDefense
+from lightning_backdoor.defenses.dbs import DBS
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Verdict, judge, threshold_at_fpr
 from lightning_backdoor.defenses.flagged_share import FlaggedShare, flagged_share_verdict
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
@@ -9,6 +10,7 @@ from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.defenses.strip import Strip
 
 __all__ = [
+    "DBS",
     "REJECTED",
     "DataDefense",
     "Defense",
