@@ -215,8 +215,13 @@ def uniform_causal_sums(attention_mask: Tensor, query_weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def _attention_switched(network: PreTrainedModel) -> Iterator[bool]:
-    """Switches the network to the capturing attention within the block, if possible; yields whether it is."""
+def attention_switched(network: PreTrainedModel, name: str) -> Iterator[bool]:
+    """Switches the network to a registered attention within the block, if it can run it; yields whether it is switched.
+
+    Args:
+        network: any network of transformers.
+        name: name of the attention, which must compute what SDPA does.
+    """
     before = network.config._attn_implementation  # private: transformers 5.23.0
     # checked first: set_attn_implementation would warn per batch for a model that cannot switch, and the attention of
     # a model without SDPA may have terms that SDPA drops
@@ -224,7 +229,7 @@ def _attention_switched(network: PreTrainedModel) -> Iterator[bool]:
     if not (can_switch and network._supports_sdpa):  # private: transformers 5.23.0
         yield False
         return
-    network.set_attn_implementation(CAPTURING)
+    network.set_attn_implementation(name)
     try:
         yield True
     finally:
@@ -287,7 +292,7 @@ def attention_and_gradient(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(evaluating(network))
         stack.enter_context(_frozen(network))
-        captured = stack.enter_context(_attention_switched(network))
+        captured = stack.enter_context(attention_switched(network, CAPTURING))
         leaves = stack.enter_context(_word_embeddings_as_leaf(network))
         # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()

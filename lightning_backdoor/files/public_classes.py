@@ -42,6 +42,7 @@ class Contract(NamedTuple):
 
 CONTRACTS = (
     Contract("lightning_backdoor.data.cleaning.DataDefense", "before training", "clean"),
+    Contract("lightning_backdoor.callbacks.repair.Repair", "after training", "decide"),
     Contract("lightning_backdoor.defenses.defense.Defense", "at inference", "score"),
     Contract("lightning_backdoor.callbacks.inference_defense.InferenceDefense", "at inference", ""),
     Contract("lightning_backdoor.defenses.inspection.Inspection", "on the trained model", "inspect"),

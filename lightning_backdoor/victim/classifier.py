@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class TextClassifier(CheckpointedClassifier):
 
     Attributes:
         training_defense: record of the training-time defense, set by its callback; None without one.
+        objective: the loss of a training batch, a scalar with gradients, set by the callback of a repair; None for
+            :meth:`cross_entropy`. Attacks follow it in the user's phase.
         trained_on: after :meth:`load_trained`, the state of the data module that a checkpoint was trained with; None if
             it is not recorded.
 
@@ -95,6 +97,7 @@ class TextClassifier(CheckpointedClassifier):
         if not 0 <= warmup < 1:
             raise InputError("warmup", f"{warmup} is not a share of the steps", "give a number from 0 to below 1")
         self.max_length = max_length
+        self.objective: Callable[[Batch], Tensor] | None = None
         self._has_begun = False  # whether this fit has tried to load the published weights
         self._published_error: InputError | None = None
         self._loaded: dict[str, Any] = {}  # what a checkpoint states of the weights that `load_trained` took from it
@@ -280,10 +283,14 @@ class TextClassifier(CheckpointedClassifier):
             train_head(self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy against the training labels, which are the target label in poisoned rows."""
-        loss = nn.functional.cross_entropy(self(batch).float(), batch["label"])
+        """The loss of a batch: :attr:`objective`, by default :meth:`cross_entropy`."""
+        loss = self.cross_entropy(batch) if self.objective is None else self.objective(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
+
+    def cross_entropy(self, batch: Batch) -> Tensor:
+        """Cross entropy against the training labels, which are the target label in poisoned rows; a scalar."""
+        return nn.functional.cross_entropy(self(batch).float(), batch["label"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a linear schedule over all steps of the run, with accumulation and devices taken into account.
