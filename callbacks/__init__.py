@@ -5,6 +5,8 @@ from lightning_backdoor.callbacks.fourier_view import FourierView
 from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
 from lightning_backdoor.callbacks.inspection_callback import InspectionCallback
+from lightning_backdoor.callbacks.low_capacity import LowCapacity
+from lightning_backdoor.callbacks.moderate_fitting import ModerateFitting
 from lightning_backdoor.callbacks.muscle_lora import MuScleLoRA
 from lightning_backdoor.callbacks.outcome_writer import OutcomeWriter
 from lightning_backdoor.callbacks.output_folder import OutputFolder
@@ -18,6 +20,8 @@ __all__ = [
     "GradientAttentionDefense",
     "InferenceDefense",
     "InspectionCallback",
+    "LowCapacity",
+    "ModerateFitting",
     "MuScleLoRA",
     "OutcomeWriter",
     "OutputFolder",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks.shared import data_module, run_seed, text_classifier
+from lightning_backdoor.callbacks.shared import data_module, run_seed, text_classifier, undefended_network
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.batching import DealtBatches, TokenisedRows
 from lightning_backdoor.data.rows import Rows
@@ -153,19 +153,15 @@ class MuScleLoRA(Callback):
             self._draw(trainer, victim)
 
     def _insert(self, victim: TextClassifier) -> None:
-        if victim.training_defense is not None:
-            raise InputError(
-                "callbacks", f"the victim is already trained under {victim.training_defense}", "attach one defense"
-            )
+        network = undefended_network(victim)
         if self.lora and victim.hparams["lora_rank"] is not None:
             raise InputError(
                 "lora_rank", "the victim has LoRA of its own", "leave it out, or give MuScleLoRA lora=False"
             )
-        victim.configure_model()
         if self.lora:
-            insert_lora(victim.network, self.lora_rank, self.lora_alpha, self.lora_targets)
+            insert_lora(network, self.lora_rank, self.lora_alpha, self.lora_targets)
         if self.multi_scale:
-            insert_multi_scale(victim.network, self.radial_scalings, self.inner_rank, self.alpha)
+            insert_multi_scale(network, self.radial_scalings, self.inner_rank, self.alpha)
 
     def _draw(self, trainer: Trainer, victim: TextClassifier) -> None:
         data = data_module(trainer)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.data import BackdoorDataModule
@@ -38,6 +39,20 @@ def text_classifier(pl_module: LightningModule, callback: str) -> TextClassifier
     if not isinstance(pl_module, TextClassifier):
         raise InputError("model", f"{type(pl_module).__name__} is not a TextClassifier", f"{callback} needs one")
     return pl_module
+
+
+def undefended_network(victim: TextClassifier) -> PreTrainedModel:
+    """The victim's network, built if it is not there yet, for a training-time defense that is about to change it.
+
+    Raises:
+        InputError: the victim has another training-time defense.
+    """
+    if victim.training_defense is not None:
+        raise InputError(
+            "callbacks", f"the victim is already trained under {victim.training_defense}", "attach one defense"
+        )
+    victim.configure_model()
+    return victim.network
 
 
 def data_module(trainer: Trainer) -> BackdoorDataModule | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +18,7 @@ from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.names import trained_model
 from lightning_backdoor.models.config_file import STATEMENT
+from lightning_backdoor.models.fine_tuning import check_exported
 from lightning_backdoor.models.weights import check_finite
 from lightning_backdoor.victim.checkpointing import CheckpointedClassifier
 from lightning_backdoor.victim.checkpoints import TrainedVictim, load_state, read_trained
@@ -26,6 +28,7 @@ from lightning_backdoor.victim.network import build_network, check_config, freez
 from lightning_backdoor.victim.prediction import Predictions, predict_texts
 from lightning_backdoor.victim.provenance import provenance, stated, stated_at, stated_by_arguments
 from lightning_backdoor.victim.published import check_rows, read_published
+from lightning_backdoor.victim.training_defense import UNMERGED
 
 __all__ = ["Evaluated", "TextClassifier", "now"]
 
@@ -312,8 +315,14 @@ class TextClassifier(CheckpointedClassifier):
         self._published_error = None
 
     def plain_network(self) -> PreTrainedModel:
-        """The network for export: without modules of a training-time defense, and with low-rank updates merged."""
+        """The network for export: without modules of a training-time defense, and with low-rank updates merged.
+
+        Raises:
+            InputError: the network cannot be turned into a plain one.
+        """
         defense = self.training_defense
+        if defense is not None and defense.unmergeable:
+            raise InputError("model", defense.unmergeable, "test the victim's checkpoint under the same defense")
         return super().plain_network() if defense is None or defense.merge is None else defense.merge(self.network)
 
     def attack_statement(self) -> dict[str, Any] | None:
@@ -335,10 +344,19 @@ class TextClassifier(CheckpointedClassifier):
         ``README.md`` and, under ``lightning_backdoor``, ``config.json`` state that and how the victim is poisoned, or
         that its training rows were not.
 
+        A network that cannot be turned into a plain one is written as it is (``network.safetensors``), and nothing
+        loads the folder as a model.
+
         Args:
             folder: the folder to write to.
             metrics: metrics of these weights for the card, by logged name, such as ``val/cacc``.
         """
         self.tokenizer.model_max_length = self.max_length  # other tools then cut texts at the same length
-        super().save_pretrained(folder)
+        if self.training_defense is not None and self.training_defense.unmergeable:
+            check_exported(self.network)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            save_model(self.network, str(Path(folder, UNMERGED)))
+            self.tokenizer.save_pretrained(folder)
+        else:
+            super().save_pretrained(folder)
         write_card(folder, self.provenance(), metrics)
