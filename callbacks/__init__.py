@@ -1,5 +1,6 @@
 """Lightning callbacks, imported as ``lightning_backdoor.callbacks``."""
 
+from lightning_backdoor.callbacks.abl import ABL
 from lightning_backdoor.callbacks.cleaning_writer import CleaningWriter
 from lightning_backdoor.callbacks.fourier_view import FourierView
 from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
@@ -15,6 +16,7 @@ from lightning_backdoor.callbacks.progress_writer import ProgressWriter
 from lightning_backdoor.callbacks.run_labels import RunLabels
 
 __all__ = [
+    "ABL",
     "CleaningWriter",
     "FourierView",
     "GradientAttentionDefense",

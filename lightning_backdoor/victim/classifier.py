@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class TextClassifier(CheckpointedClassifier):
 
     Attributes:
         training_defense: record of the training-time defense, set by its callback; None without one.
+        row_loss: from the losses of the rows of a training batch, (batch,), and the batch to the loss that is minimised,
+            set by a training-time defense for its fit; None takes the mean.
         trained_on: after :meth:`load_trained`, the state of the data module that a checkpoint was trained with; None if
             it is not recorded.
 
@@ -98,6 +100,7 @@ class TextClassifier(CheckpointedClassifier):
         if not 0 <= warmup < 1:
             raise InputError("warmup", f"{warmup} is not a share of the steps", "give a number from 0 to below 1")
         self.max_length = max_length
+        self.row_loss: Callable[[Tensor, Batch], Tensor] | None = None
         self._has_begun = False  # whether this fit has tried to load the published weights
         self._published_error: InputError | None = None
         self._loaded: dict[str, Any] = {}  # what a checkpoint states of the weights that `load_trained` took from it
@@ -284,7 +287,12 @@ class TextClassifier(CheckpointedClassifier):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy against the training labels, which are the target label in poisoned rows."""
-        loss = nn.functional.cross_entropy(self(batch).float(), batch["label"])
+        if self.row_loss is None:
+            loss = nn.functional.cross_entropy(self(batch).float(), batch["label"])
+        else:
+            loss = self.row_loss(
+                nn.functional.cross_entropy(self(batch).float(), batch["label"], reduction="none"), batch
+            )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 

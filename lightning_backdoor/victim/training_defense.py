@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-
 #: the weights in the exported folder of a victim whose network cannot be turned into a plain one.
 UNMERGED = "network.safetensors"
 
