@@ -1,6 +1,7 @@
 """Lightning callbacks, imported as ``lightning_backdoor.callbacks``."""
 
 from lightning_backdoor.callbacks.abl import ABL
+from lightning_backdoor.callbacks.btu import BTU
 from lightning_backdoor.callbacks.cleaning_writer import CleaningWriter
 from lightning_backdoor.callbacks.fourier_view import FourierView
 from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
@@ -17,6 +18,7 @@ from lightning_backdoor.callbacks.run_labels import RunLabels
 
 __all__ = [
     "ABL",
+    "BTU",
     "CleaningWriter",
     "FourierView",
     "GradientAttentionDefense",

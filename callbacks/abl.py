@@ -14,7 +14,7 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.shared import data_module, text_classifier, undefended_network
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.batching import DealtBatches, TokenisedRows
-from lightning_backdoor.defenses.abl import first_learned, global_gradient_ascent, local_gradient_ascent
+from lightning_backdoor.defenses.abl import first_learned, global_gradient_ascent, local_gradient_ascent, mean_of
 from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.precision import evaluation_precision
@@ -23,7 +23,7 @@ from lightning_backdoor.victim.training_defense import TrainingDefense
 
 
 class ABL(Callback):
-    """Anti-backdoor learning (arXiv 2110.11571), a training-time defense: isolates the rows learned first, unlearns them.
+    """Anti-backdoor learning (arXiv 2110.11571), a training-time defense: unlearns the rows that are learned first.
 
     In the first epochs no row's loss may fall far below ``gamma``. Then the rows with the lowest losses, all of them
     computed once in evaluation mode, are isolated, and in the epochs that follow the other rows are learned while the
@@ -152,5 +152,5 @@ class ABL(Callback):
             return local_gradient_ascent(losses, self.gamma)
         isolated = torch.isin(batch["index"], self._isolated.to(losses.device))
         if self._epoch < self._unlearn:
-            return (losses * ~isolated).sum() / (~isolated).sum().clamp(min=1)
+            return mean_of(losses, ~isolated)
         return global_gradient_ascent(losses, isolated)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks.shared import data_module, run_seed, text_classifier, undefended_network
+from lightning_backdoor.callbacks.shared import (
+    data_module,
+    own_random_numbers,
+    run_seed,
+    text_classifier,
+    undefended_network,
+)
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.batching import DealtBatches, TokenisedRows
 from lightning_backdoor.data.rows import Rows
@@ -208,7 +213,7 @@ class MuScleLoRA(Callback):
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
         batches = self._batches(trainer.global_step, victim.device)
         rows = sum(len(batch["label"]) for batch in batches)
-        with torch.enable_grad(), _dropout_of(dropout, victim.device):
+        with torch.enable_grad(), own_random_numbers(dropout, victim.device):
             for batch in batches:
                 batch = trainer.strategy.batch_to_device(batch)
                 with torch.autocast(victim.device.type, enabled=False) if scaled else precision():
@@ -291,12 +296,3 @@ def training_limits(device: torch.device) -> PassLimits:
     """Limits on a forward and backward pass, which has a larger fixed cost than a forward pass."""
     tokens, overhead = pass_limits(device)
     return PassLimits(4 * tokens, 4 * overhead)
-
-
-@contextmanager
-def _dropout_of(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds dropout within the block, equally on every process, and then restores the random numbers of training."""
-    devices, device_type = ([], "cuda") if device.type == "cpu" else ([device], device.type)
-    with torch.random.fork_rng(devices, device_type=device_type):
-        torch.manual_seed(seed)
-        yield

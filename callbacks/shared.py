@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -64,6 +66,15 @@ def data_module(trainer: Trainer) -> BackdoorDataModule | None:
 def run_seed() -> int:
     """The seed of the run, as set by ``seed_everything`` for all processes; 0 if none is set."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+@contextmanager
+def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds dropout within the block, equally on every process, and then restores the random numbers of training."""
+    devices, device_type = ([], "cuda") if device.type == "cpu" else ([device], device.type)
+    with torch.random.fork_rng(devices, device_type=device_type):
+        torch.manual_seed(seed)
+        yield
 
 
 def name_prefix(name: str) -> str:

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "attacks": "LWS BackdoorAttack BadNets InsertSent Poisoned Ripples StyleTransfer Syntactic",
     "benchmark.evaluation": "Evaluation evaluate",
-    "callbacks": "ABL CleaningWriter FourierView GradientAttentionDefense InferenceDefense InspectionCallback"
+    "callbacks": "ABL BTU CleaningWriter FourierView GradientAttentionDefense InferenceDefense InspectionCallback"
     " LowCapacity ModerateFitting MuScleLoRA OutcomeWriter OutputFolder PredictionWriter ProgressWriter RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
     "defenses": "REJECTED Defense FlaggedShare GradientAttention Inspection ModelVerdict Onion Scores Strip Verdict"

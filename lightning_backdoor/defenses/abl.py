@@ -1,7 +1,7 @@
-"""Anti-backdoor learning, ABL (arXiv 2110.11571): its two losses, and the isolation of the rows that are learned first.
+"""Anti-backdoor learning, ABL (arXiv 2110.11571): its two losses, and the isolation of the rows learned first.
 
-With the loss ``ℓ`` of a row, training minimises ``E[sign(ℓ - γ) ℓ]`` over all rows at first, local gradient ascent (LGA,
-eq. 4), which keeps rows from a loss below ``γ``; rows with a trigger fall there first. The rows with the lowest losses
+With the loss ``ℓ`` of a row, training minimises ``E[sign(ℓ - γ) ℓ]`` over all rows at first, local gradient ascent
+(LGA), which keeps rows from a loss below ``γ``; rows with a trigger fall there first. The rows with the lowest losses
 are isolated, and training goes on with ``E[ℓ]`` over the other rows minus ``E[ℓ]`` over the isolated rows, global
 gradient ascent (GGA), which unlearns the latter.
 
@@ -45,8 +45,12 @@ def global_gradient_ascent(losses: Tensor, isolated: Tensor) -> Tensor:
     >>> global_gradient_ascent(torch.tensor([0.7, 0.1, 0.2]), torch.tensor([False, True, False]))
     tensor(0.3500)
     """
-    other = (losses * ~isolated).sum() / (~isolated).sum().clamp(min=1)
-    return other - (losses * isolated).sum() / isolated.sum().clamp(min=1)
+    return mean_of(losses, ~isolated) - mean_of(losses, isolated)
+
+
+def mean_of(losses: Tensor, rows: Tensor) -> Tensor:
+    """The mean loss of some rows, (batch,) bool; 0 of none, with a gradient, as distributed training needs one."""
+    return losses[rows].sum() / rows.sum().clamp(min=1)
 
 
 def first_learned(losses: Tensor, share: float) -> Tensor:

@@ -59,8 +59,8 @@ class TextClassifier(CheckpointedClassifier):
 
     Attributes:
         training_defense: record of the training-time defense, set by its callback; None without one.
-        row_loss: from the losses of the rows of a training batch, (batch,), and the batch to the loss that is minimised,
-            set by a training-time defense for its fit; None takes the mean.
+        row_loss: from the losses of the rows of a training batch, (batch,), and the batch to the loss to minimise, set
+            by a training-time defense for its fit; None takes the mean.
         trained_on: after :meth:`load_trained`, the state of the data module that a checkpoint was trained with; None if
             it is not recorded.
 
