@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask  # private: transformers 5.23.0
 
 from lightning_backdoor.defenses.evaluation_mode import evaluating
+from lightning_backdoor.errors import InputError
 
 #: name under which the capturing attention is registered with transformers.
 CAPTURING = "column_sums"
@@ -150,6 +151,9 @@ def _capturing_attention(
 ) -> tuple[Tensor, None]:
     """Computes attention, with SDPA as the network would if texts are long, and passes column sums to the collector."""
     collector = _collector.get()
+    if key.shape[2] != query.shape[2]:
+        problem = "its attention has keys beside those of the text, as under prefix tuning"
+        raise InputError("victim", problem, "give a defense that reads no attention")
     # the rule of SDPA: without a mask, a module without is_causal counts as causal
     causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", attention_mask is None))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -286,6 +290,7 @@ def attention_and_gradient(
 
     Raises:
         RuntimeError: attention was captured in fewer layers than the network has.
+        InputError: the network's attention has keys beside those of the text.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -86,9 +86,7 @@ def pruning_order(variance: Tensor) -> tuple[list[tuple[int, int]], set[tuple[in
     return order, set(dict(order).items())
 
 
-def layer_coefficients(
-    variance: Tensor, pruned: Collection[tuple[int, int]] = (), from_zero: bool = False
-) -> Tensor:
+def layer_coefficients(variance: Tensor, pruned: Collection[tuple[int, int]] = (), from_zero: bool = False) -> Tensor:
     """The coefficient k of each layer, (layers,), up to 1: layers of low variance are penalised more.
 
     Args:

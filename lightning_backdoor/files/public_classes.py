@@ -211,7 +211,7 @@ def _kind(line: Sequence[Facts]) -> tuple[str, tuple[str, ...]]:
         for contract in CONTRACTS
         if contract.base in above and (not contract.method or _implemented(line, contract.base, {contract.method}))
     ]
-    if "Callback" in last and "training_defense" in line[0].assigned:
+    if "Callback" in last and any("training_defense" in facts.assigned for facts in line):
         moments.append("in training")
     if moments:
         return "defenses", tuple(dict.fromkeys(moments))
