@@ -23,6 +23,7 @@ from lightning_backdoor.callbacks.shared import (
     run_seed,
     text_classifier,
 )
+from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.defense import Defense, Verdict, judge
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.names import check_name
@@ -88,6 +89,14 @@ class InferenceDefense(FailsAlone):
         """The outcome of each row of the last test that this process has seen."""
         return self._outcomes
 
+    def check_reference(self, data: BackdoorDataModule) -> None:
+        """Checks, before a victim is trained, that the defense can learn from the reference rows of a data module.
+
+        Raises:
+            InputError: there are too few rows, or rows of too few classes.
+        """
+        self.defense.check_reference(data.clean_validation().reference.label.tolist(), len(data.label_names))
+
     def state_dict(self) -> dict[str, Any]:
         """The buffers of the defense, including its threshold."""
         return {"defense": self.defense.state_dict()}
@@ -105,8 +114,11 @@ class InferenceDefense(FailsAlone):
             raise InputError("checkpoint", problem, "give a checkpoint of this defense") from None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that names are unique, and gives the defense the run's seed if it has no seed."""
+        """Checks names and reference rows, and gives the defense the run's seed if it has no seed."""
         check_names(trainer.callbacks)  # type: ignore[attr-defined]
+        data = data_module(trainer)
+        if data is not None:
+            self.check_reference(data)
         if self._own_seed is None:
             self.defense.seed = run_seed()
 

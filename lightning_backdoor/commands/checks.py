@@ -7,6 +7,7 @@ import shlex
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_backdoor.attacks import BackdoorAttack
+from lightning_backdoor.callbacks.inference_defense import InferenceDefense
 from lightning_backdoor.commands.run_checkpoints import OF_TRAINING
 from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.data import BackdoorDataModule
@@ -71,5 +72,8 @@ def _check_data(cli: RunCLI, args: list[str]) -> None:
         ) from None
     if cli.command == "fit" and isinstance(data, BackdoorDataModule):
         data.check_cleaning()
+        for callback in cli.given_callbacks:
+            if isinstance(callback, InferenceDefense):
+                callback.check_reference(data)
         if isinstance(cli.model, TextClassifier) and cli.checkpoint is None:
             cli.model.read_published(data.label_names, data)

@@ -96,6 +96,12 @@ class RunCLI(LightningCLI):
         return callbacks
 
     @property
+    def given_callbacks(self) -> list[Any]:
+        """The callbacks of the trainer's options; there are some without a trainer, too."""
+        given = self.config_init.trainer.callbacks
+        return given if isinstance(given, list) else [given]
+
+    @property
     def method_arguments(self) -> dict[str, Any]:
         """The arguments of the trainer's method except model and data: ``ckpt_path``, ``weights_only``, ...
 
@@ -175,8 +181,7 @@ class RunCLI(LightningCLI):
         Raises:
             InputError: Lightning refuses the options, such as a device that there is not.
         """
-        options = self.config_init.trainer
-        given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
+        options, given = self.config_init.trainer, self.given_callbacks
         check_names(given)
         if not self.with_trainer:
             return None  # type: ignore[return-value]

@@ -1,22 +1,30 @@
 """Defenses, one algorithm per file; they work on tensors and strings and do not depend on Lightning."""
 
 from lightning_backdoor.data.cleaning import DataDefense
+from lightning_backdoor.defenses.badacts import BadActs
+from lightning_backdoor.defenses.dan import Dan
 from lightning_backdoor.defenses.dbs import DBS
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Verdict, judge, threshold_at_fpr
+from lightning_backdoor.defenses.dup import Dup
 from lightning_backdoor.defenses.flagged_share import FlaggedShare, flagged_share_verdict
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
+from lightning_backdoor.defenses.lcf import Lcf
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.defenses.strip import Strip
 
 __all__ = [
     "DBS",
     "REJECTED",
+    "BadActs",
+    "Dan",
     "DataDefense",
     "Defense",
+    "Dup",
     "FlaggedShare",
     "GradientAttention",
     "Inspection",
+    "Lcf",
     "ModelVerdict",
     "Onion",
     "Scores",

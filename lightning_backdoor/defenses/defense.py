@@ -153,6 +153,17 @@ class Defense(nn.Module, ABC):
         What is learned should be kept in buffers or in the extra state, so that checkpoints contain it.
         """
 
+    def check_reference(self, labels: Sequence[int], classes: int) -> None:
+        """Checks, before a victim is trained, that :meth:`learn` can use reference rows; by default does nothing.
+
+        Args:
+            labels: of the reference rows.
+            classes: number of classes of the victim.
+
+        Raises:
+            InputError: there are too few rows, or rows of too few classes.
+        """
+
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         """Sets the thresholds from the scores of the clean threshold rows, which :meth:`learn` has not seen.
 

@@ -35,6 +35,10 @@ CONFIGS = {
 
 #: per mistake: the command, and what its line must say.
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "too few clean rows for a defense": (
+        [*DEFENSE, "Dan", "--data.validation_parts", "[0.49,0.02,0.49]"],
+        ["reference rows: 2 clean rows are fewer than the 5 that 2 classes need", "give more clean validation rows"],
+    ),
     # commands
     "command": (["tset"], ["'tset' is unknown", "did you mean test?"]),
     "command of another program": (["train"], ["'train' is unknown", "fit, validate, test"]),

@@ -1,0 +1,121 @@
+"""Mahalanobis distances of hidden states: class means, shrunk covariances, and distances, for all layers at once.
+
+A covariance of hidden states is seldom formed: it has (hidden size)² entries per layer, and fewer rows than that
+determine it. It is kept as its principal directions, of which there are at most as many as rows, and one variance for
+all other directions, which shrinkage makes equal.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_backdoor.errors import InputError
+
+
+class Covariance(NamedTuple):
+    """The shrunk covariance of each layer, by its eigenvectors.
+
+    Attributes:
+        directions: (layers, rank, hidden size), eigenvectors of the covariance, orthonormal rows.
+        variances: (layers, rank), their eigenvalues after shrinkage.
+        rest: (layers,), the eigenvalue of every direction that is orthogonal to them.
+    """
+
+    directions: Tensor
+    variances: Tensor
+    rest: Tensor
+
+
+def class_means(states: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The mean state of each class.
+
+    Args:
+        states: (layers, rows, hidden size).
+        labels: (rows,), int64; every class has a row.
+        classes: number of classes.
+
+    Returns:
+        (layers, classes, hidden size).
+
+    >>> states = torch.tensor([[[0.0, 2.0], [4.0, 0.0], [2.0, 4.0]]])
+    >>> class_means(states, torch.tensor([0, 1, 0]), classes=2).tolist()
+    [[[1.0, 3.0], [4.0, 0.0]]]
+    """
+    return torch.stack([states[:, labels == label].mean(dim=1) for label in range(classes)], dim=1)
+
+
+def shrunk_covariance(residuals: Tensor, shrinkage: float) -> Covariance:
+    """The covariance of each layer, ``(1 - a) S + a (trace S / hidden size) I``, S with the number of rows as divisor.
+
+    Args:
+        residuals: (layers, rows, hidden size), states minus their means, float64.
+        shrinkage: a, above 0 and at most 1.
+
+    Raises:
+        InputError: the states of a layer are all equal.
+
+    >>> covariance = shrunk_covariance(torch.tensor([[[3.0, 0.0], [-3.0, 0.0]]]).double(), shrinkage=0.1)
+    >>> [variance.tolist() for variance in covariance[1:]]  # S is 9 in the first direction, and 0 in the second
+    [[[8.55, 0.45]], [0.45]]
+    """
+    rows, size = residuals.shape[1:]
+    _, values, directions = torch.linalg.svd(residuals, full_matrices=False)
+    eigenvalues = values.square() / rows
+    rest = shrinkage * eigenvalues.sum(dim=1) / size
+    if not (rest > 0).all():
+        layers = (rest <= 0).nonzero().flatten().tolist()
+        raise InputError("reference rows", f"their states are all equal in layers {layers}", "give different texts")
+    return Covariance(directions, (1 - shrinkage) * eigenvalues + rest[:, None], rest)
+
+
+def squared_distances(states: Tensor, means: Tensor, covariance: Covariance) -> Tensor:
+    """The squared Mahalanobis distance of each state to each mean.
+
+    Args:
+        states: (layers, rows, hidden size).
+        means: (layers, classes, hidden size).
+        covariance: of the same layers.
+
+    Returns:
+        (layers, rows, classes).
+
+    >>> covariance = Covariance(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[4.0]]), torch.tensor([0.5]))
+    >>> squared_distances(torch.tensor([[[2.0, 1.0]]]), torch.zeros(1, 1, 2), covariance).tolist()
+    [[[3.0]]]
+    """
+    difference = (states[:, :, None] - means[:, None]).flatten(1, 2)
+    along = difference @ covariance.directions.mT
+    across = difference - along @ covariance.directions  # subtracting squares instead would cancel digits
+    squares = along.square() / covariance.variances[:, None]
+    distances = squares.sum(dim=2) + across.square().sum(dim=2) / covariance.rest[:, None]
+    return distances.unflatten(1, (states.shape[1], means.shape[1]))
+
+
+def ledoit_wolf(rows: Tensor) -> tuple[Tensor, float]:
+    """The Ledoit-Wolf covariance of rows: shrunk towards a multiple of the identity by the share that fits best.
+
+    With S the covariance (divisor n) of n rows of k values and m = trace S / k, the share is b / d, at most 1, where
+    ``d = |S - m I|²`` and ``b = (mean over rows of |x x' - S|²) / n``, x a row minus the mean.
+
+    Args:
+        rows: (rows, k), float64.
+
+    Returns:
+        The covariance, (k, k), and the share.
+
+    >>> covariance, share = ledoit_wolf(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).double())
+    >>> covariance.tolist(), share
+    ([[0.5, 0.0], [0.0, 0.5]], 0.0)
+    """
+    centred = rows - rows.mean(dim=0)
+    count, size = centred.shape
+    covariance = centred.mT @ centred / count
+    target = covariance.diagonal().mean() * torch.eye(size).to(covariance)
+    to_target = (covariance - target).square().sum()
+    # the mean of |x x' - S|² is the mean of |x|⁴ minus |S|²
+    noise = (centred.square().sum(dim=1).square().mean() - covariance.square().sum()) / count
+    share = float((noise / to_target).clamp(0, 1)) if to_target > 0 else 0.0
+    return (1 - share) * covariance + share * target, share
