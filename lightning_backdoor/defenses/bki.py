@@ -118,17 +118,21 @@ def largest_changes(states: Tensor) -> Tensor:
     return (states[1:] - states[0]).abs().amax(dim=1)
 
 
-def top_words(changes: Sequence[WordChange], count: int) -> list[WordChange]:
-    """The distinct words of the largest change, in descending order; ties in the order of the text.
+def top_words(changes: Sequence[WordChange], count: int, repeats: bool = False) -> list[WordChange]:
+    """The words of the largest change, in descending order; ties in the order of the text.
+
+    Args:
+        changes: the words of a text.
+        count: number of words.
+        repeats: whether a word that is repeated in the text may be among them several times.
 
     >>> top_words([WordChange("a", 0.5), WordChange("cf", 2.0), WordChange("a", 1.0)], 5)
     [WordChange(word='cf', change=2.0), WordChange(word='a', change=1.0)]
     """
-    largest: dict[str, float] = {}
-    for word, change in changes:
-        largest[word] = max(change, largest.get(word, -math.inf))
-    ordered = sorted(largest.items(), key=lambda item: -item[1])
-    return [WordChange(word, change) for word, change in ordered[:count]]
+    ordered = sorted(changes, key=lambda item: -item.change)
+    if not repeats:
+        ordered = list({word.word: word for word in reversed(ordered)}.values())[::-1]
+    return ordered[:count]
 
 
 def dictionary(tops: Sequence[Sequence[WordChange]]) -> list[Keyword]:
@@ -154,13 +158,14 @@ class Bki(DataDefense):
 
     The paper's victim is an LSTM, whose states after each word enter the change of a word as well; like OpenBackdoor's
     program, which made the method usual for transformers, this one compares the last states alone. The program removes
-    the rows of a single keyword, so that further triggers survive (``keywords=1`` does the same); counts a word that is
-    repeated in a row several times; and keeps gradients for every variant.
+    the rows of a single keyword, so that further triggers survive, and counts a word that is repeated in a row several
+    times; ``keywords=1, repeats=True`` does the same. It also keeps gradients for every variant.
 
     Args:
         keywords: number of keywords; published: 1. Each keyword that is not a trigger costs clean rows.
         top: words of each row that may be keywords.
         anywhere: whether rows that have a keyword outside of their top words are removed too.
+        repeats: whether a word that is repeated in a row counts several times.
 
     Raises:
         InputError: a value is out of range (here); there is no victim (in ``clean``).
@@ -172,7 +177,7 @@ class Bki(DataDefense):
 
     needs_victim = True
 
-    def __init__(self, keywords: int = 5, top: int = 5, anywhere: bool = False) -> None:
+    def __init__(self, keywords: int = 5, top: int = 5, anywhere: bool = False, repeats: bool = False) -> None:
         if keywords < 1:
             raise InputError("keywords", f"{keywords} keywords remove nothing", "give at least 1")
         if top < 1:
@@ -180,6 +185,7 @@ class Bki(DataDefense):
         self.keywords = keywords
         self.top = top
         self.anywhere = anywhere
+        self.repeats = repeats
 
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
         """Removes the rows that have a keyword; trusted rows are not used.
@@ -191,7 +197,7 @@ class Bki(DataDefense):
             raise InputError("data.victim", "Bki needs a victim trained on the same rows", "give one")
         distinct = sorted({row.text for row in rows})
         changes = dict(zip(distinct, word_changes(victim, distinct), strict=True))
-        tops = {text: top_words(words, self.top) for text, words in changes.items()}
+        tops = {text: top_words(words, self.top, self.repeats) for text, words in changes.items()}
         found = dictionary([tops[row.text] for row in sorted(rows)])[: self.keywords]
         listed = ", ".join(f"{keyword.word!r} ({keyword.score:.2f})" for keyword in found)
         rank_zero_info(f"BKI: keywords by score: {listed or 'none'}")

@@ -70,18 +70,18 @@ def density_clusters(coordinates: np.ndarray, min_samples: int) -> Tensor:
     return torch.from_numpy(model.fit_predict(np.round(coordinates.astype(np.float64), DIGITS))).long()
 
 
-def outside_of_largest(clusters: Tensor, labels: Tensor, keep_noise: bool = False) -> Tensor:
+def outside_of_largest(clusters: Tensor, labels: Tensor, drop_noise: bool = False) -> Tensor:
     """Marks the rows outside of the largest cluster of their label; (rows,), bool.
 
-    Noise is not a cluster. A label whose rows are all noise is kept.
+    Noise is not a cluster. Of a label whose rows are all noise, none is marked.
 
     Args:
         clusters: (rows,), int64, cluster of each row, ``NOISE`` for none.
         labels: (rows,), int64.
-        keep_noise: whether rows in no cluster are kept.
+        drop_noise: whether rows in no cluster are marked too.
 
     >>> outside_of_largest(torch.tensor([0, 0, 1, -1, -1, -1, -1]), torch.tensor([0, 0, 0, 0, 0, 0, 1]))
-    tensor([False, False,  True,  True,  True,  True, False])
+    tensor([False, False,  True, False, False, False, False])
     """
     outside = torch.zeros_like(labels, dtype=torch.bool)
     for label in labels.unique():
@@ -89,7 +89,7 @@ def outside_of_largest(clusters: Tensor, labels: Tensor, keep_noise: bool = Fals
         counts = torch.bincount(clusters[of_label & (clusters != NOISE)])
         if len(counts):
             outside |= of_label & (clusters != counts.argmax())
-    return outside & (clusters != NOISE) if keep_noise else outside
+    return outside if drop_noise else outside & (clusters != NOISE)
 
 
 class Cube(StateFilter):
@@ -100,16 +100,16 @@ class Cube(StateFilter):
     to 2 (100 neighbors, minimal distance 0), and HDBSCAN with ``min_samples`` 100 and clusters of at least 5 rows.
 
     OpenBackdoor's program reads the output of BERT's pooler, which other models do not have, of a separate RoBERTa that
-    it trains on the poisoned rows. It treats rows in no cluster as one more cluster, which is kept if it is the
-    largest; and keeps a further cluster of half of the label's rows. Its ``min_samples`` is 100 for any number of rows:
-    on a few hundred rows only huge clusters are found.
+    it trains on the poisoned rows. It treats rows in no cluster as one more cluster, which is kept if it is the largest
+    and removed otherwise, and with it many clean rows; and it keeps a further cluster of half of the label's rows. Its
+    ``min_samples`` is 100 for any number of rows: on a few hundred rows only huge clusters are found.
 
     Args:
         reduction: ``umap``, which needs the package ``umap-learn``; ``pca``, to two principal components; or ``auto``:
             ``umap`` where it is installed. With ``pca``, clusters are less separate.
         min_samples: ``min_samples`` of HDBSCAN: the higher, the more rows are in no cluster; None: 100 per 6,920 rows,
             the size of SST-2, between 5 and 100.
-        keep_noise: whether rows in no cluster are kept.
+        drop_noise: whether rows in no cluster are removed too, as in OpenBackdoor.
         seed: seed of UMAP; published: 42.
 
     Raises:
@@ -127,7 +127,7 @@ class Cube(StateFilter):
         self,
         reduction: Literal["auto", "umap", "pca"] = "auto",
         min_samples: int | None = None,
-        keep_noise: bool = False,
+        drop_noise: bool = False,
         seed: int = 42,
     ) -> None:
         if reduction not in ("auto", "umap", "pca"):
@@ -139,7 +139,7 @@ class Cube(StateFilter):
             raise InputError("min_samples", f"{min_samples} is not a number of neighbors", "give at least 1")
         self.reduction = reduction
         self.min_samples = min_samples
-        self.keep_noise = keep_noise
+        self.drop_noise = drop_noise
         self.seed = seed
 
     def suspicious(self, states: Tensor, labels: Tensor) -> Tensor:
@@ -157,4 +157,4 @@ class Cube(StateFilter):
         reduced = "UMAP" if by_umap else "PCA" if self.reduction == "pca" else "PCA, since umap-learn is not installed"
         found, noise = int(clusters.max()) + 1, int((clusters == NOISE).sum())
         rank_zero_info(f"CUBE: {found} clusters of states reduced by {reduced}; {noise} rows in no cluster")
-        return outside_of_largest(clusters, labels, self.keep_noise)
+        return outside_of_largest(clusters, labels, self.drop_noise)
