@@ -21,8 +21,9 @@ _EXPORTS = {
     " LowCapacity MEFT ModerateFitting MuScleLoRA OutcomeWriter OutputFolder PURE PredictionWriter ProgressWriter"
     " Repair RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
-    "defenses": "BadActs DBS Dan Defense Dup FlaggedShare GradientAttention Inspection Lcf ModelVerdict Onion REJECTED"
-    " Scores Strip Verdict flagged_share_verdict judge threshold_at_fpr",
+    "defenses": "ActivationClustering BadActs Bki Cube DBS Dan Defense Dup FlaggedShare GradientAttention Inspection"
+    " Lcf ModelVerdict Onion REJECTED Scores SpectralSignatures Strip Verdict ZDef flagged_share_verdict judge"
+    " threshold_at_fpr",
     "errors": "Diverged InputError",
     "language": "FileParaphraser LanguageModelParaphraser LeaveOneOut Manner NearestWords NotCached ParaphraseTuner"
     " Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES TextCache WordNet",

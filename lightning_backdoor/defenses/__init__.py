@@ -1,7 +1,10 @@
 """Defenses, one algorithm per file; they work on tensors and strings and do not depend on Lightning."""
 
 from lightning_backdoor.data.cleaning import DataDefense
+from lightning_backdoor.defenses.activation_clustering import ActivationClustering
 from lightning_backdoor.defenses.badacts import BadActs
+from lightning_backdoor.defenses.bki import Bki
+from lightning_backdoor.defenses.cube import Cube
 from lightning_backdoor.defenses.dan import Dan
 from lightning_backdoor.defenses.dbs import DBS
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Verdict, judge, threshold_at_fpr
@@ -11,12 +14,17 @@ from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.defenses.lcf import Lcf
 from lightning_backdoor.defenses.onion import Onion
+from lightning_backdoor.defenses.spectral_signatures import SpectralSignatures
 from lightning_backdoor.defenses.strip import Strip
+from lightning_backdoor.defenses.zdef import ZDef
 
 __all__ = [
     "DBS",
     "REJECTED",
+    "ActivationClustering",
     "BadActs",
+    "Bki",
+    "Cube",
     "Dan",
     "DataDefense",
     "Defense",
@@ -28,8 +36,10 @@ __all__ = [
     "ModelVerdict",
     "Onion",
     "Scores",
+    "SpectralSignatures",
     "Strip",
     "Verdict",
+    "ZDef",
     "flagged_share_verdict",
     "judge",
     "threshold_at_fpr",
