@@ -22,7 +22,7 @@ _EXPORTS = {
     " Repair RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
     "defenses": "ActivationClustering BadActs Bki Cube DBS Dan Defense Dup FlaggedShare GradientAttention Inspection"
-    " Lcf ModelVerdict Onion REJECTED Scores SpectralSignatures Strip Verdict ZDef flagged_share_verdict judge"
+    " Lcf ModelVerdict Onion REJECTED Rap Scores SpectralSignatures Strip Verdict ZDef flagged_share_verdict judge"
     " threshold_at_fpr",
     "errors": "Diverged InputError",
     "language": "FileParaphraser LanguageModelParaphraser LeaveOneOut Manner NearestWords NotCached ParaphraseTuner"

@@ -14,6 +14,7 @@ from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.defenses.lcf import Lcf
 from lightning_backdoor.defenses.onion import Onion
+from lightning_backdoor.defenses.rap import Rap
 from lightning_backdoor.defenses.spectral_signatures import SpectralSignatures
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.defenses.zdef import ZDef
@@ -35,6 +36,7 @@ __all__ = [
     "Lcf",
     "ModelVerdict",
     "Onion",
+    "Rap",
     "Scores",
     "SpectralSignatures",
     "Strip",
