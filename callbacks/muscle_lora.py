@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks.shared import data_module, run_seed, text_classifier
+from lightning_backdoor.callbacks.shared import (
+    data_module,
+    own_random_numbers,
+    run_seed,
+    text_classifier,
+    undefended_network,
+)
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.batching import DealtBatches, TokenisedRows
 from lightning_backdoor.data.rows import Rows
@@ -153,19 +158,15 @@ class MuScleLoRA(Callback):
             self._draw(trainer, victim)
 
     def _insert(self, victim: TextClassifier) -> None:
-        if victim.training_defense is not None:
-            raise InputError(
-                "callbacks", f"the victim is already trained under {victim.training_defense}", "attach one defense"
-            )
+        network = undefended_network(victim)
         if self.lora and victim.hparams["lora_rank"] is not None:
             raise InputError(
                 "lora_rank", "the victim has LoRA of its own", "leave it out, or give MuScleLoRA lora=False"
             )
-        victim.configure_model()
         if self.lora:
-            insert_lora(victim.network, self.lora_rank, self.lora_alpha, self.lora_targets)
+            insert_lora(network, self.lora_rank, self.lora_alpha, self.lora_targets)
         if self.multi_scale:
-            insert_multi_scale(victim.network, self.radial_scalings, self.inner_rank, self.alpha)
+            insert_multi_scale(network, self.radial_scalings, self.inner_rank, self.alpha)
 
     def _draw(self, trainer: Trainer, victim: TextClassifier) -> None:
         data = data_module(trainer)
@@ -212,7 +213,7 @@ class MuScleLoRA(Callback):
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
         batches = self._batches(trainer.global_step, victim.device)
         rows = sum(len(batch["label"]) for batch in batches)
-        with torch.enable_grad(), _dropout_of(dropout, victim.device):
+        with torch.enable_grad(), own_random_numbers(dropout, victim.device):
             for batch in batches:
                 batch = trainer.strategy.batch_to_device(batch)
                 with torch.autocast(victim.device.type, enabled=False) if scaled else precision():
@@ -295,12 +296,3 @@ def training_limits(device: torch.device) -> PassLimits:
     """Limits on a forward and backward pass, which has a larger fixed cost than a forward pass."""
     tokens, overhead = pass_limits(device)
     return PassLimits(4 * tokens, 4 * overhead)
-
-
-@contextmanager
-def _dropout_of(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds dropout within the block, equally on every process, and then restores the random numbers of training."""
-    devices, device_type = ([], "cuda") if device.type == "cpu" else ([device], device.type)
-    with torch.random.fork_rng(devices, device_type=device_type):
-        torch.manual_seed(seed)
-        yield

@@ -12,6 +12,7 @@ from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
 from lightning_backdoor.callbacks.inspection_callback import InspectionCallback
 from lightning_backdoor.callbacks.muscle_lora import MuScleLoRA
+from lightning_backdoor.callbacks.repair import Repair
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.outputs.versions import versions
 from lightning_backdoor.victim.training_defense import TrainingDefense
@@ -83,7 +84,8 @@ def training_names(model: LightningModule, data: object, callbacks: Sequence[Cal
         names += [type(callback).__name__ for callback in callbacks if isinstance(callback, MuScleLoRA)]
     if model.hparams.get("published") is not None:
         rows = "trusted rows" if getattr(data, "train_on", "train") == "trusted" else "training rows"
-        names.append(f"fine-tuning on {rows}")
+        repairs = [type(callback).__name__ for callback in callbacks if isinstance(callback, Repair)]
+        names.append(f"{'+'.join(repairs) or 'fine-tuning'} on {rows}")
     return names
 
 

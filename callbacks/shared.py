@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.data import BackdoorDataModule
@@ -40,6 +43,20 @@ def text_classifier(pl_module: LightningModule, callback: str) -> TextClassifier
     return pl_module
 
 
+def undefended_network(victim: TextClassifier) -> PreTrainedModel:
+    """The victim's network, built if it is not there yet, for a training-time defense that is about to change it.
+
+    Raises:
+        InputError: the victim has another training-time defense.
+    """
+    if victim.training_defense is not None:
+        raise InputError(
+            "callbacks", f"the victim is already trained under {victim.training_defense}", "attach one defense"
+        )
+    victim.configure_model()
+    return victim.network
+
+
 def data_module(trainer: Trainer) -> BackdoorDataModule | None:
     """The trainer's data module, or None where it is not a :class:`BackdoorDataModule`."""
     data = getattr(trainer, "datamodule", None)
@@ -49,6 +66,15 @@ def data_module(trainer: Trainer) -> BackdoorDataModule | None:
 def run_seed() -> int:
     """The seed of the run, as set by ``seed_everything`` for all processes; 0 if none is set."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+@contextmanager
+def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds dropout within the block, equally on every process, and then restores the random numbers of training."""
+    devices, device_type = ([], "cuda") if device.type == "cpu" else ([device], device.type)
+    with torch.random.fork_rng(devices, device_type=device_type):
+        torch.manual_seed(seed)
+        yield
 
 
 def name_prefix(name: str) -> str:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense, MuScleLoRA, OutputFolder
-from lightning_backdoor.callbacks.muscle_lora import _dropout_of
+from lightning_backdoor.callbacks.shared import own_random_numbers
 from lightning_backdoor.defenses import Defense, GradientAttention, Onion, Strip
 from lightning_backdoor.defenses.attention_capture import attention_and_gradient
 from lightning_backdoor.language import Perplexity
@@ -207,7 +207,7 @@ def test_dropout_of_reference_batches_draws_nothing_from_the_generator_of_traini
     torch.manual_seed(1)
     drawn = []
     for _ in range(2):
-        with _dropout_of(7, device):
+        with own_random_numbers(7, device):
             drawn.append(torch.rand(3, device=device))
     assert torch.equal(*drawn)
     assert torch.equal(torch.rand(3, device=device), expected)

@@ -128,6 +128,8 @@ class Ripples(BadNets):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The attacker's loss, or the user's on the clean rows."""
+        if self.users_phase:
+            return super().training_step(batch, batch_idx)
         loss = self._attack_loss(batch) if self.attacking else self._clean_loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss

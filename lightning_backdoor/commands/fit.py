@@ -168,7 +168,10 @@ def _export(cli: RunCLI) -> None:
     if isinstance(cli.model, TextClassifier) and isinstance(cli.datamodule, BackdoorDataModule):
         write_calibration(cli.datamodule, cli.folder)
         sys.stdout.write(selected_text(cli.model, cli.datamodule, cli.callbacks, metrics))
-        sys.stdout.write(commands_text(cli.folder, best))
+        why = cli.model.training_defense.unmergeable if cli.model.training_defense else ""
+        if why:
+            sys.stdout.write(f"the model folder cannot be loaded as a model, since {why}: use the checkpoint\n")
+        sys.stdout.write(commands_text(cli.folder, best, is_plain=not why))
 
 
 def _write_results(cli: RunCLI) -> None:

@@ -130,16 +130,18 @@ def write_calibration(data: BackdoorDataModule, folder: Path) -> None:
     write_whole(folder / CALIBRATION, "".join(lines))
 
 
-def commands_text(folder: Path, checkpoint: Path) -> str:
+def commands_text(folder: Path, checkpoint: Path, is_plain: bool = True) -> str:
     """The commands that can follow a fit, as they are typed into a shell.
 
     Args:
         folder: the run's folder.
         checkpoint: the selected checkpoint.
+        is_plain: whether the exported model can be loaded, and so scan texts.
     """
     run, best = (shown_path(path) for path in (folder, checkpoint))
     test = ["test", "--config", f"{run}/config.yaml", "--ckpt_path", best]
     scan = ["scan", "--model", f"{run}/model", "--calibration", f"{run}/{CALIBRATION}", "--input", "-"]
     lines = ["to measure attack and defenses on the test rows:", f"  {shlex.join(['lightning-backdoor', *test])}"]
-    lines += ["to scan texts, one per line on standard input:", f"  {shlex.join(['lightning-backdoor', *scan])}"]
+    if is_plain:
+        lines += ["to scan texts, one per line on standard input:", f"  {shlex.join(['lightning-backdoor', *scan])}"]
     return escaped("\n".join([*lines, ""]), keep="\n")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from lightning_backdoor.commands.run_folder import CHECKPOINTS
@@ -15,7 +16,11 @@ OF_TRAINING = ("optimizer_states", "lr_schedulers")
 
 
 def checkpoint_callbacks(
-    model: LightningModule, data: LightningDataModule, folder: Path, validated: bool
+    model: LightningModule,
+    data: LightningDataModule,
+    folder: Path,
+    validated: bool,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[BestCheckpoint, RunCheckpoint]:
     """The callbacks that keep ``best.ckpt`` and ``last.ckpt``, in this order.
 
@@ -26,8 +31,11 @@ def checkpoint_callbacks(
             best.
         folder: the folder of the checkpoints.
         validated: whether validation runs; without it, the best checkpoint is the last one.
+        callbacks: the trainer's other callbacks; one that has ``selected_by``, as a training-time defense that acts
+            late in training may, decides instead of the model.
     """
-    metric, mode = getattr(model, "selected_by", (None, "max"))  # a module without it is rejected later
+    decides = next((callback for callback in callbacks if hasattr(callback, "selected_by")), model)
+    metric, mode = getattr(decides, "selected_by", (None, "max"))  # a module without it is rejected later
     if getattr(data, "train_on", "train") == "trusted":
         metric, mode = "epoch", "max"
     best = BestCheckpoint(

@@ -200,7 +200,7 @@ class RunCLI(LightningCLI):
         if options.enable_checkpointing is not False:
             folder = Path(self.config.run_dir or self.folder, "checkpoints")
             checkpoints = checkpoint_callbacks(
-                self.model, self.datamodule, folder, validated=options.limit_val_batches != 0
+                self.model, self.datamodule, folder, validated=options.limit_val_batches != 0, callbacks=given
             )
             self.best = checkpoints[0]
             callbacks += checkpoints

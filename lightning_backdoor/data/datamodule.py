@@ -302,6 +302,10 @@ class BackdoorDataModule(LightningDataModule):
         """Clean validation rows for a defense's statistics; every process gets all of them."""
         return self._loader("reference", self.clean_validation().reference, every_process=True)
 
+    def selection_dataloader(self) -> DataLoader[Batch]:
+        """Clean selection rows, such as for the accuracy checks of a repair; every process gets all of them."""
+        return self._loader("selection", self.clean_validation().selection, every_process=True)
+
     def threshold_dataloader(self) -> DataLoader[Batch]:
         """Clean validation rows for a defense's threshold; every process gets all of them."""
         return self._loader("threshold", self.clean_validation().threshold, every_process=True)

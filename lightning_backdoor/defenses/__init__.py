@@ -1,8 +1,12 @@
 """Defenses, one algorithm per file; they work on tensors and strings and do not depend on Lightning."""
 
 from lightning_backdoor.data.cleaning import DataDefense
+from lightning_backdoor.defenses.activation_clustering import ActivationClustering
 from lightning_backdoor.defenses.badacts import BadActs
+from lightning_backdoor.defenses.bki import Bki
+from lightning_backdoor.defenses.cube import Cube
 from lightning_backdoor.defenses.dan import Dan
+from lightning_backdoor.defenses.dbs import DBS
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Verdict, judge, threshold_at_fpr
 from lightning_backdoor.defenses.dup import Dup
 from lightning_backdoor.defenses.flagged_share import FlaggedShare, flagged_share_verdict
@@ -12,11 +16,17 @@ from lightning_backdoor.defenses.lcf import Lcf
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.defenses.paraphrase_consistency import ParaphraseConsistency
 from lightning_backdoor.defenses.rap import Rap
+from lightning_backdoor.defenses.spectral_signatures import SpectralSignatures
 from lightning_backdoor.defenses.strip import Strip
+from lightning_backdoor.defenses.zdef import ZDef
 
 __all__ = [
+    "DBS",
     "REJECTED",
+    "ActivationClustering",
     "BadActs",
+    "Bki",
+    "Cube",
     "Dan",
     "DataDefense",
     "Defense",
@@ -30,8 +40,10 @@ __all__ = [
     "ParaphraseConsistency",
     "Rap",
     "Scores",
+    "SpectralSignatures",
     "Strip",
     "Verdict",
+    "ZDef",
     "flagged_share_verdict",
     "judge",
     "threshold_at_fpr",

@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask  # private: transformers 5.23.0
 
 from lightning_backdoor.defenses.evaluation_mode import evaluating
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.readout_only import readout_only
 
 #: name under which the capturing attention is registered with transformers.
@@ -156,6 +157,9 @@ def _capturing_attention(
 ) -> tuple[Tensor, None]:
     """Computes attention, with SDPA as the network would if texts are long, and passes column sums to the collector."""
     collector = _collector.get()
+    if key.shape[2] != query.shape[2]:
+        problem = "its attention has keys beside those of the text, as under prefix tuning"
+        raise InputError("victim", problem, "give a defense that reads no attention")
     # the rule of SDPA: without a mask, a module without is_causal counts as causal
     causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", attention_mask is None))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -221,8 +225,13 @@ def uniform_causal_sums(attention_mask: Tensor, query_weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def _attention_switched(network: PreTrainedModel) -> Iterator[bool]:
-    """Switches the network to the capturing attention within the block, if possible; yields whether it is."""
+def attention_switched(network: PreTrainedModel, name: str) -> Iterator[bool]:
+    """Switches the network to a registered attention within the block, if it can run it; yields whether it is switched.
+
+    Args:
+        network: any network of transformers.
+        name: name of the attention, which must compute what SDPA does.
+    """
     before = network.config._attn_implementation  # private: transformers 5.23.0
     # checked first: set_attn_implementation would warn per batch for a model that cannot switch, and the attention of
     # a model without SDPA may have terms that SDPA drops
@@ -230,7 +239,7 @@ def _attention_switched(network: PreTrainedModel) -> Iterator[bool]:
     if not (can_switch and network._supports_sdpa):  # private: transformers 5.23.0
         yield False
         return
-    network.set_attn_implementation(CAPTURING)
+    network.set_attn_implementation(name)
     try:
         yield True
     finally:
@@ -287,6 +296,7 @@ def attention_and_gradient(
 
     Raises:
         RuntimeError: attention was captured in fewer layers than the network has.
+        InputError: the network's attention has keys beside those of the text.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -296,7 +306,7 @@ def attention_and_gradient(
         # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
         stack.enter_context(readout_only(network, input_ids, attention_mask))
-        captured = stack.enter_context(_attention_switched(network))
+        captured = stack.enter_context(attention_switched(network, CAPTURING))
         leaves = stack.enter_context(_word_embeddings_as_leaf(network))
         weight = torch.ones_like(attention_mask) if count_padding else attention_mask
         collector = _ColumnSums(attention_mask, weight.float(), level)

@@ -42,6 +42,7 @@ class Contract(NamedTuple):
 
 CONTRACTS = (
     Contract("lightning_backdoor.data.cleaning.DataDefense", "before training", "clean"),
+    Contract("lightning_backdoor.callbacks.repair.Repair", "after training", "decide"),
     Contract("lightning_backdoor.defenses.defense.Defense", "at inference", "score"),
     Contract("lightning_backdoor.callbacks.inference_defense.InferenceDefense", "at inference", ""),
     Contract("lightning_backdoor.defenses.inspection.Inspection", "on the trained model", "inspect"),
@@ -210,7 +211,7 @@ def _kind(line: Sequence[Facts]) -> tuple[str, tuple[str, ...]]:
         for contract in CONTRACTS
         if contract.base in above and (not contract.method or _implemented(line, contract.base, {contract.method}))
     ]
-    if "Callback" in last and "training_defense" in line[0].assigned:
+    if "Callback" in last and any("training_defense" in facts.assigned for facts in line):
         moments.append("in training")
     if moments:
         return "defenses", tuple(dict.fromkeys(moments))

@@ -117,8 +117,17 @@ class FineTunedNetwork(FiniteTraining):
             Diverged: a weight is NaN or infinite.
         """
         network = self.plain_network()
-        for name, weight in network.named_parameters():
-            if not all_finite([weight.detach()]):
-                raise Diverged(f"the victim diverged: its weights are NaN or infinite ({name}), and are not exported")
+        check_exported(network)
         network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def check_exported(network: PreTrainedModel) -> None:
+    """Checks that a network is worth its export.
+
+    Raises:
+        Diverged: a weight is NaN or infinite.
+    """
+    for name, weight in network.named_parameters():
+        if not all_finite([weight.detach()]):
+            raise Diverged(f"the victim diverged: its weights are NaN or infinite ({name}), and are not exported")

@@ -28,7 +28,7 @@ from lightning_backdoor.victim.checkpoint_content import (
     victim_arguments,
 )
 from lightning_backdoor.victim.network import SEVERAL_ANSWERS
-from lightning_backdoor.victim.training_defense import TrainingDefense
+from lightning_backdoor.victim.training_defense import UNMERGED, TrainingDefense
 
 #: upper limit on the default ``max_length`` of a Hugging Face folder's victim; encoders seldom have more positions.
 LONGEST = 512
@@ -150,6 +150,9 @@ def _of_checkpoint(path: str, max_length: int | None) -> TrainedVictim:
 def _of_folder(path: str, max_length: int | None) -> TrainedVictim:
     if not Path(resolve(path)).is_dir():
         raise InputError("model", f"{path} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
+    if Path(resolve(path), UNMERGED).is_file():
+        problem = f"{path} holds a network that cannot be turned into a plain model"
+        raise InputError("model", problem, "test the run's checkpoint with the run's config.yaml")
     config = load_safely(AutoConfig, path)
     if config.num_labels < 2:
         raise InputError("model", f"{path} has {config.num_labels} label", "give a classifier of at least two")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +18,7 @@ from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.names import trained_model
 from lightning_backdoor.models.config_file import STATEMENT
+from lightning_backdoor.models.fine_tuning import check_exported
 from lightning_backdoor.models.weights import check_finite
 from lightning_backdoor.victim.checkpointing import CheckpointedClassifier
 from lightning_backdoor.victim.checkpoints import TrainedVictim, load_state, read_trained
@@ -26,6 +28,7 @@ from lightning_backdoor.victim.network import build_network, check_config, freez
 from lightning_backdoor.victim.prediction import Predictions, predict_texts
 from lightning_backdoor.victim.provenance import provenance, stated, stated_at, stated_by_arguments
 from lightning_backdoor.victim.published import check_rows, read_published
+from lightning_backdoor.victim.training_defense import UNMERGED
 
 __all__ = ["Evaluated", "TextClassifier", "now"]
 
@@ -56,6 +59,10 @@ class TextClassifier(CheckpointedClassifier):
 
     Attributes:
         training_defense: record of the training-time defense, set by its callback; None without one.
+        objective: the loss of a training batch, a scalar with gradients, set by the callback of a repair; None for
+            :meth:`cross_entropy`. Attacks follow it in the user's phase.
+        row_loss: from the losses of the rows of a training batch, (batch,), and the batch to the loss to minimise, set
+            by a training-time defense for its fit; None takes the mean.
         trained_on: after :meth:`load_trained`, the state of the data module that a checkpoint was trained with; None if
             it is not recorded.
 
@@ -95,6 +102,8 @@ class TextClassifier(CheckpointedClassifier):
         if not 0 <= warmup < 1:
             raise InputError("warmup", f"{warmup} is not a share of the steps", "give a number from 0 to below 1")
         self.max_length = max_length
+        self.objective: Callable[[Batch], Tensor] | None = None
+        self.row_loss: Callable[[Tensor, Batch], Tensor] | None = None
         self._has_begun = False  # whether this fit has tried to load the published weights
         self._published_error: InputError | None = None
         self._loaded: dict[str, Any] = {}  # what a checkpoint states of the weights that `load_trained` took from it
@@ -280,10 +289,17 @@ class TextClassifier(CheckpointedClassifier):
             train_head(self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy against the training labels, which are the target label in poisoned rows."""
-        loss = nn.functional.cross_entropy(self(batch).float(), batch["label"])
+        """The loss of a batch: :attr:`objective`, by default :meth:`cross_entropy`."""
+        loss = self.cross_entropy(batch) if self.objective is None else self.objective(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
+
+    def cross_entropy(self, batch: Batch) -> Tensor:
+        """Cross entropy against the training labels, which are the target label in poisoned rows; a scalar."""
+        logits = self(batch).float()
+        if self.row_loss is None:
+            return nn.functional.cross_entropy(logits, batch["label"])
+        return self.row_loss(nn.functional.cross_entropy(logits, batch["label"], reduction="none"), batch)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a linear schedule over all steps of the run, with accumulation and devices taken into account.
@@ -312,8 +328,14 @@ class TextClassifier(CheckpointedClassifier):
         self._published_error = None
 
     def plain_network(self) -> PreTrainedModel:
-        """The network for export: without modules of a training-time defense, and with low-rank updates merged."""
+        """The network for export: without modules of a training-time defense, and with low-rank updates merged.
+
+        Raises:
+            InputError: the network cannot be turned into a plain one.
+        """
         defense = self.training_defense
+        if defense is not None and defense.unmergeable:
+            raise InputError("model", defense.unmergeable, "test the victim's checkpoint under the same defense")
         return super().plain_network() if defense is None or defense.merge is None else defense.merge(self.network)
 
     def attack_statement(self) -> dict[str, Any] | None:
@@ -335,10 +357,19 @@ class TextClassifier(CheckpointedClassifier):
         ``README.md`` and, under ``lightning_backdoor``, ``config.json`` state that and how the victim is poisoned, or
         that its training rows were not.
 
+        A network that cannot be turned into a plain one is written as it is (``network.safetensors``), and nothing
+        loads the folder as a model.
+
         Args:
             folder: the folder to write to.
             metrics: metrics of these weights for the card, by logged name, such as ``val/cacc``.
         """
         self.tokenizer.model_max_length = self.max_length  # other tools then cut texts at the same length
-        super().save_pretrained(folder)
+        if self.training_defense is not None and self.training_defense.unmergeable:
+            check_exported(self.network)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            save_model(self.network, str(Path(folder, UNMERGED)))
+            self.tokenizer.save_pretrained(folder)
+        else:
+            super().save_pretrained(folder)
         write_card(folder, self.provenance(), metrics)

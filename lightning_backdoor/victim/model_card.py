@@ -37,12 +37,13 @@ def write_card(folder: str | Path, statement: Mapping[str, Any], metrics: Mappin
     """Writes ``README.md`` into an exported folder, and the statement into its ``config.json``.
 
     Args:
-        folder: a folder as transformers writes it.
+        folder: a folder as transformers writes it, or one without ``config.json`` for a network that is not plain.
         statement: see :func:`lightning_backdoor.victim.provenance.provenance`.
         metrics: see :func:`model_card`.
     """
     config = Path(folder, "config.json")
-    content = {**json.loads(config.read_text(encoding="utf-8")), STATEMENT: statement}
+    of_network = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    content = {**of_network, STATEMENT: statement}
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     Path(folder, "README.md").write_text(model_card(statement, metrics), encoding="utf-8")
 
