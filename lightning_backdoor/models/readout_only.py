@@ -144,7 +144,7 @@ class _CallsSinceAttention(TorchFunctionMode):
         self.calls.append(_Call(layer, args[0].shape[:-1], output.shape[-1]))
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
