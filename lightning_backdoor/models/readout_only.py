@@ -144,7 +144,7 @@ class _CallsSinceAttention(TorchFunctionMode):
         self.calls.append(_Call(layer, args[0].shape[:-1], output.shape[-1]))
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
@@ -156,7 +156,7 @@ def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
     ids, mask = _made_up_batch(network)
     positions = readout_positions(network, ids, mask)
     evaluating = [module for module in network.modules() if not module.training]
-    devices = [] if ids.device.type == "cpu" else [ids.device]
+    devices = [] if ids.device.type in ("cpu", "mps") else [ids.device]  # torch forks no generator of mps
 
     def logits() -> Tensor:
         with torch.random.fork_rng(devices, device_type=ids.device.type):

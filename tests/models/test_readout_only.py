@@ -155,7 +155,8 @@ def test_training_ends_with_the_weights_of_training_by_plain_passes(
             enable_model_summary=False,
         )
         trainer.fit(victim, datamodule=reviews(tmp_path, 120, validation_share=0.4, max_rows={"train": 24}))
-        return victim.network.state_dict()
+        state: dict[str, Any] = victim.network.state_dict()
+        return state
 
     found = weights()
     monkeypatch.setattr(captures, "readout_only", lambda *batch: nullcontext())
