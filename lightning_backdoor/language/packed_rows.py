@@ -21,7 +21,7 @@ from lightning_backdoor.language.likelihood import log_probabilities, on_device
 
 #: name under which transformers knows :func:`packed_attention`.
 PACKED = "packed_rows"
-#: keys per row are padded to a multiple of it, with which attention takes about half the time of odd numbers.
+#: keys per row are padded to a multiple of it, with which attention on a processor takes about two thirds of the time.
 KEYS = 16
 
 #: keys and values of each layer, both (rows, heads, tokens, size).
