@@ -16,7 +16,7 @@ from lightning_backdoor.models.parallel import in_passes
 #: texts with the same first three tokens, on which it is tried whether a model looks ahead; every vocabulary has them.
 PROBE = ([3, 1, 4, 1, 5, 2, 6], [3, 1, 4, 3, 1, 4, 1])
 #: rows of logits that a processor turns into log-probabilities at once: few enough for its cache.
-PROCESSOR_ROWS = 8
+PROCESSOR_ROWS = 4
 
 
 def logits_at_once(head: nn.Module, device: torch.device) -> int:
@@ -24,6 +24,11 @@ def logits_at_once(head: nn.Module, device: torch.device) -> int:
     assert isinstance(head.weight, Tensor)
     logits = (3 << 24) // head.weight.dtype.itemsize if device.type == "cpu" else 1 << 26
     return max(1, logits // len(head.weight))
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor of the processor to a device without waiting for the work that the device has."""
+    return tensor.to(device, non_blocking=True)
 
 
 def log_probabilities(
@@ -34,27 +39,36 @@ def log_probabilities(
     Args:
         head: the language model's output layer.
         hidden: (tokens, hidden size).
-        positions: (n,), int64, ascending rows of ``hidden``; the head is applied once to each distinct one.
-        targets: (n,), int64, token ids.
+        positions: (n,), int64, on the processor, ascending rows of ``hidden``; the head is applied once to each
+            distinct one.
+        targets: (n,), int64, on the processor, token ids.
         buffers: memory for logits, kept from call to call, since new memory takes as long as the logits themselves; one
             buffer is taken from it, or made, and put back. Several threads may share it.
 
     Returns:
         (n,), float32.
     """
-    out = torch.empty(len(positions), device=hidden.device)
+    device, vocabulary = hidden.device, len(head.weight)  # type: ignore[arg-type]
+    most = logits_at_once(head, device)
     distinct, row = torch.unique_consecutive(positions, return_inverse=True)
-    size = logits_at_once(head, hidden.device)
-    block = min(size, PROCESSOR_ROWS) if hidden.device.type == "cpu" else size
-    size -= size % block
-    buffer = buffers.pop() if buffers else hidden.new_empty(size, len(head.weight))  # type: ignore[arg-type]
+    block = min(most, PROCESSOR_ROWS) if device.type == "cpu" else most
+    chunks = -(-len(distinct) // (most - most % block))
+    size = block * -(-len(distinct) // (max(1, chunks) * block))  # chunks of one size
     starts = range(0, len(distinct), block)
-    bounds = torch.searchsorted(row, torch.tensor([*starts, len(distinct)], device=row.device)).tolist()
+    bounds = torch.searchsorted(row, torch.tensor([*starts, len(distinct)])).tolist()
+    chosen = on_device(row % block * vocabulary + targets, device)  # among all logits of a block
+    asked = hidden[on_device(distinct, device)]
+    buffer = buffers.pop() if buffers else hidden.new_empty(most, vocabulary)
+    float32 = None if buffer.dtype == torch.float32 else torch.empty(block, vocabulary, device=device)
+    out = torch.empty(len(positions), device=device)
     for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
         if start % size == 0:
-            logits = _logits(head, hidden[distinct[start : start + size]], buffer)
-        of_block = logits[start % size :][:block].float().log_softmax(dim=-1)
-        out[first:last] = of_block[row[first:last] - start, targets[first:last]]
+            logits = _logits(head, asked[start : start + size], buffer)
+        of_block = logits[start % size :][:block]
+        if float32 is not None:
+            of_block = float32[: len(of_block)].copy_(of_block)
+        torch.log_softmax(of_block, dim=-1, out=of_block)  # in place: new memory would take longer than the work
+        torch.index_select(of_block.view(-1), 0, chosen[first:last], out=out[first:last])
     buffers.append(buffer)
     return out
 

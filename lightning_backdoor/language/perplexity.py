@@ -36,6 +36,8 @@ from lightning_backdoor.words import blank_spans, segmenter, without_spaces, wit
 
 #: maximum of squared words per group, about twice the tokens of all its variants: the work between two cache writes.
 GROUP_COST = 1 << 15
+#: of accelerators, which read many times as many tokens in a second, and are idle between groups.
+ACCELERATOR_GROUP_COST = 1 << 17
 #: maximum of words per group, padding included; bounds the memory of the keys and values.
 GROUP_WORDS = 1 << 12
 #: words beyond the last token read that are treated like words that are read, since a token may span words.
@@ -263,10 +265,11 @@ class Perplexity:
         return [array("d", value or b"").tolist() for value in values]
 
     def _fill(self, cache: TextCache, texts: Sequence[str], compute: Compute) -> None:
-        self._loaded()  # before the progress bar, which counts texts only
+        network, _ = self._loaded()  # before the progress bar, which counts texts only
+        cost = GROUP_COST if network.device.type == "cpu" else ACCELERATOR_GROUP_COST
         total = sum(map(_word_count, texts))
         with progress("reading with the language model", total, "words") as advance:
-            for group in groups(texts):
+            for group in groups(texts, cost):
                 numbers = compute(group)
                 cache.put({text: array("d", row).tobytes() for text, row in zip(group, numbers, strict=True)})
                 advance(sum(map(_word_count, group)))
@@ -300,8 +303,12 @@ def _word_count(text: str) -> int:
     return len(blank_spans(text)) if without_spaces(text) else text.count(" ") + 1
 
 
-def groups(texts: Sequence[str]) -> list[list[str]]:
+def groups(texts: Sequence[str], most: int = GROUP_COST) -> list[list[str]]:
     """Splits texts into groups of similar length, longest first, small enough to be computed and held in memory.
+
+    Args:
+        texts: texts.
+        most: maximum of squared words per group.
 
     >>> [len(group) for group in groups(["a film", "a " * 4000, "a book"])]
     [1, 2]
@@ -312,7 +319,7 @@ def groups(texts: Sequence[str]) -> list[list[str]]:
     for text in sorted(texts, key=counts.__getitem__, reverse=True):
         count = counts[text]
         longest = counts[result[-1][0]] if result else 0
-        if not result or cost + count**2 > GROUP_COST or (len(result[-1]) + 1) * longest > GROUP_WORDS:
+        if not result or cost + count**2 > most or (len(result[-1]) + 1) * longest > GROUP_WORDS:
             result.append([])
             cost = 0
         result[-1].append(text)

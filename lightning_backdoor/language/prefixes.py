@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicLayer, PreTrainedModel
 
-from lightning_backdoor.language.likelihood import plain_inference, plain_log_likelihoods
-from lightning_backdoor.language.packed_rows import KeysAndValues, Part, Row, cache_layers, packed, read_rows
+from lightning_backdoor.language.likelihood import on_device, plain_inference, plain_log_likelihoods
+from lightning_backdoor.language.packed_rows import KEYS, KeysAndValues, Part, Row, cache_layers, packed, read_rows
 from lightning_backdoor.models.bucketing import divide_evenly, pass_limits
 from lightning_backdoor.models.parallel import in_parallel
 
@@ -80,8 +80,13 @@ def shared_log_likelihoods(
     whole = [Row(text, [Part(0, ids or [0], sorted(predictions[text]))]) for text, ids in enumerate(texts)]
     buffers: list[Tensor] = []
     with packed(network):
-        log_probs, keys_and_values = _read_texts(network, whole, buffers)
+        of_texts, keys_and_values = _read_texts(network, whole, buffers)
         rests = _rest_log_likelihoods(network, variants, keys_and_values, buffers)
+    log_probs: list[dict[tuple[int, int], float]] = [{} for _ in texts]
+    for group, values in of_texts:
+        left = iter(values.tolist())
+        for i in group:
+            log_probs[i] = {item: next(left) for item in whole[i].parts[0].predictions}
     prefix_sums = [  # per text, log P of its first k tokens by k
         [0.0, *accumulate((log_probs[text][item] for item in enumerate(ids[1:])), initial=0.0)]
         for text, ids in enumerate(texts)
@@ -95,25 +100,25 @@ def shared_log_likelihoods(
 
 def _read_texts(
     network: PreTrainedModel, rows: Sequence[Row], buffers: list[Tensor]
-) -> tuple[list[dict[tuple[int, int], float]], KeysAndValues]:
-    """log P of the predictions of each row, which is a whole text, and the keys and values of the rows."""
+) -> tuple[list[tuple[list[int], Tensor]], KeysAndValues]:
+    """The rows of each pass and log P of their predictions, and the keys and values of all rows, which are texts."""
 
-    def compute(group: list[int]) -> tuple[list[float], KeysAndValues]:
+    def compute(group: list[int]) -> tuple[Tensor, KeysAndValues]:
         with plain_inference(network.device):
             return read_rows(network, [rows[i] for i in group], None, buffers)
 
     lengths = [row.length() for row in rows]
-    log_probs: list[dict[tuple[int, int], float]] = [{} for _ in rows]
+    width = max(lengths) + 2 * KEYS  # a read part is padded, and a prefix once more
+    log_probs: list[tuple[list[int], Tensor]] = []
     states: list[Tensor] = []
     groups = divide_evenly(lengths, pass_limits(network.device, network.dtype))
     for group, (values, layers) in zip(groups, in_parallel(compute, groups, network.device), strict=True):
         read = [tensor for layer in layers for tensor in layer]
-        states = states or [part.new_zeros(len(rows), part.shape[1], max(lengths), part.shape[3]) for part in read]
+        states = states or [part.new_zeros(len(rows), part.shape[1], width, part.shape[3]) for part in read]
+        index = on_device(torch.tensor(group), network.device)
         for state, part in zip(states, read, strict=True):
-            state[group, :, : part.shape[2]] = part
-        left = iter(values)
-        for i in group:
-            log_probs[i] = {item: next(left) for item in rows[i].parts[0].predictions}
+            state[index, :, : part.shape[2]] = part
+        log_probs.append((group, values))
     return log_probs, list(zip(states[::2], states[1::2], strict=True))
 
 
@@ -133,14 +138,15 @@ def _rest_log_likelihoods(
         rows[-1].parts.append(Part(shared, ids[shared:-1], [*enumerate(ids[shared + 1 :])]))
         members[-1].append(i)
 
-    def compute(group: list[int]) -> list[float]:
+    def compute(group: list[int]) -> Tensor:
         with plain_inference(network.device):
             return read_rows(network, [rows[i] for i in group], of_texts, buffers)[0]
 
     rests = [0.0] * len(variants)
     groups = divide_evenly([row.length() for row in rows], pass_limits(network.device, network.dtype))
-    for group, values in zip(groups, in_parallel(compute, groups, network.device), strict=True):
-        left = iter(values)
+    read = list(in_parallel(compute, groups, network.device))  # an accelerator gets all passes before it is waited for
+    for group, values in zip(groups, read, strict=True):
+        left = iter(values.tolist())
         for i in group:
             for member, part in zip(members[i], rows[i].parts, strict=True):
                 rests[member] = sum(next(left) for _ in part.ids)
