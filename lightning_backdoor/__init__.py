@@ -21,7 +21,7 @@ _EXPORTS = {
     " LowCapacity MEFT ModerateFitting MuScleLoRA OutcomeWriter OutputFolder PURE PredictionWriter ProgressWriter"
     " Repair RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
-    "defenses": "ActivationClustering BadActs Bki Cube DBS Dan Defense Dup FlaggedShare GradientAttention Inspection"
+    "defenses": "ActivationClustering BadActs Bki Cube Dan Dbs Defense Dup FlaggedShare GradientAttention Inspection"
     " Lcf ModelVerdict Onion REJECTED Rap Scores SpectralSignatures Strip Verdict ZDef flagged_share_verdict judge"
     " threshold_at_fpr",
     "errors": "Diverged InputError",
