@@ -1,6 +1,8 @@
 """Lightning callbacks, imported as ``lightning_backdoor.callbacks``."""
 
 from lightning_backdoor.callbacks.cleaning_writer import CleaningWriter
+from lightning_backdoor.callbacks.fine_mixing import FineMixing
+from lightning_backdoor.callbacks.fine_pruning import FinePruning
 from lightning_backdoor.callbacks.fourier_view import FourierView
 from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
@@ -19,6 +21,8 @@ __all__ = [
     "MEFT",
     "PURE",
     "CleaningWriter",
+    "FineMixing",
+    "FinePruning",
     "FourierView",
     "GradientAttentionDefense",
     "InferenceDefense",
