@@ -26,9 +26,9 @@ from lightning_backdoor.errors import InputError
 class FineMixing(Repair):
     """Fine-mixing with E-PUR (arXiv 2210.09545), a repair: mixes in weights of the clean pre-trained model.
 
-    Before training, the most suspicious word embeddings are replaced by those of the pre-trained model, and every weight
-    of the backbone stays the victim's with probability ``keep`` and else becomes the pre-trained one. The mixture is
-    fine-tuned. Works on encoders and decoders; see :mod:`lightning_backdoor.defenses.fine_mixing`.
+    Before training, the most suspicious word embeddings are replaced by those of the pre-trained model, and every
+    weight of the backbone stays the victim's with probability ``keep`` and else becomes the pre-trained one. The
+    mixture is fine-tuned. Works on encoders and decoders; see :mod:`lightning_backdoor.defenses.fine_mixing`.
 
     The paper searches the smallest ``keep`` whose clean accuracy after fine-tuning is within two percentage points of
     the victim's; here it is given. The paper counts frequencies in a large corpus (``corpus``); in a few trusted rows

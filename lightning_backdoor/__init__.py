@@ -18,7 +18,8 @@ _EXPORTS = {
     "attacks": "LWS BackdoorAttack BadNets InsertSent Poisoned Ripples StyleTransfer Syntactic",
     "benchmark.evaluation": "Evaluation evaluate",
     "callbacks": "CleaningWriter FineMixing FinePruning FourierView GradientAttentionDefense InferenceDefense"
-    " InspectionCallback MEFT MuScleLoRA OutcomeWriter OutputFolder PURE PredictionWriter ProgressWriter Repair RunLabels",
+    " InspectionCallback MEFT MuScleLoRA OutcomeWriter OutputFolder PURE PredictionWriter ProgressWriter Repair"
+    " RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
     "defenses": "REJECTED Defense FlaggedShare GradientAttention Inspection ModelVerdict Onion Scores Strip Verdict"
     " flagged_share_verdict judge threshold_at_fpr",

@@ -6,9 +6,9 @@ frequency in clean texts::
 
     suspicion = |d| / log(max(f, 20))
 
-The most suspicious words, 200 in the paper, get their pre-trained embeddings back. *Fine-mixing*: every single weight is
-the victim's with a probability, otherwise the pre-trained model's; then the mixture is fine-tuned on a few clean texts.
-The head, which the pre-trained model lacks, stays the victim's.
+The most suspicious words, 200 in the paper, get their pre-trained embeddings back. *Fine-mixing*: every single weight
+is the victim's with a probability, otherwise the pre-trained model's; then the mixture is fine-tuned on a few clean
+texts. The head, which the pre-trained model lacks, stays the victim's.
 """
 
 from __future__ import annotations
