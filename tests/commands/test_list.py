@@ -98,13 +98,18 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
 def test_defenses_have_the_moments_at_which_they_act(capsys: pytest.CaptureFixture[str]) -> None:
     found = listed(capsys, "defenses")
     assert {name: entry.moments for name, entry in found.items()} == {
+        "FineMixing": ("after training",),
+        "FinePruning": ("after training",),
         "FlaggedShare": ("on the trained model",),
         "GradientAttention": ("at inference",),
         "GradientAttentionDefense": ("at inference",),
+        "MEFT": ("after training",),
         "MuScleLoRA": ("in training",),
         "Onion": ("before training", "at inference"),
+        "PURE": ("after training",),
         "Strip": ("at inference",),
         "fine_tuning": ("after training",),
+        "fine_tuning_high": ("after training",),
     }
     assert found["Onion"].presets == ("configs/defense/onion.yaml", "configs/defense/onion_data.yaml")
 
