@@ -151,10 +151,11 @@ class Unlearned(nn.Module):
         """The embeddings that the network uses."""
         if self.training:
             return weight
-        if weight.is_inference() or (weight.requires_grad and torch.is_grad_enabled()):
+        tensors = (weight, self.original, self.suspicious)
+        counted = not any(tensor.is_inference() for tensor in tensors)  # by torch, whenever they are written to
+        if not counted or (weight.requires_grad and torch.is_grad_enabled()):
             return unlearned(weight, self.original, self.suspicious, self.padding)
         # computed once per evaluation: it takes a noticeable part of a batch's time
-        tensors = (weight, self.original, self.suspicious)
         state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # private: torch 2.13.0
         if self._kept is None or self._kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():
