@@ -1,0 +1,75 @@
+"""What the defenses that read hidden states cost over a plain forward, in which those states are computed anyway.
+
+Run ``python -m tests.measurements.detectors --data sst2``, or name defenses: ``python -m tests.measurements.detectors
+DAN LCF``. Each defense is measured alone; in one evaluation, or one grid, all of them share a single forward.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+
+import torch
+import transformers
+
+from lightning_backdoor.defenses import BadActs, Dan, Dup, Lcf
+from lightning_backdoor.defenses.hidden_states import StateDefense
+from lightning_backdoor.victim import TextClassifier
+from tests.measurements.pairs import (
+    SHORT_TEXTS,
+    Comparison,
+    load_average,
+    load_victim,
+    paired_seconds,
+    parse,
+    parser,
+    plain_forward,
+    print_table,
+    sorted_batches,
+    test_texts,
+)
+
+#: how each defense is made, and the forwards per text that it may cost. BadActs optimises its bounds when it learns.
+DEFENSES: dict[str, tuple[Callable[[], StateDefense], str]] = {
+    "DAN": (Dan, "<= 1.1"),
+    "BadActs": (lambda: BadActs(epochs=0), "<= 1.1"),
+    "LCF": (Lcf, "<= 1.05"),
+    "DUP": (Dup, ""),
+}
+
+
+def learned(make: Callable[[], StateDefense], victim: TextClassifier, texts: list[str]) -> StateDefense:
+    """A defense that has learned from texts with alternating labels: what it costs does not depend on them."""
+    batches = sorted_batches(texts, victim)
+    for batch in batches:
+        batch["label"] = torch.arange(len(batch["text"])) % 2
+    defense = make()
+    defense.learn(victim, batches)
+    return defense
+
+
+def scoring(args: argparse.Namespace) -> Iterator[Comparison]:
+    victim, texts = load_victim(args.model), test_texts(args.data, 2 * SHORT_TEXTS)
+    batches = sorted_batches(texts[:SHORT_TEXTS], victim)
+    for name, (make, target) in DEFENSES.items():
+        if name in (args.defenses or DEFENSES):
+            defense = learned(make, victim, texts[SHORT_TEXTS:])
+            pairs = paired_seconds(
+                lambda batch, d=defense: d.score(victim, batch), plain_forward(victim), batches, args
+            )  # type: ignore[misc]
+            yield Comparison(f"{name} / plain forward, SST-2, sorted by length", "s", target, pairs)
+
+
+def main() -> None:
+    options = parser("What defenses that read hidden states cost over a plain forward.", rounds=10)
+    options.add_argument("defenses", nargs="*", help=f"{', '.join(DEFENSES)}; all by default")
+    args = parse(options)
+    if unknown := set(args.defenses) - set(DEFENSES):
+        options.error(f"there is no defense {', '.join(sorted(unknown))}; give {', '.join(DEFENSES)}")
+    transformers.utils.logging.disable_progress_bar()
+    load_before = load_average()
+    print_table(list(scoring(args)), args, load_before)
+
+
+if __name__ == "__main__":
+    main()
