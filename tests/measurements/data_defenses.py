@@ -23,9 +23,9 @@ from torch import Tensor
 
 from lightning_backdoor.batch import token_ids
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
-from lightning_backdoor.defenses.bki import word_changes
 from lightning_backdoor.defenses.cube import Cube
 from lightning_backdoor.defenses.row_states import row_states
+from lightning_backdoor.defenses.word_changes import word_changes
 from lightning_backdoor.language.prefixes import variant
 from lightning_backdoor.models.parallel import in_parallel, worker_count
 from lightning_backdoor.models.readout import is_causal
