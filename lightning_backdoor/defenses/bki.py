@@ -73,8 +73,9 @@ class Bki(DataDefense):
     """BKI (arXiv 2007.12070): removes training rows in which a keyword of the victim is among the top words.
 
     Each word of each row is left out in turn, and the change of the victim's hidden state measured
-    (:func:`~lightning_backdoor.defenses.word_changes.word_changes`). The ``top`` words of the largest change of each row form a dictionary, in which a word has
-    the score ``log10(count) * mean change``. The words of the highest score are the keywords.
+    (:func:`~lightning_backdoor.defenses.word_changes.word_changes`). The ``top`` words of the largest change of each
+    row form a dictionary, in which a word has the score ``log10(count) * mean change``. The words of the highest score
+    are the keywords.
 
     The paper's victim is an LSTM, whose states after each word enter the change of a word as well; like OpenBackdoor's
     program, which made the method usual for transformers, this one compares the last states alone. The program removes
