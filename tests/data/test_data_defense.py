@@ -268,6 +268,15 @@ def test_without_a_victim_such_a_defense_is_refused_before_training(
         trainer.fit(attack, datamodule=data)
 
 
+def test_a_victim_of_another_tokenizer_is_refused_before_training(
+    make: Callable[..., BackdoorDataModule], attack: BadNets, trainer: Trainer, tiny_folder: Callable[[str], str]
+) -> None:
+    with pytest.raises(
+        InputError, match=r"^data.victim: its tokenizer has another vocabulary .*; give a victim of the"
+    ):
+        trainer.fit(attack, datamodule=make(data_defense=Looks(), victim=tiny_folder("roberta")))
+
+
 def test_a_config_makes_it(tmp_path: Path) -> None:
     parser = ArgumentParser()
     parser.add_class_arguments(BackdoorDataModule, "data")
