@@ -9,6 +9,7 @@ from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.defenses.paraphrase_consistency import ParaphraseConsistency
 from lightning_backdoor.defenses.rap import Rap
 from lightning_backdoor.defenses.strip import Strip
+from lightning_backdoor.defenses.substitution_voting import SubstitutionVoting
 
 __all__ = [
     "REJECTED",
@@ -23,6 +24,7 @@ __all__ = [
     "Rap",
     "Scores",
     "Strip",
+    "SubstitutionVoting",
     "Verdict",
     "flagged_share_verdict",
     "judge",
