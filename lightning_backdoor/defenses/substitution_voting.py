@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -81,31 +82,52 @@ def words_in(text: str) -> list[tuple[int, int]]:
     return [match.span() for start, end in word_spans(text) for match in WORD.finditer(text, start, end)]
 
 
-def substituted(text: str, content: Sequence[str], function: Sequence[str], rng: random.Random) -> str:
+def pools_of(content: Iterable[str], function: Iterable[str] = ()) -> dict[str, list[str]]:
+    """Substitutes for :func:`substituted`, sorted: of function words, of content words, and of those with each ending.
+
+    >>> pools_of(["plot", "acting"], ["the"])
+    {'function': ['the'], 'content': ['acting', 'plot'], '-ing': ['acting'], '-': ['plot']}
+    """
+    pools = {"function": sorted(function), "content": sorted(content)}
+    for word in pools["content"]:
+        pools.setdefault(f"-{ending(word)}", []).append(word)
+    return pools
+
+
+def substituted(text: str, pools: Mapping[str, Sequence[str]], rng: random.Random) -> str:
     """A copy of a text in which words are replaced by others, drawn at random; capitals, spaces and punctuation stay.
 
     Args:
         text: any text.
-        content: substitutes of content words, in lower case; of these, those with the same ending are drawn from, or
-            all if there is no other with it. Where empty, content words stay.
-        function: substitutes of function words. Where empty, function words stay.
+        pools: the substitutes, see :func:`pools_of`. A content word is replaced by another with the same ending, or by
+            any other if there is none. Words for which there is no substitute stay.
         rng: random generator.
 
-    >>> substituted("The plot, so dull!", ["actor"], [], random.Random(0))
+    >>> substituted("The plot, so dull!", pools_of(["actor"]), random.Random(0))
     'The actor, so actor!'
     """
     parts, last = [], 0
     for start, end in words_in(text):
-        word = text[start:end]
-        pool = content if is_content_word(word) else function if is_function_word(word) else ()
-        others = [other for other in pool if other != word.lower()]
-        if pool is content:
-            others = [other for other in others if ending(other) == ending(word.lower())] or others
-        if others:
-            drawn = rng.choice(others)
+        word, drawn = text[start:end], None
+        lower = word.lower()
+        if is_content_word(word):
+            drawn = _another(lower, pools.get(f"-{ending(lower)}", ()), rng) or _another(lower, pools["content"], rng)
+        elif is_function_word(word):
+            drawn = _another(lower, pools["function"], rng)
+        if drawn:
             parts += [text[last:start], drawn[0].upper() + drawn[1:] if word[0].isupper() else drawn]
             last = end
     return "".join(parts) + text[last:]
+
+
+def _another(word: str, pool: Sequence[str], rng: random.Random) -> str | None:
+    """One of the sorted words of a pool, but not the given one; None if there is no other."""
+    place = bisect_left(pool, word)
+    listed = pool[place : place + 1] == [word]
+    if len(pool) == listed:
+        return None
+    drawn = rng.randrange(len(pool) - listed)
+    return pool[drawn + (listed and drawn >= place)]
 
 
 def votes(logits: Tensor, label: int) -> float:
@@ -205,7 +227,8 @@ class SubstitutionVoting(Defense):
         if not self._content:
             raise RuntimeError("SubstitutionVoting has no substitutes; call learn with clean reference batches")
         logits = plain_logits(victim.network, batch["input_ids"], batch["attention_mask"])
-        stages = [self._stages(text) for text in batch["text"]]
+        pools = [pools_of(self._content), pools_of(self._content, stop_words())][: 1 + self.function_words]
+        stages = [self._stages(text, pools) for text in batch["text"]]
         copies = list(dict.fromkeys(copy for of_text in stages for stage in of_text for copy in stage))
         row_of = {copy: row for row, copy in enumerate(copies)}
         predicted = _logits(victim, copies)
@@ -215,11 +238,10 @@ class SubstitutionVoting(Defense):
         ]
         return Scores(torch.tensor(scores, dtype=torch.float32, device=logits.device), logits=logits)
 
-    def _stages(self, text: str) -> list[list[str]]:
+    def _stages(self, text: str, pools: Sequence[Mapping[str, Sequence[str]]]) -> list[list[str]]:
         """The copies of a text in each stage that changes it."""
         rng = random.Random(f"{self.seed or 0}/substitution/{text}")
-        pools: list[list[str]] = [[], sorted(stop_words())] if self.function_words else [[]]
-        stages = [[substituted(text, self._content, pool, rng) for _ in range(self.copies)] for pool in pools]
+        stages = [[substituted(text, pool, rng) for _ in range(self.copies)] for pool in pools]
         return [stage for stage in stages if set(stage) != {text}]
 
 

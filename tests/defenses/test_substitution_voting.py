@@ -11,7 +11,7 @@ import torch
 
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.defenses.defense import judge
-from lightning_backdoor.defenses.substitution_voting import SubstitutionVoting, substituted
+from lightning_backdoor.defenses.substitution_voting import SubstitutionVoting, pools_of, substituted
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.testing import check_defense
@@ -47,8 +47,8 @@ def test_scores_are_those_of_a_plain_loop(kind: str, tiny_folder: Callable[[str]
         own = probabilities(text)
         label, best = own.index(max(own)), 0.0
         rng = random.Random(f"0/substitution/{text}")
-        for pool in ([], sorted(stop_words())):
-            copies = [substituted(text, content, pool, rng) for _ in range(4)]
+        for pools in (pools_of(content), pools_of(content, stop_words())):
+            copies = [substituted(text, pools, rng) for _ in range(4)]
             votes = [probabilities(copy) for copy in copies]
             kept = sum(vote[label] == max(vote) for vote in votes)
             if any(copy != text for copy in copies):
@@ -62,18 +62,17 @@ def test_scores_are_those_of_a_plain_loop(kind: str, tiny_folder: Callable[[str]
 
 def test_content_words_are_replaced_by_words_with_their_ending_and_the_rest_stays() -> None:
     content = ["cooking", "shouting", "carried", "lights", "book", "tax"]
-    copies = {
-        substituted("Acting, cf the FILMS; book 3D isn't…", content, [], random.Random(seed)) for seed in range(30)
-    }
+    text, pools = "Acting, cf the FILMS; book 3D isn't…", pools_of(content)
+    copies = {substituted(text, pools, random.Random(seed)) for seed in range(30)}
     assert copies == {
         f"{first}, cf the Lights; tax 3D isn't…" for first in ("Cooking", "Shouting")
     }  # book is not replaced by itself
-    both = substituted("Acting, cf the FILMS; book 3D isn't…", content, ["with"], random.Random(0))
+    both = substituted(text, pools_of(content, ["with"]), random.Random(0))
     assert both.endswith(", cf with Lights; tax 3D with…")
 
 
 def test_words_of_scripts_without_spaces_are_replaced_too() -> None:
-    assert substituted("电影，喜欢看", ["书"], [], random.Random(0)) == "书，书书"
+    assert substituted("电影，喜欢看", pools_of(["书"]), random.Random(0)) == "书，书书"
 
 
 def test_a_share_of_votes_is_the_published_bar(bert: TextClassifier) -> None:
@@ -83,7 +82,7 @@ def test_a_share_of_votes_is_the_published_bar(bert: TextClassifier) -> None:
     expected = []
     for text, label in zip(TEXTS, verdict.prediction.tolist(), strict=True):
         rng = random.Random(f"0/substitution/{text}")
-        copies = [substituted(text, defense.get_extra_state(), [], rng) for _ in range(4)]
+        copies = [substituted(text, pools_of(defense.get_extra_state()), rng) for _ in range(4)]
         with torch.no_grad():
             kept = int((bert(batch_of(bert, copies)).argmax(dim=1) == label).sum())
         expected.append(kept >= 3 and any(copy != text for copy in copies))
