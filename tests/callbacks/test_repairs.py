@@ -81,7 +81,7 @@ def pruned_weights(victim: TextClassifier, pruned: list[list[int]]) -> Tensor:
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "deberta-v2", "modernbert", "qwen2", "gpt2"])
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "gpt2"])
 def test_pure_prunes_heads_that_stay_pruned(
     kind: str, tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
 ) -> None:
@@ -99,7 +99,7 @@ def test_pure_prunes_heads_that_stay_pruned(
     torch.testing.assert_close(again.predict(SENTENCES[:4]).probabilities, victim.predict(SENTENCES[:4]).probabilities)
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "deberta-v2", "modernbert", "qwen2", "gpt2"])
+@pytest.mark.parametrize("kind", ["bert", "qwen2"])
 def test_fine_pruning_prunes_units_that_stay_pruned(
     kind: str, tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
 ) -> None:
@@ -114,7 +114,7 @@ def test_fine_pruning_prunes_units_that_stay_pruned(
         assert not (weight[:, unit] if isinstance(layers[layer], torch.nn.Linear) else weight[unit]).any()
 
 
-@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "qwen2"])
+@pytest.mark.parametrize("kind", ["bert", "qwen2"])
 def test_fine_mixing_mixes_the_weights_of_the_backbone(
     kind: str, tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier], tiny_folder: Any
 ) -> None:
@@ -218,6 +218,17 @@ def test_attacks_follow_the_repairs_loss_in_the_users_phase(
         fitted(tmp_path, make(attack=attack), data, Counted(), max_epochs=2)
         assert sum(seen) == 2 * len(data.trusted_rows())
         seen.clear()
+
+
+def test_a_training_step_that_ignores_the_loss_is_refused(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
+) -> None:
+    class Own(BadNets):
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            return self.cross_entropy(batch)
+
+    with pytest.raises(InputError, match=r"^model: Own has a training_step that ignores the loss of MEFT; let it"):
+        fitted(tmp_path, make(attack=Own), data, MEFT())
 
 
 def test_two_processes_repair_alike(
