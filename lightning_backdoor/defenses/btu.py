@@ -68,15 +68,14 @@ def distances_moved(
     before = weight.detach().clone()
     trained = [weight, *others]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    held = [parameter.grad for parameter in trained]
-    for batch in batches:
+    for batch in batches:  # not by backward, which would add to the gradients of all other weights
         for parameter, gradient in zip(trained, torch.autograd.grad(loss(batch), trained), strict=True):
             parameter.grad = gradient
         optimizer.step()
-    for parameter, gradient in zip(trained, held, strict=True):
-        parameter.grad = gradient
+    for parameter in trained:
+        parameter.grad = None
     with torch.no_grad():
-        moved = (weight - before).norm(dim=1)
+        moved = torch.linalg.vector_norm(weight - before, dim=1)
         weight.copy_(before)
     return moved
 
