@@ -91,7 +91,7 @@ def squared_distances(states: Tensor, means: Tensor, covariance: Covariance) -> 
     across = difference - along @ covariance.directions  # subtracting squares instead would cancel digits
     squares = along.square() / covariance.variances[:, None]
     distances = squares.sum(dim=2) + across.square().sum(dim=2) / covariance.rest[:, None]
-    return distances.unflatten(1, (states.shape[1], means.shape[1]))
+    return distances.view(len(states), states.shape[1], means.shape[1])
 
 
 def ledoit_wolf(rows: Tensor) -> tuple[Tensor, float]:
