@@ -78,9 +78,10 @@ class Bki(DataDefense):
     are the keywords.
 
     The paper's victim is an LSTM, whose states after each word enter the change of a word as well; like OpenBackdoor's
-    program, which made the method usual for transformers, this one compares the last states alone. The program removes
-    the rows of a single keyword, so that further triggers survive, and counts a word that is repeated in a row several
-    times; ``keywords=1, repeats=True`` does the same. It also keeps gradients for every variant.
+    program, which made the method usual for transformers, this one compares the last states alone, and leaves out the
+    paper's factor against words that are frequent everywhere. The program removes the rows of a single keyword, so that
+    further triggers survive, and counts a word that is repeated in a row several times; ``keywords=1, repeats=True``
+    does the same. It also keeps gradients for every variant.
 
     Args:
         keywords: number of keywords; published: 1. Each keyword that is not a trigger costs clean rows.
