@@ -67,8 +67,8 @@ def _read(
     def compute(group: list[int]) -> tuple[list[Tensor], KeysAndValues]:
         with plain_inference(network.device):
             hidden, layers = read_states(network, [rows[i] for i in group], of_texts)
-            split = hidden.split([rows[i].length() for i in group])
-            return [states[positions[i]] for i, states in zip(group, split, strict=True)], layers
+            starts = accumulate((rows[i].length() for i in group), initial=0)
+            return [hidden[start:][positions[i]] for i, start in zip(group, starts, strict=False)], layers
 
     lengths = [row.length() for row in rows]
     results = [torch.empty(0)] * len(rows)
