@@ -24,18 +24,18 @@ class Keyword(NamedTuple):
 
     Attributes:
         word: the word.
-        count: number of texts in which it is one of the words of the largest change.
+        texts: number of texts in which it is one of the words of the largest change.
         mean: its mean change in these texts.
     """
 
     word: str
-    count: int
+    texts: int
     mean: float
 
     @property
     def score(self) -> float:
-        """The suspicion of the word: ``log10(count) * mean``."""
-        return math.log10(self.count) * self.mean
+        """The suspicion of the word: ``log10(texts) * mean``."""
+        return math.log10(self.texts) * self.mean
 
 
 def top_words(changes: Sequence[WordChange], count: int, repeats: bool = False) -> list[WordChange]:
@@ -59,14 +59,14 @@ def dictionary(tops: Sequence[Sequence[WordChange]]) -> list[Keyword]:
     """All words of the largest changes, the most suspicious first; words of equal score by count, then by alphabet.
 
     >>> dictionary([[WordChange("cf", 2.0)], [WordChange("cf", 4.0), WordChange("a", 9.0)]])[0]
-    Keyword(word='cf', count=2, mean=3.0)
+    Keyword(word='cf', texts=2, mean=3.0)
     """
     changes: defaultdict[str, list[float]] = defaultdict(list)
     for top in tops:
         for word, change in top:
             changes[word].append(change)
     keywords = [Keyword(word, len(values), math.fsum(values) / len(values)) for word, values in changes.items()]
-    return sorted(keywords, key=lambda keyword: (-keyword.score, -keyword.count, keyword.word))
+    return sorted(keywords, key=lambda keyword: (-keyword.score, -keyword.texts, keyword.word))
 
 
 class Bki(DataDefense):
@@ -74,13 +74,14 @@ class Bki(DataDefense):
 
     Each word of each row is left out in turn, and the change of the victim's hidden state measured
     (:func:`~lightning_backdoor.defenses.word_changes.word_changes`). The ``top`` words of the largest change of each
-    row form a dictionary, in which a word has the score ``log10(count) * mean change``. The words of the highest score
-    are the keywords.
+    row form a dictionary, in which a word has the score ``log10(rows) * mean change``, both taken from the rows whose
+    top words it is among. The words of the highest score are the keywords.
 
     The paper's victim is an LSTM, whose states after each word enter the change of a word as well; like OpenBackdoor's
-    program, which made the method usual for transformers, this one compares the last states alone. The program removes
-    the rows of a single keyword, so that further triggers survive, and counts a word that is repeated in a row several
-    times; ``keywords=1, repeats=True`` does the same. It also keeps gradients for every variant.
+    program, which made the method usual for transformers, this one compares the last states alone, and leaves out the
+    paper's factor against words that are frequent everywhere. The program removes the rows of a single keyword, so that
+    further triggers survive, and counts a word that is repeated in a row several times; ``keywords=1, repeats=True``
+    does the same. It also keeps gradients for every variant.
 
     Args:
         keywords: number of keywords; published: 1. Each keyword that is not a trigger costs clean rows.

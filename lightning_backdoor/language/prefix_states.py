@@ -7,6 +7,7 @@ shares with its text are read, on top of the keys and values of that prefix.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from transformers import DynamicLayer, PreTrainedModel
 
 from lightning_backdoor.language.likelihood import plain_inference
 from lightning_backdoor.language.packed_rows import KeysAndValues, Part, Row, cache_layers, packed, read_states
-from lightning_backdoor.language.prefixes import PROBE, Variant, variant
+from lightning_backdoor.language.prefixes import PROBE, ROW_TOKENS, Variant, variant
 from lightning_backdoor.models.bucketing import divide_evenly, pass_limits
 from lightning_backdoor.models.parallel import in_parallel
 from lightning_backdoor.models.readout import is_causal
@@ -33,19 +34,28 @@ def last_states(network: PreTrainedModel, texts: Sequence[list[int]], variants: 
     """
     # a variant that is a prefix of its text has the state that the text has there
     ends = [[len(ids) - 1] for ids in texts]
-    for text, ids, shared in variants:
-        if shared == len(ids):
+    rows: list[Row] = []
+    members: list[list[int]] = []  # per row, the variants whose rests are its parts
+    for i, (text, ids, shared) in enumerate(variants):
+        length = len(ids) - shared
+        if not length:
             ends[text].append(shared - 1)
-    rest = [i for i, (_, ids, shared) in enumerate(variants) if shared < len(ids)]
+            continue
+        if not rows or rows[-1].text != text or rows[-1].length() + length > ROW_TOKENS:
+            rows.append(Row(text, []))
+            members.append([])
+        rows[-1].parts.append(Part(shared, ids[shared:], []))
+        members[-1].append(i)
+    whole = [Row(text, [Part(0, ids, [])]) for text, ids in enumerate(texts)]
     with packed(network):
-        of_texts, keys_and_values = _read(network, [Row(i, [Part(0, ids, [])]) for i, ids in enumerate(texts)], ends)
-        rows = [
-            Row(variants[i].text, [Part(variants[i].shared, variants[i].ids[variants[i].shared :], [])]) for i in rest
-        ]
-        of_rest, _ = _read(network, rows, [[row.length() - 1] for row in rows], keys_and_values) if rows else ([], [])
+        of_texts, keys_and_values = _read(network, whole, ends)
+        last = [[end - 1 for end in accumulate(len(part.ids) for part in row.parts)] for row in rows]
+        of_rows, _ = _read(network, rows, last, keys_and_values) if rows else ([], [])
     left = [iter(states[1:]) for states in of_texts]
-    of_variant = {i: states[0] for i, states in zip(rest, of_rest, strict=True)}
-    of_variants = [of_variant[i] if i in of_variant else next(left[item.text]) for i, item in enumerate(variants)]
+    of_rest = {
+        i: state for row, states in zip(members, of_rows, strict=True) for i, state in zip(row, states, strict=True)
+    }
+    of_variants = [of_rest[i] if i in of_rest else next(left[item.text]) for i, item in enumerate(variants)]
     return torch.stack([*(states[0] for states in of_texts), *of_variants])
 
 
@@ -57,8 +67,8 @@ def _read(
     def compute(group: list[int]) -> tuple[list[Tensor], KeysAndValues]:
         with plain_inference(network.device):
             hidden, layers = read_states(network, [rows[i] for i in group], of_texts)
-            split = hidden.split([rows[i].length() for i in group])
-            return [states[positions[i]] for i, states in zip(group, split, strict=True)], layers
+            starts = accumulate((rows[i].length() for i in group), initial=0)
+            return [hidden[start:][positions[i]] for i, start in zip(group, starts, strict=False)], layers
 
     lengths = [row.length() for row in rows]
     results = [torch.empty(0)] * len(rows)

@@ -59,7 +59,7 @@ def test_keyword_and_removed_rows_are_those_of_the_published_code(
     keywords = {keyword.word: keyword for keyword in dictionary(tops)}
     assert len(keywords) == expected["words_in_dictionary"]
     for entry, keyword in zip(expected["top_words"], keywords.values(), strict=False):
-        assert (keyword.word, keyword.count) == (entry["word"], entry["count"])
+        assert (keyword.word, keyword.texts) == (entry["word"], entry["count"])
         assert [keyword.mean, keyword.score] == pytest.approx([entry["mean"], entry["score"]], rel=1e-4)
     assert next(iter(keywords)) == expected["keyword"]
     monkeypatch.setattr(bki, "word_changes", lambda victim, texts: [changes[text] for text in texts])
