@@ -6,8 +6,8 @@ predicts. If at least a share ``bar`` of the copies keeps the label of the text,
 10 copies and a share of 0.9.
 
 There are two stages, each with its own copies: in the first the content words are replaced, in the second the function
-words as well, so that no more than punctuation and rare tokens is left. A text is as suspicious as in the stage that
-it survives better. The score of a stage with n copies, of which k keep the label y, is
+words as well, so that only punctuation and rare tokens are left. A text is as suspicious as in the stage that it
+survives better, which is this library's way to combine them. The score of a stage with n copies, of which k keep the label y, is
 
     (k + mean of p_y over the copies) / (n + 1)
 
@@ -15,8 +15,9 @@ from 0 to 1, in the order of k and, for equal k, of the probability: a share of 
 too few for a threshold from clean rows.
 
 The paper takes substitutes of the same part of speech from a dictionary. Here they come from clean reference rows, and
-have the same ending (-ing, -ed, -ly, -s, or none of them); function words are stop words and contractions. Words of
-two letters that are not function words, and words with digits, count as rare tokens and stay.
+have the same ending (-ing, -ed, -ly, -s, or none of them), which needs no tagger; function words are stop words and
+contractions. Words of one or two letters that are not function words, and words with digits, count as rare tokens and
+stay; longer rare words are replaced.
 """
 
 from __future__ import annotations
