@@ -3,6 +3,8 @@
 from lightning_backdoor.callbacks.abl import ABL
 from lightning_backdoor.callbacks.btu import BTU
 from lightning_backdoor.callbacks.cleaning_writer import CleaningWriter
+from lightning_backdoor.callbacks.fine_mixing import FineMixing
+from lightning_backdoor.callbacks.fine_pruning import FinePruning
 from lightning_backdoor.callbacks.fourier_view import FourierView
 from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
@@ -25,6 +27,8 @@ __all__ = [
     "MEFT",
     "PURE",
     "CleaningWriter",
+    "FineMixing",
+    "FinePruning",
     "FourierView",
     "GradientAttentionDefense",
     "InferenceDefense",

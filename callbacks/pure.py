@@ -141,15 +141,19 @@ class PURE(PruningRepair):
     def _zero(self, decided: dict[str, Any], gradients: bool = False) -> None:
         network = self.victim.network
         layers = output_layers(network, ATTENTION, "attention output")
-        zero_inputs(layers, inputs_of_heads(map(tuple, decided["pruned"]), network), gradients)
+        zero_inputs(layers, inputs_of_heads(_pairs(decided), network), gradients)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross entropy, plus the penalty on the attention of the readout token by the heads that remain."""
         assert self.decided is not None
         seen = readout_attention(self.victim.network, batch["input_ids"], batch["attention_mask"])
-        coefficients = torch.tensor(self.decided["coefficients"], device=seen.rows.device)
-        like = coefficients[:, None].expand(-1, seen.rows.shape[2])
-        weights = like * remaining_heads(like, [(layer, head) for layer, head in self.decided["pruned"]])
-        penalty = self.penalty * attention_penalty(seen.rows, weights, self.loss_like_program)
+        coefficients = torch.tensor(self.decided["coefficients"])[:, None].expand(-1, seen.rows.shape[2])
+        weights = coefficients * remaining_heads(coefficients, _pairs(self.decided))
+        penalty = self.penalty * attention_penalty(seen.rows, weights.to(seen.rows), self.loss_like_program)
         self.victim.log("train/attention_penalty", penalty.detach(), batch_size=len(batch["label"]))
         return nn.functional.cross_entropy(seen.logits.float(), batch["label"]) + penalty
+
+
+def _pairs(decided: dict[str, Any]) -> list[tuple[int, int]]:
+    """The pruned heads as pairs of layer and head."""
+    return [(layer, head) for layer, head in decided["pruned"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.victim import TextClassifier
 
 
-class Repair(Callback):
+class Repair(Callback, ABC):
     """Base class of repairs: callbacks of a ``fit`` in the user's phase, which starts from a published victim.
 
     When training begins, a repair decides from clean rows what it changes in the victim (:meth:`decide`), and changes
@@ -30,7 +30,8 @@ class Repair(Callback):
 
     Raises:
         InputError: the fit has no published victim, no :class:`~lightning_backdoor.data.BackdoorDataModule` or another
-            repair, or trains low-rank updates (in ``setup``).
+            repair, or trains low-rank updates (in ``setup``); the victim's class has a training step that does not use
+            the repair's loss (after the first batch).
 
     Example::
 
@@ -47,6 +48,7 @@ class Repair(Callback):
         self.decided: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
         self._victim: TextClassifier | None = None
+        self._used = False  # whether the victim has asked for the loss
 
     @property
     def trainer(self) -> Trainer:
@@ -78,7 +80,8 @@ class Repair(Callback):
         if len(repairs) > 1:
             raise InputError("callbacks", f"{' and '.join(repairs)} repair one victim", "attach one repair")
         if self.has_loss:
-            self.victim.objective = self.loss
+            self._used = False
+            self.victim.objective = self._objective
 
     def _callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -98,6 +101,18 @@ class Repair(Callback):
             with evaluation_precision(trainer):
                 self.decided = trainer.strategy.broadcast(self.decide(data))
             self.change(self.decided)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Checks that the victim is trained with the repair's loss."""
+        if self.has_loss and not self._used:
+            problem = f"{type(pl_module).__name__} has a training_step that ignores the loss of {type(self).__name__}"
+            raise InputError("model", problem, "let it return super().training_step(...) in the user's phase")
+
+    def _objective(self, batch: Batch) -> Tensor:
+        self._used = True
+        return self.loss(batch)
 
     @abstractmethod
     def decide(self, data: BackdoorDataModule) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
 from lightning_backdoor.callbacks.inspection_callback import InspectionCallback
-from lightning_backdoor.callbacks.muscle_lora import MuScleLoRA
 from lightning_backdoor.callbacks.repair import Repair
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.outputs.versions import versions
@@ -80,8 +79,8 @@ def training_names(model: LightningModule, data: object, callbacks: Sequence[Cal
     record: TrainingDefense | None = getattr(model, "training_defense", None)
     if record is not None:
         names.append(record.name)
-    else:  # before the callback's setup, the victim has no record
-        names += [type(callback).__name__ for callback in callbacks if isinstance(callback, MuScleLoRA)]
+    else:  # before the callback's setup, the victim has no record; the callback can make it
+        names += [type(callback).__name__ for callback in callbacks if callable(getattr(callback, "record", None))]
     if model.hparams.get("published") is not None:
         rows = "trusted rows" if getattr(data, "train_on", "train") == "trusted" else "training rows"
         repairs = [type(callback).__name__ for callback in callbacks if isinstance(callback, Repair)]

@@ -17,13 +17,13 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "attacks": "LWS BackdoorAttack BadNets InsertSent Poisoned Ripples StyleTransfer Syntactic",
     "benchmark.evaluation": "Evaluation evaluate",
-    "callbacks": "ABL BTU CleaningWriter FourierView GradientAttentionDefense InferenceDefense InspectionCallback"
-    " LowCapacity MEFT ModerateFitting MuScleLoRA OutcomeWriter OutputFolder PURE PredictionWriter ProgressWriter"
-    " Repair RunLabels",
+    "callbacks": "ABL BTU CleaningWriter FineMixing FinePruning FourierView GradientAttentionDefense InferenceDefense"
+    " InspectionCallback LowCapacity MEFT ModerateFitting MuScleLoRA OutcomeWriter OutputFolder PURE PredictionWriter"
+    " ProgressWriter Repair RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
-    "defenses": "ActivationClustering BadActs Bki Cube DBS Dan Defense Dup FlaggedShare GradientAttention Inspection"
-    " Lcf ModelVerdict Onion REJECTED Rap Scores SpectralSignatures Strip Verdict ZDef flagged_share_verdict judge"
-    " threshold_at_fpr",
+    "defenses": "ActivationClustering BadActs Bki Cube Dan Dbs Defense Dup FlaggedShare GradientAttention Inspection"
+    " Lcf ModelVerdict Onion ParaphraseConsistency REJECTED Rap Scores SpectralSignatures Strip SubstitutionVoting"
+    " Verdict ZDef flagged_share_verdict judge threshold_at_fpr",
     "errors": "Diverged InputError",
     "language": "FileParaphraser LanguageModelParaphraser LeaveOneOut Manner NearestWords NotCached ParaphraseTuner"
     " Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES TextCache WordNet",

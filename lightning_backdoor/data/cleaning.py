@@ -144,8 +144,8 @@ def load_victim(
         label_names: names of the classes; None if they are unknown.
 
     Raises:
-        InputError: no path is given, the module's class cannot load victims, the victim cannot be loaded or has other
-            labels, or see ``check_rows``.
+        InputError: no path is given, the module's class cannot load victims, the victim cannot be loaded, or has other
+            labels or another vocabulary, or see ``check_rows``.
     """
     if path is None:
         problem = f"{type(defense).__name__} needs a victim trained on the same rows"
@@ -159,10 +159,19 @@ def load_victim(
         if getattr(victim, "trained_on", None) is not None:
             check_rows(victim.trained_on)  # type: ignore[attr-defined]
         check_victim_labels(getattr(victim, "hparams", {}).get("labels"), label_names, "data.victim")
+        _check_tokenizer(victim, reader)
     except InputError as error:
         raise error.under("data.victim") from None
     victim.network.to(device or "cpu")
     return victim
+
+
+def _check_tokenizer(victim: Victim, reader: object) -> None:
+    """Rejects a victim that reads other tokens than the model that is to be trained: it stands for that model."""
+    tokenizer = getattr(reader, "tokenizer", None)
+    if tokenizer is not None and tokenizer.get_vocab() != victim.tokenizer.get_vocab():
+        problem = "its tokenizer has another vocabulary than that of the model to be trained"
+        raise InputError("data.victim", problem, "give a victim of the same model")
 
 
 def _checked(answer: object, count: int, name: str) -> list[str | None]:

@@ -6,7 +6,7 @@ from lightning_backdoor.defenses.badacts import BadActs
 from lightning_backdoor.defenses.bki import Bki
 from lightning_backdoor.defenses.cube import Cube
 from lightning_backdoor.defenses.dan import Dan
-from lightning_backdoor.defenses.dbs import DBS
+from lightning_backdoor.defenses.dbs import Dbs
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, Verdict, judge, threshold_at_fpr
 from lightning_backdoor.defenses.dup import Dup
 from lightning_backdoor.defenses.flagged_share import FlaggedShare, flagged_share_verdict
@@ -18,10 +18,10 @@ from lightning_backdoor.defenses.paraphrase_consistency import ParaphraseConsist
 from lightning_backdoor.defenses.rap import Rap
 from lightning_backdoor.defenses.spectral_signatures import SpectralSignatures
 from lightning_backdoor.defenses.strip import Strip
+from lightning_backdoor.defenses.substitution_voting import SubstitutionVoting
 from lightning_backdoor.defenses.zdef import ZDef
 
 __all__ = [
-    "DBS",
     "REJECTED",
     "ActivationClustering",
     "BadActs",
@@ -29,6 +29,7 @@ __all__ = [
     "Cube",
     "Dan",
     "DataDefense",
+    "Dbs",
     "Defense",
     "Dup",
     "FlaggedShare",
@@ -42,6 +43,7 @@ __all__ = [
     "Scores",
     "SpectralSignatures",
     "Strip",
+    "SubstitutionVoting",
     "Verdict",
     "ZDef",
     "flagged_share_verdict",

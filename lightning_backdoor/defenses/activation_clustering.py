@@ -85,12 +85,12 @@ class ActivationClustering(StateFilter):
     def suspicious(self, states: Tensor, labels: Tensor) -> Tensor:
         """Marks the smaller cluster of each label whose clusters are separate and of unequal size."""
         marks = torch.zeros_like(labels, dtype=torch.bool)
-        for label in labels.unique():
+        for label in sorted(set(labels.tolist())):
             rows = (labels == label).nonzero().flatten()
             smaller, silhouette = two_clusters(states[rows], self.components, self.seed)
             share = float(smaller.float().mean())
             told = f"{share:.0%} of its rows in the smaller cluster, silhouette {silhouette:.2f}"
-            rank_zero_info(f"activation clustering: label {int(label)} has {told}")
+            rank_zero_info(f"activation clustering: label {label} has {told}")
             if 0 < share <= self.max_share and silhouette >= self.min_silhouette:
                 marks[rows[smaller]] = True
         return marks

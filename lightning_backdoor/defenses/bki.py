@@ -8,29 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor
 
-from lightning_backdoor.batch import Victim, token_ids
+from lightning_backdoor.batch import Victim
 from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
-from lightning_backdoor.defenses.row_states import states_of_ids
+from lightning_backdoor.defenses.word_changes import WordChange, word_changes
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.outputs.progress import progress
-from lightning_backdoor.words import with_words, word_spans
-
-#: maximum of squared words per group of texts, about the tokens of all their variants; bounds the memory.
-GROUP_COST = 1 << 18
-
-
-class WordChange(NamedTuple):
-    """A word of a text, and by how much the hidden state changes when the word is left out."""
-
-    word: str
-    change: float
 
 
 class Keyword(NamedTuple):
@@ -38,84 +24,18 @@ class Keyword(NamedTuple):
 
     Attributes:
         word: the word.
-        count: number of texts in which it is one of the words of the largest change.
+        texts: number of texts in which it is one of the words of the largest change.
         mean: its mean change in these texts.
     """
 
     word: str
-    count: int
+    texts: int
     mean: float
 
     @property
     def score(self) -> float:
-        """The suspicion of the word: ``log10(count) * mean``."""
-        return math.log10(self.count) * self.mean
-
-
-def word_changes(victim: Victim, texts: Sequence[str]) -> list[list[WordChange]]:
-    """By how much the hidden state of each text changes when each of its words is left out in turn.
-
-    The change is the largest absolute entry of h(text without the word) - h(text), where h is the hidden state from
-    which the victim's head reads, after the last layer. All variants of a group of texts are read together, in passes
-    of rows of similar length; variants with the same tokens are read once.
-
-    Args:
-        victim: a victim in evaluation mode.
-        texts: any number of texts. Words beyond those that the victim can read change nothing and are left out.
-
-    Returns:
-        The words of each text in their order.
-    """
-    results: list[list[WordChange]] = [[] for _ in texts]
-    spans = [word_spans(text)[: 2 * victim.max_length] for text in texts]  # words have a token each, or nearly so
-    with progress("leaving words out", len(texts), "texts") as advance:
-        for group in _groups(texts, [len(words) for words in spans]):
-            for i, changes in zip(group, _changes(victim, [(texts[i], spans[i]) for i in group]), strict=True):
-                results[i] = changes
-            advance(len(group))
-    return results
-
-
-def _groups(texts: Sequence[str], counts: Sequence[int]) -> Iterator[list[int]]:
-    """Groups of texts of similar length, whatever their order."""
-    group: list[int] = []
-    cost = 0
-    for i in sorted(range(len(texts)), key=lambda i: (counts[i], texts[i])):
-        if group and cost + counts[i] ** 2 > GROUP_COST:
-            yield group
-            group, cost = [], 0
-        group.append(i)
-        cost += counts[i] ** 2
-    if group:
-        yield group
-
-
-def _changes(victim: Victim, group: Sequence[tuple[str, list[tuple[int, int]]]]) -> list[list[WordChange]]:
-    """The changes of the words of each text, given with the characters of its words."""
-    variants = [
-        with_words(text, spans, (i != left_out for i in range(len(spans))))
-        for text, spans in group
-        for left_out in (None, *range(len(spans)))
-    ]
-    rows = [tuple(row) for row in token_ids(variants, victim.tokenizer, victim.max_length)]
-    distinct = sorted(set(rows))
-    place = {row: i for i, row in enumerate(distinct)}
-    states = states_of_ids(victim, distinct)
-    at = torch.tensor([place[row] for row in rows], device=states.device)
-    results: list[list[WordChange]] = []
-    for (text, spans), of_text in zip(group, at.split([1 + len(spans) for _, spans in group]), strict=True):
-        changes = largest_changes(states[of_text]).tolist()
-        results.append([WordChange(text[a:b], change) for (a, b), change in zip(spans, changes, strict=True)])
-    return results
-
-
-def largest_changes(states: Tensor) -> Tensor:
-    """The largest absolute entry of each state's difference from the first one; (n + 1, size) to (n,).
-
-    >>> largest_changes(torch.tensor([[1.0, 0.0], [1.0, 0.5], [-1.0, 0.0]]))
-    tensor([0.5000, 2.0000])
-    """
-    return (states[1:] - states[0]).abs().amax(dim=1)
+        """The suspicion of the word: ``log10(texts) * mean``."""
+        return math.log10(self.texts) * self.mean
 
 
 def top_words(changes: Sequence[WordChange], count: int, repeats: bool = False) -> list[WordChange]:
@@ -139,27 +59,29 @@ def dictionary(tops: Sequence[Sequence[WordChange]]) -> list[Keyword]:
     """All words of the largest changes, the most suspicious first; words of equal score by count, then by alphabet.
 
     >>> dictionary([[WordChange("cf", 2.0)], [WordChange("cf", 4.0), WordChange("a", 9.0)]])[0]
-    Keyword(word='cf', count=2, mean=3.0)
+    Keyword(word='cf', texts=2, mean=3.0)
     """
     changes: defaultdict[str, list[float]] = defaultdict(list)
     for top in tops:
         for word, change in top:
             changes[word].append(change)
     keywords = [Keyword(word, len(values), math.fsum(values) / len(values)) for word, values in changes.items()]
-    return sorted(keywords, key=lambda keyword: (-keyword.score, -keyword.count, keyword.word))
+    return sorted(keywords, key=lambda keyword: (-keyword.score, -keyword.texts, keyword.word))
 
 
 class Bki(DataDefense):
     """BKI (arXiv 2007.12070): removes training rows in which a keyword of the victim is among the top words.
 
     Each word of each row is left out in turn, and the change of the victim's hidden state measured
-    (:func:`word_changes`). The ``top`` words of the largest change of each row form a dictionary, in which a word has
-    the score ``log10(count) * mean change``. The words of the highest score are the keywords.
+    (:func:`~lightning_backdoor.defenses.word_changes.word_changes`). The ``top`` words of the largest change of each
+    row form a dictionary, in which a word has the score ``log10(rows) * mean change``, both taken from the rows whose
+    top words it is among. The words of the highest score are the keywords.
 
     The paper's victim is an LSTM, whose states after each word enter the change of a word as well; like OpenBackdoor's
-    program, which made the method usual for transformers, this one compares the last states alone. The program removes
-    the rows of a single keyword, so that further triggers survive, and counts a word that is repeated in a row several
-    times; ``keywords=1, repeats=True`` does the same. It also keeps gradients for every variant.
+    program, which made the method usual for transformers, this one compares the last states alone, and leaves out the
+    paper's factor against words that are frequent everywhere. The program removes the rows of a single keyword, so that
+    further triggers survive, and counts a word that is repeated in a row several times; ``keywords=1, repeats=True``
+    does the same. It also keeps gradients for every variant.
 
     Args:
         keywords: number of keywords; published: 1. Each keyword that is not a trigger costs clean rows.

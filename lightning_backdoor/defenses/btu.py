@@ -68,15 +68,14 @@ def distances_moved(
     before = weight.detach().clone()
     trained = [weight, *others]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    held = [parameter.grad for parameter in trained]
-    for batch in batches:
+    for batch in batches:  # not by backward, which would add to the gradients of all other weights
         for parameter, gradient in zip(trained, torch.autograd.grad(loss(batch), trained), strict=True):
             parameter.grad = gradient
         optimizer.step()
-    for parameter, gradient in zip(trained, held, strict=True):
-        parameter.grad = gradient
+    for parameter in trained:
+        parameter.grad = None
     with torch.no_grad():
-        moved = (weight - before).norm(dim=1)
+        moved = torch.linalg.vector_norm(weight - before, dim=1)
         weight.copy_(before)
     return moved
 
@@ -151,10 +150,11 @@ class Unlearned(nn.Module):
         """The embeddings that the network uses."""
         if self.training:
             return weight
-        if weight.is_inference() or (weight.requires_grad and torch.is_grad_enabled()):
+        tensors = (weight, self.original, self.suspicious)
+        counted = not any(tensor.is_inference() for tensor in tensors)  # by torch, whenever they are written to
+        if not counted or (weight.requires_grad and torch.is_grad_enabled()):
             return unlearned(weight, self.original, self.suspicious, self.padding)
         # computed once per evaluation: it takes a noticeable part of a batch's time
-        tensors = (weight, self.original, self.suspicious)
         state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # private: torch 2.13.0
         if self._kept is None or self._kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():

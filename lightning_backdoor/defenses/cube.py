@@ -84,7 +84,7 @@ def outside_of_largest(clusters: Tensor, labels: Tensor, drop_noise: bool = Fals
     tensor([False, False,  True, False, False, False, False])
     """
     outside = torch.zeros_like(labels, dtype=torch.bool)
-    for label in labels.unique():
+    for label in set(labels.tolist()):
         of_label = labels == label
         counts = torch.bincount(clusters[of_label & (clusters != NOISE)])
         if len(counts):
@@ -105,8 +105,8 @@ class Cube(StateFilter):
     ``min_samples`` is 100 for any number of rows: on a few hundred rows only huge clusters are found.
 
     Args:
-        reduction: ``umap``, which needs the package ``umap-learn``; ``pca``, to two principal components; or ``auto``:
-            ``umap`` where it is installed. With ``pca``, clusters are less separate.
+        reduction: ``umap``, which needs ``pip install 'lightning-backdoor[umap]'``; ``pca``, to two principal
+            components; or ``auto``: ``umap`` where it is installed. With ``pca``, clusters are less separate.
         min_samples: ``min_samples`` of HDBSCAN: the higher, the more rows are in no cluster; None: 100 per 6,920 rows,
             the size of SST-2, between 5 and 100.
         drop_noise: whether rows in no cluster are removed too, as in OpenBackdoor.
@@ -134,7 +134,7 @@ class Cube(StateFilter):
             raise InputError("reduction", f"{reduction!r} is none of auto, umap and pca", "give one of them")
         if reduction == "umap" and not has_umap():
             problem = "'umap' needs the package umap-learn, which is not installed"
-            raise InputError("reduction", problem, "run pip install umap-learn, or give pca")
+            raise InputError("reduction", problem, "run pip install 'lightning-backdoor[umap]', or give pca")
         if min_samples is not None and min_samples < 1:
             raise InputError("min_samples", f"{min_samples} is not a number of neighbors", "give at least 1")
         self.reduction = reduction

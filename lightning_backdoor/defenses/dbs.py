@@ -182,7 +182,7 @@ class GappedTexts(NamedTuple):
         return logits
 
 
-class DBS(Inspection):
+class Dbs(Inspection):
     """DBS (arXiv 2202.05749): searches, per label, for a trigger with which clean texts are predicted as this label.
 
     A backdoored model has a trigger of few tokens with a very low loss for its target label. The score is -log10 of the
@@ -216,7 +216,7 @@ class DBS(Inspection):
 
     Example::
 
-        trainer = Trainer(callbacks=[InspectionCallback(DBS())])
+        trainer = Trainer(callbacks=[InspectionCallback(Dbs())])
         trainer.test(victim, datamodule=data)
     """
 

@@ -126,8 +126,8 @@ class Dup(StateDefense):
         """The weighted sum of both standardised scores, (batch,)."""
         # a score that is the same for all clean rows, as the spectral one of two layers, adds nothing
         scale = torch.where(self.score_std > 0, 1 / self.score_std, 0.0)
-        mahalanobis, spectral = (self.parts(states) - self.score_mean[:, None]) * scale[:, None]
-        return self.alpha * mahalanobis + (1 - self.alpha) * spectral
+        weight = torch.tensor([self.alpha, 1 - self.alpha]).to(scale)
+        return (weight * scale) @ (self.parts(states) - self.score_mean[:, None])
 
 
 def calinski_harabasz(states: Tensor, labels: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def spectral_share(states: Tensor) -> Tensor:
     """
     changes = states.diff(dim=0).transpose(0, 1)
     # squares of the singular values, from a matrix of (layers - 1)² entries
-    squares = torch.linalg.eigvalsh(changes @ changes.mT)
+    squares: Tensor = torch.linalg.eigvalsh(changes @ changes.mT)
     values = squares.clamp(min=0).sqrt()
     return values[:, -1] / values.sum(dim=1)
 

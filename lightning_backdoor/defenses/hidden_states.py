@@ -75,7 +75,7 @@ class StateDefense(Defense):
         self.token = token
         for name in self.learned:
             self.register_buffer(name, torch.empty(0))
-        self.register_load_state_dict_pre_hook(_make_room)
+        self.register_load_state_dict_pre_hook(_make_room)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:

@@ -101,7 +101,8 @@ class Lcf(StateDefense):
     def score_states(self, states: Tensor) -> Tensor:
         """The Mahalanobis distance of the layers' scores from those of clean texts, (batch,)."""
         z = self.layer_scores(states)
-        return (z * (self.precision @ z)).sum(dim=0).clamp(min=0).sqrt()
+        squares: Tensor = (z * (self.precision @ z)).sum(dim=0)
+        return squares.clamp(min=0).sqrt()
 
 
 def standardised_lengths(changes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -118,4 +119,5 @@ def standardised_lengths(changes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     >>> standardised_lengths(torch.tensor([[[4.0, 9.0]]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 2.0]]))
     tensor([[5.]])
     """
-    return ((changes - mean[:, None]) / std[:, None]).norm(dim=2)
+    standardised: Tensor = (changes - mean[:, None]) / std[:, None]
+    return torch.linalg.vector_norm(standardised, dim=2)

@@ -57,17 +57,17 @@ def shrunk_covariance(residuals: Tensor, shrinkage: float) -> Covariance:
     Raises:
         InputError: the states of a layer are all equal.
 
-    >>> covariance = shrunk_covariance(torch.tensor([[[3.0, 0.0], [-3.0, 0.0]]]).double(), shrinkage=0.1)
-    >>> [variance.tolist() for variance in covariance[1:]]  # S is 9 in the first direction, and 0 in the second
-    [[[8.55, 0.45]], [0.45]]
+    >>> covariance = shrunk_covariance(torch.tensor([[[3.0, 0.0], [-3.0, 0.0]]]), shrinkage=0.5)
+    >>> covariance.variances, covariance.rest  # S is 9 in the first direction, and 0 in the second
+    (tensor([[6.7500, 2.2500]]), tensor([2.2500]))
     """
     rows, size = residuals.shape[1:]
     _, values, directions = torch.linalg.svd(residuals, full_matrices=False)
     eigenvalues = values.square() / rows
     rest = shrinkage * eigenvalues.sum(dim=1) / size
     if not (rest > 0).all():
-        layers = (rest <= 0).nonzero().flatten().tolist()
-        raise InputError("reference rows", f"their states are all equal in layers {layers}", "give different texts")
+        problem = f"their states are all equal in {int((rest <= 0).sum())} of {len(rest)} layers"
+        raise InputError("reference rows", problem, "give different texts")
     return Covariance(directions, (1 - shrinkage) * eigenvalues + rest[:, None], rest)
 
 
@@ -90,8 +90,8 @@ def squared_distances(states: Tensor, means: Tensor, covariance: Covariance) -> 
     along = difference @ covariance.directions.mT
     across = difference - along @ covariance.directions  # subtracting squares instead would cancel digits
     squares = along.square() / covariance.variances[:, None]
-    distances = squares.sum(dim=2) + across.square().sum(dim=2) / covariance.rest[:, None]
-    return distances.unflatten(1, (states.shape[1], means.shape[1]))
+    distances: Tensor = squares.sum(dim=2) + across.square().sum(dim=2) / covariance.rest[:, None]
+    return distances.view(len(states), states.shape[1], means.shape[1])
 
 
 def ledoit_wolf(rows: Tensor) -> tuple[Tensor, float]:

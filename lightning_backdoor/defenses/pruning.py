@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,6 @@ from lightning_backdoor.errors import InputError
 #: names of the output projections of attention and of feed-forward networks in the architectures of transformers.
 ATTENTION = re.compile(r"\.(attention\.output\.dense|attention\.out_lin|(self_)?attn\.(Wo|c_proj|o_proj|out_proj))$")
 FEED_FORWARD = re.compile(r"(?<!\.attention)\.(output\.dense|ffn\.lin2|mlp\.(Wo|c_proj|down_proj|fc2))$")
-
-Part = TypeVar("Part")
 
 
 class Search(NamedTuple):
@@ -125,11 +123,11 @@ def prune_while_accurate(
     group: int,
     min_accuracy: float,
     accuracy_of: Callable[[list[tuple[int, int]]], float],
+    restore: bool = True,
 ) -> Search:
-    """Prunes parts in groups while accuracy holds; of the first group that costs too much, the last parts come back.
+    """Prunes parts in groups while accuracy holds; of the first group that costs too much, parts come back.
 
-    While the accuracy is too low, the parts of the last group are restored one by one, the last in the order first. The
-    first set that is accurate enough ends the search; where the whole group has to be restored, the set before it does.
+    They come back one by one, the last in the order first, until accuracy holds, or at once.
 
     Args:
         order: pairs of layer and part, the first to prune first.
@@ -137,6 +135,7 @@ def prune_while_accurate(
         group: pairs per group, spared ones included.
         min_accuracy: lowest accuracy of the pruned network.
         accuracy_of: the accuracy of the network without some pairs.
+        restore: whether parts of the last group come back one by one, and not at once.
 
     >>> prune_while_accurate([(0, 0), (0, 1), (0, 2)], {(0, 2)}, 2, 0.5, lambda pruned: 1 - 0.3 * len(pruned))
     Search(pruned=[(0, 0)], accuracies=[0.4, 0.7])
@@ -145,13 +144,14 @@ def prune_while_accurate(
     accuracies: list[float] = []
     for start in range(0, len(order), group):
         added = [part for part in order[start : start + group] if part not in spared]
+        holds = True
         while added:
             accuracies.append(accuracy_of(pruned + added))
             if accuracies[-1] >= min_accuracy:
                 break
-            added.pop()
+            holds, added = False, added[:-1] if restore else []
         pruned = pruned + added
-        if len(added) < len([part for part in order[start : start + group] if part not in spared]):
+        if not holds:
             break
     return Search(pruned, accuracies)
 

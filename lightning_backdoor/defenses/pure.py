@@ -3,8 +3,8 @@
 "Defense against Backdoor Attack on Pre-trained Language Models via Head Pruning and Attention Normalization", PMLR
 235:61108-61120. Heads whose attention from the readout token varies little on clean texts are pruned while clean
 accuracy holds; then the network is fine-tuned on clean texts with a penalty on the norm of the readout token's
-attention, which is what a trigger draws to itself. With A the attention of the readout token (``[CLS]`` in encoders, the
-last token in decoders)::
+attention, which is what a trigger draws to itself. With A the attention of the readout token (``[CLS]`` in encoders,
+the last token in decoders)::
 
     v(l, h) = mean over texts of the variance of A over the text's tokens
     w_l     = (1 / v_l) / sum over layers of 1 / v,    v_l = mean over the layer's remaining heads of v(l, h)
@@ -16,9 +16,9 @@ The published code differs in these points, which are not followed by default:
   lower variance (``padded_length`` restores this), and averages batches of different sizes with equal weights.
 - k_l = (w_l - min w) / (max w - min w), so that the layer of the highest variance is never penalised. Here k_l is
   w_l / max w: the largest coefficient is 1 as well, and none is 0 (``from_zero`` restores theirs).
-- The norm is taken over all texts of a batch, so that the loss depends on the batch size and on the number of processes.
-  Here it is the mean over texts of their own norms, times the root of 32, the published batch size, for which the
-  published weight of the penalty was chosen (``over_batch`` restores theirs).
+- The norm is taken over all texts of a batch, so that the loss depends on the batch size and on the number of
+  processes. Here it is the mean over texts of their own norms, times the root of 32, the published batch size, for
+  which the published weight of the penalty was chosen (``over_batch`` restores theirs).
 - Its search ends in an index error where no head can be pruned.
 - The published setting is a backdoored encoder without a head, which is fine-tuned first and fine-tuned again from the
   backdoored weights after pruning. Here the victim is a classifier, which is pruned and fine-tuned as it is.

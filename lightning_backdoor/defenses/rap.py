@@ -1,16 +1,16 @@
 """RAP, robustness-aware perturbations (arXiv 2110.07831): a trigger holds a prediction up against a disturbing word.
 
 A rare word is put before the text. Its embedding is tuned on clean rows of a label y until the word lowers the
-probability of y by 0.1 to 0.3 (section 4.2): with the fall ``d = p_y(x) - p_y(word + x)``, the loss is
+probability of y by 0.1 to 0.3: with the fall ``d = p_y(x) - p_y(word + x)``, the loss is
 
     weight * mean(max(0, lowest - d)) + mean(max(0, d - highest))
 
 Each step of gradient descent is followed by scaling the embedding to its first norm. A poisoned text is more robust
 than a clean one: its probability falls by less.
 
-The paper protects one label, the one that an attacker is expected to want, and leaves texts with other predictions
-alone. This library can do the same; by default it tunes an embedding for every label, and each text is judged with that
-of its predicted label, since a user seldom knows the target label.
+Published is the protection of one label, which an attacker is expected to want; texts with other predictions are left
+alone. ``protected_label`` does the same. By default an embedding is tuned for every label, and each text is judged with
+that of its predicted label, since a user seldom knows the target label.
 
 The published code differs in ways that are not followed here. It never clears the gradients, so that each step is the
 sum of all gradients so far (``accumulate`` restores this); it tunes with dropout; it takes the threshold from the rows

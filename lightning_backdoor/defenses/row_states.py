@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +15,12 @@ from lightning_backdoor.language.likelihood import plain_inference
 from lightning_backdoor.models.bucketing import pass_limits
 from lightning_backdoor.models.captures import readout_states
 from lightning_backdoor.models.parallel import in_passes
+from lightning_backdoor.outputs.progress import progress
 
 
-def states_of_ids(victim: Victim, ids: Sequence[Sequence[int]]) -> Tensor:
+def states_of_ids(
+    victim: Victim, ids: Sequence[Sequence[int]], advance: Callable[[int], object] = lambda count: None
+) -> Tensor:
     """The hidden state from which the victim's head reads, after the last layer, of each row of token ids.
 
     Rows are read in passes of rows of similar length, several passes at once on a processor.
@@ -25,6 +28,7 @@ def states_of_ids(victim: Victim, ids: Sequence[Sequence[int]]) -> Tensor:
     Args:
         victim: a victim in evaluation mode.
         ids: at least one row of token ids, each with at least one token.
+        advance: is called with the number of rows of each pass that is done.
 
     Returns:
         (rows, hidden size), float32, on the victim's device.
@@ -42,6 +46,7 @@ def states_of_ids(victim: Victim, ids: Sequence[Sequence[int]]) -> Tensor:
     for group, values in in_passes(compute, lengths, pass_limits(device, network.dtype), device):
         states = values.new_empty(len(ids), values.shape[1]) if states is None else states
         states[group] = values
+        advance(len(group))
     if states is None:
         raise ValueError("no rows of token ids")
     return states
@@ -62,7 +67,9 @@ def row_states(victim: Victim, texts: Sequence[str]) -> Tensor:
     ids = [tuple(row) for row in token_ids(texts, victim.tokenizer, victim.max_length)]
     distinct = sorted(set(ids))
     place = {row: i for i, row in enumerate(distinct)}
-    return states_of_ids(victim, distinct).cpu()[[place[row] for row in ids]]
+    with progress("reading training rows", len(distinct), "rows") as advance:
+        states = states_of_ids(victim, distinct, advance).cpu()
+    return states[[place[row] for row in ids]]
 
 
 class StateFilter(DataDefense):

@@ -22,7 +22,7 @@ def spectral_scores(states: Tensor) -> Tensor:
     tensor([0., 0., 9., 9.], dtype=torch.float64)
     """
     centred = states.double() - states.double().mean(dim=0)
-    first = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
+    first: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
     return (centred @ first).square()
 
 
@@ -60,7 +60,7 @@ class SpectralSignatures(StateFilter):
     def suspicious(self, states: Tensor, labels: Tensor) -> Tensor:
         """Marks the rows of each label with the highest scores."""
         marks = torch.zeros_like(labels, dtype=torch.bool)
-        for label in labels.unique():
+        for label in set(labels.tolist()):
             rows = (labels == label).nonzero().flatten()
             count = int(self.factor * self.poisoned_share * len(rows) + 1e-9)  # 1.5 * 0.1 * 20 is 3.0000000000000004
             scores = spectral_scores(states[rows])

@@ -77,6 +77,23 @@ def read_rows(
         log P of all predictions, (predictions,), float32, in the order of rows and parts, and the keys and values of
         rows that are read on top of nothing, padded to a multiple of ``KEYS`` tokens.
     """
+    hidden, read = read_states(network, rows, of_texts)
+    parts = [part for row in rows for part in row.parts]
+    starts = accumulate((len(part.ids) for part in parts), initial=0)
+    asked = [(start + i, token) for start, part in zip(starts, parts, strict=False) for i, token in part.predictions]
+    positions, targets = torch.tensor(asked, dtype=torch.long).view(-1, 2).unbind(dim=1)
+    return log_probabilities(network.get_output_embeddings(), hidden, positions, targets, buffers), read
+
+
+def read_states(
+    network: PreTrainedModel, rows: Sequence[Row], of_texts: KeysAndValues | None
+) -> tuple[Tensor, KeysAndValues]:
+    """Reads rows in one pass, as :func:`read_rows` does; of a network with any head.
+
+    Returns:
+        The last hidden states of all tokens of all rows, one after the other, (tokens, hidden size), and the keys and
+        values of rows that are read on top of nothing, padded to a multiple of ``KEYS`` tokens.
+    """
     device = network.device
     parts = [part for row in rows for part in row.parts]
     places = _places(rows, multiple=KEYS if of_texts is None else 1)
@@ -88,18 +105,14 @@ def read_rows(
         _Layer(None if of_texts is None else of_texts[i], text_of_row, prefix)
         for i in range(len(cache_layers(network)))
     ]
-    hidden = network.base_model(
+    hidden: Tensor = network.base_model(
         input_ids=on_device(torch.tensor([[token for part in parts for token in part.ids]]), device),
         position_ids=on_device(places.positions[None], device),
         attention_mask=_mask(places, prefix, network.dtype, device),
         past_key_values=Cache(layers=layers),
         use_cache=True,
     ).last_hidden_state[0]
-    starts = accumulate((len(part.ids) for part in parts), initial=0)
-    asked = [(start + i, token) for start, part in zip(starts, parts, strict=False) for i, token in part.predictions]
-    positions, targets = torch.tensor(asked, dtype=torch.long).view(-1, 2).unbind(dim=1)
-    log_probs = log_probabilities(network.get_output_embeddings(), hidden, positions, targets, buffers)
-    return log_probs, [] if of_texts is not None else [(layer.keys, layer.values) for layer in layers]
+    return hidden, [] if of_texts is not None else [(layer.keys, layer.values) for layer in layers]
 
 
 class _Places(NamedTuple):

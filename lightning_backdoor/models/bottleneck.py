@@ -59,7 +59,8 @@ class BottleneckAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The output of the adapted layer, (..., in) to (..., out)."""
         h: Tensor = self.layer(x)
-        return h + self.up(self.activation(self.down(h)))
+        y: Tensor = h + self.up(self.activation(self.down(h)))
+        return y
 
 
 def insert_adapters(network: PreTrainedModel, bottleneck: int) -> None:

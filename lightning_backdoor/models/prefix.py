@@ -36,10 +36,10 @@ class Prefix(nn.Module):
             num_virtual_tokens=length,
             token_dim=heads * head_size,
             num_layers=layers,
-            encoder_hidden_size=hidden,
+            encoder_hidden_size=hidden or 0,  # not read without a projection
             prefix_projection=hidden is not None,
         )
-        self.encoder = PrefixEncoder(config)
+        self.encoder = PrefixEncoder(config)  # type: ignore[no-untyped-call]
 
     def forward(self, batch: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values per layer, each (batch, heads, length, head size)."""

@@ -50,7 +50,8 @@ class FromTrunk(nn.Module):
     def forward(self, outputs: Tensor) -> Tensor:
         """The weight of ``U``, (entries, size)."""
         with torch.autocast(outputs.device.type, enabled=False):  # in mixed precision, weights stay in float32
-            return (outputs @ self.trunk()).view(self.shape)
+            weight: Tensor = (outputs @ self.trunk()).view(self.shape)
+            return weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """A new ``U``; the old values of the weight are dropped."""

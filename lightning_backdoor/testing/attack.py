@@ -8,7 +8,6 @@ import pickle
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from lightning_backdoor.attacks import BackdoorAttack, Poisoned
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.cleaning import LabelledText
 from lightning_backdoor.errors import Diverged, InputError, reason
-from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, quiet, require, tiny_bert
+from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, quiet, require, rows_file, tiny_bert
 
 
 def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = None, max_epochs: int = 1) -> None:
@@ -125,7 +124,7 @@ def _check_fit(name: str, attack: BackdoorAttack, rows: Sequence[LabelledText], 
         # frozen parts and the rank of updates refer to the replaced model
         trial.hparams.update(model=tiny_bert(f"{folder}/model", count, trial.max_length), freeze=None, lora_rank=None)
         labels = trial.hparams.get("labels") or [f"label {i}" for i in range(count)]
-        data = BackdoorDataModule(Source(_tsv(rows, folder), labels=list(labels)), batch_size=8, cache_dir=folder)
+        data = BackdoorDataModule(Source(rows_file(rows, folder), labels=list(labels)), batch_size=8, cache_dir=folder)
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
@@ -159,10 +158,3 @@ def _check_fit(name: str, attack: BackdoorAttack, rows: Sequence[LabelledText], 
         require(metric in logged, f"{name}: fit", f"does not log {metric}; keep the metrics of the parent class")
         value = float(logged[metric])
         require(0 <= value <= 1, f"{name}: fit", f"logs {metric} = {value}, which is not a share of rows")
-
-
-def _tsv(rows: Sequence[LabelledText], folder: str) -> str:
-    """Writes the rows to a tsv file for a source, and returns its path."""
-    lines = [f"{' '.join(row.text.split())}\t{row.label}\n" for row in rows]
-    Path(folder, "rows.tsv").write_text("text\tlabel\n" + "".join(lines), encoding="utf-8")
-    return f"{folder}/rows.tsv"

@@ -1,4 +1,4 @@
-"""Checks a defense against its contract: an inference-time defense, a data defense or an inspection."""
+"""Checks a defense against its contract, whatever the moment at which it acts."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_backdoor.batch import Batch, collate, token_ids
+from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
 from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.data.rows import clean_row
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, judge
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.testing.material import labelled_texts, quiet, require, tiny_bert
+from lightning_backdoor.testing.training import check_training
 from lightning_backdoor.victim import TextClassifier
 
 #: tolerances of a text's score between batches, since padding changes the last digits.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 
 
-def check_defense(defense: Defense | DataDefense | Inspection) -> None:
-    """Checks a defense against the contract of each of its kinds: ``Defense``, ``DataDefense``, ``Inspection``.
+def check_defense(defense: Defense | DataDefense | Inspection | Callback, max_epochs: int = 2) -> None:
+    """Checks a defense against the contract of each moment at which it acts: one call for any kind of defense.
+
+    A :class:`DataDefense`, a :class:`Defense` and an :class:`Inspection` are checked as such, also within the callback
+    that attaches them; a subclass of :class:`lightning_backdoor.callbacks.Repair` as a repair, and any other callback
+    as a training-time defense.
 
     The rules of a :class:`lightning_backdoor.defenses.defense.Defense`: scores have the documented shapes and types and
     are finite; the score of a text depends only on the text, not on other texts of the batch, their order, labels or
@@ -39,19 +46,33 @@ def check_defense(defense: Defense | DataDefense | Inspection) -> None:
     inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, and depends
     on texts alone.
 
+    The rules of a callback that trains: a ``fit`` on a tiny model with poisoned rows, or in the user's phase on trusted
+    rows for a repair, leaves finite weights, the same each time with the same seed, and a checkpoint that loads without
+    running code. A training-time defense sets ``training_defense`` on the victim, with plain settings; its checkpoint
+    is restored under the same defense. A repair leaves a plain victim, whose checkpoint is restored without it. The
+    exported model gives the logits of the checkpoint, unless the record says why it cannot be exported.
+
     Args:
-        defense: a new defense, not yet used; it is changed by learning and calibration.
+        defense: a new defense, not yet used; it is changed by learning and calibration, except for callbacks that
+            train, which are copied.
+        max_epochs: number of epochs of a fit, for callbacks whose training has more phases.
 
     Raises:
         AssertionError: a rule is broken.
-        InputError: the object is not of any of these kinds.
+        InputError: the object is not of any of these kinds, or rejects the tiny model or its few rows.
 
     >>> from lightning_backdoor.defenses.strip import Strip
     >>> check_defense(Strip())
     """
-    if not isinstance(defense, (Defense, DataDefense, Inspection)):
-        raise InputError("defense", f"{type(defense).__name__} is not a Defense, a DataDefense or an Inspection")
+    if isinstance(defense, InferenceDefense | InspectionCallback):
+        defense = defense.defense if isinstance(defense, InferenceDefense) else defense.inspection
+    if not isinstance(defense, Defense | DataDefense | Inspection | Callback):
+        problem = f"{type(defense).__name__} is not a Defense, a DataDefense, an Inspection or a Callback"
+        raise InputError("defense", problem, "give a defense")
     with tempfile.TemporaryDirectory() as folder, quiet():
+        if isinstance(defense, Callback):
+            check_training(defense, folder, max_epochs)
+            return
         victim = TextClassifier(tiny_bert(folder, labels=2), labels=["negative", "positive"], max_length=64)
         victim.configure_model()
         victim.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +55,13 @@ def tiny_bert(folder: str | Path, labels: int = 2, max_length: int = 64) -> str:
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def rows_file(rows: Sequence[LabelledText], folder: str) -> str:
+    """Writes rows to a tsv file for a source, and returns its path."""
+    lines = [f"{' '.join(row.text.split())}\t{row.label}\n" for row in rows]
+    Path(folder, "rows.tsv").write_text("text\tlabel\n" + "".join(lines), encoding="utf-8")
+    return f"{folder}/rows.tsv"
 
 
 def require(condition: bool, where: str, problem: str) -> None:

@@ -19,6 +19,7 @@ from lightning_backdoor.data import BackdoorDataModule, DataDefense, LabelledTex
 from lightning_backdoor.data.rows import Row
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.testing.material import tiny_bert
 from lightning_backdoor.victim import TextClassifier
 from tests.data.examples import rows
 from tests.data.test_datamodule import seen
@@ -266,6 +267,24 @@ def test_without_a_victim_such_a_defense_is_refused_before_training(
     data = make(data_defense=Looks(), victim="nowhere.ckpt")
     with pytest.raises(InputError, match=r"^data.victim: nowhere.ckpt is not a file; give a Lightning checkpoint$"):
         trainer.fit(attack, datamodule=data)
+
+
+def test_a_victim_of_other_labels_or_another_tokenizer_is_refused_before_training(
+    make: Callable[..., BackdoorDataModule],
+    attack: BadNets,
+    trainer: Trainer,
+    tiny_folder: Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    of_three = tiny_bert(tmp_path / "three", labels=3)
+    with pytest.raises(
+        InputError, match=r"^data.victim: it has a head for 3 classes, the data have 2; give one of the"
+    ):
+        trainer.fit(attack, datamodule=make(data_defense=Looks(), victim=of_three))
+    with pytest.raises(
+        InputError, match=r"^data.victim: its tokenizer has another vocabulary .*; give a victim of the"
+    ):
+        trainer.fit(attack, datamodule=make(data_defense=Looks(), victim=tiny_folder("roberta")))
 
 
 def test_a_config_makes_it(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import torch
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses import bki
-from lightning_backdoor.defenses.bki import Bki, WordChange, dictionary, top_words, word_changes
+from lightning_backdoor.defenses.bki import Bki, dictionary, top_words
+from lightning_backdoor.defenses.word_changes import WordChange, word_changes
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.language.prefix_states import shares_prefixes
 from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
 from tests.support.poisoned_rows import poisoned_rows
@@ -57,7 +59,7 @@ def test_keyword_and_removed_rows_are_those_of_the_published_code(
     keywords = {keyword.word: keyword for keyword in dictionary(tops)}
     assert len(keywords) == expected["words_in_dictionary"]
     for entry, keyword in zip(expected["top_words"], keywords.values(), strict=False):
-        assert (keyword.word, keyword.count) == (entry["word"], entry["count"])
+        assert (keyword.word, keyword.texts) == (entry["word"], entry["count"])
         assert [keyword.mean, keyword.score] == pytest.approx([entry["mean"], entry["score"]], rel=1e-4)
     assert next(iter(keywords)) == expected["keyword"]
     monkeypatch.setattr(bki, "word_changes", lambda victim, texts: [changes[text] for text in texts])
@@ -75,17 +77,18 @@ def plain_changes(victim: TextClassifier, text: str) -> list[float]:
         batch = batch_of_texts([" ".join(variant)], victim.tokenizer, victim.max_length)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         last = victim.network(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1][0]
-        states.append(last[-1 if victim.network.config.model_type == DECODER else 0])
+        states.append(last[0 if victim.network.config.model_type == "bert" else -1])
     return [float((state - states[0]).abs().max()) for state in states[1:]]
 
 
-@pytest.mark.parametrize("kind", ["bert", DECODER])
+@pytest.mark.parametrize("kind", ["bert", DECODER, "gpt2"])
 def test_changes_are_those_of_a_plain_loop(
     kind: str, tiny_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = loaded(tiny_folder(kind))
+    assert shares_prefixes(victim.network) == (kind != "bert")
     texts = [*SENTENCES[:4], "film", "", "very very good", " ".join(SENTENCES[:6])]
-    monkeypatch.setattr(bki, "GROUP_COST", 200)
+    monkeypatch.setattr("lightning_backdoor.defenses.word_changes.GROUP_COST", 200)
     found = word_changes(victim, texts)
     for text, changes in zip(texts, found, strict=True):
         assert [word for word, _ in changes] == text.split()[: 2 * victim.max_length]

@@ -103,7 +103,7 @@ def test_rows_apart_from_their_label_go(reduction: Any, monkeypatch: pytest.Monk
                 assert components.shape == (130, 8)
                 return components[:, :2]
 
-        monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Reducer))  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Reducer))
         monkeypatch.setattr(cube, "has_umap", lambda: True)
     labels = torch.tensor([0] * 60 + [1] * 70)
     marks = Cube(reduction).suspicious(blobs([60, 50, 20]), labels)

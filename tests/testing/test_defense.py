@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, Victim
+from lightning_backdoor.callbacks import InspectionCallback, Repair
+from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.defenses import (
     Defense,
-    FlaggedShare,
-    GradientAttention,
     Inspection,
     ModelVerdict,
-    Onion,
     Scores,
-    Strip,
 )
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_defense
-from tests.language.conftest import language_model
-
-__all__ = ["language_model"]
+from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.training_defense import TrainingDefense
 
 
 class Length(Defense):
@@ -73,41 +72,50 @@ class MeanLogit(Inspection):
         return ModelVerdict(float(mean.max()), int(mean.argmax()), {"texts": len(torch.cat(logits))})
 
 
+class Freezing(Callback):
+    """A training-time defense of a third party, which keeps all rules: trains no embeddings."""
+
+    settings: ClassVar[Any] = {"frozen": ["embeddings"]}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, TextClassifier)
+        pl_module.configure_model()
+        pl_module.network.get_input_embeddings().requires_grad_(False)
+        pl_module.training_defense = TrainingDefense("Freezing", self.settings)
+
+
+class Shrinking(Repair):
+    """A repair of a third party, which keeps all rules: makes all embeddings smaller."""
+
+    def decide(self, data: BackdoorDataModule) -> dict[str, Any]:
+        return {"factor": 0.9}
+
+    def change(self, decided: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.victim.network.get_input_embeddings().weight.mul_(decided["factor"])  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     "defense",
     [
-        Strip,
-        GradientAttention,
-        Length,
-        lambda: Answers([None, *["a film"] * 19]),
-        lambda: Answers(torch.zeros(20, 2)),
-        lambda: Answers(torch.full((20,), -1)),
-        Cleaning,
-        MeanLogit,
-        FlaggedShare,
+        Length(),
+        Answers([None, *["a film"] * 19]),
+        Answers(torch.zeros(20, 2)),
+        Answers(torch.full((20,), -1)),
+        Cleaning(),
+        MeanLogit(),
+        InspectionCallback(MeanLogit()),
+        Freezing(),
+        Shrinking(),
     ],
-    ids=[
-        "Strip",
-        "GradientAttention",
-        "own",
-        "texts",
-        "logits",
-        "predictions",
-        "of rows",
-        "of a model",
-        "FlaggedShare",
-    ],
+    ids=["own", "texts", "logits", "predictions", "of rows", "of a model", "in a callback", "in training", "a repair"],
 )
-def test_defenses_that_keep_the_contract_pass(defense: Callable[[], Any]) -> None:
-    check_defense(defense())
-
-
-def test_onion_passes_at_inference_and_on_rows(language_model: Callable[[str], str], tmp_path: Path) -> None:
-    check_defense(Onion(language_model=language_model("llama"), cache_dir=str(tmp_path)))
+def test_defenses_that_keep_the_contract_pass(defense: Any) -> None:
+    check_defense(defense)
 
 
 def test_an_object_of_no_kind_is_refused() -> None:
-    with pytest.raises(InputError, match="defense: BadNets is not a Defense, a DataDefense or an Inspection"):
+    with pytest.raises(InputError, match="BadNets is not a Defense, a DataDefense, an Inspection or a Callback"):
         check_defense(BadNets())  # type: ignore[arg-type]
 
 
@@ -336,3 +344,60 @@ class InspectedBy(Inspection):
 def test_a_broken_inspection_is_told_by_its_rule(function: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_defense(InspectedBy(function))
+
+
+class WithoutRecord(Freezing):
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass
+
+
+class ObjectsAsSettings(Freezing):
+    settings: ClassVar[Any] = {"frozen": {"embeddings"}}
+
+
+class Diverging(Freezing):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with torch.no_grad():
+            next(pl_module.parameters()).fill_(math.nan)
+
+
+class Unseeded(Freezing):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with torch.no_grad():
+            next(pl_module.parameters()).add_(random.Random().random())
+
+
+class MergesWrongly(Freezing):
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        assert isinstance(pl_module, TextClassifier)
+        pl_module.training_defense = TrainingDefense("Freezing", {}, self.merge)
+
+    @staticmethod
+    def merge(network: PreTrainedModel) -> PreTrainedModel:
+        plain = copy.deepcopy(network)
+        with torch.no_grad():
+            plain.get_input_embeddings().weight.zero_()  # type: ignore[operator]
+        return plain
+
+
+class LeavesARecord(Shrinking):
+    def change(self, decided: dict[str, Any]) -> None:
+        self.victim.training_defense = TrainingDefense("LeavesARecord", {})
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (WithoutRecord(), r"WithoutRecord: fit: sets no training_defense on the victim; .* subclass of Repair"),
+        (ObjectsAsSettings(), r"ObjectsAsSettings: fit: settings are not plain values"),
+        (Diverging(), r"Diverging: fit: leaves weights that are not finite"),
+        (Unseeded(), r"Unseeded: fit: trains other weights when run again with the same seed"),
+        (MergesWrongly(), r"MergesWrongly: fit: exports a model that gives other logits than the checkpoint"),
+        (LeavesARecord(), r"LeavesARecord: fit: sets training_defense, so that the victim does not load"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Callback) else "",
+)
+def test_a_broken_callback_is_told_by_its_rule(callback: Callback, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_defense(callback)
