@@ -6,9 +6,10 @@ averaged.
 
 The published program takes its threshold from the same rows that give mean and standard deviation; here the threshold
 comes from other rows. By default it takes the mean over all tokens as a text's state, as an option does here
-(``token="mean"``); on encoders the state of the first token, from which the head reads, tells far more (on a MiniLM with
-a one-word trigger, an AUROC of 0.94 against 0.60). In the program a low score is suspicious; here the sign is turned. Differences of states are taken in float64, since in low layers the first token's states differ in their
-last digits.
+(``token="mean"``); on encoders the state of the first token, from which the head reads, tells far more (on a MiniLM
+with a one-word trigger, an AUROC of 0.94 against 0.60). In the program a low score is suspicious; here the sign is
+turned. Differences of states are taken in float64, since in low layers the first token's states differ in their last
+digits.
 """
 
 from __future__ import annotations
