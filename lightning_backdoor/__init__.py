@@ -20,8 +20,8 @@ _EXPORTS = {
     "callbacks": "CleaningWriter FourierView GradientAttentionDefense InferenceDefense InspectionCallback MuScleLoRA"
     " OutcomeWriter OutputFolder PredictionWriter ProgressWriter RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
-    "defenses": "REJECTED Defense FlaggedShare GradientAttention Inspection ModelVerdict Onion Scores Strip Verdict"
-    " flagged_share_verdict judge threshold_at_fpr",
+    "defenses": "REJECTED BadActs Dan Defense Dup FlaggedShare GradientAttention Inspection Lcf ModelVerdict Onion"
+    " Scores Strip Verdict flagged_share_verdict judge threshold_at_fpr",
     "errors": "Diverged InputError",
     "language": "FileParaphraser LanguageModelParaphraser LeaveOneOut Manner NearestWords NotCached ParaphraseTuner"
     " Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES TextCache WordNet",

@@ -98,9 +98,13 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
 def test_defenses_have_the_moments_at_which_they_act(capsys: pytest.CaptureFixture[str]) -> None:
     found = listed(capsys, "defenses")
     assert {name: entry.moments for name, entry in found.items()} == {
+        "BadActs": ("at inference",),
+        "Dan": ("at inference",),
+        "Dup": ("at inference",),
         "FlaggedShare": ("on the trained model",),
         "GradientAttention": ("at inference",),
         "GradientAttentionDefense": ("at inference",),
+        "Lcf": ("at inference",),
         "MuScleLoRA": ("in training",),
         "Onion": ("before training", "at inference"),
         "Strip": ("at inference",),
