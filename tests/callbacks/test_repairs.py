@@ -59,7 +59,7 @@ def make(tiny_folder: Callable[[str], str], tmp_path: Path) -> Callable[..., Tex
 
 def fitted(folder: Path, victim: TextClassifier, data: BackdoorDataModule, *callbacks: Any, **options: Any) -> Trainer:
     given = {"max_epochs": 2, "limit_val_batches": 0, "enable_checkpointing": False, **options}
-    switches = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    switches: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     resumed = given.pop("ckpt_path", None)
     trainer = Trainer(accelerator="cpu", default_root_dir=folder, callbacks=[*callbacks], **switches, **given)
     trainer.fit(victim, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
@@ -170,7 +170,9 @@ def test_decisions_come_from_reference_and_selection_rows_alone(
 def test_meft_raises_the_entropy_and_then_fine_tunes(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    victim, entropies, fine_tuned = make(), [], set()
+    victim = make()
+    entropies: list[float] = []
+    fine_tuned = set()
 
     class Watched(MEFT):
         def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
