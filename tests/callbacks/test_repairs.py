@@ -229,8 +229,10 @@ def test_a_training_step_that_ignores_the_loss_is_refused(
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
             return self.cross_entropy(batch)
 
+    victim = make(attack=Own)
     with pytest.raises(InputError, match=r"^model: Own has a training_step that ignores the loss of MEFT; let it"):
-        fitted(tmp_path, make(attack=Own), data, MEFT())
+        fitted(tmp_path, victim, data, MEFT())
+    assert victim.objective is None  # a later fit is not repaired
 
 
 def test_two_processes_repair_alike(
