@@ -6,7 +6,6 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from lightning_backdoor.callbacks.repair import PruningRepair
 from lightning_backdoor.data import BackdoorDataModule
@@ -14,6 +13,7 @@ from lightning_backdoor.defenses.fine_pruning import dormant_first, marks_of, me
 from lightning_backdoor.defenses.pruning import (
     FEED_FORWARD,
     accuracy,
+    number_of_inputs,
     output_layers,
     prune_while_accurate,
     without_inputs,
@@ -66,7 +66,7 @@ class FinePruning(PruningRepair):
         if len(layers) < self.layers:
             raise InputError("layers", f"{self.layers} are more than the {len(layers)} of the victim", "lower it")
         layers = layers[-self.layers :]
-        return layers, [layer.weight.shape[0 if isinstance(layer, Conv1D) else 1] for layer in layers]
+        return layers, [number_of_inputs(layer) for layer in layers]
 
     def decide(self, data: BackdoorDataModule) -> dict[str, Any]:
         """The units to prune."""
