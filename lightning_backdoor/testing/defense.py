@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback
 from torch import Tensor
 
@@ -29,7 +30,9 @@ from lightning_backdoor.victim import TextClassifier
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 
 
-def check_defense(defense: Defense | DataDefense | Inspection | Callback, max_epochs: int = 2) -> None:
+def check_defense(
+    defense: Defense | DataDefense | Inspection | Callback, max_epochs: int = 2, device: str = "cpu"
+) -> None:
     """Checks a defense against the contract of each moment at which it acts: one call for any kind of defense.
 
     A :class:`DataDefense`, a :class:`Defense` and an :class:`Inspection` are checked as such, also within the callback
@@ -56,6 +59,7 @@ def check_defense(defense: Defense | DataDefense | Inspection | Callback, max_ep
         defense: a new defense, not yet used; it is changed by learning and calibration, except for callbacks that
             train, which are copied.
         max_epochs: number of epochs of a fit, for callbacks whose training has more phases.
+        device: of victim and batches, such as ``cuda``; fits run on the processor.
 
     Raises:
         AssertionError: a rule is broken.
@@ -75,9 +79,9 @@ def check_defense(defense: Defense | DataDefense | Inspection | Callback, max_ep
             return
         victim = TextClassifier(tiny_bert(folder, labels=2), labels=["negative", "positive"], max_length=64)
         victim.configure_model()
-        victim.eval()
+        victim.to(device).eval()
         if isinstance(defense, Defense):
-            _check_inference(defense, victim)
+            _check_inference(defense.to(device), victim)
         if isinstance(defense, DataDefense):
             _check_cleaning(defense, victim)
         if isinstance(defense, Inspection):
@@ -91,7 +95,8 @@ def _batches(rows: Sequence[LabelledText], victim: TextClassifier, size: int = 4
         part = rows[start : start + size]
         ids = token_ids([row.text for row in part], victim.tokenizer, victim.max_length)
         columns = [clean_row(row.text, row.label, start + i) for i, row in enumerate(part)]
-        result.append(collate([{**row, "input_ids": i} for row, i in zip(columns, ids, strict=True)], victim.tokenizer))
+        batch = collate([{**row, "input_ids": i} for row, i in zip(columns, ids, strict=True)], victim.tokenizer)
+        result.append(move_data_to_device(batch, victim.network.device))
     return result
 
 
@@ -195,7 +200,7 @@ def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> Non
 
 def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:
     where, size = f"{name}.purify", len(batch["text"])
-    flagged = torch.arange(size) % 2 == 0
+    flagged = torch.arange(size, device=victim.network.device) % 2 == 0
     with _victim_is_kept(victim, where), torch.no_grad():
         answer: Any = defense.purify(victim, batch, flagged, defense.score(victim, batch))
         if isinstance(answer, list):
