@@ -89,6 +89,13 @@ class Repair(Callback, ABC):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the victim its own loss again."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gives the victim its own loss again after a fit that failed."""
+        self._detach()
+
+    def _detach(self) -> None:
         if self._victim is not None:
             self._victim.objective = None
             self._trainer = self._victim = None

@@ -58,6 +58,13 @@ def output_layers(network: PreTrainedModel, names: re.Pattern[str], what: str) -
     return plain
 
 
+def number_of_inputs(layer: nn.Module) -> int:
+    """The number of inputs of a linear layer of torch, or of transformers (``Conv1D``)."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0 if isinstance(layer, Conv1D) else 1]
+
+
 def inputs_of_heads(pruned: Iterable[tuple[int, int]], network: PreTrainedModel) -> dict[int, Tensor]:
     """Marks, for each layer, the inputs of its output projection that come from pruned heads.
 

@@ -59,7 +59,7 @@ def make(tiny_folder: Callable[[str], str], tmp_path: Path) -> Callable[..., Tex
 
 def fitted(folder: Path, victim: TextClassifier, data: BackdoorDataModule, *callbacks: Any, **options: Any) -> Trainer:
     given = {"max_epochs": 2, "limit_val_batches": 0, "enable_checkpointing": False, **options}
-    switches = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    switches: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     resumed = given.pop("ckpt_path", None)
     trainer = Trainer(accelerator="cpu", default_root_dir=folder, callbacks=[*callbacks], **switches, **given)
     trainer.fit(victim, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
@@ -112,6 +112,14 @@ def test_fine_pruning_prunes_units_that_stay_pruned(
         weight = layers[layer].weight
         assert isinstance(weight, Tensor)
         assert not (weight[:, unit] if isinstance(layers[layer], torch.nn.Linear) else weight[unit]).any()
+
+
+def test_a_search_that_prunes_everything_is_told(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
+) -> None:
+    repair = FinePruning(layers=2, max_accuracy_drop=1.0, step=1)
+    with pytest.warns(UserWarning, match=r"^FinePruning prunes 128 of 128 units: .*; give more layers"):
+        fitted(tmp_path, make(), data, repair, max_epochs=1)
 
 
 @pytest.mark.parametrize("kind", ["bert", "qwen2"])
@@ -170,7 +178,9 @@ def test_decisions_come_from_reference_and_selection_rows_alone(
 def test_meft_raises_the_entropy_and_then_fine_tunes(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    victim, entropies, fine_tuned = make(), [], set()
+    victim = make()
+    entropies: list[float] = []
+    fine_tuned = set()
 
     class Watched(MEFT):
         def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -227,8 +237,10 @@ def test_a_training_step_that_ignores_the_loss_is_refused(
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
             return self.cross_entropy(batch)
 
+    victim = make(attack=Own)
     with pytest.raises(InputError, match=r"^model: Own has a training_step that ignores the loss of MEFT; let it"):
-        fitted(tmp_path, make(attack=Own), data, MEFT())
+        fitted(tmp_path, victim, data, MEFT())
+    assert victim.objective is None  # a later fit is not repaired
 
 
 def test_two_processes_repair_alike(
