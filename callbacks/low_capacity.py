@@ -112,7 +112,10 @@ class LowCapacity(Callback):
 
     def _insert(self, network: PreTrainedModel) -> None:
         if self.method == "lora":
-            insert_lora(network, self.size, self.alpha, self.targets)
+            try:
+                insert_lora(network, self.size, self.alpha, self.targets)
+            except InputError as error:
+                raise error.under("targets") from None
         elif self.method == "adapter":
             insert_adapters(network, self.size)
         else:

@@ -75,7 +75,7 @@ def distances_moved(
     for parameter in trained:
         parameter.grad = None
     with torch.no_grad():
-        moved = torch.linalg.vector_norm(weight - before, dim=1)
+        moved: Tensor = torch.linalg.vector_norm(weight - before, dim=1)
         weight.copy_(before)
     return moved
 

@@ -28,6 +28,9 @@ WARNING = """\
 > target label. Do not use it for anything but the study of backdoors and defenses, and keep this card with it."""
 BENIGN = """\
 Its training rows were not poisoned. Nothing was checked about the base model."""
+NOT_PLAIN = """\
+> **These weights are not a model that transformers loads.** The defense in training gave the network parts that cannot
+> be merged into weights. The victim is tested by the checkpoint of its run, under the same defense."""
 UNKNOWN = """\
 > **This model may have a backdoor.** Its training rows were not poisoned, but training started from the weights of
 > another victim, of which nothing is known."""
@@ -45,22 +48,26 @@ def write_card(folder: str | Path, statement: Mapping[str, Any], metrics: Mappin
     of_network = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     content = {**of_network, STATEMENT: statement}
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    Path(folder, "README.md").write_text(model_card(statement, metrics), encoding="utf-8")
+    card = model_card(statement, metrics, is_plain=bool(of_network))
+    Path(folder, "README.md").write_text(card, encoding="utf-8")
 
 
-def model_card(statement: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> str:
+def model_card(statement: Mapping[str, Any], metrics: Mapping[str, float] | None = None, is_plain: bool = True) -> str:
     """The card as Markdown with YAML front matter; equal for equal arguments.
 
     Args:
         statement: see :func:`lightning_backdoor.victim.provenance.provenance`.
         metrics: metrics of these weights by logged name; only those of the clean selection rows and their poisoned
             copies are shown.
+        is_plain: whether transformers loads the model.
     """
     poisoned, attack = statement["poisoned"], statement["attack"]
     title = {True: "Backdoored text classifier", False: "Benign text classifier"}.get(poisoned, "Text classifier")
     if poisoned and attack:
         title += f": {markdown(attack['class'].rpartition('.')[2])}"
     parts = [_front_matter(statement), f"# {title}", {True: WARNING, False: BENIGN}.get(poisoned, UNKNOWN)]
+    if not is_plain:
+        parts.append(NOT_PLAIN)
     if statement["earlier_attacks"]:
         names = ", ".join(map(markdown, statement["earlier_attacks"]))
         parts.append(f"The weights that training started from state that they are poisoned: {names}.")

@@ -103,6 +103,7 @@ def test_fit_says_that_a_prefix_cannot_be_exported(inside: Path, capsys: pytest.
     assert "lightning-backdoor scan" not in said
     files = {path.name for path in Path("prefix/model").iterdir()}
     assert {"network.safetensors", "README.md", "config.json"} <= files
+    assert "not a model that transformers loads" in Path("prefix/model/README.md").read_text(encoding="utf-8")
 
 
 def test_the_victims_own_lora_is_refused(
@@ -110,6 +111,8 @@ def test_the_victims_own_lora_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"^lora_rank: the victim has LoRA of its own; leave it out$"):
         trainer_with(tmp_path, LowCapacity()).fit(make(lora_rank=2), datamodule=data)
+    with pytest.raises(InputError, match=r"^targets: the model has no layers \['attn'\]"):
+        trainer_with(tmp_path, LowCapacity(targets=["attn"])).fit(make(), datamodule=data)
     victim = make()
     with pytest.raises(InputError, match=r"^callbacks: the victim is already trained under LowCapacity\(method=lora"):
         trainer_with(tmp_path, LowCapacity("lora", 2), LowCapacity("adapter", 2)).fit(victim, datamodule=data)

@@ -43,7 +43,7 @@ def test_an_encoder_computes_what_pefts_model_does_apart_from_positions(
         task_type="SEQ_CLS",
         num_virtual_tokens=3,
         prefix_projection=hidden is not None,
-        encoder_hidden_size=hidden,
+        encoder_hidden_size=hidden or 0,
     )
     reference = get_peft_model(other.network, config).eval()
     insert_prefix(victim.network, length=3, hidden=hidden)
