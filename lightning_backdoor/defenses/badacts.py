@@ -133,7 +133,7 @@ class BadActs(StateDefense):
         network, seed = victim.network, self.seed or 0
         right = _predictions(victim, reference.texts) == reference.labels
         rows = reference.take(right.nonzero().flatten().tolist())
-        if len(rows.texts) < 4:
+        if len(rows.texts) < 3:  # one to fit, and two to judge by
             problem = f"the victim predicts {len(rows.texts)} of {len(reference.texts)} clean rows correctly"
             raise InputError("reference rows", problem, "give more, or epochs 0, which optimises no clipping bounds")
         fitted, judged = ([inputs for _, inputs in _batches(victim, part.texts)] for part in rows.split(HELD_OUT, seed))

@@ -6,10 +6,10 @@ averaged.
 
 The published program takes its threshold from the same rows that give mean and standard deviation; here the threshold
 comes from other rows. By default it takes the mean over all tokens as a text's state, as an option does here
-(``token="mean"``); on encoders the state of the first token, which the paper uses and the head reads, tells far more
-(on a MiniLM with a one-word trigger, an AUROC of 0.94 against 0.60). In the program a low score is suspicious; here the
-sign is turned. Differences of states are taken in float64, since in low layers the first token's states differ in their
-last digits.
+(``token="mean"``); on encoders the state of the first token, from which the head reads, tells far more (on a MiniLM
+with a one-word trigger, an AUROC of 0.94 against 0.60). In the program a low score is suspicious; here the sign is
+turned. Differences of states are taken in float64, since in low layers the first token's states differ in their last
+digits.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class Dan(StateDefense):
         seed: int | None = None,
     ) -> None:
         super().__init__(fpr, seed, token)
+        if layers not in ("mean", "max"):
+            raise InputError("layers", f"{layers!r} is not a way to combine layers", "give mean or max")
         if not 0 < shrinkage <= 1:
             raise InputError("shrinkage", f"{shrinkage} is not a share", "give a number above 0 and at most 1")
         if not 0 < held_out < 1:

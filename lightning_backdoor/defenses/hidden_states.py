@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -65,6 +65,9 @@ class StateDefense(Defense):
 
     Attributes:
         learned: names of the buffers.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     reads: ClassVar[Reads] = frozenset({"hidden_states"})
@@ -72,6 +75,8 @@ class StateDefense(Defense):
 
     def __init__(self, fpr: float, seed: int | None, token: Token = "readout") -> None:
         super().__init__(fpr=fpr, seed=seed)
+        if token not in get_args(Token):
+            raise InputError("token", f"{token!r} is not a token", f"give one of {', '.join(get_args(Token))}")
         self.token = token
         for name in self.learned:
             self.register_buffer(name, torch.empty(0))

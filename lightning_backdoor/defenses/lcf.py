@@ -119,5 +119,5 @@ def standardised_lengths(changes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     >>> standardised_lengths(torch.tensor([[[4.0, 9.0]]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 2.0]]))
     tensor([[5.]])
     """
-    standardised: Tensor = (changes - mean[:, None]) / std[:, None]
-    return torch.linalg.vector_norm(standardised, dim=2)
+    lengths: Tensor = ((changes - mean[:, None]) / std[:, None]).norm(dim=2)
+    return lengths

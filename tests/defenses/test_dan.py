@@ -34,10 +34,12 @@ def test_figures_are_those_of_the_published_program(
         close(-of_held_out, expected["score_mean_of_normalising_rows"], absolute=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"shrinkage": 0.0}, {"held_out": 1.0}, {"fpr": 1.0}])
-def test_values_out_of_range_are_refused(options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"layers": "median"}, {"token": "first"}, {"shrinkage": 0.0}, {"held_out": 1.0}, {"fpr": 1.0}]
+)
+def test_values_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
-        Dan(**options)  # type: ignore[arg-type]
+        Dan(**options)
 
 
 def test_held_out_rows_that_do_not_differ_are_refused() -> None:

@@ -91,7 +91,7 @@ def test_states_are_those_of_the_token(kind: str, tiny_folder: Callable[[str], s
     victim = loaded(tiny_folder(kind))
     batch = batch_of_texts(SENTENCES[:5], victim.tokenizer, victim.max_length)
     inputs = batch["input_ids"], batch["attention_mask"]
-    found = {token: token_states(victim.network, *inputs, token) for token in ("readout", "last", "mean")}  # type: ignore[arg-type]
+    found = {token: token_states(victim.network, *inputs, token) for token in ("readout", "last", "mean")}
     for row, length in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
         alone = {"input_ids": batch["input_ids"][row : row + 1, :length]}
         with torch.no_grad():

@@ -40,7 +40,8 @@ def test_figures_are_those_of_the_published_program(name: str, golden_states: Go
 def distance_from_others(rows: torch.Tensor, row: int) -> torch.Tensor:
     others = torch.cat([rows[:row], rows[row + 1 :]])
     difference = rows[row] - others.mean(dim=0)
-    return (difference @ torch.linalg.inv(ledoit_wolf(others)[0]) @ difference).sqrt()
+    square: torch.Tensor = difference @ torch.linalg.inv(ledoit_wolf(others)[0]) @ difference
+    return square.sqrt()
 
 
 def test_rows_whose_states_change_alike_are_refused() -> None:

@@ -123,7 +123,7 @@ def layer_aurocs(checkpoint: Path, cell: Cell, args: argparse.Namespace) -> list
         seed=seed,
     )
     options = {"model": grid_content(args)["models"]["MiniLM"], "poison_rate": entry["poison_rate"]}
-    data.attack = ATTACKS[attack](paraphraser=paraphraser, **options)  # type: ignore[call-arg]
+    data.attack = ATTACKS[attack](paraphraser=paraphraser, **options)
     defense = Dan(seed=seed)
     defense.learn(victim, data.reference_dataloader())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import transformers
@@ -53,10 +54,8 @@ def scoring(args: argparse.Namespace) -> Iterator[Comparison]:
     batches = sorted_batches(texts[:SHORT_TEXTS], victim)
     for name, (make, target) in DEFENSES.items():
         if name in (args.defenses or DEFENSES):
-            defense = learned(make, victim, texts[SHORT_TEXTS:])
-            pairs = paired_seconds(
-                lambda batch, d=defense: d.score(victim, batch), plain_forward(victim), batches, args
-            )  # type: ignore[misc]
+            score = partial(learned(make, victim, texts[SHORT_TEXTS:]).score, victim)
+            pairs = paired_seconds(score, plain_forward(victim), batches, args)
             yield Comparison(f"{name} / plain forward, SST-2, sorted by length", "s", target, pairs)
 
 
