@@ -16,6 +16,9 @@ from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.data.rows import Rewritten, Rows
 from lightning_backdoor.errors import InputError
 
+#: stands for the victim of the same rows in a grid, which puts its checkpoint there; elsewhere, none is given.
+SAME_ROWS = "undefended"
+
 
 class LabelledText(NamedTuple):
     """A text and the index of its class, from 0."""
@@ -137,7 +140,7 @@ def load_victim(
     Args:
         defense: the defense, for messages.
         reader: the module that is to be trained, a ``TextClassifier``, whose class loads the victim.
-        path: path of a checkpoint or model folder; None if none is given, which is an error.
+        path: path of a checkpoint or model folder; None or ``SAME_ROWS`` if none is given, which is an error.
         device: device of the victim; None means the CPU.
         check_rows: is given the state of the data module with which a checkpoint was trained, if it is recorded;
             raises ``InputError`` if its training rows may be rows on which the defended victim is evaluated.
@@ -147,7 +150,7 @@ def load_victim(
         InputError: no path is given, the module's class cannot load victims, the victim cannot be loaded, or has other
             labels or another vocabulary, or see ``check_rows``.
     """
-    if path is None:
+    if path is None or path == SAME_ROWS:
         problem = f"{type(defense).__name__} needs a victim trained on the same rows"
         raise InputError("data.victim", problem, "give the checkpoint of a run")
     load = getattr(type(reader), "load_trained", None)

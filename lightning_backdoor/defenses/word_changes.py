@@ -85,7 +85,7 @@ def _changes(
     start = 0
     for text, words in zip(texts, spans, strict=True):
         end = start + 1 + len(words)
-        changes = largest_changes(states[start:end]).tolist()
+        changes = (states[start + 1 : end] - states[start]).abs().amax(dim=1).tolist()
         results.append([WordChange(text[a:b], change) for (a, b), change in zip(words, changes, strict=True)])
         start = end
     return results
@@ -115,12 +115,3 @@ def _states(victim: Victim, rows: Sequence[list[int]], sizes: Sequence[int], sha
     states = last_states(victim.network, full, [variant(text, full[text], list(ids)) for text, ids in others])
     at = of_texts | {key: len(full) + i for i, key in enumerate(others)}
     return states.float()[[at[key] for key in keyed]]
-
-
-def largest_changes(states: Tensor) -> Tensor:
-    """The largest absolute entry of each state's difference from the first one; (n + 1, size) to (n,).
-
-    >>> largest_changes(torch.tensor([[1.0, 0.0], [1.0, 0.5], [-1.0, 0.0]]))
-    tensor([0.5000, 2.0000])
-    """
-    return (states[1:] - states[0]).abs().amax(dim=1)

@@ -260,10 +260,12 @@ def test_a_defense_may_look_through_a_victim_that_a_run_has_trained(
 def test_without_a_victim_such_a_defense_is_refused_before_training(
     make: Callable[..., BackdoorDataModule], attack: BadNets, trainer: Trainer
 ) -> None:
-    with pytest.raises(
-        InputError, match=r"^data.victim: Looks needs a victim trained on the same rows; give the checkpoint of a run$"
-    ):
-        trainer.fit(attack, datamodule=make(data_defense=Looks()))
+    for none in (None, "undefended"):  # the latter stands for a victim in a grid alone
+        with pytest.raises(
+            InputError,
+            match=r"^data.victim: Looks needs a victim trained on the same rows; give the checkpoint of a run$",
+        ):
+            trainer.fit(attack, datamodule=make(data_defense=Looks(), victim=none))
     data = make(data_defense=Looks(), victim="nowhere.ckpt")
     with pytest.raises(InputError, match=r"^data.victim: nowhere.ckpt is not a file; give a Lightning checkpoint$"):
         trainer.fit(attack, datamodule=data)
