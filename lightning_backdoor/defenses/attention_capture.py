@@ -30,6 +30,7 @@ from transformers.masking_utils import sdpa_mask  # private: transformers 5.23.0
 
 from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.readout_only import readout_only
 
 #: name under which the capturing attention is registered with transformers.
 CAPTURING = "column_sums"
@@ -301,6 +302,9 @@ def attention_and_gradient(
         leaves = stack.enter_context(_word_embeddings_as_leaf(network))
         # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
+        stack.enter_context(readout_only(network, input_ids, attention_mask))
+        captured = stack.enter_context(_attention_switched(network))
+        leaves = stack.enter_context(_word_embeddings_as_leaf(network))
         weight = torch.ones_like(attention_mask) if count_padding else attention_mask
         collector = _ColumnSums(attention_mask, weight.float(), level)
         token = _collector.set(collector if captured else None)

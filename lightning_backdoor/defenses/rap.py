@@ -37,6 +37,7 @@ from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.models.captures import plain_logits
+from lightning_backdoor.models.readout_only import readout_only
 
 NOT_JUDGED = -1.0  # score of a text without an embedding for its predicted label: a fall of 1, which no text exceeds
 
@@ -119,8 +120,10 @@ class _WordFirst:
     def probabilities(self, tokens: tuple[Tensor, Tensor, Tensor], rows: Tensor) -> Tensor:
         """The victim's probabilities, (texts, classes), where the word has the given embeddings, one set per text."""
         input_ids, mask, positions = tokens
-        with words_embedded_as(self.victim.network, positions, rows):
-            logits: Tensor = self.victim.network(input_ids=input_ids, attention_mask=mask).logits
+        network = self.victim.network
+        # readout_only first: it leaves networks alone on which there are hooks of others
+        with readout_only(network, input_ids, mask), words_embedded_as(network, positions, rows):
+            logits: Tensor = network(input_ids=input_ids, attention_mask=mask).logits
         return logits.float().softmax(dim=-1)
 
 

@@ -7,7 +7,8 @@ predicts. If at least a share ``bar`` of the copies keeps the label of the text,
 
 There are two stages, each with its own copies: in the first the content words are replaced, in the second the function
 words as well, so that only punctuation and rare tokens are left. A text is as suspicious as in the stage that it
-survives better, which is this library's way to combine them. The score of a stage with n copies, of which k keep the label y, is
+survives better, which is this library's way to combine them. The score of a stage with n copies, of which k keep the
+label y, is
 
     (k + mean of p_y over the copies) / (n + 1)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_backdoor.models.readout import readout_positions
+from lightning_backdoor.models.readout_only import readout_only
 
 #: bytes of results that are kept by default; beyond them, results are computed again.
 CAPACITY = 1 << 30
@@ -246,12 +247,14 @@ def readout_states(network: PreTrainedModel, input_ids: Tensor, attention_mask: 
 
 
 def _logits(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    logits: Tensor = network(input_ids=input_ids, attention_mask=attention_mask).logits
+    with readout_only(network, input_ids, attention_mask):
+        logits: Tensor = network(input_ids=input_ids, attention_mask=attention_mask).logits
     return logits
 
 
 def _with_states(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    output = network(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    with readout_only(network, input_ids, attention_mask):
+        output = network(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
     rows = torch.arange(len(input_ids), device=input_ids.device)
     positions = readout_positions(network, input_ids, attention_mask)
     return output.logits, torch.stack([layer[rows, positions] for layer in output.hidden_states])

@@ -15,7 +15,7 @@ def is_causal(network: nn.Module) -> bool:
 def readout_positions(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The position of the token that the head reads, by the rules of transformers' classifiers.
 
-    Encoders read the first token (also those whose head averages all tokens are given this one), decoders the last
+    Encoders read the first position (also those whose head averages all tokens are given this one), decoders the last
     one that is not the padding token.
 
     Args:
@@ -27,7 +27,7 @@ def readout_positions(network: PreTrainedModel, input_ids: Tensor, attention_mas
         (batch,), int64.
     """
     if not is_causal(network):
-        return attention_mask.argmax(dim=1)
+        return torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
     padding: int | None = network.config.pad_token_id
     read = attention_mask if padding is None else (input_ids != padding).long()
     return (torch.arange(input_ids.shape[1], device=input_ids.device) * read).argmax(dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_backdoor.batch import Victim, batch_of_texts
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.captures import plain_logits
 from lightning_backdoor.models.divergence import count_not_finite, diverged_victim
 
 
@@ -51,7 +52,7 @@ def predict_texts(victim: Victim, texts: Sequence[str], labels: Sequence[str], b
             positions = order[start : start + batch_size]
             batch = batch_of_texts([texts[position] for position in positions], victim.tokenizer, victim.max_length)
             ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
-            logits: Tensor = network(input_ids=ids, attention_mask=mask).logits.float()
+            logits = plain_logits(network, ids, mask).float()
             number = int(count_not_finite(logits))
             if number:
                 raise diverged_victim(number, len(positions))

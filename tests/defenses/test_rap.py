@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def no_warning_of_few_epochs() -> Iterator[None]:
         yield
 
 
-def batch_of(victim: TextClassifier, texts: list[str] | tuple[str, ...], labels: list[int] | None = None) -> Batch:
+def batch_of(victim: TextClassifier, texts: Sequence[str], labels: list[int] | None = None) -> Batch:
     batch = batch_of_texts(list(texts), victim.tokenizer, victim.max_length)
     if labels is not None:
         batch["original_label"] = torch.tensor(labels)
@@ -95,7 +95,8 @@ def test_scores_are_those_of_a_plain_loop(kind: str, tiny_folder: Callable[[str]
         start = int((ids[0] == word[0]).nonzero()[0]) if with_word else 0
         if with_word:
             ids[0, start : start + len(word)] = new
-        return network(input_ids=ids, attention_mask=batch["attention_mask"]).logits[0].softmax(dim=0)
+        logits: torch.Tensor = network(input_ids=ids, attention_mask=batch["attention_mask"]).logits
+        return logits[0].softmax(dim=0)
 
     rows = []
     for label in (0, 1):

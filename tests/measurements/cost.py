@@ -45,6 +45,7 @@ from tests.measurements.pairs import (
     parse,
     parser,
     plain_forward,
+    prediction,
     print_table,
     sorted_batches,
     test_texts,
@@ -95,7 +96,9 @@ def short(args: argparse.Namespace) -> Iterator[Comparison]:
     ]
     for order, batches in (("sorted by length", sorted_batches(texts, victim)), ("in file order", in_file_order)):
         pairs = paired_seconds(scoring(victim), plain_forward(victim), batches, args)
-        yield Comparison(f"scoring / plain forward, SST-2, {order}", "s", "<= 2.1", pairs)
+        yield Comparison(f"scoring / plain forward of transformers, SST-2, {order}", "s", "<= 2.1", pairs)
+        pairs = paired_seconds(scoring(victim), prediction(victim), batches, args)
+        yield Comparison(f"scoring / prediction of the victim, SST-2, {order}", "s", "", pairs)
 
 
 def long(args: argparse.Namespace) -> Iterator[Comparison]:

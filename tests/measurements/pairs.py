@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.data.batching import TokenisedRows, loader
@@ -118,7 +120,19 @@ def load_victim(model: str) -> TextClassifier:
 
 
 def plain_forward(victim: TextClassifier) -> Callable[[Batch], Any]:
-    """What a prediction costs without any defense."""
+    """What a forward pass of the network of transformers costs, all of its last layer computed."""
+    network: PreTrainedModel = victim.network
+
+    @torch.no_grad()
+    def run(batch: Batch) -> Tensor:
+        logits: Tensor = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits
+
+    return run
+
+
+def prediction(victim: TextClassifier) -> Callable[[Batch], Any]:
+    """What a prediction of the victim costs, without any defense."""
     return torch.no_grad()(victim.forward)
 
 

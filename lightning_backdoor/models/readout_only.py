@@ -1,0 +1,201 @@
+"""Passes for logits alone, whose last layer works on the readout token only, once its attention is computed.
+
+After its last attention a transformer works on each token alone, and the head of a sequence classifier reads one token
+(:mod:`lightning_backdoor.models.readout`). The output projection and the feed-forward layers of the last layer, three
+quarters of its weights, are therefore needed for one token of each text, in the forward and in the backward pass.
+Logits, gradients and random draws of dropout are those of a plain pass, up to rounding.
+
+Nothing is assumed of an architecture: the linear layers that may be shortened are found by passes over a few made-up
+tokens, in which all other rows of their outputs are NaN. Where that changes logits, as in a head that averages tokens,
+all is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import Conv1D, PreTrainedModel
+
+from lightning_backdoor.models.readout import readout_positions
+
+#: packages whose hooks may see the last layer: they read nothing but the readout token's row there.
+KNOWN_HOOKS = ("transformers.", "lightning_backdoor.victim.")
+
+
+class _Tail(NamedTuple):
+    """The linear layers after the last attention that are computed for the readout token alone.
+
+    Attributes:
+        layers: the layers, in the order in which they run.
+        narrow: those whose output only such a layer reads, by way of activations; it is left with one row.
+        modules: ids of all modules of the network for which this was found.
+    """
+
+    layers: tuple[nn.Module, ...]
+    narrow: frozenset[nn.Module]
+    modules: tuple[int, ...]
+
+
+_tails: WeakKeyDictionary[PreTrainedModel, _Tail] = WeakKeyDictionary()
+
+
+@contextmanager
+def readout_only(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Iterator[None]:
+    """Within the block, a pass of the network over this batch computes only what its logits depend on.
+
+    Attention is computed for all tokens; hidden states of the last layer hold for the readout token alone. Networks
+    whose logits depend on other tokens' rows, that are compiled, that recompute activations (gradient checkpointing),
+    or on which others have put hooks, compute all.
+
+    Args:
+        network: any sequence classifier of transformers.
+        input_ids: (batch, length), int64.
+        attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
+
+    Example::
+
+        with readout_only(network, input_ids, attention_mask):
+            logits = network(input_ids=input_ids, attention_mask=attention_mask).logits
+    """
+    modules = _modules(network)
+    if modules is None or input_ids.shape[1] == 1:
+        yield
+        return
+    tail = _tails.get(network)
+    if tail is None or tail.modules != modules:
+        tail = _tails[network] = _find_tail(network, modules)
+    with _shortened(tail, readout_positions(network, input_ids, attention_mask), input_ids.shape[1]):
+        yield
+
+
+@contextmanager
+def _shortened(tail: _Tail, positions: Tensor, length: int, rest: float = 0.0) -> Iterator[None]:
+    """Shortens the layers to the rows at these positions, (batch,); the other rows of their outputs are ``rest``."""
+    index = positions[:, None, None]
+
+    def shorten(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        x: Tensor = args[0]
+        return None if x.shape[1] == 1 else (x.gather(1, index.expand(-1, 1, x.shape[2])), *args[1:])
+
+    def lengthen(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        batch, _, features = output.shape
+        return output.new_full((batch, length, features), rest).scatter(1, index.expand(-1, 1, features), output)
+
+    handles = [layer.register_forward_pre_hook(shorten) for layer in tail.layers]
+    handles += [layer.register_forward_hook(lengthen) for layer in tail.layers if layer not in tail.narrow]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _modules(network: PreTrainedModel) -> tuple[int, ...] | None:
+    """Ids of the modules of a network; None if it must compute all, see :func:`readout_only`."""
+    if torch.compiler.is_compiling():
+        return None
+    ids = []
+    for module in network.modules():
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())  # private: torch 2.13.0
+        compiled = module._compiled_call_impl or type(module).__name__ == "OptimizedModule"  # private: torch 2.13.0
+        recomputes = module.training and vars(module).get("gradient_checkpointing")
+        if compiled or recomputes or any(not _is_known(hook) for hook in hooks):
+            return None
+        ids.append(id(module))
+    return tuple(ids)
+
+
+def _is_known(hook: object) -> bool:
+    return str(getattr(hook, "__module__", None)).startswith(KNOWN_HOOKS)
+
+
+class _Call(NamedTuple):
+    layer: nn.Module
+    rows: torch.Size | None
+    features: int
+
+
+class _CallsSinceAttention(TorchFunctionMode):
+    """Collects calls of linear layers, and forgets them at each attention."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+        self.count: Counter[nn.Module] = Counter()
+        linear = [module for module in network.modules() if isinstance(module, nn.Linear | Conv1D)]
+        self._handles = [layer.register_forward_hook(self._collect) for layer in linear]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if "softmax" in name or "attention" in name:
+            self.calls.clear()
+        return func(*args, **(kwargs or {}))
+
+    def _collect(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.count[layer] += 1
+        self.calls.append(_Call(layer, args[0].shape[:-1], output.shape[-1]))
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self._handles:
+            handle.remove()
+
+
+def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
+    """Finds the layers by passes in training mode, under dropout with the same random draws."""
+    nothing = _Tail((), frozenset(), modules)
+    hidden: int = network.config.get_text_config().hidden_size
+    ids, mask = _made_up_batch(network)
+    positions = readout_positions(network, ids, mask)
+    evaluating = [module for module in network.modules() if not module.training]
+    devices = [] if ids.device.type in ("cpu", "mps") else [ids.device]  # torch forks no generator of mps
+
+    def logits() -> Tensor:
+        with torch.random.fork_rng(devices, device_type=ids.device.type):
+            result: Tensor = network(input_ids=ids, attention_mask=mask).logits
+        return result
+
+    network.train()
+    try:
+        with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+            with _CallsSinceAttention(network) as since:
+                expected = logits()
+            once = [call for call in since.calls if call.rows == ids.shape and since.count[call.layer] == 1]
+            if len(since.calls) == since.count.total():  # no attention that is known was computed
+                return nothing
+            layers = tuple(call.layer for call in once)
+            inner = frozenset(call.layer for call in once[:-1] if call.features != hidden)
+            near = math.sqrt(torch.finfo(expected.dtype).eps)
+            for narrow in (inner, frozenset[nn.Module]()):
+                tail = _Tail(layers, narrow, modules)
+                try:
+                    with _shortened(tail, positions, ids.shape[1], rest=math.nan):
+                        found = logits()
+                except RuntimeError:  # an operation between the layers relies on the number of tokens
+                    continue
+                if torch.allclose(found, expected, rtol=near, atol=near):
+                    return tail
+    except (RuntimeError, ValueError, IndexError):  # the network cannot read such a batch
+        return nothing
+    finally:
+        for module in evaluating:
+            module.training = False
+    return nothing
+
+
+def _made_up_batch(network: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, (3, 7): a text without padding, one with padding on the right, and one on the left."""
+    padding: int | None = network.config.pad_token_id
+    tokens = [number for number in range(8) if number != padding][:7]
+    mask = torch.ones(3, 7, dtype=torch.long, device=network.device)
+    mask[1, 5:] = mask[2, :2] = 0
+    ids = torch.tensor(tokens, device=network.device).expand(3, 7)
+    return ids.where(mask.bool(), padding or 0), mask
