@@ -138,6 +138,11 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
     for batch, score in zip(test, scores, strict=True):
         _check_scores(f"{name}.score", score, batch, classes=2)
     expected = torch.cat([score.text for score in scores])
+    with torch.inference_mode():  # as a trainer's test calls it
+        try:
+            copy.deepcopy(fresh).learn(victim, iter(reference))
+        except RuntimeError as error:
+            raise AssertionError(f"{name}.learn: fails in torch.inference_mode: {reason(error)}") from error
     with _victim_is_kept(victim, f"{name}.calibrate"):
         defense.calibrate(victim, iter(threshold))
     set_to = defense.threshold.clone()
