@@ -298,12 +298,10 @@ def attention_and_gradient(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(evaluating(network))
         stack.enter_context(_frozen(network))
-        captured = stack.enter_context(attention_switched(network, CAPTURING))
-        leaves = stack.enter_context(_word_embeddings_as_leaf(network))
         # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
         stack.enter_context(readout_only(network, input_ids, attention_mask))
-        captured = stack.enter_context(_attention_switched(network))
+        captured = stack.enter_context(attention_switched(network, CAPTURING))
         leaves = stack.enter_context(_word_embeddings_as_leaf(network))
         weight = torch.ones_like(attention_mask) if count_padding else attention_mask
         collector = _ColumnSums(attention_mask, weight.float(), level)
