@@ -128,6 +128,7 @@ class BadActs(StateDefense):
         logits[flagged] = found
         return logits
 
+    @torch.inference_mode(False)  # tensors of inference mode cannot be used with gradients
     def _bounds(self, victim: Victim, reference: Reference) -> tuple[Tensor, Tensor]:
         """The bounds that are optimised on the rows that the victim predicts correctly."""
         network, seed = victim.network, self.seed or 0
@@ -153,11 +154,8 @@ def _batches(victim: Victim, texts: Sequence[str]) -> Iterator[tuple[list[int], 
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     for start in range(0, len(order), BATCH_SIZE):
         part = order[start : start + BATCH_SIZE]
-        with torch.inference_mode(False):  # tensors of inference mode cannot be used with gradients
-            input_ids, mask = (
-                tensor.to(victim.network.device) for tensor in pad([ids[i] for i in part], victim.tokenizer)
-            )
-        yield part, (input_ids, mask)
+        input_ids, mask = pad([ids[i] for i in part], victim.tokenizer)
+        yield part, (input_ids.to(victim.network.device), mask.to(victim.network.device))
 
 
 @torch.no_grad()
