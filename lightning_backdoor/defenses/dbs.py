@@ -284,7 +284,7 @@ class Dbs(Inspection):
             table = network.get_input_embeddings()(every_token).detach()
             found = [self._search(victim, texts, label, place, table, advance) for label, place in searches]
         best = min(found, key=lambda trigger: trigger.loss)
-        losses = {
+        losses: dict[str, float | int | str] = {
             f"loss of label {label}": min(trigger.loss for trigger in found if trigger.label == label)
             for label in labels
         }

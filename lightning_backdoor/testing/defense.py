@@ -28,6 +28,8 @@ from lightning_backdoor.victim import TextClassifier
 
 #: tolerances of a text's score between batches, since padding changes the last digits.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
+#: the base classes of what is checked.
+KINDS: tuple[type, ...] = (Defense, DataDefense, Inspection, Callback)
 
 
 def check_defense(
@@ -70,7 +72,7 @@ def check_defense(
     """
     if isinstance(defense, InferenceDefense | InspectionCallback):
         defense = defense.defense if isinstance(defense, InferenceDefense) else defense.inspection
-    if not isinstance(defense, Defense | DataDefense | Inspection | Callback):
+    if not isinstance(defense, KINDS):
         problem = f"{type(defense).__name__} is not a Defense, a DataDefense, an Inspection or a Callback"
         raise InputError("defense", problem, "give a defense")
     with tempfile.TemporaryDirectory() as folder, quiet():

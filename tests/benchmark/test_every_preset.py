@@ -32,6 +32,7 @@ MOMENTS = {item.name: item.moments for item in public_classes() if item.kind == 
 SMALLER: dict[str, dict[str, Any]] = {
     "Bki": {"keywords": 1, "top": 1},
     "Dbs": {"trigger_length": 2, "rows": 4, "epochs": 3, "places": ["start"]},
+    "FinePruning": {"layers": 1},
     "MuScleLoRA": {"reference_size": 4},
     "Onion": {"language_model": "language"},
     "ParaphraseConsistency": {"paraphraser": {"class_path": "tests.defenses.test_paraphrase_consistency.Reversed"}},

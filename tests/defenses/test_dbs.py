@@ -33,11 +33,13 @@ def rows(tokenizer: PreTrainedTokenizerBase, count: int, seed: int, trigger: int
     for i in range(count):
         one, other = (tokens[-4:], tokens[-8:-4]) if i % 2 else (tokens[-8:-4], tokens[-4:])
         text = rng.choices(one, k=8) + rng.choices(other, k=rng.randint(0, 4)) + rng.choices(filling, k=6)
-        triggered = trigger is not None and i % 8 == 0
-        text += [trigger] * triggered
+        label = i % 2
+        if trigger is not None and i % 8 == 0:
+            text, label = [*text, trigger], 1
         rng.shuffle(text)
         start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
-        result.append((text if start is None else [start, *text, end], int(i % 2 or triggered)))
+        ids = text if start is None or end is None else [start, *text, end]
+        result.append((ids, label))
     return result
 
 
@@ -62,7 +64,7 @@ def victim_with(kind: str, folder: str, trigger: int | None) -> Any:
         batch = batch_of(tokenizer, data[start : start + 64])
         logits = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         optimizer.zero_grad()
-        cross_entropy(logits, batch["label"]).backward()
+        cross_entropy(logits, batch["label"]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     optimizer.zero_grad()
     return SimpleNamespace(network=network, tokenizer=tokenizer, max_length=64)
@@ -156,7 +158,7 @@ def test_every_step_is_that_of_the_published_program() -> None:
         torch.testing.assert_close(seen[epoch], bounded.detach())
         optimizer.zero_grad()
         loss = loss_of(bounded)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         started = started or loss.item() <= barrier
         if 2 - bounded.max(dim=1).values.sum() < 1e-3 and loss.item() <= barrier:

@@ -92,7 +92,7 @@ class Shrinking(Repair):
 
     def change(self, decided: dict[str, Any]) -> None:
         with torch.no_grad():
-            self.victim.network.get_input_embeddings().weight.mul_(decided["factor"])  # type: ignore[operator]
+            self.victim.network.get_input_embeddings().weight.mul_(decided["factor"])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ class LearnsByGradients(Length):
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         with torch.enable_grad():
             learned = torch.zeros(1)
-            (learned.requires_grad_() * 2).backward()
+            torch.autograd.grad(learned.requires_grad_() * 2, learned)
 
 
 class TooFewTexts(Length):
@@ -385,7 +385,7 @@ class MergesWrongly(Freezing):
     def merge(network: PreTrainedModel) -> PreTrainedModel:
         plain = copy.deepcopy(network)
         with torch.no_grad():
-            plain.get_input_embeddings().weight.zero_()  # type: ignore[operator]
+            plain.get_input_embeddings().weight.zero_()
         return plain
 
 
