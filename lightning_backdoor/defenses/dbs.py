@@ -95,10 +95,10 @@ class Dbs(Inspection):
     """DBS (arXiv 2202.05749): searches, per label, for a trigger with which clean texts are predicted as this label.
 
     A backdoored model has a trigger of few tokens with a very low loss for its target label. The score is -log10 of the
-    lowest loss, in nats, over labels and places; the suspected label is the one with this loss. The published code takes
-    a model for backdoored if the loss is at most 0.001, a score of 3. Models whose own classes depend on few words, such as
-    classifiers of sentiment, can also have low losses: compare the score with those of benign models, and read the
-    tokens. See the modules for the method, and for what differs from the published code.
+    lowest loss, in nats, over labels and places; the suspected label is the one with this loss. The published code
+    takes a model for backdoored if the loss is at most 0.001, a score of 3. Models whose classes depend on few words,
+    such as classifiers of sentiment, can also have low losses: compare the score with those of benign models, and read
+    the tokens. See the module for what differs from the published code.
 
     Each search takes ``epochs`` forward and backward passes over ``rows`` texts. Searches are the same for the same
     seed, on every process.
