@@ -102,8 +102,7 @@ class BadActs(StateDefense):
         """Mean and standard deviation of each neuron, and optimised bounds; all (layers, hidden size)."""
         found = self.fit_states(reference.states)
         if self.epochs:
-            with torch.inference_mode(False):  # bounds are optimised
-                found["lower"], found["upper"] = self._bounds(victim, reference)
+            found["lower"], found["upper"] = self._bounds(victim, reference)
         return found
 
     def fit_states(self, states: Tensor) -> dict[str, Tensor]:

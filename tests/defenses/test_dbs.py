@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from lightning_backdoor.batch import Batch, batch_of_texts, pad
 from lightning_backdoor.defenses import Dbs, ModelVerdict
-from lightning_backdoor.defenses.dbs import GappedTexts, Scaling, search_trigger, with_gap
+from lightning_backdoor.defenses.dbs import GappedTexts, with_gap
+from lightning_backdoor.defenses.trigger_search import Scaling, search_trigger
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
