@@ -107,8 +107,11 @@ def published_start(network: PreTrainedModel) -> Bounds:
 
 
 @torch.no_grad()
-def start_around(network: PreTrainedModel, batches: Sequence[Inputs], deviations: float = 3.0) -> Bounds:
+def start_around(network: PreTrainedModel, batches: Sequence[Inputs], deviations: float = 1.0) -> Bounds:
     """Bounds at some standard deviations around the mean of each neuron over all tokens of clean texts.
+
+    Wide bounds stay wide, since the optimisation takes small steps: on a MiniLM with a one-word trigger, the attack
+    success rate fell from 1.0 to 0.23 from one standard deviation, and to 0.90 from three, at the same accuracy.
 
     Args:
         network: the network, in evaluation mode.

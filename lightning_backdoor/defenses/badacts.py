@@ -54,7 +54,7 @@ class BadActs(StateDefense):
         delta: width of the range in standard deviations; the published detection script takes 3.
         epochs: passes of the optimisation; 0 optimises nothing, and flagged texts are rejected.
         start: where bounds start: ``published``, at 1 and 1 - e for every neuron, or ``statistics``, around the mean of
-            each neuron over the tokens of clean rows, in units of its standard deviation.
+            each neuron over the tokens of clean rows, at one standard deviation.
         fpr: share of clean texts, above 0 and below 1, that the threshold may flag.
         seed: seed of the order and the split of the rows in the optimisation; None takes the seed of the run.
 
