@@ -17,7 +17,7 @@ from lightning_backdoor.callbacks.outcome_writer import OutcomeWriter
 from lightning_backdoor.callbacks.output_folder import OutputFolder
 from lightning_backdoor.callbacks.prediction_writer import PredictionWriter
 from lightning_backdoor.callbacks.progress_writer import ProgressWriter
-from lightning_backdoor.callbacks.pure import PURE
+from lightning_backdoor.callbacks.pure import Pure
 from lightning_backdoor.callbacks.repair import Repair
 from lightning_backdoor.callbacks.run_labels import RunLabels
 
@@ -25,7 +25,6 @@ __all__ = [
     "ABL",
     "BTU",
     "MEFT",
-    "PURE",
     "CleaningWriter",
     "FineMixing",
     "FinePruning",
@@ -40,6 +39,7 @@ __all__ = [
     "OutputFolder",
     "PredictionWriter",
     "ProgressWriter",
+    "Pure",
     "Repair",
     "RunLabels",
 ]

@@ -32,7 +32,7 @@ from lightning_backdoor.defenses.readout_attention import readout_attention
 from lightning_backdoor.errors import InputError
 
 
-class PURE(PruningRepair):
+class Pure(PruningRepair):
     """PURE (Zhao et al., ICML 2024), a repair: prunes heads that clean texts do not use, and normalises attention.
 
     The variance of the readout token's attention is taken on the reference rows, the accuracy of the pruned victim on
@@ -58,7 +58,7 @@ class PURE(PruningRepair):
 
     Example::
 
-        Trainer(max_epochs=3, gradient_clip_val=1.0, callbacks=[PURE(min_accuracy=0.8)]).fit(victim, datamodule=data)
+        Trainer(max_epochs=3, gradient_clip_val=1.0, callbacks=[Pure(min_accuracy=0.8)]).fit(victim, datamodule=data)
     """
 
     has_loss = True

@@ -36,7 +36,7 @@ class Repair(Callback, ABC):
     Example::
 
         victim = TextClassifier(published="runs/first/checkpoints/best.ckpt")
-        Trainer(max_epochs=3, callbacks=[PURE()]).fit(victim, datamodule=data)  # data has train_on="trusted"
+        Trainer(max_epochs=3, callbacks=[Pure()]).fit(victim, datamodule=data)  # data has train_on="trusted"
     """
 
     #: whether the repair changes the loss, by :meth:`loss`.

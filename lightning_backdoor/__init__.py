@@ -18,11 +18,11 @@ _EXPORTS = {
     "attacks": "LWS BackdoorAttack BadNets InsertSent Poisoned Ripples StyleTransfer Syntactic",
     "benchmark.evaluation": "Evaluation evaluate",
     "callbacks": "ABL BTU CleaningWriter FineMixing FinePruning FourierView GradientAttentionDefense InferenceDefense"
-    " InspectionCallback LowCapacity MEFT ModerateFitting MuScleLoRA OutcomeWriter OutputFolder PURE PredictionWriter"
+    " InspectionCallback LowCapacity MEFT ModerateFitting MuScleLoRA OutcomeWriter OutputFolder Pure PredictionWriter"
     " ProgressWriter Repair RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
-    "defenses": "ActivationClustering BadActs Bki Cube Dan Dbs Defense Dup FlaggedShare GradientAttention Inspection"
-    " Lcf ModelVerdict Onion ParaphraseConsistency REJECTED Rap Scores SpectralSignatures Strip SubstitutionVoting"
+    "defenses": "ActivationClustering BadActs BKI Cube Dan DBS Defense Dup FlaggedShare GradientAttention Inspection"
+    " LCF ModelVerdict Onion ParaphraseConsistency REJECTED Rap Scores SpectralSignatures Strip SubstitutionVoting"
     " Verdict ZDef flagged_share_verdict judge threshold_at_fpr",
     "errors": "Diverged InputError",
     "language": "FileParaphraser LanguageModelParaphraser LeaveOneOut Manner NearestWords NotCached ParaphraseTuner"

@@ -21,12 +21,12 @@ from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense, MuScleLoRA, OutputFolder
 from lightning_backdoor.callbacks.shared import own_random_numbers
 from lightning_backdoor.defenses import (
+    LCF,
     BadActs,
     Dan,
     Defense,
     Dup,
     GradientAttention,
-    Lcf,
     Onion,
     Strip,
     SubstitutionVoting,
@@ -147,7 +147,7 @@ def test_a_defense_keeps_the_contract_on_a_gpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", DECODER])
-@pytest.mark.parametrize("defense", [BadActs, Dan, Dup, GradientAttention, Lcf, Strip, SubstitutionVoting])
+@pytest.mark.parametrize("defense", [BadActs, Dan, Dup, GradientAttention, LCF, Strip, SubstitutionVoting])
 def test_scores_on_a_gpu_equal_those_on_the_processor(
     defense: type[Defense], kind: str, tiny_folder: Callable[[str], str], float32_products: None
 ) -> None:

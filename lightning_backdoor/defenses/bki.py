@@ -69,7 +69,7 @@ def dictionary(tops: Sequence[Sequence[WordChange]]) -> list[Keyword]:
     return sorted(keywords, key=lambda keyword: (-keyword.score, -keyword.texts, keyword.word))
 
 
-class Bki(DataDefense):
+class BKI(DataDefense):
     """BKI (arXiv 2007.12070): removes training rows in which a keyword of the victim is among the top words.
 
     Each word of each row is left out in turn, and the change of the victim's hidden state measured
@@ -94,7 +94,7 @@ class Bki(DataDefense):
 
     Example::
 
-        data = BackdoorDataModule(source, data_defense=Bki(), victim="undefended.ckpt")
+        data = BackdoorDataModule(source, data_defense=BKI(), victim="undefended.ckpt")
     """
 
     needs_victim = True
@@ -116,7 +116,7 @@ class Bki(DataDefense):
             InputError: there is no victim.
         """
         if victim is None:
-            raise InputError("data.victim", "Bki needs a victim trained on the same rows", "give one")
+            raise InputError("data.victim", "BKI needs a victim trained on the same rows", "give one")
         distinct = sorted({row.text for row in rows})
         changes = dict(zip(distinct, word_changes(victim, distinct), strict=True))
         tops = {text: top_words(words, self.top, self.repeats) for text, words in changes.items()}

@@ -91,7 +91,7 @@ class GappedTexts(NamedTuple):
         return logits
 
 
-class Dbs(Inspection):
+class DBS(Inspection):
     """DBS (arXiv 2202.05749): searches, per label, for a trigger with which clean texts are predicted as this label.
 
     A backdoored model has a trigger of few tokens with a very low loss for its target label. The score is -log10 of the
@@ -125,7 +125,7 @@ class Dbs(Inspection):
 
     Example::
 
-        trainer = Trainer(callbacks=[InspectionCallback(Dbs())])
+        trainer = Trainer(callbacks=[InspectionCallback(DBS())])
         trainer.test(victim, datamodule=data)
     """
 

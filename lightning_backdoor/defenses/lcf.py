@@ -29,7 +29,7 @@ from lightning_backdoor.errors import InputError
 FLOOR = 1e-8
 
 
-class Lcf(StateDefense):
+class LCF(StateDefense):
     """LCF (arXiv 2604.24542): rejects texts whose hidden state moves unlike that of clean texts from layer to layer.
 
     With ``d_l = h_(l+1) - h_l``, from the embeddings on, and entry-wise mean and standard deviation of clean rows,
@@ -48,7 +48,7 @@ class Lcf(StateDefense):
 
     Example::
 
-        defense = Lcf()
+        defense = LCF()
         defense.learn(victim, clean_reference_batches)  # 200 rows in the paper
         defense.calibrate(victim, clean_threshold_batches)
         scores = defense.score(victim, batch)  # scores.text: (batch,)

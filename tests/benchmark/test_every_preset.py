@@ -30,8 +30,8 @@ KEYS = {
 MOMENTS = {item.name: item.moments for item in public_classes() if item.kind == "defenses"}
 #: arguments, by class, without which a defense is too large for a tiny model and few rows.
 SMALLER: dict[str, dict[str, Any]] = {
-    "Bki": {"keywords": 1, "top": 1},
-    "Dbs": {"trigger_length": 2, "rows": 4, "epochs": 3, "places": ["start"]},
+    "BKI": {"keywords": 1, "top": 1},
+    "DBS": {"trigger_length": 2, "rows": 4, "epochs": 3, "places": ["start"]},
     "FinePruning": {"layers": 1},
     "MuScleLoRA": {"reference_size": 4},
     "Onion": {"language_model": "language"},

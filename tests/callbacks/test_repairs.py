@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_backdoor.attacks import BadNets, Ripples
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks import MEFT, PURE, FineMixing, FinePruning, Repair
+from lightning_backdoor.callbacks import MEFT, FineMixing, FinePruning, Pure, Repair
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.pruning import ATTENTION, FEED_FORWARD, inputs_of_heads, output_layers
 from lightning_backdoor.errors import InputError
@@ -25,7 +25,7 @@ from tests.support.tiny import SENTENCES, loaded
 
 #: each repair with settings under which it changes a tiny victim.
 REPAIRS: dict[str, Callable[[], Repair]] = {
-    "PURE": lambda: PURE(group=2, min_accuracy=0.3),
+    "Pure": lambda: Pure(group=2, min_accuracy=0.3),
     "MEFT": lambda: MEFT(),
     "FinePruning": lambda: FinePruning(layers=2, max_accuracy_drop=0.3, step=0.1),
     "FineMixing": lambda: FineMixing(keep=0.5, purified_words=5),
@@ -85,7 +85,7 @@ def pruned_weights(victim: TextClassifier, pruned: list[list[int]]) -> Tensor:
 def test_pure_prunes_heads_that_stay_pruned(
     kind: str, tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
 ) -> None:
-    repair, victim = PURE(group=2, min_accuracy=0.3), make(kind)
+    repair, victim = Pure(group=2, min_accuracy=0.3), make(kind)
     fitted(tmp_path, victim, data, repair, max_epochs=1, gradient_clip_val=1.0)
     assert repair.decided is not None
     pruned = repair.decided["pruned"]
@@ -159,7 +159,7 @@ def test_without_a_penalty_and_pruning_pure_is_plain_fine_tuning(
 ) -> None:
     repaired, plain = make(), make()
     with pytest.warns(UserWarning, match=r"PURE prunes no head: .* below min_accuracy 1.0"):
-        fitted(tmp_path, repaired, data, PURE(min_accuracy=1.0, penalty=0.0), max_epochs=1)
+        fitted(tmp_path, repaired, data, Pure(min_accuracy=1.0, penalty=0.0), max_epochs=1)
     seed_everything(0, verbose=False)
     fitted(tmp_path, plain, data, max_epochs=1)
     for name, weight in weights(plain).items():
@@ -246,12 +246,12 @@ def test_a_training_step_that_ignores_the_loss_is_refused(
 def test_two_processes_repair_alike(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
 ) -> None:
-    class Witness(PURE):
+    class Witness(Pure):
         def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
             sums = [weight.double().sum().item() for weight in pl_module.network.parameters()]
             (tmp_path / f"witness-{trainer.global_rank}.txt").write_text(f"{self.decided} {sums}", encoding="utf-8")
 
-    alone = PURE(group=2, min_accuracy=0.3)
+    alone = Pure(group=2, min_accuracy=0.3)
     fitted(tmp_path, make(), data, alone, max_epochs=1)
     parallel = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 1}
     fitted(tmp_path, make(), data, Witness(group=2, min_accuracy=0.3), **parallel)
@@ -263,10 +263,10 @@ def test_two_processes_repair_alike(
 @pytest.mark.parametrize(
     ("make_repair", "said"),
     [
-        (lambda: PURE(group=0), "group: 0 heads prune nothing; give at least 1"),
-        (lambda: PURE(min_accuracy=1.5), "min_accuracy: 1.5 is not an accuracy; give a number from 0 to 1"),
-        (lambda: PURE(penalty=-1), "penalty: -1 rewards attention; give at least 0"),
-        (lambda: PURE(padded_like_paper=True), "padded_like_paper: true is not a length in tokens; give the length"),
+        (lambda: Pure(group=0), "group: 0 heads prune nothing; give at least 1"),
+        (lambda: Pure(min_accuracy=1.5), "min_accuracy: 1.5 is not an accuracy; give a number from 0 to 1"),
+        (lambda: Pure(penalty=-1), "penalty: -1 rewards attention; give at least 0"),
+        (lambda: Pure(padded_like_paper=True), "padded_like_paper: true is not a length in tokens; give the length"),
         (lambda: FinePruning(layers=0), "layers: 0 layers have no units; give at least 1"),
         (lambda: FinePruning(max_accuracy_drop=2), "max_accuracy_drop: 2 is not a difference of accuracies; give a"),
         (lambda: FinePruning(step=0), "step: 0 is not a share of the units; give a number above 0, at most 1"),
@@ -288,11 +288,11 @@ def test_a_fit_that_cannot_be_repaired_is_refused_before_training(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
 ) -> None:
     cases: list[tuple[TextClassifier, list[Repair], dict[str, Any], str]] = [
-        (make(published=None), [PURE()], {}, "published: PURE repairs a trained victim, and none is given; give --mo"),
-        (make(lora_rank=2), [PURE()], {}, "lora_rank: PURE trains the weights themselves; leave it out"),
-        (make(), [PURE(), MEFT()], {}, "callbacks: PURE and MEFT repair one victim; attach one repair"),
+        (make(published=None), [Pure()], {}, "published: Pure repairs a trained victim, and none is given; give --mo"),
+        (make(lora_rank=2), [Pure()], {}, "lora_rank: Pure trains the weights themselves; leave it out"),
+        (make(), [Pure(), MEFT()], {}, "callbacks: Pure and MEFT repair one victim; attach one repair"),
         (make(), [MEFT(2)], {"max_epochs": 2}, "max_epochs: 2 ends within the 2 entropy_epochs; give more"),
-        (make("albert"), [PURE()], {}, "model: AlbertForSequenceClassification has no attention output for each of"),
+        (make("albert"), [Pure()], {}, "model: AlbertForSequenceClassification has no attention output for each of"),
     ]
     other, fit = FineMixing(pretrained=str(make("distilbert").hparams["model"])), "does not fit the victim ("
     cases.append((make(), [other], {}, f"pretrained: {other.pretrained} {fit}"))

@@ -100,12 +100,12 @@ def test_defenses_have_the_moments_at_which_they_act(capsys: pytest.CaptureFixtu
     assert {item.name for item in public_classes() if item.kind == "defenses"} <= found.keys()
     expected = {
         "Dan": ("at inference",),
-        "Dbs": ("on the trained model",),
+        "DBS": ("on the trained model",),
         "GradientAttentionDefense": ("at inference",),
         "ModerateFitting": ("in training",),
         "MuScleLoRA": ("in training",),
         "Onion": ("before training", "at inference"),
-        "PURE": ("after training",),
+        "Pure": ("after training",),
         "ZDef": ("before training",),
         "fine_tuning": ("after training",),
     }

@@ -13,7 +13,7 @@ import torch
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses import bki
-from lightning_backdoor.defenses.bki import Bki, dictionary, top_words
+from lightning_backdoor.defenses.bki import BKI, dictionary, top_words
 from lightning_backdoor.defenses.word_changes import WordChange, word_changes
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.prefix_states import shares_prefixes
@@ -63,7 +63,7 @@ def test_keyword_and_removed_rows_are_those_of_the_published_code(
         assert [keyword.mean, keyword.score] == pytest.approx([entry["mean"], entry["score"]], rel=1e-4)
     assert next(iter(keywords)) == expected["keyword"]
     monkeypatch.setattr(bki, "word_changes", lambda victim, texts: [changes[text] for text in texts])
-    for defense in (Bki(keywords=1, repeats=True), Bki(keywords=1)):
+    for defense in (BKI(keywords=1, repeats=True), BKI(keywords=1)):
         cleaned = defense.clean(rows, NO_TRUSTED, backdoored)
         assert [i for i, text in enumerate(cleaned) if text is None] == expected["removed_rows"]
 
@@ -109,7 +109,7 @@ def test_several_triggers_go(bert: TextClassifier, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(bki, "word_changes", changes)
     for keywords, removed in ((1, {"cf"}), (2, {"cf", "mn"})):
-        cleaned = Bki(keywords=keywords, top=2).clean(rows, NO_TRUSTED, bert)
+        cleaned = BKI(keywords=keywords, top=2).clean(rows, NO_TRUSTED, bert)
         for row, text in zip(rows, cleaned, strict=True):
             assert text == (None if row.text.split()[0] in removed else row.text)
     repeated = changes(bert, ["the the"])[0]
@@ -124,8 +124,8 @@ def test_a_keyword_outside_of_the_top_words_counts_where_that_is_asked_for(
     size = {"never": 5.0, "cf": 3.0}
     found = {row.text: [WordChange(word, size.get(word, 0.5)) for word in row.text.split()] for row in rows}
     monkeypatch.setattr(bki, "word_changes", lambda victim, texts: [found[text] for text in texts])
-    assert Bki(1, top=1).clean(rows, NO_TRUSTED, bert) == [None, None, "never cf", "a"]
-    assert Bki(1, top=1, anywhere=True).clean(rows, NO_TRUSTED, bert) == [None, None, None, "a"]
+    assert BKI(1, top=1).clean(rows, NO_TRUSTED, bert) == [None, None, "never cf", "a"]
+    assert BKI(1, top=1, anywhere=True).clean(rows, NO_TRUSTED, bert) == [None, None, None, "a"]
 
 
 def test_scores_of_keywords() -> None:
@@ -135,13 +135,13 @@ def test_scores_of_keywords() -> None:
 
 
 def test_the_contract_is_kept() -> None:
-    check_defense(Bki())
+    check_defense(BKI())
 
 
 def test_bad_input_is_refused(bert: TextClassifier) -> None:
     with pytest.raises(InputError, match=r"^keywords: 0 keywords remove nothing; give at least 1$"):
-        Bki(keywords=0)
+        BKI(keywords=0)
     with pytest.raises(InputError, match=r"^top: 0 words of each row leave nothing to score; give at least 1$"):
-        Bki(top=0)
-    with pytest.raises(InputError, match=r"^data.victim: Bki needs a victim trained on the same rows; give one$"):
-        Bki().clean([LabelledText("a film", 0)], NO_TRUSTED, None)
+        BKI(top=0)
+    with pytest.raises(InputError, match=r"^data.victim: BKI needs a victim trained on the same rows; give one$"):
+        BKI().clean([LabelledText("a film", 0)], NO_TRUSTED, None)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from lightning_backdoor.batch import Batch, batch_of_texts, pad
-from lightning_backdoor.defenses import Dbs, ModelVerdict
+from lightning_backdoor.defenses import DBS, ModelVerdict
 from lightning_backdoor.defenses.dbs import GappedTexts, with_gap
 from lightning_backdoor.defenses.trigger_search import Scaling, search_trigger
 from lightning_backdoor.errors import InputError
@@ -77,7 +77,7 @@ def token(tokenizer: PreTrainedTokenizerBase, piece: str) -> int:
 
 def inspected(victim: Any) -> ModelVerdict:
     clean = batch_of(victim.tokenizer, rows(victim.tokenizer, 40, 9, None))
-    return Dbs(1, rows=16, places=["start"], epochs=40).inspect(victim, [clean])
+    return DBS(1, rows=16, places=["start"], epochs=40).inspect(victim, [clean])
 
 
 def test_a_planted_trigger_of_an_encoder_is_found_and_a_benign_one_scores_lower(
@@ -219,7 +219,7 @@ def check_logits(victim: TextClassifier) -> None:
 
 
 def test_it_keeps_the_contract() -> None:
-    check_defense(Dbs(trigger_length=2, rows=4, epochs=3))
+    check_defense(DBS(trigger_length=2, rows=4, epochs=3))
 
 
 @pytest.mark.parametrize(
@@ -239,12 +239,12 @@ def test_it_keeps_the_contract() -> None:
 )
 def test_a_value_out_of_range_is_named(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError, match=field):
-        Dbs(**arguments)
+        DBS(**arguments)
 
 
 def test_texts_without_room_or_of_one_label_are_named(bert: TextClassifier) -> None:
     batch = batch_of_texts(SENTENCES[:4], bert.tokenizer, bert.max_length)
     with pytest.raises(InputError, match="trigger_length: 62 tokens leave no room for a text of 64 tokens"):
-        Dbs(trigger_length=62).inspect(bert, [batch])
+        DBS(trigger_length=62).inspect(bert, [batch])
     with pytest.raises(InputError, match="validation: no clean text has another label than 1"):
-        Dbs().inspect(bert, [{**batch, "label": torch.ones(4, dtype=torch.long)}])
+        DBS().inspect(bert, [{**batch, "label": torch.ones(4, dtype=torch.long)}])

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import InferenceDefense
-from lightning_backdoor.defenses import BadActs, Dan, Dup, Lcf
+from lightning_backdoor.defenses import LCF, BadActs, Dan, Dup
 from lightning_backdoor.defenses.hidden_states import StateDefense, read_reference, token_states
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_defense
@@ -26,8 +26,8 @@ MADE: dict[str, Callable[[], StateDefense]] = {
     "DAN": lambda: Dan(seed=0),
     "DAN, mean over tokens": lambda: Dan(token="mean", layers="max", seed=0),
     "BadActs": lambda: BadActs(epochs=1, seed=0),
-    "LCF": Lcf,
-    "LCF, last token": lambda: Lcf(token="last"),
+    "LCF": LCF,
+    "LCF, last token": lambda: LCF(token="last"),
     "DUP": lambda: Dup(seed=0),
 }
 WORDS = sorted({word for sentence in SENTENCES for word in sentence.split()})
@@ -134,7 +134,7 @@ def test_too_few_rows_for_a_covariance_are_refused(make: type[StateDefense], lab
         make().check_reference(labels, classes=2)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("make", [BadActs, Lcf])
+@pytest.mark.parametrize("make", [BadActs, LCF])
 def test_rows_no_more_than_classes_are_refused(make: type[StateDefense]) -> None:
     with pytest.raises(InputError, match=r"^reference rows: 2 clean rows are fewer than the 3 that 2 classes need"):
         make().check_reference([0, 0], classes=2)  # type: ignore[call-arg]
@@ -162,7 +162,7 @@ def test_defenses_share_one_forward_pass_of_each_batch(tmp_path: Path, tiny_fold
     attack.configure_model()
     passes: list[Any] = []
     attack.network.register_forward_pre_hook(lambda *args: passes.append(args))
-    defenses = {"dan": Dan(), "badacts": BadActs(epochs=0), "lcf": Lcf(), "dup": Dup()}
+    defenses = {"dan": Dan(), "badacts": BadActs(epochs=0), "lcf": LCF(), "dup": Dup()}
     callbacks = [InferenceDefense(defense, name) for name, defense in defenses.items()]
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", callbacks=callbacks, **options)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_backdoor.defenses import Lcf
+from lightning_backdoor.defenses import LCF
 from lightning_backdoor.defenses.mahalanobis import ledoit_wolf
 from lightning_backdoor.errors import InputError
 from tests.defenses.golden_states import GoldenStates, auroc, close, golden_file, kept
@@ -18,7 +18,7 @@ def test_figures_are_those_of_the_published_program(name: str, golden_states: Go
     token: Any = {"last": "last", "cls": "readout"}[name]
     # the first token's embedding is the same in every text: its first change has few digits
     digits = {"last": 1.0, "cls": 10.0}[name]
-    expected, defense = golden_file("lcf")[name], Lcf(token=token)
+    expected, defense = golden_file("lcf")[name], LCF(token=token)
     reference, scored = golden_states.reference[token], golden_states.scored[token]
     kept(defense, defense.fit_states(reference))
     moments = torch.stack([defense.length_mean, defense.length_std], dim=1)
@@ -46,4 +46,4 @@ def distance_from_others(rows: torch.Tensor, row: int) -> torch.Tensor:
 
 def test_rows_whose_states_change_alike_are_refused() -> None:
     with pytest.raises(InputError, match=r"^reference rows: the hidden states of 3 clean rows change alike; give more"):
-        Lcf().fit_states(torch.ones(3, 3, 4).double())
+        LCF().fit_states(torch.ones(3, 3, 4).double())

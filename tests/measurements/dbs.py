@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from lightning_backdoor.batch import batch_of_texts
-from lightning_backdoor.defenses import Dbs
+from lightning_backdoor.defenses import DBS
 from tests.measurements.pairs import load_victim
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     batch = batch_of_texts([row["text"] for row in rows], victim.tokenizer, victim.max_length)
     batch["label"] = torch.tensor([int(row["label"]) for row in rows])
     started = time.perf_counter()
-    verdict = Dbs(seed=args.seed).inspect(victim, [batch])
+    verdict = DBS(seed=args.seed).inspect(victim, [batch])
     print(f"score {verdict.score:.3f}, suspected label {verdict.suspected_label}")
     for name, value in verdict.evidence.items():
         print(f"{name}: {value}")

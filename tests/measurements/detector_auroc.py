@@ -41,8 +41,8 @@ DEFENSES: dict[str, dict[str, Any]] = {
     "DAN, largest layer": {"class_path": "lightning_backdoor.defenses.Dan", "init_args": {"layers": "max"}},
     "BadActs": {"class_path": "lightning_backdoor.defenses.BadActs", "init_args": {"epochs": 0}},
     "DUP": {"class_path": "lightning_backdoor.defenses.Dup"},
-    "LCF": {"class_path": "lightning_backdoor.defenses.Lcf"},
-    "LCF, last token": {"class_path": "lightning_backdoor.defenses.Lcf", "init_args": {"token": "last"}},
+    "LCF": {"class_path": "lightning_backdoor.defenses.LCF"},
+    "LCF, last token": {"class_path": "lightning_backdoor.defenses.LCF", "init_args": {"token": "last"}},
 }
 ATTACKS: dict[str, type[BackdoorAttack]] = {
     "syntactic, published paraphrases": Syntactic,

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 import transformers
 
-from lightning_backdoor.defenses import BadActs, Dan, Dup, Lcf
+from lightning_backdoor.defenses import LCF, BadActs, Dan, Dup
 from lightning_backdoor.defenses.hidden_states import StateDefense
 from lightning_backdoor.victim import TextClassifier
 from tests.measurements.pairs import (
@@ -34,7 +34,7 @@ from tests.measurements.pairs import (
 DEFENSES: dict[str, tuple[Callable[[], StateDefense], str]] = {
     "DAN": (Dan, "<= 1.1"),
     "BadActs": (lambda: BadActs(epochs=0), "<= 1.1"),
-    "LCF": (Lcf, "<= 1.05"),
+    "LCF": (LCF, "<= 1.05"),
     "DUP": (Dup, ""),
 }
 

@@ -19,7 +19,7 @@ __all__ = ["language_model"]
 DEFENSES = {item.name: item for item in public_classes() if item.kind == "defenses"}
 #: arguments, by class, without which a defense is too large for a tiny model and few rows; others take their defaults.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "Dbs": {"trigger_length": 2, "rows": 4, "epochs": 3},
+    "DBS": {"trigger_length": 2, "rows": 4, "epochs": 3},
     "MuScleLoRA": {"reference_size": 2},
     "Onion": {"language_model": "tiny", "cache_dir": "cache"},
     "ParaphraseConsistency": {"paraphraser": Reversed()},
