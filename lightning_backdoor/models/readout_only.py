@@ -181,7 +181,7 @@ def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
     ids, mask = _made_up_batch(network)
     positions = readout_positions(network, ids, mask)
     evaluating = [module for module in network.modules() if not module.training]
-    devices = [] if ids.device.type in ("cpu", "mps") else [ids.device]  # torch forks no generator of mps
+    devices = [] if ids.device.type == "cpu" else [ids.device]  # beside the processor's generator
 
     def logits() -> Tensor:
         with torch.random.fork_rng(devices, device_type=ids.device.type):
