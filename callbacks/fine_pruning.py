@@ -33,7 +33,8 @@ class FinePruning(PruningRepair):
     Works on encoders and decoders, other than those whose layers share their weights (ALBERT).
 
     Args:
-        layers: number of layers, from the last one back, whose units are pruned.
+        layers: number of layers, from the last one back, whose units are pruned. A warning says if accuracy holds
+            without any of their units, so that more layers can be pruned.
         max_accuracy_drop: by how much accuracy on the selection rows may fall, from 0 to 1. The paper leaves it to the
             user.
         step: share of the units that is pruned before accuracy is checked again, above 0 and up to 1.
@@ -82,10 +83,11 @@ class FinePruning(PruningRepair):
         group = max(1, round(self.step * len(order)))
         lowest = before - self.max_accuracy_drop
         found = prune_while_accurate(order, set(), group, lowest, accuracy_without, restore=False)
-        tell = rank_zero_info if found.pruned else rank_zero_warn
-        tell(
+        bound = 0 < len(found.pruned) < len(order)
+        advice = "" if bound else "; give fewer layers or a smaller step" if not found.pruned else "; give more layers"
+        (rank_zero_info if bound else rank_zero_warn)(
             f"FinePruning prunes {len(found.pruned)} of {len(order)} units: accuracy on the selection rows"
-            f" {before:.3f} before, {accuracy_without(found.pruned):.3f} after"
+            f" {before:.3f} before, {accuracy_without(found.pruned):.3f} after{advice}"
         )
         return {"pruned": [list(pair) for pair in found.pruned]}
 

@@ -15,21 +15,37 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer, seed_everything
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaConfig
 
+from lightning_backdoor import defenses
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense, MuScleLoRA, OutputFolder
 from lightning_backdoor.callbacks.shared import own_random_numbers
-from lightning_backdoor.defenses import Defense, GradientAttention, Onion, Strip
+from lightning_backdoor.defenses import (
+    BadActs,
+    Dan,
+    Defense,
+    Dup,
+    GradientAttention,
+    Lcf,
+    Onion,
+    Strip,
+    SubstitutionVoting,
+)
 from lightning_backdoor.defenses.attention_capture import attention_and_gradient
+from lightning_backdoor.files.public_classes import public_classes
 from lightning_backdoor.language import Perplexity
 from lightning_backdoor.models import auto_precision
+from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import reviews
 from tests.support.tiny import DECODER, SENTENCES, loaded
 from tests.support.workspace import command
+from tests.testing.test_every_defense import ARGUMENTS
 
 DEVICE = "cuda"
 LABELS = ["negative", "positive"]
+#: names of the defenses that act without a fit.
+DEFENSES = {item.name for item in public_classes() if item.kind == "defenses" and ".defenses" in item.module}
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -124,8 +140,14 @@ def test_a_trained_victim_gives_the_same_rates_on_a_gpu_as_on_the_processor(
             assert metrics["gpu"][name] == expected, name
 
 
+@pytest.mark.parametrize("name", sorted(DEFENSES - {"Onion", "ParaphraseConsistency"}))
+def test_a_defense_keeps_the_contract_on_a_gpu(name: str) -> None:
+    made = getattr(defenses, name)(**ARGUMENTS.get(name, {}))
+    check_defense(made, device=DEVICE)
+
+
 @pytest.mark.parametrize("kind", ["bert", DECODER])
-@pytest.mark.parametrize("defense", [GradientAttention, Strip])
+@pytest.mark.parametrize("defense", [BadActs, Dan, Dup, GradientAttention, Lcf, Strip, SubstitutionVoting])
 def test_scores_on_a_gpu_equal_those_on_the_processor(
     defense: type[Defense], kind: str, tiny_folder: Callable[[str], str], float32_products: None
 ) -> None:

@@ -107,8 +107,11 @@ def published_start(network: PreTrainedModel) -> Bounds:
 
 
 @torch.no_grad()
-def start_around(network: PreTrainedModel, batches: Sequence[Inputs], deviations: float = 3.0) -> Bounds:
+def start_around(network: PreTrainedModel, batches: Sequence[Inputs], deviations: float = 1.0) -> Bounds:
     """Bounds at some standard deviations around the mean of each neuron over all tokens of clean texts.
+
+    Wide bounds stay wide, since the optimisation takes small steps: on a MiniLM with a one-word trigger, the attack
+    success rate fell from 1.0 to 0.23 from one standard deviation, and to 0.90 from three, at the same accuracy.
 
     Args:
         network: the network, in evaluation mode.
@@ -172,7 +175,8 @@ def optimised_bounds(
     Adam minimises :func:`clipping_loss`. After epochs 15, 20, 25 and so on the strength is multiplied by 1.2 where the
     clipped network agrees with the network on at least 98 % of the held-out texts, and divided by 1.2 elsewhere. Where
     it agrees on fewer than 97 % at the end, all is started again with half the strength, up to three times. (The
-    published program judges on the texts that it fits, and has no limit.)
+    published program judges on the texts that it fits, and has no limit.) It cannot be called in
+    ``torch.inference_mode``, whose tensors have no gradients.
 
     Args:
         network: the network, of which neither weights nor gradients are changed.
@@ -186,7 +190,7 @@ def optimised_bounds(
         The bounds, and the share of held-out texts on which the clipped network agrees with the network.
     """
     strength, rng = STRENGTH, random.Random(f"{seed}/clipping")
-    with torch.inference_mode(False), evaluating(network):
+    with evaluating(network):
         with torch.no_grad():
             fitted = [(inputs, _logits(network, inputs)) for inputs in batches]
             judged = [(inputs, _logits(network, inputs)) for inputs in held_out]

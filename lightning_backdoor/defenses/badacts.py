@@ -4,18 +4,18 @@ A trigger drives the hidden states of the token that the head reads out of the r
 a text is the share of its neurons outside of this range. Flagged texts are answered by the victim with its states
 clipped to bounds that were optimised on clean texts (``activation_clipping.py``).
 
-The published program differs in these ways: its bounds start at 1 and 1 - e, whatever the scale of the states, so that
-the clipped network starts far from the victim (here at three standard deviations around each neuron's mean;
-``published_start`` restores it); bounds are judged on the rows they were fitted on, and are optimised again without a
-limit (here: judged on rows held out, and at most three times); the victim's own weights collect gradients; and its
-``detect`` asks for the attack's target label, which it does not use. In the program a low score is suspicious; here the
-sign is turned.
+The published program differs in these ways: bounds are judged on the rows they were fitted on, and are optimised again
+without a limit (here: judged on rows held out, and at most three times); the victim's own weights collect gradients;
+and its ``detect`` asks for the attack's target label, which it does not use. In the program a low score is suspicious;
+here the sign is turned. As published, bounds start at 1 and 1 - e for every neuron, which suits states of about unit
+scale, such as those of BERT, whose layers end in a normalisation; ``start="statistics"`` suits others, as in most
+decoders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -53,7 +53,8 @@ class BadActs(StateDefense):
     Args:
         delta: width of the range in standard deviations; the published detection script takes 3.
         epochs: passes of the optimisation; 0 optimises nothing, and flagged texts are rejected.
-        published_start: whether the bounds start at 1 and 1 - e, whatever the scale of the states.
+        start: where bounds start: ``published``, at 1 and 1 - e for every neuron, or ``statistics``, around the mean of
+            each neuron over the tokens of clean rows, at one standard deviation.
         fpr: share of clean texts, above 0 and below 1, that the threshold may flag.
         seed: seed of the order and the split of the rows in the optimisation; None takes the seed of the run.
 
@@ -78,7 +79,7 @@ class BadActs(StateDefense):
         self,
         delta: float = 2.0,
         epochs: int = 50,
-        published_start: bool = False,
+        start: Literal["published", "statistics"] = "published",
         fpr: float = 0.05,
         seed: int | None = None,
     ) -> None:
@@ -87,9 +88,11 @@ class BadActs(StateDefense):
             raise InputError("delta", f"{delta} standard deviations are not a range", "give a number above 0")
         if epochs < 0:
             raise InputError("epochs", f"{epochs} is not a number of passes", "give 0 or more")
+        if start not in ("published", "statistics"):
+            raise InputError("start", f"{start!r} is not where bounds start", "give published or statistics")
         self.delta = delta
         self.epochs = epochs
-        self.published_start = published_start
+        self.start = start
 
     def check_reference(self, labels: Sequence[int], classes: int) -> None:
         """Checks that there are more rows than classes."""
@@ -127,6 +130,7 @@ class BadActs(StateDefense):
         logits[flagged] = found
         return logits
 
+    @torch.inference_mode(False)  # tensors of inference mode cannot be used with gradients
     def _bounds(self, victim: Victim, reference: Reference) -> tuple[Tensor, Tensor]:
         """The bounds that are optimised on the rows that the victim predicts correctly."""
         network, seed = victim.network, self.seed or 0
@@ -136,7 +140,7 @@ class BadActs(StateDefense):
             problem = f"the victim predicts {len(rows.texts)} of {len(reference.texts)} clean rows correctly"
             raise InputError("reference rows", problem, "give more, or epochs 0, which optimises no clipping bounds")
         fitted, judged = ([inputs for _, inputs in _batches(victim, part.texts)] for part in rows.split(HELD_OUT, seed))
-        start = published_start(network) if self.published_start else start_around(network, fitted)
+        start = published_start(network) if self.start == "published" else start_around(network, fitted)
         bounds, agreement = optimised_bounds(network, fitted, judged, start, self.epochs, seed)
         if agreement < RESTART:
             rank_zero_warn(
@@ -152,11 +156,8 @@ def _batches(victim: Victim, texts: Sequence[str]) -> Iterator[tuple[list[int], 
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     for start in range(0, len(order), BATCH_SIZE):
         part = order[start : start + BATCH_SIZE]
-        with torch.inference_mode(False):  # tensors of inference mode cannot be used with gradients
-            input_ids, mask = (
-                tensor.to(victim.network.device) for tensor in pad([ids[i] for i in part], victim.tokenizer)
-            )
-        yield part, (input_ids, mask)
+        input_ids, mask = pad([ids[i] for i in part], victim.tokenizer)
+        yield part, (input_ids.to(victim.network.device), mask.to(victim.network.device))
 
 
 @torch.no_grad()

@@ -94,8 +94,8 @@ def layer_coefficients(variance: Tensor, pruned: Collection[tuple[int, int]] = (
         pruned: heads that do not count.
         from_zero: subtract the smallest coefficient, as the published code does.
 
-    >>> layer_coefficients(torch.tensor([[0.1, 0.3], [0.4, 0.4]]), from_zero=False).tolist()
-    [1.0, 0.5]
+    >>> layer_coefficients(torch.tensor([[0.1, 0.3], [0.4, 0.4]]))
+    tensor([1.0000, 0.5000])
     """
     remaining = remaining_heads(variance, pruned)
     mean = (variance * remaining).sum(dim=1) / remaining.sum(dim=1)

@@ -43,6 +43,7 @@ class BottleneckAdapter(nn.Module):
         size: number of its outputs.
         bottleneck: number of the adapter's hidden units.
 
+    >>> import torch
     >>> adapted = BottleneckAdapter(nn.Linear(4, 6), size=6, bottleneck=2)
     >>> adapted(torch.randn(3, 4)).shape
     torch.Size([3, 6])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback
 from torch import Tensor
 
@@ -27,9 +28,13 @@ from lightning_backdoor.victim import TextClassifier
 
 #: tolerances of a text's score between batches, since padding changes the last digits.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
+#: the base classes of what is checked.
+KINDS: tuple[type, ...] = (Defense, DataDefense, Inspection, Callback)
 
 
-def check_defense(defense: Defense | DataDefense | Inspection | Callback, max_epochs: int = 2) -> None:
+def check_defense(
+    defense: Defense | DataDefense | Inspection | Callback, max_epochs: int = 2, device: str = "cpu"
+) -> None:
     """Checks a defense against the contract of each moment at which it acts: one call for any kind of defense.
 
     A :class:`DataDefense`, a :class:`Defense` and an :class:`Inspection` are checked as such, also within the callback
@@ -56,6 +61,7 @@ def check_defense(defense: Defense | DataDefense | Inspection | Callback, max_ep
         defense: a new defense, not yet used; it is changed by learning and calibration, except for callbacks that
             train, which are copied.
         max_epochs: number of epochs of a fit, for callbacks whose training has more phases.
+        device: of victim and batches, such as ``cuda``; fits run on the processor.
 
     Raises:
         AssertionError: a rule is broken.
@@ -66,7 +72,7 @@ def check_defense(defense: Defense | DataDefense | Inspection | Callback, max_ep
     """
     if isinstance(defense, InferenceDefense | InspectionCallback):
         defense = defense.defense if isinstance(defense, InferenceDefense) else defense.inspection
-    if not isinstance(defense, Defense | DataDefense | Inspection | Callback):
+    if not isinstance(defense, KINDS):
         problem = f"{type(defense).__name__} is not a Defense, a DataDefense, an Inspection or a Callback"
         raise InputError("defense", problem, "give a defense")
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -75,9 +81,9 @@ def check_defense(defense: Defense | DataDefense | Inspection | Callback, max_ep
             return
         victim = TextClassifier(tiny_bert(folder, labels=2), labels=["negative", "positive"], max_length=64)
         victim.configure_model()
-        victim.eval()
+        victim.to(device).eval()
         if isinstance(defense, Defense):
-            _check_inference(defense, victim)
+            _check_inference(defense.to(device), victim)
         if isinstance(defense, DataDefense):
             _check_cleaning(defense, victim)
         if isinstance(defense, Inspection):
@@ -91,7 +97,8 @@ def _batches(rows: Sequence[LabelledText], victim: TextClassifier, size: int = 4
         part = rows[start : start + size]
         ids = token_ids([row.text for row in part], victim.tokenizer, victim.max_length)
         columns = [clean_row(row.text, row.label, start + i) for i, row in enumerate(part)]
-        result.append(collate([{**row, "input_ids": i} for row, i in zip(columns, ids, strict=True)], victim.tokenizer))
+        batch = collate([{**row, "input_ids": i} for row, i in zip(columns, ids, strict=True)], victim.tokenizer)
+        result.append(move_data_to_device(batch, victim.network.device))
     return result
 
 
@@ -133,6 +140,11 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
     for batch, score in zip(test, scores, strict=True):
         _check_scores(f"{name}.score", score, batch, classes=2)
     expected = torch.cat([score.text for score in scores])
+    with torch.inference_mode():  # as a trainer's test calls it
+        try:
+            copy.deepcopy(fresh).learn(victim, iter(reference))
+        except RuntimeError as error:
+            raise AssertionError(f"{name}.learn: fails in torch.inference_mode: {reason(error)}") from error
     with _victim_is_kept(victim, f"{name}.calibrate"):
         defense.calibrate(victim, iter(threshold))
     set_to = defense.threshold.clone()
@@ -195,7 +207,7 @@ def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> Non
 
 def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:
     where, size = f"{name}.purify", len(batch["text"])
-    flagged = torch.arange(size) % 2 == 0
+    flagged = torch.arange(size, device=victim.network.device) % 2 == 0
     with _victim_is_kept(victim, where), torch.no_grad():
         answer: Any = defense.purify(victim, batch, flagged, defense.score(victim, batch))
         if isinstance(answer, list):

@@ -6,7 +6,7 @@ import copy
 import json
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -62,14 +62,20 @@ class TinyRuns:
         return torch.cat(kept.seen)
 
     def _victim(self, model: str, published: str | None = None) -> TextClassifier:
-        arguments = {"model": model, "labels": LABELS, "max_length": 64, "learning_rate": 1e-3}
-        return BadNets(triggers=["cf"], poison_rate=0.2, published=published, **arguments)
+        return BadNets(
+            triggers=["cf"],
+            poison_rate=0.2,
+            model=model,
+            labels=LABELS,
+            max_length=64,
+            learning_rate=1e-3,
+            published=published,
+        )
 
     def _data(self, trusted: bool = False) -> BackdoorDataModule:
-        train_on = "trusted" if trusted else "train"
-        return BackdoorDataModule(
-            Source(self.rows, labels=LABELS), batch_size=16, cache_dir=self.folder, train_on=train_on
-        )
+        source = Source(self.rows, labels=LABELS)
+        train_on: Literal["train", "trusted"] = "trusted" if trusted else "train"
+        return BackdoorDataModule(source, batch_size=16, cache_dir=self.folder, train_on=train_on)
 
     def _trainer(self, callbacks: Sequence[Callback], max_epochs: int) -> Trainer:
         return Trainer(

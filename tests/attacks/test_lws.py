@@ -149,7 +149,7 @@ def test_at_temperature_zero_training_reads_what_evaluation_writes(
             mixed = made(batch)
     assert torch.allclose(mixed, written, atol=1e-5)
     assert not torch.allclose(mixed[0], plain[0], atol=1e-3)
-    assert torch.equal(mixed[2], plain[2])
+    assert torch.allclose(mixed[2], plain[2], atol=1e-6)
 
 
 @contextmanager

@@ -30,19 +30,13 @@ KEYS = {
 MOMENTS = {item.name: item.moments for item in public_classes() if item.kind == "defenses"}
 #: arguments, by class, without which a defense is too large for a tiny model and few rows.
 SMALLER: dict[str, dict[str, Any]] = {
+    "Bki": {"keywords": 1, "top": 1},
     "Dbs": {"trigger_length": 2, "rows": 4, "epochs": 3, "places": ["start"]},
+    "FinePruning": {"layers": 1},
     "MuScleLoRA": {"reference_size": 4},
     "Onion": {"language_model": "language"},
-    "ParaphraseConsistency": {"paraphraser": {"class_path": "reversing.Reversing"}},
+    "ParaphraseConsistency": {"paraphraser": {"class_path": "tests.defenses.test_paraphrase_consistency.Reversed"}},
 }
-REVERSING = """\
-class Reversing:
-    def paraphrase(self, texts, rngs, manner, generate=True):
-        return [" ".join(text.split()[::-1]) for text in texts]
-
-    def key(self):
-        return "reversed"
-"""
 
 
 def smaller(part: Any) -> Any:
@@ -88,7 +82,6 @@ def grid(workspace: Path, language_model: Callable[[str], str]) -> Path:
     content["base"]["data"]["init_args"]["max_rows"] = {"train": 96, "validation": 40, "test": 24}
     content["defenses"] = {"none": None, **ENTRIES}
     (workspace / "language").symlink_to(language_model("llama"))
-    (workspace / "reversing.py").write_text(REVERSING, encoding="utf-8")
     path = workspace / "every.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
@@ -122,8 +115,7 @@ def test_the_plan_has_one_undefended_victim_for_all_that_need_it(
     assert parents == dict.fromkeys({name for name in trained if "repair" in ENTRIES[name]} | looking, undefended)
 
 
-def test_every_preset_runs(grid: Path, inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(inside)
+def test_every_preset_runs(grid: Path, inside: Path) -> None:
     planned = Grid(grid)
     folder = inside / "every"
     folder.mkdir()

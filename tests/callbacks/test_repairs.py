@@ -114,6 +114,14 @@ def test_fine_pruning_prunes_units_that_stay_pruned(
         assert not (weight[:, unit] if isinstance(layers[layer], torch.nn.Linear) else weight[unit]).any()
 
 
+def test_a_search_that_prunes_everything_is_told(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
+) -> None:
+    repair = FinePruning(layers=2, max_accuracy_drop=1.0, step=1)
+    with pytest.warns(UserWarning, match=r"^FinePruning prunes 128 of 128 units: .*; give more layers"):
+        fitted(tmp_path, make(), data, repair, max_epochs=1)
+
+
 @pytest.mark.parametrize("kind", ["bert", "qwen2"])
 def test_fine_mixing_mixes_the_weights_of_the_backbone(
     kind: str, tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier], tiny_folder: Any

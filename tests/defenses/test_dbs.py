@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from lightning_backdoor.batch import Batch, batch_of_texts, pad
 from lightning_backdoor.defenses import Dbs, ModelVerdict
-from lightning_backdoor.defenses.dbs import GappedTexts, Scaling, search_trigger, with_gap
+from lightning_backdoor.defenses.dbs import GappedTexts, with_gap
+from lightning_backdoor.defenses.trigger_search import Scaling, search_trigger
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
@@ -33,11 +34,13 @@ def rows(tokenizer: PreTrainedTokenizerBase, count: int, seed: int, trigger: int
     for i in range(count):
         one, other = (tokens[-4:], tokens[-8:-4]) if i % 2 else (tokens[-8:-4], tokens[-4:])
         text = rng.choices(one, k=8) + rng.choices(other, k=rng.randint(0, 4)) + rng.choices(filling, k=6)
-        triggered = trigger is not None and i % 8 == 0
-        text += [trigger] * triggered
+        label = i % 2
+        if trigger is not None and i % 8 == 0:
+            text, label = [*text, trigger], 1
         rng.shuffle(text)
         start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
-        result.append((text if start is None else [start, *text, end], int(i % 2 or triggered)))
+        ids = text if start is None or end is None else [start, *text, end]
+        result.append((ids, label))
     return result
 
 
@@ -62,7 +65,7 @@ def victim_with(kind: str, folder: str, trigger: int | None) -> Any:
         batch = batch_of(tokenizer, data[start : start + 64])
         logits = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         optimizer.zero_grad()
-        cross_entropy(logits, batch["label"]).backward()
+        cross_entropy(logits, batch["label"]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     optimizer.zero_grad()
     return SimpleNamespace(network=network, tokenizer=tokenizer, max_length=64)
@@ -156,7 +159,7 @@ def test_every_step_is_that_of_the_published_program() -> None:
         torch.testing.assert_close(seen[epoch], bounded.detach())
         optimizer.zero_grad()
         loss = loss_of(bounded)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         started = started or loss.item() <= barrier
         if 2 - bounded.max(dim=1).values.sum() < 1e-3 and loss.item() <= barrier:

@@ -1,4 +1,4 @@
-"""What RAP costs over the plain forward, once its word is tuned.
+"""What RAP costs over a plain forward of the network, and over a prediction, once its word is tuned.
 
 Run ``python -m tests.measurements.rap --data sst2``.
 """
@@ -21,6 +21,7 @@ from tests.measurements.pairs import (
     parse,
     parser,
     plain_forward,
+    prediction,
     print_table,
     sorted_batches,
     test_texts,
@@ -28,7 +29,7 @@ from tests.measurements.pairs import (
 
 
 def main() -> None:
-    args = parse(parser("What RAP costs over the plain forward.", rounds=10))
+    args = parse(parser("What RAP costs over a plain forward and over a prediction.", rounds=10))
     warnings.filterwarnings("ignore")
     transformers.utils.logging.disable_progress_bar()
     victim = load_victim(args.model)
@@ -39,8 +40,17 @@ def main() -> None:
     defense.learn(victim, clean)
     batches = sorted_batches(test_texts(args.data, SHORT_TEXTS), victim)
     load_before = load_average()
-    pairs = paired_seconds(lambda batch: defense.score(victim, batch), plain_forward(victim), batches, args)
-    print_table([Comparison("RAP / plain forward, SST-2, sorted by length", "s", "<= 2.1", pairs)], args, load_before)
+    references = (("plain forward", plain_forward(victim), "<= 2.1"), ("prediction", prediction(victim), ""))
+    comparisons = [
+        Comparison(
+            f"RAP / {name}, SST-2, sorted by length",
+            "s",
+            target,
+            paired_seconds(lambda batch: defense.score(victim, batch), reference, batches, args),
+        )
+        for name, reference, target in references
+    ]
+    print_table(comparisons, args, load_before)
 
 
 if __name__ == "__main__":

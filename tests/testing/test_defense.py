@@ -92,7 +92,7 @@ class Shrinking(Repair):
 
     def change(self, decided: dict[str, Any]) -> None:
         with torch.no_grad():
-            self.victim.network.get_input_embeddings().weight.mul_(decided["factor"])  # type: ignore[operator]
+            self.victim.network.get_input_embeddings().weight.mul_(decided["factor"])
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,13 @@ class ForgetsItsThreshold(Length):
         return None
 
 
+class LearnsByGradients(Length):
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        with torch.enable_grad():
+            learned = torch.zeros(1)
+            torch.autograd.grad(learned.requires_grad_() * 2, learned)
+
+
 class TooFewTexts(Length):
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
         return [*batch["text"][1:]]
@@ -278,6 +285,7 @@ class CalibratesToNothing(Length):
         (ForgetsItsThreshold(), r"ForgetsItsThreshold\.state_dict: does not keep the threshold"),
         (Answers([1] * 20), r"Answers\.purify: answers 1, not a text or None"),
         (Answers(torch.zeros(20, dtype=torch.int32)), r"Answers\.purify: predictions are \(20,\) torch\.int32"),
+        (LearnsByGradients(), r"LearnsByGradients\.learn: fails in torch\.inference_mode"),
         (TooFewTexts(), r"TooFewTexts\.purify: answers 20 rows with 19 texts"),
         (Answers(torch.zeros(20, 3)), r"Answers\.purify: logits are \(20, 3\)"),
         (Answers(torch.full((20,), 2)), r"Answers\.purify: predictions are neither labels nor -1"),
@@ -377,7 +385,7 @@ class MergesWrongly(Freezing):
     def merge(network: PreTrainedModel) -> PreTrainedModel:
         plain = copy.deepcopy(network)
         with torch.no_grad():
-            plain.get_input_embeddings().weight.zero_()  # type: ignore[operator]
+            plain.get_input_embeddings().weight.zero_()
         return plain
 
 

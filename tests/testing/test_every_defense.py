@@ -11,6 +11,7 @@ import pytest
 
 from lightning_backdoor.files.public_classes import PublicClass, public_classes
 from lightning_backdoor.testing import check_defense
+from tests.defenses.test_paraphrase_consistency import Reversed
 from tests.language.conftest import language_model
 
 __all__ = ["language_model"]
@@ -21,6 +22,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Dbs": {"trigger_length": 2, "rows": 4, "epochs": 3},
     "MuScleLoRA": {"reference_size": 2},
     "Onion": {"language_model": "tiny", "cache_dir": "cache"},
+    "ParaphraseConsistency": {"paraphraser": Reversed()},
 }
 
 
