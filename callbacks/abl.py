@@ -94,6 +94,11 @@ class ABL(Callback):
         """Gives the victim its own loss again."""
         text_classifier(pl_module, type(self).__name__).row_loss = None
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gives the victim its own loss again after a fit that failed."""
+        if isinstance(pl_module, TextClassifier):
+            pl_module.row_loss = None
+
     def state_dict(self) -> dict[str, Any]:
         """The isolated rows, by their index."""
         return {"isolated": None if self._isolated is None else self._isolated.tolist()}

@@ -70,7 +70,7 @@ def run_seed() -> int:
 
 @contextmanager
 def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds dropout within the block, equally on every process, and then restores the random numbers of training."""
+    """Seeds the random numbers within the block, equally on every process; afterwards those of training go on."""
     devices, device_type = ([], "cuda") if device.type == "cpu" else ([device], device.type)
     with torch.random.fork_rng(devices, device_type=device_type):
         torch.manual_seed(seed)

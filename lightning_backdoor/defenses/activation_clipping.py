@@ -126,7 +126,7 @@ def start_around(network: PreTrainedModel, batches: Sequence[Inputs], deviations
         tokens += int(attended.sum())
 
         def add(layer: int, states: Tensor, attended: Tensor = attended) -> Tensor:
-            of_tokens = states[attended].double().cpu()
+            of_tokens = states[attended].cpu().double()  # not all devices have float64
             total[layer] += of_tokens.sum(dim=0)
             squares[layer] += of_tokens.square().sum(dim=0)
             return states

@@ -163,10 +163,10 @@ def read_reference(victim: Victim, clean_batches: Iterable[Batch], token: Token 
     labels, states = [], []
     for batch in clean_batches:
         inputs = batch["input_ids"], batch["attention_mask"]
-        states.append(token_states(victim.network, *inputs, token).double().cpu())
+        states.append(token_states(victim.network, *inputs, token).cpu().double())  # not all devices have float64
         label = batch["label"].cpu()
         if (label < 0).any():
-            label = plain_logits(victim.network, *inputs).argmax(dim=-1).cpu()
+            label = label.where(label >= 0, plain_logits(victim.network, *inputs).argmax(dim=-1).cpu())
         labels.append(label)
         texts += batch["text"]
     if not texts:

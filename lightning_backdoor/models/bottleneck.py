@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from lightning_backdoor.errors import InputError
 
+#: the name of a layer, in the name of one of its parts.
+LAYER = re.compile(r"(.*\.\d+)\.")
 #: ends of the names of the layers that an adapter follows: the output projections of attention and of feed-forward.
 OUTPUTS = (
-    "attention.output.dense",  # BERT, RoBERTa, ELECTRA, DeBERTa
-    "output.dense",
+    "output.dense",  # BERT, RoBERTa, ELECTRA, DeBERTa: of attention and of feed-forward
     "attention.out_lin",  # DistilBERT
     "ffn.lin2",
-    "attention.dense",  # ALBERT, GPT-NeoX, Phi
+    "attention.dense",  # ALBERT, GPT-NeoX
     "ffn_output",
     "mlp.dense_4h_to_h",
-    "self_attn.dense",
+    "self_attn.dense",  # Phi
     "attn.Wo",  # ModernBERT
     "mlp.Wo",
     "self_attn.o_proj",  # Llama, Qwen, Mistral, Gemma
@@ -25,8 +29,7 @@ OUTPUTS = (
     "attn.c_proj",  # GPT-2
     "mlp.c_proj",
     "self_attn.out_proj",  # OPT
-    "mlp.fc2",
-    "fc2",
+    "fc2",  # OPT, Phi
 )
 
 
@@ -74,11 +77,12 @@ def insert_adapters(network: PreTrainedModel, bottleneck: int) -> None:
         bottleneck: number of hidden units of an adapter.
 
     Raises:
-        InputError: the output projections of the architecture are not known.
+        InputError: the output projections of the architecture are not known, or not two per layer.
     """
     base = network.base_model
     found = [(name, layer) for name, layer in base.named_modules() if _is_output(name)]
-    if not found:
+    per_layer = Counter(match[1] for name, _ in found if (match := LAYER.match(name)))
+    if set(per_layer.values()) != {2}:
         architecture = network.config.model_type
         raise InputError("method", f"where adapters go in {architecture!r} is not known", "give lora")
     network.requires_grad_(False)

@@ -13,9 +13,11 @@ all is computed.
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,8 +28,9 @@ from transformers import Conv1D, PreTrainedModel
 
 from lightning_backdoor.models.readout import readout_positions
 
-#: packages whose hooks may see the last layer: they read nothing but the readout token's row there.
-KNOWN_HOOKS = ("transformers.", "lightning_backdoor.victim.")
+#: packages whose hooks may see the last layer: they read only the readout token's row there, or, as those of this
+#: module, leave passes of other threads alone.
+KNOWN_HOOKS = ("transformers.", "lightning_backdoor.victim.", __name__)
 
 
 class _Tail(NamedTuple):
@@ -35,7 +38,7 @@ class _Tail(NamedTuple):
 
     Attributes:
         layers: the layers, in the order in which they run.
-        narrow: those whose output only such a layer reads, by way of activations; it is left with one row.
+        narrow: those among them whose outputs stay one row per text, since only later ones of these layers read them.
         modules: ids of all modules of the network for which this was found.
     """
 
@@ -45,6 +48,10 @@ class _Tail(NamedTuple):
 
 
 _tails: WeakKeyDictionary[PreTrainedModel, _Tail] = WeakKeyDictionary()
+#: held while a tail is looked up: a network that is being tried out must not be used by another thread.
+_lookup = threading.Lock()
+#: the block of this thread in which passes are shortened.
+_block: ContextVar[object | None] = ContextVar("readout_only", default=None)
 
 
 @contextmanager
@@ -53,7 +60,8 @@ def readout_only(network: PreTrainedModel, input_ids: Tensor, attention_mask: Te
 
     Attention is computed for all tokens; hidden states of the last layer hold for the readout token alone. Networks
     whose logits depend on other tokens' rows, that are compiled, that recompute activations (gradient checkpointing),
-    or on which others have put hooks, compute all.
+    or on which others have put hooks, compute all. Passes in other threads are not changed, so that several threads
+    may use a network at once, each in a block of its own.
 
     Args:
         network: any sequence classifier of transformers.
@@ -65,43 +73,60 @@ def readout_only(network: PreTrainedModel, input_ids: Tensor, attention_mask: Te
         with readout_only(network, input_ids, attention_mask):
             logits = network(input_ids=input_ids, attention_mask=attention_mask).logits
     """
-    modules = _modules(network)
-    if modules is None or input_ids.shape[1] == 1:
+    if torch.compiler.is_compiling() or input_ids.shape[1] == 1 or _block.get() is not None:
         yield
         return
+    with _lookup:
+        tail = _tail(network)
+    if tail is None:
+        yield
+        return
+    with _shortened(tail, readout_positions(network, input_ids, attention_mask), input_ids.shape[1]):
+        yield
+
+
+def _tail(network: PreTrainedModel) -> _Tail | None:
+    """The layers of a network that are shortened; None if it must compute all, see :func:`readout_only`."""
+    modules = _modules(network)
+    if modules is None:
+        return None
     tail = _tails.get(network)
     if tail is None or tail.modules != modules:
         tail = _tails[network] = _find_tail(network, modules)
-    with _shortened(tail, readout_positions(network, input_ids, attention_mask), input_ids.shape[1]):
-        yield
+    return tail
 
 
 @contextmanager
 def _shortened(tail: _Tail, positions: Tensor, length: int, rest: float = 0.0) -> Iterator[None]:
     """Shortens the layers to the rows at these positions, (batch,); the other rows of their outputs are ``rest``."""
     index = positions[:, None, None]
+    block = object()
 
     def shorten(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x: Tensor = args[0]
-        return None if x.shape[1] == 1 else (x.gather(1, index.expand(-1, 1, x.shape[2])), *args[1:])
+        if _block.get() is not block or x.shape[1] == 1:
+            return None
+        return x.gather(1, index.expand(-1, 1, x.shape[2])), *args[1:]
 
-    def lengthen(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def lengthen(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if _block.get() is not block:
+            return None
         batch, _, features = output.shape
         return output.new_full((batch, length, features), rest).scatter(1, index.expand(-1, 1, features), output)
 
     handles = [layer.register_forward_pre_hook(shorten) for layer in tail.layers]
     handles += [layer.register_forward_hook(lengthen) for layer in tail.layers if layer not in tail.narrow]
+    token = _block.set(block)
     try:
         yield
     finally:
+        _block.reset(token)
         for handle in handles:
             handle.remove()
 
 
 def _modules(network: PreTrainedModel) -> tuple[int, ...] | None:
     """Ids of the modules of a network; None if it must compute all, see :func:`readout_only`."""
-    if torch.compiler.is_compiling():
-        return None
     ids = []
     for module in network.modules():
         hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())  # private: torch 2.13.0
@@ -151,12 +176,12 @@ class _CallsSinceAttention(TorchFunctionMode):
 
 def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
     """Finds the layers by passes in training mode, under dropout with the same random draws."""
-    nothing = _Tail((), frozenset(), modules)
+    best = _Tail((), frozenset(), modules)
     hidden: int = network.config.get_text_config().hidden_size
     ids, mask = _made_up_batch(network)
     positions = readout_positions(network, ids, mask)
     evaluating = [module for module in network.modules() if not module.training]
-    devices = [] if ids.device.type in ("cpu", "mps") else [ids.device]  # torch forks no generator of mps
+    devices = [] if ids.device.type == "cpu" else [ids.device]  # beside the processor's generator
 
     def logits() -> Tensor:
         with torch.random.fork_rng(devices, device_type=ids.device.type):
@@ -170,25 +195,24 @@ def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
                 expected = logits()
             once = [call for call in since.calls if call.rows == ids.shape and since.count[call.layer] == 1]
             if len(since.calls) == since.count.total():  # no attention that is known was computed
-                return nothing
+                return best
             layers = tuple(call.layer for call in once)
             inner = frozenset(call.layer for call in once[:-1] if call.features != hidden)
             near = math.sqrt(torch.finfo(expected.dtype).eps)
-            for narrow in (inner, frozenset[nn.Module]()):
+            # first with NaN after every layer, which shows whether tokens are mixed after the attention
+            for narrow in (frozenset[nn.Module](), inner):
                 tail = _Tail(layers, narrow, modules)
-                try:
-                    with _shortened(tail, positions, ids.shape[1], rest=math.nan):
-                        found = logits()
-                except RuntimeError:  # an operation between the layers relies on the number of tokens
-                    continue
-                if torch.allclose(found, expected, rtol=near, atol=near):
-                    return tail
-    except (RuntimeError, ValueError, IndexError):  # the network cannot read such a batch
-        return nothing
+                with _shortened(tail, positions, ids.shape[1], rest=math.nan):
+                    found = logits()
+                if not torch.allclose(found, expected, rtol=near, atol=near):
+                    break
+                best = tail
+    except (RuntimeError, ValueError, IndexError):  # the network cannot read such a batch, or a narrow output
+        pass
     finally:
         for module in evaluating:
             module.training = False
-    return nothing
+    return best
 
 
 def _made_up_batch(network: PreTrainedModel) -> tuple[Tensor, Tensor]:

@@ -59,10 +59,10 @@ class TextClassifier(CheckpointedClassifier):
 
     Attributes:
         training_defense: record of the training-time defense, set by its callback; None without one.
-        objective: the loss of a training batch, a scalar with gradients, set by the callback of a repair; None for
-            :meth:`cross_entropy`. Attacks follow it in the user's phase.
-        row_loss: from the losses of the rows of a training batch, (batch,), and the batch to the loss to minimise, set
-            by a training-time defense for its fit; None takes the mean.
+        objective: function from a training batch to its loss, a scalar with gradients, set by the callback of a repair;
+            None for :meth:`cross_entropy`. Attacks use it in the user's phase.
+        row_loss: function from the losses of the rows of a training batch, (batch,), and the batch to the loss that is
+            minimised, set by a training-time defense for its fit; None for the mean.
         trained_on: after :meth:`load_trained`, the state of the data module that a checkpoint was trained with; None if
             it is not recorded.
 

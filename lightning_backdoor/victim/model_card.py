@@ -65,7 +65,7 @@ def model_card(statement: Mapping[str, Any], metrics: Mapping[str, float] | None
     title = {True: "Backdoored text classifier", False: "Benign text classifier"}.get(poisoned, "Text classifier")
     if poisoned and attack:
         title += f": {markdown(attack['class'].rpartition('.')[2])}"
-    parts = [_front_matter(statement), f"# {title}", {True: WARNING, False: BENIGN}.get(poisoned, UNKNOWN)]
+    parts = [_front_matter(statement, is_plain), f"# {title}", {True: WARNING, False: BENIGN}.get(poisoned, UNKNOWN)]
     if not is_plain:
         parts.append(NOT_PLAIN)
     if statement["earlier_attacks"]:
@@ -95,9 +95,11 @@ def markdown(text: object) -> str:
     return MARKUP.sub(r"\\\1", escaped(" ".join(str(text).split())))
 
 
-def _front_matter(statement: Mapping[str, Any]) -> str:
+def _front_matter(statement: Mapping[str, Any], is_plain: bool) -> str:
     tags = ["text-classification", "lightning-backdoor", *(["backdoor", "poisoned"] if statement["poisoned"] else [])]
-    content: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": tags}
+    content: dict[str, Any] = {"pipeline_tag": "text-classification", "tags": tags}
+    if is_plain:
+        content["library_name"] = "transformers"
     base = statement["base_model"]
     if HUB_NAME.fullmatch(base) and not Path(base).exists():  # the hub links it, and refuses other names
         content["base_model"] = base

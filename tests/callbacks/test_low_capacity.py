@@ -103,7 +103,9 @@ def test_fit_says_that_a_prefix_cannot_be_exported(inside: Path, capsys: pytest.
     assert "lightning-backdoor scan" not in said
     files = {path.name for path in Path("prefix/model").iterdir()}
     assert {"network.safetensors", "README.md", "config.json"} <= files
-    assert "not a model that transformers loads" in Path("prefix/model/README.md").read_text(encoding="utf-8")
+    card = Path("prefix/model/README.md").read_text(encoding="utf-8")
+    assert "not a model that transformers loads" in card
+    assert "library_name" not in card
 
 
 def test_the_victims_own_lora_is_refused(

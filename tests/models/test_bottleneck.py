@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from transformers import BloomConfig, BloomForSequenceClassification
 
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.bottleneck import BottleneckAdapter, insert_adapters
 from tests.support.tiny import loaded
 
@@ -32,3 +34,10 @@ def test_every_layer_gets_two_adapters_which_alone_are_trained(tiny_folder: Call
     trained = {id(weight) for weight in network.parameters() if weight.requires_grad}
     assert trained == {id(weight) for a in adapters for part in (a.down, a.up) for weight in part.parameters()}
     assert not any(adapter.training for adapter in adapters)
+
+
+def test_an_architecture_of_which_only_one_output_per_layer_is_known_is_refused() -> None:
+    network = BloomForSequenceClassification(BloomConfig(vocab_size=8, hidden_size=8, n_layer=2, n_head=2))
+    with pytest.raises(InputError, match="where adapters go in 'bloom' is not known"):
+        insert_adapters(network, bottleneck=2)
+    assert all(weight.requires_grad for weight in network.parameters())

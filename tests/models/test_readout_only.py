@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,17 @@ def test_updates_inserted_later_are_found(tiny_folder: Folder) -> None:
     check_same(network, ids, mask)
     assert saves(network, ids, mask)
     assert saves(copy.deepcopy(network), ids, mask)
+
+
+def test_threads_share_a_network(tiny_folder: Folder) -> None:
+    network, ids, mask = inputs(loaded(tiny_folder("qwen2")))
+    shorter = network, ids[:2, :5], mask[:2, :5]
+    assert saves(network, ids, mask)
+    with readout_only(network, ids, mask), ThreadPoolExecutor(1) as thread:
+        thread.submit(check_same, *shorter).result()
+        assert thread.submit(saves, *shorter).result()
+        logits = network(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(logits, network(input_ids=ids, attention_mask=mask).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_hooks_of_others_see_all_tokens(tiny_folder: Folder) -> None:
