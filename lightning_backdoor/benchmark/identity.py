@@ -32,7 +32,7 @@ from lightning_backdoor.files.identity import LIBRARY
 
 #: to be changed if, and only if, the same config gives another victim (attack, poisoning, training); every
 #: victim of a grid is then trained again.
-VICTIM_FORMAT = "3"
+VICTIM_FORMAT = "4"
 #: to be changed if, and only if, a test of the same victim gives other numbers (metric, defense, table); every
 #: cell of a grid is then tested again, on the existing victims.
 RESULTS_FORMAT = "2"

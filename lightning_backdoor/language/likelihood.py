@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -118,18 +119,44 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
+class _Float32Settings:
+    """Torch's settings of float32 for the whole process, at their defaults while any thread is in a block of it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._restore = ExitStack()
+
+    @contextmanager
+    def default(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                # torch raises if the precision has been set per backend
+                with suppress(RuntimeError):
+                    self._restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+                    torch.set_float32_matmul_precision("highest")
+                self._restore.callback(torch.set_default_dtype, torch.get_default_dtype())
+                torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._restore.close()
+
+
+_float32 = _Float32Settings()
+
+
 @contextmanager
 def plain_inference(device: torch.device) -> Iterator[None]:
-    """Disables gradients within the block, and computes in the network's own precision whatever the caller has set."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        # torch raises if the precision has been set per backend
-        with suppress(RuntimeError):
-            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("highest")
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
+    """Disables gradients within the block, and computes in the network's own precision whatever the caller has set.
+
+    Several threads may be in such a block at once.
+    """
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), _float32.default():
         yield
 
 

@@ -177,7 +177,6 @@ class _CallsSinceAttention(TorchFunctionMode):
 def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
     """Finds the layers by passes in training mode, under dropout with the same random draws."""
     best = _Tail((), frozenset(), modules)
-    hidden: int = network.config.get_text_config().hidden_size
     ids, mask = _made_up_batch(network)
     positions = readout_positions(network, ids, mask)
     evaluating = [module for module in network.modules() if not module.training]
@@ -197,6 +196,7 @@ def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
             if len(since.calls) == since.count.total():  # no attention that is known was computed
                 return best
             layers = tuple(call.layer for call in once)
+            hidden: int = network.config.get_text_config().hidden_size
             inner = frozenset(call.layer for call in once[:-1] if call.features != hidden)
             near = math.sqrt(torch.finfo(expected.dtype).eps)
             # first with NaN after every layer, which shows whether tokens are mixed after the attention
@@ -207,7 +207,7 @@ def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
                 if not torch.allclose(found, expected, rtol=near, atol=near):
                     break
                 best = tail
-    except (RuntimeError, ValueError, IndexError):  # the network cannot read such a batch, or a narrow output
+    except (AttributeError, IndexError, RuntimeError, ValueError):  # it cannot read such a batch, or a narrow output
         pass
     finally:
         for module in evaluating:

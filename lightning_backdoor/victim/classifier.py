@@ -50,7 +50,8 @@ class TextClassifier(CheckpointedClassifier):
         learning_rate: peak learning rate.
         weight_decay: weight decay of weight matrices and embeddings.
         warmup: share of all steps, from 0 to below 1, over which the learning rate rises.
-        freeze: names of parts of the encoder that are not trained, such as ``embeddings`` or ``encoder.layer.0``.
+        freeze: names of parts of the encoder that are not trained and have no dropout, such as ``embeddings`` or
+            ``encoder.layer.0``.
         lora_rank: rank of low-rank updates (LoRA, arXiv 2106.09685), which are trained instead of the backbone; they
             have weight 2 and in most architectures apply to queries and values. The classification head, including its
             pooler, is trained in full. The updates are merged into the exported model, which is plain.

@@ -73,7 +73,7 @@ def train_head(network: PreTrainedModel) -> None:
 
 
 def freeze(network: PreTrainedModel, parts: Sequence[str]) -> None:
-    """Freezes parts of the encoder, given by their names.
+    """Freezes parts of the encoder, given by their names; they are put into evaluation mode, without dropout.
 
     Raises:
         InputError: a name is not the name of a part of the encoder.
@@ -86,3 +86,4 @@ def freeze(network: PreTrainedModel, parts: Sequence[str]) -> None:
             raise InputError("freeze", f"the model has no part {part!r}", f"its parts begin with {children}")
         for parameter in frozen:
             parameter.requires_grad_(False)
+        network.base_model.get_submodule(part).eval()  # Lightning keeps the mode of each module

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_backdoor.language import likelihood
-from lightning_backdoor.language.likelihood import log_probabilities
+from lightning_backdoor.language.likelihood import log_probabilities, plain_inference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -30,3 +32,20 @@ def test_chunks_give_the_log_probabilities_of_all_logits(
         nothing = log_probabilities(head, hidden, positions[:0], targets[:0], buffers)
     assert nothing.shape == (0,)
     assert len(buffers) == 1
+
+
+def test_threads_leave_the_settings_of_the_process_as_they_were() -> None:
+    """The second block begins within the first and ends after it, as in passes of several threads."""
+    first, second = (plain_inference(torch.device("cpu")) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+            one.submit(first.__enter__).result()
+            other.submit(second.__enter__).result()
+            one.submit(first.__exit__, None, None, None).result()
+            assert torch.get_float32_matmul_precision() == "highest"
+            other.submit(second.__exit__, None, None, None).result()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

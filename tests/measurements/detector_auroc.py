@@ -156,12 +156,14 @@ def main() -> int:
     config = args.output.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(grid_content(args), sort_keys=False), encoding="utf-8")
     status = command(["benchmark", "--config", str(config), "--output", str(args.output)])
+    if status:
+        return status
     with (args.output / "results.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(cells_table(lines))
     console.print(layers_table(Grid(config, args.output), args))
-    return status
+    return 0
 
 
 if __name__ == "__main__":

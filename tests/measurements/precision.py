@@ -1,7 +1,7 @@
 """How fast the victims of ``configs/benchmark/demo.yaml`` are trained, over float32 and plain passes of the network.
 
-The victims are trained as ``fit`` trains them: in the precision ``auto``, and with a last layer that is computed for
-the readout token where only that is read.
+The victims are trained as ``fit`` trains them: in the precision ``auto``, with a last layer that is computed for the
+readout token where only that is read, and with frozen layers without dropout.
 
 Run ``python -m tests.measurements.precision --data sst2``.
 """
@@ -13,12 +13,13 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
 from lightning.pytorch import Callback, seed_everything
+from transformers import PreTrainedModel
 
 from lightning_backdoor.benchmark.fragments import yaml_text
 from lightning_backdoor.benchmark.grid import Grid
@@ -27,6 +28,8 @@ from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.models import captures
+from lightning_backdoor.victim import classifier
+from lightning_backdoor.victim.network import freeze
 from tests.measurements.pairs import Comparison, Stopwatch, alternate, load_average, parse, parser, print_table
 
 GRID = "configs/benchmark/demo.yaml"
@@ -34,9 +37,19 @@ GRID = "configs/benchmark/demo.yaml"
 STEPS_ONLY = ("--trainer.limit_val_batches=0", "--trainer.enable_checkpointing=false", "--trainer.logger=false")
 
 
-def plain_passes() -> AbstractContextManager[object]:
-    """Within the block, training computes the network's last layer for all tokens."""
-    return patch.object(captures, "readout_only", lambda *batch: nullcontext())
+@contextmanager
+def plain_passes() -> Iterator[None]:
+    """Within the block, training computes all layers for all tokens, frozen ones with dropout."""
+
+    def freeze_weights(network: PreTrainedModel, parts: Sequence[str]) -> None:
+        freeze(network, parts)
+        network.train()
+
+    with (
+        patch.object(captures, "readout_only", lambda *batch: nullcontext()),
+        patch.object(classifier, "freeze", freeze_weights),
+    ):
+        yield
 
 
 def texts_per_second(config: Path, precision: str, clock: str) -> float:

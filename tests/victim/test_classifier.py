@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks import MuScleLoRA
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
@@ -97,6 +98,21 @@ def test_frozen_parts_stay_and_others_move(tmp_path: Path, model: str) -> None:
         if frozen:
             assert torch.equal(value, before[name]), name
     assert not torch.equal(victim.network.classifier.weight, before["classifier.weight"])
+
+
+def test_frozen_parts_have_no_dropout_in_any_epoch(tmp_path: Path, model: str) -> None:
+    modes: set[tuple[bool, bool]] = set()
+
+    class Watched(TextClassifier):
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            encoder = self.network.base_model.encoder
+            assert isinstance(encoder, torch.nn.Module)
+            frozen, trained = encoder.get_submodule("layer.0"), encoder.get_submodule("layer.1")
+            modes.add((frozen.training, trained.training))
+            return super().training_step(batch, batch_idx)
+
+    fit(tmp_path, Watched(model=model, freeze=["encoder.layer.0"]), max_epochs=2)
+    assert modes == {(False, True)}
 
 
 def test_freezing_what_is_not_there_is_refused(model: str) -> None:
