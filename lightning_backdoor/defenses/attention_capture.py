@@ -60,12 +60,21 @@ class AttentionAndGradient(NamedTuple):
 class _ColumnSums:
     """Accumulates over layers the attention that each position receives from the query positions that count."""
 
-    def __init__(self, attention_mask: Tensor, query_weight: Tensor, level: bool) -> None:
+    def __init__(
+        self, attention_mask: Tensor, query_weight: Tensor, level: bool, layers: int, read: Tensor | None
+    ) -> None:
         self.attention_mask = attention_mask
+        self.expected = layers
+        self._read = read  # (batch,), the position for which alone the last layer's output is read, or None
         self.query_weight = query_weight  # (batch, length), float32, 1 where the query position counts
         self.level = level
         self.total: Tensor = torch.zeros_like(query_weight)
         self.layers = 0
+
+    @property
+    def read(self) -> Tensor | None:
+        """The position for which alone the output of the layer that comes next is read; None if it is read for all."""
+        return self._read if self.layers == self.expected - 1 else None
 
     def add(self, received: Tensor, levelled: bool) -> None:
         if levelled:
@@ -111,7 +120,13 @@ def column_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, q
 
 
 def attention_and_column_sums(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, query_weight: Tensor
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    query_weight: Tensor,
+    read: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention and its :func:`column_sums` from one computation of the probabilities, which the graph keeps.
 
@@ -119,20 +134,41 @@ def attention_and_column_sums(
 
     Args:
         value: same shape as ``query``; for the other arguments see :func:`column_sums`.
+        read: (batch,), int64, the position for which alone the output is read; the graph then has no other query.
 
     Returns:
-        The output, (batch, length, heads, head size), and the column sums, (batch, length), float32 and detached.
+        The output, (batch, length, heads, head size), at all positions that of ``read`` where it is given, and the
+        column sums, (batch, length), float32 and detached.
     """
-    batch, heads, length, _ = query.shape
-    q, k, v = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-    products = torch.bmm(q, k.transpose(1, 2)).view(batch, heads, length, length)
-    scores = torch.add(_additive(mask, query), products, alpha=scale)
-    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32)
-    output = torch.bmm(probabilities.flatten(0, 1).to(v.dtype), v).view_as(query).transpose(1, 2).contiguous()
+    batch, heads, length, size = query.shape
+    bias = _additive(mask, query)
+    with torch.set_grad_enabled(read is None):
+        probabilities = _probabilities(query, key, bias, scale)
+    if read is None:
+        output = _weighted(probabilities, value)
+    else:
+        index = read[:, None, None, None]
+        one = query.gather(2, index.expand(-1, heads, 1, size))
+        if bias.shape[2] > 1:  # not the same for all queries
+            bias = bias.expand(batch, -1, -1, -1).gather(2, index.expand(-1, bias.shape[1], 1, length))
+        output = _weighted(_probabilities(one, key, bias, scale), value).expand(-1, length, -1, -1)
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         weight = query_weight.repeat(1, heads)[:, None]
         received = torch.bmm(weight, probabilities.view(batch, heads * length, length)).squeeze(1) / heads
     return output, received
+
+
+def _probabilities(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Softmax attention, (batch, heads, queries, keys), float32."""
+    products = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))
+    scores = torch.add(bias, products.view(*query.shape[:3], key.shape[2]), alpha=scale)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32)
+
+
+def _weighted(probabilities: Tensor, value: Tensor) -> Tensor:
+    """The values weighted by attention, (batch, queries, heads, head size)."""
+    output = torch.bmm(probabilities.flatten(0, 1).to(value.dtype), value.flatten(0, 1))
+    return output.view(*probabilities.shape[:3], value.shape[3]).transpose(1, 2).contiguous()
 
 
 def _additive(mask: Tensor | None, query: Tensor) -> Tensor:
@@ -169,7 +205,8 @@ def _capturing_attention(
     short = query.shape[:3].numel() * key.shape[2] <= KEPT
     if collector is not None and short and plain and not causal and not dropout:
         keys, values = repeat_kv(key, groups), repeat_kv(value, groups)
-        output, received = attention_and_column_sums(query, keys, values, attention_mask, scale, collector.query_weight)
+        weight, read = collector.query_weight, collector.read
+        output, received = attention_and_column_sums(query, keys, values, attention_mask, scale, weight, read)
         collector.add(received, False)
         return output, None
     output, _ = sdpa_attention_forward(
@@ -305,11 +342,11 @@ def attention_and_gradient(
         stack.enter_context(_frozen(network))
         # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
-        stack.enter_context(readout_only(network, input_ids, attention_mask))
+        read = stack.enter_context(readout_only(network, input_ids, attention_mask))
         captured = stack.enter_context(attention_switched(network, CAPTURING))
         leaves = stack.enter_context(_word_embeddings_as_leaf(network))
         weight = torch.ones_like(attention_mask) if count_padding else attention_mask
-        collector = _ColumnSums(attention_mask, weight.float(), level)
+        collector = _ColumnSums(attention_mask, weight.float(), level, network.config.num_hidden_layers, read)
         token = _collector.set(collector if captured else None)
         try:
             output = network(input_ids=input_ids, attention_mask=attention_mask, output_attentions=not captured)
@@ -325,10 +362,10 @@ def attention_and_gradient(
                     attention = attention / total.clamp(min=torch.finfo(attention.dtype).tiny)
                 received = torch.einsum("bhij,bi->bj", attention, collector.query_weight) / attention.shape[1]
                 collector.add(received, levelled)
-        if collector.layers != network.config.num_hidden_layers:
+        if collector.layers != collector.expected:
             raise RuntimeError(
                 f"attention of {collector.layers} layers was captured in {type(network).__name__},"
-                f" which has {network.config.num_hidden_layers}"
+                f" which has {collector.expected}"
             )
         (leaf,) = leaves
         top = output.logits.max(dim=-1).values.sum()

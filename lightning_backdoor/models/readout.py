@@ -12,7 +12,9 @@ def is_causal(network: nn.Module) -> bool:
     return any(getattr(module, "is_causal", False) for module in network.modules())
 
 
-def readout_positions(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def readout_positions(
+    network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, causal: bool | None = None
+) -> Tensor:
     """The position of the token that the head reads, by the rules of transformers' classifiers.
 
     Encoders read the first position (also those whose head averages all tokens are given this one), decoders the last
@@ -22,11 +24,12 @@ def readout_positions(network: PreTrainedModel, input_ids: Tensor, attention_mas
         network: any sequence classifier of transformers.
         input_ids: (batch, length), int64.
         attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
+        causal: what :func:`is_causal` gives, where it is known; to ask all layers takes noticeable time per batch.
 
     Returns:
         (batch,), int64.
     """
-    if not is_causal(network):
+    if not (is_causal(network) if causal is None else causal):
         return torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
     padding: int | None = network.config.pad_token_id
     read = attention_mask if padding is None else (input_ids != padding).long()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import Conv1D, PreTrainedModel
 
-from lightning_backdoor.models.readout import readout_positions
+from lightning_backdoor.models.readout import is_causal, readout_positions
 
 #: packages whose hooks may see the last layer: they read only the readout token's row there, or, as those of this
 #: module, leave passes of other threads alone.
@@ -40,11 +40,13 @@ class _Tail(NamedTuple):
         layers: the layers, in the order in which they run.
         narrow: those among them whose outputs stay one row per text, since only later ones of these layers read them.
         modules: ids of all modules of the network for which this was found.
+        causal: whether the network is causal.
     """
 
     layers: tuple[nn.Module, ...]
     narrow: frozenset[nn.Module]
     modules: tuple[int, ...]
+    causal: bool
 
 
 _tails: WeakKeyDictionary[PreTrainedModel, _Tail] = WeakKeyDictionary()
@@ -55,7 +57,7 @@ _block: ContextVar[object | None] = ContextVar("readout_only", default=None)
 
 
 @contextmanager
-def readout_only(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Iterator[None]:
+def readout_only(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Iterator[Tensor | None]:
     """Within the block, a pass of the network over this batch computes only what its logits depend on.
 
     Attention is computed for all tokens; hidden states of the last layer hold for the readout token alone. Networks
@@ -68,21 +70,26 @@ def readout_only(network: PreTrainedModel, input_ids: Tensor, attention_mask: Te
         input_ids: (batch, length), int64.
         attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
 
+    Yields:
+        The positions, (batch,), int64, of the tokens for which alone the output of the last attention is read; None if
+        all is computed.
+
     Example::
 
         with readout_only(network, input_ids, attention_mask):
             logits = network(input_ids=input_ids, attention_mask=attention_mask).logits
     """
     if torch.compiler.is_compiling() or input_ids.shape[1] == 1 or _block.get() is not None:
-        yield
+        yield None
         return
     with _lookup:
         tail = _tail(network)
-    if tail is None:
-        yield
+    if tail is None or not tail.layers:
+        yield None
         return
-    with _shortened(tail, readout_positions(network, input_ids, attention_mask), input_ids.shape[1]):
-        yield
+    positions = readout_positions(network, input_ids, attention_mask, tail.causal)
+    with _shortened(tail, positions, input_ids.shape[1]):
+        yield positions
 
 
 def _tail(network: PreTrainedModel) -> _Tail | None:
@@ -129,7 +136,8 @@ def _modules(network: PreTrainedModel) -> tuple[int, ...] | None:
     """Ids of the modules of a network; None if it must compute all, see :func:`readout_only`."""
     ids = []
     for module in network.modules():
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())  # private: torch 2.13.0
+        before, after = module._forward_pre_hooks, module._forward_hooks  # private: torch 2.13.0
+        hooks = (*before.values(), *after.values()) if before or after else ()
         compiled = module._compiled_call_impl or type(module).__name__ == "OptimizedModule"  # private: torch 2.13.0
         recomputes = module.training and vars(module).get("gradient_checkpointing")
         if compiled or recomputes or any(not _is_known(hook) for hook in hooks):
@@ -176,9 +184,10 @@ class _CallsSinceAttention(TorchFunctionMode):
 
 def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
     """Finds the layers by passes in training mode, under dropout with the same random draws."""
-    best = _Tail((), frozenset(), modules)
+    causal = is_causal(network)
+    best = _Tail((), frozenset(), modules, causal)
     ids, mask = _made_up_batch(network)
-    positions = readout_positions(network, ids, mask)
+    positions = readout_positions(network, ids, mask, causal)
     evaluating = [module for module in network.modules() if not module.training]
     devices = [] if ids.device.type == "cpu" else [ids.device]  # beside the processor's generator
 
@@ -201,7 +210,7 @@ def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
             near = math.sqrt(torch.finfo(expected.dtype).eps)
             # first with NaN after every layer, which shows whether tokens are mixed after the attention
             for narrow in (frozenset[nn.Module](), inner):
-                tail = _Tail(layers, narrow, modules)
+                tail = _Tail(layers, narrow, modules, causal)
                 with _shortened(tail, positions, ids.shape[1], rest=math.nan):
                     found = logits()
                 if not torch.allclose(found, expected, rtol=near, atol=near):
