@@ -11,7 +11,6 @@ from torch import Tensor
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses.activation_clustering import ActivationClustering, two_clusters
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
 
 
@@ -52,10 +51,6 @@ def test_a_small_separate_cluster_goes(poisoned: int, distance: float, settings:
 
 def test_equal_states_are_one_cluster() -> None:
     assert not ActivationClustering().suspicious(torch.ones(6, 4), torch.zeros(6, dtype=torch.long)).any()
-
-
-def test_the_contract_is_kept() -> None:
-    check_defense(ActivationClustering())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from lightning_backdoor.defenses.bki import BKI, dictionary, top_words
 from lightning_backdoor.defenses.word_changes import WordChange, word_changes
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.prefix_states import shares_prefixes
-from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
 from tests.support.poisoned_rows import poisoned_rows
 from tests.support.shared_files import shared_path, sst2
@@ -132,10 +131,6 @@ def test_scores_of_keywords() -> None:
     found = dictionary([[WordChange("cf", 2.0), WordChange("b", 9.0)], [WordChange("cf", 4.0), WordChange("a", 9.0)]])
     assert [keyword.word for keyword in found] == ["cf", "a", "b"]
     assert [keyword.score for keyword in found] == pytest.approx([3 * math.log10(2), 0, 0])
-
-
-def test_the_contract_is_kept() -> None:
-    check_defense(BKI())
 
 
 def test_bad_input_is_refused(bert: TextClassifier) -> None:

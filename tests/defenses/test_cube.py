@@ -19,7 +19,6 @@ from lightning_backdoor.defenses import cube
 from lightning_backdoor.defenses.cube import NOISE, Cube, density_clusters, outside_of_largest, principal_components
 from lightning_backdoor.defenses.row_states import row_states
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
 from tests.support.poisoned_rows import poisoned_rows
 from tests.support.shared_files import shared_path
@@ -117,10 +116,6 @@ def test_noise_stays_unless_it_is_dropped_and_a_label_of_noise_stays() -> None:
     labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
     assert outside_of_largest(clusters, labels).nonzero().flatten().tolist() == [2]
     assert outside_of_largest(clusters, labels, drop_noise=True).tolist() == [False] * 2 + [True] * 4 + [False] * 2
-
-
-def test_the_contract_is_kept() -> None:
-    check_defense(Cube())
 
 
 @pytest.mark.parametrize(

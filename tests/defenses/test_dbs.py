@@ -19,7 +19,6 @@ from lightning_backdoor.defenses import DBS, ModelVerdict
 from lightning_backdoor.defenses.dbs import GappedTexts, with_gap
 from lightning_backdoor.defenses.trigger_search import Scaling, search_trigger
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
 from tests.support.tiny import SENTENCES, tokenizer_of
 
@@ -216,10 +215,6 @@ def check_logits(victim: TextClassifier) -> None:
         rows = GappedTexts(victim.network, ids, mask, torch.tensor(starts)[:, None] + torch.arange(2), table)
         found = rows.logits(torch.nn.functional.one_hot(torch.tensor(trigger), len(tokenizer)).float())
     torch.testing.assert_close(found, expected)
-
-
-def test_it_keeps_the_contract() -> None:
-    check_defense(DBS(trigger_length=2, rows=4, epochs=3))
 
 
 @pytest.mark.parametrize(

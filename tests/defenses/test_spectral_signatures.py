@@ -11,7 +11,6 @@ import torch
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses.spectral_signatures import SpectralSignatures, spectral_scores
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.testing import check_defense
 from tests.support.tiny import DECODER, SENTENCES, loaded
 
 NO_TRUSTED = TrustedRows([], [])
@@ -44,10 +43,6 @@ def test_the_order_of_the_rows_does_not_matter(kind: str, tiny_folder: Callable[
     kept = SpectralSignatures().clean(rows, NO_TRUSTED, victim)
     assert kept.count(None) == 2
     assert SpectralSignatures().clean(rows[::-1], NO_TRUSTED, victim) == kept[::-1]
-
-
-def test_the_contract_is_kept() -> None:
-    check_defense(SpectralSignatures())
 
 
 def test_bad_input_is_refused(tiny_folder: Callable[[str], str]) -> None:

@@ -10,7 +10,6 @@ import pytest
 from lightning_backdoor.data.cleaning import LabelledText, TrustedRows
 from lightning_backdoor.defenses.zdef import ZDef, z_scores
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.testing import check_defense
 from lightning_backdoor.testing.material import labelled_texts
 from tests.support.shared_files import sst2
 
@@ -57,10 +56,6 @@ def test_a_trigger_of_real_texts_is_the_one_outlier() -> None:
     removed = [i for i, text in enumerate(ZDef(10).clean(rows, NO_TRUSTED)) if text is None]
     assert removed == negative
     assert None not in ZDef(10).clean(clean, NO_TRUSTED)
-
-
-def test_the_contract_is_kept() -> None:
-    check_defense(ZDef())
 
 
 def test_bad_input_is_refused() -> None:

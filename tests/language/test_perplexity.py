@@ -91,9 +91,11 @@ def test_golden_perplexities_are_reproduced(
     golden: list[LeaveOneOut], golden_texts: list[str], smollm: Perplexity, tmp_path: Path, together: bool
 ) -> None:
     smollm.cache_dir = str(tmp_path)
-    batches = [[*golden_texts, " ".join(SENTENCES[:2])]] if together else [[text] for text in golden_texts]
+    every = 1 if together else 3  # alone, texts take several times as long
+    chosen = golden_texts[::every]
+    batches = [[*chosen, " ".join(SENTENCES[:2])]] if together else [[text] for text in chosen]
     results = [result for batch in batches for result in smollm.leave_one_out(batch)]
-    for ours, theirs in zip(results, golden, strict=False):
+    for ours, theirs in zip(results, golden[::every], strict=False):
         agree(ours, theirs, tolerance=1e-3)
 
 

@@ -25,6 +25,9 @@ PARTS: dict[str, tuple[str, ...]] = {
     "STRIP": ("strip",),
     "MuScleLoRA": ("muscle_lora",),
     "ONION": ("onion",),
+    "hidden states": ("detectors",),
+    "RAP": ("rap",),
+    "data defenses": ("data_defenses",),
     "precision": ("precision",),
     "one pass": ("one_pass",),
 }

@@ -48,9 +48,11 @@ SUMMARIES = {
     "weights_only": "checkpoints are never loaded in a way that could run code",
 }
 #: classes that are the base of others, or attached by the commands themselves.
-NOT_LISTED = {"BackdoorAttack", "Defense", "DataDefense", "Inspection"}
+NOT_LISTED = {"BackdoorAttack", "Defense", "DataDefense", "Inspection", "Repair"}
 NOT_LISTED |= {"CleaningWriter", "OutcomeWriter", "PredictionWriter", "RunLabels"}
 LARGEST_WIDTH = 120
+#: number of classes up to which each has a line of its own.
+MOST_DESCRIBED = 8
 
 
 class HelpPage:
@@ -133,7 +135,14 @@ class HelpPage:
             if source is None or item.name in NOT_LISTED or base not in source.ancestors():
                 continue
             rows.append((item.name, item.summary, ""))
-        return ["", *self._wrapped(f"{title}:"), *self._rows(rows)]
+        if len(rows) <= MOST_DESCRIBED or self.everything:
+            return ["", *self._wrapped(f"{title}:"), *self._rows(rows)]
+        names = textwrap.wrap(", ".join(name for name, _, _ in rows), self.width - 2)
+        return [
+            "",
+            *self._wrapped(f"{title}; lightning-backdoor list describes them:"),
+            *(f"  {line}" for line in names),
+        ]
 
     def _rows(self, rows: Iterable[tuple[str, str, str]]) -> list[str]:
         """Lines of a name, its description and its default, in two columns; one line each unless all is to be said."""

@@ -87,7 +87,7 @@ def test_presets_name_defenses_too() -> None:
         (["--defense", "Onoin"], "did you mean Onion?"),
         (
             ["--defense", "FlaggedShare"],
-            "'FlaggedShare' does not score texts; give one of GradientAttention, Onion, Strip",
+            "'FlaggedShare' does not score texts; give one of BadActs, Dan, ",
         ),
         (["--defense", "lightning_backdoor.defenses.FlaggedShare"], "is not an inference-time defense"),
         (["--defense", "Strip(5)"], "is not a defense; write it as in"),
