@@ -55,9 +55,8 @@ class BackdoorDataModule(LightningDataModule):
         num_workers: worker processes per loader.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
         data_defense: repairs or removes training rows after poisoning, before anything is trained on them.
-        victim: for a data defense that needs one, a victim of the same model, trained on the same rows: a run's
-            checkpoint (``.ckpt``) or an exported model folder. A checkpoint records how its rows were cut, and is
-            rejected if the cut differs.
+        victim: for a data defense that needs one, a victim of the same model, trained on the same rows: an exported
+            model folder, or a run's checkpoint (``.ckpt``), which is rejected if its rows were cut differently.
         train_on: the rows to train on: ``train``, or ``trusted``, the clean selection and reference rows, which no
             attack poisons. Validation then reads rows that are trained on, so that ``fit`` keeps the last epoch as the
             best.

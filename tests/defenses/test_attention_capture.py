@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.defenses import attention_capture
-from lightning_backdoor.defenses.attention_capture import attention_and_gradient, column_sums, uniform_causal_sums
+from lightning_backdoor.defenses import column_sums as sums
+from lightning_backdoor.defenses.attention_capture import attention_and_gradient
+from lightning_backdoor.defenses.column_sums import column_sums, uniform_causal_sums
 from lightning_backdoor.victim import TextClassifier
 from tests.defenses.reference import eager_network, seen
 from tests.support.tiny import DECODER, DECODERS, ENCODERS, FAMILIES, SENTENCES, loaded
@@ -211,7 +213,7 @@ def test_a_layer_whose_attention_cannot_be_captured_is_an_error(kind: str, tiny_
 @pytest.mark.parametrize("chunk", [1, 1 << 19], ids=["row by row", "at once"])
 @pytest.mark.parametrize("mask_kind", ["none", "bool", "additive", "shared by the batch"])
 def test_column_sums_are_the_sums_of_a_softmax(mask_kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_capture, "CHUNK", chunk)
+    monkeypatch.setattr(sums, "CHUNK", chunk)
     draw = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 3, 2, 5, 4, generator=draw)
     weight = torch.randint(0, 2, (3, 5), generator=draw).float()

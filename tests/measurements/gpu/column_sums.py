@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from lightning_backdoor.defenses import attention_capture
-from lightning_backdoor.defenses.attention_capture import column_sums
+from lightning_backdoor.defenses import column_sums as sums
+from lightning_backdoor.defenses.column_sums import column_sums
 from tests.measurements.gpu.report import Row
 from tests.measurements.gpu.setting import Setting
 from tests.measurements.gpu.timing import compared
@@ -26,7 +26,7 @@ from tests.measurements.gpu.timing import compared
 SHAPES = ((32, 12, 128, 32), (32, 12, 512, 64))
 TOY_SHAPES = ((2, 2, 16, 16),)
 #: probabilities that the library holds at once: as on a processor, and as on a GPU.
-CHUNKS = (attention_capture.CHUNK, attention_capture.GPU_CHUNK)
+CHUNKS = (sums.CHUNK, sums.GPU_CHUNK)
 #: largest difference between column sums of the two kinds in float32, whose mean is 1.
 TOLERANCE = 1e-4
 
@@ -73,7 +73,7 @@ def by_flex(flex: Flex, query: Tensor, key: Tensor, value: Tensor, real: Tensor)
 def by_library(chunk: int, query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> Tensor:
     """Attention by SDPA, and its column sums as the library computes them, in chunks; returns the sums."""
     mask = real[:, None, None].expand(-1, 1, real.shape[1], -1)
-    held = patch.multiple(attention_capture, CHUNK=chunk, GPU_CHUNK=chunk)
+    held = patch.multiple(sums, CHUNK=chunk, GPU_CHUNK=chunk)
     with torch.no_grad(), held:
         nn.functional.scaled_dot_product_attention(query, key, value, mask)
         return column_sums(query, key, mask, query.shape[-1] ** -0.5, real.float())
