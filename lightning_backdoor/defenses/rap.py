@@ -97,7 +97,7 @@ class _WordFirst:
         whole: list[int] = victim.tokenizer(word)["input_ids"]
         places = [i for i in range(len(whole)) if self.ids and whole[i : i + len(self.ids)] == self.ids]
         if not places:
-            raise InputError("word", f"{word!r} is no token of the victim", "give another rare word, such as rq")
+            raise InputError("word", f"{word!r} is not a token of the victim", "give another rare word, such as rq")
         self.start = places[0]
 
     def embedded(self) -> Tensor:
@@ -183,7 +183,7 @@ class Rap(Defense):
         if not word.strip() or len(word.split()) > 1:
             raise InputError("word", f"{word!r} is not one word", "give a rare word, such as rq")
         if not 0 < lowest_fall < highest_fall <= 1:
-            problem = f"{lowest_fall} to {highest_fall} is no range of falls"
+            problem = f"{lowest_fall} to {highest_fall} is not a range of falls"
             raise InputError("lowest_fall, highest_fall", problem, "give numbers above 0, the first below the second")
         for name, number in (("weight", weight), ("learning_rate", learning_rate)):
             if not 0 < number < float("inf"):
