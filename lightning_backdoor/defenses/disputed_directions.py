@@ -75,9 +75,7 @@ def directions_of(sums: Tensor, means: Tensor, covariance: Covariance) -> Tensor
     return torch.where((counts >= FEWEST) & (length > 0), directions / length, 0.0)
 
 
-def along_directions(
-    features: Tensor, predictions: Tensor, folds: Tensor, means: Tensor, directions: Tensor
-) -> Tensor:
+def along_directions(features: Tensor, predictions: Tensor, folds: Tensor, means: Tensor, directions: Tensor) -> Tensor:
     """How far each text lies in the direction of its predicted class and its fold, from the mean of the class.
 
     Args:

@@ -11,8 +11,8 @@ cannot take the companion's place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -28,42 +28,17 @@ from lightning_backdoor.defenses.disputed_directions import (
     folds_of,
 )
 from lightning_backdoor.defenses.gradient_attention import kept_vocabulary, token_scores
-from lightning_backdoor.defenses.hidden_states import MORE, check_classes, make_room
+from lightning_backdoor.defenses.hidden_states import check_classes, make_room
 from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, shrunk_covariance, squared_distances
 from lightning_backdoor.defenses.readout_attention import readout_attention_and_gradient
-from lightning_backdoor.defenses.second_opinion_states import (
-    EncoderStates,
-    VictimStates,
-    depths,
-    encoder_states,
-    public_encoder,
-    victim_states,
-)
+from lightning_backdoor.defenses.second_opinion_reading import Read, Reader, SetPart, TextPart, float_on, public_encoder
+from lightning_backdoor.defenses.standardising import scale_of, standardised
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.public_encoder import DEFAULT_ENCODER
-from lightning_backdoor.models.captures import Reads, shared
-from lightning_backdoor.models.config_file import STATEMENT
+from lightning_backdoor.models.captures import Reads
 
-TextPart = Literal["gap", "delta", "entropy"]
-SetPart = Literal["text", "readout", "mean"]
-
-#: shares of the depth: upper half and the layer below, for companion and delta; layers of F; layers of FM.
-UPPER, READOUT, MEAN = (1 / 2, 2 / 3, 5 / 6, 1), (2 / 3, 5 / 6, 1), (1 / 3, 1 / 2, 2 / 3, 5 / 6)
-#: a class that the victim predicts for fewer fit rows takes the mean of all of them.
+#: a class that the victim predicts for fewer trusted rows takes the mean of all of them.
 FEWEST_PREDICTED = 5
-
-
-class _Read(NamedTuple):
-    """What is read of some texts, on the victim's device."""
-
-    victim: VictimStates
-    encoder: EncoderStates
-    texts: list[str]
-    labels: Tensor
-
-    @property
-    def predictions(self) -> Tensor:
-        return self.victim.logits.argmax(dim=-1)
 
 
 class SecondOpinion(Defense):
@@ -124,14 +99,27 @@ class SecondOpinion(Defense):
 
     reads: ClassVar[Reads] = frozenset({"hidden_states", "attention"})
     learns_from: ClassVar[Literal["reference", "trusted"]] = "trusted"
-    #: names of the buffers, of any size.
+    #: names of the buffers, which have any size; empty until they are set.
     learned: ClassVar[tuple[str, ...]] = (
         *(f"companion_{field}" for field in Companion._fields),
-        *(f"{of}_{field}" for of in ("delta", "entropy", "set") for field in ("center", *Covariance._fields)),
-        *("entropy_scale", "margins", "delta_scale", "text_scale"),
-        *("kept_features", "kept_predictions", "kept_folds", "kept_text"),
-        *("sums", "directions", "direction_scale", "set_scale"),
+        *(f"{of}_{field}" for of in ("delta", "entropy", "set") for field in ("means", *Covariance._fields)),
+        *("entropy_scale", "margins", "delta_scale", "text_scale", "of_mean"),
+        *("kept_set", "kept_predictions", "kept_folds", "kept_text"),
+        *("directions", "direction_scale", "set_scale"),
     )
+    set_means: Tensor
+    margins: Tensor
+    entropy_scale: Tensor
+    delta_scale: Tensor
+    text_scale: Tensor
+    of_mean: Tensor
+    kept_set: Tensor
+    kept_predictions: Tensor
+    kept_folds: Tensor
+    kept_text: Tensor
+    directions: Tensor
+    direction_scale: Tensor
+    set_scale: Tensor
 
     def __init__(
         self,
@@ -145,26 +133,24 @@ class SecondOpinion(Defense):
         seed: int | None = None,
     ) -> None:
         super().__init__(fpr, seed)
-        _check_parts("text_parts", text_parts, get_args(TextPart))
-        _check_parts("set_parts", set_parts, get_args(SetPart))
+        self.text_parts: Sequence[TextPart] = _checked("text_parts", text_parts, get_args(TextPart))
+        self.set_parts: Sequence[SetPart] = _checked("set_parts", set_parts, get_args(SetPart))
         if not penalty > 0:
             raise InputError("penalty", f"{penalty} does not bound the companion's weights", "give a number above 0")
         if not 0 < disputed < 1:
             raise InputError("disputed", f"{disputed} is not a share of clean texts", "give one above 0 and below 1")
-        self.text_parts = tuple(part for part in get_args(TextPart) if part in text_parts)
-        self.set_parts = tuple(part for part in get_args(SetPart) if part in set_parts)
         self.encoder = encoder
-        self.base_known = base_known
         self.penalty = penalty
         self.disputed = disputed
+        self.reader = Reader(self.text_parts, self.set_parts, encoder, base_known)
         for name in self.learned:
             self.register_buffer(name, torch.empty(0))
         self.register_load_state_dict_pre_hook(make_room)  # type: ignore[no-untyped-call]
 
     @property
     def studies(self) -> bool:
-        """Whether the score depends on the set."""
-        return self.set_parts != ("text",)
+        """Whether scores depend on the set."""
+        return tuple(self.set_parts) != ("text",)
 
     def check_reference(self, labels: Sequence[int], classes: int) -> None:
         """Checks that every class has a trusted row, and that the encoder can be loaded."""
@@ -174,24 +160,205 @@ class SecondOpinion(Defense):
 
     @torch.no_grad()
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Fits the companion and the clean distributions on trusted rows.
+        """Fits the companion, and the distributions of clean states, on trusted rows.
 
         Raises:
-            InputError: there are too few rows.
+            InputError: there are too few rows, or a class has none.
         """
-        rows = self._read_all(victim, clean_batches)
-        predictions, classes = rows.predictions, rows.victim.logits.shape[1]
-        labels = rows.labels.where(rows.labels >= 0, predictions)
+        read, labels, _ = self._read_all(victim, clean_batches)
+        read = Read(*(part.cpu().double() for part in read))
+        predictions, classes = read.predictions, read.logits.shape[2]
+        labels = labels.where(labels >= 0, predictions)
         check_classes(labels.tolist(), classes)
-        found: dict[str, Tensor] = {}
-        companion = fit_companion(_flat(rows.encoder.mean), labels, self.penalty)
+        found = {"margins": margin(read.logits[0], predictions).mean()[None]}
+        companion = fit_companion(read.public[0], labels, self.penalty)
         found |= {f"companion_{field}": value for field, value in companion._asdict().items()}
-        entropy = rows.victim.entropy
-        found["entropy_scale"] = torch.stack([entropy.mean(dim=0), entropy.std(dim=0, correction=0)])
-        shifts, features = self._shifts(rows), self._features(rows)
-        for of, states in (("delta", shifts), ("entropy", _standard(entropy, found["entropy_scale"])[None]), ("set", features)):
+        found["of_mean"] = torch.tensor([0.0] * len(read.readout) + [1.0] * len(read.mean))
+        found["entropy_scale"] = scale_of(read.entropy[0].mT)
+        entropy = standardised(read.entropy[0].mT, found["entropy_scale"]).mT[None]
+        for name, states in {"delta": read.delta, "entropy": entropy, "set": read.of_set}.items():
             if states.numel():
-                center = class_means(states, predictions, classes, FEWEST_PREDICTED)
-                covariance = shrunk_covariance(states - center[:, predictions], shrinkage=None)
-                found |= {f"{of}_center": center, **{f"{of}_{k}": v for k, v in covariance._asdict().items()}}
-        self._keep(victim, **found, margins=margin(rows.victim.logits, predictions).mean()[None])
+                means = class_means(states, predictions, classes, FEWEST_PREDICTED)
+                covariance = shrunk_covariance(states - means[:, predictions], shrinkage=None)
+                found[f"{name}_means"] = means
+                found |= {f"{name}_{field}": value for field, value in covariance._asdict().items()}
+        self._keep(victim, found)
+
+    @torch.no_grad()
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        """Sets scales and thresholds for texts that are judged one by one, and keeps the rows for :meth:`adopt`.
+
+        Raises:
+            InputError: there are no rows, or their scores do not differ.
+        """
+        read, _, folds = self._read_all(victim, clean_batches)
+        own = self._companion().logits(read.public[0])
+        self.margins = torch.stack([self.margins[0], margin(own, own.argmax(dim=1)).mean()])
+        if "delta" in self.text_parts:
+            self.delta_scale = scale_of(self._distances("delta", read.delta, read.predictions))
+        self.text_scale = scale_of(self._parts_of_text(read))
+        if not (self.text_scale[1] > 0).all():
+            problem = f"the scores of {len(folds)} clean texts do not differ"
+            raise InputError("calibration", problem, "give more clean validation rows")
+        self.kept_text, self.kept_set = self._score_of_text(read), read.of_set.float()
+        self.kept_predictions, self.kept_folds = read.predictions, folds
+        self.directions = self.direction_scale = self.set_scale = self.margins.new_empty(0)
+        self._set_thresholds(self.kept_text)
+
+    @torch.no_grad()
+    def study(self, victim: Victim, batches: Iterable[Batch]) -> Tensor:
+        """Sums and counts of the disputed texts of a set.
+
+        Returns:
+            (states, classes, folds, hidden size + 1), see
+            :func:`lightning_backdoor.defenses.disputed_directions.disputed_sums`; the states are those of ``readout``,
+            layer by layer, and then those of ``mean``.
+
+        Raises:
+            RuntimeError: :meth:`calibrate` has not been called.
+        """
+        self._check_calibrated()
+        states, classes, size = self.set_means.shape
+        sums = torch.zeros(states, classes, FOLDS, size + 1, dtype=torch.float64)
+        lowest = threshold_at_fpr(self.kept_text.float(), self.disputed)
+        for batch in batches:
+            read = self.reader.read(victim, batch)
+            disputed = self._score_of_text(read).float() >= lowest
+            sums += disputed_sums(read.of_set, read.predictions, folds_of(batch["text"]), disputed, classes)
+        return sums
+
+    @torch.no_grad()
+    def adopt(self, sums: Tensor) -> None:
+        """Takes the directions of a set, and sets scales and thresholds for its texts; see :meth:`study`."""
+        self._check_calibrated()
+        self.directions = directions_of(sums, self.set_means, self._covariance("set"))
+        kept = self.kept_set.to(self.directions), self.kept_predictions, self.kept_folds
+        self.direction_scale = scale_of(along_directions(*kept, self.set_means, self.directions))
+        self.set_scale = scale_of(self._parts_of_set(*kept, self.kept_text))
+        self._set_thresholds(self._score_of_set(*kept, self.kept_text))
+
+    @torch.no_grad()
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        """Scores each text: by the directions that were adopted last, or, without them, by itself.
+
+        Raises:
+            RuntimeError: :meth:`calibrate` has not been called.
+        """
+        self._check_calibrated()
+        read = self.reader.read(victim, batch)
+        score = self._score_of_text(read)
+        if self.directions.numel():
+            folds = folds_of(batch["text"]).to(score.device)
+            score = self._score_of_set(read.of_set, read.predictions, folds, score)
+        return Scores(score.float(), logits=read.logits[0].float())
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor:
+        """The companion's logits, (batch, classes)."""
+        return self.companion_logits(victim, batch)
+
+    @torch.no_grad()
+    def companion_logits(self, victim: Victim, batch: Batch) -> Tensor:
+        """The logits of the companion, (batch, classes), which never saw the victim's training rows."""
+        return self._companion().logits(self.reader.read_public(victim, batch)[0]).float()
+
+    def explain(self, victim: Victim, batch: Batch) -> Scores | None:
+        """Scores of tokens: how much the victim's answer depends on each, for texts that are flagged.
+
+        X-GRAAD's ``(r - mean r) * g / mean g`` (:func:`lightning_backdoor.defenses.gradient_attention.token_scores`),
+        with r the attention of the token that the head reads, averaged over layers and heads, in place of column sums.
+        One forward and one backward pass.
+
+        Args:
+            victim: the model under attack.
+            batch: the texts.
+
+        Returns:
+            ``tokens`` and ``top`` as in :class:`Scores`; ``text`` is the largest token score. None where the score
+            reads no attention.
+        """
+        if "entropy" not in self.text_parts:
+            return None
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        attention, gradient = readout_attention_and_gradient(victim.network, ids, mask)
+        kept = kept_vocabulary(victim.tokenizer).to(ids.device)[ids] & mask.bool()
+        return token_scores(attention, gradient, ids, kept)
+
+    def _parts_of_text(self, read: Read) -> Tensor:
+        """The parts of the score of a text, (parts, batch)."""
+        of_victim = margin(read.logits[0], read.predictions)
+        of_companion = margin(self._companion().logits(read.public[0]), read.predictions)
+        parts = {"gap": of_victim / self.margins[0] - of_companion / self.margins[1]}
+        if "delta" in self.text_parts:
+            distances = self._distances("delta", read.delta, read.predictions)
+            parts["delta"] = standardised(distances, self.delta_scale).sum(dim=0)
+        if "entropy" in self.text_parts:
+            entropy = standardised(read.entropy[0].mT, self.entropy_scale).mT[None]
+            parts["entropy"] = self._distances("entropy", entropy, read.predictions).squeeze(0)
+        return torch.stack([parts[name] for name in self.text_parts])
+
+    def _score_of_text(self, read: Read) -> Tensor:
+        return standardised(self._parts_of_text(read), self.text_scale).sum(dim=0)
+
+    def _parts_of_set(self, states: Tensor, predictions: Tensor, folds: Tensor, text: Tensor) -> Tensor:
+        """The parts of the score of a text of a set, (parts, batch)."""
+        along = along_directions(states, predictions, folds, self.set_means, self.directions)
+        along = standardised(along, self.direction_scale)
+        readout, mean = along[self.of_mean == 0].sum(dim=0), along[self.of_mean == 1].sum(dim=0)
+        parts = {"text": text, "readout": readout, "mean": mean}
+        return torch.stack([parts[name] for name in self.set_parts])
+
+    def _score_of_set(self, states: Tensor, predictions: Tensor, folds: Tensor, text: Tensor) -> Tensor:
+        return standardised(self._parts_of_set(states, predictions, folds, text), self.set_scale).sum(dim=0)
+
+    def _distances(self, name: str, states: Tensor, predictions: Tensor) -> Tensor:
+        """The Mahalanobis distance of each text to the mean of its predicted class, (layers, batch)."""
+        differences = states - getattr(self, f"{name}_means")[:, predictions]
+        at_zero = differences.new_zeros(len(states), 1, states.shape[2])
+        return squared_distances(differences, at_zero, self._covariance(name)).squeeze(2).sqrt()
+
+    def _covariance(self, name: str) -> Covariance:
+        return Covariance(*(getattr(self, f"{name}_{field}") for field in Covariance._fields))
+
+    def _companion(self) -> Companion:
+        return Companion(*(getattr(self, f"companion_{field}") for field in Companion._fields))
+
+    def _set_thresholds(self, clean: Tensor) -> None:
+        self.threshold.copy_(threshold_at_fpr(clean.float(), self.fpr))
+        self.budget_thresholds.copy_(torch.stack([threshold_at_fpr(clean.float(), budget) for budget in BUDGETS]))
+
+    def _check_calibrated(self) -> None:
+        if not self.kept_text.numel():
+            raise RuntimeError("SecondOpinion has no scales; call learn and calibrate with clean batches")
+
+    def _keep(self, victim: Victim, found: Mapping[str, Tensor]) -> None:
+        device = victim.network.device
+        for name, value in found.items():
+            setattr(self, name, value.to(device, float_on(device)))
+
+    def _read_all(self, victim: Victim, batches: Iterable[Batch]) -> tuple[Read, Tensor, Tensor]:
+        """What is read of all texts, their labels, and their folds; in an order that depends on the texts alone."""
+        texts: list[str] = []
+        reads, labels = [], []
+        for batch in batches:
+            reads.append(self.reader.read(victim, batch))
+            labels.append(batch["label"].cpu())
+            texts += batch["text"]
+        if not texts:
+            raise InputError("calibration", "no clean texts", "second opinion needs clean validation rows")
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        read = Read(*(torch.cat(parts, dim=1)[:, order] for parts in zip(*reads, strict=True)))
+        return read, torch.cat(labels)[order], folds_of([texts[row] for row in order]).to(read.logits.device)
+
+
+def _checked(option: str, parts: Sequence[Any], known: tuple[str, ...]) -> list[Any]:
+    """The parts in their usual order.
+
+    Raises:
+        InputError: there are none, or one is unknown.
+    """
+    for part in parts:
+        if isinstance(parts, str) or part not in known:
+            raise InputError(option, f"{part!r} is not one of its parts", f"give some of {', '.join(known)}")
+    if not parts:
+        raise InputError(option, "is empty", f"give some of {', '.join(known)}")
+    return [part for part in known if part in parts]
