@@ -29,7 +29,7 @@ from lightning_backdoor.defenses.disputed_directions import (
 )
 from lightning_backdoor.defenses.gradient_attention import kept_vocabulary, token_scores
 from lightning_backdoor.defenses.hidden_states import check_classes, make_room
-from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, shrunk_covariance, squared_distances
+from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, ledoit_wolf_covariance, squared_distances
 from lightning_backdoor.defenses.readout_attention import readout_attention_and_gradient
 from lightning_backdoor.defenses.second_opinion_reading import Read, Reader, SetPart, TextPart, float_on, public_encoder
 from lightning_backdoor.defenses.standardising import scale_of, standardised
@@ -179,7 +179,7 @@ class SecondOpinion(Defense):
         for name, states in {"delta": read.delta, "entropy": entropy, "set": read.of_set}.items():
             if states.numel():
                 means = class_means(states, predictions, classes, FEWEST_PREDICTED)
-                covariance = shrunk_covariance(states - means[:, predictions], shrinkage=None)
+                covariance = ledoit_wolf_covariance(states - means[:, predictions])
                 found[f"{name}_means"] = means
                 found |= {f"{name}_{field}": value for field, value in covariance._asdict().items()}
         self._keep(victim, found)
