@@ -398,7 +398,8 @@ def test_directions_that_are_damaged_or_of_something_else_are_refused(
         args += ["--fpr", "0.2"]
     else:
         sums = {"float32": sums.float(), "nan": sums * math.nan, "shape": torch.zeros(4).double()}.get(fault, sums)
-        content |= {"types": {"texts": "many"}, "unfinished": {"whole": False}}.get(fault, {})
+        changed: dict[str, dict[str, Any]] = {"types": {"texts": "many"}, "unfinished": {"whole": False}}
+        content |= changed.get(fault, {})
         save_file({"other" if fault == "names" else "Surprise": sums}, kept, {ENTRY: json.dumps(content)})
     before = kept.read_bytes()
     assert main(args) == 2
