@@ -15,6 +15,7 @@ from lightning_backdoor.data.cleaning import DataDefense
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.captures import Reads, plain_logits
 from lightning_backdoor.models.divergence import check_logits
+from lightning_backdoor.outputs.exact_tests import allowed_by
 
 __all__ = [
     "BUDGETS",
@@ -238,8 +239,7 @@ def threshold_at_fpr(clean_scores: Tensor, fpr: float) -> Tensor:
     if not clean_scores.isfinite().all():
         raise ValueError(f"{int((~clean_scores.isfinite()).sum())} of {len(clean_scores)} scores are NaN or infinite")
     ordered = clean_scores.float().sort(descending=True).values
-    allowed = int(fpr * len(ordered) + 1e-9)  # 0.29 * 100 is 28.999…
-    lowest = ordered[min(allowed, len(ordered) - 1)]
+    lowest = ordered[min(allowed_by(fpr, len(ordered)), len(ordered) - 1)]
     return torch.nextafter(lowest, torch.full_like(lowest, torch.inf))
 
 

@@ -74,7 +74,7 @@ def _score_batch(guards: Sequence[Guard], victim: TextClassifier, texts: list[st
             content |= next(iter(results.values()))
         else:
             content |= {"flagged": any(flags.values()), **results}
-        lines.append(Line(json.dumps(content, ensure_ascii=False) + "\n", prediction, flags))
+        lines.append(Line(json.dumps(content, ensure_ascii=False) + "\n", text, prediction, flags))
     return lines
 
 
