@@ -126,6 +126,21 @@ def words_text(found: Sequence[StandingOut], limit: int = 10) -> str:
     return ", ".join([*shown, *more])
 
 
+def words_sentence(found: Sequence[StandingOut] | str, of: str = "") -> str:
+    """A sentence for the head of a page; empty where no word stands out.
+
+    Args:
+        found: the words, or how they are shown.
+        of: name of the defense that flagged the texts, on a page of several.
+
+    >>> words_sentence("cf (2e-29)")
+    'Words that stand out among flagged texts (p-value): cf (2e-29).'
+    """
+    shown = found if isinstance(found, str) else words_text(found)
+    by = f" of {of}" if of else ""
+    return f"Words that stand out among flagged texts{by} (p-value): {shown}." if shown else ""
+
+
 def _shown(word: str) -> str:
     safe = escaped(word)
     return safe if len(safe) <= SHOWN else f"{safe[: SHOWN - 1]}…"

@@ -15,7 +15,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from lightning_backdoor.batch import Batch, collate, token_ids
+from lightning_backdoor.batch import Batch, collate, taken, token_ids
 from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
 from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.data.rows import clean_row
@@ -253,6 +253,24 @@ def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: B
         else:
             require(answer is None, where, f"answers {type(answer).__name__}, not texts, logits, predictions or None")
         judge(defense, victim, batch)
+    if defense.explains:
+        _check_explanation(name, defense, victim, taken(batch, flagged))
+
+
+def _check_explanation(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:
+    where = f"{name}.explain"
+    with _victim_is_kept(victim, where), torch.inference_mode():  # as a trainer's test calls it
+        try:
+            found = defense.explain(victim, batch)
+        except RuntimeError as error:
+            raise AssertionError(f"{where}: fails in torch.inference_mode: {reason(error)}") from error
+        again = defense.explain(victim, _unlabelled(batch))
+    if found is None:
+        return
+    _check_scores(where, found, batch, classes=2)
+    if found.tokens is None or again is None or again.tokens is None:
+        raise AssertionError(f"{where}: scores no tokens")
+    _require_close(again.tokens, found.tokens, where, "reads labels, flags, spans or indices")
 
 
 def _check_cleaning(defense: DataDefense, victim: TextClassifier) -> None:

@@ -85,7 +85,7 @@ def _report(output: Output, tally: Tally, page: Page | None, facts: Mapping[str,
     if output.name is not None:
         _say(f"written to: {output.name}, {tally.texts} texts")
     if page is not None:
-        _say(page.write(facts))
+        _say(page.write(facts, tally.words()))
     for line in verdicts:
         _say(line)
 

@@ -51,16 +51,18 @@ class Page:
         self._count += 1
         self._flagged_count += flagged
 
-    def write(self, facts: Mapping[str, Facts]) -> str:
+    def write(self, facts: Mapping[str, Facts], words: Mapping[str, str]) -> str:
         """Writes the file.
 
         Args:
             facts: what is known about the threshold of each defense.
+            words: the words that stand out among the flagged texts, as they are shown, by the name of the defense.
 
         Returns:
             One line that says which texts it has.
         """
         from lightning_backdoor.outputs.token_view import page_html
+        from lightning_backdoor.outputs.word_inventory import words_sentence
 
         others = self._others[: TEXTS - len(self._flagged)]
         rows = [
@@ -69,7 +71,9 @@ class Page:
             for row in self._rows(index, json.loads(line), self.defenses)
         ]
         thresholds = {name: known.threshold for name, known in facts.items()}
-        write_whole(self.path, page_html(rows, "Token view of a scan", thresholds, labelled=False))
+        sentences = (words_sentence(shown, name if len(words) > 1 else "") for name, shown in words.items())
+        notes = [*filter(None, sentences)]
+        write_whole(self.path, page_html(rows, "Token view of a scan", thresholds, labelled=False, notes=notes))
         flagged = f"{len(self._flagged)} of {self._flagged_count} flagged texts"
         return f"token view: {self.path}, the first {flagged} and {len(others)} others"
 
