@@ -21,6 +21,10 @@ Defenses: --defense Onion --defense.bar 0, or --defense 'Onion(bar=0)', or a pre
 Give --defense several times to compare several. Your own class is named by its path in an installed package, or by
 FILE.py:CLASS; nothing else is imported from the working directory, which may hold an untrusted model.
 
+Some defenses, such as those that compare a text with the whole set, study all texts of the input before they judge the
+first. What they have seen is kept beside the output, or in --directions FILE, with which later texts are judged one by
+one, also from standard input; --study adds the texts of this input to it.
+
 Large inputs: --devices 8 shares one scan among devices; --shard 3/16 scans the third of 16 parts, as a job of its own,
 and --join joins the parts, or cat does. The output is the same in each case, to the last byte on equal machines.
 """
@@ -47,6 +51,10 @@ def parser() -> OptionParser:
     options.add_argument(
         "--defense", metavar="NAME", help="a defense (default: GradientAttention), with --defense.ARGUMENT VALUE"
     )
+    options.add_argument(
+        "--directions", metavar="FILE", help="what a defense has studied: read if the file exists, otherwise written"
+    )
+    options.add_argument("--study", action="store_true", help="study this input as well, and add it to --directions")
     options.add_argument("--html", metavar="FILE", help="also write the first 200 texts, flagged ones first, shaded")
     options.add_argument("--column", default="text", help="column or key that holds the texts (default: text)")
     options.add_argument(
@@ -92,4 +100,8 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[DefenseOption]]:
     if options.devices != "auto" and not (options.devices.isdecimal() and int(options.devices) > 0):
         raise InputError("devices", f"{options.devices[:40]!r} is not a number of devices", "give at least 1, or auto")
     options.shard = None if options.shard is None else shard(options.shard)
+    if options.study and options.directions is None:
+        raise InputError("study", "there is no file to which this input is added", "give --directions FILE")
+    if options.study and options.shard is not None:
+        raise InputError("study", "each shard would add the whole input", "leave it out, or leave out --shard")
     return options, defenses
