@@ -65,11 +65,21 @@ class Tally:
 
         return {name: words_text(inventory.standing_out()) for name, inventory in self.inventories.items()}
 
-    def summary(self, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
+    def shut(self, facts: Mapping[str, Facts]) -> list[str]:
+        """The defenses whose gate is shut: no more texts are flagged than clean texts explain, and no word stands out.
+
+        Args:
+            facts: what is known about the threshold of each defense.
+        """
+        words = self.words()
+        return [name for name, known in facts.items() if not words[name] and not self._too_many(name, known)]
+
+    def summary(self, facts: Mapping[str, Facts], gate: bool = False) -> tuple[list[str], list[str]]:
         """The lines with which a scan ends.
 
         Args:
             facts: what is known about the threshold of each defense.
+            gate: whether there is a gate, of which the verdicts then say whether it is shut.
 
         Returns:
             The threshold of each defense with the counts of flagged texts, and the verdict by each defense.
@@ -81,25 +91,37 @@ class Tally:
             if self.texts:
                 shares = (f"{self.flagged[name][label]} of {n} {label}" for label, n in sorted(self.predicted.items()))
                 lines.append(f"{'' if alone else f'{name}: '}flagged by predicted label: {', '.join(shares)}")
-        words = self.words()
-        return lines, [self._verdict(name, known, words[name], alone) for name, known in facts.items()]
+        words, shut = self.words(), self.shut(facts)
+        said = {name: "; the gate is " + ("shut: nothing is repaired" if name in shut else "open") for name in facts}
+        verdicts = [self._verdict(name, known, words[name], alone) for name, known in facts.items()]
+        return lines, [f"{verdict}{said[name] if gate else ''}" for name, verdict in zip(facts, verdicts, strict=True)]
+
+    def _log_p(self, name: str, facts: Facts) -> float:
+        from lightning_backdoor.outputs.exact_tests import log_p_flagged
+
+        return log_p_flagged(self.flagged[name].total(), self.texts, facts.allowed, facts.texts)
+
+    def _too_many(self, name: str, facts: Facts) -> bool:
+        """Whether more texts are flagged than clean texts explain."""
+        from lightning_backdoor.outputs.exact_tests import SIGNIFICANT
+
+        return self._log_p(name, facts) < math.log(SIGNIFICANT)
 
     def _verdict(self, name: str, facts: Facts, words: str, alone: bool) -> str:
         """One line stating whether more texts are flagged than a clean stream of texts explains, and which words."""
-        from lightning_backdoor.outputs.exact_tests import SIGNIFICANT, log_p_flagged, p_text
+        from lightning_backdoor.outputs.exact_tests import p_text
 
         begin = "verdict: " if alone else f"verdict by {name}: "
         if not self.texts:
             return f"{begin}no texts"
         flagged = self.flagged[name].total()
-        log_p = log_p_flagged(flagged, self.texts, facts.allowed, facts.texts)
         clean = f"{facts.allowed} of {facts.texts} clean texts flagged"
         if facts.budget is not None:
             clean = f"a budget of {100 * facts.budget:g} % of clean texts"
         share = f"{flagged} of {self.texts} texts flagged, {100 * flagged / self.texts:.1f} %"
-        test = f"{share}, with {clean} (p = {p_text(log_p)})"
+        test = f"{share}, with {clean} (p = {p_text(self._log_p(name, facts))})"
         standing_out = f"; words that stand out in flagged texts: {words}" if words else ""
-        if log_p >= math.log(SIGNIFICANT):
+        if not self._too_many(name, facts):
             return f"{begin}{test}; no more than clean texts explain{standing_out}"
         counts = self.flagged[name]
         label = min(counts, key=lambda label: (-counts[label], label))
