@@ -28,13 +28,15 @@ def test_a_word_counts_once_for_each_text_in_lower_case_without_punctuation() ->
 def test_words_that_stand_out_have_the_p_value_of_their_count_times_the_number_of_words() -> None:
     texts = [f"{'cf mn' if i % 10 == 0 else 'mn' if i % 7 == 0 else 'film'} t{i % 50}" for i in range(400)]
     inventory = inventory_of(texts, [i % 10 == 0 for i in range(400)])
-    found = {word: (math.exp(log_p), flagged, count) for word, log_p, flagged, count in inventory.standing_out()}
+    found = {word.word: word for word in inventory.standing_out()}
     words = len(inventory.containing)
     mn = sum("mn" in text for text in texts)
-    assert found["cf"] == (pytest.approx(words * hypergeom.sf(39, 400, 40, 40), rel=1e-6), 40, 40)
-    assert found["mn"] == (pytest.approx(words * hypergeom.sf(39, 400, mn, 40), rel=1e-6), 40, mn)
+    for word, flagged, count in (("cf", 40, 40), ("mn", 40, mn)):
+        assert (found[word].flagged, found[word].texts) == (flagged, count)
+        expected = words * hypergeom.sf(flagged - 1, 400, count, 40)
+        assert math.exp(found[word].log_p) == pytest.approx(expected, rel=1e-6)
     assert [*found][:2] == ["cf", "mn"]
-    assert all(p < 0.01 for p, _, _ in found.values())
+    assert all(word.log_p < math.log(0.01) for word in found.values())
     assert "film" not in found
 
 
