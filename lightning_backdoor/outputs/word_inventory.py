@@ -4,7 +4,8 @@ A trigger of words is in most flagged texts of an attacked victim and in few oth
 the share of flagged texts does not. For each word, the number of flagged texts that contain it is compared with the
 hypergeometric distribution: the flagged texts are a random draw from all texts of the set, of which some contain the
 word. The one-sided p-value is multiplied by the number of different words of the set (Bonferroni), and a word stands
-out where the product is below 0.01.
+out where the product is below 0.01. A defense whose score follows the length or the subject of texts makes common words
+of such texts stand out as well: what stands out is a lead, not a proof.
 
 A text is split into words (:mod:`lightning_backdoor.words`), which are lower-cased; punctuation before and after a word
 is a word of its own. Words longer than 64 characters are cut, since texts may be hostile.

@@ -45,9 +45,9 @@ def check_defense(
     are finite; the score of a text depends only on the text, not on other texts of the batch, their order, labels or
     flags; the victim's weights, modes and ``requires_grad``, and the global random generators, do not change;
     ``calibrate`` sets the thresholds from the clean texts that it is given; ``purify`` returns one of the documented
-    forms; ``state_dict`` contains thresholds and what was learned; everything works in ``torch.inference_mode``. Of a
-    defense that studies a set: the sums do not depend on labels, flags, order or batches, and those of parts of the set
-    add up to those of the whole.
+    forms; an explanation depends on texts alone; ``state_dict`` contains thresholds and what was learned; everything
+    works in ``torch.inference_mode``. Of a defense that studies a set: the sums do not depend on labels, flags, order
+    or batches, and those of parts of the set add up to those of the whole.
 
     The rules of a data defense: ``clean`` returns a text or None for each row, the same each time. The rules of an
     inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, and depends
