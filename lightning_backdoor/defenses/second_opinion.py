@@ -28,7 +28,7 @@ from lightning_backdoor.defenses.disputed_directions import (
     folds_of,
 )
 from lightning_backdoor.defenses.hidden_states import check_classes, make_room
-from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, ledoit_wolf_covariance, squared_distances
+from lightning_backdoor.defenses.mahalanobis import PredictedAlike, predicted_alike
 from lightning_backdoor.defenses.readout_tokens import readout_token_scores
 from lightning_backdoor.defenses.second_opinion_reading import Read, Reader, SetPart, TextPart, float_on
 from lightning_backdoor.defenses.standardising import scale_of, standardised
@@ -102,7 +102,7 @@ class SecondOpinion(Defense):
     #: names of the buffers, which have any size; empty until they are set.
     learned: ClassVar[tuple[str, ...]] = (
         *(f"companion_{field}" for field in Companion._fields),
-        *(f"{of}_{field}" for of in ("delta", "entropy", "set") for field in ("means", *Covariance._fields)),
+        *(f"{of}_{field}" for of in ("delta", "entropy", "set") for field in PredictedAlike._fields),
         *("entropy_scale", "margins", "delta_scale", "text_scale", "of_mean"),
         *("kept_set", "kept_predictions", "kept_folds", "kept_text"),
         *("directions", "direction_scale", "set_scale"),
@@ -180,10 +180,8 @@ class SecondOpinion(Defense):
             states["entropy"] = standardised(read.entropy[0].mT, found["entropy_scale"]).mT[None]
         for name, layers in states.items():
             if len(layers):
-                means = class_means(layers, predictions, classes, FEWEST_PREDICTED)
-                covariance = ledoit_wolf_covariance(layers - means[:, predictions])
-                found[f"{name}_means"] = means
-                found |= {f"{name}_{field}": value for field, value in covariance._asdict().items()}
+                fitted = predicted_alike(layers, predictions, classes, FEWEST_PREDICTED)
+                found |= {f"{name}_{field}": value for field, value in fitted._asdict().items()}
         self._keep(victim, found)
 
     @torch.no_grad()
@@ -199,7 +197,7 @@ class SecondOpinion(Defense):
         own = self._companion().logits(read.public[0])
         self.margins = torch.stack([self.margins[0], margin(own, own.argmax(dim=1)).mean()])
         if "delta" in self.text_parts:
-            self.delta_scale = scale_of(self._distances("delta", read.delta, read.predictions))
+            self.delta_scale = scale_of(self._clean("delta").distances(read.delta, read.predictions))
         self.text_scale = scale_of(self._parts_of_text(read))
         self.kept_text, self.kept_set = self._score_of_text(read), read.of_set.float()
         self.kept_predictions, self.kept_folds = read.predictions, folds_of(texts).to(read.logits.device)
@@ -246,7 +244,7 @@ class SecondOpinion(Defense):
                 f"sums of shape {tuple(sums.shape)} are not those of a victim of {classes} classes and size {size}"
             )
             raise InputError("directions", problem, "study a set with this victim")
-        self.directions = directions_of(sums, self.set_means, self._covariance("set"))
+        self.directions = directions_of(sums, self.set_means, self._clean("set").covariance)
         kept = self.kept_set.to(self.directions), self.kept_predictions, self.kept_folds
         self.direction_scale = scale_of(along_directions(*kept, self.set_means, self.directions))
         self.set_scale = scale_of(self._parts_of_set(*kept, self.kept_text))
@@ -294,11 +292,11 @@ class SecondOpinion(Defense):
         of_companion = margin(self._companion().logits(read.public[0]), read.predictions)
         parts = {"gap": of_victim / self.margins[0] - of_companion / self.margins[1]}
         if "delta" in self.text_parts:
-            distances = self._distances("delta", read.delta, read.predictions)
+            distances = self._clean("delta").distances(read.delta, read.predictions)
             parts["delta"] = standardised(distances, self.delta_scale).sum(dim=0)
         if "entropy" in self.text_parts:
             entropy = standardised(read.entropy[0].mT, self.entropy_scale).mT[None]
-            parts["entropy"] = self._distances("entropy", entropy, read.predictions).squeeze(0)
+            parts["entropy"] = self._clean("entropy").distances(entropy, read.predictions).squeeze(0)
         return torch.stack([parts[name] for name in self.text_parts])
 
     def _score_of_text(self, read: Read) -> Tensor:
@@ -315,14 +313,8 @@ class SecondOpinion(Defense):
     def _score_of_set(self, states: Tensor, predictions: Tensor, folds: Tensor, text: Tensor) -> Tensor:
         return standardised(self._parts_of_set(states, predictions, folds, text), self.set_scale).sum(dim=0)
 
-    def _distances(self, name: str, states: Tensor, predictions: Tensor) -> Tensor:
-        """The Mahalanobis distance of each text to the mean of its predicted class, (layers, batch)."""
-        differences = states - getattr(self, f"{name}_means")[:, predictions]
-        at_zero = differences.new_zeros(len(states), 1, states.shape[2])
-        return squared_distances(differences, at_zero, self._covariance(name)).squeeze(2).sqrt()
-
-    def _covariance(self, name: str) -> Covariance:
-        return Covariance(*(getattr(self, f"{name}_{field}") for field in Covariance._fields))
+    def _clean(self, name: str) -> PredictedAlike:
+        return PredictedAlike(*(getattr(self, f"{name}_{field}") for field in PredictedAlike._fields))
 
     def _companion(self) -> Companion:
         return Companion(*(getattr(self, f"companion_{field}") for field in Companion._fields))
