@@ -41,5 +41,5 @@ def study_group(
             raise InputError(
                 name, "its sums over the texts are NaN or infinite", "see that the victim has not diverged"
             )
-        found[name] = sums.clone()  # outside of inference mode, so that they may be written later
+        found[name] = sums.clone().contiguous()  # made outside of inference mode, in a layout that can be written
     return len(texts), found
