@@ -49,7 +49,7 @@ class Golden(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def golden(backdoored: TextClassifier) -> Iterator[Golden]:
+def golden(backdoored: TextClassifier) -> Golden:
     """The file was made from states of which some were kept in float16: mean ones, and the encoder's first token's."""
     file = golden_file("second_opinion")
     of_victim, of_encoder = reading.victim_states, reading.encoder_states
@@ -62,7 +62,7 @@ def golden(backdoored: TextClassifier) -> Iterator[Golden]:
                 return found._replace(**{field: getattr(found, field).half().float()})
 
             patch.setattr(reading, name, halved)
-        yield made_golden(file, backdoored)
+        return made_golden(file, backdoored)
 
 
 def made_golden(file: dict[str, Any], victim: TextClassifier) -> Golden:
