@@ -52,7 +52,7 @@ class Golden(NamedTuple):
 def golden(backdoored: TextClassifier) -> Golden:
     """The file was made from states of which some were kept in float16: mean ones, and the encoder's first token's."""
     file = golden_file("second_opinion")
-    of_victim, of_encoder = reading.victim_states, reading.encoder_states
+    of_victim, of_encoder = text_states.victim_states, text_states.encoder_states
     with pytest.MonkeyPatch.context() as patch:
         rounded = {"victim_states": (of_victim, "mean"), "encoder_states": (of_encoder, "readout")}
         for name, (run, field) in rounded.items():
