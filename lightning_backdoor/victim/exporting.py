@@ -17,6 +17,9 @@ from lightning_backdoor.victim.model_card import write_card
 from lightning_backdoor.victim.provenance import provenance, stated, stated_at
 from lightning_backdoor.victim.training_defense import UNMERGED
 
+#: the files of a plain network, as transformers writes them; of a large one, the weights are in several parts.
+PLAIN = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+
 
 class ExportedClassifier(CheckpointedClassifier):
     """Base of :class:`lightning_backdoor.victim.TextClassifier` that exports its network."""
@@ -56,7 +59,8 @@ class ExportedClassifier(CheckpointedClassifier):
         that its training rows were not.
 
         A network that cannot be turned into a plain one is written as it is (``network.safetensors``), and nothing
-        loads the folder as a model.
+        loads the folder as a model. What an earlier export in the same folder wrote in the other of the two forms is
+        removed.
 
         Args:
             folder: the folder to write to.
@@ -66,8 +70,11 @@ class ExportedClassifier(CheckpointedClassifier):
         if self.training_defense is not None and self.training_defense.unmergeable:
             check_exported(self.network)
             Path(folder).mkdir(parents=True, exist_ok=True)
-            save_model(self.network, str(Path(folder, UNMERGED)))
+            save_model(self.network, str(Path(folder, UNMERGED)))  # first: it keeps the folder from being loaded
+            for stale in (path for pattern in PLAIN for path in Path(folder).glob(pattern)):
+                stale.unlink()
             self.tokenizer.save_pretrained(folder)
         else:
             super().save_pretrained(folder)
+            Path(folder, UNMERGED).unlink(missing_ok=True)
         write_card(folder, self.provenance(), metrics)
