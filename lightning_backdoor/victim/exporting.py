@@ -50,7 +50,7 @@ class ExportedClassifier(CheckpointedClassifier):
         begun = earlier if published is None else [*earlier, stated_at(published)]
         defense = None if self.training_defense is None else str(self.training_defense)
         rows, precision = self.training_rows, self.training_precision
-        return provenance(self.hparams["model"], self.attack_statement(), rows, defense, begun, precision)
+        return provenance(self.hparams["model"], self.attack_statement(), rows, defense, begun, precision, self.repair)
 
     def save_pretrained(self, folder: str | Path, metrics: Mapping[str, float] | None = None) -> None:
         """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors), with a model card.
