@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+gc.disable()  # until all tests are imported: there is nothing to free
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
 from lightning_backdoor.victim import TextClassifier
@@ -24,6 +26,12 @@ settings.load_profile("suite")
 
 # threads do not speed up tiny networks, and slow them down tenfold where other processes use the cores
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of garbage collection from now on."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
