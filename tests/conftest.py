@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-gc.disable()  # until all tests are imported: there is nothing to free
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
 from lightning_backdoor.victim import TextClassifier
@@ -23,6 +22,9 @@ __all__ = ["inside", "made_run", "made_workspace", "trained", "workspace"]  # fi
 # the same examples in every run, however slow the machine is
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
+
+# until all tests are imported: there is nothing to free
+gc.disable()
 
 # threads do not speed up tiny networks, and slow them down tenfold where other processes use the cores
 torch.set_num_threads(1)
