@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of OpenMP do not outlive a fork
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
 from lightning_backdoor.victim import TextClassifier
