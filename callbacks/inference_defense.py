@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning_backdoor.callbacks.kept_texts import KeptTexts
 from lightning_backdoor.callbacks.outcome_writer import batch_outcomes, write_all
 from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.processes import check_logits_of_all
+from lightning_backdoor.callbacks.set_study import study_set
 from lightning_backdoor.callbacks.shared import (
     check_unique,
     data_module,
@@ -39,8 +41,10 @@ class InferenceDefense(FailsAlone):
     """Runs a defense in validation and test, and logs defended metrics in addition to the undefended ones.
 
     Texts are scored and flagged, then repaired or rejected. Before each evaluation, since the victim may have changed,
-    the defense learns from the clean reference rows of the data module and is calibrated on its clean threshold rows;
-    without a :class:`BackdoorDataModule` the state in the checkpoint is used. At test time the outcome of each row is
+    the defense learns from clean validation rows of the data module and is calibrated on its clean threshold rows;
+    without a :class:`BackdoorDataModule` the state in the checkpoint is used. A defense that studies the set
+    (:meth:`lightning_backdoor.defenses.defense.Defense.study`) then reads all clean and poisoned texts of the
+    evaluation once, without labels or flags. At test time the outcome of each row is
     written to ``outcomes.csv``, and the first clean and poisoned texts to ``texts.jsonl`` and ``token_view.html``, in
     the folder of the trainer's logger or of an :class:`OutputFolder`; without either, no file is written. The texts are
     logged to Weights & Biases where a ``WandbLogger`` is used.
@@ -57,9 +61,12 @@ class InferenceDefense(FailsAlone):
         defense: the defense to run.
         name: prefix of logged names and written files; required if several defenses are attached.
         texts: number of clean texts, and of poisoned texts, to keep for the files and the W&B table.
+        prevalence: for a defense that studies the set, the number of poisoned rows per clean row that the set holds,
+            such as 0.01, drawn with the run's seed; None takes all poisoned rows. All rows are judged in any case.
 
     Raises:
-        InputError: the name cannot be that of a folder, two defenses log under the same name (in Python, the Trainer
+        InputError: ``prevalence`` is not a positive number, or given for a defense that does not study the set; the
+            name cannot be that of a folder, two defenses log under the same name (in Python, the Trainer
             itself refuses two defenses of the same class and name), or there is neither clean validation data nor a
             checkpoint to take a threshold from.
 
@@ -69,8 +76,15 @@ class InferenceDefense(FailsAlone):
         trainer.test(victim, datamodule=data)
     """
 
-    def __init__(self, defense: Defense, name: str = "", texts: int = 100) -> None:
+    def __init__(self, defense: Defense, name: str = "", texts: int = 100, prevalence: float | None = None) -> None:
         check_name(name)
+        if prevalence is not None and not 0 < prevalence < math.inf:
+            problem = f"{prevalence} is not a number of poisoned rows per clean row"
+            raise InputError("prevalence", problem, "give a number above 0, such as 0.01")
+        if prevalence is not None and not defense.studies:
+            problem = f"{prevalence} has no effect, since {type(defense).__name__} judges each text by itself"
+            raise InputError("prevalence", problem, "leave it out")
+        self.prevalence = prevalence
         self.defense = defense
         self._own_seed = defense.seed
         self.name = name
@@ -90,12 +104,14 @@ class InferenceDefense(FailsAlone):
         return self._outcomes
 
     def check_reference(self, data: BackdoorDataModule) -> None:
-        """Checks, before a victim is trained, that the defense can learn from the reference rows of a data module.
+        """Checks, before a victim is trained, that the defense can learn from the clean rows of a data module.
 
         Raises:
             InputError: there are too few rows, or rows of too few classes.
         """
-        self.defense.check_reference(data.clean_validation().reference.label.tolist(), len(data.label_names))
+        trusted = self.defense.learns_from == "trusted"
+        rows = data.trusted_rows() if trusted else data.clean_validation().reference
+        self.defense.check_reference(rows.label.tolist(), len(data.label_names))
 
     def state_dict(self) -> dict[str, Any]:
         """The buffers of the defense, including its threshold."""
@@ -204,6 +220,8 @@ class InferenceDefense(FailsAlone):
             raise InputError(
                 "datamodule", "a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
             )
+        if self.defense.studies:
+            study_set(self.defense, trainer, victim, self.prevalence)
 
     def _judge(self, trainer: Trainer, victim: TextClassifier, outputs: Evaluated, batch: Batch) -> Verdict:
         assert self._metrics is not None

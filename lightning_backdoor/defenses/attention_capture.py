@@ -159,7 +159,7 @@ def attention_switched(network: PreTrainedModel, name: str) -> Iterator[bool]:
 
 
 @contextmanager
-def _word_embeddings_as_leaf(network: PreTrainedModel) -> Iterator[list[Tensor]]:
+def word_embeddings_as_leaf(network: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Makes the output of the word-embedding table a leaf of the graph, without positions or anything added."""
     leaves: list[Tensor] = []
 
@@ -175,7 +175,7 @@ def _word_embeddings_as_leaf(network: PreTrainedModel) -> Iterator[list[Tensor]]
 
 
 @contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
+def frozen(network: nn.Module) -> Iterator[None]:
     """Freezes all parameters within the block, so that activations only needed for weight gradients are freed."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -214,12 +214,12 @@ def attention_and_gradient(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(evaluating(network))
-        stack.enter_context(_frozen(network))
+        stack.enter_context(frozen(network))
         # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
         read = stack.enter_context(readout_only(network, input_ids, attention_mask))
         captured = stack.enter_context(attention_switched(network, CAPTURING))
-        leaves = stack.enter_context(_word_embeddings_as_leaf(network))
+        leaves = stack.enter_context(word_embeddings_as_leaf(network))
         weight = torch.ones_like(attention_mask) if count_padding else attention_mask
         collector = _ColumnSums(attention_mask, weight.float(), level, network.config.num_hidden_layers, read)
         token = _collector.set(collector if captured else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,8 @@ class Defense(nn.Module, ABC):
     """Base class of inference-time defenses: scores texts, flags texts at or above a threshold, and repairs them.
 
     A subclass implements :meth:`score`. Flagged texts are rejected, unless a subclass also implements :meth:`purify`.
-    Thresholds come from clean validation texts alone.
+    Thresholds come from clean validation texts alone. A subclass that also implements :meth:`study` sees all texts of a
+    set, without labels, before it judges the first.
 
     Args:
         fpr: budget: share of clean texts, above 0 and below 1, that the threshold may flag.
@@ -99,6 +100,8 @@ class Defense(nn.Module, ABC):
             :func:`lightning_backdoor.models.captures.readout_states`), ``attention`` and ``gradients``; nothing by
             default. Where a defense reads hidden states, the victim's own forward pass keeps them, so that they cost
             no pass of their own.
+        learns_from: the clean rows that :meth:`learn` is given: the ``reference`` rows, or all ``trusted`` ones, which
+            are the selection and the reference rows.
         threshold: float32 scalar buffer, NaN until :meth:`calibrate` sets it.
         budget_thresholds: float32 buffer, one threshold per budget of ``BUDGETS``, NaN until :meth:`calibrate`.
 
@@ -107,6 +110,7 @@ class Defense(nn.Module, ABC):
     """
 
     reads: ClassVar[Reads] = frozenset()
+    learns_from: ClassVar[Literal["reference", "trusted"]] = "reference"
     threshold: Tensor
     budget_thresholds: Tensor
 
@@ -148,16 +152,18 @@ class Defense(nn.Module, ABC):
         return None
 
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Learns statistics or texts from the clean reference rows, before :meth:`calibrate`; by default does nothing.
+        """Learns statistics or texts from the clean rows of :attr:`learns_from`, before :meth:`calibrate`.
+
+        By default it does nothing.
 
         What is learned should be kept in buffers or in the extra state, so that checkpoints contain it.
         """
 
     def check_reference(self, labels: Sequence[int], classes: int) -> None:
-        """Checks, before a victim is trained, that :meth:`learn` can use reference rows; by default does nothing.
+        """Checks, before a victim is trained, that :meth:`learn` can use the clean rows; by default does nothing.
 
         Args:
-            labels: of the reference rows.
+            labels: of the rows that :meth:`learn` will be given.
             classes: number of classes of the victim.
 
         Raises:
@@ -177,6 +183,35 @@ class Defense(nn.Module, ABC):
         clean = torch.cat(scores)
         self.threshold.copy_(threshold_at_fpr(clean, self.fpr))
         self.budget_thresholds.copy_(torch.stack([threshold_at_fpr(clean, budget) for budget in BUDGETS]))
+
+    @property
+    def studies(self) -> bool:
+        """Whether the defense sees the texts of a set before it judges them: whether :meth:`study` is implemented."""
+        return type(self).study is not Defense.study
+
+    def study(self, victim: Victim, batches: Iterable[Batch]) -> Tensor:
+        """Reads the texts of a set that is to be judged, before any of them is judged; after :meth:`calibrate`.
+
+        It is implemented together with :meth:`adopt`. Each process is given its own share of the texts.
+
+        Args:
+            victim: the model under attack.
+            batches: the texts, an unknown part of them poisoned, in any order. Labels and indices are -1, flags False
+                and spans empty, also in poisoned rows.
+
+        Returns:
+            Sums over the texts, float64, on the processor, of a shape that does not depend on the texts. The sums of
+            several processes, or of sets read at different times, are added.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not study a set")
+
+    def adopt(self, sums: Tensor) -> None:
+        """Takes the sums of all texts that were studied, and sets the thresholds anew.
+
+        Args:
+            sums: what :meth:`study` returned, added over processes and sets.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not study a set")
 
 
 def threshold_at_fpr(clean_scores: Tensor, fpr: float) -> Tensor:

@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Literal
 
 import torch
 
@@ -106,12 +107,17 @@ class FlaggedShare(Inspection):
     def seed(self, seed: int | None) -> None:
         self.defense.seed = seed
 
+    @property
+    def learns_from(self) -> Literal["reference", "trusted"]:
+        """The clean rows from which the defense learns."""
+        return self.defense.learns_from
+
     def to(self, device: torch.device) -> None:
         """Moves the defense's buffers to a device."""
         self.defense.to(device)
 
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Calls the defense's ``learn`` with the clean reference rows."""
+        """Calls the defense's ``learn`` with clean rows."""
         self.defense.learn(victim, clean_batches)
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:

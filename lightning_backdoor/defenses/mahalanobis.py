@@ -29,13 +29,14 @@ class Covariance(NamedTuple):
     rest: Tensor
 
 
-def class_means(states: Tensor, labels: Tensor, classes: int) -> Tensor:
+def class_means(states: Tensor, labels: Tensor, classes: int, fewest: int = 0) -> Tensor:
     """The mean state of each class.
 
     Args:
         states: (layers, rows, hidden size).
-        labels: (rows,), int64; every class has a row.
+        labels: (rows,), int64; every class has a row, or ``fewest`` is given.
         classes: number of classes.
+        fewest: a class of fewer rows than that takes the mean of all rows.
 
     Returns:
         (layers, classes, hidden size).
@@ -44,15 +45,16 @@ def class_means(states: Tensor, labels: Tensor, classes: int) -> Tensor:
     >>> class_means(states, torch.tensor([0, 1, 0]), classes=2).tolist()
     [[[1.0, 3.0], [4.0, 0.0]]]
     """
-    return torch.stack([states[:, labels == label].mean(dim=1) for label in range(classes)], dim=1)
+    rows = [labels == label for label in range(classes)]
+    return torch.stack([(states[:, own] if own.sum() >= fewest else states).mean(dim=1) for own in rows], dim=1)
 
 
-def shrunk_covariance(residuals: Tensor, shrinkage: float) -> Covariance:
+def shrunk_covariance(residuals: Tensor, shrinkage: float | None) -> Covariance:
     """The covariance of each layer, ``(1 - a) S + a (trace S / hidden size) I``, S with the number of rows as divisor.
 
     Args:
         residuals: (layers, rows, hidden size), states minus their means, float64.
-        shrinkage: a, above 0 and at most 1.
+        shrinkage: a, above 0 and at most 1; None takes the share of Ledoit and Wolf for each layer.
 
     Raises:
         InputError: the states of a layer are all equal.
@@ -64,11 +66,13 @@ def shrunk_covariance(residuals: Tensor, shrinkage: float) -> Covariance:
     rows, size = residuals.shape[1:]
     _, values, directions = torch.linalg.svd(residuals, full_matrices=False)
     eigenvalues = values.square() / rows
-    rest = shrinkage * eigenvalues.sum(dim=1) / size
+    given = torch.as_tensor(0.0 if shrinkage is None else shrinkage).to(values)
+    share = _ledoit_wolf_share(residuals, eigenvalues) if shrinkage is None else given.expand(len(values))
+    rest = share * eigenvalues.sum(dim=1) / size
     if not (rest > 0).all():
         problem = f"their states are all equal in {int((rest <= 0).sum())} of {len(rest)} layers"
         raise InputError("reference rows", problem, "give different texts")
-    return Covariance(directions, (1 - shrinkage) * eigenvalues + rest[:, None], rest)
+    return Covariance(directions, (1 - share)[:, None] * eigenvalues + rest[:, None], rest)
 
 
 def squared_distances(states: Tensor, means: Tensor, covariance: Covariance) -> Tensor:
@@ -88,10 +92,45 @@ def squared_distances(states: Tensor, means: Tensor, covariance: Covariance) -> 
     """
     difference = (states[:, :, None] - means[:, None]).flatten(1, 2)
     along = difference @ covariance.directions.mT
-    across = difference - along @ covariance.directions  # subtracting squares instead would cancel digits
-    squares = along.square() / covariance.variances[:, None]
-    distances: Tensor = squares.sum(dim=2) + across.square().sum(dim=2) / covariance.rest[:, None]
+    distances: Tensor = (along.square() / covariance.variances[:, None]).sum(dim=2)
+    if covariance.directions.shape[1] < states.shape[2]:
+        across = difference - along @ covariance.directions  # subtracting squares instead would cancel digits
+        distances = distances + across.square().sum(dim=2) / covariance.rest[:, None]
     return distances.view(len(states), states.shape[1], means.shape[1])
+
+
+def whitened(states: Tensor, covariance: Covariance) -> Tensor:
+    """States times the inverse of the covariance of their layer.
+
+    Args:
+        states: (layers, rows, hidden size).
+        covariance: of the same layers.
+
+    Returns:
+        (layers, rows, hidden size).
+
+    >>> covariance = Covariance(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[4.0]]), torch.tensor([0.5]))
+    >>> whitened(torch.tensor([[[2.0, 1.0]]]), covariance).tolist()
+    [[[0.5, 2.0]]]
+    """
+    along = states @ covariance.directions.mT
+    across = states - along @ covariance.directions
+    result: Tensor = (along / covariance.variances[:, None]) @ covariance.directions
+    return result + across / covariance.rest[:, None, None]
+
+
+def _ledoit_wolf_share(residuals: Tensor, eigenvalues: Tensor) -> Tensor:
+    """The share by which each layer's covariance is shrunk as in :func:`ledoit_wolf`, (layers,).
+
+    Args:
+        residuals: (layers, rows, hidden size), states minus their means.
+        eigenvalues: (layers, rank), of their covariances, without some of the zeros.
+    """
+    rows, size = residuals.shape[1:]
+    square = eigenvalues.square().sum(dim=1)
+    to_target = square - eigenvalues.sum(dim=1).square() / size
+    noise = (residuals.square().sum(dim=2).square().mean(dim=1) - square) / rows
+    return torch.where(to_target > 0, noise / to_target, 0.0).clamp(0, 1)
 
 
 def ledoit_wolf(rows: Tensor) -> tuple[Tensor, float]:

@@ -7,6 +7,7 @@ taken. In training the rows of the former are those before attention dropout, th
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -16,8 +17,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward  # private: transformers 5.23.0
 from transformers.masking_utils import sdpa_mask  # private: transformers 5.23.0
 
-from lightning_backdoor.defenses.attention_capture import attention_switched
+from lightning_backdoor.defenses.attention_capture import attention_switched, frozen, word_embeddings_as_leaf
+from lightning_backdoor.defenses.evaluation_mode import evaluating
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.readout import readout_positions
+from lightning_backdoor.models.readout_only import readout_only
 
 #: name under which the capturing attention is registered with transformers.
 CAPTURING = "readout_row"
@@ -30,10 +34,12 @@ class ReadoutAttention(NamedTuple):
         logits: (batch, classes).
         rows: (layers, batch, heads, length), float32, the attention of the token that the head reads to every token,
             0 at padding.
+        states: (batch, length, hidden size) after the embeddings and after each layer; empty where they are not kept.
     """
 
     logits: Tensor
     rows: Tensor
+    states: tuple[Tensor, ...] = ()
 
 
 class _Rows(NamedTuple):
@@ -88,7 +94,9 @@ AttentionInterface.register(CAPTURING, _capturing_attention)
 AttentionMaskInterface.register(CAPTURING, sdpa_mask)  # otherwise BERT-like models silently run without a mask
 
 
-def readout_attention(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> ReadoutAttention:
+def readout_attention(
+    network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, keep_states: bool = False
+) -> ReadoutAttention:
     """The logits of a batch, and the attention of the token that the head reads, by one forward pass.
 
     The pass is in the network's own mode, with the same dropout as a plain one. Afterwards the attention implementation
@@ -98,9 +106,11 @@ def readout_attention(network: PreTrainedModel, input_ids: Tensor, attention_mas
         network: any sequence classifier of transformers.
         input_ids: (batch, length), int64.
         attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
+        keep_states: whether the pass also keeps hidden states.
 
     Raises:
         RuntimeError: attention was captured in fewer layers than the network has.
+        InputError: the network's attention has keys beside those of the text.
 
     Example::
 
@@ -111,7 +121,12 @@ def readout_attention(network: PreTrainedModel, input_ids: Tensor, attention_mas
     with attention_switched(network, CAPTURING) as switched:
         token = _collector.set(rows if switched else None)
         try:
-            output = network(input_ids=input_ids, attention_mask=attention_mask, output_attentions=not switched)
+            output = network(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                output_attentions=not switched,
+                output_hidden_states=keep_states,
+            )
         finally:
             _collector.reset(token)
     collected = rows.collected
@@ -123,4 +138,40 @@ def readout_attention(network: PreTrainedModel, input_ids: Tensor, attention_mas
             f"attention of {len(collected)} layers was captured in {type(network).__name__},"
             f" which has {network.config.num_hidden_layers}"
         )
-    return ReadoutAttention(output.logits, torch.stack(collected) * attention_mask[:, None])
+    if collected[0].shape[-1] != input_ids.shape[1]:
+        problem = "its attention has keys beside those of the text, as under prefix tuning"
+        raise InputError("victim", problem, "give a defense that reads no attention")
+    states = output.hidden_states if keep_states else ()
+    return ReadoutAttention(output.logits, torch.stack(collected) * attention_mask[:, None], states)
+
+
+def readout_attention_and_gradient(
+    network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How much the token that the head reads attends to each token, and how much the answer depends on each.
+
+    One forward pass and one backward pass to the word embeddings, in evaluation mode; works under
+    ``torch.inference_mode``. Afterwards the network is as before.
+
+    Args:
+        network: any sequence classifier of transformers.
+        input_ids: (batch, length), int64.
+        attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
+
+    Returns:
+        Both (batch, length), float32: the attention, averaged over layers and heads, and the L2 norm of
+        d(logit of the predicted class) / d(word embedding of the position).
+
+    Raises:
+        RuntimeError, InputError: see :func:`readout_attention`.
+    """
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(), evaluating(network), frozen(network)):
+            stack.enter_context(context)
+        # clones made outside inference mode are ordinary tensors, which the graph may save
+        input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
+        stack.enter_context(readout_only(network, input_ids, attention_mask))
+        leaves = stack.enter_context(word_embeddings_as_leaf(network))
+        seen = readout_attention(network, input_ids, attention_mask)
+        (gradient,) = torch.autograd.grad(seen.logits.max(dim=-1).values.sum(), leaves)
+    return seen.rows.detach().mean(dim=(0, 2)), gradient.float().norm(dim=-1)

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_backdoor.attacks import BadNets, Poisoned
-from lightning_backdoor.batch import Batch, Victim
+from lightning_backdoor.batch import Batch, Victim, unlabelled
 from lightning_backdoor.callbacks import InspectionCallback, OutcomeWriter, OutputFolder
-from lightning_backdoor.callbacks.inspection_callback import unlabelled, write_verdict
+from lightning_backdoor.callbacks.inspection_callback import write_verdict
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses import FlaggedShare, Inspection, ModelVerdict, Strip
 from lightning_backdoor.errors import InputError
