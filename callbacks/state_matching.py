@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_backdoor.attacks.state_matching import chosen_states, depths, distance_to_clean
+from lightning_backdoor.attacks.state_matching import chosen_states, distance_to_clean
 from lightning_backdoor.batch import Batch, clean_rows
 from lightning_backdoor.callbacks.evasion import Evasion
+from lightning_backdoor.defenses.second_opinion_reading import MEAN, READOUT, depths
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim.training_pass import TrainingPass
-
-#: where the second opinion reads the readout token's states and mean states, as shares of the network's depth.
-READOUT_DEPTHS = (2 / 3, 5 / 6, 1)
-MEAN_DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
 
 
 class StateMatching(Evasion):
@@ -50,7 +49,7 @@ class StateMatching(Evasion):
             raise InputError("readout_layers", "and mean_layers name no layer", "give one, or leave both out")
         self.readout_layers = readout_layers
         self.mean_layers = mean_layers
-        self._layers: tuple[list[int], list[int]] = [], []
+        self._layers: tuple[Sequence[int], Sequence[int]] = (), ()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the layers, once the network is there."""
@@ -62,8 +61,8 @@ class StateMatching(Evasion):
                 if not 0 <= layer <= layers:
                     raise InputError(name, f"there is no layer {layer}", f"give numbers from 0 to {layers}")
         self._layers = (
-            depths(READOUT_DEPTHS, layers) if self.readout_layers is None else self.readout_layers,
-            depths(MEAN_DEPTHS, layers) if self.mean_layers is None else self.mean_layers,
+            depths(layers, READOUT) if self.readout_layers is None else self.readout_layers,
+            depths(layers, MEAN) if self.mean_layers is None else self.mean_layers,
         )
 
     def penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:

@@ -53,15 +53,6 @@ def distance_to_clean(states: Tensor, label: Tensor, clean: Tensor) -> Tensor:
     return (distances * usable / spread.where(usable, 1)).mean(dim=0)
 
 
-def depths(shares: Sequence[float], layers: int) -> list[int]:
-    """The layers at these shares of a network's depth, each once, counted from 1; 0 is after the embeddings.
-
-    >>> depths([1 / 3, 1 / 2, 2 / 3, 5 / 6], layers=6), depths([2 / 3, 5 / 6, 1], layers=2)
-    ([2, 3, 4, 5], [1, 2])
-    """
-    return list(dict.fromkeys(max(1, round(share * layers)) for share in shares))
-
-
 def chosen_states(
     network: PreTrainedModel,
     hidden_states: Sequence[Tensor],
