@@ -85,7 +85,7 @@ def grid_content(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def max_rows(args: argparse.Namespace) -> dict[str, int]:
-    return {"train": args.train_rows} | ({"validation": args.rows, "test": args.rows} if args.rows else {})
+    return {"train": args.train_rows} | ({"test": args.rows} if args.rows else {})
 
 
 def attack_table(grid: Grid, args: argparse.Namespace) -> Table:
@@ -150,7 +150,7 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     options.add_argument("--triggers", choices=TRIGGERS, nargs="+", default=[*TRIGGERS])
     options.add_argument("--epochs", type=int, default=3)
     options.add_argument("--train-rows", type=int, default=2500)
-    options.add_argument("--rows", type=int, help="validation rows, and test rows (default: all)")
+    options.add_argument("--rows", type=int, help="clean test rows (default: all)")
     options.add_argument("--floods", action="store_true", help="only floods and prevalence, on victims that are there")
     args = options.parse_args(given)
     args.data, args.output = args.data.resolve(), args.output.resolve()

@@ -29,11 +29,12 @@ from lightning_backdoor.models.captures import Captures, sharing
 from lightning_backdoor.victim import TextClassifier, load_trained
 from tests.measurements.detector_auroc import auroc
 
-T3: list[TextPart] = ["gap", "delta", "entropy"]
-VARIANTS: dict[str, tuple[list[TextPart], list[SetPart]]] = {
-    "T3 + F + FM": (T3, ["text", "readout", "mean"]),
-    "T3 + F": (T3, ["text", "readout"]),
-    "F + FM by gap": (["gap"], ["readout", "mean"]),
+T3: tuple[TextPart, ...] = ("gap", "delta", "entropy")
+GAP: tuple[TextPart, ...] = ("gap",)
+VARIANTS: dict[str, tuple[tuple[TextPart, ...], tuple[SetPart, ...]]] = {
+    "T3 + F + FM": (T3, ("text", "readout", "mean")),
+    "T3 + F": (T3, ("text", "readout")),
+    "F + FM by gap": (GAP, ("readout", "mean")),
 }
 #: poisoned rows per clean row of the set, and the draws of which means are shown; None: all poisoned rows.
 PREVALENCES: dict[float | None, int] = {0.001: 5, 0.01: 3, 0.05: 3, None: 1}
@@ -109,7 +110,7 @@ def figures(studied: Studied) -> Iterator[list[str]]:
     for prevalence, draws in PREVALENCES.items():
         sets[prevalence, 0, ""] = [poisoned_part(studied, prevalence, draw) for draw in range(draws)]
     defenses = {name: calibrated(studied, *parts) for name, parts in VARIANTS.items()}
-    alone = calibrated(studied, T3, ["text"])
+    alone = calibrated(studied, T3, ("text",))
     yield ["–", "–", "T3", *measured(studied, alone)]
     clean = {name: defense.study(studied.victim, studied.clean) for name, defense in defenses.items()}
     for (prevalence, _, _), parts in sets.items():
@@ -117,11 +118,11 @@ def figures(studied: Studied) -> Iterator[list[str]]:
             line = [named(prevalence), "–", name]
             yield [*line, *measured(studied, defense, [clean[name] + study(studied, defense, part) for part in parts])]
     for kind in ("any", "against"):
-        floods = {str(of): flood_texts(studied, of, kind == "against") for of in (T3, ["gap"])}
+        floods = {parts: flood_texts(studied, parts, kind == "against") for parts in (T3, GAP)}
         for share in FLOODS:
             for prevalence in FLOODED:
                 for name, defense in defenses.items():
-                    texts = floods[str(VARIANTS[name][0])]
+                    texts = floods[VARIANTS[name][0]]
                     flood = study(studied, defense, batches(studied, copies(texts, share, studied)))
                     parts = sets[prevalence, 0, ""]
                     sums = [clean[name] + flood + study(studied, defense, part) for part in parts]
@@ -132,7 +133,7 @@ def named(prevalence: float | None) -> str:
     return "all" if prevalence is None else f"{prevalence:.1%}"
 
 
-def calibrated(studied: Studied, text_parts: list[TextPart], set_parts: list[SetPart]) -> SecondOpinion:
+def calibrated(studied: Studied, text_parts: Sequence[TextPart], set_parts: Sequence[SetPart]) -> SecondOpinion:
     defense = SecondOpinion(text_parts, set_parts)
     defense.learn(studied.victim, studied.data.trusted_dataloader())
     defense.calibrate(studied.victim, studied.data.threshold_dataloader())
@@ -162,9 +163,9 @@ def rows(of: Sequence[Batch]) -> int:
     return sum(len(batch["text"]) for batch in of)
 
 
-def flood_texts(studied: Studied, text_parts: list[TextPart], against: bool) -> list[str]:
+def flood_texts(studied: Studied, text_parts: Sequence[TextPart], against: bool) -> list[str]:
     """Clean training texts that are disputed and predicted as the target; see the module."""
-    defense = calibrated(studied, text_parts, ["readout", "mean"])
+    defense = calibrated(studied, text_parts, ("readout", "mean"))
     lowest = threshold_at_fpr(defense.kept_text.float(), defense.disputed)
     found = []
     for batch in batches(studied, studied.training):
@@ -177,8 +178,8 @@ def flood_texts(studied: Studied, text_parts: list[TextPart], against: bool) -> 
     if not against:
         return texts
     defense.adopt(study(studied, defense, studied.poisoned))
-    scores = torch.cat([defense.score(studied.victim, batch).text for batch in found])
-    return [texts[row] for row in scores.argsort()[: max(1, len(texts) // 10)].tolist()]
+    along = torch.cat([defense.score(studied.victim, batch).text for batch in found])
+    return [texts[row] for row in along.argsort()[: max(1, len(texts) // 10)].tolist()]
 
 
 def copies(texts: Sequence[str], share: float, studied: Studied) -> list[str]:
@@ -202,9 +203,9 @@ def shortened(text: str, copy: int) -> str:
 def measured(studied: Studied, defense: SecondOpinion, sums: Sequence[Tensor] = ()) -> list[str]:
     """AUROC and TPR of poisoned rows that fool the victim, ASR, CACC, FPR; means over sets, or of T3 without any."""
     found = []
-    for of_set in sums or [None]:
-        if of_set is not None:
-            defense.adopt(of_set)
+    for draw in range(len(sums) or 1):
+        if sums:
+            defense.adopt(sums[draw])
         clean, poisoned = (judged(studied, defense, part) for part in (studied.clean, studied.poisoned))
         fooling = poisoned.prediction == studied.target
         found.append(
