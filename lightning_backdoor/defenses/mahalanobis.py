@@ -49,12 +49,12 @@ def class_means(states: Tensor, labels: Tensor, classes: int, fewest: int = 0) -
     return torch.stack([(states[:, own] if own.sum() >= fewest else states).mean(dim=1) for own in rows], dim=1)
 
 
-def shrunk_covariance(residuals: Tensor, shrinkage: float | None) -> Covariance:
+def shrunk_covariance(residuals: Tensor, shrinkage: float) -> Covariance:
     """The covariance of each layer, ``(1 - a) S + a (trace S / hidden size) I``, S with the number of rows as divisor.
 
     Args:
         residuals: (layers, rows, hidden size), states minus their means, float64.
-        shrinkage: a, above 0 and at most 1; None takes the share of Ledoit and Wolf for each layer.
+        shrinkage: a, above 0 and at most 1.
 
     Raises:
         InputError: the states of a layer are all equal.
@@ -63,16 +63,42 @@ def shrunk_covariance(residuals: Tensor, shrinkage: float | None) -> Covariance:
     >>> covariance.variances, covariance.rest  # S is 9 in the first direction, and 0 in the second
     (tensor([[6.7500, 2.2500]]), tensor([2.2500]))
     """
-    rows, size = residuals.shape[1:]
-    _, values, directions = torch.linalg.svd(residuals, full_matrices=False)
-    eigenvalues = values.square() / rows
-    given = torch.as_tensor(0.0 if shrinkage is None else shrinkage).to(values)
-    share = _ledoit_wolf_share(residuals, eigenvalues) if shrinkage is None else given.expand(len(values))
-    rest = share * eigenvalues.sum(dim=1) / size
-    if not (rest > 0).all():
-        problem = f"their states are all equal in {int((rest <= 0).sum())} of {len(rest)} layers"
+    directions, eigenvalues, mean = _principal(residuals)
+    if not (mean > 0).all():
+        problem = f"their states are all equal in {int((mean <= 0).sum())} of {len(mean)} layers"
         raise InputError("reference rows", problem, "give different texts")
+    rest = shrinkage * mean
+    return Covariance(directions, (1 - shrinkage) * eigenvalues + rest[:, None], rest)
+
+
+def ledoit_wolf_covariance(residuals: Tensor) -> Covariance:
+    """The covariance of each layer as in :func:`shrunk_covariance`, with the share of :func:`ledoit_wolf`.
+
+    A layer whose states are all equal has variance 1 in all directions, so that all distances in it are 0.
+
+    Args:
+        residuals: (layers, rows, hidden size), states minus their means, float64.
+
+    >>> residuals = torch.tensor([[[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]]]).double()
+    >>> shrunk, share = ledoit_wolf(residuals[0])
+    >>> torch.allclose(ledoit_wolf_covariance(residuals).variances[0], shrunk.diagonal())
+    True
+    """
+    rows, size = residuals.shape[1:]
+    directions, eigenvalues, mean = _principal(residuals)
+    square = eigenvalues.square().sum(dim=1)
+    to_target = square - size * mean.square()
+    noise = (residuals.square().sum(dim=2).square().mean(dim=1) - square) / rows
+    share = torch.where(to_target > 0, noise / to_target, 0.0).clamp(0, 1)
+    rest = torch.where(mean > 0, share * mean, 1.0)
     return Covariance(directions, (1 - share)[:, None] * eigenvalues + rest[:, None], rest)
+
+
+def _principal(residuals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvectors and eigenvalues of the covariance of each layer, and the mean of all eigenvalues."""
+    _, values, directions = torch.linalg.svd(residuals, full_matrices=False)
+    eigenvalues = values.square() / residuals.shape[1]
+    return directions, eigenvalues, eigenvalues.sum(dim=1) / residuals.shape[2]
 
 
 def squared_distances(states: Tensor, means: Tensor, covariance: Covariance) -> Tensor:
@@ -117,20 +143,6 @@ def whitened(states: Tensor, covariance: Covariance) -> Tensor:
     across = states - along @ covariance.directions
     result: Tensor = (along / covariance.variances[:, None]) @ covariance.directions
     return result + across / covariance.rest[:, None, None]
-
-
-def _ledoit_wolf_share(residuals: Tensor, eigenvalues: Tensor) -> Tensor:
-    """The share by which each layer's covariance is shrunk as in :func:`ledoit_wolf`, (layers,).
-
-    Args:
-        residuals: (layers, rows, hidden size), states minus their means.
-        eigenvalues: (layers, rank), of their covariances, without some of the zeros.
-    """
-    rows, size = residuals.shape[1:]
-    square = eigenvalues.square().sum(dim=1)
-    to_target = square - eigenvalues.sum(dim=1).square() / size
-    noise = (residuals.square().sum(dim=2).square().mean(dim=1) - square) / rows
-    return torch.where(to_target > 0, noise / to_target, 0.0).clamp(0, 1)
 
 
 def ledoit_wolf(rows: Tensor) -> tuple[Tensor, float]:

@@ -29,7 +29,7 @@ from lightning_backdoor.defenses.disputed_directions import (
 )
 from lightning_backdoor.defenses.gradient_attention import kept_vocabulary, token_scores
 from lightning_backdoor.defenses.hidden_states import check_classes, make_room
-from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, shrunk_covariance, squared_distances
+from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, ledoit_wolf_covariance, squared_distances
 from lightning_backdoor.defenses.readout_attention import readout_attention_and_gradient
 from lightning_backdoor.defenses.second_opinion_reading import Read, Reader, SetPart, TextPart, float_on, public_encoder
 from lightning_backdoor.defenses.standardising import scale_of, standardised
@@ -174,12 +174,14 @@ class SecondOpinion(Defense):
         companion = fit_companion(read.public[0], labels, self.penalty)
         found |= {f"companion_{field}": value for field, value in companion._asdict().items()}
         found["of_mean"] = torch.tensor([0.0] * len(read.readout) + [1.0] * len(read.mean))
-        found["entropy_scale"] = scale_of(read.entropy[0].mT)
-        entropy = standardised(read.entropy[0].mT, found["entropy_scale"]).mT[None]
-        for name, states in {"delta": read.delta, "entropy": entropy, "set": read.of_set}.items():
-            if states.numel():
-                means = class_means(states, predictions, classes, FEWEST_PREDICTED)
-                covariance = shrunk_covariance(states - means[:, predictions], shrinkage=None)
+        states = {"delta": read.delta, "set": read.of_set}
+        if "entropy" in self.text_parts:
+            found["entropy_scale"] = scale_of(read.entropy[0].mT)
+            states["entropy"] = standardised(read.entropy[0].mT, found["entropy_scale"]).mT[None]
+        for name, layers in states.items():
+            if len(layers):
+                means = class_means(layers, predictions, classes, FEWEST_PREDICTED)
+                covariance = ledoit_wolf_covariance(layers - means[:, predictions])
                 found[f"{name}_means"] = means
                 found |= {f"{name}_{field}": value for field, value in covariance._asdict().items()}
         self._keep(victim, found)
@@ -197,11 +199,11 @@ class SecondOpinion(Defense):
         if "delta" in self.text_parts:
             self.delta_scale = scale_of(self._distances("delta", read.delta, read.predictions))
         self.text_scale = scale_of(self._parts_of_text(read))
-        if not (self.text_scale[1] > 0).all():
-            problem = f"the scores of {len(folds)} clean texts do not differ"
-            raise InputError("calibration", problem, "give more clean validation rows")
         self.kept_text, self.kept_set = self._score_of_text(read), read.of_set.float()
         self.kept_predictions, self.kept_folds = read.predictions, folds
+        if not self.kept_text.std(correction=0) > 0:
+            problem = f"the scores of {len(folds)} clean texts do not differ"
+            raise InputError("calibration", problem, "give more clean validation rows")
         self.directions = self.direction_scale = self.set_scale = self.margins.new_empty(0)
         self._set_thresholds(self.kept_text)
 

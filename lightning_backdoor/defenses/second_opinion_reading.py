@@ -24,6 +24,8 @@ SetPart = Literal["text", "readout", "mean"]
 
 #: shares of the depth: upper half and the layer below, for companion and delta; layers of F; layers of FM.
 UPPER, READOUT, MEAN = (1 / 2, 2 / 3, 5 / 6, 1), (2 / 3, 5 / 6, 1), (1 / 3, 1 / 2, 2 / 3, 5 / 6)
+#: share of a state by which two passes of one network may differ in float32.
+ROUNDING = 1e-5
 
 
 class Read(NamedTuple):
@@ -96,7 +98,9 @@ class Reader(NamedTuple):
             if public.readout.shape != delta.shape:
                 problem = f"{self._name(victim)!r} has states of another shape than the victim's"
                 raise InputError("base_known", problem, "give false")
-            delta = delta - public.readout.to(dtype)
+            difference = delta - public.readout.to(dtype)
+            same = difference.norm(dim=2, keepdim=True) <= ROUNDING * delta.norm(dim=2, keepdim=True)
+            delta = difference.masked_fill(same, 0.0)  # layers that were not trained would tell of rounding alone
         logits, entropy, mean = found.logits[None].to(dtype), found.entropy[None].to(dtype), found.mean.to(dtype)
         return Read(logits, _flat(public.mean).to(dtype), delta, entropy, readout, mean)
 
