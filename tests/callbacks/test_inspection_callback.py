@@ -214,7 +214,8 @@ def test_two_processes_come_to_the_same_verdict_as_one(workspace: Path, trained:
     options = ["-c", str(trained / "config.yaml"), "--ckpt_path", str(trained / "checkpoints" / "best.ckpt")]
     options += ["--trainer.callbacks+=lightning_backdoor.callbacks.InspectionCallback"]
     options += ["--trainer.callbacks.inspection", "lightning_backdoor.defenses.FlaggedShare"]
-    options += ["--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense", "--trainer.callbacks.gate", "true"]
+    options += ["--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense"]
+    options += ["--trainer.callbacks.gate", "true"]
     options += ["--trainer.callbacks.defense", "lightning_backdoor.defenses.GradientAttention"]
     before = set(trained.glob("test*"))
     alone = forked("test", *options, cwd=workspace)
