@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.commands.scan.facts import Facts
-from lightning_backdoor.defenses.defense import Defense, finite_scores, threshold_at_fpr
+from lightning_backdoor.defenses.clean_flags import clean_flags
+from lightning_backdoor.defenses.defense import Defense
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.progress import progress
 from lightning_backdoor.victim import TextClassifier
@@ -50,14 +50,11 @@ def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_
         defense.learn(victim, batches_on_device(victim, reference, batch_size))
     with progress(f"calibrating {guard.name}", len(threshold_texts), "texts") as advance:
         defense.calibrate(victim, batches_on_device(victim, threshold_texts, batch_size, advance))
-    if type(defense).calibrate is Defense.calibrate:
-        count = len(threshold_texts)
-        return Facts(float(defense.threshold), count, int(defense.fpr * count + 1e-9), defense.fpr)
-    return measured_facts(defense, victim, texts, batch_size)
+    return facts_of(defense, victim, texts, batch_size)
 
 
-def measured_facts(defense: Defense, victim: TextClassifier, texts: Sequence[str], batch_size: int) -> Facts:
-    """What is known about a threshold that a defense sets in its own way: how many clean texts it flags.
+def facts_of(defense: Defense, victim: TextClassifier, texts: Sequence[str], batch_size: int) -> Facts:
+    """What is known about the threshold of a defense: how many clean texts it flags, or may flag.
 
     Args:
         defense: a calibrated defense.
@@ -65,13 +62,10 @@ def measured_facts(defense: Defense, victim: TextClassifier, texts: Sequence[str
         texts: the clean texts that :func:`calibrate` was given.
         batch_size: number of texts scored at once.
     """
-    threshold_texts = _divided(defense, texts)[1]
-    threshold, count = float(defense.threshold), len(threshold_texts)
-    batches = batches_on_device(victim, threshold_texts, batch_size)
-    scores = torch.cat([finite_scores(defense, victim, batch).text.float().cpu() for batch in batches])
-    by_budget = float(threshold_at_fpr(scores, defense.fpr)) == threshold
-    allowed = int(defense.fpr * count + 1e-9) if by_budget else int((scores >= threshold).sum())
-    return Facts(threshold, count, allowed, defense.fpr if by_budget else None)
+    batches = batches_on_device(victim, _divided(defense, texts)[1], batch_size)
+    clean = clean_flags(defense, victim, batches)
+    budget = defense.fpr if clean.by_budget else None
+    return Facts(float(defense.threshold), clean.texts, clean.allowed, budget)
 
 
 def batch_on_device(victim: TextClassifier, texts: Sequence[str]) -> Batch:

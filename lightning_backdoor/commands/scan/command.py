@@ -7,8 +7,10 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
+from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.gate import hold_back
 from lightning_backdoor.commands.scan.join import join_parts, read_parts
 from lightning_backdoor.commands.scan.options import parse
 from lightning_backdoor.commands.scan.output import Output, check_standard_output
@@ -33,9 +35,10 @@ def main(args: list[str]) -> int:
         check_standard_output()  # before a model is loaded
     model = model_path(options.model, resolve(options.model))
 
-    from lightning_backdoor.commands.scan.defenses import create_all
-    from lightning_backdoor.commands.scan.processes import processes
-    from lightning_backdoor.commands.scan.run import Scan
+    with quick_imports():
+        from lightning_backdoor.commands.scan.defenses import create_all
+        from lightning_backdoor.commands.scan.processes import processes
+        from lightning_backdoor.commands.scan.run import Scan
 
     hide_noise()
     hide_bars_of_transformers()
@@ -50,8 +53,9 @@ def main(args: list[str]) -> int:
         with Output(options.output) as output:
             when_ended(lambda: _left(output, tally, args, scan.kept))
             facts = scan.run(output, tally, page)
+            hold_back(output, names, tally.shut(facts) if options.gate else [])
             output.finish(names)
-    _report(output, tally, page, facts, scan.directions)
+    _report(options, output, tally, page, facts, scan.directions)
     return 0
 
 
@@ -65,11 +69,13 @@ def _join(options: argparse.Namespace) -> int:
         tally = join_parts(joined, output, page)
         if output.name is not None and not output.special:
             write_settings(output.name, joined.settings, joined.facts)
+        hold_back(output, list(joined.facts), tally.shut(joined.facts) if options.gate else [])
+        output.finish(list(joined.facts))
     for name in joined.differing:
         values = sorted({part.facts[name].threshold for part in joined.parts})
         shown = f"from {values[0]:.6g} to {values[-1]:.6g}"
         _say(f"warning: the threshold of {name} differs between the parts, {shown}: they ran on different machines")
-    _report(output, tally, page, joined.facts)
+    _report(options, output, tally, page, joined.facts)
     return 0
 
 
@@ -78,10 +84,15 @@ def _page(options: argparse.Namespace, names: Sequence[str]) -> Page | None:
 
 
 def _report(
-    output: Output, tally: Tally, page: Page | None, facts: Mapping[str, Facts], directions: str | None = None
+    options: argparse.Namespace,
+    output: Output,
+    tally: Tally,
+    page: Page | None,
+    facts: Mapping[str, Facts],
+    directions: str | None = None,
 ) -> None:
     """Says what the scan has found: thresholds, counts, files and, last, the verdicts."""
-    lines, verdicts = tally.summary(facts)
+    lines, verdicts = tally.summary(facts, options.gate)
     for line in lines:
         _say(line)
     if output.name is not None:
@@ -89,7 +100,7 @@ def _report(
     if directions is not None:
         _say(f"directions: {directions}")
     if page is not None:
-        _say(page.write(facts))
+        _say(page.write(facts, tally.words(), tally.shut(facts) if options.gate else []))
     for line in verdicts:
         _say(line)
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from lightning_backdoor.commands.scan.calibration import Guard, calibrate, measured_facts
+from lightning_backdoor.commands.scan.calibration import Guard, calibrate, facts_of
 from lightning_backdoor.commands.scan.directions import belongs_to
 from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.gate import check_not_held_back
 from lightning_backdoor.commands.scan.output import Output
 from lightning_backdoor.commands.scan.page import Page
 from lightning_backdoor.commands.scan.processes import Processes
@@ -110,6 +111,7 @@ class Scan:
         with self._set_pass or nullcontext():
             if self._set_pass is not None:
                 settings[DIRECTIONS] = self._set_pass.sets
+            check_not_held_back(output.name)
             begun = resume(output, texts, settings, self.group_size, tally, page, options.resume, source)
             victim, facts = self._prepared()
             if self._set_pass is not None:
@@ -190,7 +192,7 @@ class Scan:
             for name, defense in self.students:
                 defense.adopt(sums[name])
         self._share()
-        return {guard.name: measured_facts(guard.defense, victim, self.calibration, size) for guard in self.students}
+        return {guard.name: facts_of(guard.defense, victim, self.calibration, size) for guard in self.students}
 
     def _bounds(self) -> tuple[int, int | None, dict[str, Any] | None]:
         """The first text to scan, the one after the last where it is known, and how the settings record the shard."""
