@@ -152,6 +152,11 @@ class SecondOpinion(Defense):
         """Whether scores depend on the set."""
         return tuple(self.set_parts) != ("text",)
 
+    @property
+    def explains(self) -> bool:
+        """Whether the victim's attention is read."""
+        return "entropy" in self.text_parts
+
     def check_reference(self, labels: Sequence[int], classes: int) -> None:
         """Checks that every class has a trusted row, and that the encoder can be loaded."""
         check_classes(labels, classes)
