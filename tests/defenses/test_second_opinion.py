@@ -20,7 +20,6 @@ from lightning_backdoor.defenses.mahalanobis import ledoit_wolf
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.captures import Captures, sharing
 from lightning_backdoor.models.prefix import insert_prefix
-from lightning_backdoor.testing import check_defense
 from lightning_backdoor.testing.material import labelled_texts
 from lightning_backdoor.victim import TextClassifier, load_trained
 from tests.defenses.golden_states import close, golden_file
@@ -155,10 +154,10 @@ def rows_of(count: int, seed: int, classes: int = 2) -> list[tuple[str, int]]:
 TRUSTED, THRESHOLD, SET = rows_of(60, 0), rows_of(40, 1), rows_of(48, 2)
 
 
-def calibrated(victim: TextClassifier, encoder: str, **options: Any) -> SecondOpinion:
+def calibrated(victim: TextClassifier, encoder: str, rows: int = 60, **options: Any) -> SecondOpinion:
     defense = SecondOpinion(encoder=encoder, **{"disputed": 0.4, "penalty": 1.0, **options})
-    defense.learn(victim, batches(victim, TRUSTED))
-    defense.calibrate(victim, batches(victim, THRESHOLD))
+    defense.learn(victim, batches(victim, TRUSTED[:rows]))
+    defense.calibrate(victim, batches(victim, THRESHOLD[:rows]))
     return defense
 
 
@@ -310,12 +309,22 @@ def test_a_flagged_text_is_answered_by_the_companion(bert: TextClassifier, encod
     assert verdict.confirmed.any()
 
 
+def test_trusted_rows_without_labels_count_as_what_the_victim_predicts(bert: TextClassifier, encoder: str) -> None:
+    (batch,) = batches(bert, TRUSTED, len(TRUSTED))
+    with torch.no_grad():
+        labels = bert(batch).argmax(dim=1)
+    learned = [SecondOpinion(encoder=encoder) for _ in range(2)]
+    for defense, given in zip(learned, (labels, torch.full_like(labels, -1)), strict=True):
+        defense.learn(bert, [{**batch, "label": given}])
+    assert torch.equal(learned[0].companion_weight, learned[1].companion_weight)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_family_is_read(kind: str, tiny_folder: Callable[[str], str], encoder: str) -> None:
     victim = loaded(tiny_folder(kind))
-    defense = calibrated(victim, encoder)
+    defense = calibrated(victim, encoder, rows=20)
     defense.adopt(defense.study(victim, batches(victim, SET[:16])))
-    texts = [(text, 0) for text in (*SENTENCES[:6], "w")]
+    texts = [(text, 0) for text in (*SENTENCES[:3], "w")]
     together = scores_of(defense, victim, texts)
     torch.testing.assert_close(scores_of(defense, victim, texts, 1), together, rtol=1e-3, atol=1e-3)
     batch = next(batches(victim, texts))
@@ -323,7 +332,7 @@ def test_every_family_is_read(kind: str, tiny_folder: Callable[[str], str], enco
     assert explained is not None
     assert explained.tokens is not None
     assert explained.tokens.shape == batch["input_ids"].shape
-    assert explained.text[:6].isfinite().all()
+    assert explained.text[:3].isfinite().all()
 
 
 def test_more_than_two_classes(tmp_path: Path, encoder: str) -> None:
@@ -469,10 +478,6 @@ def test_a_victim_under_prefix_tuning_is_judged_without_entropy(decoder: TextCla
     insert_prefix(decoder.network, 3, None)
     with pytest.raises(InputError, match=r"^text_parts: .* under prefix tuning; leave entropy out: gap, delta"):
         calibrated(decoder, encoder)
-    defense = calibrated(decoder, encoder, text_parts=["gap", "delta"])
+    defense = calibrated(decoder, encoder, rows=20, text_parts=["gap", "delta"])
     assert scores_of(defense, decoder, SET).isfinite().all()
     assert defense.explain(decoder, next(batches(decoder, SET))) is None
-
-
-def test_a_defense_on_another_tokenizer_keeps_the_contract(encoder: str) -> None:
-    check_defense(SecondOpinion(encoder=encoder))
