@@ -49,10 +49,10 @@ class Golden(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def golden(backdoored: TextClassifier) -> Iterator[Golden]:
+def golden(backdoored: TextClassifier) -> Golden:
     """The file was made from states of which some were kept in float16: mean ones, and the encoder's first token's."""
     file = golden_file("second_opinion")
-    of_victim, of_encoder = reading.victim_states, reading.encoder_states
+    of_victim, of_encoder = text_states.victim_states, text_states.encoder_states
     with pytest.MonkeyPatch.context() as patch:
         rounded = {"victim_states": (of_victim, "mean"), "encoder_states": (of_encoder, "readout")}
         for name, (run, field) in rounded.items():
@@ -62,7 +62,7 @@ def golden(backdoored: TextClassifier) -> Iterator[Golden]:
                 return found._replace(**{field: getattr(found, field).half().float()})
 
             patch.setattr(reading, name, halved)
-        yield made_golden(file, backdoored)
+        return made_golden(file, backdoored)
 
 
 def made_golden(file: dict[str, Any], victim: TextClassifier) -> Golden:

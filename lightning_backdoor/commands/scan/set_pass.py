@@ -119,7 +119,7 @@ class SetPass:
             The sums that the defenses adopt.
 
         Raises:
-            InputError: sums of the file have other shapes.
+            InputError: sums of the file have other shapes, or the input has changed while it was read.
         """
         if self.path is not None and self.directions.sums:
             check_shapes(self.path, self.directions, empty)
@@ -130,6 +130,9 @@ class SetPass:
                 pass
             return self.directions.sums
         self._add_up(parts)
+        if self._begun.texts != self._count:
+            problem = f"it had {self._count} texts when it was read first, and {self._begun.texts} now"
+            raise InputError("input", problem, "scan it when it is complete")
         whole = self.directions.plus(self._begun.plus(empty, 0).sums, self._begun.texts)
         self.directions = whole._replace(sets=self.sets, last=self._begun.last)
         if self.path is not None:
@@ -214,9 +217,8 @@ def _locked(path: Path) -> IO[bytes]:
     """A file beside the directions, locked, so that no two scans write them."""
     check_file(path, "directions")
     file = path.with_name(f".{path.name}.lock").open("ab")
-    if (
-        lock(file, wait=False, field="directions") and os.fstat(file.fileno()).st_nlink
-    ):  # not removed by its last holder
+    # a file without a link was removed by the scan that held it last
+    if lock(file, wait=False, field="directions") and os.fstat(file.fileno()).st_nlink:
         return file
     file.close()
     raise InputError("directions", f"another scan writes {path}", "wait for it, or name another file")

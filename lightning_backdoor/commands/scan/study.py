@@ -41,5 +41,6 @@ def study_group(
             raise InputError(
                 name, "its sums over the texts are NaN or infinite", "see that the victim has not diverged"
             )
-        found[name] = sums.clone().contiguous()  # made outside of inference mode, in a layout that can be written
+        # a copy made outside of inference mode may be changed, and a contiguous one can be written
+        found[name] = sums.to("cpu", torch.float64, copy=True).contiguous()
     return len(texts), found

@@ -336,6 +336,20 @@ def test_a_pass_is_not_continued_on_other_texts(
     assert capsys.readouterr().err == f"error: input: {unfinished} was begun on other texts; give these, or delete it\n"
 
 
+def test_an_input_that_changes_while_it_is_studied_is_refused(
+    study: Callable[..., list[str]], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def changing(*of_group: Any, **settings: Any) -> Any:
+        write_texts(folder / "texts.txt", [*STUDIED, "one more film"])
+        return study_group(*of_group, **settings)
+
+    monkeypatch.setattr("lightning_backdoor.commands.scan.run.study_group", changing)
+    assert main(study()) == 2
+    problem = f"it had {len(STUDIED)} texts when it was read first, and {len(STUDIED) + 1} now"
+    assert capsys.readouterr().err == f"error: input: {problem}; scan it when it is complete\n"
+    assert not directions(folder / "found.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
