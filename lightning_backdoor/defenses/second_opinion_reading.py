@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,27 +79,31 @@ class Reader(NamedTuple):
         """
         network, dtype = victim.network, float_on(victim.network.device)
         layers: int = network.config.num_hidden_layers
-        of_delta = depths(layers, UPPER) if "delta" in self.text_parts else ()
-        of_readout = depths(layers, READOUT) if "readout" in self.set_parts else ()
-        of_mean = depths(layers, MEAN) if "mean" in self.set_parts else ()
-        at = tuple(sorted({*of_delta, *of_readout}))
-        inputs, attention = (batch["input_ids"], batch["attention_mask"]), "entropy" in self.text_parts
+        upper = depths(layers, UPPER)
+        # states are kept whatever the parts, so that variants of the defense share passes
+        options: dict[str, Any] = {
+            "readout": upper,
+            "mean": depths(layers, MEAN),
+            "attention": "entropy" in self.text_parts,
+        }
         try:
-            found = shared(victim_states, network, *inputs, readout=at, mean=of_mean, attention=attention)
+            found = shared(victim_states, network, batch["input_ids"], batch["attention_mask"], **options)
         except InputError as error:
-            parts = ", ".join(part for part in self.text_parts if part != "entropy")
-            raise InputError("text_parts", f"{error.field}: {error.problem}", f"leave entropy out: {parts}") from error
-        states = found.readout.to(dtype)
-        delta, readout = (states[[at.index(layer) for layer in layers_of]] for layers_of in (of_delta, of_readout))
+            others = ", ".join(part for part in self.text_parts if part != "entropy") or "gap"
+            raise InputError("text_parts", f"{error.field}: {error.problem}", f"leave entropy out: {others}") from error
         public = self._public(victim, batch)
-        if of_delta and self._is_base(victim):
+        states = found.readout.to(dtype)
+        delta = states[: len(upper) if "delta" in self.text_parts else 0]
+        readout = states[[upper.index(layer) for layer in depths(layers, READOUT) if "readout" in self.set_parts]]
+        mean = found.mean.to(dtype)[: len(found.mean) if "mean" in self.set_parts else 0]
+        if len(delta) and self._is_base(victim):
             if public.readout.shape != delta.shape:
                 problem = f"{self._name(victim)!r} has states of another shape than the victim's"
                 raise InputError("base_known", problem, "give false")
             difference = delta - public.readout.to(dtype)
             same = difference.norm(dim=2, keepdim=True) <= ROUNDING * delta.norm(dim=2, keepdim=True)
             delta = difference.masked_fill(same, 0.0)  # layers that were not trained would tell of rounding alone
-        logits, entropy, mean = found.logits[None].to(dtype), found.entropy[None].to(dtype), found.mean.to(dtype)
+        logits, entropy = found.logits[None].to(dtype), found.entropy[None].to(dtype)
         return Read(logits, _flat(public.mean).to(dtype), delta, entropy, readout, mean)
 
     def read_all(self, victim: Victim, batches: Iterable[Batch]) -> tuple[Read, Tensor, list[str]]:
@@ -127,8 +132,7 @@ class Reader(NamedTuple):
         return _flat(self._public(victim, batch).mean).to(float_on(victim.network.device))
 
     def _public(self, victim: Victim, batch: Batch) -> EncoderStates:
-        readout = UPPER if "delta" in self.text_parts and self._is_base(victim) else ()
-        return encoder_states(victim, batch["text"], self._name(victim), UPPER, readout)
+        return encoder_states(victim, batch["text"], self._name(victim), UPPER, UPPER)
 
     def _name(self, victim: Victim) -> str:
         """The name of the encoder.
@@ -160,6 +164,7 @@ def _flat(states: Tensor) -> Tensor:
     return states.transpose(0, 1).flatten(1)[None]
 
 
+@lru_cache(maxsize=1)
 def _is_classifier(name: str) -> bool:
     """Whether a model is a classifier, which somebody has fine-tuned and may have poisoned."""
     config = load_safely(AutoConfig, name)

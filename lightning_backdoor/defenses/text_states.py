@@ -162,11 +162,9 @@ def public_encoder(name: str, device: torch.device) -> PublicEncoder:
 
 def _at(states: Sequence[Tensor], layers: Sequence[int], positions: Tensor) -> Tensor:
     rows = torch.arange(len(positions), device=positions.device)
-    return torch.stack([states[layer][rows, positions] for layer in layers]) if layers else states[0][None, :, 0][:0]
+    return torch.stack([states[layer][rows, positions] for layer in layers])
 
 
 def _means(states: Sequence[Tensor], layers: Sequence[int], attention_mask: Tensor) -> Tensor:
     share = (attention_mask / attention_mask.sum(dim=1, keepdim=True))[:, None].to(states[0].dtype)
-    return (
-        torch.stack([(share @ states[layer]).squeeze(1) for layer in layers]) if layers else states[0][None, :, 0][:0]
-    )
+    return torch.stack([(share @ states[layer]).squeeze(1) for layer in layers])

@@ -310,6 +310,16 @@ def test_a_flagged_text_is_answered_by_the_companion(bert: TextClassifier, encod
     assert verdict.confirmed.any()
 
 
+def test_trusted_rows_without_labels_count_as_what_the_victim_predicts(bert: TextClassifier, encoder: str) -> None:
+    (batch,) = batches(bert, TRUSTED, len(TRUSTED))
+    with torch.no_grad():
+        labels = bert(batch).argmax(dim=1)
+    learned = [SecondOpinion(encoder=encoder) for _ in range(2)]
+    for defense, given in zip(learned, (labels, torch.full_like(labels, -1)), strict=True):
+        defense.learn(bert, [{**batch, "label": given}])
+    assert torch.equal(learned[0].companion_weight, learned[1].companion_weight)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_family_is_read(kind: str, tiny_folder: Callable[[str], str], encoder: str) -> None:
     victim = loaded(tiny_folder(kind))
