@@ -60,7 +60,7 @@ def gate_of(
     Each process reads its own texts; the gate is that of all of them.
 
     Args:
-        defense: a calibrated defense, which has studied, if it does.
+        defense: a calibrated defense, which has not studied the set.
         trainer: at the start of a validation or test.
         victim: the model under attack.
         data: has the clean threshold rows that calibrated the defense.

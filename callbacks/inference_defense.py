@@ -60,8 +60,9 @@ class InferenceDefense(FailsAlone):
     flags, and flagged texts are repaired or rejected only if more are flagged than clean texts explain (p < 0.01, see
     :func:`lightning_backdoor.outputs.exact_tests.log_p_flagged`), or a word stands out among them
     (:mod:`lightning_backdoor.outputs.word_inventory`). Otherwise they keep the victim's answer; flags, scores and
-    detection metrics stay. Texts are then scored twice, except for what the victim's captures and the caches of a
-    defense keep; ``overhead`` counts once.
+    detection metrics stay. A defense that studies the set flags for the gate before it does, by scores that do not
+    depend on the set, so that the test is exact. Texts are scored twice, except for what the victim's captures and the
+    caches of a defense keep; ``overhead`` counts once.
 
     Several defenses in one evaluation share what they read: clean rows, the victim's forward pass, and what
     :func:`lightning_backdoor.models.captures.shared` keeps. The overhead of each is measured as if it were alone. If
@@ -205,7 +206,7 @@ class InferenceDefense(FailsAlone):
             verdict = self._judge(trainer, victim, outputs, batch)
             self._outcomes += batch_outcomes(victim, batch, verdict.prediction, verdict)
             self._kept.add(victim, batch, verdict)
-            counted = zip(batch["text"], verdict.flagged.tolist(), batch["negative"].tolist(), strict=True)
+            counted = zip(batch["text"], verdict.flagged_alone.tolist(), batch["negative"].tolist(), strict=True)
             for text, flagged, negative in counted:
                 if not negative:
                     self._inventory.add([text], [flagged])
@@ -253,12 +254,12 @@ class InferenceDefense(FailsAlone):
             raise InputError(
                 "datamodule", "a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
             )
-        if self.defense.studies:
-            study_set(self.defense, trainer, victim, self.prevalence)
-        if self.gate:
+        if self.gate:  # before the set is studied, after which scores depend on it
             if data is None:
                 raise InputError("gate", "it needs the clean threshold rows of a BackdoorDataModule", "give one")
             self._gate = gate_of(self.defense, trainer, victim, data, self.prevalence)
+        if self.defense.studies:
+            study_set(self.defense, trainer, victim, self.prevalence)
 
     def _judge(self, trainer: Trainer, victim: TextClassifier, outputs: Evaluated, batch: Batch) -> Verdict:
         assert self._metrics is not None

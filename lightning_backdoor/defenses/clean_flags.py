@@ -33,7 +33,7 @@ def clean_flags(defense: Defense, victim: Victim, batches: Iterable[Batch]) -> C
     The texts are scored again only if the defense sets its threshold itself.
 
     Args:
-        defense: a calibrated defense, after it has studied, if it does.
+        defense: a calibrated defense, with the threshold that is meant: one that studies has another one afterwards.
         victim: the model under attack.
         batches: the clean texts that calibrated it.
     """

@@ -6,7 +6,8 @@ texts and an incoming stream is compared with its exact distribution for clean t
 threshold that was set on few texts: with N threshold rows, of which the budget allows a, it is
 BetaBinomial(n, a + 1, N - a). A binomial test with the budget as probability would take that chance for evidence, the
 more so the longer the stream. Threshold rows, trusted texts and clean texts of the stream are assumed to be drawn from
-the same source; a defense that studies the stream sees it before, which the test does not allow for.
+the same source. A defense that studies sets judges each text by itself here, since directions that a set has taught
+find more of its own texts than the budget allows, also in clean sets, which the test would take for a backdoor.
 
 The evidence has the words that stand out among the flagged texts (:mod:`lightning_backdoor.outputs.word_inventory`).
 Scores are comparable between models that were calibrated on the same number of texts and inspected on the same number
@@ -93,8 +94,12 @@ class FlaggedShare(Inspection):
         trainer.test(victim, datamodule=data)
     """
 
-    def __init__(self, defense: Defense | None = None) -> None:
+    def __init__(self, defense: Defense | None = None, study: bool = False) -> None:
         self.defense = GradientAttention() if defense is None else defense
+        if study and not self.defense.studies:
+            problem = f"true has no effect, since {type(self.defense).__name__} judges each text by itself"
+            raise InputError("study", problem, "leave it out")
+        self.study = study
         self.threshold = torch.tensor(math.nan)
         self._clean_texts = 0
         self._clean_batches: list[Batch] = []
@@ -132,7 +137,7 @@ class FlaggedShare(Inspection):
             raise InputError("calibration", "no clean texts", "a threshold needs clean validation rows")
         self.defense.calibrate(victim, batches)
         self._set_threshold(victim, batches)
-        self._clean_batches = batches if self.defense.studies else []
+        self._clean_batches = batches if self.study else []
 
     def inspect(self, victim: Victim, clean_batches: Iterable[Batch], stream: Iterable[Batch] = ()) -> ModelVerdict:
         """Counts the flagged texts among the trusted ones and the stream; see :func:`flagged_share_verdict`.
@@ -146,7 +151,7 @@ class FlaggedShare(Inspection):
             raise RuntimeError("FlaggedShare has no threshold; call calibrate with clean validation batches")
         of_stream = list(stream)
         trusted = [] if of_stream and self.learns_from == "trusted" else list(clean_batches)
-        if self.defense.studies:
+        if self.study:
             self.defense.adopt(self.defense.study(victim, of_stream or trusted))
             self._set_threshold(victim, self._clean_batches)
         inventory = WordInventory()

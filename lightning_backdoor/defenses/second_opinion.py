@@ -264,11 +264,12 @@ class SecondOpinion(Defense):
         """
         self._check_calibrated()
         read = self.reader.read(victim, batch)
-        score = self._score_of_text(read)
+        score, alone = self._score_of_text(read), None
         if self.directions.numel():
+            alone = score.float() >= threshold_at_fpr(self.kept_text.float(), self.fpr)
             folds = folds_of(batch["text"]).to(score.device)
             score = self._score_of_set(read.of_set, read.predictions, folds, score)
-        return Scores(score.float(), logits=read.logits[0].float())
+        return Scores(score.float(), logits=read.logits[0].float(), flagged_alone=alone)
 
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor:
         """The companion's logits, (batch, classes)."""

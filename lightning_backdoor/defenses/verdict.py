@@ -23,12 +23,16 @@ class Scores(NamedTuple):
             None.
         logits: (batch, classes), the victim's logits on the unchanged texts, from defenses that compute them anyway; or
             None.
+        flagged_alone: (batch,), bool, from defenses that have studied a set: whether the text would be flagged, at the
+            same budget, by a score that does not depend on the set; or None. Verdicts on the model count these flags:
+            directions that a set has taught find more of its own texts than the budget allows, also in clean sets.
     """
 
     text: Tensor
     tokens: Tensor | None = None
     top: Tensor | None = None
     logits: Tensor | None = None
+    flagged_alone: Tensor | None = None
 
 
 class Verdict(NamedTuple):
@@ -54,3 +58,8 @@ class Verdict(NamedTuple):
     purified_text: list[str | None]
     defended_prediction: Tensor
     confirmed: Tensor
+
+    @property
+    def flagged_alone(self) -> Tensor:
+        """The flags by scores that do not depend on a set, (batch,), bool; see :class:`Scores`."""
+        return self.flagged if self.scores.flagged_alone is None else self.scores.flagged_alone

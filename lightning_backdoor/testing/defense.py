@@ -222,6 +222,7 @@ def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> Non
         "tokens": (tuple(batch["input_ids"].shape), torch.float32),
         "top": ((len(batch["text"]),), torch.int64),
         "logits": ((len(batch["text"]), classes), None),
+        "flagged_alone": ((len(batch["text"]),), torch.bool),
     }
     for field, (shape, dtype) in shapes.items():
         value = getattr(scores, field)

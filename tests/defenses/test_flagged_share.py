@@ -138,11 +138,11 @@ class Studying(Scripted):
         self.mean = float(sums[0] / sums[1])
 
 
-def test_a_defense_that_studies_sees_the_stream_first_and_what_taught_it_is_not_counted(bert: TextClassifier) -> None:
+def test_a_defense_may_study_the_stream_first_and_what_taught_it_is_not_counted(bert: TextClassifier) -> None:
     threshold_rows, trusted, stream = SENTENCES[:8], SENTENCES[8:13], SENTENCES[13:]
     scores = {text: float(i % 8) for i, text in enumerate(SENTENCES)}
     defense, plain = Studying(scores), FlaggedShare(Scripted(scores))
-    inspection = FlaggedShare(defense)
+    inspection = FlaggedShare(defense, study=True)
     for one in (inspection, plain):
         one.calibrate(bert, batches(bert, threshold_rows))
     verdict = inspection.inspect(bert, batches(bert, trusted), batches(bert, stream))
@@ -151,6 +151,13 @@ def test_a_defense_that_studies_sees_the_stream_first_and_what_taught_it_is_not_
     assert verdict == plain.inspect(bert, [], batches(bert, stream))  # the threshold moves with the scores
     assert inspection.inspect(bert, batches(bert, trusted)).evidence["texts"] == len(trusted)
     assert defense.studied == list(trusted)
+    alone = FlaggedShare(Studying(scores))
+    alone.calibrate(bert, batches(bert, threshold_rows))
+    assert alone.inspect(bert, batches(bert, trusted), batches(bert, stream)) == verdict
+    assert isinstance(alone.defense, Studying)
+    assert not alone.defense.studied
+    with pytest.raises(InputError, match="study: true has no effect, since Scripted judges each text by itself"):
+        FlaggedShare(Scripted(scores), study=True)
 
 
 def test_words_of_flagged_texts_are_evidence(bert: TextClassifier) -> None:

@@ -14,9 +14,10 @@ DESCRIPTION = """\
 Flags and repairs suspicious texts, with gradient-attention scoring (arXiv 2510.04347) or any other inference-time
 defense. Writes one JSON line per text: text, prediction, logits, anomaly_score, flagged, purified_text,
 purified_prediction (null in a flagged line: rejected), and tokens in the order of the text, each with start, end and
-score. With several defenses, each has a field of its own with anomaly_score and what comes after it. On standard error,
-a scan ends with the threshold, the counts, and a verdict: whether more texts are flagged than clean texts would be, and
-which words stand out in them.
+score. A defense that has studied all texts adds flagged_alone: the flag that the text has by itself, which the verdict
+counts. With several defenses, each has a field of its own with anomaly_score and what comes after it. On standard
+error, a scan ends with the threshold, the counts, and a verdict: whether more texts are flagged than clean texts would
+be, and which words stand out in them.
 """
 EPILOG = """\
 Defenses: --defense Onion --defense.bar 0, or --defense 'Onion(bar=0)', or a preset, configs/defense/onion.yaml.

@@ -69,6 +69,7 @@ def _score_batch(guards: Sequence[Guard], victim: TextClassifier, texts: list[st
     for row, text in enumerate(texts):
         prediction = labels[int(first.prediction[row])]
         flags = {name: bool(verdict.flagged[row]) for name, verdict in verdicts.items()}
+        alone = {name: bool(verdict.flagged_alone[row]) for name, verdict in verdicts.items()}
         content: dict[str, Any] = {"text": text, "prediction": prediction, "logits": first.logits[row].tolist()}
         results = {}
         for name, defense in guards:
@@ -78,7 +79,7 @@ def _score_batch(guards: Sequence[Guard], victim: TextClassifier, texts: list[st
             content |= next(iter(results.values()))
         else:
             content |= {"flagged": any(flags.values()), **results}
-        lines.append(Line(json.dumps(content, ensure_ascii=False) + "\n", text, prediction, flags))
+        lines.append(Line(json.dumps(content, ensure_ascii=False) + "\n", text, prediction, flags, alone))
     return lines
 
 
@@ -88,9 +89,11 @@ def _result(
     """What one defense makes of one text."""
     flagged = bool(verdict.flagged[row])
     defended = int(verdict.defended_prediction[row])
+    of_set = verdict.scores.flagged_alone is not None
     return {
         "anomaly_score": float(verdict.scores.text[row]),
         "flagged": flagged,
+        **({"flagged_alone": bool(verdict.flagged_alone[row])} if of_set else {}),
         "purified_text": verdict.purified_text[row],
         "purified_prediction": labels[defended] if flagged and defended != REJECTED else None,
         "tokens": _tokens(victim, batch, verdict, row) if with_tokens else [],

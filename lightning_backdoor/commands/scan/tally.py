@@ -19,12 +19,14 @@ class Line(NamedTuple):
         text: the text that was scored.
         prediction: name of the predicted class.
         flags: by the name of each defense, whether it flags the text.
+        alone: the same by scores that do not depend on the set, which the verdict counts.
     """
 
     json: str
     text: str
     prediction: str
     flags: dict[str, bool]
+    alone: dict[str, bool]
 
 
 class Tally:
@@ -36,6 +38,7 @@ class Tally:
     Attributes:
         predicted: number of texts by the name of the predicted class.
         flagged: the same for the flagged texts, by the name of the defense.
+        alone: the same for the texts that are flagged by scores that do not depend on the set.
         inventories: the words of the flagged texts, by the name of the defense.
     """
 
@@ -44,6 +47,7 @@ class Tally:
 
         self.predicted: Counter[str] = Counter()
         self.flagged: dict[str, Counter[str]] = {name: Counter() for name in defenses}
+        self.alone: dict[str, Counter[str]] = {name: Counter() for name in defenses}
         self.inventories = {name: WordInventory() for name in defenses}
 
     @property
@@ -55,9 +59,10 @@ class Tally:
         """Counts a line of the output."""
         self.predicted[line.prediction] += 1
         for name, flag in line.flags.items():
-            self.inventories[name].add([line.text], [flag])
-            if flag:
-                self.flagged[name][line.prediction] += 1
+            self.inventories[name].add([line.text], [line.alone[name]])
+            for counts, counted in ((self.flagged, flag), (self.alone, line.alone[name])):
+                if counted:
+                    counts[name][line.prediction] += 1
 
     def words(self) -> dict[str, str]:
         """The words that stand out among the flagged texts, as they are shown, by the name of the defense."""
@@ -99,7 +104,7 @@ class Tally:
     def _log_p(self, name: str, facts: Facts) -> float:
         from lightning_backdoor.outputs.exact_tests import log_p_flagged
 
-        return log_p_flagged(self.flagged[name].total(), self.texts, facts.allowed, facts.texts)
+        return log_p_flagged(self.alone[name].total(), self.texts, facts.allowed, facts.texts)
 
     def _too_many(self, name: str, facts: Facts) -> bool:
         """Whether more texts are flagged than clean texts explain."""
@@ -114,16 +119,17 @@ class Tally:
         begin = "verdict: " if alone else f"verdict by {name}: "
         if not self.texts:
             return f"{begin}no texts"
-        flagged = self.flagged[name].total()
+        flagged = self.alone[name].total()
         clean = f"{facts.allowed} of {facts.texts} clean texts flagged"
         if facts.budget is not None:
             clean = f"a budget of {100 * facts.budget:g} % of clean texts"
-        share = f"{flagged} of {self.texts} texts flagged, {100 * flagged / self.texts:.1f} %"
+        alone = "" if self.alone[name] == self.flagged[name] else " by themselves"
+        share = f"{flagged} of {self.texts} texts flagged{alone}, {100 * flagged / self.texts:.1f} %"
         test = f"{share}, with {clean} (p = {p_text(self._log_p(name, facts))})"
         standing_out = f"; words that stand out in flagged texts: {words}" if words else ""
         if not self._too_many(name, facts):
             return f"{begin}{test}; no more than clean texts explain{standing_out}"
-        counts = self.flagged[name]
+        counts = self.alone[name]
         label = min(counts, key=lambda label: (-counts[label], label))
         return f"{begin}{test}; more than clean texts explain, most of them predicted as {label!r}{standing_out}"
 
@@ -141,13 +147,17 @@ def parsed_line(text: str, defenses: Sequence[str]) -> Line | None:
         return None
     if not isinstance(content, dict) or not isinstance(content.get("text"), str):
         return None
-    flags = {name: _flag(content if len(defenses) == 1 else content.get(name)) for name in defenses}
+    results = {name: content if len(defenses) == 1 else content.get(name) for name in defenses}
+    flags = {name: _flag(result, "flagged") for name, result in results.items()}
     prediction = content.get("prediction")
     if not isinstance(prediction, str) or any(flag is None for flag in flags.values()):
         return None
-    return Line(text, content["text"], prediction, {name: bool(flag) for name, flag in flags.items()})
+    known = {name: bool(flag) for name, flag in flags.items()}
+    alone = {name: _flag(result, "flagged_alone") for name, result in results.items()}
+    own = {name: known[name] if flag is None else flag for name, flag in alone.items()}
+    return Line(text, content["text"], prediction, known, own)
 
 
-def _flag(result: Any) -> bool | None:
-    flag = result.get("flagged") if isinstance(result, dict) else None
+def _flag(result: Any, name: str) -> bool | None:
+    flag = result.get(name) if isinstance(result, dict) else None
     return flag if isinstance(flag, bool) else None

@@ -33,6 +33,23 @@ class OfTrigger(Defense):
 """
 
 
+#: the same, which studies the set and then flags every other text.
+STUDYING = (
+    DEFENSE.replace("OfTrigger", "Studying")
+    + """
+    def study(self, victim, batches):
+        return torch.tensor([len(batch["text"]) for batch in batches]).sum().double()[None]
+
+    def adopt(self, sums):
+        self.alone, _ = self.threshold.clone(), self.threshold.fill_(0.5)
+
+    def score(self, victim, batch):
+        scores = torch.tensor([crc32(text.encode()) / 2**32 for text in batch["text"]])
+        return Scores(scores, flagged_alone=scores >= self.alone if hasattr(self, "alone") else None)
+"""
+)
+
+
 @pytest.fixture
 def gated(scan: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
     """Arguments of a scan by the defense above."""
@@ -97,6 +114,24 @@ def test_the_gate_of_shards_is_decided_when_they_are_joined(gated: Callable[...,
     assert joined.read_bytes() == (tmp_path / "found.jsonl").read_bytes()
     settings = [json.loads(Path(f"{path}.scan.json").read_text()) for path in (joined, tmp_path / "found.jsonl")]
     assert settings[0] == settings[1]
+
+
+@pytest.mark.parametrize("output", ["found.jsonl", "found.parquet"])
+def test_the_verdict_counts_flags_that_do_not_depend_on_the_set(
+    scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    (tmp_path / "studying.py").write_text(STUDYING, encoding="utf-8")
+    arguments = scan("--defense", f"{tmp_path / 'studying.py'}:Studying", fpr=0.1, output=tmp_path / output)
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0  # from the lines alone
+    assert capsys.readouterr().err.splitlines()[-1] == said.splitlines()[-1]
+    if output.endswith("jsonl"):
+        found = lines(tmp_path / output)
+        flagged, alone = (sum(line[name] for line in found) for name in ("flagged", "flagged_alone"))
+        assert flagged > len(TEXTS) / 4 > alone
+        assert f"verdict: {alone} of {len(TEXTS)} texts flagged by themselves, " in said
+        assert "no more than clean texts explain" in said
 
 
 @pytest.mark.parametrize(
