@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import unlabelled
 from lightning_backdoor.callbacks.failures import FailsAlone
 from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.shared import (
@@ -108,23 +108,6 @@ class InspectionCallback(FailsAlone):
         folder = folder_of(trainer)
         if trainer.is_global_zero and folder is not None:
             write_verdict(folder / self.name, verdict, victim.hparams["labels"])
-
-
-def unlabelled(batch: Batch) -> Batch:
-    """A batch as an inspection may see it: without labels, poison flags, trigger spans and row indices.
-
-    Labels and indices are -1, flags False and spans empty; texts and tokens stay.
-    """
-    unknown, no = torch.full_like(batch["label"], -1), torch.zeros_like(batch["poisoned"])
-    return {
-        **batch,
-        "spans": [[] for _ in batch["text"]],
-        "label": unknown,
-        "original_label": unknown.clone(),
-        "poisoned": no,
-        "negative": no.clone(),
-        "index": unknown.clone(),
-    }
 
 
 def write_verdict(folder: Path, verdict: ModelVerdict, labels: Sequence[str]) -> None:

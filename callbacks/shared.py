@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -24,6 +24,8 @@ from lightning_backdoor.victim import TextClassifier
 class Calibrated(Protocol):
     """An algorithm that learns from and is calibrated on clean validation rows: a defense or an inspection."""
 
+    @property
+    def learns_from(self) -> Literal["reference", "trusted"]: ...
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None: ...
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None: ...
 
@@ -101,21 +103,34 @@ def check_unique(names: Sequence[str], what: str) -> None:
             raise InputError("name", f"{names.count(name)} {what} log under {name!r}", "give each its own name")
 
 
+def batches_once(trainer: Trainer, victim: TextClassifier, loader: Callable[[], DataLoader[Batch]]) -> list[Batch]:
+    """The batches of clean rows on the trainer's device, which are read once in an evaluation.
+
+    Args:
+        trainer: the trainer.
+        victim: the victim, whose captures keep the batches.
+        loader: a method of the data module that makes the loader.
+    """
+
+    def read() -> list[Batch]:
+        return [trainer.strategy.batch_to_device(batch) for batch in loader()]
+
+    return read() if victim.captures is None else victim.captures.once((loader.__name__, "batches"), read)
+
+
 def learn_and_calibrate(
     algorithm: Calibrated, trainer: Trainer, victim: TextClassifier, data: BackdoorDataModule
 ) -> None:
-    """Calls ``learn`` with the reference rows and ``calibrate`` with the threshold rows, in evaluation's precision.
+    """Calls ``learn`` with reference or trusted rows and ``calibrate`` with threshold rows, in evaluation's precision.
 
     The rows are read once in an evaluation, however many defenses and inspections learn from them.
     """
 
     def batches(loader: Callable[[], DataLoader[Batch]], doing: str) -> Iterator[Batch]:
-        def read() -> list[Batch]:
-            return [trainer.strategy.batch_to_device(batch) for batch in loader()]
-
-        found = read() if victim.captures is None else victim.captures.once((doing, "batches"), read)
+        found = batches_once(trainer, victim, loader)
         yield from tracked(found, f"{doing} {type(algorithm).__name__}", "batches", len(found))
 
     with evaluation_precision(trainer), sharing(victim.captures):
-        algorithm.learn(victim, batches(data.reference_dataloader, "teaching"))
+        trusted = algorithm.learns_from == "trusted"
+        algorithm.learn(victim, batches(data.trusted_dataloader if trusted else data.reference_dataloader, "teaching"))
         algorithm.calibrate(victim, batches(data.threshold_dataloader, "calibrating"))

@@ -22,8 +22,8 @@ _EXPORTS = {
     " ProgressWriter Repair RunLabels",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
     "defenses": "ActivationClustering BadActs BKI Cube Dan DBS Defense Dup FlaggedShare GradientAttention Inspection"
-    " LCF ModelVerdict Onion ParaphraseConsistency REJECTED Rap Scores SpectralSignatures Strip SubstitutionVoting"
-    " Verdict ZDef flagged_share_verdict judge threshold_at_fpr",
+    " LCF ModelVerdict Onion ParaphraseConsistency REJECTED Rap Scores SecondOpinion SpectralSignatures Strip"
+    " SubstitutionVoting Verdict ZDef flagged_share_verdict judge threshold_at_fpr",
     "errors": "Diverged InputError",
     "language": "FileParaphraser LanguageModelParaphraser LeaveOneOut Manner NearestWords NotCached ParaphraseTuner"
     " Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES TextCache WordNet",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import torch
@@ -175,3 +176,29 @@ def batch_of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max
         ],
         tokenizer,
     )
+
+
+def unlabelled(batch: Batch) -> Batch:
+    """A batch as a stream of texts is seen: without labels, poison flags, trigger spans and row indices.
+
+    Labels and indices are -1, flags False and spans empty; texts and tokens stay.
+    """
+    unknown, no = torch.full_like(batch["label"], -1), torch.zeros_like(batch["poisoned"])
+    return {
+        **batch,
+        "spans": [[] for _ in batch["text"]],
+        "label": unknown,
+        "original_label": unknown.clone(),
+        "poisoned": no,
+        "negative": no.clone(),
+        "index": unknown.clone(),
+    }
+
+
+def taken(batch: Batch, wanted: Tensor) -> Batch:
+    """The rows of a batch for which ``wanted``, (batch,), bool, is True; their padding stays."""
+    columns: dict[str, Any] = {
+        name: list(compress(column, wanted.tolist())) if isinstance(column, list) else column[wanted]
+        for name, column in batch.items()
+    }
+    return Batch(**columns)  # type: ignore[typeddict-item]

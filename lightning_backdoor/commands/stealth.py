@@ -13,7 +13,8 @@ from lightning_backdoor.data.rows import Row, Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.perplexity import Perplexity
-from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
+from lightning_backdoor.language.public_encoder import DEFAULT_ENCODER
+from lightning_backdoor.language.similarity import SentenceEncoder
 from lightning_backdoor.metrics import PerplexityIncrease, SentenceSimilarity, WordEditDistance
 
 if TYPE_CHECKING:

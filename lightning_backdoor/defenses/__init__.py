@@ -16,6 +16,7 @@ from lightning_backdoor.defenses.lcf import LCF
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.defenses.paraphrase_consistency import ParaphraseConsistency
 from lightning_backdoor.defenses.rap import Rap
+from lightning_backdoor.defenses.second_opinion import SecondOpinion
 from lightning_backdoor.defenses.spectral_signatures import SpectralSignatures
 from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.defenses.substitution_voting import SubstitutionVoting
@@ -41,6 +42,7 @@ __all__ = [
     "ParaphraseConsistency",
     "Rap",
     "Scores",
+    "SecondOpinion",
     "SpectralSignatures",
     "Strip",
     "SubstitutionVoting",

@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 
 from lightning_backdoor.defenses.attention_switch import (
     attention_switched,
+    check_keys,
     check_layers,
     register_attention,
     scoring_of,
@@ -135,7 +136,7 @@ register_attention(CAPTURING, _capturing_attention)
 
 
 @contextmanager
-def _word_embeddings_as_leaf(network: PreTrainedModel) -> Iterator[list[Tensor]]:
+def word_embeddings_as_leaf(network: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Makes the output of the word-embedding table a leaf of the graph, without positions or anything added."""
     leaves: list[Tensor] = []
 
@@ -151,7 +152,7 @@ def _word_embeddings_as_leaf(network: PreTrainedModel) -> Iterator[list[Tensor]]
 
 
 @contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
+def frozen(network: nn.Module) -> Iterator[None]:
     """Freezes all parameters within the block, so that activations only needed for weight gradients are freed."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -190,12 +191,12 @@ def attention_and_gradient(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(evaluating(network))
-        stack.enter_context(_frozen(network))
+        stack.enter_context(frozen(network))
         # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
         read = stack.enter_context(readout_only(network, input_ids, attention_mask))
         captured = stack.enter_context(attention_switched(network, CAPTURING))
-        leaves = stack.enter_context(_word_embeddings_as_leaf(network))
+        leaves = stack.enter_context(word_embeddings_as_leaf(network))
         weight = torch.ones_like(attention_mask) if count_padding else attention_mask
         collector = _ColumnSums(attention_mask, weight.float(), level, network.config.num_hidden_layers, read)
         token = _collector.set(collector if captured else None)
@@ -206,6 +207,7 @@ def attention_and_gradient(
         if not captured:
             for layer in [layer for layer in output.attentions or () if layer is not None]:
                 attention = layer.detach().float()
+                check_keys(attention.shape[-1], attention.shape[-2])
                 levelled = level and not attention.triu(1).any()  # no token attends to a later one
                 if levelled:
                     attention = attention.masked_fill(attends_to_first(attention_mask)[:, None], 0.0)

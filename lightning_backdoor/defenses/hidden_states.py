@@ -80,7 +80,7 @@ class StateDefense(Defense):
         self.token = token
         for name in self.learned:
             self.register_buffer(name, torch.empty(0))
-        self.register_load_state_dict_pre_hook(_make_room)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(make_room)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:
@@ -254,9 +254,9 @@ def check_count(labels: Sequence[int], classes: int, more: int = 0) -> None:
         raise InputError("reference rows", problem, MORE)
 
 
-def _make_room(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Gives the buffers the sizes of those that are loaded."""
-    assert isinstance(module, StateDefense)
-    for name in module.learned:
+def make_room(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """A pre-hook of loading a state: gives the buffers named by ``learned`` the sizes of those that are loaded."""
+    names: tuple[str, ...] = module.learned  # type: ignore[assignment]
+    for name in names:
         if prefix + name in state_dict:
             setattr(module, name, torch.empty_like(state_dict[prefix + name], device=getattr(module, name).device))

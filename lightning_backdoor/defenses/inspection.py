@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -37,13 +37,18 @@ class Inspection(ABC):
 
     seed: int | None = None
 
+    @property
+    def learns_from(self) -> Literal["reference", "trusted"]:
+        """The clean rows that :meth:`learn` is given: the reference rows, or all trusted ones."""
+        return "reference"
+
     def to(self, device: torch.device) -> None:  # noqa: B027 - most inspections hold no tensors
         """Moves the tensors that the inspection holds to the victim's device; does nothing by default."""
 
     def learn(  # noqa: B027 - most inspections learn nothing
         self, victim: Victim, clean_batches: Iterable[Batch]
     ) -> None:
-        """Learns statistics from the clean reference rows; does nothing by default."""
+        """Learns statistics from the clean rows of :attr:`learns_from`; does nothing by default."""
 
     def calibrate(  # noqa: B027
         self, victim: Victim, clean_batches: Iterable[Batch]

@@ -7,6 +7,7 @@ taken. In training the rows of the former are those before attention dropout, th
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -15,13 +16,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward  # private: transformers 5.23.0
 
+from lightning_backdoor.defenses.attention_capture import frozen, word_embeddings_as_leaf
 from lightning_backdoor.defenses.attention_switch import (
     attention_switched,
+    check_keys,
     check_layers,
     register_attention,
     scoring_of,
 )
+from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.models.readout import readout_positions
+from lightning_backdoor.models.readout_only import readout_only
 
 #: name under which the capturing attention is registered with transformers.
 CAPTURING = "readout_row"
@@ -34,10 +39,12 @@ class ReadoutAttention(NamedTuple):
         logits: (batch, classes).
         rows: (layers, batch, heads, length), float32, the attention of the token that the head reads to every token,
             0 at padding.
+        states: (batch, length, hidden size) after the embeddings and after each layer; empty where they are not kept.
     """
 
     logits: Tensor
     rows: Tensor
+    states: tuple[Tensor, ...] = ()
 
 
 class _Rows(NamedTuple):
@@ -89,7 +96,9 @@ def _capturing_attention(
 register_attention(CAPTURING, _capturing_attention)
 
 
-def readout_attention(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> ReadoutAttention:
+def readout_attention(
+    network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, keep_states: bool = False
+) -> ReadoutAttention:
     """The logits of a batch, and the attention of the token that the head reads, by one forward pass.
 
     The pass is in the network's own mode, with the same dropout as a plain one. Afterwards the attention implementation
@@ -99,6 +108,7 @@ def readout_attention(network: PreTrainedModel, input_ids: Tensor, attention_mas
         network: any sequence classifier of transformers.
         input_ids: (batch, length), int64.
         attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
+        keep_states: whether the pass also keeps hidden states.
 
     Raises:
         InputError: the network's attention has keys beside those of the text, as under prefix tuning.
@@ -113,7 +123,12 @@ def readout_attention(network: PreTrainedModel, input_ids: Tensor, attention_mas
     with attention_switched(network, CAPTURING) as switched:
         token = _collector.set(rows if switched else None)
         try:
-            output = network(input_ids=input_ids, attention_mask=attention_mask, output_attentions=not switched)
+            output = network(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                output_attentions=not switched,
+                output_hidden_states=keep_states,
+            )
         finally:
             _collector.reset(token)
     collected = rows.collected
@@ -121,4 +136,38 @@ def readout_attention(network: PreTrainedModel, input_ids: Tensor, attention_mas
         texts = torch.arange(len(input_ids), device=input_ids.device)
         collected = [layer[texts, :, rows.positions].float() for layer in output.attentions or () if layer is not None]
     check_layers(network, len(collected))
-    return ReadoutAttention(output.logits, torch.stack(collected) * attention_mask[:, None])
+    check_keys(collected[0].shape[-1], input_ids.shape[1])
+    states = output.hidden_states if keep_states else ()
+    return ReadoutAttention(output.logits, torch.stack(collected) * attention_mask[:, None], states)
+
+
+def readout_attention_and_gradient(
+    network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How much the token that the head reads attends to each token, and how much the answer depends on each.
+
+    One forward pass and one backward pass to the word embeddings, in evaluation mode; works under
+    ``torch.inference_mode``. Afterwards the network is as before.
+
+    Args:
+        network: any sequence classifier of transformers.
+        input_ids: (batch, length), int64.
+        attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
+
+    Returns:
+        Both (batch, length), float32: the attention, averaged over layers and heads, and the L2 norm of
+        d(logit of the predicted class) / d(word embedding of the position).
+
+    Raises:
+        RuntimeError, InputError: see :func:`readout_attention`.
+    """
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(), evaluating(network), frozen(network)):
+            stack.enter_context(context)
+        # clones made outside inference mode are ordinary tensors, which the graph may save
+        input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
+        stack.enter_context(readout_only(network, input_ids, attention_mask))
+        leaves = stack.enter_context(word_embeddings_as_leaf(network))
+        seen = readout_attention(network, input_ids, attention_mask)
+        (gradient,) = torch.autograd.grad(seen.logits.max(dim=-1).values.sum(), leaves)
+    return seen.rows.detach().mean(dim=(0, 2)), gradient.float().norm(dim=-1)

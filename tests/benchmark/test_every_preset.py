@@ -36,6 +36,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "MuScleLoRA": {"reference_size": 4},
     "Onion": {"language_model": "language"},
     "ParaphraseConsistency": {"paraphraser": {"class_path": "tests.defenses.test_paraphrase_consistency.Reversed"}},
+    "SecondOpinion": {"encoder": "language"},
 }
 
 

@@ -75,8 +75,8 @@ def test_the_callers_mode_and_precision_change_nothing(tiny_folder: Model) -> No
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(rough, plain)
-    assert encoder._network is not None
-    assert not any(weight.is_inference() for weight in encoder._network.parameters())
+    assert encoder._encoder is not None
+    assert not any(weight.is_inference() for weight in encoder._encoder.network.parameters())
     assert torch.equal(encoder.embed(TEXTS), plain)
 
 

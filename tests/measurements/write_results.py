@@ -32,7 +32,7 @@ ATTACKS = (
 #: the attacks against which MuScleLoRA is measured for every seed.
 MUSCLE_LORA_ATTACKS = ATTACKS[:3]
 #: RIPPLES under MuScleLoRA: the attacker publishes weights, and the user trains them under the defense.
-IN_THE_USERS_PHASE = {"RIPPLES": ("RIPPLES, attacker's phase", "MuScleLoRA, user's phase")}
+IN_THE_USERS_PHASE = {("RIPPLES", "MuScleLoRA"): ("RIPPLES, attacker's phase", "MuScleLoRA, user's phase")}
 TRUSTED_ROWS_ONLY = "trusted rows only"
 #: the parts of MuScleLoRA that the ablation turns on.
 ABLATION = (
@@ -44,12 +44,32 @@ ABLATION = (
     "multi-scale, alignment",
 )
 
-HEADINGS = ("CACC", "ASR", "ASR floor", "CACC defended", "ASR defended", "AUROC", "FPR", "overhead")
-#: the columns of ``results.csv`` under these headings; None leaves a heading empty.
-UNDEFENDED_COLUMNS = ("cacc", "asr", "asr_floor", None, None, None, None, None)
-DEFENDED_COLUMNS = ("cacc", "asr", "asr_floor", "cacc_defended", "asr_defended", "auroc", "fpr", "overhead")
-ONION_COLUMNS = (*DEFENDED_COLUMNS[:-1], None)  # a text in the cache costs nothing, so that its overhead says little
-CACC_COLUMN = ("cacc", *[None] * 7)
+#: a heading and the column of ``results.csv`` under it, for defenses that leave the victim as it is.
+INFERENCE = {
+    "CACC": "cacc",
+    "ASR": "asr",
+    "CACC defended": "cacc_defended",
+    "ASR defended": "asr_defended",
+    "AUROC": "auroc",
+    "TPR": "tpr",
+    "FPR": "fpr",
+    "overhead": "overhead",
+}
+#: the same for those that train another victim, or change it.
+TRAINING = {
+    "CACC": "cacc",
+    "ASR": "asr",
+    "floor": "asr_floor",
+    "rows removed": "cleaning_removed",
+    "precision": "cleaning_precision",
+    "recall": "cleaning_recall",
+}
+#: the same for those that judge the victim itself.
+OF_THE_MODEL = {"CACC": "cacc", "ASR": "asr", "score": "inspection_score", "p": "inspection_p_value"}
+#: a text in ONION's cache costs nothing, so that its overhead says little.
+WITHOUT_OVERHEAD = ("ONION",)
+#: defenses whose cells are in a table of their own.
+ELSEWHERE = (*ABLATION, UNDEFENDED)
 
 
 class Results:
@@ -63,6 +83,8 @@ class Results:
         with path.open(encoding="utf-8", newline="") as file:
             lines = [line for line in csv.DictReader(file) if not line["error"]]
         self._lines = {(line["attack"], line["defense"], line["seed"]): line for line in lines}
+        #: names of the defenses, in the order of the grid.
+        self.defenses = list(dict.fromkeys(line["defense"] for line in lines))
 
     def over_seeds(self, attack: str, defense: str) -> list[Line]:
         """The cells of an attack and a defense, one per seed that has been run."""
@@ -90,33 +112,34 @@ def markdown_row(title: str, lines: Sequence[Line], columns: Sequence[str | None
     return f"| {' | '.join([title, *cells])} |"
 
 
-def attacks_table(results: Results) -> str:
-    """Attacks against defenses, with floors and controls."""
-    rows = [f"| | {' | '.join(HEADINGS)} |", "|---|" + "---|" * len(HEADINGS)]
-    for attack in ATTACKS:
+def columns_of(line: Line) -> dict[str, str]:
+    """Headings and columns of the table to which a cell belongs."""
+    if line["training"]:
+        return TRAINING
+    return OF_THE_MODEL if line["inspection_score"] else INFERENCE
+
+
+def defenses_table(results: Results, columns: dict[str, str]) -> str:
+    """Attacks against the defenses of one table, in the order of the grid, with the undefended victim first."""
+    rows = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for attack in (*ATTACKS, "none"):
         undefended = results.over_seeds(attack, UNDEFENDED)
+        if not undefended:
+            continue
         known = [line["valid"] for line in undefended if line["valid"]]
         mark = f" ({known.count('no')} of {len(known)} seeds invalid)" if "no" in known else ""
-        muscle_lora = results.over_seeds(*IN_THE_USERS_PHASE.get(attack, (attack, "MuScleLoRA")))
-        rows += [
-            markdown_row(f"**{attack}**{mark}", undefended, UNDEFENDED_COLUMNS),
-            markdown_row("gradient attention", results.over_seeds(attack, "gradient attention"), DEFENDED_COLUMNS),
-            markdown_row("STRIP", results.over_seeds(attack, "STRIP"), DEFENDED_COLUMNS),
-            markdown_row("ONION (400 clean, their poisoned rows)", results.over_seeds(attack, "ONION"), ONION_COLUMNS),
-            markdown_row("MuScleLoRA", muscle_lora, UNDEFENDED_COLUMNS),
-        ]
-        for control, title in ((CLEAN_TRAINING, "cleanly trained"), (TRUSTED_ROWS_ONLY, TRUSTED_ROWS_ONLY)):
-            if lines := results.over_seeds(attack, control):
-                rows.append(markdown_row(f"*{title}, same rows*", lines, UNDEFENDED_COLUMNS))
-    benign = {name: results.over_seeds("none", name) for name in (UNDEFENDED, "gradient attention", "STRIP", "ONION")}
-    rows += [
-        markdown_row("**no attack**", benign[UNDEFENDED], CACC_COLUMN),
-        markdown_row("gradient attention", benign["gradient attention"], DEFENDED_COLUMNS),
-        markdown_row("STRIP", benign["STRIP"], DEFENDED_COLUMNS),
-        markdown_row("ONION", benign["ONION"], ONION_COLUMNS),
-        markdown_row("MuScleLoRA", results.over_seeds("none", "MuScleLoRA"), CACC_COLUMN),
-        markdown_row(f"*{TRUSTED_ROWS_ONLY}*", results.over_seeds("none", TRUSTED_ROWS_ONLY), CACC_COLUMN),
-    ]
+        name = "no attack" if attack == "none" else attack
+        own = [column if column in ("cacc", "asr", "asr_floor") else None for column in columns.values()]
+        rows.append(markdown_row(f"**{name}**{mark}", undefended, own))
+        for defense in results.defenses:
+            lines = results.over_seeds(*IN_THE_USERS_PHASE.get((attack, defense), (attack, defense)))
+            if not lines or defense in ELSEWHERE or columns_of(lines[0]) is not columns:
+                continue
+            control = defense in (CLEAN_TRAINING, TRUSTED_ROWS_ONLY)
+            shown = [
+                None if column == "overhead" and defense in WITHOUT_OVERHEAD else column for column in columns.values()
+            ]
+            rows.append(markdown_row(f"*{defense}, same rows*" if control else defense, lines, shown))
     return "\n".join(rows)
 
 
@@ -159,7 +182,13 @@ def main() -> None:
     if not args.results.is_file():
         parser.error(f"--results: there is no file {args.results}")
     results = Results(args.results)
-    tables = {"table": attacks_table(results), "bar": bar_table(results), "ablation": ablation_table(results)}
+    tables = {
+        "inference": defenses_table(results, INFERENCE),
+        "training": defenses_table(results, TRAINING),
+        "model": defenses_table(results, OF_THE_MODEL),
+        "bar": bar_table(results),
+        "ablation": ablation_table(results),
+    }
     if args.write:
         replace_marked(args.write, tables)
     else:

@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "MuScleLoRA": {"reference_size": 2},
     "Onion": {"language_model": "tiny", "cache_dir": "cache"},
     "ParaphraseConsistency": {"paraphraser": Reversed()},
+    "SecondOpinion": {"encoder": "tiny"},
 }
 
 
@@ -32,8 +33,8 @@ def test_a_defense_keeps_the_contract(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = dict(ARGUMENTS.get(item.name, {}))
-    if "language_model" in arguments:
-        arguments["language_model"] = language_model("llama")
+    for argument in {"language_model", "encoder"} & arguments.keys():
+        arguments[argument] = language_model("llama")
     made = getattr(import_module(item.module), item.name)
     try:
         defense = made(**arguments)

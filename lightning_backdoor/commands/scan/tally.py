@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_backdoor.commands.scan.facts import Facts
-from lightning_backdoor.commands.scan.verdict import SIGNIFICANT, p_value
 
 
 class Line(NamedTuple):
@@ -16,11 +16,13 @@ class Line(NamedTuple):
 
     Attributes:
         json: the line, with its end.
+        text: the text that was scored.
         prediction: name of the predicted class.
         flags: by the name of each defense, whether it flags the text.
     """
 
     json: str
+    text: str
     prediction: str
     flags: dict[str, bool]
 
@@ -34,11 +36,15 @@ class Tally:
     Attributes:
         predicted: number of texts by the name of the predicted class.
         flagged: the same for the flagged texts, by the name of the defense.
+        inventories: the words of the flagged texts, by the name of the defense.
     """
 
     def __init__(self, defenses: Sequence[str]) -> None:
+        from lightning_backdoor.outputs.word_inventory import WordInventory  # with NumPy, which help does not need
+
         self.predicted: Counter[str] = Counter()
         self.flagged: dict[str, Counter[str]] = {name: Counter() for name in defenses}
+        self.inventories = {name: WordInventory() for name in defenses}
 
     @property
     def texts(self) -> int:
@@ -49,14 +55,31 @@ class Tally:
         """Counts a line of the output."""
         self.predicted[line.prediction] += 1
         for name, flag in line.flags.items():
+            self.inventories[name].add([line.text], [flag])
             if flag:
                 self.flagged[name][line.prediction] += 1
 
-    def summary(self, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
+    def words(self) -> dict[str, str]:
+        """The words that stand out among the flagged texts, as they are shown, by the name of the defense."""
+        from lightning_backdoor.outputs.word_inventory import words_text
+
+        return {name: words_text(inventory.standing_out()) for name, inventory in self.inventories.items()}
+
+    def shut(self, facts: Mapping[str, Facts]) -> list[str]:
+        """The defenses whose gate is shut: no more texts are flagged than clean texts explain, and no word stands out.
+
+        Args:
+            facts: what is known about the threshold of each defense.
+        """
+        words = self.words()
+        return [name for name, known in facts.items() if not words[name] and not self._too_many(name, known)]
+
+    def summary(self, facts: Mapping[str, Facts], gate: bool = False) -> tuple[list[str], list[str]]:
         """The lines with which a scan ends.
 
         Args:
             facts: what is known about the threshold of each defense.
+            gate: whether there is a gate, of which the verdicts then say whether it is shut.
 
         Returns:
             The threshold of each defense with the counts of flagged texts, and the verdict by each defense.
@@ -68,25 +91,41 @@ class Tally:
             if self.texts:
                 shares = (f"{self.flagged[name][label]} of {n} {label}" for label, n in sorted(self.predicted.items()))
                 lines.append(f"{'' if alone else f'{name}: '}flagged by predicted label: {', '.join(shares)}")
-        return lines, [self._verdict(name, known, alone) for name, known in facts.items()]
+        words, shut = self.words(), self.shut(facts)
+        said = {name: "; the gate is " + ("shut: nothing is repaired" if name in shut else "open") for name in facts}
+        verdicts = [self._verdict(name, known, words[name], alone) for name, known in facts.items()]
+        return lines, [f"{verdict}{said[name] if gate else ''}" for name, verdict in zip(facts, verdicts, strict=True)]
 
-    def _verdict(self, name: str, facts: Facts, alone: bool) -> str:
-        """One line stating whether more texts are flagged than a clean stream of texts explains."""
+    def _log_p(self, name: str, facts: Facts) -> float:
+        from lightning_backdoor.outputs.exact_tests import log_p_flagged
+
+        return log_p_flagged(self.flagged[name].total(), self.texts, facts.allowed, facts.texts)
+
+    def _too_many(self, name: str, facts: Facts) -> bool:
+        """Whether more texts are flagged than clean texts explain."""
+        from lightning_backdoor.outputs.exact_tests import SIGNIFICANT
+
+        return self._log_p(name, facts) < math.log(SIGNIFICANT)
+
+    def _verdict(self, name: str, facts: Facts, words: str, alone: bool) -> str:
+        """One line stating whether more texts are flagged than a clean stream of texts explains, and which words."""
+        from lightning_backdoor.outputs.exact_tests import p_text
+
         begin = "verdict: " if alone else f"verdict by {name}: "
         if not self.texts:
             return f"{begin}no texts"
         flagged = self.flagged[name].total()
-        p = p_value(flagged, self.texts, facts.allowed, facts.texts)
-        p_text = f"p = {p:.2g}" if p else "p < 1e-308"
         clean = f"{facts.allowed} of {facts.texts} clean texts flagged"
         if facts.budget is not None:
             clean = f"a budget of {100 * facts.budget:g} % of clean texts"
-        test = f"{flagged} of {self.texts} texts flagged, {100 * flagged / self.texts:.1f} %, with {clean} ({p_text})"
-        if p >= SIGNIFICANT:
-            return f"{begin}{test}; no more than clean texts explain"
+        share = f"{flagged} of {self.texts} texts flagged, {100 * flagged / self.texts:.1f} %"
+        test = f"{share}, with {clean} (p = {p_text(self._log_p(name, facts))})"
+        standing_out = f"; words that stand out in flagged texts: {words}" if words else ""
+        if not self._too_many(name, facts):
+            return f"{begin}{test}; no more than clean texts explain{standing_out}"
         counts = self.flagged[name]
         label = min(counts, key=lambda label: (-counts[label], label))
-        return f"{begin}{test}; more than clean texts explain, most of them predicted as {label!r}"
+        return f"{begin}{test}; more than clean texts explain, most of them predicted as {label!r}{standing_out}"
 
 
 def parsed_line(text: str, defenses: Sequence[str]) -> Line | None:
@@ -106,7 +145,7 @@ def parsed_line(text: str, defenses: Sequence[str]) -> Line | None:
     prediction = content.get("prediction")
     if not isinstance(prediction, str) or any(flag is None for flag in flags.values()):
         return None
-    return Line(text, prediction, {name: bool(flag) for name, flag in flags.items()})
+    return Line(text, content["text"], prediction, {name: bool(flag) for name, flag in flags.items()})
 
 
 def _flag(result: Any) -> bool | None:

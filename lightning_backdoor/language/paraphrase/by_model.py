@@ -19,8 +19,9 @@ from lightning_backdoor.language.language_model import (
 )
 from lightning_backdoor.language.paraphrase.spec import Manner, prompt
 from lightning_backdoor.language.precision import FLOAT32, check_precision, chosen_precision
+from lightning_backdoor.language.public_encoder import DEFAULT_ENCODER
 from lightning_backdoor.language.sampling import SamplingRequest, answers
-from lightning_backdoor.language.similarity import DEFAULT_ENCODER, SentenceEncoder
+from lightning_backdoor.language.similarity import SentenceEncoder
 from lightning_backdoor.language.text_cache import TextCache
 from lightning_backdoor.outputs.progress import progress
 

@@ -1,0 +1,95 @@
+"""The set pass: all texts of an evaluation are read before the first is judged, such as by a defense that studies."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_backdoor.batch import Batch, taken, unlabelled
+from lightning_backdoor.callbacks.processes import result_of_each
+from lightning_backdoor.callbacks.shared import run_seed
+from lightning_backdoor.data.rows import Rows
+from lightning_backdoor.defenses.defense import Defense
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.captures import sharing
+from lightning_backdoor.models.precision import evaluation_precision
+from lightning_backdoor.outputs.progress import tracked
+from lightning_backdoor.victim import TextClassifier
+
+
+def study_set(defense: Defense, trainer: Trainer, victim: TextClassifier, prevalence: float | None) -> None:
+    """Shows a defense the clean and poisoned texts of the evaluation that begins, without labels or flags.
+
+    Each process reads its own texts, and every process adopts the sums over all of them. Negatives, which carry a part
+    of a trigger, are not in the set.
+
+    Args:
+        defense: a calibrated defense that studies.
+        trainer: at the start of a validation or test.
+        victim: the model under attack.
+        prevalence: poisoned rows per clean row that the set holds; None for all poisoned rows.
+
+    Raises:
+        InputError: the rows cannot be drawn by ``prevalence``, or the defense failed in another process.
+    """
+
+    def study() -> Tensor:
+        with evaluation_precision(trainer), sharing(victim.captures):
+            return defense.study(victim, set_batches(trainer, prevalence, f"showing all texts to {name}"))
+
+    name = type(defense).__name__
+    sums = result_of_each(trainer, name, study)
+    with torch.inference_mode(False):  # buffers made in inference mode could not be written later
+        defense.adopt(torch.stack(sums).sum(dim=0))
+
+
+def set_batches(trainer: Trainer, prevalence: float | None, doing: str) -> Iterator[Batch]:
+    """This process's texts of the set: clean and poisoned ones, on its device, without labels and flags.
+
+    Args:
+        trainer: at the start of a validation or test.
+        prevalence: poisoned rows per clean row; None for all poisoned rows.
+        doing: what is done with the texts, for the progress bar.
+
+    Raises:
+        InputError: the rows cannot be drawn by ``prevalence``.
+    """
+    held = None if prevalence is None else _held(_loaders(trainer), prevalence)
+    return tracked(_batches(trainer, held), doing, "batches")
+
+
+def _batches(trainer: Trainer, held: set[int] | None) -> Iterator[Batch]:
+    counts = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+    for loader, count in zip(_loaders(trainer), counts, strict=True):
+        for batch in islice(loader, None if count == float("inf") else int(count)):
+            # flags are hidden after the transfer: some attacks write their trigger there, into rows that are flagged
+            moved: Batch = trainer.strategy.batch_to_device(batch)
+            kept = ~moved["negative"]
+            if held is not None:
+                in_set = [index in held for index in moved["index"].tolist()]
+                kept &= ~moved["poisoned"] | torch.tensor(in_set, device=kept.device)
+            if kept.any():
+                yield unlabelled(moved if kept.all() else taken(moved, kept))
+
+
+def _loaders(trainer: Trainer) -> list[DataLoader[Batch]]:
+    loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    return loaders if isinstance(loaders, list) else [loaders]
+
+
+def _held(loaders: list[DataLoader[Batch]], prevalence: float) -> set[int]:
+    """Indices of the poisoned rows of the set, drawn by the run's seed."""
+    rows = [getattr(loader.dataset, "rows", None) for loader in loaders]
+    if not all(isinstance(of_loader, Rows) for of_loader in rows):
+        raise InputError("prevalence", f"{prevalence} needs the rows of a BackdoorDataModule", "leave it out")
+    clean = sum(int((~(of.poisoned | of.negative)).sum()) for of in rows)  # type: ignore[union-attr]
+    poisoned = [int(index) for of in rows for index in of.index[of.poisoned]]  # type: ignore[union-attr]
+    count = min(len(poisoned), round(prevalence * clean))
+    return set(random.Random(f"{run_seed()}/prevalence").sample(sorted(poisoned), count))
