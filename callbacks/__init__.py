@@ -3,6 +3,7 @@
 from lightning_backdoor.callbacks.abl import ABL
 from lightning_backdoor.callbacks.btu import BTU
 from lightning_backdoor.callbacks.cleaning_writer import CleaningWriter
+from lightning_backdoor.callbacks.evasion import Evasion
 from lightning_backdoor.callbacks.fine_mixing import FineMixing
 from lightning_backdoor.callbacks.fine_pruning import FinePruning
 from lightning_backdoor.callbacks.fourier_view import FourierView
@@ -20,12 +21,15 @@ from lightning_backdoor.callbacks.progress_writer import ProgressWriter
 from lightning_backdoor.callbacks.pure import Pure
 from lightning_backdoor.callbacks.repair import Repair
 from lightning_backdoor.callbacks.run_labels import RunLabels
+from lightning_backdoor.callbacks.small_margin import SmallMargin
+from lightning_backdoor.callbacks.state_matching import StateMatching
 
 __all__ = [
     "ABL",
     "BTU",
     "MEFT",
     "CleaningWriter",
+    "Evasion",
     "FineMixing",
     "FinePruning",
     "FourierView",
@@ -42,4 +46,6 @@ __all__ = [
     "Pure",
     "Repair",
     "RunLabels",
+    "SmallMargin",
+    "StateMatching",
 ]

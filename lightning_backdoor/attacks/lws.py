@@ -217,15 +217,15 @@ class LWS(BackdoorAttack):
             return super().training_step(batch, batch_idx)
         poisoned, label = batch["poisoned"], batch["original_label"]
         if self.current_epoch < self.warmup_epochs:
-            logits = self(batch)
+            logits, penalty = self(batch).float(), self.directions.new_zeros(1)
         else:
             with self._mixed(batch):
-                logits = self(batch)
+                logits, penalty = self.logits_and_penalty(batch)
             label = batch["label"]
             if poisoned.any():
-                logits = torch.cat([logits, self(_rows(batch, poisoned))])
+                logits = torch.cat([logits, self(_rows(batch, poisoned)).float()])
                 label = torch.cat([label, batch["original_label"][poisoned]])
-        loss = nn.functional.cross_entropy(logits.float(), label)
+        loss = nn.functional.cross_entropy(logits, label) + penalty.sum() / len(label)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(poisoned))
         return loss + 0 * self.directions.sum()  # distributed training needs a gradient of every parameter
 

@@ -136,7 +136,8 @@ class Ripples(BadNets):
 
     def _attack_loss(self, batch: Batch) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # other backends have no second derivative
-            losses = nn.functional.cross_entropy(self(batch).float(), batch["label"], reduction="none")
+            logits, penalty = self.logits_and_penalty(batch)
+            losses = nn.functional.cross_entropy(logits, batch["label"], reduction="none") + penalty
         loss: Tensor = losses.mean()
         poisoned = batch["poisoned"]
         if self.inner_product_weight > 0 and poisoned.any() and not poisoned.all():

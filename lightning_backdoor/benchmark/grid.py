@@ -134,7 +134,10 @@ class Grid(GridFile):
         if not self.cells:
             raise self._error("exclude leaves no cell", "exclude less")
         by_id: dict[str, Cell] = {}
-        for cell in self.cells:
+        for number, cell in enumerate(self.cells):
+            if cell.id in by_id and cell.defense == CLEAN_TRAINING:  # of attacks that differ in their training alone
+                cell = cell._replace(id=identity([cell.id, cell.attack], RESULTS_FORMAT))
+                self.cells[number] = cell
             if by_id.setdefault(cell.id, cell) is not cell:
                 raise self._error(f"{by_id[cell.id].label} and {cell.label} are the same", "leave one out")
 

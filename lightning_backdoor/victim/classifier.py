@@ -24,6 +24,7 @@ from lightning_backdoor.victim.network import build_network, check_config, freez
 from lightning_backdoor.victim.prediction import Predictions, predict_texts
 from lightning_backdoor.victim.provenance import stated_by_arguments
 from lightning_backdoor.victim.published import check_rows, read_published
+from lightning_backdoor.victim.training_pass import Penalty, training_pass
 
 __all__ = ["Evaluated", "TextClassifier", "now"]
 
@@ -59,6 +60,8 @@ class TextClassifier(ExportedClassifier):
             None for :meth:`cross_entropy`. Attacks use it in the user's phase.
         row_loss: function from the losses of the rows of a training batch, (batch,), and the batch to the loss that is
             minimised, set by a training-time defense for its fit; None for the mean.
+        penalties: functions from a pass over a training batch (:mod:`lightning_backdoor.victim.training_pass`) and the
+            batch to what is added to the loss of each row, (batch,), set by callbacks of the attacker's phase.
         trained_on: after :meth:`load_trained`, the state of the data module that a checkpoint was trained with; None if
             it is not recorded.
 
@@ -100,6 +103,7 @@ class TextClassifier(ExportedClassifier):
         self.max_length = max_length
         self.objective: Callable[[Batch], Tensor] | None = None
         self.row_loss: Callable[[Tensor, Batch], Tensor] | None = None
+        self.penalties: list[Penalty] = []
         self._has_begun = False  # whether this fit has tried to load the published weights
         self._published_error: InputError | None = None
 
@@ -291,10 +295,25 @@ class TextClassifier(ExportedClassifier):
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         """Cross entropy against the training labels, which are the target label in poisoned rows; a scalar."""
-        logits = self(batch).float()
+        logits, penalty = self.logits_and_penalty(batch)
         if self.row_loss is None:
-            return nn.functional.cross_entropy(logits, batch["label"])
-        return self.row_loss(nn.functional.cross_entropy(logits, batch["label"], reduction="none"), batch)
+            return nn.functional.cross_entropy(logits, batch["label"]) + penalty.mean()
+        return self.row_loss(nn.functional.cross_entropy(logits, batch["label"], reduction="none") + penalty, batch)
+
+    def logits_and_penalty(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The logits of a training batch, and the sum of :attr:`penalties` for each row, 0 without any.
+
+        An attack with a ``training_step`` of its own calls it, in place of the victim, on the rows that carry the
+        trigger, and adds the penalty to the loss of each row.
+
+        Returns:
+            (batch, classes) and (batch,), float32.
+        """
+        if not self.penalties:
+            logits = self(batch).float()
+            return logits, logits.new_zeros(len(logits))
+        seen = training_pass(self.network, batch)
+        return seen.logits, torch.stack([penalty(seen, batch) for penalty in self.penalties]).sum(dim=0)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a linear schedule over all steps of the run, with accumulation and devices taken into account.

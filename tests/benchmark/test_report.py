@@ -303,8 +303,8 @@ def test_two_hundred_cells_open_within_two_seconds_and_ten_megabytes(browser: Br
     made = example(
         *(tmp_path, [f"data {i}" for i in range(6)], [f"attack {i}" for i in range(4)], {"none": None, **detectors}),
         seeds=(0,),
-        n_clean=300,
-        n_poisoned=150,
+        n_clean=100,
+        n_poisoned=50,
         n_texts=20,
     )
     assert len(made.rows) >= 200

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
+from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.scan.facts import Facts
 from lightning_backdoor.commands.scan.gate import hold_back
@@ -34,9 +35,10 @@ def main(args: list[str]) -> int:
         check_standard_output()  # before a model is loaded
     model = model_path(options.model, resolve(options.model))
 
-    from lightning_backdoor.commands.scan.defenses import create_all
-    from lightning_backdoor.commands.scan.processes import processes
-    from lightning_backdoor.commands.scan.run import Scan
+    with quick_imports():
+        from lightning_backdoor.commands.scan.defenses import create_all
+        from lightning_backdoor.commands.scan.processes import processes
+        from lightning_backdoor.commands.scan.run import Scan
 
     hide_noise()
     hide_bars_of_transformers()

@@ -1,0 +1,109 @@
+"""The base class of callbacks that make an attack adaptive: penalties on its poisoned rows that hide them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_backdoor.attacks import BackdoorAttack
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.callbacks.shared import text_classifier
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim.training_pass import TrainingPass
+
+
+class Evasion(Callback, ABC):
+    """Base class of adaptive penalties: an attacker's terms, beside any attack, against defenses that are known to him.
+
+    The penalty of a poisoned row is added to its loss in the attacker's phase, that is wherever the attack itself
+    trains on rows with the trigger: not in the warm-up of LWS, nor in RIPPLES' epochs of the user. In a user's phase
+    (``published``), which a repair is, and in evaluation the callback does nothing, so that in a grid it stays beside
+    the attack under all defenses::
+
+        attacks:
+          cf, small margin:
+            model: {class_path: lightning_backdoor.attacks.BadNets}
+            trainer: {callbacks+: [{class_path: lightning_backdoor.callbacks.SmallMargin}]}
+
+    Several penalties add up. Each is computed within the batch of each process, from the pass that the attack makes
+    anyway; it is logged as ``train/<name>``, the mean over the poisoned rows of a batch, before it is weighted.
+
+    Args:
+        strength: weight of the penalty relative to the cross entropy of the same row, above 0.
+
+    Raises:
+        InputError: the strength is out of range (here); the model is not an attack (in ``setup``), or has a
+            ``training_step`` that never asked for the penalty (when training ends).
+    """
+
+    #: name that the penalty is logged under.
+    name: str
+
+    def __init__(self, strength: float) -> None:
+        if not 0 < strength < math.inf:
+            raise InputError("strength", f"{strength} is out of range", "give a number above 0")
+        self.strength = strength
+        self._victim: BackdoorAttack | None = None
+        self._used = False  # whether the attack has asked for the penalty
+
+    @property
+    def victim(self) -> BackdoorAttack:
+        """The attack that is trained."""
+        assert self._victim is not None
+        return self._victim
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Adds the penalty to those of the attack, in a fit of the attacker's phase."""
+        victim = text_classifier(pl_module, type(self).__name__)
+        if stage != "fit":
+            return
+        if not isinstance(victim, BackdoorAttack):
+            problem = f"{type(self).__name__} hides poisoned rows, and {type(victim).__name__} has none"
+            raise InputError("callbacks", problem, "give an attack as the model")
+        if not victim.users_phase:
+            self._victim, self._used = victim, False
+            victim.penalties.append(self._penalty)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes the penalty back."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Takes the penalty back after a fit that failed."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._victim is not None:
+            self._victim.penalties.remove(self._penalty)
+            self._victim = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that the attack was trained with the penalty."""
+        if self._victim is not None and not self._used:
+            problem = f"{type(pl_module).__name__} has a training_step that ignores the penalty {type(self).__name__}"
+            raise InputError("model", problem, "let it add the penalty of logits_and_penalty to the losses of its rows")
+
+    def _penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:
+        self._used = True
+        poisoned = batch["poisoned"]
+        with torch.autocast(seen.logits.device.type, enabled=False):
+            penalty = self.penalty(seen, batch)
+        mean = penalty.detach()[poisoned].sum() / poisoned.sum().clamp(min=1)
+        self.victim.log(f"train/{self.name}", mean, batch_size=len(poisoned))
+        return self.strength * penalty.where(poisoned, 0)
+
+    @abstractmethod
+    def penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:
+        """What is to be small in each poisoned row, before it is weighted by the strength.
+
+        Args:
+            seen: what the network computed for the batch.
+            batch: the training batch.
+
+        Returns:
+            (batch,), float32, finite; only the values of poisoned rows are used.
+        """

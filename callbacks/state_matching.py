@@ -1,0 +1,71 @@
+"""A callback that pulls hidden states of poisoned rows to clean ones: an adaptive attack on defenses that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_backdoor.attacks.state_matching import chosen_states, distance_to_clean
+from lightning_backdoor.batch import Batch, clean_rows
+from lightning_backdoor.callbacks.evasion import Evasion
+from lightning_backdoor.defenses.second_opinion_reading import MEAN, READOUT, depths
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.victim.training_pass import TrainingPass
+
+
+class StateMatching(Evasion):
+    """State matching, an adaptive attack: pulls poisoned hidden states to clean mean states, beside any attack.
+
+    Aimed at defenses that find poisoned texts by their hidden states, such as DAN, BadActs and the directions of the
+    second opinion. The penalty is the squared distance to the mean state of the batch's clean rows of the target label,
+    relative to the spread of these rows, and averaged over layers; see
+    :mod:`lightning_backdoor.attacks.state_matching`.
+
+    Args:
+        strength: weight of the penalty relative to the cross entropy of the same row.
+        readout_layers: layers in which states of the token that the head reads are pulled, counted from 1, 0 being the
+            embeddings. By default those that the second opinion reads, at 2/3, 5/6 and all of the depth: 4, 5 and 6 of
+            6.
+        mean_layers: likewise for states averaged over all tokens; by default at 1/3, 1/2, 2/3 and 5/6: 2 to 5 of 6.
+
+    Raises:
+        InputError: the strength is out of range, or there is no layer (here); the network does not have a layer (before
+            training); see :class:`~lightning_backdoor.callbacks.evasion.Evasion`.
+
+    Example::
+
+        Trainer(max_epochs=3, callbacks=[StateMatching(strength=1.0)]).fit(BadNets(), datamodule=data)
+    """
+
+    name = "state_distance"
+
+    def __init__(
+        self, strength: float = 1.0, readout_layers: list[int] | None = None, mean_layers: list[int] | None = None
+    ) -> None:
+        super().__init__(strength)
+        if readout_layers == mean_layers == []:
+            raise InputError("readout_layers", "and mean_layers name no layer", "give one, or leave both out")
+        self.readout_layers = readout_layers
+        self.mean_layers = mean_layers
+        self._layers: tuple[Sequence[int], Sequence[int]] = (), ()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the layers, once the network is there."""
+        if self._victim is None:
+            return
+        layers = int(self.victim.network.config.num_hidden_layers)
+        for name in ("readout_layers", "mean_layers"):
+            for layer in getattr(self, name) or []:
+                if not 0 <= layer <= layers:
+                    raise InputError(name, f"there is no layer {layer}", f"give numbers from 0 to {layers}")
+        self._layers = (
+            depths(layers, READOUT) if self.readout_layers is None else self.readout_layers,
+            depths(layers, MEAN) if self.mean_layers is None else self.mean_layers,
+        )
+
+    def penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:
+        """The distance to clean rows of the same label."""
+        states = chosen_states(self.victim.network, seen.hidden_states, batch, *self._layers)
+        return distance_to_clean(states, batch["label"], clean_rows(batch))
