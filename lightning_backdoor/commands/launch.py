@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from lightning_backdoor.errors import InputError
 

@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 
 from lightning_backdoor.defenses.attention_switch import (
     attention_switched,
+    check_keys,
     check_layers,
     register_attention,
     scoring_of,
@@ -206,6 +207,7 @@ def attention_and_gradient(
         if not captured:
             for layer in [layer for layer in output.attentions or () if layer is not None]:
                 attention = layer.detach().float()
+                check_keys(attention.shape[-1], attention.shape[-2])
                 levelled = level and not attention.triu(1).any()  # no token attends to a later one
                 if levelled:
                     attention = attention.masked_fill(attends_to_first(attention_mask)[:, None], 0.0)

@@ -77,12 +77,21 @@ def scoring_of(
     Raises:
         InputError: there are keys beside those of the text, as under prefix tuning.
     """
-    if key.shape[2] != query.shape[2]:
-        problem = "its attention has keys beside those of the text, as under prefix tuning"
-        raise InputError("victim", problem, "give a defense that reads no attention")
+    check_keys(key.shape[2], query.shape[2])
     # the rule of SDPA: without a mask, a module without is_causal counts as causal
     causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", mask is None))
     return Scoring(scaling if scaling is not None else query.shape[-1] ** -0.5, causal)
+
+
+def check_keys(keys: int, tokens: int) -> None:
+    """Checks that attention goes to the tokens of the text alone.
+
+    Raises:
+        InputError: there are other keys.
+    """
+    if keys != tokens:
+        problem = "its attention has keys beside those of the text, as under prefix tuning"
+        raise InputError("victim", problem, "give a defense that reads no attention")
 
 
 def check_layers(network: PreTrainedModel, captured: int) -> None:

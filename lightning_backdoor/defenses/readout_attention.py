@@ -19,12 +19,12 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from lightning_backdoor.defenses.attention_capture import frozen, word_embeddings_as_leaf
 from lightning_backdoor.defenses.attention_switch import (
     attention_switched,
+    check_keys,
     check_layers,
     register_attention,
     scoring_of,
 )
 from lightning_backdoor.defenses.evaluation_mode import evaluating
-from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.readout import readout_positions
 from lightning_backdoor.models.readout_only import readout_only
 
@@ -111,8 +111,8 @@ def readout_attention(
         keep_states: whether the pass also keeps hidden states.
 
     Raises:
-        RuntimeError: attention was captured in fewer layers than the network has.
         InputError: the network's attention has keys beside those of the text, as under prefix tuning.
+        RuntimeError: attention was captured in fewer layers than the network has.
 
     Example::
 
@@ -136,9 +136,7 @@ def readout_attention(
         texts = torch.arange(len(input_ids), device=input_ids.device)
         collected = [layer[texts, :, rows.positions].float() for layer in output.attentions or () if layer is not None]
     check_layers(network, len(collected))
-    if collected[0].shape[-1] != input_ids.shape[1]:
-        problem = "its attention has keys beside those of the text, as under prefix tuning"
-        raise InputError("victim", problem, "give a defense that reads no attention")
+    check_keys(collected[0].shape[-1], input_ids.shape[1])
     states = output.hidden_states if keep_states else ()
     return ReadoutAttention(output.logits, torch.stack(collected) * attention_mask[:, None], states)
 

@@ -6,7 +6,8 @@ import os
 
 import pytest
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from lightning_backdoor.commands.launch import check_cores, waiting_text
 from lightning_backdoor.errors import InputError

@@ -108,7 +108,7 @@ class RunParser(LightningArgumentParser):
         self.command = ""
         self.extra: tuple[str, ...] = ()
 
-    def add_class_arguments(self, class_type: type, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
+    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Adds the arguments of a class as jsonargparse does; a logger need not be given a folder: it is the run's."""
         added = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
         if issubclass(class_type, Logger) and "save_dir" in added and self.get_defaults()["save_dir"] is None:
