@@ -86,10 +86,12 @@ def _loaders(trainer: Trainer) -> list[DataLoader[Batch]]:
 
 def _held(loaders: list[DataLoader[Batch]], prevalence: float) -> set[int]:
     """Indices of the poisoned rows of the set, drawn by the run's seed."""
-    rows = [getattr(loader.dataset, "rows", None) for loader in loaders]
-    if not all(isinstance(of_loader, Rows) for of_loader in rows):
-        raise InputError("prevalence", f"{prevalence} needs the rows of a BackdoorDataModule", "leave it out")
-    clean = sum(int((~(of.poisoned | of.negative)).sum()) for of in rows)  # type: ignore[union-attr]
-    poisoned = [int(index) for of in rows for index in of.index[of.poisoned]]  # type: ignore[union-attr]
+    clean, poisoned = 0, list[int]()
+    for loader in loaders:
+        rows = getattr(loader.dataset, "rows", None)
+        if not isinstance(rows, Rows):
+            raise InputError("prevalence", f"{prevalence} needs the rows of a BackdoorDataModule", "leave it out")
+        clean += int((~(rows.poisoned | rows.negative)).sum())
+        poisoned += rows.index[rows.poisoned].tolist()
     count = min(len(poisoned), round(prevalence * clean))
     return set(random.Random(f"{run_seed()}/prevalence").sample(sorted(poisoned), count))
