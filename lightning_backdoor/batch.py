@@ -197,7 +197,9 @@ def unlabelled(batch: Batch) -> Batch:
 
 def taken(batch: Batch, wanted: Tensor) -> Batch:
     """The rows of a batch for which ``wanted``, (batch,), bool, is True; their padding stays."""
-    columns: dict[str, Any] = dict(batch)
-    for name, column in columns.items():
-        columns[name] = column[wanted] if isinstance(column, Tensor) else list(compress(column, wanted.tolist()))
-    return cast("Batch", columns)
+    rows: dict[str, Any] = dict(batch)
+    columns = {
+        name: list(compress(column, wanted.tolist())) if isinstance(column, list) else column[wanted]
+        for name, column in rows.items()
+    }
+    return cast(Batch, columns)
