@@ -90,7 +90,7 @@ def _command(args: list[str], cwd: Path, env: Mapping[str, str], output: Path) -
     )
     for logger in logging.root.manager.loggerDict.values():  # libraries hold the stream that was there at their import
         for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            if type(handler) is logging.StreamHandler:
                 handler.setStream(logged)
     status = main(args)
     sys.stdout.flush()
