@@ -150,8 +150,8 @@ def test_processes_that_train_together_end_with_their_worker(
 
 def job(folder: Path) -> None:
     cluster.set_job_signals()
-    (folder / "started").write_text(str(os.getpid()), encoding="utf-8")
     try:
+        (folder / "started").write_text(str(os.getpid()), encoding="utf-8")
         time.sleep(SECONDS)
     finally:
         (folder / "unwound").touch()

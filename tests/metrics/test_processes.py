@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from tests.metrics.evaluated import METRICS, Evaluated, evaluated, measured
 
@@ -43,7 +43,7 @@ def measure(rank: int, folder: str) -> None:
 def synced(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     """The values of each process, by metric and shares."""
     folder = tmp_path_factory.mktemp("processes")
-    spawn(measure, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    start_processes(measure, args=(str(folder),), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -83,14 +83,15 @@ def _command(args: list[str], cwd: Path, env: Mapping[str, str], output: Path) -
     for descriptor, (path, flags) in enumerate(zip(files, (os.O_RDONLY, *[os.O_WRONLY | os.O_CREAT] * 2), strict=True)):
         os.dup2(os.open(path, flags), descriptor)
     sys.argv = ["lightning-backdoor", *args]
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - of a descriptor, kept open
-        for descriptor, mode in enumerate("rww")
+    # of descriptors, which stay open; handlers of logs get one of their own, since some close theirs
+    sys.stdin, sys.stdout, sys.stderr, logged = (
+        open(descriptor, mode, 1, encoding="utf-8", closefd=False)  # noqa: SIM115
+        for descriptor, mode in ((0, "r"), (1, "w"), (2, "w"), (2, "w"))
     )
     for logger in logging.root.manager.loggerDict.values():  # libraries hold the stream that was there at their import
         for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler):
-                handler.setStream(sys.stderr)
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(logged)
     status = main(args)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def test_the_classes_of_the_readme_pass(tmp_path: Path, monkeypatch: pytest.Monk
     block = one_block("python", "from lightning_backdoor.testing import check_attack, check_defense\n")
     (tmp_path / "contracts_of_the_readme.py").write_text(block, encoding="utf-8")
     importlib.import_module("contracts_of_the_readme").test_contracts()
+    for name in ("shout", "length", "contracts_of_the_readme"):  # other tests have files of these names
+        del sys.modules[name]
 
 
 def test_lws_passes(tmp_path: Path) -> None:
