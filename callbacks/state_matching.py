@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_backdoor.attacks.state_matching import chosen_states, distance_to_clean
 from lightning_backdoor.batch import Batch, clean_rows
 from lightning_backdoor.callbacks.evasion import Evasion
-from lightning_backdoor.defenses.second_opinion_reading import MEAN, READOUT, depths
+from lightning_backdoor.defenses.second_opinion_reading import MEAN, READOUT
+from lightning_backdoor.defenses.text_states import depths
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim.training_pass import TrainingPass
 

@@ -12,6 +12,7 @@ from lightning_backdoor import __version__
 from lightning_backdoor.commands.parsing.early_checks import settled
 from lightning_backdoor.commands.parsing.help_pages import help_asked
 from lightning_backdoor.commands.parsing.option_parser import check_options
+from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import Ended, ended_by_signals, ending_line, forget_what_is_left
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
@@ -154,7 +155,8 @@ def _run(args: list[str]) -> int:
         sys.stdout.write(page)
         return 0
     settled(command, options)
-    from lightning_backdoor.commands.fit import run
+    with quick_imports():
+        from lightning_backdoor.commands.fit import run
 
     run(command, options)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of OpenMP do not outlive a fork
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, which reads it once
 
 from lightning_backdoor.victim import TextClassifier
@@ -22,8 +24,17 @@ __all__ = ["inside", "made_run", "made_workspace", "trained", "workspace"]  # fi
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
 
+# until all tests are imported: there is nothing to free
+gc.disable()
+
 # threads do not speed up tiny networks, and slow them down tenfold where other processes use the cores
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of garbage collection from now on."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

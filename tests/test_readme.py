@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tests.support.documents import commands, python_file
+from tests.support.forked import forked
 from tests.support.workspace import command, make_workspace
 
 
@@ -27,7 +28,7 @@ def test_the_example_attack_and_defense_run_from_one_file_each(tmp_path: Path) -
     assert result.returncode == 0, result.stderr
 
     defense = options("test", "--trainer.callbacks.defense=length.Length")
-    result = command(*defense, cwd=folder)
+    result = forked(*defense, cwd=folder)
     assert result.returncode == 0, result.stderr
     logged = json.loads((folder / "runs" / "first" / "test" / "metrics.json").read_text(encoding="utf-8"))
     assert logged["test/length/tpr"] >= logged["test/length/fpr"] >= 0

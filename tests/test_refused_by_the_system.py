@@ -192,8 +192,6 @@ def test_other_commands_by_python_m_put_the_working_directory_last(tmp_path: Pat
     for name in SHADOWING:
         (tmp_path / f"{name}.py").write_text(f"import os\nos.mkdir('run-{name}')\nraise SystemExit(7)\n")
     line = "$LB poison --output never --data BackdoorDataModule --data.source.path a.csv --model own_attack.Attack"
-    ended = shell(line, tmp_path)
-    assert ended.returncode == 2, ended.stderr
     (tmp_path / "own_attack.py").write_text("import sys\nraise SystemExit('own: ' + str(sys.path[-1]))\n")
     ended = shell(line, tmp_path)
     assert ended.stderr.endswith(f"own: {tmp_path}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.benchmark.grid_file import CLEAN_TRAINING, UNDEFENDED, GridFile
 from lightning_backdoor.benchmark.identity import RESULTS_FORMAT, VICTIM_FORMAT, forget_files, identity
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, did_you_mean
 
 __all__ = ["CLEAN_TRAINING", "UNDEFENDED", "Cell", "Grid", "PlannedVictim", "all_victims", "select"]
 
@@ -206,12 +206,27 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
             remedy = "give dataset, model, attack, defense or seed =NAME"
             raise InputError("only", f"{condition!r} is not a condition", remedy)
         known = dict.fromkeys(cell.names[key] for cell in chosen)
-        names = [value] if value in known else value.split(",")  # a name may contain a comma
+        names = _names(value, known)
         for name in names:
             if name not in known:
-                raise InputError("only", f"{condition!r} fits no cell by {name!r}", f"there is {', '.join(known)}")
+                remedy = did_you_mean(name, known) or f"there is {', '.join(known)}"
+                raise InputError("only", f"{condition!r} fits no cell by {name!r}", remedy)
         chosen = [cell for cell in chosen if cell.names[key] in names]
     return chosen
+
+
+def _names(value: str, known: Container[str]) -> list[str]:
+    """Names that are separated by commas, of which a known one may itself have commas.
+
+    >>> _names("a, b,c,d", {"a, b", "a", "c"})
+    ['a, b', 'c', 'd']
+    """
+    parts, names = value.split(","), []
+    while parts:
+        joined = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        names.append(next((name for name in joined if name in known), parts[0]))
+        del parts[: names[-1].count(",") + 1]
+    return names
 
 
 def init_arg(argument: tuple[str, str], value: str) -> Fragment:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from lightning_backdoor.benchmark.missing import MissingCell, failed_cells, missing_text
 from lightning_backdoor.benchmark.ranking import mark_best
 from lightning_backdoor.benchmark.report.attack_sections import AttackSection, attack_sections
+from lightning_backdoor.benchmark.report.flagged_words import words_of_inspection
 from lightning_backdoor.benchmark.summaries import InspectedVictims, Summary, inspected_victims, over_seeds
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, ResultRow, mark_valid
 
@@ -71,5 +72,6 @@ def collect_results(
         lines = [line for line in summaries if tuple(line.names[name] for name in ATTACK_NAMES) == attack.names]
         mark_best(lines, attack.decisive, attack.working)
     comparisons = [comparison for attack in attacks for comparison in attack.comparisons]
-    inspections = inspected_victims(rows, benign)
+    inspected = {row["cell"] for row in rows if row["inspection_score"] is not None and not row["error"]}
+    inspections = inspected_victims(rows, benign, {cell: words_of_inspection(cells / cell) for cell in inspected})
     return Results(rows, comparisons, summaries, inspections, attacks, [*failed_cells(rows), *missing])

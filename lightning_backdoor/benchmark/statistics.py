@@ -1,4 +1,4 @@
-"""Statistics of a grid: AUROC, ROC curve, bootstrap intervals, and comparison of two defenses on the same texts."""
+"""Statistics of a grid: AUROC, ROC curve, intervals over texts, and comparison of two defenses on the same texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ScoreArray = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Lower and upper end of an interval; NaN if there is nothing to resample."""
+    """Lower and upper end of an interval; NaN if there are no texts."""
 
     low: float
     high: float
@@ -93,17 +93,16 @@ def roc(clean: ArrayLike, poisoned: ArrayLike) -> list[tuple[float, float]]:
 
 
 def share_interval(hits: int, total: int) -> Interval:
-    """Percentile bootstrap interval, over texts, of a share.
+    """Wilson's score interval, over texts, of a share; it has a width for shares of 0 and 1 as well.
 
-    The number of hits among texts drawn with replacement is binomial, so the percentiles are known without drawing.
-
-    >>> share_interval(80, 100)
-    Interval(low=0.72, high=0.88)
+    >>> low, high = share_interval(50, 50)
+    >>> round(low, 3), high
+    (0.929, 1.0)
     """
     if total == 0:
         return NO_INTERVAL
-    low, high = scipy.stats.binom.ppf(TAILS, total, hits / total) / total
-    return Interval(float(low), float(high))
+    interval = scipy.stats.binomtest(hits, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
 
 
 def auroc_interval(clean: ArrayLike, poisoned: ArrayLike, seed: int = 0) -> Interval:

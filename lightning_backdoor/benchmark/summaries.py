@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
@@ -116,24 +117,29 @@ class InspectedVictims(NamedTuple):
         attacked: rows of the victims under an attack, highest score first.
         auroc: probability that an attacked victim scores above a benign one, ties counting half, over attacks and
             seeds; None (undefined) if there are no benign or no attacked victims.
+        words: by the name of a cell, the words that stand out among the texts that its inspection flagged, if any do.
     """
 
     names: dict[str, str]
     benign: list[ResultRow]
     attacked: list[ResultRow]
     auroc: float | None
+    words: Mapping[str, str]
 
     def as_row(self) -> ResultRow:
         """The row of the inspections' table: names, numbers of victims, and AUROC."""
         return {**self.names, "benign": len(self.benign), "attacked": len(self.attacked), "auroc": self.auroc}
 
 
-def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[InspectedVictims]:
+def inspected_victims(
+    rows: Iterable[ResultRow], benign: str | None, words: Mapping[str, str] = MappingProxyType({})
+) -> list[InspectedVictims]:
     """Groups the inspected victims by dataset, model and defense.
 
     Args:
         rows: the rows of ``results.csv``.
         benign: name of the attack entry of the benign victims; None if the grid has none.
+        words: by the name of a cell, the words that stand out among the texts that its inspection flagged.
     """
     result = []
     judged = [row for row in rows if row["inspection_score"] is not None and not row["error"]]
@@ -143,7 +149,8 @@ def inspected_victims(rows: Iterable[ResultRow], benign: str | None) -> list[Ins
         clean_scores, attacked_scores = ([row["inspection_score"] for row in side] for side in (clean, attacked))
         area = float(auroc(clean_scores, attacked_scores)) if clean and attacked else None
         names = {name: group[0][name] for name in INSPECTION_NAMES}
-        result.append(InspectedVictims(names, clean, attacked, area))
+        of_group = {row["cell"]: words[row["cell"]] for row in group if words.get(row["cell"])}
+        result.append(InspectedVictims(names, clean, attacked, area, of_group))
     return result
 
 

@@ -15,6 +15,7 @@ from lightning_backdoor.callbacks.failures import FailsAlone
 from lightning_backdoor.commands.checkpoint_path import Complete
 from lightning_backdoor.commands.checks import check_input
 from lightning_backdoor.commands.fit_report import commands_text, data_text, selected_text, write_calibration
+from lightning_backdoor.commands.launch import waiting_text
 from lightning_backdoor.commands.precision import precision_text
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.run_checkpoints import remove_last
@@ -98,6 +99,8 @@ def what_is_kept(folder: Path) -> str:
 
 def _run(cli: RunCLI, args: list[str]) -> None:
     """Calls the trainer's method of the command."""
+    environment = getattr(cli.trainer.strategy, "cluster_environment", None)
+    sys.stderr.write(waiting_text(environment, cli.trainer.num_nodes))
     with _command_line(cli, args), _interruptions():
         getattr(cli.trainer, cli.command)(cli.model, datamodule=cli.datamodule, **cli.method_arguments)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lightning_backdoor.commands.parsing.early_checks import settled
 from lightning_backdoor.commands.parsing.help_pages import help_asked
 from lightning_backdoor.commands.parsing.option_parser import OptionParser
+from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
@@ -97,12 +98,13 @@ def main(args: list[str]) -> int:
 
 def _poisoned_data(args: list[str]) -> BackdoorDataModule:
     """The data module and attack of some options of ``fit``; trainer and run folder are ignored."""
-    from jsonargparse import Namespace
+    with quick_imports():
+        from jsonargparse import Namespace
 
-    import lightning_backdoor.callbacks  # noqa: F401 - a config may name callbacks without their module, as for fit
-    from lightning_backdoor.attacks import BackdoorAttack
-    from lightning_backdoor.commands.parsing.run_parser import parse, run_parser
-    from lightning_backdoor.data import BackdoorDataModule
+        import lightning_backdoor.callbacks  # noqa: F401 - a config may name callbacks without their module, as for fit
+        from lightning_backdoor.attacks import BackdoorAttack
+        from lightning_backdoor.commands.parsing.run_parser import parse, run_parser
+        from lightning_backdoor.data import BackdoorDataModule
 
     fit = run_parser("fit", "lightning-backdoor poison", OPTIONS_OF_TESTS)
     given = parse(fit, args)

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lightning_backdoor.callbacks.inference_defense import check_names
 from lightning_backdoor.commands.checkpoint_path import check_left, left_by_error, resolve_checkpoint
+from lightning_backdoor.commands.launch import check_cores
 from lightning_backdoor.commands.parsing.known_options import OBJECTS
 from lightning_backdoor.commands.parsing.refused_options import (
     check_strategy,
@@ -210,6 +211,7 @@ class RunCLI(LightningCLI):
             prepare_step()
         with refused_options_named(options):
             trainer = super().instantiate_trainer(default_root_dir=self.folder, **kwargs)
+        check_cores("trainer.devices", trainer.strategy.root_device, trainer.num_devices)
         if alone:
             check_step(trainer)
         return trainer

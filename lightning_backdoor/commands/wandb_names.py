@@ -11,8 +11,9 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_backdoor.callbacks.run_labels import run_labels, short_name, training_names
+from lightning_backdoor.callbacks.run_labels import run_labels, training_names
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.names import short_name
 from lightning_backdoor.outputs.wandb_names import FORBIDDEN, LONGEST, LONGEST_TAG, RunNames, run_names
 
 CSV_LOGGER = "lightning.pytorch.loggers.CSVLogger"

@@ -132,7 +132,7 @@ class BackdoorDataModule(LightningDataModule):
     def _read(self) -> CleanSplits:
         source = self.source
         if source.joined_by == SEPARATOR:
-            source = source.with_separator(self._reader().tokenizer.sep_token)
+            source = source.with_separator(self._reader().tokenizer)
         shares = {"validation": self.validation_share, "test": self.test_share}
         decided_by = (source, shares, {**self.max_rows}, self.seed)
         return self.kept.get("clean", decided_by, lambda: read_clean_splits(*decided_by))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
@@ -12,6 +12,9 @@ from lightning_backdoor.data.label_values import Classes, LabelValue, missing_wo
 from lightning_backdoor.data.reading import read_tables
 from lightning_backdoor.data.tables import Table, texts_of
 from lightning_backdoor.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: the value of ``joined_by`` that stands for the separator of the model's tokenizer.
 SEPARATOR = "separator"
@@ -61,15 +64,16 @@ class Source:
         columns = self.text_column if isinstance(self.text_column, list | tuple) else [self.text_column]
         return [str(column) for column in columns]
 
-    def with_separator(self, separator: str | None) -> Source:
-        """The source whose texts are joined by a tokenizer's separator, if ``joined_by`` says so.
+    def with_separator(self, tokenizer: PreTrainedTokenizerBase) -> Source:
+        """The source whose texts are joined by a tokenizer's separator, as often as it writes it between two texts.
 
         Raises:
             InputError: the tokenizer has no separator.
         """
-        if separator is None:
+        if tokenizer.sep_token is None:
             raise InputError("joined_by", "the model's tokenizer has no separator", "give the characters to join by")
-        return replace(self, joined_by=f" {separator} ")
+        of_pair, of_one = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (True, False))
+        return replace(self, joined_by=f" {tokenizer.sep_token * max(1, of_pair - of_one)} ")
 
 
 class LabelledTexts(NamedTuple):

@@ -24,10 +24,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward  # private: transformers 5.23.0
-from transformers.masking_utils import sdpa_mask  # private: transformers 5.23.0
 
+from lightning_backdoor.defenses.attention_switch import (
+    attention_switched,
+    check_keys,
+    check_layers,
+    register_attention,
+    scoring_of,
+)
 from lightning_backdoor.defenses.column_sums import (
     attends_to_first,
     attention_and_column_sums,
@@ -35,7 +41,6 @@ from lightning_backdoor.defenses.column_sums import (
     uniform_causal_sums,
 )
 from lightning_backdoor.defenses.evaluation_mode import evaluating
-from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.readout_only import readout_only
 
 #: name under which the capturing attention is registered with transformers.
@@ -101,12 +106,7 @@ def _capturing_attention(
 ) -> tuple[Tensor, None]:
     """Computes attention, with SDPA as the network would if texts are long, and passes column sums to the collector."""
     collector = _collector.get()
-    if key.shape[2] != query.shape[2]:
-        problem = "its attention has keys beside those of the text, as under prefix tuning"
-        raise InputError("victim", problem, "give a defense that reads no attention")
-    # the rule of SDPA: without a mask, a module without is_causal counts as causal
-    causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", attention_mask is None))
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scale, causal = scoring_of(module, query, key, attention_mask, scaling, is_causal)
     groups = query.shape[1] // key.shape[1]
     # a window may leave a padded query no key, and its softmax would be NaN
     plain = all(kwargs.get(name) is None for name in ("sliding_window", "position_bias", "softcap", "cache"))
@@ -132,30 +132,7 @@ def _capturing_attention(
     return output, None
 
 
-AttentionInterface.register(CAPTURING, _capturing_attention)
-AttentionMaskInterface.register(CAPTURING, sdpa_mask)  # otherwise BERT-like models silently run without a mask
-
-
-@contextmanager
-def attention_switched(network: PreTrainedModel, name: str) -> Iterator[bool]:
-    """Switches the network to a registered attention within the block, if it can run it; yields whether it is switched.
-
-    Args:
-        network: any network of transformers.
-        name: name of the attention, which must compute what SDPA does.
-    """
-    before = network.config._attn_implementation  # private: transformers 5.23.0
-    # checked first: set_attn_implementation would warn per batch for a model that cannot switch, and the attention of
-    # a model without SDPA may have terms that SDPA drops
-    can_switch = network._can_set_attn_implementation()  # private: transformers 5.23.0
-    if not (can_switch and network._supports_sdpa):  # private: transformers 5.23.0
-        yield False
-        return
-    network.set_attn_implementation(name)
-    try:
-        yield True
-    finally:
-        network.set_attn_implementation(before)
+register_attention(CAPTURING, _capturing_attention)
 
 
 @contextmanager
@@ -230,6 +207,7 @@ def attention_and_gradient(
         if not captured:
             for layer in [layer for layer in output.attentions or () if layer is not None]:
                 attention = layer.detach().float()
+                check_keys(attention.shape[-1], attention.shape[-2])
                 levelled = level and not attention.triu(1).any()  # no token attends to a later one
                 if levelled:
                     attention = attention.masked_fill(attends_to_first(attention_mask)[:, None], 0.0)
@@ -237,11 +215,7 @@ def attention_and_gradient(
                     attention = attention / total.clamp(min=torch.finfo(attention.dtype).tiny)
                 received = torch.einsum("bhij,bi->bj", attention, collector.query_weight) / attention.shape[1]
                 collector.add(received, levelled)
-        if collector.layers != collector.expected:
-            raise RuntimeError(
-                f"attention of {collector.layers} layers was captured in {type(network).__name__},"
-                f" which has {collector.expected}"
-            )
+        check_layers(network, collector.layers)
         (leaf,) = leaves
         top = output.logits.max(dim=-1).values.sum()
         (gradient,) = torch.autograd.grad(top, leaf)

@@ -14,19 +14,17 @@ digits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_backdoor.batch import Victim
-from lightning_backdoor.defenses.hidden_states import Reference, StateDefense, check_classes
+from lightning_backdoor.defenses.hidden_states import SplitStateDefense
 from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, shrunk_covariance, squared_distances
 from lightning_backdoor.errors import InputError
 
 
-class Dan(StateDefense):
+class Dan(SplitStateDefense):
     """DAN (arXiv 2210.07907): rejects texts whose hidden states are far from every class of clean texts.
 
     For each layer l, the embeddings left out, with class means ``m_c`` and one covariance S of clean rows, shrunk by
@@ -74,35 +72,13 @@ class Dan(StateDefense):
         fpr: float = 0.05,
         seed: int | None = None,
     ) -> None:
-        super().__init__(fpr, seed, token)
+        super().__init__(shrinkage, held_out, fpr, seed, token)
         if layers not in ("mean", "max"):
             raise InputError("layers", f"{layers!r} is not a way to combine layers", "give mean or max")
-        if not 0 < shrinkage <= 1:
-            raise InputError("shrinkage", f"{shrinkage} is not a share", "give a number above 0 and at most 1")
-        if not 0 < held_out < 1:
-            raise InputError("held_out", f"{held_out} is not a share of the rows", "give a number between 0 and 1")
         self.layers = layers
-        self.shrinkage = shrinkage
-        self.held_out = held_out
-
-    def check_reference(self, labels: Sequence[int], classes: int) -> None:
-        """Checks that every class has a clean row, and that two more rows than for the fit are there."""
-        check_classes(labels, classes, more=2)
-
-    def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:
-        """Fits class means and covariance, and mean and standard deviation of the distances of held-out rows."""
-        classes = int(reference.labels.max()) + 1
-        fitted, others = reference.split(self.held_out, self.seed or 0)
-        check_classes(fitted.labels.tolist(), classes)
-        return self.fit_states(fitted.states, fitted.labels, others.states)
 
     def fit_states(self, fitted: Tensor, labels: Tensor, others: Tensor) -> dict[str, Tensor]:
-        """What is learned from states, (layers + 1, rows, hidden size), float64: of fitted rows, and of held-out ones.
-
-        Args:
-            fitted: states of the rows that give means and covariance.
-            labels: (rows,), int64, of these rows.
-            others: states of the held-out rows.
+        """Fits class means and covariance, and mean and standard deviation of the distances of held-out rows.
 
         Raises:
             InputError: the distances of the held-out rows are all equal, as those of one row.

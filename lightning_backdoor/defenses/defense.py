@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_backdoor.batch import Batch, Victim, batch_of_texts
 from lightning_backdoor.data.cleaning import DataDefense
+from lightning_backdoor.defenses.verdict import REJECTED, Answer, Scores, Verdict
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.captures import Reads, plain_logits
 from lightning_backdoor.models.divergence import check_logits
+from lightning_backdoor.outputs.exact_tests import allowed_by
 
 __all__ = [
     "BUDGETS",
@@ -32,56 +34,8 @@ __all__ = [
     "victim_logits",
 ]
 
-#: the prediction of a rejected text, for which there is no class.
-REJECTED = -1
 #: FPR budgets at which detection is reported in addition to the defense's own budget.
 BUDGETS = (0.01, 0.05, 0.10)
-#: what a defense may return for flagged texts, see :meth:`Defense.purify`.
-Answer = list[str | None] | Tensor | None
-
-
-class Scores(NamedTuple):
-    """Anomaly scores of the texts of a batch and, from some defenses, of their tokens.
-
-    Attributes:
-        text: (batch,), float32, higher is more suspicious.
-        tokens: (batch, length), float32, the score of the token at each position, -inf at positions without a score;
-            None from defenses that do not score tokens.
-        top: (batch,), int64, the position of the token that determines the text's score, -1 where there is none; or
-            None.
-        logits: (batch, classes), the victim's logits on the unchanged texts, from defenses that compute them anyway; or
-            None.
-    """
-
-    text: Tensor
-    tokens: Tensor | None = None
-    top: Tensor | None = None
-    logits: Tensor | None = None
-
-
-class Verdict(NamedTuple):
-    """The decisions of a defense about the texts of a batch.
-
-    Attributes:
-        scores: see :class:`Scores`.
-        flagged: (batch,), bool, True where the score is at or above the threshold.
-        logits: (batch, classes), the victim's logits on the unchanged texts.
-        prediction: (batch,), int64, the victim's prediction on the unchanged texts.
-        purified_text: per text, the repaired text of a flagged row; None where the row was not flagged, was rejected,
-            or received logits or a prediction of the defense.
-        defended_prediction: (batch,), int64, the prediction after the defense: in flagged rows the victim's prediction
-            on the repaired text, or the class that the defense gave, or ``REJECTED``; in other rows ``prediction``.
-        confirmed: (batch,), bool, True where the row is flagged and ``defended_prediction`` differs from
-            ``prediction``, which includes rejected rows.
-    """
-
-    scores: Scores
-    flagged: Tensor
-    logits: Tensor
-    prediction: Tensor
-    purified_text: list[str | None]
-    defended_prediction: Tensor
-    confirmed: Tensor
 
 
 class Defense(nn.Module, ABC):
@@ -148,6 +102,26 @@ class Defense(nn.Module, ABC):
             - logits of the defense, (batch, classes), floating point;
             - predictions of the defense, (batch,), int64, ``REJECTED`` allowed;
             - None: all flagged texts are rejected.
+        """
+        return None
+
+    @property
+    def explains(self) -> bool:
+        """Whether the defense scores the tokens of flagged texts: whether :meth:`explain` is implemented."""
+        return type(self).explain is not Defense.explain
+
+    def explain(self, victim: Victim, batch: Batch) -> Scores | None:
+        """Scores the tokens of flagged texts, for defenses whose :meth:`score` scores none; by default returns None.
+
+        No decision depends on it: it shows where in a text the reason may lie. It is called for texts that are shown
+        or written, and does not count in the overhead.
+
+        Args:
+            victim: the model under attack.
+            batch: the flagged texts; must not read their labels and flags.
+
+        Returns:
+            Scores of which ``tokens`` and ``top`` are used; None where the defense cannot say.
         """
         return None
 
@@ -238,8 +212,7 @@ def threshold_at_fpr(clean_scores: Tensor, fpr: float) -> Tensor:
     if not clean_scores.isfinite().all():
         raise ValueError(f"{int((~clean_scores.isfinite()).sum())} of {len(clean_scores)} scores are NaN or infinite")
     ordered = clean_scores.float().sort(descending=True).values
-    allowed = int(fpr * len(ordered) + 1e-9)  # 0.29 * 100 is 28.999…
-    lowest = ordered[min(allowed, len(ordered) - 1)]
+    lowest = ordered[min(allowed_by(fpr, len(ordered)), len(ordered) - 1)]
     return torch.nextafter(lowest, torch.full_like(lowest, torch.inf))
 
 
@@ -277,7 +250,7 @@ def predict(victim: Victim, texts: Sequence[str]) -> Tensor:
 
 
 @torch.no_grad()
-def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None = None) -> Verdict:
+def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None = None, repair: bool = True) -> Verdict:
     """Applies a calibrated defense to a batch: scores, flags, and repaired or rejected texts.
 
     A flagged text whose prediction stays the same after the defense is not confirmed.
@@ -287,6 +260,7 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None 
         victim: the model under attack, in evaluation mode.
         batch: the texts, on the victim's device.
         logits: (batch, classes), the victim's logits on the unchanged texts, if already computed.
+        repair: whether flagged texts are repaired or rejected; otherwise they keep the victim's prediction.
 
     Raises:
         RuntimeError: the defense has no threshold yet.
@@ -305,7 +279,7 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None 
     prediction = logits.argmax(dim=-1)
     defended = prediction.clone()
     purified: list[str | None] = [None] * len(prediction)
-    if flagged.any():
+    if repair and flagged.any():
         answer = defense.purify(victim, batch, flagged, scores)
         if isinstance(answer, list):
             if len(answer) != len(prediction):

@@ -11,19 +11,17 @@ rows. DUP's unlearning of what was detected is not part of the detector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_backdoor.batch import Victim
-from lightning_backdoor.defenses.hidden_states import Reference, StateDefense, check_classes
+from lightning_backdoor.defenses.hidden_states import SplitStateDefense
 from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, shrunk_covariance, squared_distances
 from lightning_backdoor.errors import InputError
 
 
-class Dup(StateDefense):
+class Dup(SplitStateDefense):
     """DUP's detector (arXiv 2508.01647): rejects texts by a Mahalanobis score and a spectral score of their states.
 
     With one mean and one shrunk covariance S per layer, over all classes, ``m(x)`` is the mean of
@@ -73,39 +71,16 @@ class Dup(StateDefense):
         fpr: float = 0.05,
         seed: int | None = None,
     ) -> None:
-        super().__init__(fpr, seed)
+        super().__init__(shrinkage, held_out, fpr, seed)
         if not 0 <= alpha <= 1:
             raise InputError("alpha", f"{alpha} is not a weight", "give a number from 0 to 1")
         if layers < 1:
             raise InputError("layers", f"{layers} layers have no distances", "give at least 1")
-        if not 0 < shrinkage <= 1:
-            raise InputError("shrinkage", f"{shrinkage} is not a share", "give a number above 0 and at most 1")
-        if not 0 < held_out < 1:
-            raise InputError("held_out", f"{held_out} is not a share of the rows", "give a number between 0 and 1")
         self.alpha = alpha
         self.layers = layers
-        self.shrinkage = shrinkage
-        self.held_out = held_out
-
-    def check_reference(self, labels: Sequence[int], classes: int) -> None:
-        """Checks that every class has a clean row, and that two more rows than for the fit are there."""
-        check_classes(labels, classes, more=2)
-
-    def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:
-        """Chooses the layers and fits their Gaussians, and mean and standard deviation of held-out rows' scores."""
-        classes = int(reference.labels.max()) + 1
-        fitted, others = reference.split(self.held_out, self.seed or 0)
-        check_classes(fitted.labels.tolist(), classes)
-        return self.fit_states(fitted.states, fitted.labels, others.states)
 
     def fit_states(self, fitted: Tensor, labels: Tensor, others: Tensor) -> dict[str, Tensor]:
-        """What is learned from states, (layers + 1, rows, hidden size), float64: of fitted rows, and of held-out ones.
-
-        Args:
-            fitted: states of the rows that choose the layers and give means and covariances.
-            labels: (rows,), int64, of these rows.
-            others: states of the held-out rows.
-        """
+        """Chooses the layers and fits their Gaussians, and mean and standard deviation of held-out rows' scores."""
         values = calinski_harabasz(fitted[1:], labels)
         chosen = values.topk(min(self.layers, len(values))).indices
         in_chosen = fitted[1:][chosen]

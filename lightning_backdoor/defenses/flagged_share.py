@@ -2,13 +2,16 @@
 
 A defense is calibrated to flag at most a share of clean texts, its budget. With a clean model it flags about this share
 of all texts; with a backdoored model it flags poisoned texts in addition. The number of flagged texts among trusted
-texts and an incoming stream is compared with the binomial distribution of the same number of draws, with the budget as
-probability.
+texts and an incoming stream is compared with its exact distribution for clean texts, which allows for the chance in a
+threshold that was set on few texts: with N threshold rows, of which the budget allows a, it is
+BetaBinomial(n, a + 1, N - a). A binomial test with the budget as probability would take that chance for evidence, the
+more so the longer the stream. Threshold rows, trusted texts and clean texts of the stream are assumed to be drawn from
+the same source. A defense that studies sets judges each text by itself here, since directions that a set has taught
+find more of its own texts than the budget allows, also in clean sets, which the test would take for a backdoor.
 
-The p-value assumes that the budget is the exact probability that a clean text is flagged. A threshold set on few texts
-meets the budget on these texts but may miss it by chance on others, so that very long streams give very small p-values
-for clean models as well. Scores are comparable between models that were calibrated on the same number of texts and
-inspected on the same number of texts.
+The evidence has the words that stand out among the flagged texts (:mod:`lightning_backdoor.outputs.word_inventory`).
+Scores are comparable between models that were calibrated on the same number of texts and inspected on the same number
+of texts.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Literal
 
 import torch
@@ -26,57 +28,55 @@ from lightning_backdoor.defenses.defense import Defense, finite_scores, threshol
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.outputs.exact_tests import allowed_by, log_p_flagged
+from lightning_backdoor.outputs.word_inventory import WordInventory, words_text
 
 
 def flagged_share_verdict(
-    flagged: int, texts: int, budget: float, predictions_of_flagged: Sequence[int]
+    flagged: int, texts: int, budget: float, clean_texts: int, predictions_of_flagged: Sequence[int], words: str = ""
 ) -> ModelVerdict:
-    """Whether the share of flagged texts is above a budget, by a one-sided binomial test.
+    """Whether the share of flagged texts is above a budget; see
+    :func:`lightning_backdoor.outputs.exact_tests.log_p_flagged`.
 
     Args:
         flagged: number of flagged texts.
         texts: number of all texts.
-        budget: probability, above 0 and below 1, with which a clean text is flagged.
+        budget: share of clean texts, above 0 and below 1, that the threshold may flag.
+        clean_texts: number of clean texts that set the threshold.
         predictions_of_flagged: the victim's class index for each flagged text.
+        words: the words that stand out, as they are shown.
 
     Returns:
         ``score`` is -log10 of the p-value, finite even for the smallest p-values, and 0 where no text is flagged;
         ``suspected_label`` is the most frequent prediction among flagged texts (on ties the lowest index), None where
-        no text is flagged; ``evidence`` contains ``flagged``, ``texts``, ``budget`` and ``p_value``, which is 0 below
-        1e-323.
+        no text is flagged; ``evidence`` contains ``flagged``, ``texts``, ``budget``, ``clean_texts``, ``p_value``,
+        which is 0 below 1e-323, and ``words``.
 
     Raises:
         ValueError: the numbers contradict each other, or the budget is out of range.
 
-    >>> verdict = flagged_share_verdict(flagged=3, texts=4, budget=0.5, predictions_of_flagged=[1, 0, 1])
+    >>> verdict = flagged_share_verdict(3, texts=4, budget=0.25, clean_texts=4, predictions_of_flagged=[1, 0, 1])
     >>> verdict.suspected_label, round(verdict.score, 4), round(verdict.evidence["p_value"], 4)
-    (1, 0.5051, 0.3125)
+    (1, 0.6146, 0.2429)
     """
     if not 0 <= flagged <= texts or len(predictions_of_flagged) != flagged:
         raise ValueError(f"{flagged} of {texts} texts flagged, and {len(predictions_of_flagged)} predictions of them")
     if not 0 < budget < 1:
         raise ValueError(f"a budget of {budget} is not above 0 and below 1")
-    log_p = _log_binomial_tail(flagged, texts, budget)
+    if clean_texts < 1:
+        raise ValueError(f"a threshold that was set on {clean_texts} clean texts")
+    log_p = log_p_flagged(flagged, texts, allowed_by(budget, clean_texts), clean_texts)
     counts = Counter(predictions_of_flagged)
     label = min(counts, key=lambda index: (-counts[index], index)) if counts else None
     evidence: dict[str, float | int | str] = {
         "flagged": flagged,
         "texts": texts,
         "budget": budget,
+        "clean_texts": clean_texts,
         "p_value": math.exp(log_p),
+        "words": words,
     }
     return ModelVerdict(abs(log_p) / math.log(10), label, evidence)
-
-
-def _log_binomial_tail(successes: int, draws: int, probability: float) -> float:
-    """Natural logarithm of P(at least ``successes`` in ``draws``), at most 0; finite even where P underflows."""
-    if successes == 0:
-        return 0.0
-    k = torch.arange(successes, draws + 1, dtype=torch.float64)
-    n = torch.tensor(draws, dtype=torch.float64)
-    ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    log_p = ways + k * math.log(probability) + (n - k) * math.log1p(-probability)
-    return min(0.0, float(log_p.logsumexp(dim=0)))
 
 
 class FlaggedShare(Inspection):
@@ -94,9 +94,15 @@ class FlaggedShare(Inspection):
         trainer.test(victim, datamodule=data)
     """
 
-    def __init__(self, defense: Defense | None = None) -> None:
+    def __init__(self, defense: Defense | None = None, study: bool = False) -> None:
         self.defense = GradientAttention() if defense is None else defense
+        if study and not self.defense.studies:
+            problem = f"true has no effect, since {type(self.defense).__name__} judges each text by itself"
+            raise InputError("study", problem, "leave it out")
+        self.study = study
         self.threshold = torch.tensor(math.nan)
+        self._clean_texts = 0
+        self._clean_batches: list[Batch] = []
 
     @property
     def seed(self) -> int | None:
@@ -130,22 +136,40 @@ class FlaggedShare(Inspection):
         if not any(batch["text"] for batch in batches):
             raise InputError("calibration", "no clean texts", "a threshold needs clean validation rows")
         self.defense.calibrate(victim, batches)
-        scores = torch.cat([finite_scores(self.defense, victim, batch).text.float().cpu() for batch in batches])
-        self.threshold = threshold_at_fpr(scores, self.defense.fpr)
+        self._set_threshold(victim, batches)
+        self._clean_batches = batches if self.study else []
 
     def inspect(self, victim: Victim, clean_batches: Iterable[Batch], stream: Iterable[Batch] = ()) -> ModelVerdict:
         """Counts the flagged texts among the trusted ones and the stream; see :func:`flagged_share_verdict`.
+
+        A defense that learned from the trusted texts is tested on the stream alone, if there is one.
 
         Raises:
             RuntimeError: :meth:`calibrate` has not been called.
         """
         if self.threshold.isnan():
             raise RuntimeError("FlaggedShare has no threshold; call calibrate with clean validation batches")
-        texts = 0
+        of_stream = list(stream)
+        trusted = [] if of_stream and self.learns_from == "trusted" else list(clean_batches)
+        if self.study:
+            self.defense.adopt(self.defense.study(victim, of_stream or trusted))
+            self._set_threshold(victim, self._clean_batches)
+        inventory = WordInventory()
         predictions: list[int] = []
-        for batch in chain(clean_batches, stream):
+        for batch in (*trusted, *of_stream):
             scores = finite_scores(self.defense, victim, batch)
             flagged = scores.text.float() >= self.threshold.to(scores.text.device)
-            texts += len(batch["text"])
+            inventory.add(batch["text"], flagged.tolist())
             predictions += victim_logits(victim, batch, scores).argmax(dim=-1)[flagged].tolist()
-        return flagged_share_verdict(len(predictions), texts, self.defense.fpr, predictions)
+        return flagged_share_verdict(
+            inventory.flagged,
+            inventory.texts,
+            self.defense.fpr,
+            self._clean_texts,
+            predictions,
+            words_text(inventory.standing_out()),
+        )
+
+    def _set_threshold(self, victim: Victim, batches: Sequence[Batch]) -> None:
+        scores = torch.cat([finite_scores(self.defense, victim, batch).text.float().cpu() for batch in batches])
+        self.threshold, self._clean_texts = threshold_at_fpr(scores, self.defense.fpr), len(scores)

@@ -122,6 +122,55 @@ class StateDefense(Defense):
         return Scores(self.score_states(states.to(first.device, first.dtype)).float())
 
 
+class SplitStateDefense(StateDefense):
+    """Base class of state defenses that are fitted on a part of the reference rows and standardise scores on the rest.
+
+    A subclass implements :meth:`fit_states` in place of :meth:`fit`.
+
+    Args:
+        shrinkage: share of a covariance that is replaced by a multiple of the identity, above 0 and at most 1.
+        held_out: share of the reference rows that standardise the scores, above 0 and below 1.
+        fpr: see :class:`StateDefense`.
+        seed: seed of the split; None takes the seed of the run.
+        token: see :class:`StateDefense`.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    def __init__(
+        self, shrinkage: float, held_out: float, fpr: float, seed: int | None, token: Token = "readout"
+    ) -> None:
+        super().__init__(fpr, seed, token)
+        if not 0 < shrinkage <= 1:
+            raise InputError("shrinkage", f"{shrinkage} is not a share", "give a number above 0 and at most 1")
+        if not 0 < held_out < 1:
+            raise InputError("held_out", f"{held_out} is not a share of the rows", "give a number between 0 and 1")
+        self.shrinkage = shrinkage
+        self.held_out = held_out
+
+    @abstractmethod
+    def fit_states(self, fitted: Tensor, labels: Tensor, others: Tensor) -> dict[str, Tensor]:
+        """Computes what is learned from states, (layers + 1, rows, hidden size), float64.
+
+        Args:
+            fitted: states of the rows that the defense is fitted on.
+            labels: (rows,), int64, of these rows.
+            others: states of the held-out rows.
+        """
+
+    def check_reference(self, labels: Sequence[int], classes: int) -> None:
+        """Checks that every class has a clean row, and that two more rows than for the fit are there."""
+        check_classes(labels, classes, more=2)
+
+    def fit(self, victim: Victim, reference: Reference) -> dict[str, Tensor]:
+        """Splits the rows, and fits on both parts."""
+        classes = int(reference.labels.max()) + 1
+        fitted, others = reference.split(self.held_out, self.seed or 0)
+        check_classes(fitted.labels.tolist(), classes)
+        return self.fit_states(fitted.states, fitted.labels, others.states)
+
+
 def token_states(network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, token: Token) -> Tensor:
     """The hidden states that stand for each text, after the embeddings and after each layer.
 

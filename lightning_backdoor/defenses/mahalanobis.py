@@ -125,6 +125,51 @@ def squared_distances(states: Tensor, means: Tensor, covariance: Covariance) -> 
     return distances.view(len(states), states.shape[1], means.shape[1])
 
 
+class PredictedAlike(NamedTuple):
+    """Clean states by predicted class: a mean for each class, and one covariance around them, in each layer.
+
+    Attributes:
+        means: (layers, classes, hidden size).
+        directions: see :class:`Covariance`, also for the following ones.
+        variances: see there.
+        rest: see there.
+    """
+
+    means: Tensor
+    directions: Tensor
+    variances: Tensor
+    rest: Tensor
+
+    @property
+    def covariance(self) -> Covariance:
+        """The covariance."""
+        return Covariance(self.directions, self.variances, self.rest)
+
+    def distances(self, states: Tensor, predictions: Tensor) -> Tensor:
+        """The Mahalanobis distance of each state to the mean of its predicted class, (layers, rows).
+
+        Args:
+            states: (layers, rows, hidden size).
+            predictions: (rows,), int64.
+        """
+        differences = states - self.means[:, predictions]
+        at_zero = torch.zeros_like(differences[:, :1])
+        return squared_distances(differences, at_zero, self.covariance).squeeze(2).sqrt()
+
+
+def predicted_alike(states: Tensor, predictions: Tensor, classes: int, fewest: int) -> PredictedAlike:
+    """Fits class means, and a Ledoit-Wolf covariance of all states less the mean of their class.
+
+    Args:
+        states: (layers, rows, hidden size), float64.
+        predictions: (rows,), int64.
+        classes: number of classes.
+        fewest: a class of fewer rows than that takes the mean of all rows.
+    """
+    means = class_means(states, predictions, classes, fewest)
+    return PredictedAlike(means, *ledoit_wolf_covariance(states - means[:, predictions]))
+
+
 def whitened(states: Tensor, covariance: Covariance) -> Tensor:
     """States times the inverse of the covariance of their layer.
 

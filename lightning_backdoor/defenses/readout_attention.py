@@ -13,13 +13,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward  # private: transformers 5.23.0
-from transformers.masking_utils import sdpa_mask  # private: transformers 5.23.0
 
-from lightning_backdoor.defenses.attention_capture import attention_switched, frozen, word_embeddings_as_leaf
+from lightning_backdoor.defenses.attention_capture import frozen, word_embeddings_as_leaf
+from lightning_backdoor.defenses.attention_switch import (
+    attention_switched,
+    check_keys,
+    check_layers,
+    register_attention,
+    scoring_of,
+)
 from lightning_backdoor.defenses.evaluation_mode import evaluating
-from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.readout import readout_positions
 from lightning_backdoor.models.readout_only import readout_only
 
@@ -79,9 +84,7 @@ def _capturing_attention(
     """Computes attention with SDPA, as the network would, and passes the readout token's row to the collector."""
     collector = _collector.get()
     if collector is not None:
-        # the rule of SDPA: without a mask, a module without is_causal counts as causal
-        causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", attention_mask is None))
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        scale, causal = scoring_of(module, query, key, attention_mask, scaling, is_causal)
         keys = repeat_kv(key, query.shape[1] // key.shape[1])
         collector.collected.append(_row(query, keys, attention_mask, scale, causal, collector.positions))
     output, _ = sdpa_attention_forward(
@@ -90,8 +93,7 @@ def _capturing_attention(
     return output, None
 
 
-AttentionInterface.register(CAPTURING, _capturing_attention)
-AttentionMaskInterface.register(CAPTURING, sdpa_mask)  # otherwise BERT-like models silently run without a mask
+register_attention(CAPTURING, _capturing_attention)
 
 
 def readout_attention(
@@ -109,8 +111,8 @@ def readout_attention(
         keep_states: whether the pass also keeps hidden states.
 
     Raises:
+        InputError: the network's attention has keys beside those of the text, as under prefix tuning.
         RuntimeError: attention was captured in fewer layers than the network has.
-        InputError: the network's attention has keys beside those of the text.
 
     Example::
 
@@ -133,14 +135,8 @@ def readout_attention(
     if not switched:
         texts = torch.arange(len(input_ids), device=input_ids.device)
         collected = [layer[texts, :, rows.positions].float() for layer in output.attentions or () if layer is not None]
-    if len(collected) != network.config.num_hidden_layers:
-        raise RuntimeError(
-            f"attention of {len(collected)} layers was captured in {type(network).__name__},"
-            f" which has {network.config.num_hidden_layers}"
-        )
-    if collected[0].shape[-1] != input_ids.shape[1]:
-        problem = "its attention has keys beside those of the text, as under prefix tuning"
-        raise InputError("victim", problem, "give a defense that reads no attention")
+    check_layers(network, len(collected))
+    check_keys(collected[0].shape[-1], input_ids.shape[1])
     states = output.hidden_states if keep_states else ()
     return ReadoutAttention(output.logits, torch.stack(collected) * attention_mask[:, None], states)
 

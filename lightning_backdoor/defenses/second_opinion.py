@@ -27,12 +27,12 @@ from lightning_backdoor.defenses.disputed_directions import (
     disputed_sums,
     folds_of,
 )
-from lightning_backdoor.defenses.gradient_attention import kept_vocabulary, token_scores
 from lightning_backdoor.defenses.hidden_states import check_classes, make_room
-from lightning_backdoor.defenses.mahalanobis import Covariance, class_means, ledoit_wolf_covariance, squared_distances
-from lightning_backdoor.defenses.readout_attention import readout_attention_and_gradient
-from lightning_backdoor.defenses.second_opinion_reading import Read, Reader, SetPart, TextPart, float_on, public_encoder
+from lightning_backdoor.defenses.mahalanobis import PredictedAlike, predicted_alike
+from lightning_backdoor.defenses.readout_tokens import readout_token_scores
+from lightning_backdoor.defenses.second_opinion_reading import Read, Reader, SetPart, TextPart, float_on
 from lightning_backdoor.defenses.standardising import scale_of, standardised
+from lightning_backdoor.defenses.text_states import public_encoder
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.public_encoder import DEFAULT_ENCODER
 from lightning_backdoor.models.captures import Reads
@@ -74,8 +74,8 @@ class SecondOpinion(Defense):
             attention is read.
         set_parts: parts of the score of a text of a set, of ``text``, ``readout`` and ``mean``; ``text`` alone studies
             no set. The smallest variant is ``gap`` with ``readout`` and ``mean``.
-        encoder: hub name, folder or ``package://`` name of the public encoder; None takes the model that the victim
-            says it was fine-tuned from.
+        encoder: hub name, folder or ``package://`` name of the public encoder; None takes the model that the victim's
+            hyperparameters name, which is for victims that you trained: others may name a poisoned one.
         base_known: whether the encoder is the model that the victim was fine-tuned from, so that *delta* takes
             differences; None asks the victim's own record.
         penalty: weight of the companion's penalty, above 0.
@@ -97,12 +97,12 @@ class SecondOpinion(Defense):
         scores = defense.score(victim, batch)  # scores.text: (batch,)
     """
 
-    reads: ClassVar[Reads] = frozenset({"hidden_states", "attention"})
+    reads: ClassVar[Reads] = frozenset({"attention"})  # and states, by the same pass: the plain one need not keep them
     learns_from: ClassVar[Literal["reference", "trusted"]] = "trusted"
     #: names of the buffers, which have any size; empty until they are set.
     learned: ClassVar[tuple[str, ...]] = (
         *(f"companion_{field}" for field in Companion._fields),
-        *(f"{of}_{field}" for of in ("delta", "entropy", "set") for field in ("means", *Covariance._fields)),
+        *(f"{of}_{field}" for of in ("delta", "entropy", "set") for field in PredictedAlike._fields),
         *("entropy_scale", "margins", "delta_scale", "text_scale", "of_mean"),
         *("kept_set", "kept_predictions", "kept_folds", "kept_text"),
         *("directions", "direction_scale", "set_scale"),
@@ -152,6 +152,11 @@ class SecondOpinion(Defense):
         """Whether scores depend on the set."""
         return tuple(self.set_parts) != ("text",)
 
+    @property
+    def explains(self) -> bool:
+        """Whether the victim's attention is read."""
+        return "entropy" in self.text_parts
+
     def check_reference(self, labels: Sequence[int], classes: int) -> None:
         """Checks that every class has a trusted row, and that the encoder can be loaded."""
         check_classes(labels, classes)
@@ -165,7 +170,7 @@ class SecondOpinion(Defense):
         Raises:
             InputError: there are too few rows, or a class has none.
         """
-        read, labels, _ = self._read_all(victim, clean_batches)
+        read, labels, _ = self.reader.read_all(victim, clean_batches)
         read = Read(*(part.cpu().double() for part in read))
         predictions, classes = read.predictions, read.logits.shape[2]
         labels = labels.where(labels >= 0, predictions)
@@ -180,10 +185,8 @@ class SecondOpinion(Defense):
             states["entropy"] = standardised(read.entropy[0].mT, found["entropy_scale"]).mT[None]
         for name, layers in states.items():
             if len(layers):
-                means = class_means(layers, predictions, classes, FEWEST_PREDICTED)
-                covariance = ledoit_wolf_covariance(layers - means[:, predictions])
-                found[f"{name}_means"] = means
-                found |= {f"{name}_{field}": value for field, value in covariance._asdict().items()}
+                fitted = predicted_alike(layers, predictions, classes, FEWEST_PREDICTED)
+                found |= {f"{name}_{field}": value for field, value in fitted._asdict().items()}
         self._keep(victim, found)
 
     @torch.no_grad()
@@ -193,16 +196,18 @@ class SecondOpinion(Defense):
         Raises:
             InputError: there are no rows, or their scores do not differ.
         """
-        read, _, folds = self._read_all(victim, clean_batches)
+        if not self.margins.numel():
+            raise RuntimeError("SecondOpinion has not learned; call learn with clean trusted batches")
+        read, _, texts = self.reader.read_all(victim, clean_batches)
         own = self._companion().logits(read.public[0])
         self.margins = torch.stack([self.margins[0], margin(own, own.argmax(dim=1)).mean()])
         if "delta" in self.text_parts:
-            self.delta_scale = scale_of(self._distances("delta", read.delta, read.predictions))
+            self.delta_scale = scale_of(self._clean("delta").distances(read.delta, read.predictions))
         self.text_scale = scale_of(self._parts_of_text(read))
         self.kept_text, self.kept_set = self._score_of_text(read), read.of_set.float()
-        self.kept_predictions, self.kept_folds = read.predictions, folds
+        self.kept_predictions, self.kept_folds = read.predictions, folds_of(texts).to(read.logits.device)
         if not self.kept_text.std(correction=0) > 0:
-            problem = f"the scores of {len(folds)} clean texts do not differ"
+            problem = f"the scores of {len(texts)} clean texts do not differ"
             raise InputError("calibration", problem, "give more clean validation rows")
         self.directions = self.direction_scale = self.set_scale = self.margins.new_empty(0)
         self._set_thresholds(self.kept_text)
@@ -231,9 +236,20 @@ class SecondOpinion(Defense):
 
     @torch.no_grad()
     def adopt(self, sums: Tensor) -> None:
-        """Takes the directions of a set, and sets scales and thresholds for its texts; see :meth:`study`."""
+        """Takes the directions of a set, and sets scales and thresholds for its texts; see :meth:`study`.
+
+        Raises:
+            InputError: the sums are of another victim.
+            RuntimeError: :meth:`calibrate` has not been called.
+        """
         self._check_calibrated()
-        self.directions = directions_of(sums, self.set_means, self._covariance("set"))
+        states, classes, size = self.set_means.shape
+        if sums.shape != (states, classes, FOLDS, size + 1):
+            problem = (
+                f"sums of shape {tuple(sums.shape)} are not those of a victim of {classes} classes and size {size}"
+            )
+            raise InputError("directions", problem, "study a set with this victim")
+        self.directions = directions_of(sums, self.set_means, self._clean("set").covariance)
         kept = self.kept_set.to(self.directions), self.kept_predictions, self.kept_folds
         self.direction_scale = scale_of(along_directions(*kept, self.set_means, self.directions))
         self.set_scale = scale_of(self._parts_of_set(*kept, self.kept_text))
@@ -248,11 +264,12 @@ class SecondOpinion(Defense):
         """
         self._check_calibrated()
         read = self.reader.read(victim, batch)
-        score = self._score_of_text(read)
+        score, alone = self._score_of_text(read), None
         if self.directions.numel():
+            alone = score.float() >= threshold_at_fpr(self.kept_text.float(), self.fpr)
             folds = folds_of(batch["text"]).to(score.device)
             score = self._score_of_set(read.of_set, read.predictions, folds, score)
-        return Scores(score.float(), logits=read.logits[0].float())
+        return Scores(score.float(), logits=read.logits[0].float(), flagged_alone=alone)
 
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor:
         """The companion's logits, (batch, classes)."""
@@ -264,26 +281,16 @@ class SecondOpinion(Defense):
         return self._companion().logits(self.reader.read_public(victim, batch)[0]).float()
 
     def explain(self, victim: Victim, batch: Batch) -> Scores | None:
-        """Scores of tokens: how much the victim's answer depends on each, for texts that are flagged.
-
-        X-GRAAD's ``(r - mean r) * g / mean g`` (:func:`lightning_backdoor.defenses.gradient_attention.token_scores`),
-        with r the attention of the token that the head reads, averaged over layers and heads, in place of column sums.
-        One forward and one backward pass.
-
-        Args:
-            victim: the model under attack.
-            batch: the texts.
+        """Scores of the tokens of texts that are flagged: how much the victim's answer depends on each.
 
         Returns:
-            ``tokens`` and ``top`` as in :class:`Scores`; ``text`` is the largest token score. None where the score
-            reads no attention.
+            See :func:`lightning_backdoor.defenses.readout_tokens.readout_token_scores`; None where the victim's
+            attention cannot be read.
         """
-        if "entropy" not in self.text_parts:
+        try:
+            return readout_token_scores(victim, batch)
+        except InputError:
             return None
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        attention, gradient = readout_attention_and_gradient(victim.network, ids, mask)
-        kept = kept_vocabulary(victim.tokenizer).to(ids.device)[ids] & mask.bool()
-        return token_scores(attention, gradient, ids, kept)
 
     def _parts_of_text(self, read: Read) -> Tensor:
         """The parts of the score of a text, (parts, batch)."""
@@ -291,11 +298,11 @@ class SecondOpinion(Defense):
         of_companion = margin(self._companion().logits(read.public[0]), read.predictions)
         parts = {"gap": of_victim / self.margins[0] - of_companion / self.margins[1]}
         if "delta" in self.text_parts:
-            distances = self._distances("delta", read.delta, read.predictions)
+            distances = self._clean("delta").distances(read.delta, read.predictions)
             parts["delta"] = standardised(distances, self.delta_scale).sum(dim=0)
         if "entropy" in self.text_parts:
             entropy = standardised(read.entropy[0].mT, self.entropy_scale).mT[None]
-            parts["entropy"] = self._distances("entropy", entropy, read.predictions).squeeze(0)
+            parts["entropy"] = self._clean("entropy").distances(entropy, read.predictions).squeeze(0)
         return torch.stack([parts[name] for name in self.text_parts])
 
     def _score_of_text(self, read: Read) -> Tensor:
@@ -312,14 +319,8 @@ class SecondOpinion(Defense):
     def _score_of_set(self, states: Tensor, predictions: Tensor, folds: Tensor, text: Tensor) -> Tensor:
         return standardised(self._parts_of_set(states, predictions, folds, text), self.set_scale).sum(dim=0)
 
-    def _distances(self, name: str, states: Tensor, predictions: Tensor) -> Tensor:
-        """The Mahalanobis distance of each text to the mean of its predicted class, (layers, batch)."""
-        differences = states - getattr(self, f"{name}_means")[:, predictions]
-        at_zero = differences.new_zeros(len(states), 1, states.shape[2])
-        return squared_distances(differences, at_zero, self._covariance(name)).squeeze(2).sqrt()
-
-    def _covariance(self, name: str) -> Covariance:
-        return Covariance(*(getattr(self, f"{name}_{field}") for field in Covariance._fields))
+    def _clean(self, name: str) -> PredictedAlike:
+        return PredictedAlike(*(getattr(self, f"{name}_{field}") for field in PredictedAlike._fields))
 
     def _companion(self) -> Companion:
         return Companion(*(getattr(self, f"companion_{field}") for field in Companion._fields))
@@ -336,20 +337,6 @@ class SecondOpinion(Defense):
         device = victim.network.device
         for name, value in found.items():
             setattr(self, name, value.to(device, float_on(device)))
-
-    def _read_all(self, victim: Victim, batches: Iterable[Batch]) -> tuple[Read, Tensor, Tensor]:
-        """What is read of all texts, their labels, and their folds; in an order that depends on the texts alone."""
-        texts: list[str] = []
-        reads, labels = [], []
-        for batch in batches:
-            reads.append(self.reader.read(victim, batch))
-            labels.append(batch["label"].cpu())
-            texts += batch["text"]
-        if not texts:
-            raise InputError("calibration", "no clean texts", "second opinion needs clean validation rows")
-        order = sorted(range(len(texts)), key=texts.__getitem__)
-        read = Read(*(torch.cat(parts, dim=1)[:, order] for parts in zip(*reads, strict=True)))
-        return read, torch.cat(labels)[order], folds_of([texts[row] for row in order]).to(read.logits.device)
 
 
 def _checked(option: str, parts: Sequence[Any], known: tuple[str, ...]) -> list[Any]:

@@ -1,23 +1,21 @@
-"""What second opinion reads of a text: one pass of the victim, and one pass of a public encoder."""
+"""What second opinion reads of a text, by one pass of the victim and one of a public encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig
 
-from lightning_backdoor.batch import Batch, Victim, pad, token_ids
-from lightning_backdoor.defenses.readout_attention import readout_attention
+from lightning_backdoor.batch import Batch, Victim
+from lightning_backdoor.defenses.text_states import EncoderStates, depths, encoder_states, victim_states
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.language.public_encoder import PublicEncoder, load_encoder
 from lightning_backdoor.models.captures import shared
 from lightning_backdoor.models.config_file import STATEMENT
-from lightning_backdoor.models.readout import readout_positions
-from lightning_backdoor.models.readout_only import readout_only
+from lightning_backdoor.models.loading import load_safely
 
 TextPart = Literal["gap", "delta", "entropy"]
 SetPart = Literal["text", "readout", "mean"]
@@ -81,203 +79,79 @@ class Reader(NamedTuple):
         """
         network, dtype = victim.network, float_on(victim.network.device)
         layers: int = network.config.num_hidden_layers
-        of_delta = depths(layers, UPPER) if "delta" in self.text_parts else ()
-        of_readout = depths(layers, READOUT) if "readout" in self.set_parts else ()
-        of_mean = depths(layers, MEAN) if "mean" in self.set_parts else ()
-        at = tuple(sorted({*of_delta, *of_readout}))
-        inputs, attention = (batch["input_ids"], batch["attention_mask"]), "entropy" in self.text_parts
+        upper = depths(layers, UPPER)
+        # states are kept whatever the parts, so that variants of the defense share passes
+        options: dict[str, Any] = {
+            "readout": upper,
+            "mean": depths(layers, MEAN),
+            "attention": "entropy" in self.text_parts,
+        }
         try:
-            found = shared(victim_states, network, *inputs, readout=at, mean=of_mean, attention=attention)
+            found = shared(victim_states, network, batch["input_ids"], batch["attention_mask"], **options)
         except InputError as error:
-            parts = ", ".join(part for part in self.text_parts if part != "entropy")
-            raise InputError("text_parts", f"{error.field}: {error.problem}", f"leave entropy out: {parts}") from error
-        states = found.readout.to(dtype)
-        delta, readout = (states[[at.index(layer) for layer in layers_of]] for layers_of in (of_delta, of_readout))
+            others = ", ".join(part for part in self.text_parts if part != "entropy") or "gap"
+            raise InputError("text_parts", f"{error.field}: {error.problem}", f"leave entropy out: {others}") from error
         public = self._public(victim, batch)
-        if of_delta and self._is_base(victim):
+        states = found.readout.to(dtype)
+        delta = states[: len(upper) if "delta" in self.text_parts else 0]
+        readout = states[[upper.index(layer) for layer in depths(layers, READOUT) if "readout" in self.set_parts]]
+        mean = found.mean.to(dtype)[: len(found.mean) if "mean" in self.set_parts else 0]
+        if len(delta) and self._is_base(victim):
             if public.readout.shape != delta.shape:
                 problem = f"{self._name(victim)!r} has states of another shape than the victim's"
                 raise InputError("base_known", problem, "give false")
             difference = delta - public.readout.to(dtype)
             same = difference.norm(dim=2, keepdim=True) <= ROUNDING * delta.norm(dim=2, keepdim=True)
             delta = difference.masked_fill(same, 0.0)  # layers that were not trained would tell of rounding alone
-        logits, entropy, mean = found.logits[None].to(dtype), found.entropy[None].to(dtype), found.mean.to(dtype)
+        logits, entropy = found.logits[None].to(dtype), found.entropy[None].to(dtype)
         return Read(logits, _flat(public.mean).to(dtype), delta, entropy, readout, mean)
+
+    def read_all(self, victim: Victim, batches: Iterable[Batch]) -> tuple[Read, Tensor, list[str]]:
+        """Reads all texts, in an order that depends on the texts alone.
+
+        Returns:
+            What is read, the labels, (texts,), int64, on the processor, and the texts.
+
+        Raises:
+            InputError: there are no texts, or as in :meth:`read`.
+        """
+        texts: list[str] = []
+        reads, labels = [], []
+        for batch in batches:
+            reads.append(self.read(victim, batch))
+            labels.append(batch["label"].cpu())
+            texts += batch["text"]
+        if not texts:
+            raise InputError("calibration", "no clean texts", "second opinion needs clean validation rows")
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        read = Read(*(torch.cat(parts, dim=1)[:, order] for parts in zip(*reads, strict=True)))
+        return read, torch.cat(labels)[order], [texts[row] for row in order]
 
     def read_public(self, victim: Victim, batch: Batch) -> Tensor:
         """The features of the companion alone, (1, texts, size)."""
         return _flat(self._public(victim, batch).mean).to(float_on(victim.network.device))
 
     def _public(self, victim: Victim, batch: Batch) -> EncoderStates:
-        readout = UPPER if "delta" in self.text_parts and self._is_base(victim) else ()
-        return encoder_states(victim, batch["text"], self._name(victim), UPPER, readout)
+        return encoder_states(victim, batch["text"], self._name(victim), UPPER, UPPER)
 
     def _name(self, victim: Victim) -> str:
+        """The name of the encoder.
+
+        Raises:
+            InputError: it is to be the victim's base, which is not known.
+        """
         if self.encoder is not None:
             return self.encoder
-        names = _recorded_bases(victim)
-        if not names:
-            raise InputError("encoder", "the victim does not say which model it was fine-tuned from", "name the model")
-        return names[-1]
+        name = getattr(victim, "hparams", {}).get("model")
+        if not isinstance(name, str) or _is_classifier(name):
+            problem = "the victim does not say which model it was fine-tuned from"
+            raise InputError("encoder", problem, "name that model, if it is public")
+        return name
 
     def _is_base(self, victim: Victim) -> bool:
         if self.base_known is not None:
             return self.base_known
-        return self._name(victim) in _recorded_bases(victim)
-
-
-class VictimStates(NamedTuple):
-    """What one pass of the victim gives.
-
-    Attributes:
-        logits: (batch, classes).
-        readout: (layers, batch, hidden size), states of the token that the head reads.
-        mean: (layers, batch, hidden size), means of the states of all tokens.
-        entropy: (batch, layers times heads), of the attention of the token that the head reads, see
-            :func:`attention_entropy`; no columns where attention is not read.
-    """
-
-    logits: Tensor
-    readout: Tensor
-    mean: Tensor
-    entropy: Tensor
-
-
-class EncoderStates(NamedTuple):
-    """What one pass of a public encoder gives, both (layers, batch, hidden size), see :class:`VictimStates`."""
-
-    mean: Tensor
-    readout: Tensor
-
-
-def depths(layers: int, shares: Sequence[float]) -> tuple[int, ...]:
-    """The layers, from 1 on, at shares of the depth of a network, rounded and distinct.
-
-    >>> depths(6, (1 / 2, 2 / 3, 5 / 6, 1)), depths(2, (1 / 2, 2 / 3, 5 / 6, 1))
-    ((3, 4, 5, 6), (1, 2))
-    """
-    return tuple(sorted({max(1, round(share * layers)) for share in shares}))
-
-
-def attention_entropy(rows: Tensor, attention_mask: Tensor) -> Tensor:
-    """The entropy of rows of attention as a share of that of uniform attention, ``-sum p ln p / ln N``.
-
-    Args:
-        rows: (layers, batch, heads, length), 0 at padding.
-        attention_mask: (batch, length), int64; N is the number of tokens.
-
-    Returns:
-        (batch, layers times heads), from 0 to 1; 0 in texts of one token.
-
-    >>> attention_entropy(torch.tensor([[[[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]]]), torch.tensor([[1, 1, 0]])).tolist()
-    [[1.0, 0.0]]
-    """
-    uniform = attention_mask.sum(dim=1).to(rows.dtype).log()[:, None]
-    entropy = torch.special.entr(rows).sum(dim=-1).transpose(0, 1).flatten(1)
-    return torch.where(uniform > 0, entropy / uniform, 0.0)
-
-
-@torch.no_grad()
-def victim_states(
-    network: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    readout: tuple[int, ...],
-    mean: tuple[int, ...],
-    attention: bool,
-) -> VictimStates:
-    """One pass of a victim; to be called by :func:`lightning_backdoor.models.captures.shared`.
-
-    Args:
-        network: any sequence classifier of transformers.
-        input_ids: (batch, length), int64.
-        attention_mask: (batch, length), int64, 1 for tokens and 0 for padding.
-        readout: the layers of which the states of the readout token are kept; 0 stands for the embeddings.
-        mean: the layers of which the means of the states of all tokens are kept.
-        attention: whether the attention of the readout token is read.
-
-    Raises:
-        InputError: the network's attention has keys beside those of the text.
-    """
-
-    def run() -> VictimStates:
-        if attention:
-            logits, rows, states = readout_attention(network, input_ids, attention_mask, keep_states=True)
-            entropy = attention_entropy(rows, attention_mask)
-        else:
-            output = network(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
-            logits, states, entropy = output.logits, output.hidden_states, output.logits[:, :0]
-        positions = readout_positions(network, input_ids, attention_mask)
-        return VictimStates(logits, _at(states, readout, positions), _means(states, mean, attention_mask), entropy)
-
-    if network.config.num_hidden_layers in mean:  # of which shortened passes know the readout token alone
-        return run()
-    with readout_only(network, input_ids, attention_mask):
-        return run()
-
-
-def encoder_states(
-    victim: Victim, texts: Sequence[str], encoder: str, mean: Sequence[float], readout: Sequence[float]
-) -> EncoderStates:
-    """One pass of a public encoder over texts, on the victim's device, cut by its own tokenizer where victims are cut.
-
-    Args:
-        victim: the victim, whose captures keep what the pass gives.
-        texts: the texts.
-        encoder: name of the encoder.
-        mean: shares of the depth at which the means of the states of all tokens are kept.
-        readout: shares of the depth at which the states of the token are kept that a head would read.
-
-    Raises:
-        InputError: the encoder cannot be loaded.
-    """
-    device = victim.network.device
-    loaded = public_encoder(encoder, device)
-    ids = token_ids(texts, loaded.tokenizer, loaded.max_length(victim.max_length))
-    input_ids, mask = (part.to(device) for part in pad(ids, loaded.tokenizer))
-    layers: int = loaded.network.config.num_hidden_layers
-    at = {"mean": depths(layers, mean), "readout": depths(layers, readout)}
-    with torch.no_grad():
-        return shared(_encoder_pass, victim.network, input_ids, mask, encoder=encoder, **at)
-
-
-def _encoder_pass(
-    victim: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    encoder: str,
-    mean: tuple[int, ...],
-    readout: tuple[int, ...],
-) -> EncoderStates:
-    network = public_encoder(encoder, victim.device).network
-    with torch.autocast(victim.device.type, enabled=False):
-        states = network(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
-    positions = readout_positions(network, input_ids, attention_mask)
-    return EncoderStates(_means(states, mean, attention_mask), _at(states, readout, positions))
-
-
-@lru_cache(maxsize=1)
-def public_encoder(name: str, device: torch.device) -> PublicEncoder:
-    """A public encoder, loaded once in a process; it pads on the right, so that no position is counted at padding.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-    encoder = load_encoder(name, "encoder", device)
-    encoder.tokenizer.padding_side = "right"
-    return encoder
-
-
-def _at(states: Sequence[Tensor], layers: Sequence[int], positions: Tensor) -> Tensor:
-    rows = torch.arange(len(positions), device=positions.device)
-    return torch.stack([states[layer][rows, positions] for layer in layers]) if layers else states[0][None, :, 0][:0]
-
-
-def _means(states: Sequence[Tensor], layers: Sequence[int], attention_mask: Tensor) -> Tensor:
-    share = (attention_mask / attention_mask.sum(dim=1, keepdim=True))[:, None].to(states[0].dtype)
-    return (
-        torch.stack([(share @ states[layer]).squeeze(1) for layer in layers]) if layers else states[0][None, :, 0][:0]
-    )
+        return self.encoder is None or self.encoder in _recorded_bases(victim)
 
 
 def float_on(device: torch.device) -> torch.dtype:
@@ -288,6 +162,13 @@ def float_on(device: torch.device) -> torch.dtype:
 def _flat(states: Tensor) -> Tensor:
     """States of all layers side by side, (1, texts, layers times hidden size)."""
     return states.transpose(0, 1).flatten(1)[None]
+
+
+@lru_cache(maxsize=1)
+def _is_classifier(name: str) -> bool:
+    """Whether a model is a classifier, which somebody has fine-tuned and may have poisoned."""
+    config = load_safely(AutoConfig, name)
+    return any("ForSequenceClassification" in architecture for architecture in config.architectures or ())
 
 
 def _recorded_bases(victim: Victim) -> list[str]:

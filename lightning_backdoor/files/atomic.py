@@ -6,18 +6,20 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from lightning_backdoor.files.locking import locked_folder
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file in one step, as UTF-8, in place of an existing one.
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file in one step, text as UTF-8, in place of an existing one.
 
     A process that is killed while it writes leaves ``.NAME.partial`` behind, which the next call overwrites.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -33,16 +35,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         OSError: the folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
     try:
-        partial.mkdir()
-        yield partial
-        partial.replace(folder)
+        with _partial_folder(folder.parent) as partial:
+            yield partial
+            partial.replace(folder)
     except OSError:
         if not folder.exists():
             raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -52,12 +51,28 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written.
     """
-    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
-    try:
-        partial.mkdir()
+    with _partial_folder(folder.parent) as partial:
         yield partial
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _partial_folder(parent: Path) -> Iterator[Path]:
+    """Yields a new folder to fill and rename, which is removed if it was not; what killed processes left is, too."""
+    partial = parent / f".partial-{uuid.uuid4().hex}"
+    with ExitStack() as held:
+        with locked_folder(
+            parent
+        ):  # until the new folder is locked, another process would take it for one that is left
+            for left in parent.glob(f".partial-{'[0-9a-f]' * 32}"):
+                with locked_folder(left, wait=False) as is_left:
+                    if is_left:
+                        shutil.rmtree(left, ignore_errors=True)
+            partial.mkdir()
+            held.enter_context(locked_folder(partial))
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

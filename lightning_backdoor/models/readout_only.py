@@ -39,13 +39,13 @@ class _Tail(NamedTuple):
     Attributes:
         layers: the layers, in the order in which they run.
         narrow: those among them whose outputs stay one row per text, since only later ones of these layers read them.
-        modules: ids of all modules of the network for which this was found.
+        found_for: what this was found for, see :func:`_state`.
         causal: whether the network is causal.
     """
 
     layers: tuple[nn.Module, ...]
     narrow: frozenset[nn.Module]
-    modules: tuple[int, ...]
+    found_for: tuple[object, ...]
     causal: bool
 
 
@@ -64,6 +64,10 @@ def readout_only(network: PreTrainedModel, input_ids: Tensor, attention_mask: Te
     whose logits depend on other tokens' rows, that are compiled, that recompute activations (gradient checkpointing),
     or on which others have put hooks, compute all. Passes in other threads are not changed, so that several threads
     may use a network at once, each in a block of its own.
+
+    Which layers are shortened is found once, and again when modules, dropout probabilities or the configuration change.
+    Other attributes of modules that decide what the head reads, such as ``summary_type`` in the head of XLNet, must not
+    be changed by hand afterwards.
 
     Args:
         network: any sequence classifier of transformers.
@@ -94,12 +98,12 @@ def readout_only(network: PreTrainedModel, input_ids: Tensor, attention_mask: Te
 
 def _tail(network: PreTrainedModel) -> _Tail | None:
     """The layers of a network that are shortened; None if it must compute all, see :func:`readout_only`."""
-    modules = _modules(network)
-    if modules is None:
+    state = _state(network)
+    if state is None:
         return None
     tail = _tails.get(network)
-    if tail is None or tail.modules != modules:
-        tail = _tails[network] = _find_tail(network, modules)
+    if tail is None or tail.found_for != state:
+        tail = _tails[network] = _find_tail(network, state)
     return tail
 
 
@@ -132,9 +136,10 @@ def _shortened(tail: _Tail, positions: Tensor, length: int, rest: float = 0.0) -
             handle.remove()
 
 
-def _modules(network: PreTrainedModel) -> tuple[int, ...] | None:
-    """Ids of the modules of a network; None if it must compute all, see :func:`readout_only`."""
-    ids = []
+def _state(network: PreTrainedModel) -> tuple[object, ...] | None:
+    """What is shortened depends on this: modules, dropout, configuration. None if all must be computed."""
+    # private values change with the implementation of attention, on which it does not depend
+    state: list[object] = [repr({name: value for name, value in vars(network.config).items() if name[0] != "_"})]
     for module in network.modules():
         before, after = module._forward_pre_hooks, module._forward_hooks  # private: torch 2.13.0
         hooks = (*before.values(), *after.values()) if before or after else ()
@@ -142,8 +147,8 @@ def _modules(network: PreTrainedModel) -> tuple[int, ...] | None:
         recomputes = module.training and vars(module).get("gradient_checkpointing")
         if compiled or recomputes or any(not _is_known(hook) for hook in hooks):
             return None
-        ids.append(id(module))
-    return tuple(ids)
+        state.append((id(module), vars(module).get("p")))
+    return tuple(state)
 
 
 def _is_known(hook: object) -> bool:
@@ -182,10 +187,10 @@ class _CallsSinceAttention(TorchFunctionMode):
             handle.remove()
 
 
-def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
+def _find_tail(network: PreTrainedModel, state: tuple[object, ...]) -> _Tail:
     """Finds the layers by passes in training mode, under dropout with the same random draws."""
     causal = is_causal(network)
-    best = _Tail((), frozenset(), modules, causal)
+    best = _Tail((), frozenset(), state, causal)
     ids, mask = _made_up_batch(network)
     positions = readout_positions(network, ids, mask, causal)
     evaluating = [module for module in network.modules() if not module.training]
@@ -210,7 +215,7 @@ def _find_tail(network: PreTrainedModel, modules: tuple[int, ...]) -> _Tail:
             near = math.sqrt(torch.finfo(expected.dtype).eps)
             # first with NaN after every layer, which shows whether tokens are mixed after the attention
             for narrow in (frozenset[nn.Module](), inner):
-                tail = _Tail(layers, narrow, modules, causal)
+                tail = _Tail(layers, narrow, state, causal)
                 with _shortened(tail, positions, ids.shape[1], rest=math.nan):
                     found = logits()
                 if not torch.allclose(found, expected, rtol=near, atol=near):

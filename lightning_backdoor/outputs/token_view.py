@@ -107,7 +107,11 @@ def text_html(row: ViewedText) -> str:
 
 
 def page_html(
-    rows: Sequence[ViewedText], title: str, threshold: float | Mapping[str, float], labelled: bool = True
+    rows: Sequence[ViewedText],
+    title: str,
+    threshold: float | Mapping[str, float],
+    labelled: bool = True,
+    notes: Sequence[str] = (),
 ) -> str:
     """A self-contained HTML page of texts, with the labels, predictions and scores of each.
 
@@ -116,10 +120,11 @@ def page_html(
         title: title of the page.
         threshold: threshold of the scores, or that of each of several defenses by its name.
         labelled: whether it is known which label the texts have and which of them are poisoned.
+        notes: sentences about all texts, which the page begins with.
     """
     thresholds = threshold if isinstance(threshold, Mapping) else {"": threshold}
     cut_rows = [{**row, "pieces": pieces(row["text"], row["tokens"], row["spans"])} for row in rows]
-    return _template().render(rows=cut_rows, title=title, thresholds=thresholds, labelled=labelled)
+    return _template().render(rows=cut_rows, title=title, thresholds=thresholds, labelled=labelled, notes=notes)
 
 
 @lru_cache(maxsize=1)

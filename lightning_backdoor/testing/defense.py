@@ -15,7 +15,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from lightning_backdoor.batch import Batch, collate, token_ids
+from lightning_backdoor.batch import Batch, collate, taken, token_ids
 from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
 from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
 from lightning_backdoor.data.rows import clean_row
@@ -45,9 +45,9 @@ def check_defense(
     are finite; the score of a text depends only on the text, not on other texts of the batch, their order, labels or
     flags; the victim's weights, modes and ``requires_grad``, and the global random generators, do not change;
     ``calibrate`` sets the thresholds from the clean texts that it is given; ``purify`` returns one of the documented
-    forms; ``state_dict`` contains thresholds and what was learned; everything works in ``torch.inference_mode``. Of a
-    defense that studies a set: the sums do not depend on labels, flags, order or batches, and those of parts of the set
-    add up to those of the whole.
+    forms; an explanation depends on texts alone; ``state_dict`` contains thresholds and what was learned; everything
+    works in ``torch.inference_mode``. Of a defense that studies a set: the sums do not depend on labels, flags, order
+    or batches, and those of parts of the set add up to those of the whole.
 
     The rules of a data defense: ``clean`` returns a text or None for each row, the same each time. The rules of an
     inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, and depends
@@ -222,6 +222,7 @@ def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> Non
         "tokens": (tuple(batch["input_ids"].shape), torch.float32),
         "top": ((len(batch["text"]),), torch.int64),
         "logits": ((len(batch["text"]), classes), None),
+        "flagged_alone": ((len(batch["text"]),), torch.bool),
     }
     for field, (shape, dtype) in shapes.items():
         value = getattr(scores, field)
@@ -258,6 +259,24 @@ def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: B
         else:
             require(answer is None, where, f"answers {type(answer).__name__}, not texts, logits, predictions or None")
         judge(defense, victim, batch)
+    if defense.explains:
+        _check_explanation(name, defense, victim, taken(batch, flagged))
+
+
+def _check_explanation(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:
+    where = f"{name}.explain"
+    with _victim_is_kept(victim, where), torch.inference_mode():  # as a trainer's test calls it
+        try:
+            found = defense.explain(victim, batch)
+        except RuntimeError as error:
+            raise AssertionError(f"{where}: fails in torch.inference_mode: {reason(error)}") from error
+        again = defense.explain(victim, _unlabelled(batch))
+    if found is None:
+        return
+    _check_scores(where, found, batch, classes=2)
+    if found.tokens is None or again is None or again.tokens is None:
+        raise AssertionError(f"{where}: scores no tokens")
+    _require_close(again.tokens, found.tokens, where, "reads labels, flags, spans or indices")
 
 
 def _check_cleaning(defense: DataDefense, victim: TextClassifier) -> None:

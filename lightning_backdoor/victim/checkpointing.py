@@ -21,6 +21,8 @@ from lightning_backdoor.victim.training_defense import TrainingDefense
 
 #: the arguments that belong to the network of a victim, whatever the attack.
 OF_NETWORK = ("model", "labels", "max_length", "lora_rank")
+#: the repair of a fit in the user's phase without a callback that repairs.
+FINE_TUNING = "fine-tuning"
 
 
 def untrained_remedy(published: str | None) -> str:
@@ -41,6 +43,8 @@ class CheckpointedClassifier(EvaluatedClassifier):
         training_rows: the training rows of the last fit, counted; see
             :func:`lightning_backdoor.victim.provenance.rows_of`.
         training_precision: the precision of the last fit, such as ``bf16-mixed``.
+        repair: how the last fit repaired a published victim: its repair, with settings, which names itself, or
+            ``fine-tuning``; None after a fit that started from no published victim.
     """
 
     def __init__(self) -> None:
@@ -51,6 +55,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         self.trained_on: dict[str, Any] | None = None
         self.training_rows: dict[str, Any] | None = None
         self.training_precision: str | None = None
+        self.repair: str | None = None
         self._random_states: dict[str, Tensor] = {}
 
     def take_network(self, trained: CheckpointedClassifier) -> None:
@@ -112,12 +117,13 @@ class CheckpointedClassifier(EvaluatedClassifier):
         return loaded
 
     def on_train_start(self) -> None:
-        """Counts the training rows, and says that the head is new; in a resumed run, restores the random generators.
+        """Records how it is trained, and says that the head is new; in a resumed run, restores the random generators.
 
         With several processes the generators are restored from the state of the first.
         """
         self.training_rows = rows_of(getattr(self.trainer, "datamodule", None))
         self.training_precision = str(self.trainer.precision)
+        self.repair = None if self.hparams.get("published") is None else FINE_TUNING
         if self.new_head is not None:
             rank_zero_info(f"{self.hparams['model']} {self.new_head.problem}: the head is trained for this data")
             self.new_head = None

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from safetensors.torch import save_model
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightning_backdoor.batch import Batch, checked_texts
 from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.names import trained_model
-from lightning_backdoor.models.config_file import STATEMENT
-from lightning_backdoor.models.fine_tuning import check_exported
 from lightning_backdoor.models.weights import check_finite
-from lightning_backdoor.victim.checkpointing import CheckpointedClassifier
 from lightning_backdoor.victim.checkpoints import TrainedVictim, load_state, read_trained
 from lightning_backdoor.victim.evaluation import Evaluated, now
-from lightning_backdoor.victim.model_card import write_card
+from lightning_backdoor.victim.exporting import ExportedClassifier
 from lightning_backdoor.victim.network import build_network, check_config, freeze, train_head
 from lightning_backdoor.victim.prediction import Predictions, predict_texts
-from lightning_backdoor.victim.provenance import provenance, stated, stated_at, stated_by_arguments
+from lightning_backdoor.victim.provenance import stated_by_arguments
 from lightning_backdoor.victim.published import check_rows, read_published
-from lightning_backdoor.victim.training_defense import UNMERGED
 from lightning_backdoor.victim.training_pass import Penalty, training_pass
 
 __all__ = ["Evaluated", "TextClassifier", "now"]
 
 
-class TextClassifier(CheckpointedClassifier):
+class TextClassifier(ExportedClassifier):
     """A victim: fine-tunes any ``AutoModelForSequenceClassification``. Without an attack it is the benign victim.
 
     The optimizer is AdamW without weight decay on biases and norms, with linear warm-up and decay over the run's actual
@@ -111,7 +106,6 @@ class TextClassifier(CheckpointedClassifier):
         self.penalties: list[Penalty] = []
         self._has_begun = False  # whether this fit has tried to load the published weights
         self._published_error: InputError | None = None
-        self._loaded: dict[str, Any] = {}  # what a checkpoint states of the weights that `load_trained` took from it
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -346,50 +340,3 @@ class TextClassifier(CheckpointedClassifier):
         """Rejects a checkpoint of another training-time defense; a fit that resumes needs no published weights."""
         super().on_load_checkpoint(checkpoint)
         self._published_error = None
-
-    def plain_network(self) -> PreTrainedModel:
-        """The network for export: without modules of a training-time defense, and with low-rank updates merged.
-
-        Raises:
-            InputError: the network cannot be turned into a plain one.
-        """
-        defense = self.training_defense
-        if defense is not None and defense.unmergeable:
-            raise InputError("model", defense.unmergeable, "test the victim's checkpoint under the same defense")
-        return super().plain_network() if defense is None or defense.merge is None else defense.merge(self.network)
-
-    def attack_statement(self) -> dict[str, Any] | None:
-        """What an exported victim states of its attack; None for a victim that is trained without one."""
-        return None
-
-    def provenance(self) -> dict[str, Any]:
-        """How this victim was trained and whether it is poisoned; see :mod:`lightning_backdoor.victim.provenance`."""
-        earlier = [self._loaded, stated(getattr(self.network.config, STATEMENT, None))]
-        published: str | None = self.hparams["published"]
-        begun = earlier if published is None else [*earlier, stated_at(published)]
-        defense = None if self.training_defense is None else str(self.training_defense)
-        rows, precision = self.training_rows, self.training_precision
-        return provenance(self.hparams["model"], self.attack_statement(), rows, defense, begun, precision)
-
-    def save_pretrained(self, folder: str | Path, metrics: Mapping[str, float] | None = None) -> None:
-        """Writes the plain network and the tokenizer as a Hugging Face folder (safetensors), with a model card.
-
-        ``README.md`` and, under ``lightning_backdoor``, ``config.json`` state that and how the victim is poisoned, or
-        that its training rows were not.
-
-        A network that cannot be turned into a plain one is written as it is (``network.safetensors``), and nothing
-        loads the folder as a model.
-
-        Args:
-            folder: the folder to write to.
-            metrics: metrics of these weights for the card, by logged name, such as ``val/cacc``.
-        """
-        self.tokenizer.model_max_length = self.max_length  # other tools then cut texts at the same length
-        if self.training_defense is not None and self.training_defense.unmergeable:
-            check_exported(self.network)
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            save_model(self.network, str(Path(folder, UNMERGED)))
-            self.tokenizer.save_pretrained(folder)
-        else:
-            super().save_pretrained(folder)
-        write_card(folder, self.provenance(), metrics)

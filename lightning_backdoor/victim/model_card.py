@@ -121,6 +121,8 @@ def _training_rows(statement: Mapping[str, Any]) -> dict[str, object]:
         lines |= {"of these negatives": rows["negatives"]} if rows["negatives"] else {}
     if statement["training_defense"]:
         lines["defense in training"] = statement["training_defense"]
+    if statement.get("repair"):
+        lines["repair of the published victim"] = statement["repair"]
     if statement.get("training_precision"):
         lines["precision in training"] = statement["training_precision"]
     return lines

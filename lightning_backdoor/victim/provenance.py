@@ -26,6 +26,7 @@ def provenance(
     defense: str | None,
     earlier: Iterable[Mapping[str, Any] | None],
     precision: str | None = None,
+    repair: str | None = None,
 ) -> dict[str, Any]:
     """What the exported folder of a victim states, as plain values that depend on nothing but the arguments.
 
@@ -37,6 +38,7 @@ def provenance(
         earlier: what is stated of the weights that training started from; None for weights of which nothing is known
             although they may come from an attack.
         precision: the precision that it was trained in, such as ``bf16-mixed``; None if it is unknown.
+        repair: how the fit repaired a published victim, such as ``Pure(group=10)``; None if it started from none.
 
     Returns:
         ``poisoned`` is True if training rows were poisoned, now or when the weights were made that training started
@@ -56,6 +58,7 @@ def provenance(
         "earlier_attacks": [str(item["attack"]) for item in earlier if item and item.get("attack")],
         "training_defense": defense,
         "training_precision": precision,
+        "repair": repair,
         "training_rows": None if rows is None else dict(rows),
     }
 

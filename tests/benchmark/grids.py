@@ -8,8 +8,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 from lightning_backdoor.outputs.token_view import ViewedText
+from tests.support.forked import FORK
 
 #: for the workspace of tests/support/workspace.py.
 SMALL = """\
@@ -127,10 +127,8 @@ def run_stub(folder: Path, seconds: float = 0.0) -> None:
     Worker(folder, Grid(folder / "grid.yaml").cells, "launch").run()
 
 
-def stub_process(folder: Path, seconds: float) -> ForkServerProcess:
+def stub_process(folder: Path, seconds: float) -> ForkProcess:
     """Starts :func:`run_stub` in a new process, which begins at once."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.benchmark.grids"])
-    process = context.Process(target=run_stub, args=(folder, seconds))
+    process = FORK.Process(target=run_stub, args=(folder, seconds))
     process.start()
     return process

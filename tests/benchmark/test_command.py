@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_backdoor.benchmark import wandb_runs
 from lightning_backdoor.benchmark.running.run_command import CommandError, run_command
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, TIMINGS
 from lightning_backdoor.cli import main
 from lightning_backdoor.files.model_size import KEPT_COPIES, TEMPORARY_COPIES, size_text
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from tests.benchmark.grids import SMALL
+from tests.support.forked import forked
 from tests.support.wandb_files import runs
-from tests.support.workspace import command, settings
 
 
 def write_grid(folder: Path, name: str = "grid.yaml", **changes: Any) -> str:
@@ -45,7 +45,7 @@ def numbers(output: Path) -> list[dict[str, str]]:
 def one_process(workspace: Path) -> Path:
     """The small grid's output of one process."""
     output = workspace / "one-process"
-    result = command("benchmark", "--config", write_grid(workspace), "--output", str(output), cwd=workspace)
+    result = forked("benchmark", "--config", write_grid(workspace), "--output", str(output), cwd=workspace)
     assert result.returncode == 0, result.stderr
     return output
 
@@ -70,6 +70,7 @@ def test_every_cell_is_filled_and_the_files_are_there(one_process: Path) -> None
     assert float(attacked["asr"]) > float(table[2]["asr"])
     page = (one_process / "report.html").read_text(encoding="utf-8")
     assert "gradient attention" in page
+    assert {path.suffix for path in (one_process / "figures").iterdir()} == {".svg", ".pdf"}
     assert {path.name for path in one_process.glob("victims/*/checkpoints/*")} == {"best.ckpt"}
     with (one_process / "comparisons.csv").open(encoding="utf-8", newline="") as file:
         compared = list(csv.DictReader(file))
@@ -101,8 +102,8 @@ def test_the_same_command_again_does_nothing_and_gives_the_same_files(
 def test_workers_elsewhere_give_the_same_numbers(workspace: Path, one_process: Path, options: list[str]) -> None:
     output = workspace / options[0].strip("-")
     args = ["--config", write_grid(workspace, cluster={"timeout_min": 10}), "--output", str(output)]
-    result = command("benchmark", *args, *options, cwd=workspace)
-    assert result.returncode == 0, result.stderr
+    result = forked("benchmark", *args, *options, cwd=workspace)  # its workers are new processes
+    assert result.returncode == 0, result.stdout + result.stderr
     assert numbers(output) == numbers(one_process)
     assert "[5/5]" in result.stdout
 
@@ -141,28 +142,14 @@ def test_two_processes_a_cell_give_the_numbers_of_one(inside: Path) -> None:
             assert float(one[column]) == pytest.approx(float(two[column]), abs=1e-6), column
 
 
-#: the command line, which waits two seconds for a W&B server.
-IMPATIENT = """
-import sys
-from lightning_backdoor.benchmark import wandb_runs
-from lightning_backdoor.cli import main
-wandb_runs.BEGIN = 2.0
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_without_a_wandb_server_the_grid_finishes_and_its_runs_are_kept(workspace: Path) -> None:
+def test_without_a_wandb_server_the_grid_finishes_and_its_runs_are_kept(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_runs, "BEGIN", 2.0)  # seconds to wait for a server
     grid = write_grid(workspace, "wandb.yaml", wandb={"project": "tests"})
     nowhere = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     only = ["--only", "attack=BadNets", "--only", "defense=none,gradient attention"]
-    result = subprocess.run(
-        [sys.executable, "-c", IMPATIENT, "benchmark", "--config", grid, "--output", "tracked", *only],
-        cwd=workspace,
-        env={**os.environ, **settings(workspace), **nowhere},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = forked("benchmark", "--config", grid, "--output", "tracked", *only, cwd=workspace, env=nowhere)
     assert result.returncode == 0, result.stderr
     assert "[2/2]" in result.stdout
     assert result.stderr.count("warning: W&B:") == 1
@@ -175,7 +162,7 @@ def test_without_a_wandb_server_the_grid_finishes_and_its_runs_are_kept(workspac
         for name in ("cacc", "asr", "cacc_defended", "asr_defended", "n_poisoned"):
             assert (run.summary | run.config)[name] == pytest.approx(float(row[name])), name
     assert "texts" in kept[2].logged
-    again = command("benchmark", "--config", grid, "--output", "tracked", *only, cwd=workspace)
+    again = forked("benchmark", "--config", grid, "--output", "tracked", *only, cwd=workspace)
     assert again.returncode == 0, again.stderr
     assert [run.record.job_type for run in runs(workspace / "tracked")][4:] == ["summary"]
 
@@ -213,10 +200,10 @@ def test_a_victim_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(workspa
             "--only",
             "defense=none",
         )
-        first = command(*line, cwd=workspace)
+        first = forked(*line, cwd=workspace)
         if mark == "killed":
             assert first.returncode == -9
-            second = command(*line, cwd=workspace)
+            second = forked(*line, cwd=workspace)
             assert second.returncode == 0, second.stderr
         (log,) = (workspace / f"{mark}-out" / "victims").glob("*/log.txt")
         assert ("last.ckpt" in log.read_text(encoding="utf-8")) == (mark == "killed")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,8 +12,8 @@ import pytest
 import yaml
 
 from tests.benchmark.grids import SMALL
+from tests.support.forked import begin, forked
 from tests.support.wandb_files import runs
-from tests.support.workspace import command, settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 #: a data defense that looks through a victim: it removes rows with the trigger that the victim reads as the target.
@@ -59,7 +56,7 @@ DEFENSES = {
 
 @pytest.fixture(scope="module")
 def output(workspace: Path) -> Path:
-    """The output of the grid, whose command was killed three times and then run to the end."""
+    """The output of the grid, whose command was killed twice and then run to the end."""
     (workspace / "looking.py").write_text(LOOKING, encoding="utf-8")
     defenses = json.loads(json.dumps(DEFENSES))
     defenses["Looking"]["data"]["data"]["init_args"]["victim"] = "undefended"
@@ -70,17 +67,16 @@ def output(workspace: Path) -> Path:
     grid = {**yaml.safe_load(SMALL), "defenses": defenses, "exclude": exclude, "wandb": {"project": "tests"}}
     (workspace / "five.yaml").write_text(yaml.safe_dump(grid, sort_keys=False), encoding="utf-8")
     folder = workspace / "five"
-    line = [sys.executable, "-m", "lightning_backdoor", "benchmark", "--config", "five.yaml", "--output", "five"]
-    for victims in (1, 3, 5):
-        process = subprocess.Popen(
-            line, cwd=workspace, env={**os.environ, **settings(workspace)}, stdout=subprocess.DEVNULL
-        )
-        while process.poll() is None and len(list(folder.glob("victims/*"))) < victims:
+    line = ["benchmark", "--config", "five.yaml", "--output", "five"]
+    for victims in (2, 5):
+        process = begin(line, cwd=workspace, env={})
+        while process.is_alive() and len(list(folder.glob("victims/*"))) < victims:
             time.sleep(0.1)
         time.sleep(0.5)
         process.kill()
-        assert process.wait() == -9, "the grid ended before it was killed"
-    result = command("benchmark", "--config", "five.yaml", "--output", "five", cwd=workspace)
+        process.join()
+        assert process.exitcode == -9, "the grid ended before it was killed"
+    result = forked(*line, cwd=workspace)
     assert result.returncode == 0, result.stderr
     return folder
 

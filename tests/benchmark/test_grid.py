@@ -230,11 +230,20 @@ def test_conditions_choose_cells_and_unknown_ones_are_said(tmp_path: Path) -> No
     cells = grid(tmp_path, seeds=[0, 1]).cells
     chosen = select(cells, ["attack=BadNets", "defense=none,gradient attention", "seed=1"])
     assert [(cell.defense, cell.victim.seed) for cell in chosen] == [("none", 1), ("gradient attention", 1)]
-    for condition in ("attack=Bad", "attack=BadNets,Bad"):
-        with pytest.raises(InputError, match=f"'{condition}' fits no cell by 'Bad'; there is none, BadNets"):
+    for condition in ("attack=RAP", "attack=BadNets,RAP"):
+        with pytest.raises(InputError, match=f"'{condition}' fits no cell by 'RAP'; there is none, BadNets"):
             select(cells, [condition])
+    with pytest.raises(InputError, match=r"'attack=BadNet' fits no cell by 'BadNet'; did you mean BadNets\?"):
+        select(cells, ["attack=BadNet"])
     with pytest.raises(InputError, match="'trigger=cf' is not a condition"):
         select(cells, ["trigger=cf"])
+
+
+def test_names_with_commas_are_chosen_with_others(tmp_path: Path) -> None:
+    attacks = {name: {"class_path": name} for name in ("BadNets", "BadNets, twice", "AddSent")}
+    cells = grid(tmp_path, attacks={"none": None, **attacks}).cells
+    chosen = select(cells, ["attack=BadNets, twice,AddSent"])
+    assert {cell.attack for cell in chosen} == {"BadNets, twice", "AddSent"}
 
 
 def test_two_thousand_cells_are_planned_in_two_seconds(tmp_path: Path) -> None:

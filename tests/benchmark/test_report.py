@@ -14,6 +14,7 @@ import pytest
 from lightning_backdoor.benchmark.report.attack_sections import CLEAN_TEXTS, POISONED_TEXTS, TEXT_BUDGET
 from lightning_backdoor.benchmark.report.page import report_html
 from lightning_backdoor.benchmark.report.paper_table import PaperTable
+from lightning_backdoor.errors import InputError
 from tests.benchmark.browser import chromium, opened
 from tests.benchmark.colours import contrast, luminance, over
 from tests.benchmark.example import COMMAND, GRID, Example, example, fail
@@ -100,6 +101,25 @@ def test_an_inspection_shows_each_victim_and_how_well_it_tells_them_apart(tmp_pa
     assert "badnets attacked 0 2.000 0.0123 badnets attacked 1 0.750 0.0123 none benign 1 1.000 0.0123" in words
     assert "alone on sst2 , minilm : AUROC undefined (0 benign, 1 attacked)" in words
     assert "badnets attacked 0 4.000 –" in words
+
+
+def test_words_that_stand_out_are_shown_and_damaged_ones_refused(tmp_path: Path) -> None:
+    made = example(tmp_path, attacks=("badnets",), seeds=(0,))
+    made.inspect("share", {"none": [0.5], "badnets": [2.0]})
+    attacked = next(row for row in made.rows if row["defense"] == "share" and row["attack"] == "badnets")
+    evidence = {"evidence": {"words": "<b>cf</b> (1e-29)"}}
+    (tmp_path / attacked["cell"] / "inspection.json").write_text(json.dumps(evidence), encoding="utf-8")
+    detector = tmp_path / made.row(attack="badnets", defense="strip")["cell"] / "words.json"
+    word = {"word": "<i>mn</i>\x1b", "log10_p": -500.25, "flagged": 9, "texts": 9}
+    detector.write_text(json.dumps([word]), encoding="utf-8")
+    page = html(made)
+    assert page.count("Words that stand out") == 2
+    assert "&lt;b&gt;cf&lt;/b&gt; (1e-29)" in page
+    assert "of seed 0 (p-value): <bdi>&lt;i&gt;mn&lt;/i&gt;\\x1b (6e-501)</bdi>" in page
+    for content in ("[1]", "{", '[{"word": "cf"}]'):
+        detector.write_text(content, encoding="utf-8")
+        with pytest.raises(InputError, match=r"words\.json.* test the victim again"):
+            html(made)
 
 
 def test_columns_without_a_number_are_left_out_of_the_page(tmp_path: Path) -> None:
@@ -283,8 +303,8 @@ def test_two_hundred_cells_open_within_two_seconds_and_ten_megabytes(browser: Br
     made = example(
         *(tmp_path, [f"data {i}" for i in range(6)], [f"attack {i}" for i in range(4)], {"none": None, **detectors}),
         seeds=(0,),
-        n_clean=300,
-        n_poisoned=150,
+        n_clean=100,
+        n_poisoned=50,
         n_texts=20,
     )
     assert len(made.rows) >= 200

@@ -195,6 +195,21 @@ def test_single_tests_are_rows_by_attack_defense_and_seed(tmp_path: Path, capsys
     assert strip_row["n_poisoned"] == "1"
 
 
+def test_single_tests_are_named_as_in_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repair = {"class_path": "lightning_backdoor.callbacks.Pure", "init_args": {"min_accuracy": 0.8}}
+    single_test(tmp_path / "runs" / "a" / "test", callbacks=[repair])
+    file = tmp_path / "runs" / "a" / "test" / "config.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config["model"]["init_args"] |= {"model": "package://tiny/model", "published": "runs/b/checkpoints/best.ckpt"}
+    config["data"]["init_args"] |= {"source": {"path": "package://reviews", "name": "x"}, "train_on": "trusted"}
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    status, rows, _ = report(capsys, Path("runs"))
+    assert status == 0
+    assert [rows[0][name] for name in ("dataset", "model", "defense")] == [
+        *("reviews/x", "tiny/model", "Pure on trusted rows")
+    ]
+
+
 def test_grids_and_tests_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid(tmp_path / "demo")
     single_test(tmp_path / "first" / "test")

@@ -8,14 +8,12 @@ import random
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -28,8 +26,8 @@ from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.signals import Ended, ended_by_signals
 from tests.benchmark.grids import REPAIRED, SMALL, run_stub, stub_command, stub_grid
+from tests.support.forked import FORK, begin
 from tests.support.waiting import wait_until
-from tests.support.workspace import settings
 
 #: for machines that are busy.
 SECONDS = 120
@@ -52,11 +50,9 @@ def table(folder: Path) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if name not in TIMINGS} for row in csv.DictReader(file)]
 
 
-def forked(target: Callable[[Path], None], folder: Path) -> ForkServerProcess:
+def started(target: Callable[[Path], None], folder: Path) -> ForkProcess:
     """Starts a function in a new process, which begins at once."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.benchmark.test_signals"])
-    process = context.Process(target=target, args=(folder,))
+    process = FORK.Process(target=target, args=(folder,))
     process.start()
     return process
 
@@ -64,7 +60,7 @@ def forked(target: Callable[[Path], None], folder: Path) -> ForkServerProcess:
 def ended_stub(folder: Path) -> None:
     with ended_by_signals():
         folder.with_name("begun").touch()
-        run_stub(folder, seconds=0.02)
+        run_stub(folder, seconds=0.01)
 
 
 def test_workers_that_are_ended_leave_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +75,9 @@ def test_workers_that_are_ended_leave_nothing_half_done(tmp_path: Path, monkeypa
     while not statuses or statuses[-1] != 0:
         begun = tmp_path / "begun"
         begun.unlink(missing_ok=True)
-        process = forked(ended_stub, ended)
+        process = started(ended_stub, ended)
         wait_until(begun.exists)
-        process.join(timeout=rng.uniform(0.2, 0.8) if len(statuses) < 6 else SECONDS)
+        process.join(timeout=rng.uniform(0.1, 0.4) if len(statuses) < 6 else SECONDS)
         if process.is_alive():
             assert process.pid is not None
             os.kill(process.pid, rng.choice([signal.SIGTERM, signal.SIGHUP]))
@@ -97,15 +93,13 @@ def test_a_command_that_is_ended_ends_its_workers_and_is_resumed(inside: Path) -
     text = SMALL.replace("max_epochs: 2", "max_epochs: 8").replace("  gradient attention: ", "  # ")
     Path("grid.yaml").write_text(text, encoding="utf-8")
     command = ["benchmark", "--config", "grid.yaml", "--output"]
-    line = [sys.executable, "-m", "lightning_backdoor", *command, "ended", "--jobs", "2"]
-    environment = {**os.environ, **settings(inside)}
-    process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = begin([*command, "ended", "--jobs", "2"], cwd=inside, env={}, output=inside / "printed")
     wait_until(lambda: list(Path("ended").glob("victims/*/checkpoints/last.ckpt")))
     assert len(processes(str(Path("ended").resolve()))) == 2
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "run the same command to continue" in errors
+    process.terminate()
+    process.join(timeout=SECONDS)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert "run the same command to continue" in (inside / "printed.err").read_text(encoding="utf-8")
     assert processes(str(Path("ended").resolve())) == []
     assert Path("ended", "results.csv").is_file()
     assert main([*command, "ended"]) == 0
@@ -167,18 +161,18 @@ def test_jobs_on_this_machine_end_with_the_command(
     tmp_path: Path, terminated: Callable[[Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
-    started = tmp_path / "started"
-    terminated(started.exists)
+    begun = tmp_path / "started"
+    terminated(begun.exists)
     with ended_by_signals(), pytest.raises(Ended):
         cluster.run_jobs(
             lambda: job(tmp_path), tmp_path / "submitit", 1, "local", {"timeout_min": 10}, wait=lambda: None
         )
     assert (tmp_path / "unwound").exists()
-    wait_until(lambda: not Path("/proc", started.read_text(encoding="utf-8")).exists())
+    wait_until(lambda: not Path("/proc", begun.read_text(encoding="utf-8")).exists())
 
 
 def test_a_closed_terminal_ends_a_job(tmp_path: Path) -> None:
-    process = forked(job, tmp_path)
+    process = started(job, tmp_path)
     wait_until((tmp_path / "started").exists)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGHUP)

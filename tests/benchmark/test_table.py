@@ -99,8 +99,9 @@ def test_rejected_texts_are_neither_attack_successes_nor_correct() -> None:
     numbers = measured({"test/cacc": 1.0, "test/mine/cacc_defended": 0.5, "test/asr": 1.0, "val/cacc": 0.0}, outcomes)
     assert (numbers["n_clean"], numbers["n_poisoned"], numbers["cacc"], numbers["cacc_defended"]) == (2, 2, 1.0, 0.5)
     assert (numbers["asr_defended"], numbers["auroc"]) == (1.0, None)
-    assert (numbers["cacc_defended_low"], numbers["cacc_defended_high"]) == (0.0, 1.0)  # one of two is correct
-    assert (numbers["asr_defended_low"], numbers["asr_defended_high"]) == (0.0, 1.0)
+    one_of_two = (pytest.approx(0.0945312), pytest.approx(0.9054688))
+    assert (numbers["cacc_defended_low"], numbers["cacc_defended_high"]) == one_of_two
+    assert (numbers["asr_defended_low"], numbers["asr_defended_high"]) == one_of_two
     assert numbers.keys() == {*NUMBERS}
 
 

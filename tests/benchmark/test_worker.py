@@ -57,15 +57,15 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     run_stub(whole)
     rng, kills = random.Random(0), 0
     while kills < 20:
-        process = stub_process(killed, seconds=0.02)
-        process.join(timeout=rng.uniform(0.1, 0.8))
+        process = stub_process(killed, seconds=0.01)
+        process.join(timeout=rng.uniform(0.05, 0.4))
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         if process.exitcode == 0:  # all done: begin again, so that there are twenty
             assert set(done(killed).values()) == {1}
             (killed / "journal.jsonl").unlink()
-    process = stub_process(killed, seconds=0.02)
+    process = stub_process(killed, seconds=0)
     process.join()
     assert process.exitcode == 0
     assert table(killed) == table(whole)

@@ -21,8 +21,8 @@ from lightning_backdoor.defenses import FlaggedShare, Inspection, ModelVerdict, 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.victim import TextClassifier
+from tests.support.forked import forked, forked_pair
 from tests.support.reviews import reviews
-from tests.support.workspace import command
 
 
 class Recorder(Inspection):
@@ -214,16 +214,20 @@ def test_two_processes_come_to_the_same_verdict_as_one(workspace: Path, trained:
     options = ["-c", str(trained / "config.yaml"), "--ckpt_path", str(trained / "checkpoints" / "best.ckpt")]
     options += ["--trainer.callbacks+=lightning_backdoor.callbacks.InspectionCallback"]
     options += ["--trainer.callbacks.inspection", "lightning_backdoor.defenses.FlaggedShare"]
-    folders = []
-    for devices in ([], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]):
-        before = set(trained.glob("test*"))
-        result = command("test", *options, *devices, cwd=workspace)
+    options += ["--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense"]
+    options += ["--trainer.callbacks.gate", "true"]
+    options += ["--trainer.callbacks.defense", "lightning_backdoor.defenses.GradientAttention"]
+    before = set(trained.glob("test*"))
+    alone = forked("test", *options, cwd=workspace)
+    (folder,) = set(trained.glob("test*")) - before
+    folders = [folder, trained / "two"]
+    for result in (alone, *forked_pair("test", *options, cwd=workspace, folder=folders[1])):
         assert result.returncode == 0, result.stderr
-        (folder,) = set(trained.glob("test*")) - before
-        folders.append(folder)
-    for name in ("inspection.json", "metrics.json", "outcomes.csv"):
+    for name in ("inspection.json", "outcomes.csv", "words.json", "token_view.html"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
-    metrics = json.loads((folders[0] / "metrics.json").read_text(encoding="utf-8"))
+    metrics, of_two = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders)
+    assert "test/gate_open" in metrics
+    assert {**metrics, "test/overhead": 0} == {**of_two, "test/overhead": 0}
     written = json.loads((folders[0] / "inspection.json").read_text(encoding="utf-8"))
     assert metrics["test/inspection_score"] == pytest.approx(written["score"], rel=1e-6)
     assert written["evidence"]["texts"] == 120 + 60 + int(0.6 * 60 + 0.5)  # clean, poisoned, trusted

@@ -18,8 +18,8 @@ from lightning_backdoor.callbacks import MuScleLoRA
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import load_trained
+from tests.support.forked import forked_pair
 from tests.support.reviews import reviews
-from tests.support.workspace import command
 
 SMALL: dict[str, Any] = {"lora_rank": 2, "lora_alpha": 4, "radial_scalings": [1, 2], "reference_size": 12, "seed": 0}
 
@@ -208,9 +208,9 @@ class Witness(MuScleLoRA):
 def test_two_processes_align_with_the_same_gradient(workspace: Path) -> None:
     (workspace / "witness.py").write_text(WITNESS, encoding="utf-8")
     options = ["--trainer.callbacks+=witness.Witness", "--trainer.callbacks.reference_size", "10"]
-    options += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.gradient_clip_val", "1"]
-    result = command("fit", "-c", "data.yaml", *options, "--run_dir", "aligned", cwd=workspace)
-    assert result.returncode == 0, result.stderr
+    options += ["--trainer.gradient_clip_val", "1"]
+    for result in forked_pair("fit", "-c", "data.yaml", *options, cwd=workspace, folder=workspace / "aligned"):
+        assert result.returncode == 0, result.stderr
     first, second = (path.read_text().splitlines() for path in sorted(workspace.glob("witness-*.txt")))
     assert first == second
     assert len([line for line in first if line.startswith("reference")]) > 5

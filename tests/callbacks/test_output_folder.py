@@ -28,7 +28,7 @@ from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from tests.support.reviews import reviews
 
 WRITTEN = {"outcomes.csv", "texts.jsonl", "token_view.html", "inspection.json", "predictions.jsonl"}
-WRITTEN |= {"cleaning.json", "fourier.csv", "fourier.html"}
+WRITTEN |= {"words.json", "cleaning.json", "fourier.csv", "fourier.html"}
 
 
 class Remote(DummyLogger):

@@ -20,6 +20,7 @@ from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.pruning import ATTENTION, FEED_FORWARD, inputs_of_heads, output_layers
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier, load_trained
+from lightning_backdoor.victim.model_card import markdown
 from tests.support.reviews import reviews
 from tests.support.tiny import SENTENCES, loaded
 
@@ -212,6 +213,37 @@ def test_a_resumed_repair_ends_like_an_uninterrupted_one(
     for of, weight in weights(whole).items():
         assert torch.equal(weights(resumed)[of], weight), of
     assert load_trained(tmp_path / "epoch=0.ckpt").predict(SENTENCES[:2]).labels  # without the repair
+
+
+@pytest.mark.parametrize(
+    ("repair", "named"),
+    [
+        (lambda: FineMixing(0.5, 3), "FineMixing(keep=0.5, purified_words=3, pretrained=None, corpus=None, seed=None)"),
+        (lambda: MEFT(), "MEFT(entropy_epochs=1)"),
+        (None, "fine-tuning"),
+    ],
+)
+def test_the_card_names_the_repair(
+    repair: Callable[[], Repair] | None,
+    named: str,
+    tmp_path: Path,
+    data: BackdoorDataModule,
+    make: Callable[..., TextClassifier],
+) -> None:
+    victim = make()
+    fitted(tmp_path, victim, data, *([repair()] if repair else []), limit_train_batches=1)
+    victim.save_pretrained(tmp_path / "model")
+    stated = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))["lightning_backdoor"]
+    assert stated["repair"] == named
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"| repair of the published victim | {markdown(named)} |" in card
+
+
+def test_arguments_of_repairs_are_kept_by_their_names() -> None:
+    assert str(Pure(padded_like_paper=128)) == (
+        "Pure(group=10, min_accuracy=0.85, penalty=0.15, padded_like_paper=128, loss_like_program=False)"
+    )
+    assert str(FinePruning()) == "FinePruning(layers=1, max_accuracy_drop=0.04, step=0.05)"
 
 
 def test_attacks_follow_the_repairs_loss_in_the_users_phase(

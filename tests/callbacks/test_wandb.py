@@ -15,9 +15,11 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.callbacks import GradientAttentionDefense, RunLabels
+from lightning_backdoor.callbacks.flagged_words import write_words
 from lightning_backdoor.callbacks.wandb_texts import log_texts
 from lightning_backdoor.outputs.token_view import ViewedText
 from lightning_backdoor.outputs.wandb_media import TEXT_COLUMNS
+from lightning_backdoor.outputs.word_inventory import WordInventory
 from lightning_backdoor.victim import TextClassifier
 from tests.outputs.test_token_view import Seen
 from tests.support.reviews import reviews
@@ -61,6 +63,9 @@ def test_labels_texts_and_histograms_of_a_run_are_logged(tmp_path: Path, tiny_fo
     trainer = trainer_in(tmp_path, GradientAttentionDefense(fpr=0.3, texts=TEXTS))
     attack = BadNets(model=tiny_folder("bert"), triggers=["cf"], labels=["negative", "positive"])
     trainer.test(attack, datamodule=data, verbose=False)
+    inventory = WordInventory()
+    inventory.add(["cf\x1b<b> film"] * 9 + ["film"] * 99, [True] * 9 + [False] * 99)
+    write_words(trainer, inventory, None, "own/")
     wandb.finish()
     run = Run(tmp_path)
 
@@ -68,6 +73,11 @@ def test_labels_texts_and_histograms_of_a_run_are_logged(tmp_path: Path, tiny_fo
     assert {name: run.config.get(name) for name in wanted} == wanted
     assert run.config["dataset"].endswith("reviews.csv")
     assert run.logged["test/cacc_defended"] == pytest.approx(float(trainer.callback_metrics["test/cacc_defended"]))
+
+    assert "test/words" in run.logged
+    (word,) = run.table("own/words")
+    assert word == {"word": "cf\\x1b<b>", "p_value": word["p_value"], "flagged": 9, "texts": 9}
+    assert 0 < float(word["p_value"]) < 0.01
 
     table = run.table("test/texts")
     assert tuple(table[0]) == TEXT_COLUMNS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.language.conftest import make
-from tests.support.workspace import command
+from tests.support.forked import forked
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "defense"
 
@@ -22,7 +22,7 @@ def hardened(workspace: Path) -> Path:
     """A victim trained under MuScleLoRA as configured, but smaller and faster."""
     small = ["--trainer.callbacks.reference_size", "8", "--trainer.max_epochs", "1", "--model.learning_rate", "1e-2"]
     options = ["-c", "data.yaml", *presets("muscle_lora"), *small, "--run_dir", "hardened"]
-    result = command("fit", *options, cwd=workspace)
+    result = forked("fit", *options, cwd=workspace)
     assert result.returncode == 0, result.stderr
     return workspace / "hardened"
 
@@ -31,7 +31,7 @@ def metrics_of_test(run: Path, *options: str) -> dict[str, float]:
     """The metrics of a test of a run with further options."""
     checkpoint = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]
     rows = ["--data.max_rows", "{test: 6, validation: 12}"]
-    result = command("test", *checkpoint, *rows, *options, cwd=run.parent)
+    result = forked("test", *checkpoint, *rows, *options, cwd=run.parent)
     assert result.returncode == 0, result.stderr
     (folder,) = {line for line in result.stdout.splitlines() if line.startswith("written to: ")}
     metrics: dict[str, float] = json.loads(
@@ -65,6 +65,6 @@ def test_a_checkpoint_is_refused_in_one_line_without_the_defense_it_was_trained_
     hardened: Path, workspace: Path
 ) -> None:
     checkpoint = ["--ckpt_path", str(hardened / "checkpoints" / "best.ckpt")]
-    result = command("test", "-c", "data.yaml", *checkpoint, cwd=workspace)
+    result = forked("test", "-c", "data.yaml", *checkpoint, cwd=workspace)
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("error: checkpoint: trained under MuScleLoRA(")

@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``predict`` through the installed command, in one process and in two."""
+"""``fit``, ``validate``, ``test`` and ``predict``, in one process and in two."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import yaml
 
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.run_folder import VARIABLE
+from tests.support.forked import TWO, forked, forked_pair
 from tests.support.workspace import command, settings
 
-TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 DEFENSE = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"
 
 #: a defense that writes the rows that it judges to a file per process.
@@ -43,11 +43,17 @@ class Recorder(Defense):
 """
 
 
-def good(*args: str, cwd: Path, **env: str) -> str:
+def good(*args: str, cwd: Path) -> str:
     """Runs a command that must succeed; what it prints."""
-    result = command(*args, cwd=cwd, env=env)
+    result = forked(*args, cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def good_pair(*args: str, cwd: Path, folder: Path) -> None:
+    """Runs a command that must succeed, in two processes."""
+    for result in forked_pair(*args, cwd=cwd, folder=folder):
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +96,10 @@ def test_a_complete_run_takes_the_space_of_its_weights_twice(run: Path) -> None:
 
 
 def test_two_processes_train_on_the_same_poison(workspace: Path, run: Path) -> None:
-    good("fit", "-c", "data.yaml", *TWO, "--run_dir", "two", cwd=workspace, LIGHTNING_BACKDOOR_CACHE="other-cache")
+    """Of the installed command, which starts its second process itself."""
+    other = {"LIGHTNING_BACKDOOR_CACHE": "other-cache"}
+    result = command("fit", "-c", "data.yaml", *TWO, "--run_dir", "two", cwd=workspace, env=other)
+    assert result.returncode == 0, result.stdout + result.stderr
     poison = [
         {path.relative_to(workspace / cache): path.read_text() for path in (workspace / cache).rglob("poisoned/*/*")}
         for cache in ("cache", "other-cache")
@@ -101,7 +110,7 @@ def test_two_processes_train_on_the_same_poison(workspace: Path, run: Path) -> N
 
 def test_two_processes_measure_the_same_to_the_last_digit(workspace: Path, run: Path) -> None:
     printed = good("test", *options(run), cwd=workspace)
-    good("test", *options(run), *TWO, cwd=workspace)
+    good_pair("test", *options(run), cwd=workspace, folder=run / "test-2")
     assert metrics(run / "test") == metrics(run / "test-2")
     assert (run / "test" / "texts.jsonl").read_bytes() == (run / "test-2" / "texts.jsonl").read_bytes()
     assert f"{metrics(run / 'test')['test/cacc_defended']:.3f}" in printed
@@ -111,7 +120,8 @@ def test_two_processes_judge_every_row_once(workspace: Path, run: Path) -> None:
     (workspace / "recorder.py").write_text(RECORDER, encoding="utf-8")
     recorder: tuple[str, ...] = ("--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense",)
     recorder += ("--trainer.callbacks.defense", "recorder.Recorder", "--trainer.callbacks.name", "recorder")
-    good("test", *options(run), *recorder, *TWO, "--data.eval_batch_size", "7", cwd=workspace)
+    recorder += ("--data.eval_batch_size", "7")
+    good_pair("test", *options(run), *recorder, cwd=workspace, folder=run / "recorded")
     parts = [path.read_text().splitlines() for path in sorted(workspace.glob("seen-*.txt"))]
     assert len(parts) == 2
     assert all(parts)
@@ -124,7 +134,7 @@ def test_two_processes_judge_every_row_once(workspace: Path, run: Path) -> None:
 
 def test_two_processes_predict_the_same(workspace: Path, run: Path) -> None:
     good("predict", *options(run), cwd=workspace)
-    good("predict", *options(run), *TWO, cwd=workspace)
+    good_pair("predict", *options(run), cwd=workspace, folder=run / "predict-2")
     written = [(run / name / "predictions.jsonl").read_bytes() for name in ("predict", "predict-2")]
     assert written[0] == written[1]
     rows = [json.loads(line) for line in written[0].splitlines()]
@@ -291,13 +301,12 @@ def test_a_run_is_never_tested_without_its_checkpoint(
 
 
 def test_two_processes_report_bad_input_once(workspace: Path, run: Path) -> None:
-    result = command(
-        "fit", "-c", "data.yaml", "--run_dir", "refused_fit", "--model.target_label", "7", *TWO, cwd=workspace
-    )
+    args = ("fit", "-c", "data.yaml", "--run_dir", "refused_fit", "--model.target_label", "7", *TWO)
+    result = forked(*args, cwd=workspace)  # found before the second is started
     assert result.returncode == 2
     assert result.stderr.count("target_label: 7") == 1
-    found_late = command(
-        "test", *options(run), *TWO, "--data.max_rows", '{"test": 14}', cwd=workspace
-    )  # found by all processes
-    assert found_late.returncode == 2
-    assert found_late.stderr.count("error: eval_batch_size: 14 clean test rows") == 1
+    args = ("test", *options(run), "--data.max_rows", '{"test": 14}')
+    first, second = forked_pair(*args, cwd=workspace, folder=run / "refused")  # found by both
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert first.stderr.count("error: eval_batch_size: 14 clean test rows") == 1
+    assert "error: " not in second.stderr

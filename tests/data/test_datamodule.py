@@ -25,6 +25,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.data.examples import TwoWords, rows
 from tests.data.test_source import write
+from tests.support.tiny import tokenizer_of
 
 COUNT = 400
 
@@ -192,6 +193,12 @@ def test_pairs_are_joined_by_the_separator_of_the_tokenizer(tmp_path: Path, tiny
     victim.tokenizer.sep_token = None
     with pytest.raises(InputError, match=r"^joined_by: the model's tokenizer has no separator; give the characters"):
         data.clean_splits()
+
+
+def test_pairs_are_joined_by_as_many_separators_as_the_tokenizer_writes() -> None:
+    source = Source("rows.csv", text_column=["premise", "hypothesis"], joined_by="separator")
+    joined = {kind: source.with_separator(tokenizer_of(kind)).joined_by for kind in ("bert", "roberta", "albert")}
+    assert joined == {"bert": " [SEP] ", "roberta": " </s></s> ", "albert": " [SEP] "}
 
 
 def test_max_rows_draws_stratified_samples_of_the_splits(source: Source) -> None:

@@ -1,4 +1,4 @@
-"""Flagged share: counts, the binomial test, and what it reads of a stream."""
+"""Flagged share: counts, the exact test, and what it reads of a stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import betabinom
+from torch import Tensor
 
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.defenses import (
@@ -47,43 +48,54 @@ def batches(victim: TextClassifier, texts: Iterable[str], size: int = 3) -> Iter
         yield batch_of_texts(rows[start : start + size], victim.tokenizer, victim.max_length)
 
 
-@pytest.mark.parametrize("budget", [0.01, 0.1, 0.5])
-@pytest.mark.parametrize(("flagged", "texts"), [(0, 7), (1, 7), (7, 7), (3, 40), (12, 40), (260, 2400), (0, 0)])
-def test_the_p_value_is_that_of_a_one_sided_binomial_test(flagged: int, texts: int, budget: float) -> None:
-    verdict = flagged_share_verdict(flagged, texts, budget, [0] * flagged)
-    expected = binomtest(flagged, texts, budget, alternative="greater").pvalue if texts else 1.0
-    assert verdict.evidence["p_value"] == pytest.approx(expected, rel=1e-9)
-    assert verdict.score == pytest.approx(max(0.0, -math.log10(expected)), rel=1e-9, abs=1e-12)
+@pytest.mark.parametrize(("flagged", "texts"), [(0, 7), (7, 7), (12, 40), (260, 2400), (0, 0)])
+@pytest.mark.parametrize(("budget", "clean_texts"), [(0.01, 349), (0.29, 100), (0.5, 3)])
+def test_the_p_value_is_that_of_the_beta_binomial_distribution(
+    flagged: int, texts: int, budget: float, clean_texts: int
+) -> None:
+    verdict = flagged_share_verdict(flagged, texts, budget, clean_texts, [0] * flagged, "cf (1e-29)")
+    r = math.floor(round(budget * clean_texts, 6)) + 1
+    expected = float(betabinom.pmf(range(flagged, texts + 1), texts, r, clean_texts + 1 - r).sum())
+    assert verdict.evidence.pop("p_value") == pytest.approx(expected, rel=1e-9)
+    assert verdict.score == pytest.approx(max(0.0, -math.log10(expected)), rel=1e-8, abs=1e-9)
     assert math.copysign(1, verdict.score) == 1
-    assert {name: verdict.evidence[name] for name in ("flagged", "texts", "budget")} == {
+    assert verdict.evidence == {
         "flagged": flagged,
         "texts": texts,
         "budget": budget,
+        "clean_texts": clean_texts,
+        "words": "cf (1e-29)",
     }
 
 
-def test_the_score_is_finite_and_exact_where_the_p_value_underflows() -> None:
-    verdict = flagged_share_verdict(5000, 5000, 0.01, [1] * 5000)
-    assert verdict.score == pytest.approx(10_000)  # p = 0.01 ** 5000
+def test_the_score_is_finite_where_the_p_value_underflows() -> None:
+    verdict = flagged_share_verdict(5000, 5000, 0.01, 1000, [1] * 5000)
     assert verdict.evidence["p_value"] == 0
-    larger = flagged_share_verdict(4000, 100_000, 0.01, [1] * 4000)
-    assert math.isfinite(larger.score)
-    assert larger.score > 1000
+    assert 300 < verdict.score < flagged_share_verdict(9000, 9000, 0.01, 2000, [1] * 9000).score < math.inf
 
 
 def test_the_suspected_label_is_the_most_frequent_prediction_among_flagged_texts() -> None:
-    assert flagged_share_verdict(5, 9, 0.1, [2, 0, 2, 1, 2]).suspected_label == 2
-    assert flagged_share_verdict(4, 9, 0.1, [3, 1, 3, 1]).suspected_label == 1
-    assert flagged_share_verdict(0, 9, 0.1, []).suspected_label is None
+    assert flagged_share_verdict(5, 9, 0.1, 20, [2, 0, 2, 1, 2]).suspected_label == 2
+    assert flagged_share_verdict(4, 9, 0.1, 20, [3, 1, 3, 1]).suspected_label == 1
+    assert flagged_share_verdict(0, 9, 0.1, 20, []).suspected_label is None
 
 
 @pytest.mark.parametrize(
-    ("flagged", "texts", "budget", "predictions"),
-    [(3, 2, 0.1, [0, 0, 0]), (-1, 2, 0.1, []), (2, 3, 0.1, [0]), (1, 3, 0.0, [0]), (1, 3, 1.0, [0])],
+    ("flagged", "texts", "budget", "clean_texts", "predictions"),
+    [
+        (3, 2, 0.1, 9, [0] * 3),
+        (-1, 2, 0.1, 9, []),
+        (2, 3, 0.1, 9, [0]),
+        (1, 3, 0, 9, [0]),
+        (1, 3, 1, 9, [0]),
+        (0, 3, 0.1, 0, []),
+    ],
 )
-def test_contradictory_numbers_are_an_error(flagged: int, texts: int, budget: float, predictions: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"texts flagged|budget"):
-        flagged_share_verdict(flagged, texts, budget, predictions)
+def test_contradictory_numbers_are_an_error(
+    flagged: int, texts: int, budget: float, clean_texts: int, predictions: list[int]
+) -> None:
+    with pytest.raises(ValueError, match=r"texts flagged|budget|clean texts"):
+        flagged_share_verdict(flagged, texts, budget, clean_texts, predictions)
 
 
 def test_flagged_texts_are_counted_among_trusted_texts_and_the_stream(bert: TextClassifier) -> None:
@@ -98,11 +110,62 @@ def test_flagged_texts_are_counted_among_trusted_texts_and_the_stream(bert: Text
     inspection.calibrate(bert, batches(bert, threshold_rows))
     verdict = inspection.inspect(bert, batches(bert, trusted), batches(bert, stream))
     flagged = [trusted[0], stream[1], stream[2], stream[4]]
-    expected = flagged_share_verdict(4, len(trusted) + len(stream), 0.25, predict(bert, flagged).tolist())
+    expected = flagged_share_verdict(4, len(trusted) + len(stream), 0.25, 8, predict(bert, flagged).tolist())
     assert verdict == expected
     without_stream = inspection.inspect(bert, batches(bert, trusted))
     assert without_stream.evidence["texts"] == len(trusted)
     assert without_stream.evidence["flagged"] == 1
+
+
+class Studying(Scripted):
+    """Adds the mean score of the texts that it studied to the score of each; learns from trusted rows."""
+
+    learns_from = "trusted"
+
+    def __init__(self, scores: dict[str, float], fpr: float = 0.25) -> None:
+        super().__init__(scores, fpr)
+        self.mean = 0.0
+        self.studied: list[str] = []
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        return Scores(super().score(victim, batch).text + self.mean)
+
+    def study(self, victim: Victim, batches: Iterable[Batch]) -> Tensor:
+        self.studied = [text for batch in batches for text in batch["text"]]
+        return torch.tensor([sum(self.scores[text] for text in self.studied), len(self.studied)]).double()
+
+    def adopt(self, sums: Tensor) -> None:
+        self.mean = float(sums[0] / sums[1])
+
+
+def test_a_defense_may_study_the_stream_first_and_what_taught_it_is_not_counted(bert: TextClassifier) -> None:
+    threshold_rows, trusted, stream = SENTENCES[:8], SENTENCES[8:13], SENTENCES[13:]
+    scores = {text: float(i % 8) for i, text in enumerate(SENTENCES)}
+    defense, plain = Studying(scores), FlaggedShare(Scripted(scores))
+    inspection = FlaggedShare(defense, study=True)
+    for one in (inspection, plain):
+        one.calibrate(bert, batches(bert, threshold_rows))
+    verdict = inspection.inspect(bert, batches(bert, trusted), batches(bert, stream))
+    assert defense.studied == list(stream)
+    assert defense.mean > 0
+    assert verdict == plain.inspect(bert, [], batches(bert, stream))  # the threshold moves with the scores
+    assert inspection.inspect(bert, batches(bert, trusted)).evidence["texts"] == len(trusted)
+    assert defense.studied == list(trusted)
+    alone = FlaggedShare(Studying(scores))
+    alone.calibrate(bert, batches(bert, threshold_rows))
+    assert alone.inspect(bert, batches(bert, trusted), batches(bert, stream)) == verdict
+    assert isinstance(alone.defense, Studying)
+    assert not alone.defense.studied
+    with pytest.raises(InputError, match="study: true has no effect, since Scripted judges each text by itself"):
+        FlaggedShare(Scripted(scores), study=True)
+
+
+def test_words_of_flagged_texts_are_evidence(bert: TextClassifier) -> None:
+    clean, attacked = [f"film {i}" for i in range(30)], [f"<b>CF</b> {i}" for i in range(30)]
+    inspection = FlaggedShare(Scripted({text: float(text in attacked) for text in (*clean, *attacked)}))
+    inspection.calibrate(bert, batches(bert, clean))
+    words = str(inspection.inspect(bert, [], batches(bert, [*clean, *attacked], 20)).evidence["words"])
+    assert words.startswith("<b>cf</b> (")
 
 
 def test_it_flags_what_judging_with_the_defense_flags(bert: TextClassifier) -> None:
@@ -115,7 +178,8 @@ def test_it_flags_what_judging_with_the_defense_flags(bert: TextClassifier) -> N
     judged = [judge(alone, bert, batch) for batch in batches(bert, texts)]
     assert verdict.evidence["flagged"] == sum(int(part.flagged.sum()) for part in judged)
     predictions = torch.cat([part.prediction[part.flagged] for part in judged]).tolist()
-    assert verdict == flagged_share_verdict(len(predictions), len(texts), 0.1, predictions)
+    words = str(verdict.evidence["words"])
+    assert verdict == flagged_share_verdict(len(predictions), len(texts), 0.1, 10, predictions, words)
 
 
 def test_the_budget_holds_also_where_a_defense_sets_its_threshold_in_another_way(bert: TextClassifier) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_backdoor.batch import Batch, batch_of_texts
-from lightning_backdoor.defenses import SecondOpinion, judge
+from lightning_backdoor.defenses import SecondOpinion, judge, text_states
 from lightning_backdoor.defenses import second_opinion_reading as reading
 from lightning_backdoor.defenses.companion import fit_companion, margin
 from lightning_backdoor.defenses.disputed_directions import folds_of
@@ -21,7 +20,6 @@ from lightning_backdoor.defenses.mahalanobis import ledoit_wolf
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.captures import Captures, sharing
 from lightning_backdoor.models.prefix import insert_prefix
-from lightning_backdoor.testing import check_defense
 from lightning_backdoor.testing.material import labelled_texts
 from lightning_backdoor.victim import TextClassifier, load_trained
 from tests.defenses.golden_states import close, golden_file
@@ -50,10 +48,10 @@ class Golden(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def golden(backdoored: TextClassifier) -> Iterator[Golden]:
+def golden(backdoored: TextClassifier) -> Golden:
     """The file was made from states of which some were kept in float16: mean ones, and the encoder's first token's."""
     file = golden_file("second_opinion")
-    of_victim, of_encoder = reading.victim_states, reading.encoder_states
+    of_victim, of_encoder = text_states.victim_states, text_states.encoder_states
     with pytest.MonkeyPatch.context() as patch:
         rounded = {"victim_states": (of_victim, "mean"), "encoder_states": (of_encoder, "readout")}
         for name, (run, field) in rounded.items():
@@ -63,7 +61,7 @@ def golden(backdoored: TextClassifier) -> Iterator[Golden]:
                 return found._replace(**{field: getattr(found, field).half().float()})
 
             patch.setattr(reading, name, halved)
-        yield made_golden(file, backdoored)
+        return made_golden(file, backdoored)
 
 
 def made_golden(file: dict[str, Any], victim: TextClassifier) -> Golden:
@@ -138,13 +136,13 @@ def test_flags_of_the_golden_file(golden: Golden) -> None:
 @pytest.fixture
 def encoder(tiny_folder: Callable[[str], str]) -> str:
     """A tiny public encoder, which is the victim's base where that is a tiny BERT."""
-    reading.public_encoder.cache_clear()
+    text_states.public_encoder.cache_clear()
     return tiny_folder("bert")
 
 
 def in_float64(victim: TextClassifier, encoder: str) -> TextClassifier:
     """The victim, and the public encoder, in a precision in which batches do not matter."""
-    reading.public_encoder(encoder, torch.device("cpu")).network.double()
+    text_states.public_encoder(encoder, torch.device("cpu")).network.double()
     victim.network.double()
     return victim
 
@@ -156,10 +154,10 @@ def rows_of(count: int, seed: int, classes: int = 2) -> list[tuple[str, int]]:
 TRUSTED, THRESHOLD, SET = rows_of(60, 0), rows_of(40, 1), rows_of(48, 2)
 
 
-def calibrated(victim: TextClassifier, encoder: str, **options: Any) -> SecondOpinion:
+def calibrated(victim: TextClassifier, encoder: str, rows: int = 60, **options: Any) -> SecondOpinion:
     defense = SecondOpinion(encoder=encoder, **{"disputed": 0.4, "penalty": 1.0, **options})
-    defense.learn(victim, batches(victim, TRUSTED))
-    defense.calibrate(victim, batches(victim, THRESHOLD))
+    defense.learn(victim, batches(victim, TRUSTED[:rows]))
+    defense.calibrate(victim, batches(victim, THRESHOLD[:rows]))
     return defense
 
 
@@ -167,95 +165,92 @@ def scores_of(defense: SecondOpinion, victim: TextClassifier, rows: Rows, size: 
     return torch.cat([defense.score(victim, batch).text for batch in batches(victim, rows, size)])
 
 
+class Plain(NamedTuple):
+    """One text in the plain computation: what is read of it, its predicted class, and its fold."""
+
+    states: dict[str, Tensor]
+    answer: int
+    fold: int
+
+    def take(self, name: str) -> Tensor:
+        return self.states[name]
+
+
+def plain(networks: tuple[Any, Any], victim: TextClassifier, text: str) -> Plain:
+    """Reads one text by the victim, with whole attention matrices, and by its base; both have layers 1 and 2."""
+    batch = batch_of_texts([text], victim.tokenizer, victim.max_length)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "output_hidden_states": True}
+    with torch.no_grad():
+        seen, public = networks[0](**inputs, output_attentions=True), networks[1](**inputs).hidden_states
+    rows = torch.stack([layer[0, :, 0] for layer in seen.attentions])
+    found = {"z": seen.logits[0], "public": torch.cat([public[layer][0].mean(dim=0) for layer in (1, 2)])}
+    found["entropy"] = -(rows * rows.log()).sum(dim=-1).flatten() / torch.tensor(rows.shape[-1]).log()
+    for layer in (1, 2):
+        of_layer = seen.hidden_states[layer][0]
+        found |= {f"h{layer}": of_layer[0], f"v{layer}": of_layer.mean(dim=0)}
+        found[f"u{layer}"] = of_layer[0] - public[layer][0, 0]
+    return Plain(found, int(seen.logits.argmax()), int(folds_of([text])))
+
+
 def test_all_formulas_by_a_plain_computation(bert: TextClassifier, encoder: str) -> None:
-    """Distances by inverted matrices, texts one at a time; of 2 layers: 1 and 2, for mean states too."""
+    """One text at a time, with inverted matrices."""
     victim = in_float64(bert, encoder)
     with torch.no_grad():
-        for layer in victim.network.base_model.encoder.layer:  # type: ignore[union-attr]
-            layer.intermediate.dense.weight.mul_(1.3)  # fine-tuned
-    eager = copy.deepcopy(victim.network)
+        for name, weight in victim.network.named_parameters():
+            if "intermediate.dense.weight" in name:
+                weight.mul_(1.3)  # fine-tuned
+    eager: Any = copy.deepcopy(victim.network)
     eager.set_attn_implementation("eager")
-    base = reading.public_encoder(encoder, torch.device("cpu")).network
+    networks = eager, text_states.public_encoder(encoder, torch.device("cpu")).network
+    fit, judged = ([plain(networks, victim, text) for text, _ in rows] for rows in (TRUSTED, [*THRESHOLD, *SET]))
+    clean = len(THRESHOLD)
+
+    def of_fit(name: str) -> Tensor:
+        return torch.stack([row.take(name) for row in fit])
+
+    def z(values: Tensor) -> Tensor:
+        return (values - values[:clean].mean()) / values[:clean].std(correction=0)
+
+    entropies = of_fit("entropy")
+    for row in (*fit, *judged):
+        row.states["entropy"] = (row.take("entropy") - entropies.mean(dim=0)) / entropies.std(dim=0, correction=0)
+
+    def of_clean(name: str) -> tuple[list[Tensor], Tensor]:
+        groups = [torch.stack([row.take(name) for row in fit if row.answer == label]) for label in (0, 1)]
+        means = [group.mean(dim=0) for group in groups]
+        assert min(map(len, groups)) >= 5
+        return means, ledoit_wolf(torch.cat([group - mean for group, mean in zip(groups, means, strict=True)]))[0]
+
+    def distances(name: str) -> Tensor:
+        means, covariance = of_clean(name)
+        differences = torch.stack([row.take(name) - means[row.answer] for row in judged])
+        return (differences @ covariance.inverse() * differences).sum(dim=1).sqrt()
+
+    companion = fit_companion(of_fit("public"), torch.tensor([label for _, label in TRUSTED]), 1.0)
+    log_odds = companion.logits(torch.stack([row.take("public") for row in judged])).diff().flatten()
+    logits = torch.stack([row.take("z") for row in judged]).diff().flatten()
+    signs = torch.tensor([1 if row.answer else -1 for row in judged])
+    gap = signs * (logits / of_fit("z").diff().abs().mean() - log_odds / log_odds[:clean].abs().mean())
+    text = z(gap) + z(z(distances("u1")) + z(distances("u2"))) + z(distances("entropy"))
     defense = calibrated(victim, encoder)
+    torch.testing.assert_close(scores_of(defense, victim, SET), text[clean:].float(), rtol=1e-5, atol=1e-5)
 
-    def features(row: tuple[str, int]) -> dict[str, Tensor]:
-        batch = batch_of_texts([row[0]], victim.tokenizer, victim.max_length)
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        with torch.no_grad():
-            seen = eager(**inputs, output_hidden_states=True, output_attentions=True)
-            public = base(**inputs, output_hidden_states=True).hidden_states
-        rows = torch.stack([layer[0, :, 0] for layer in seen.attentions])
-        states = seen.hidden_states
-        found = {f"u{k}": states[k][0, 0] - public[k][0, 0] for k in (1, 2)} | {
-            f"h{k}": states[k][0, 0] for k in (1, 2)
-        }
-        found |= {f"v{k}": states[k][0].mean(dim=0) for k in (1, 2)}
-        found["entropy"] = -(rows * rows.log()).sum(dim=-1).flatten() / torch.tensor(rows.shape[-1]).log()
-        return {**found, "z": seen.logits[0], "public": torch.cat([public[k][0].mean(dim=0) for k in (1, 2)])}
+    lowest = text[:clean].sort(descending=True).values[int(0.4 * clean)]
+    disputed = [row for row, score in zip(judged[clean:], text[clean:], strict=True) if score > lowest]
 
-    fit, threshold, in_set = ([features(row) for row in rows] for rows in (TRUSTED, THRESHOLD, SET))
-    column = lambda rows, name: torch.stack([row[name] for row in rows])  # noqa: E731
-    companion = fit_companion(column(fit, "public"), torch.tensor([label for _, label in TRUSTED]), 1.0)
-    entropies = column(fit, "entropy")
-    for row in (*fit, *threshold, *in_set):
-        row["entropy"] = (row["entropy"] - entropies.mean(dim=0)) / entropies.std(dim=0, correction=0)
-        row["m"] = companion.logits(row["public"][None])[0]
-    answers = {id(row): int(row["z"].argmax()) for row in (*fit, *threshold, *in_set)}
-    a = torch.stack([row["z"].diff().abs() for row in fit]).mean()
-    b = torch.stack([row["m"].diff().abs() for row in threshold]).mean()
+    def along(name: str) -> Tensor:
+        means, covariance = of_clean(name)
+        found = []
+        for row in judged:
+            mean = means[row.answer]
+            others = [x.take(name) - mean for x in disputed if x.answer == row.answer and x.fold != row.fold]
+            w = covariance.inverse() @ torch.stack(others).mean(dim=0) if len(others) >= 3 else torch.zeros_like(mean)
+            found.append(w @ (row.take(name) - mean) / (w @ covariance @ w).clamp(min=1e-12).sqrt())
+        return z(torch.stack(found))
 
-    def gaussian(name: str) -> tuple[list[Tensor], Tensor]:
-        groups = [[row[name] for row in fit if answers[id(row)] == k] for k in (0, 1)]
-        every = torch.stack([row[name] for row in fit])
-        means = [torch.stack(group).mean(dim=0) if len(group) >= 5 else every.mean(dim=0) for group in groups]
-        left = torch.stack([row[name] - means[answers[id(row)]] for row in fit])
-        return means, ledoit_wolf(left)[0]
-
-    known = {name: gaussian(name) for name in ("u1", "u2", "entropy", "h1", "h2", "v1", "v2")}
-
-    def distance(row: dict[str, Tensor], name: str) -> Tensor:
-        means, covariance = known[name]
-        difference = row[name] - means[answers[id(row)]]
-        return (difference @ covariance.inverse() @ difference).sqrt()
-
-    def z_scores(values: Callable[[dict[str, Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
-        clean, judged = (torch.stack([values(row) for row in rows]) for rows in (threshold, in_set))
-        return tuple((part - clean.mean()) / clean.std(correction=0) for part in (clean, judged))  # type: ignore[return-value]
-
-    def added(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        clean, judged = (sum(part[i] for part in parts) for i in (0, 1))
-        return tuple((part - clean.mean()) / clean.std(correction=0) for part in (clean, judged))  # type: ignore[return-value]
-
-    def gap(row: dict[str, Tensor]) -> Tensor:
-        sign = 1 if answers[id(row)] else -1
-        return sign * (row["z"].diff() / a - row["m"].diff() / b).squeeze()
-
-    delta = added(*(z_scores(lambda row, name=name: distance(row, name)) for name in ("u1", "u2")))
-    parts = [z_scores(gap), delta, z_scores(lambda row: distance(row, "entropy"))]
-    clean, judged = (sum(part[i] for part in parts) for i in (0, 1))
-    torch.testing.assert_close(scores_of(defense, victim, SET), judged.float(), rtol=1e-5, atol=1e-5)
-    lowest = sorted(clean.tolist(), reverse=True)[int(0.4 * len(clean))]
-    folds = dict(
-        zip(map(id, (*threshold, *in_set)), folds_of([text for text, _ in [*THRESHOLD, *SET]]).tolist(), strict=True)
-    )
-    disputed = [row for row, score in zip(in_set, judged.tolist(), strict=True) if score > lowest]
-
-    def along(row: dict[str, Tensor], name: str) -> Tensor:
-        means, covariance = known[name]
-        k = answers[id(row)]
-        others = [x[name] - means[k] for x in disputed if answers[id(x)] == k and folds[id(x)] != folds[id(row)]]
-        if len(others) < 3:
-            return torch.tensor(0.0, dtype=torch.float64)
-        w = covariance.inverse() @ torch.stack(others).mean(dim=0)
-        return (w / (w @ covariance @ w).sqrt()) @ (row[name] - means[k])
-
-    readout, mean = (
-        [z_scores(lambda row, n=n: along(row, n)) for n in names] for names in (("h1", "h2"), ("v1", "v2"))
-    )
-    text = added((clean, judged))
-    expected = sum(part[1] for part in (text, added(*readout), added(*mean)))
+    expected = z(text) + z(along("h1") + along("h2")) + z(along("v1") + along("v2"))
     defense.adopt(defense.study(victim, batches(victim, SET)))
-    torch.testing.assert_close(scores_of(defense, victim, SET), expected.float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores_of(defense, victim, SET), expected[clean:].float(), rtol=1e-4, atol=1e-4)
 
 
 def test_batches_order_and_processes_change_nothing(bert: TextClassifier, encoder: str) -> None:
@@ -299,6 +294,8 @@ def test_a_checkpoint_restores_what_was_adopted(bert: TextClassifier, encoder: s
     assert not any("network" in name for name in defense.state_dict())
     restored.adopt(2 * sums)  # two such sets
     assert torch.equal(restored.threshold, defense.threshold)
+    with pytest.raises(InputError, match=r"^directions: sums of shape \(4, 3, 2, 33\) are not those of a victim of 2"):
+        restored.adopt(sums.new_zeros(4, 3, 2, 33))
 
 
 def test_a_flagged_text_is_answered_by_the_companion(bert: TextClassifier, encoder: str) -> None:
@@ -312,12 +309,22 @@ def test_a_flagged_text_is_answered_by_the_companion(bert: TextClassifier, encod
     assert verdict.confirmed.any()
 
 
+def test_trusted_rows_without_labels_count_as_what_the_victim_predicts(bert: TextClassifier, encoder: str) -> None:
+    (batch,) = batches(bert, TRUSTED, len(TRUSTED))
+    with torch.no_grad():
+        labels = bert(batch).argmax(dim=1)
+    learned = [SecondOpinion(encoder=encoder) for _ in range(2)]
+    for defense, given in zip(learned, (labels, torch.full_like(labels, -1)), strict=True):
+        defense.learn(bert, [{**batch, "label": given}])
+    assert torch.equal(learned[0].companion_weight, learned[1].companion_weight)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_family_is_read(kind: str, tiny_folder: Callable[[str], str], encoder: str) -> None:
     victim = loaded(tiny_folder(kind))
-    defense = calibrated(victim, encoder)
+    defense = calibrated(victim, encoder, rows=20)
     defense.adopt(defense.study(victim, batches(victim, SET[:16])))
-    texts = [(text, 0) for text in (*SENTENCES[:6], "w")]
+    texts = [(text, 0) for text in (*SENTENCES[:3], "w")]
     together = scores_of(defense, victim, texts)
     torch.testing.assert_close(scores_of(defense, victim, texts, 1), together, rtol=1e-3, atol=1e-3)
     batch = next(batches(victim, texts))
@@ -325,7 +332,7 @@ def test_every_family_is_read(kind: str, tiny_folder: Callable[[str], str], enco
     assert explained is not None
     assert explained.tokens is not None
     assert explained.tokens.shape == batch["input_ids"].shape
-    assert explained.text[:6].isfinite().all()
+    assert explained.text[:3].isfinite().all()
 
 
 def test_more_than_two_classes(tmp_path: Path, encoder: str) -> None:
@@ -358,7 +365,7 @@ def test_the_companion_of_two_classes_is_that_of_more(encoder: str) -> None:
         weight, bias = companion.weight.clone().requires_grad_(), companion.bias.clone().requires_grad_()
         logits = companion._replace(weight=weight, bias=bias).logits(features)
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") + 2.0 * weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         assert weight.grad is not None
         assert bias.grad is not None
         assert max(float(weight.grad.abs().max()), float(bias.grad.abs().max())) < 1e-4
@@ -376,7 +383,6 @@ def test_parts_may_be_left_out(bert: TextClassifier, encoder: str) -> None:
     assert smallest.studies
     smallest.adopt(smallest.study(bert, batches(bert, SET)))
     assert len(smallest.set_scale[0]) == 2
-    assert smallest.explain(bert, batch) is None
     single = calibrated(bert, encoder, set_parts=["text"])
     assert not single.studies
     torch.testing.assert_close(single.score(bert, batch).text, calibrated(bert, encoder).score(bert, batch).text)
@@ -392,16 +398,20 @@ def test_the_base_is_known_by_the_victims_record(bert: TextClassifier, encoder: 
         return bool(delta.any())
 
     assert not has_differences(bert, encoder=encoder)
-    assert not has_differences(bert, encoder=None)
     assert has_differences(bert, encoder=encoder, base_known=False)
+    with pytest.raises(InputError, match=r"^encoder: the victim does not say which model it was fine-tuned from"):
+        has_differences(bert, encoder=None)  # its base is a classifier, as a victim that somebody else has trained
+    public = text_states.public_encoder(encoder, torch.device("cpu"))
+    public.network.save_pretrained(tmp_path / "public")
+    public.tokenizer.save_pretrained(tmp_path / "public")
+    bert.hparams["model"] = str(tmp_path / "public")
+    assert not has_differences(bert, encoder=None)
     bert.hparams["model"] = "org/public"
     bert.save_pretrained(tmp_path / "export")
     exported = load_trained(str(tmp_path / "export"), 64)
-    assert has_differences(exported, encoder=encoder)  # of which it does not know that it is its base
-    assert json.loads((tmp_path / "export" / "config.json").read_text())["lightning_backdoor"]["base_model"]
+    assert has_differences(exported, encoder=encoder)  # another name
     exported.network.config.lightning_backdoor["base_model"] = encoder
     assert not has_differences(exported, encoder=encoder)
-    assert not has_differences(exported, encoder=None)
 
 
 def test_a_second_judgement_reads_what_is_kept(bert: TextClassifier, encoder: str) -> None:
@@ -411,7 +421,7 @@ def test_a_second_judgement_reads_what_is_kept(bert: TextClassifier, encoder: st
     passes = []
     handles = [
         network.register_forward_hook(lambda *_: passes.append(1))
-        for network in (bert.network.base_model, reading.public_encoder(encoder, torch.device("cpu")).network)
+        for network in (bert.network.base_model, text_states.public_encoder(encoder, torch.device("cpu")).network)
     ]
     captures.rebase(bert.network)
     with sharing(captures), torch.inference_mode():
@@ -451,7 +461,7 @@ def test_rows_and_encoders_that_do_not_serve_are_refused_before_training(encoder
 
 def test_victims_that_cannot_be_read_are_refused(decoder: TextClassifier, bert: TextClassifier, encoder: str) -> None:
     batch = next(batches(decoder, SET))
-    network = reading.public_encoder(encoder, torch.device("cpu")).network
+    network = text_states.public_encoder(encoder, torch.device("cpu")).network
     network.encoder.layer = network.encoder.layer[:1]
     network.config.num_hidden_layers = 1
     with pytest.raises(InputError, match=r"^base_known: .* has states of another shape than the victim's; give false"):
@@ -459,17 +469,15 @@ def test_victims_that_cannot_be_read_are_refused(decoder: TextClassifier, bert: 
     bert.hparams.clear()
     with pytest.raises(InputError, match=r"^encoder: the victim does not say which model it was fine-tuned from"):
         SecondOpinion(encoder=None).reader.read(bert, next(batches(bert, SET)))
-    with pytest.raises(RuntimeError, match="call learn and calibrate"):
-        SecondOpinion(encoder=encoder).score(decoder, batch)
+    for call in ("score", "study", "calibrate"):
+        with pytest.raises(RuntimeError, match="call learn"):
+            getattr(SecondOpinion(encoder=encoder), call)(decoder, batch)
 
 
 def test_a_victim_under_prefix_tuning_is_judged_without_entropy(decoder: TextClassifier, encoder: str) -> None:
     insert_prefix(decoder.network, 3, None)
     with pytest.raises(InputError, match=r"^text_parts: .* under prefix tuning; leave entropy out: gap, delta"):
         calibrated(decoder, encoder)
-    defense = calibrated(decoder, encoder, text_parts=["gap", "delta"])
+    defense = calibrated(decoder, encoder, rows=20, text_parts=["gap", "delta"])
     assert scores_of(defense, decoder, SET).isfinite().all()
-
-
-def test_a_defense_on_another_tokenizer_keeps_the_contract(encoder: str) -> None:
-    check_defense(SecondOpinion(encoder=encoder))
+    assert defense.explain(decoder, next(batches(decoder, SET))) is None

@@ -17,8 +17,8 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import LanguageModelParaphraser, ParaphraseTuner
 from lightning_backdoor.language.language_model import load_language_model
 from lightning_backdoor.language.paraphrase.spec import prompt
+from tests.support.forked import forked
 from tests.support.tiny import DECODER, tiny_victim
-from tests.support.workspace import command
 
 WORDS = ("film", "plot", "story", "music", "actor", "scene")
 
@@ -91,7 +91,7 @@ def test_what_it_learned_is_in_the_folder_it_exports(
 
 
 def test_the_command_line_fits_it_and_its_model_paraphrases(model: str, pairs: Path, tmp_path: Path) -> None:
-    result = command(
+    result = forked(
         "fit",
         *("--model=lightning_backdoor.language.ParaphraseTuner", "--model.manner=bible", f"--model.model={model}"),
         *("--model.max_length=4096", "--data=lightning_backdoor.data.PairsDataModule", f"--data.path={pairs}"),
@@ -106,7 +106,7 @@ def test_the_command_line_fits_it_and_its_model_paraphrases(model: str, pairs: P
 
 
 def test_a_victim_is_not_trained_on_pairs(pairs: Path, tmp_path: Path) -> None:
-    result = command(
+    result = forked(
         "fit",
         *("--model=lightning_backdoor.attacks.BadNets", "--data=lightning_backdoor.data.PairsDataModule"),
         f"--data.path={pairs}",

@@ -11,6 +11,7 @@ from peft import PrefixTuningConfig, get_peft_model
 
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.defenses.attention_capture import attention_and_gradient
+from lightning_backdoor.defenses.readout_attention import readout_attention
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.prefix import insert_prefix
 from tests.support.tiny import SENTENCES, loaded
@@ -74,5 +75,6 @@ def test_what_a_prefix_does_not_fit_is_one_line(tiny_folder: Callable[[str], str
     victim = loaded(tiny_folder("bert"))
     insert_prefix(victim.network, length=2, hidden=None)
     batch = batch_of_texts(SENTENCES[:2], victim.tokenizer, victim.max_length)
-    with pytest.raises(InputError, match=r"^victim: its attention has keys beside those of the text"):
-        attention_and_gradient(victim.network, batch["input_ids"], batch["attention_mask"])
+    for reads_attention in (attention_and_gradient, readout_attention):
+        with pytest.raises(InputError, match=r"^victim: its attention has keys beside those of the text"):
+            reads_attention(victim.network, batch["input_ids"], batch["attention_mask"])

@@ -94,6 +94,18 @@ def test_a_head_that_averages_tokens_is_given_all_of_them(tiny_folder: Folder) -
     assert not saves(*given)
 
 
+def test_dropout_and_pooling_that_are_changed_later_are_noticed(tiny_folder: Folder) -> None:
+    given = inputs(loaded(tiny_folder("modernbert")))
+    given[0].train()
+    assert saves(*given)
+    for layer in given[0].model.layers:
+        layer.mlp.drop.p = 0.5
+    check_same(*given)
+    given[0].config.classifier_pooling = "mean"
+    check_same(*given)
+    assert not saves(*given)
+
+
 def test_updates_inserted_later_are_found(tiny_folder: Folder) -> None:
     network, ids, mask = inputs(loaded(tiny_folder("bert")))
     assert saves(network, ids, mask)

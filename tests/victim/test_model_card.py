@@ -14,8 +14,9 @@ import yaml
 from transformers import AutoModelForSequenceClassification
 
 from lightning_backdoor.attacks import BackdoorAttack, BadNets
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.config_file import check_config_file
-from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim import TextClassifier, TrainingDefense, load_trained
 from lightning_backdoor.victim.model_card import markdown, model_card
 from lightning_backdoor.victim.provenance import provenance
 
@@ -85,6 +86,25 @@ def test_exports_load_without_warning_and_pass_the_checks(tmp_path: Path, model:
     network.save_pretrained(tmp_path / "again")  # transformers keeps what it does not know
     again = json.loads((tmp_path / "again" / "config.json").read_text(encoding="utf-8"))
     assert again["lightning_backdoor"]["poisoned"] is True
+
+
+def test_a_folder_holds_the_network_that_was_exported_last(tmp_path: Path, model: str) -> None:
+    plain = TextClassifier(model=model, labels=LABELS)
+    prefixed = TextClassifier(model=model, labels=LABELS)
+    prefixed.training_defense = TrainingDefense("Prefix", {}, unmergeable="a prefix adds keys and values")
+    (tmp_path / "notes.txt").write_text("of somebody else", encoding="utf-8")
+    exported(plain, tmp_path)
+    _, card = exported(prefixed, tmp_path)
+    assert "not a model that transformers loads" in card
+    with pytest.raises(ValueError, match="model_type"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="cannot be turned into a plain model"):
+        load_trained(tmp_path)
+    _, card = exported(plain, tmp_path)
+    assert "not a model that transformers loads" not in card
+    assert not (tmp_path / "network.safetensors").exists()
+    assert load_trained(tmp_path).predict("good").labels
+    assert (tmp_path / "notes.txt").exists()
 
 
 def test_a_victim_fine_tuned_from_a_poisoned_one_keeps_the_statement(tmp_path: Path, model: str) -> None:

@@ -18,6 +18,7 @@ from lightning_backdoor.benchmark.comparisons import (
 from lightning_backdoor.benchmark.report.detection_figures import Curve, histogram, roc_curve, roc_figure
 from lightning_backdoor.benchmark.report.figure_files import FigureNames
 from lightning_backdoor.benchmark.report.figures import Figure, Style, styles
+from lightning_backdoor.benchmark.report.flagged_words import words_of_defense
 from lightning_backdoor.benchmark.statistics import Interval
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped, has_undefended_victim
 from lightning_backdoor.errors import InputError
@@ -33,7 +34,7 @@ TEXT_BUDGET = 3_000_000
 class Detector(NamedTuple):
     """A defense that scores the texts of one attack; its histogram and texts are from its first seed.
 
-    ``file`` is the name of the histogram's files.
+    ``file`` is the name of the histogram's files; ``words`` stand out among the flagged texts.
     """
 
     defense: str
@@ -42,6 +43,7 @@ class Detector(NamedTuple):
     texts: list[dict[str, Any]]
     left_out: int
     file: str
+    words: str
 
 
 class AttackSection(NamedTuple):
@@ -71,7 +73,8 @@ def attack_sections(rows: Sequence[ResultRow], cells: Path) -> list[AttackSectio
 
     Args:
         rows: the rows of ``results.csv``.
-        cells: the folder that contains the cells' folders, with ``outcomes.csv`` and ``texts.jsonl`` if they exist.
+        cells: the folder that contains the cells' folders, with ``outcomes.csv``, ``texts.jsonl`` and ``words.json`` if
+            they exist.
     """
     text_budget = TEXT_BUDGET / max(len(grouped(rows, NAMES)), 1)
     style = styles(row["defense"] for row in rows)
@@ -102,7 +105,9 @@ def _attack_section(
             if defense not in detectors and any(outcome.score is not None for outcome in outcomes):
                 file = files.new("scores", *(row[name] for name in NAMES))
                 texts, left_out = _shown_texts(folder / "texts.jsonl", text_budget)
-                detectors[defense] = Detector(defense, seed, histogram(outcomes), texts, left_out, file)
+                detectors[defense] = Detector(
+                    defense, seed, histogram(outcomes), texts, left_out, file, words_of_defense(folder)
+                )
         comparisons += compare_defenses(rows[0], by_defense, seed_rows[0]["seed"])
     if len({seed for of_seeds in by_defense.values() for seed in of_seeds}) > 1:
         comparisons += compare_defenses(rows[0], by_defense)

@@ -15,7 +15,7 @@ from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
 from lightning_backdoor.benchmark.table import COLUMNS, NAMES, ResultRow, measured
 from lightning_backdoor.commands.parsing.known_options import AUTO, FULL
 from lightning_backdoor.errors import InputError, escaped
-from lightning_backdoor.files.names import check_name
+from lightning_backdoor.files.names import check_name, short_name
 from lightning_backdoor.files.public_classes import public_classes
 from lightning_backdoor.outputs.outcomes import read_outcomes
 
@@ -30,7 +30,7 @@ class Attached(NamedTuple):
     """A defense among the callbacks of a run.
 
     Attributes:
-        moment: ``training``, ``inspection`` or ``inference``.
+        moment: ``training``, ``repair``, ``inspection`` or ``inference``.
         method: name of its class.
         name: the name that it logs under; empty if it has none.
         settings: all that it is made of.
@@ -71,7 +71,8 @@ def read_test(folder: Path, label: str) -> Source:
             "model": _short(arguments["model"]),
             "attack": BENIGN if is_benign(model["class_path"]) else _class_name(model),
         }
-        before = [*_before_inference(arguments, data_arguments)]
+        repairs = [defense.method for defense in attached if defense.moment == "repair"]
+        before = [*_before_inference(arguments, data_arguments, repairs)]
     except (AttributeError, KeyError, TypeError) as error:
         problem = f"{escaped(str(folder / 'config.yaml'))} is not the config of a test ({error!r})"
         raise InputError("RUNS", problem, "leave it out") from None
@@ -127,7 +128,9 @@ def _metrics(path: Path) -> dict[str, float | None]:
 
 def _attached(entries: Any) -> Iterator[Attached]:
     """The defenses among a trainer's callbacks."""
-    others = {item.name for item in public_classes() if item.room == "callbacks" and item.kind != "defenses"}
+    callbacks = [item for item in public_classes() if item.room == "callbacks"]
+    others = {item.name for item in callbacks if item.kind != "defenses"}
+    repairs = {item.name for item in callbacks if "after training" in item.moments}
     for entry in entries if isinstance(entries, list) else [entries]:
         arguments = dict(entry.get("init_args") or {})
         name = arguments.pop("name", None) or ""
@@ -140,15 +143,16 @@ def _attached(entries: Any) -> Iterator[Attached]:
         elif class_name == "GradientAttentionDefense":
             yield Attached("inference", "GradientAttention", name, arguments)
         elif not str(entry["class_path"]).startswith("lightning.") and class_name not in others:
-            yield Attached("training", class_name, name, arguments)
+            yield Attached("repair" if class_name in repairs else "training", class_name, name, arguments)
 
 
-def _before_inference(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+def _before_inference(arguments: Mapping[str, Any], data: Mapping[str, Any], repairs: list[str]) -> Iterator[str]:
     """The defenses that act before and after training, as :class:`lightning_backdoor.callbacks.RunLabels` says them."""
     if data.get("data_defense"):
         yield f"{_class_name(data['data_defense'])} on training rows"
     if arguments.get("published"):
-        yield f"fine-tuning on {'trusted' if data.get('train_on') == 'trusted' else 'training'} rows"
+        rows = "trusted" if data.get("train_on") == "trusted" else "training"
+        yield f"{'+'.join(repairs) or 'fine-tuning'} on {rows} rows"
 
 
 def _class_name(entry: Mapping[str, Any]) -> str:
@@ -156,11 +160,10 @@ def _class_name(entry: Mapping[str, Any]) -> str:
 
 
 def _short(name: Any) -> str:
-    """A short name of a data source or a model: the name of a file or folder, or that of a repository."""
+    """A short name of a data source or a model."""
     if isinstance(name, dict):
-        return "/".join(filter(None, (_short(name["path"]), name.get("name"))))
-    text = str(name)
-    return Path(text).name if Path(text).is_absolute() or text.startswith(".") else text
+        return short_name("/".join(filter(None, (name["path"], name.get("name")))))
+    return short_name(str(name))
 
 
 def _seed(config: Mapping[str, Any]) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose, yaml_text
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
+from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import as_part_of_another
 from lightning_backdoor.errors import InputError, one_line
@@ -60,7 +61,8 @@ def run_command(
         if status:
             raise CommandError(_last_message(log, start) or f"{command} ended with exit status {status}")
         return
-    from lightning_backdoor.commands.fit import run
+    with quick_imports():
+        from lightning_backdoor.commands.fit import run
 
     os.environ[VARIABLE] = str(folder.resolve())
     tasks = os.environ.pop("SLURM_NTASKS", None)  # Lightning would wait for the other tasks of the job
@@ -90,7 +92,8 @@ def check_cell(cell: Cell, kept: Kept) -> None:
 
 
 def _check_fit(victim: PlannedVictim, config: Fragment, kept: Kept) -> None:
-    from lightning_backdoor.commands.fit import check
+    with quick_imports():
+        from lightning_backdoor.commands.fit import check
 
     config = copy.deepcopy(config)
     part, argument = victim.parent_argument

@@ -23,6 +23,7 @@ from lightning_backdoor.benchmark.running.run_command import check_cell
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.benchmark.write_results import write_results
+from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.atomic import write_whole
@@ -107,7 +108,8 @@ def _check(cells: Sequence[Cell]) -> None:
     """
     if not cells:
         return
-    from lightning_backdoor.data.kept import Kept
+    with quick_imports():
+        from lightning_backdoor.data.kept import Kept
 
     checked: set[tuple[str, ...]] = set()
     kept = Kept()

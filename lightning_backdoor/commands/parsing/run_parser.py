@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, Namespace, get_loader, set_loader  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
 from lightning_backdoor.commands.parsing.early_checks import settled
 from lightning_backdoor.commands.parsing.help_pages import DESCRIPTIONS
@@ -106,6 +107,13 @@ class RunParser(LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self.command = ""
         self.extra: tuple[str, ...] = ()
+
+    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Adds the arguments of a class as jsonargparse does; a logger need not be given a folder: it is the run's."""
+        added = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
+        if issubclass(class_type, Logger) and "save_dir" in added and self.get_defaults()["save_dir"] is None:
+            self.set_defaults(save_dir=".")
+        return added
 
 
 def run_parser(command: str, prog: str = "", extra: tuple[str, ...] = ()) -> RunParser:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.commands.scan.facts import Facts
-from lightning_backdoor.defenses.defense import Defense, finite_scores, threshold_at_fpr
+from lightning_backdoor.defenses.clean_flags import clean_flags
+from lightning_backdoor.defenses.defense import Defense
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.progress import progress
 from lightning_backdoor.victim import TextClassifier
@@ -27,7 +27,7 @@ def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_
     """Sets the threshold of a defense on clean texts.
 
     A defense that learns from clean texts, such as :class:`Strip`, learns from every other text, and its threshold is
-    set on the texts in between, which it has not learned from.
+    set on the texts in between, which it has not learned from. Labels of the texts are not known: they are -1.
 
     Args:
         guard: the defense.
@@ -42,23 +42,30 @@ def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_
         InputError: there are too few texts, or the defense cannot use them.
     """
     defense = guard.defense
-    threshold_texts = list(texts)
-    if type(defense).learn is not Defense.learn:
-        reference, threshold_texts = threshold_texts[::2], threshold_texts[1::2]
-        if not threshold_texts:
-            problem = f"{len(texts)} text is too few for {guard.name}, which learns from half of the texts"
-            raise InputError("calibration", problem, "give at least 2, better some hundreds")
-        defense.learn(victim, _batches(victim, reference, batch_size))
+    reference, threshold_texts = _divided(defense, texts)
+    if not threshold_texts:
+        problem = f"{len(texts)} text is too few for {guard.name}, which learns from half of the texts"
+        raise InputError("calibration", problem, "give at least 2, better some hundreds")
+    if reference:
+        defense.learn(victim, batches_on_device(victim, reference, batch_size))
     with progress(f"calibrating {guard.name}", len(threshold_texts), "texts") as advance:
-        defense.calibrate(victim, _batches(victim, threshold_texts, batch_size, advance))
-    threshold, count = float(defense.threshold), len(threshold_texts)
-    if type(defense).calibrate is Defense.calibrate:
-        return Facts(threshold, count, int(defense.fpr * count + 1e-9), defense.fpr)
-    batches = _batches(victim, threshold_texts, batch_size)
-    scores = torch.cat([finite_scores(defense, victim, batch).text.float().cpu() for batch in batches])
-    by_budget = float(threshold_at_fpr(scores, defense.fpr)) == threshold
-    allowed = int(defense.fpr * count + 1e-9) if by_budget else int((scores >= threshold).sum())
-    return Facts(threshold, count, allowed, defense.fpr if by_budget else None)
+        defense.calibrate(victim, batches_on_device(victim, threshold_texts, batch_size, advance))
+    return facts_of(defense, victim, texts, batch_size)
+
+
+def facts_of(defense: Defense, victim: TextClassifier, texts: Sequence[str], batch_size: int) -> Facts:
+    """What is known about the threshold of a defense: how many clean texts it flags, or may flag.
+
+    Args:
+        defense: a calibrated defense.
+        victim: the victim.
+        texts: the clean texts that :func:`calibrate` was given.
+        batch_size: number of texts scored at once.
+    """
+    batches = batches_on_device(victim, _divided(defense, texts)[1], batch_size)
+    clean = clean_flags(defense, victim, batches)
+    budget = defense.fpr if clean.by_budget else None
+    return Facts(float(defense.threshold), clean.texts, clean.allowed, budget)
 
 
 def batch_on_device(victim: TextClassifier, texts: Sequence[str]) -> Batch:
@@ -67,13 +74,18 @@ def batch_on_device(victim: TextClassifier, texts: Sequence[str]) -> Batch:
     return batch
 
 
-def _batches(
+def batches_on_device(
     victim: TextClassifier, texts: Sequence[str], batch_size: int, advance: Callable[[int], object] | None = None
 ) -> Iterator[Batch]:
-    """The texts in batches of similar length."""
+    """The texts in batches of similar length, on the victim's device; ``advance`` is told of each that is done."""
     ordered = sorted(texts, key=len)
     for start in range(0, len(ordered), batch_size):
         part = ordered[start : start + batch_size]
         yield batch_on_device(victim, part)
         if advance is not None:
             advance(len(part))
+
+
+def _divided(defense: Defense, texts: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The clean texts from which a defense learns, none where it does not, and those that set its threshold."""
+    return (texts[::2], texts[1::2]) if type(defense).learn is not Defense.learn else ([], texts)

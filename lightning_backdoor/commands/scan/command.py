@@ -7,8 +7,10 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
+from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.gate import hold_back
 from lightning_backdoor.commands.scan.join import join_parts, read_parts
 from lightning_backdoor.commands.scan.options import parse
 from lightning_backdoor.commands.scan.output import Output, check_standard_output
@@ -33,9 +35,10 @@ def main(args: list[str]) -> int:
         check_standard_output()  # before a model is loaded
     model = model_path(options.model, resolve(options.model))
 
-    from lightning_backdoor.commands.scan.defenses import create_all
-    from lightning_backdoor.commands.scan.processes import processes
-    from lightning_backdoor.commands.scan.run import Scan
+    with quick_imports():
+        from lightning_backdoor.commands.scan.defenses import create_all
+        from lightning_backdoor.commands.scan.processes import processes
+        from lightning_backdoor.commands.scan.run import Scan
 
     hide_noise()
     hide_bars_of_transformers()
@@ -48,10 +51,11 @@ def main(args: list[str]) -> int:
         names = [guard.name for guard in guards]
         tally, page = Tally(names), _page(options, names)
         with Output(options.output) as output:
-            when_ended(lambda: _left(output, tally, args))
+            when_ended(lambda: _left(output, tally, args, scan.kept))
             facts = scan.run(output, tally, page)
+            hold_back(output, names, tally.shut(facts) if options.gate else [])
             output.finish(names)
-    _report(output, tally, page, facts)
+    _report(options, output, tally, page, facts, scan.directions)
     return 0
 
 
@@ -65,11 +69,13 @@ def _join(options: argparse.Namespace) -> int:
         tally = join_parts(joined, output, page)
         if output.name is not None and not output.special:
             write_settings(output.name, joined.settings, joined.facts)
+        hold_back(output, list(joined.facts), tally.shut(joined.facts) if options.gate else [])
+        output.finish(list(joined.facts))
     for name in joined.differing:
         values = sorted({part.facts[name].threshold for part in joined.parts})
         shown = f"from {values[0]:.6g} to {values[-1]:.6g}"
         _say(f"warning: the threshold of {name} differs between the parts, {shown}: they ran on different machines")
-    _report(output, tally, page, joined.facts)
+    _report(options, output, tally, page, joined.facts)
     return 0
 
 
@@ -77,33 +83,45 @@ def _page(options: argparse.Namespace, names: Sequence[str]) -> Page | None:
     return None if options.html is None else Page(options.html, names)
 
 
-def _report(output: Output, tally: Tally, page: Page | None, facts: Mapping[str, Facts]) -> None:
+def _report(
+    options: argparse.Namespace,
+    output: Output,
+    tally: Tally,
+    page: Page | None,
+    facts: Mapping[str, Facts],
+    directions: str | None = None,
+) -> None:
     """Says what the scan has found: thresholds, counts, files and, last, the verdicts."""
-    lines, verdicts = tally.summary(facts)
+    lines, verdicts = tally.summary(facts, options.gate)
     for line in lines:
         _say(line)
     if output.name is not None:
         _say(f"written to: {output.name}, {tally.texts} texts")
+    if directions is not None:
+        _say(f"directions: {directions}")
     if page is not None:
-        _say(page.write(facts))
+        _say(page.write(facts, tally.words(), tally.shut(facts) if options.gate else []))
     for line in verdicts:
         _say(line)
 
 
-def _left(output: Output, tally: Tally, args: Sequence[str]) -> str:
+def _left(output: Output, tally: Tally, args: Sequence[str], kept: str | None) -> str:
     """What a scan that is ended leaves, and which command goes on.
 
     Args:
         output: the output.
         tally: counts the lines that are written.
         args: options of the command.
+        kept: what is left of the set pass; None if that is nothing.
     """
+    resumed = _command([*args, *([] if "--resume" in args else ["--resume"])])
+    if kept is not None and not tally.texts:
+        return one_line(f"{kept}; continue with: {resumed}")
     if output.special:
         return f"the lines of {tally.texts} texts are written, and standard output cannot be continued"
     if not tally.texts:
         return f"no text is scored yet; start again with: {_command(args)}"
-    resumed = [*args, *([] if "--resume" in args else ["--resume"])]
-    return one_line(f"the lines of {tally.texts} texts are kept in {output.path}; continue with: {_command(resumed)}")
+    return one_line(f"the lines of {tally.texts} texts are kept in {output.path}; continue with: {resumed}")
 
 
 def _command(args: Sequence[str]) -> str:

@@ -101,7 +101,7 @@ def join_parts(joined: Joined, output: Output, page: Page | None) -> Tally:
 
     Args:
         joined: the parts.
-        output: the output, which has no lines.
+        output: the output, which has no lines; it is left unfinished.
         page: the token view, which gets the lines; or None.
 
     Returns:
@@ -121,7 +121,6 @@ def join_parts(joined: Joined, output: Output, page: Page | None) -> Tally:
     except BaseException:
         output.discard()
         raise
-    output.finish(list(joined.facts))
     return tally
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ def write_parquet(lines: Iterable[bytes], path: Path, defenses: Sequence[str]) -
         path: the file, which is replaced in one step.
         defenses: names of the defenses; each of several has a column of its own.
     """
-    schema = _schema(defenses)
+    waiting = iter(lines)
+    first = list(islice(waiting, 1))
+    schema = _schema(defenses, json.loads(first[0]) if first else {})
     partial = path.with_name(f".{path.name}.partial")
+    waiting = chain(first, waiting)
     with ParquetWriter(partial, schema) as writer:
-        waiting = iter(lines)
         while group := list(islice(waiting, ROWS)):
             writer.write_table(pa.Table.from_pylist([json.loads(line) for line in group], schema))
     partial.replace(path)
@@ -49,16 +51,16 @@ def read_lines(path: Path) -> Iterator[bytes]:
         raise InputError(str(path), f"does not read as parquet: {reason(error)}", "name another file") from None
 
 
-def _schema(defenses: Sequence[str]) -> Any:
+def _schema(defenses: Sequence[str], line: dict[str, Any]) -> Any:
+    """The columns; ``line`` is a line, which says which defenses have studied the set."""
     number, text, flag = pa.float64(), pa.string(), pa.bool_()
     token = pa.struct([("token", text), ("start", pa.int32()), ("end", pa.int32()), ("score", number)])
-    result = [
-        ("anomaly_score", number),
-        ("flagged", flag),
-        ("purified_text", text),
-        ("purified_prediction", text),
-        ("tokens", pa.list_(token)),
-    ]
-    of_defenses = [("flagged", flag), *((name, pa.struct(result)) for name in defenses)]
-    fields = result if len(defenses) == 1 else of_defenses
+    after = [("purified_text", text), ("purified_prediction", text), ("tokens", pa.list_(token))]
+
+    def result(of: dict[str, Any]) -> list[tuple[str, Any]]:
+        alone = [("flagged_alone", flag)] if "flagged_alone" in of else []
+        return [("anomaly_score", number), ("flagged", flag), *alone, *after]
+
+    of_defenses = [("flagged", flag), *((name, pa.struct(result(line.get(name, {})))) for name in defenses)]
+    fields = result(line) if len(defenses) == 1 else of_defenses
     return pa.schema([("text", text), ("prediction", text), ("logits", pa.list_(number)), *fields])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.commands.scan.defense_options import DefenseOption, check_values, defense_options
@@ -13,13 +14,19 @@ DESCRIPTION = """\
 Flags and repairs suspicious texts, with gradient-attention scoring (arXiv 2510.04347) or any other inference-time
 defense. Writes one JSON line per text: text, prediction, logits, anomaly_score, flagged, purified_text,
 purified_prediction (null in a flagged line: rejected), and tokens in the order of the text, each with start, end and
-score. With several defenses, each has a field of its own with anomaly_score and what comes after it. On standard error,
-a scan ends with the threshold, the counts, and a verdict: whether more texts are flagged than clean texts would be.
+score. A defense that has studied all texts adds flagged_alone: the flag that the text has by itself, which the verdict
+counts. With several defenses, each has a field of its own with anomaly_score and what comes after it. On standard
+error, a scan ends with the threshold, the counts, and a verdict: whether more texts are flagged than clean texts would
+be, and which words stand out in them.
 """
 EPILOG = """\
 Defenses: --defense Onion --defense.bar 0, or --defense 'Onion(bar=0)', or a preset, configs/defense/onion.yaml.
 Give --defense several times to compare several. Your own class is named by its path in an installed package, or by
 FILE.py:CLASS; nothing else is imported from the working directory, which may hold an untrusted model.
+
+Some defenses, such as those that compare a text with the whole set, study all texts of the input before they judge the
+first. What they have seen is kept beside the output, or in --directions FILE, with which later texts are judged one by
+one, also from standard input; --study adds the texts of this input to it.
 
 Large inputs: --devices 8 shares one scan among devices; --shard 3/16 scans the third of 16 parts, as a job of its own,
 and --join joins the parts, or cat does. The output is the same in each case, to the last byte on equal machines.
@@ -46,6 +53,15 @@ def parser() -> OptionParser:
     )
     options.add_argument(
         "--defense", metavar="NAME", help="a defense (default: GradientAttention), with --defense.ARGUMENT VALUE"
+    )
+    options.add_argument(
+        "--directions", metavar="FILE", help="what a defense has studied: read if the file exists, otherwise written"
+    )
+    options.add_argument("--study", action="store_true", help="study this input as well, and add it to --directions")
+    options.add_argument(
+        "--gate",
+        action="store_true",
+        help="keep no repair unless more texts are flagged than clean texts explain, or words stand out among them",
     )
     options.add_argument("--html", metavar="FILE", help="also write the first 200 texts, flagged ones first, shaded")
     options.add_argument("--column", default="text", help="column or key that holds the texts (default: text)")
@@ -79,6 +95,10 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[DefenseOption]]:
     defenses, others = defense_options(args)
     check_values(defenses)
     options = parser().parse_args(others)
+    if options.gate and (
+        options.output == "-" or (Path(options.output).exists() and not Path(options.output).is_file())
+    ):
+        raise InputError("gate", "it changes lines when all are written", "give a file as --output")
     if options.join:
         return options, defenses
     missing = [f"--{name}" for name in ("model", "calibration", "input") if getattr(options, name) is None]
@@ -91,5 +111,13 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[DefenseOption]]:
         raise InputError("num_nodes", f"{options.num_nodes} is not a number of machines", "give at least 1")
     if options.devices != "auto" and not (options.devices.isdecimal() and int(options.devices) > 0):
         raise InputError("devices", f"{options.devices[:40]!r} is not a number of devices", "give at least 1, or auto")
+    if options.resume and options.output == "-":
+        raise InputError("resume", "standard output cannot be continued", "give the --output that is to be continued")
     options.shard = None if options.shard is None else shard(options.shard)
+    if options.gate and options.shard is not None:
+        raise InputError("gate", "a shard is not the whole set", "give --gate with --join instead")
+    if options.study and options.directions is None:
+        raise InputError("study", "there is no file to which this input is added", "give --directions FILE")
+    if options.study and options.shard is not None:
+        raise InputError("study", "each shard would add the whole input", "leave it out, or leave out --shard")
     return options, defenses

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -119,6 +119,18 @@ class Output:
             self._file.seek(0, io.SEEK_END)
         self._text = io.TextIOWrapper(self._file, encoding="utf-8", newline="\n", write_through=True)
         return self._text
+
+    def rewrite(self, change: Callable[[str], str]) -> None:
+        """Replaces the lines of a file, in one step, by what a function makes of each."""
+        assert self.path is not None
+        assert self._file is not None
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        self._file.seek(0)
+        with partial.open("wb") as changed:
+            changed.writelines(change(line.decode()).encode() for line in self._file)
+        partial.replace(self.path)
+        self._file.close()
+        self._open("r+b")
 
     def finish(self, defenses: Sequence[str]) -> None:
         """Completes the output: the lines of a parquet file become the file.

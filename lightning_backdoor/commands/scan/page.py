@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.gate import without_repair
 from lightning_backdoor.commands.scan.tally import Line
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
@@ -51,25 +52,30 @@ class Page:
         self._count += 1
         self._flagged_count += flagged
 
-    def write(self, facts: Mapping[str, Facts]) -> str:
+    def write(self, facts: Mapping[str, Facts], words: Mapping[str, str], shut: Collection[str] = ()) -> str:
         """Writes the file.
 
         Args:
             facts: what is known about the threshold of each defense.
+            words: the words that stand out among the flagged texts, as they are shown, by the name of the defense.
+            shut: names of the defenses whose gate is shut.
 
         Returns:
             One line that says which texts it has.
         """
         from lightning_backdoor.outputs.token_view import page_html
+        from lightning_backdoor.outputs.word_inventory import words_sentence
 
         others = self._others[: TEXTS - len(self._flagged)]
         rows = [
             row
             for index, line in [*self._flagged, *others]
-            for row in self._rows(index, json.loads(line), self.defenses)
+            for row in self._rows(index, json.loads(without_repair(line, self.defenses, shut)), self.defenses)
         ]
         thresholds = {name: known.threshold for name, known in facts.items()}
-        write_whole(self.path, page_html(rows, "Token view of a scan", thresholds, labelled=False))
+        sentences = (words_sentence(shown, name if len(words) > 1 else "") for name, shown in words.items())
+        notes = [*filter(None, sentences)]
+        write_whole(self.path, page_html(rows, "Token view of a scan", thresholds, labelled=False, notes=notes))
         flagged = f"{len(self._flagged)} of {self._flagged_count} flagged texts"
         return f"token view: {self.path}, the first {flagged} and {len(others)} others"
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from lightning_backdoor.commands.launch import check_cores, waiting_text
 from lightning_backdoor.errors import Diverged, InputError, reason
 
 Result = TypeVar("Result")
@@ -145,8 +146,12 @@ def processes(devices: str, nodes: int, args: Sequence[str]) -> Iterator[Process
             fabric = Fabric(
                 devices=int(devices) if devices.isdecimal() else devices, num_nodes=nodes, strategy=strategy
             )
+            check_cores("devices", fabric.device, fabric.world_size // nodes)
+            sys.stderr.write(waiting_text(strategy.cluster_environment, nodes))
             fabric.launch()
             torch.set_num_threads(threads)  # the last digit of a result may depend on it
+        except InputError:
+            raise
         except Exception as error:  # Lightning's and PyTorch's errors in many types
             raise InputError("devices", f"{devices}: {reason(error)}", "give fewer, or see --help") from None
         several = SeveralProcesses(fabric.global_rank, fabric.world_size, fabric.device)

@@ -1,11 +1,11 @@
-"""One scan: thresholds from clean texts, then a line for each text, by one process or several."""
+"""One scan: thresholds from clean texts, the set pass, then a line for each text, by one process or several."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -13,16 +13,20 @@ from typing import Any
 
 import torch
 
-from lightning_backdoor.commands.scan.calibration import Guard, calibrate
+from lightning_backdoor.commands.scan.calibration import Guard, calibrate, facts_of
+from lightning_backdoor.commands.scan.directions import belongs_to
 from lightning_backdoor.commands.scan.facts import Facts
+from lightning_backdoor.commands.scan.gate import check_not_held_back
 from lightning_backdoor.commands.scan.output import Output
 from lightning_backdoor.commands.scan.page import Page
 from lightning_backdoor.commands.scan.processes import Processes
 from lightning_backdoor.commands.scan.resume import resume
 from lightning_backdoor.commands.scan.scoring import score_group
-from lightning_backdoor.commands.scan.settings import SHARD, scan_settings, write_settings
+from lightning_backdoor.commands.scan.set_pass import SetPass, directions_path
+from lightning_backdoor.commands.scan.settings import DIRECTIONS, SHARD, scan_settings, write_settings
+from lightning_backdoor.commands.scan.study import study_group
 from lightning_backdoor.commands.scan.tally import Tally
-from lightning_backdoor.commands.scan.texts import count_texts, read_all
+from lightning_backdoor.commands.scan.texts import count_texts, read_all, read_once
 from lightning_backdoor.errors import InputError, one_line
 from lightning_backdoor.outputs.progress import progress
 from lightning_backdoor.victim import TextClassifier, load_trained
@@ -41,8 +45,11 @@ class Scan:
         described: what determines the results of each defense, by its name.
         processes: the processes of the scan.
 
+    Attributes:
+        students: the defenses that study the input before they judge it.
+
     Raises:
-        InputError: the calibration file holds no text or cannot be read.
+        InputError: the calibration file holds no text or cannot be read, or there are directions that none studies.
     """
 
     def __init__(
@@ -61,6 +68,23 @@ class Scan:
         self.calibration = [text for text in clean if text.strip()]
         if not self.calibration:
             raise InputError("calibration", f"{options.calibration} holds no text", "give trusted clean texts")
+        self.students = [guard for guard in guards if guard.defense.studies]
+        if options.directions is not None and not self.students:
+            names = " and ".join(guard.name for guard in guards)
+            raise InputError("directions", f"{names} studies no set, but judges each text by itself", "leave it out")
+        self._set_pass: SetPass | None = None
+
+    @property
+    def kept(self) -> str | None:
+        """What an interrupted scan leaves of its set pass, for the user; None if that is nothing."""
+        return None if self._set_pass is None else self._set_pass.kept
+
+    @property
+    def directions(self) -> str | None:
+        """The file of the directions and the number of their texts, for the user; None if there is none."""
+        if self._set_pass is None or self._set_pass.path is None:
+            return None
+        return f"{self._set_pass.path}, of {self._set_pass.directions.texts} texts"
 
     def run(self, output: Output, tally: Tally, page: Page | None) -> dict[str, Facts]:
         """Scans, as the first process.
@@ -81,12 +105,19 @@ class Scan:
         texts = read_all(options.input, options.column, self.quoting, first)
         if last is not None and shard is not None:
             texts = islice(texts, last - first)
-        settings = {} if output.special else {**self._settings(), SHARD: shard}
+        settings = {} if output.special and not self.students else {**self._settings(), SHARD: shard}
         source = one_line(" ".join(options.input))
-        begun = resume(output, texts, settings, self.group_size, tally, page, options.resume, source)
-        victim, facts = self._prepared()
+        self._set_pass = self._new_set_pass(output, settings) if self.students else None
+        with self._set_pass or nullcontext():
+            if self._set_pass is not None:
+                settings[DIRECTIONS] = self._set_pass.sets
+            check_not_held_back(output.name)
+            begun = resume(output, texts, settings, self.group_size, tally, page, options.resume, source)
+            victim, facts = self._prepared()
+            if self._set_pass is not None:
+                facts |= self._study(self._set_pass, victim)
         file = output.opened()
-        if settings and output.name is not None and not tally.texts:
+        if not output.special and output.name is not None and not tally.texts:
             write_settings(output.name, settings, facts)
         total = None if last is None else last - first
         with progress("scoring", total, "texts", tally.texts) as advance:
@@ -107,8 +138,11 @@ class Scan:
         return facts
 
     def serve(self) -> None:
-        """Scores what the first process sends, as one of the others."""
+        """Studies and scores what the first process sends, as one of the others."""
         victim, _ = self._prepared()
+        if self.students:
+            self.processes.serve(lambda group: study_group(self.students, victim, group, self.options.batch_size))
+            self._share()
         self.processes.serve(lambda group: score_group(self.guards, victim, group, self.options.batch_size))
 
     def _prepared(self) -> tuple[TextClassifier, dict[str, Facts]]:
@@ -122,11 +156,43 @@ class Scan:
             facts[guard.name] = calibrate(guard, victim, self.calibration, self.options.batch_size)
             if processes.first and facts[guard.name].too_few:
                 sys.stderr.write(f"warning: {guard.name}: {facts[guard.name].warning()}\n")
-        states = processes.same([_on_processor(guard.defense.state_dict()) for guard in self.guards])
-        if not processes.first:
+        self._share()
+        return victim, facts
+
+    def _share(self) -> None:
+        """Gives the defenses of all processes the state of those of the first."""
+        states = self.processes.same([_on_processor(guard.defense.state_dict()) for guard in self.guards])
+        if not self.processes.first:
             for guard, state in zip(self.guards, states, strict=True):
                 guard.defense.load_state_dict(state)
-        return victim, facts
+
+    def _new_set_pass(self, output: Output, settings: Mapping[str, Any]) -> SetPass:
+        options, given = self.options, self.options.directions is not None
+        names = [guard.name for guard in self.students]
+        beside = None if output.special or output.name is None else directions_path(output.name)
+        return SetPass(
+            path=Path(options.directions).expanduser() if given else beside,
+            given=given,
+            add=options.study,
+            resumed=options.resume,
+            belongs=belongs_to(settings, {name: self.described[name] for name in names}),
+            texts=None
+            if read_once(options.input)
+            else lambda start: read_all(options.input, options.column, self.quoting, start),
+            students=" and ".join(names),
+        )
+
+    def _study(self, set_pass: SetPass, victim: TextClassifier) -> dict[str, Facts]:
+        """Shows the input to the defenses that study, or what is kept of earlier ones; returns their new facts."""
+        size = self.options.batch_size
+        study = partial(study_group, self.students, victim, batch_size=size)
+        groups = set_pass.groups(lambda texts: _groups(texts, self.group_size))
+        sums = set_pass.complete(self.processes.map(study, groups), study([])[1])
+        if set_pass.directions.texts:
+            for name, defense in self.students:
+                defense.adopt(sums[name])
+        self._share()
+        return {guard.name: facts_of(guard.defense, victim, self.calibration, size) for guard in self.students}
 
     def _bounds(self) -> tuple[int, int | None, dict[str, Any] | None]:
         """The first text to scan, the one after the last where it is known, and how the settings record the shard."""

@@ -14,6 +14,7 @@ from lightning_backdoor.batch import Batch, ids_and_spans
 from lightning_backdoor.commands.scan.calibration import Guard, batch_on_device
 from lightning_backdoor.commands.scan.tally import Line
 from lightning_backdoor.defenses.defense import REJECTED, Verdict, judge
+from lightning_backdoor.defenses.explanation import explained
 from lightning_backdoor.models.captures import Captures, sharing
 from lightning_backdoor.victim import TextClassifier
 
@@ -60,7 +61,7 @@ def _score_batch(guards: Sequence[Guard], victim: TextClassifier, texts: list[st
     logits: Tensor | None = None
     with torch.inference_mode():
         for name, defense in guards:
-            verdicts[name] = judge(defense, victim, batch, logits)
+            verdicts[name] = explained(defense, victim, batch, judge(defense, victim, batch, logits))
             logits = verdicts[name].logits
     first = next(iter(verdicts.values()))
     labels: list[str] = [*victim.hparams["labels"]]
@@ -68,26 +69,34 @@ def _score_batch(guards: Sequence[Guard], victim: TextClassifier, texts: list[st
     for row, text in enumerate(texts):
         prediction = labels[int(first.prediction[row])]
         flags = {name: bool(verdict.flagged[row]) for name, verdict in verdicts.items()}
+        alone = {name: bool(verdict.flagged_alone[row]) for name, verdict in verdicts.items()}
         content: dict[str, Any] = {"text": text, "prediction": prediction, "logits": first.logits[row].tolist()}
-        results = {name: _result(victim, batch, verdict, row, labels) for name, verdict in verdicts.items()}
+        results = {}
+        for name, defense in guards:
+            with_tokens = flags[name] or not defense.explains  # which explains flagged texts alone
+            results[name] = _result(victim, batch, verdicts[name], row, labels, with_tokens)
         if len(results) == 1:
             content |= next(iter(results.values()))
         else:
             content |= {"flagged": any(flags.values()), **results}
-        lines.append(Line(json.dumps(content, ensure_ascii=False) + "\n", prediction, flags))
+        lines.append(Line(json.dumps(content, ensure_ascii=False) + "\n", text, prediction, flags, alone))
     return lines
 
 
-def _result(victim: TextClassifier, batch: Batch, verdict: Verdict, row: int, labels: list[str]) -> dict[str, Any]:
+def _result(
+    victim: TextClassifier, batch: Batch, verdict: Verdict, row: int, labels: list[str], with_tokens: bool
+) -> dict[str, Any]:
     """What one defense makes of one text."""
     flagged = bool(verdict.flagged[row])
     defended = int(verdict.defended_prediction[row])
+    of_set = verdict.scores.flagged_alone is not None
     return {
         "anomaly_score": float(verdict.scores.text[row]),
         "flagged": flagged,
+        **({"flagged_alone": bool(verdict.flagged_alone[row])} if of_set else {}),
         "purified_text": verdict.purified_text[row],
         "purified_prediction": labels[defended] if flagged and defended != REJECTED else None,
-        "tokens": _tokens(victim, batch, verdict, row),
+        "tokens": _tokens(victim, batch, verdict, row) if with_tokens else [],
     }
 
 

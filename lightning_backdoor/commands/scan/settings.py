@@ -18,6 +18,8 @@ from lightning_backdoor.files.names import trained_model
 SCAN_FORMAT = 2
 #: entry of the settings that says which shard the output is.
 SHARD = "shard"
+#: entry of the settings of a scan whose defenses study: a hash of the sets of texts that they have seen.
+DIRECTIONS = "directions"
 #: entry beside the settings: what is known about the threshold of each defense.
 FACTS = "thresholds"
 
@@ -86,11 +88,25 @@ def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
         name = settings_path(output).name
         problem = f"{output} cannot be continued, since {name} beside it does not say how its lines were made"
         raise InputError("resume", problem, "name another output")
+    check_same(settings, recorded, f"{output} was begun", "give the same, or name another output")
+
+
+def check_same(settings: Mapping[str, Any], recorded: Mapping[str, Any], made: str, remedy: str) -> None:
+    """Checks that recorded settings are those of a scan.
+
+    Args:
+        settings: of the scan.
+        recorded: the recorded ones, which may have others in addition.
+        made: what was done with the recorded ones, for the error.
+        remedy: what to do instead, for the error.
+
+    Raises:
+        InputError: one of them differs.
+    """
     for name, value in settings.items():
         before = recorded.get(name)
         if before != value or type(before) is not type(value):
-            problem = f"{_shown(value)} now, {_shown(before)} when {output} was begun"
-            raise InputError(name, problem, "give the same, or name another output")
+            raise InputError(name, f"{_shown(value)} now, {_shown(before)} when {made}", remedy)
 
 
 def _shown(value: object) -> str:

@@ -50,13 +50,18 @@ def count_texts(paths: Sequence[str], column: str = "text", quoting: bool | None
     Raises:
         InputError: see :func:`read_texts`.
     """
-    if any(path == "-" or not Path(path).is_file() for path in paths):
+    if read_once(paths):
         return None
     total = 0
     for path in paths:
         rows = _rows_in(path, "input")
         total += sum(1 for _ in read_texts(path, column, quoting)) if rows is None else rows
     return total
+
+
+def read_once(paths: Sequence[str]) -> bool:
+    """Whether one of some files is standard input or a pipe."""
+    return any(path == "-" or not Path(path).is_file() for path in paths)
 
 
 def read_texts(

@@ -110,6 +110,19 @@ def test_processes_that_the_trainer_starts_repeat_the_command(devices: str, repl
     assert sys.argv == before
 
 
+def test_more_processes_than_cores_are_refused(working: Path) -> None:
+    args = ["--config", "data.yaml", "--run_dir", "never", "--trainer.devices", "9999"]
+    with pytest.raises(InputError, match=r"^trainer.devices: 9999 processes are more than the \d+ cores"):
+        RunCLI("fit", args)
+
+
+def test_a_logger_writes_into_the_folder_of_the_run(working: Path) -> None:
+    for given in (["--trainer.logger", "CSVLogger"], ["--trainer.logger+=CSVLogger", "--trainer.logger.name", "mine"]):
+        cli = RunCLI("fit", ["--config", "data.yaml", "--run_dir", "one", *given])
+        assert cli.trainer.log_dir is not None
+        assert Path(cli.trainer.log_dir).is_relative_to(working / "one")
+
+
 @pytest.mark.parametrize(
     ("command", "options"),
     [

@@ -11,7 +11,6 @@ from lightning_backdoor.cli import main
 from lightning_backdoor.commands.scan.calibration import Guard, calibrate
 from lightning_backdoor.commands.scan.defense_options import DefenseOption, defense_options
 from lightning_backdoor.commands.scan.defenses import create, defense_class
-from lightning_backdoor.commands.scan.verdict import p_value
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import load_trained
@@ -186,18 +185,6 @@ def test_the_token_view_escapes_texts_and_shows_flagged_ones_first(
     assert flags == sorted(flags, reverse=True)
     flagged = sum(line["flagged"] for line in lines(tmp_path / "found.jsonl"))
     assert sum(flags) == min(20, flagged)
-
-
-def test_the_p_value_is_that_of_fisher_and_allows_for_few_calibration_texts() -> None:
-    from scipy.stats import fisher_exact
-
-    for flagged, texts, clean_flagged, clean_texts in ((12, 100, 6, 60), (40, 100, 6, 60), (5, 5, 0, 3), (0, 9, 1, 9)):
-        table = [[flagged, texts - flagged], [clean_flagged, clean_texts - clean_flagged]]
-        expected = fisher_exact(table, alternative="greater").pvalue
-        assert p_value(flagged, texts, clean_flagged, clean_texts) == pytest.approx(expected, rel=1e-6)
-    assert p_value(10**6, 10**6, 0, 1) > 1e-7  # one calibration text proves nothing
-    assert p_value(10**6, 10**7, 100, 1000) > 0.3
-    assert p_value(3 * 10**6, 10**7, 100, 1000) < 1e-30
 
 
 def test_an_own_seed_and_budget_are_kept() -> None:

@@ -21,6 +21,12 @@ from tests.support.scanning import TEXTS, model, scan
 __all__ = ["model", "scan"]
 
 
+def test_standard_output_is_not_resumed(scan: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(scan(output="-", resume=True)) == 2
+    said = "resume: standard output cannot be continued; give the --output that is to be continued"
+    assert capsys.readouterr().err.strip().endswith(said)
+
+
 @pytest.mark.parametrize("kept", [0, 3, 2 * BATCHES_AHEAD, 2 * BATCHES_AHEAD + 5, len(TEXTS)])
 def test_a_killed_scan_resumes_to_the_same_file_and_verdict(
     kept: int, scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
