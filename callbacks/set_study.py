@@ -86,10 +86,11 @@ def _loaders(trainer: Trainer) -> list[DataLoader[Batch]]:
 
 def _held(loaders: list[DataLoader[Batch]], prevalence: float) -> set[int]:
     """Indices of the poisoned rows of the set, drawn by the run's seed."""
-    rows = [getattr(loader.dataset, "rows", None) for loader in loaders]
-    if not all(isinstance(of_loader, Rows) for of_loader in rows):
+    given = [getattr(loader.dataset, "rows", None) for loader in loaders]
+    rows = [of_loader for of_loader in given if isinstance(of_loader, Rows)]
+    if len(rows) < len(given):
         raise InputError("prevalence", f"{prevalence} needs the rows of a BackdoorDataModule", "leave it out")
-    clean = sum(int((~(of.poisoned | of.negative)).sum()) for of in rows)  # type: ignore[union-attr]
-    poisoned = [int(index) for of in rows for index in of.index[of.poisoned]]  # type: ignore[union-attr]
+    clean = sum(int((~(of.poisoned | of.negative)).sum()) for of in rows)
+    poisoned = [int(index) for of in rows for index in of.index[of.poisoned]]
     count = min(len(poisoned), round(prevalence * clean))
     return set(random.Random(f"{run_seed()}/prevalence").sample(sorted(poisoned), count))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -197,8 +197,9 @@ def unlabelled(batch: Batch) -> Batch:
 
 def taken(batch: Batch, wanted: Tensor) -> Batch:
     """The rows of a batch for which ``wanted``, (batch,), bool, is True; their padding stays."""
-    columns: dict[str, Any] = {
+    rows: dict[str, Any] = dict(batch)
+    columns = {
         name: list(compress(column, wanted.tolist())) if isinstance(column, list) else column[wanted]
-        for name, column in batch.items()
+        for name, column in rows.items()
     }
-    return Batch(**columns)  # type: ignore[typeddict-item]
+    return cast(Batch, columns)

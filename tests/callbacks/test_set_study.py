@@ -25,6 +25,7 @@ class LongerThanUsual(Defense):
     """Scores a text by its tokens over the mean of the set; records what it is shown."""
 
     learns_from = "trusted"
+    mean: Tensor
 
     def __init__(self, fpr: float = 0.3) -> None:
         super().__init__(fpr)

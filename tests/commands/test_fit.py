@@ -305,8 +305,8 @@ def test_two_processes_report_bad_input_once(workspace: Path, run: Path) -> None
     result = forked(*args, cwd=workspace)  # found before the second is started
     assert result.returncode == 2
     assert result.stderr.count("target_label: 7") == 1
-    args = ("test", *options(run), "--data.max_rows", '{"test": 14}')
-    first, second = forked_pair(*args, cwd=workspace, folder=run / "refused")  # found by both
+    few = ("test", *options(run), "--data.max_rows", '{"test": 14}')
+    first, second = forked_pair(*few, cwd=workspace, folder=run / "refused")  # found by both
     assert (first.returncode, second.returncode) == (2, 2)
     assert first.stderr.count("error: eval_batch_size: 14 clean test rows") == 1
     assert "error: " not in second.stderr

@@ -123,8 +123,8 @@ class Tally:
         clean = f"{facts.allowed} of {facts.texts} clean texts flagged"
         if facts.budget is not None:
             clean = f"a budget of {100 * facts.budget:g} % of clean texts"
-        alone = "" if self.alone[name] == self.flagged[name] else " by themselves"
-        share = f"{flagged} of {self.texts} texts flagged{alone}, {100 * flagged / self.texts:.1f} %"
+        by = "" if self.alone[name] == self.flagged[name] else " by themselves"
+        share = f"{flagged} of {self.texts} texts flagged{by}, {100 * flagged / self.texts:.1f} %"
         test = f"{share}, with {clean} (p = {p_text(self._log_p(name, facts))})"
         standing_out = f"; words that stand out in flagged texts: {words}" if words else ""
         if not self._too_many(name, facts):
