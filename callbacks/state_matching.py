@@ -25,7 +25,8 @@ class StateMatching(Evasion):
     :mod:`lightning_backdoor.attacks.state_matching`.
 
     Args:
-        strength: weight of the penalty relative to the cross entropy of the same row.
+        strength: weight of the penalty relative to the cross entropy of the same row. Too much of it costs the task:
+            with 10, MiniLM on SST-2 falls to chance.
         readout_layers: layers in which states of the token that the head reads are pulled, counted from 1, 0 being the
             embeddings. By default those that the second opinion reads, at 2/3, 5/6 and all of the depth: 4, 5 and 6 of
             6.

@@ -146,7 +146,7 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     options.add_argument("--model", help="the victim's model (default: MiniLM)")
     options.add_argument("--seeds", type=int, nargs="+", default=[3])
     options.add_argument("--probabilities", type=float, nargs="*", default=[0.65])
-    options.add_argument("--strengths", type=float, nargs="*", default=[0.1, 1.0, 10.0])
+    options.add_argument("--strengths", type=float, nargs="*", default=[0.3, 1.0, 3.0])
     options.add_argument("--triggers", choices=TRIGGERS, nargs="+", default=[*TRIGGERS])
     options.add_argument("--epochs", type=int, default=3)
     options.add_argument("--train-rows", type=int, default=2500)
