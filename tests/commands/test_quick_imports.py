@@ -51,6 +51,7 @@ def test_nothing_changes_where_torch_is_imported_or_the_user_has_turned_collecti
     try:
         with quick_imports():
             assert gc.isenabled() is enabled
-        assert (gc.isenabled(), gc.get_freeze_count()) == (enabled, frozen)
+        assert gc.isenabled() is enabled
+        assert gc.get_freeze_count() <= frozen  # what is freed meanwhile is no longer counted
     finally:
         gc.enable()

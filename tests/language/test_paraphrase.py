@@ -74,7 +74,7 @@ def test_the_second_run_reads_the_cache_and_loads_no_model(make: Any) -> None:
     again = make()
     assert again.paraphrase(TEXTS[::-1], rngs()[::-1], ANY, generate=False) == first[::-1]
     assert again._language_model is None
-    assert again._encoder._network is None
+    assert again._encoder._encoder is None
 
 
 def test_texts_that_are_not_cached_are_counted_where_nothing_may_be_generated(make: Any) -> None:

@@ -191,7 +191,7 @@ def shortened(text: str, copy: int) -> str:
     """A text without one or two of its words.
 
     >>> shortened("a good film about cooking", 0), shortened("a good film", 0)
-    ('a good film cooking', 'a good film')
+    ('good film about cooking', 'a good film')
     """
     words, rng = text.split(" "), random.Random(f"{copy}/{text}")
     for _ in range(rng.randint(1, 2)):

@@ -91,7 +91,7 @@ def _command(args: list[str], cwd: Path, env: Mapping[str, str], output: Path) -
     for logger in logging.root.manager.loggerDict.values():  # libraries hold the stream that was there at their import
         for handler in getattr(logger, "handlers", ()):
             if type(handler) is logging.StreamHandler:
-                handler.setStream(logged)
+                handler.stream = logged  # not by setStream, which flushes the one before, and that may be closed
     status = main(args)
     sys.stdout.flush()
     sys.stderr.flush()
