@@ -1,7 +1,8 @@
-"""What the defenses that read hidden states cost over a plain forward, in which those states are computed anyway.
+"""What second opinion, and defenses that read hidden states, cost over a plain forward.
 
 Run ``python -m tests.measurements.detectors --data sst2``, or name defenses: ``python -m tests.measurements.detectors
-DAN LCF``. Each defense is measured alone; in one evaluation, or one grid, all of them share a single forward.
+DAN LCF``. Each defense is measured alone; in one evaluation, or one grid, all of them share the victim's forward, in
+which hidden states are computed anyway. Beside second opinion stands gradient attention.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from functools import partial
 import torch
 import transformers
 
-from lightning_backdoor.defenses import LCF, BadActs, Dan, Dup
-from lightning_backdoor.defenses.hidden_states import StateDefense
+from lightning_backdoor.defenses import LCF, BadActs, Dan, Defense, Dup, GradientAttention, SecondOpinion
 from lightning_backdoor.victim import TextClassifier
 from tests.measurements.pairs import (
     SHORT_TEXTS,
@@ -31,21 +31,27 @@ from tests.measurements.pairs import (
 )
 
 #: how each defense is made, and the forwards per text that it may cost. BadActs optimises its bounds when it learns.
-DEFENSES: dict[str, tuple[Callable[[], StateDefense], str]] = {
+DEFENSES: dict[str, tuple[Callable[[], Defense], str]] = {
     "DAN": (Dan, "<= 1.1"),
     "BadActs": (lambda: BadActs(epochs=0), "<= 1.1"),
     "LCF": (LCF, "<= 1.05"),
     "DUP": (Dup, ""),
+    # not differences to the base, from which an untrained victim does not differ
+    "second opinion": (lambda: SecondOpinion(base_known=False), "<= 2.2"),
+    "gradient attention": (GradientAttention, ""),
 }
 
 
-def learned(make: Callable[[], StateDefense], victim: TextClassifier, texts: list[str]) -> StateDefense:
-    """A defense that has learned from texts with alternating labels: what it costs does not depend on them."""
+def learned(make: Callable[[], Defense], victim: TextClassifier, texts: list[str]) -> Defense:
+    """A defense that has learned from texts with alternating labels, on which its cost does not depend."""
     batches = sorted_batches(texts, victim)
     for batch in batches:
         batch["label"] = torch.arange(len(batch["text"])) % 2
     defense = make()
     defense.learn(victim, batches)
+    defense.calibrate(victim, batches)
+    if defense.studies:
+        defense.adopt(defense.study(victim, batches))
     return defense
 
 
@@ -60,7 +66,7 @@ def scoring(args: argparse.Namespace) -> Iterator[Comparison]:
 
 
 def main() -> None:
-    options = parser("What defenses that read hidden states cost over a plain forward.", rounds=10)
+    options = parser("What second opinion, and defenses that read hidden states, cost over a plain forward.", rounds=10)
     options.add_argument("defenses", nargs="*", help=f"{', '.join(DEFENSES)}; all by default")
     args = parse(options)
     if unknown := set(args.defenses) - set(DEFENSES):
