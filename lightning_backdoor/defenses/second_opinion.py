@@ -12,7 +12,7 @@ cannot take the companion's place.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from lightning_backdoor.defenses.disputed_directions import (
 from lightning_backdoor.defenses.hidden_states import check_classes, make_room
 from lightning_backdoor.defenses.mahalanobis import PredictedAlike, predicted_alike
 from lightning_backdoor.defenses.readout_tokens import readout_token_scores
-from lightning_backdoor.defenses.second_opinion_reading import Read, Reader, SetPart, TextPart, float_on
+from lightning_backdoor.defenses.second_opinion_reading import Read, Reader, SetPart, TextPart, checked_parts, float_on
 from lightning_backdoor.defenses.standardising import scale_of, standardised
 from lightning_backdoor.defenses.text_states import public_encoder
 from lightning_backdoor.errors import InputError
@@ -133,8 +133,8 @@ class SecondOpinion(Defense):
         seed: int | None = None,
     ) -> None:
         super().__init__(fpr, seed)
-        self.text_parts: Sequence[TextPart] = _checked("text_parts", text_parts, get_args(TextPart))
-        self.set_parts: Sequence[SetPart] = _checked("set_parts", set_parts, get_args(SetPart))
+        self.text_parts: Sequence[TextPart] = checked_parts("text_parts", text_parts, get_args(TextPart))
+        self.set_parts: Sequence[SetPart] = checked_parts("set_parts", set_parts, get_args(SetPart))
         if not penalty > 0:
             raise InputError("penalty", f"{penalty} does not bound the companion's weights", "give a number above 0")
         if not 0 < disputed < 1:
@@ -337,17 +337,3 @@ class SecondOpinion(Defense):
         device = victim.network.device
         for name, value in found.items():
             setattr(self, name, value.to(device, float_on(device)))
-
-
-def _checked(option: str, parts: Sequence[Any], known: tuple[str, ...]) -> list[Any]:
-    """The parts in their usual order.
-
-    Raises:
-        InputError: there are none, or one is unknown.
-    """
-    for part in parts:
-        if isinstance(parts, str) or part not in known:
-            raise InputError(option, f"{part!r} is not one of its parts", f"give some of {', '.join(known)}")
-    if not parts:
-        raise InputError(option, "is empty", f"give some of {', '.join(known)}")
-    return [part for part in known if part in parts]

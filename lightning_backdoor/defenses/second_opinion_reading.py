@@ -177,3 +177,17 @@ def _recorded_bases(victim: Victim) -> list[str]:
     stated = statement.get("base_model") if isinstance(statement, Mapping) else None
     names = [getattr(victim, "hparams", {}).get("model"), stated]
     return [name for name in names if isinstance(name, str)]
+
+
+def checked_parts(option: str, parts: Sequence[Any], known: tuple[str, ...]) -> list[Any]:
+    """The parts in their usual order.
+
+    Raises:
+        InputError: there are none, or one is unknown.
+    """
+    for part in parts:
+        if isinstance(parts, str) or part not in known:
+            raise InputError(option, f"{part!r} is not one of its parts", f"give some of {', '.join(known)}")
+    if not parts:
+        raise InputError(option, "is empty", f"give some of {', '.join(known)}")
+    return [part for part in known if part in parts]
