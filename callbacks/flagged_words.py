@@ -10,40 +10,28 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_backdoor.callbacks.processes import of_all_processes
 from lightning_backdoor.errors import escaped
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.outputs.exact_tests import p_text
-from lightning_backdoor.outputs.word_inventory import StandingOut, WordInventory
+from lightning_backdoor.outputs.word_inventory import StandingOut
 
 
-def write_words(
-    trainer: Trainer, inventory: WordInventory, folder: Path | None, prefix: str = "test/"
-) -> list[StandingOut]:
-    """Writes ``words.json`` and logs the table ``words`` to W&B; every process must call it.
+def write_words(trainer: Trainer, words: Sequence[StandingOut], folder: Path | None, prefix: str = "test/") -> None:
+    """Writes ``words.json`` and logs the table ``words`` to W&B, in the first process.
 
     The file is a list, the words with the smallest p-values first: ``word``, ``log10_p``, and the numbers ``flagged``
     and ``texts`` of flagged texts and of all texts that contain the word. It is written also where the list is empty.
 
     Args:
         trainer: the trainer of the test.
-        inventory: the words of the texts that this process has judged.
+        words: the words, those with the smallest p-values first.
         folder: the folder to write to, which is created; None writes no file.
         prefix: prefix of the key logged to W&B.
-
-    Returns:
-        The words.
     """
-    total = WordInventory()
-    for part in of_all_processes(trainer, [inventory]):
-        total.merge(part)
-    found = total.standing_out()
-    if trainer.is_global_zero:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / "words.json", json.dumps([_as_json(word) for word in found], indent=1) + "\n")
-        _log_words(trainer, found, prefix)
-    return found
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "words.json", json.dumps([_as_json(word) for word in words], indent=1) + "\n")
+    _log_words(trainer, words, prefix)
 
 
 def _as_json(found: StandingOut) -> dict[str, str | float]:

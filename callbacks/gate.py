@@ -11,7 +11,7 @@ from lightning_backdoor.callbacks.processes import result_of_each
 from lightning_backdoor.callbacks.set_study import set_batches
 from lightning_backdoor.callbacks.shared import batches_once
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.defenses.clean_flags import clean_flags
+from lightning_backdoor.defenses.clean_flags import CleanFlags, clean_flags
 from lightning_backdoor.defenses.defense import Defense, finite_scores
 from lightning_backdoor.models.captures import sharing
 from lightning_backdoor.models.precision import evaluation_precision
@@ -71,19 +71,17 @@ def gate_of(
     """
     name = type(defense).__name__
 
-    def flags() -> WordInventory:
+    def flags() -> tuple[CleanFlags, WordInventory]:
+        clean = clean_flags(defense, victim, batches_once(trainer, victim, data.threshold_dataloader))
         inventory = WordInventory()
         for batch in set_batches(trainer, prevalence, f"flagging all texts by {name}"):
             scores = finite_scores(defense, victim, batch).text
             inventory.add(batch["text"], (scores >= defense.threshold.to(scores)).tolist())
-        return inventory
+        return clean, inventory
 
     with evaluation_precision(trainer), sharing(victim.captures):
-        clean = clean_flags(defense, victim, batches_once(trainer, victim, data.threshold_dataloader))
-        first, *others = result_of_each(trainer, name, flags)
-    for other in others:
+        (clean, first), *others = result_of_each(trainer, name, flags)  # devices may differ in a clean score's digits
+    for _, other in others:
         first.merge(other)
     log_p = log_p_flagged(first.flagged, first.texts, clean.allowed, clean.texts)
-    gate = Gate(first.flagged, first.texts, log_p, words_text(first.standing_out()))
-    # devices may differ in the last digits of a clean score: all processes take the gate of the first
-    return trainer.strategy.broadcast(gate)
+    return Gate(first.flagged, first.texts, log_p, words_text(first.standing_out()))

@@ -15,9 +15,9 @@ from lightning_backdoor.callbacks.failures import FailsAlone
 from lightning_backdoor.callbacks.flagged_words import write_words
 from lightning_backdoor.callbacks.gate import Gate, gate_of
 from lightning_backdoor.callbacks.kept_texts import KeptTexts
-from lightning_backdoor.callbacks.outcome_writer import batch_outcomes, write_all
+from lightning_backdoor.callbacks.outcome_writer import batch_outcomes
 from lightning_backdoor.callbacks.output_folder import folder_of
-from lightning_backdoor.callbacks.processes import check_logits_of_all
+from lightning_backdoor.callbacks.processes import check_logits_of_all, of_all_processes, result_of_each
 from lightning_backdoor.callbacks.set_study import study_set
 from lightning_backdoor.callbacks.shared import (
     check_unique,
@@ -35,7 +35,7 @@ from lightning_backdoor.files.names import check_name
 from lightning_backdoor.language.lookups import recorded_lookups
 from lightning_backdoor.models.captures import recorded_use, sharing
 from lightning_backdoor.models.precision import evaluation_precision
-from lightning_backdoor.outputs.outcomes import Outcome
+from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 from lightning_backdoor.outputs.word_inventory import WordInventory, words_sentence
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
@@ -62,7 +62,8 @@ class InferenceDefense(FailsAlone):
     (:mod:`lightning_backdoor.outputs.word_inventory`). Otherwise they keep the victim's answer; flags, scores and
     detection metrics stay. A defense that studies the set flags for the gate before it does, by scores that do not
     depend on the set, so that the test is exact. Texts are scored twice, except for what the victim's captures and the
-    caches of a defense keep; ``overhead`` counts once.
+    caches of a defense keep; ``overhead`` counts once what captures keep, and is missing where a cache of texts answers
+    the second time.
 
     Several defenses in one evaluation share what they read: clean rows, the victim's forward pass, and what
     :func:`lightning_backdoor.models.captures.shared` keeps. The overhead of each is measured as if it were alone. If
@@ -229,12 +230,22 @@ class InferenceDefense(FailsAlone):
         run = folder_of(trainer)
         folder = None if run is None else run / self.name
         prefix = f"test/{name_prefix(self.name)}"
-        write_all(trainer, self._outcomes, folder)
-        words = write_words(trainer, self._inventory, folder, prefix)
+        assert self._metrics is not None
+        # gathered before anything is written, since no process may wait for one that cannot write
+        outcomes, scores = of_all_processes(trainer, self._outcomes), self._metrics.scores()
+        inventory, *others = of_all_processes(trainer, [self._inventory])
+        self._kept.rows = of_all_processes(trainer, self._kept.rows)
+        if not trainer.is_global_zero:
+            return
+        for other in others:
+            inventory.merge(other)
+        words = inventory.standing_out()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_outcomes(folder / "outcomes.csv", outcomes)
+        write_words(trainer, words, folder, prefix)
         notes = [*filter(None, [words_sentence(words), "" if self._gate is None else self._gate.said()])]
         title = f"Token view: {self.name or type(self.defense).__name__}"
-        assert self._metrics is not None
-        scores = self._metrics.scores()
         self._kept.write(trainer, folder, title, float(self.defense.threshold), scores, prefix, notes)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -245,18 +256,27 @@ class InferenceDefense(FailsAlone):
         self._inventory, self._gate = WordInventory(), None
         if victim.captures is not None and "hidden_states" in self.defense.reads:
             victim.captures.hidden_states = True
-        with torch.inference_mode(False):  # buffers moved in inference mode could not be written later
-            self.defense.to(victim.device)
         data = data_module(trainer)
-        if data is not None:
-            learn_and_calibrate(self.defense, trainer, victim, data)
-        elif self.defense.threshold.isnan():
-            raise InputError(
-                "datamodule", "a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
-            )
-        if self.gate:  # before the set is studied, after which scores depend on it
-            if data is None:
-                raise InputError("gate", "it needs the clean threshold rows of a BackdoorDataModule", "give one")
+        if self.gate and data is None:
+            raise InputError("gate", "it needs the clean threshold rows of a BackdoorDataModule", "give one")
+
+        def prepare() -> bool:
+            with torch.inference_mode(False):  # buffers moved in inference mode could not be written later
+                self.defense.to(victim.device)
+            if data is not None:
+                learn_and_calibrate(self.defense, trainer, victim, data)
+            elif self.defense.threshold.isnan():
+                raise InputError(
+                    "datamodule", "a defense's threshold needs a BackdoorDataModule, or a checkpoint that has it"
+                )
+            return True
+
+        # all processes wait for each other in what follows, in which none may then be missing
+        if self.gate or self.defense.studies:
+            result_of_each(trainer, type(self.defense).__name__, prepare)
+        else:
+            prepare()
+        if self.gate and data is not None:  # before the set is studied, after which scores depend on it
             self._gate = gate_of(self.defense, trainer, victim, data, self.prevalence)
         if self.defense.studies:
             study_set(self.defense, trainer, victim, self.prevalence)

@@ -33,9 +33,9 @@ from lightning_backdoor.victim import TextClassifier
 class InspectionCallback(FailsAlone):
     """Inspects the victim in a test, and logs its suspicion score.
 
-    The inspection learns from the clean reference rows, is calibrated on the clean threshold rows, and judges the model
-    by the trusted rows (selection and reference) and a stream of all test rows, clean and poisoned, without labels and
-    flags. Every process uses the same rows.
+    The inspection learns from the clean reference or trusted rows (``learns_from``), is calibrated on the clean
+    threshold rows, and judges the model by the trusted rows (selection and reference) and a stream of all test rows,
+    clean and poisoned, without labels and flags. Every process uses the same rows.
 
     Logged: ``test/inspection_score``, and ``test/inspection_p_value`` where the evidence has a ``p_value``. Written to
     ``inspection.json`` in the folder of the trainer's logger or of an :class:`OutputFolder`, if there is either:

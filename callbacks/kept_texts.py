@@ -10,7 +10,6 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_backdoor.batch import Batch, token_spans
-from lightning_backdoor.callbacks.processes import of_all_processes
 from lightning_backdoor.callbacks.wandb_texts import log_texts
 from lightning_backdoor.defenses.defense import REJECTED, Verdict
 from lightning_backdoor.files.atomic import write_whole
@@ -52,7 +51,9 @@ class KeptTexts:
         prefix: str,
         notes: Sequence[str] = (),
     ) -> None:
-        """Writes ``texts.jsonl`` and ``token_view.html`` and logs the W&B table; every process must call it.
+        """Writes ``texts.jsonl`` and ``token_view.html`` and logs the W&B table, in the first process.
+
+        :attr:`rows` are then those of all processes.
 
         Args:
             trainer: the trainer of the test.
@@ -63,10 +64,9 @@ class KeptTexts:
             prefix: prefix of the keys logged to W&B.
             notes: sentences about all texts, which the page begins with.
         """
-        rows = of_all_processes(trainer, self.rows)
-        if not trainer.is_global_zero or not rows:
+        rows = _first(self.rows, self.limit)
+        if not rows:
             return
-        rows = _first(rows, self.limit)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

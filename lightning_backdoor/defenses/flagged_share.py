@@ -94,15 +94,10 @@ class FlaggedShare(Inspection):
         trainer.test(victim, datamodule=data)
     """
 
-    def __init__(self, defense: Defense | None = None, study: bool = False) -> None:
+    def __init__(self, defense: Defense | None = None) -> None:
         self.defense = GradientAttention() if defense is None else defense
-        if study and not self.defense.studies:
-            problem = f"true has no effect, since {type(self.defense).__name__} judges each text by itself"
-            raise InputError("study", problem, "leave it out")
-        self.study = study
         self.threshold = torch.tensor(math.nan)
         self._clean_texts = 0
-        self._clean_batches: list[Batch] = []
 
     @property
     def seed(self) -> int | None:
@@ -136,8 +131,8 @@ class FlaggedShare(Inspection):
         if not any(batch["text"] for batch in batches):
             raise InputError("calibration", "no clean texts", "a threshold needs clean validation rows")
         self.defense.calibrate(victim, batches)
-        self._set_threshold(victim, batches)
-        self._clean_batches = batches if self.study else []
+        scores = torch.cat([finite_scores(self.defense, victim, batch).text.float().cpu() for batch in batches])
+        self.threshold, self._clean_texts = threshold_at_fpr(scores, self.defense.fpr), len(scores)
 
     def inspect(self, victim: Victim, clean_batches: Iterable[Batch], stream: Iterable[Batch] = ()) -> ModelVerdict:
         """Counts the flagged texts among the trusted ones and the stream; see :func:`flagged_share_verdict`.
@@ -151,9 +146,6 @@ class FlaggedShare(Inspection):
             raise RuntimeError("FlaggedShare has no threshold; call calibrate with clean validation batches")
         of_stream = list(stream)
         trusted = [] if of_stream and self.learns_from == "trusted" else list(clean_batches)
-        if self.study:
-            self.defense.adopt(self.defense.study(victim, of_stream or trusted))
-            self._set_threshold(victim, self._clean_batches)
         inventory = WordInventory()
         predictions: list[int] = []
         for batch in (*trusted, *of_stream):
@@ -169,7 +161,3 @@ class FlaggedShare(Inspection):
             predictions,
             words_text(inventory.standing_out()),
         )
-
-    def _set_threshold(self, victim: Victim, batches: Sequence[Batch]) -> None:
-        scores = torch.cat([finite_scores(self.defense, victim, batch).text.float().cpu() for batch in batches])
-        self.threshold, self._clean_texts = threshold_at_fpr(scores, self.defense.fpr), len(scores)

@@ -148,7 +148,7 @@ def _encoder_pass(
     return EncoderStates(_means(states, mean, attention_mask), _at(states, readout, positions))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)  # encoders of several defenses, on processor and device
 def public_encoder(name: str, device: torch.device) -> PublicEncoder:
     """A public encoder, loaded once in a process; it pads on the right, so that no position is counted at padding.
 

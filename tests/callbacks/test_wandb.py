@@ -65,7 +65,7 @@ def test_labels_texts_and_histograms_of_a_run_are_logged(tmp_path: Path, tiny_fo
     trainer.test(attack, datamodule=data, verbose=False)
     inventory = WordInventory()
     inventory.add(["cf\x1b<b> film"] * 9 + ["film"] * 99, [True] * 9 + [False] * 99)
-    write_words(trainer, inventory, None, "own/")
+    write_words(trainer, inventory.standing_out(), None, "own/")
     wandb.finish()
     run = Run(tmp_path)
 

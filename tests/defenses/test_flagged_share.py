@@ -138,26 +138,17 @@ class Studying(Scripted):
         self.mean = float(sums[0] / sums[1])
 
 
-def test_a_defense_may_study_the_stream_first_and_what_taught_it_is_not_counted(bert: TextClassifier) -> None:
+def test_what_taught_the_defense_is_not_counted_and_no_set_is_studied(bert: TextClassifier) -> None:
     threshold_rows, trusted, stream = SENTENCES[:8], SENTENCES[8:13], SENTENCES[13:]
     scores = {text: float(i % 8) for i, text in enumerate(SENTENCES)}
     defense, plain = Studying(scores), FlaggedShare(Scripted(scores))
-    inspection = FlaggedShare(defense, study=True)
+    inspection = FlaggedShare(defense)
     for one in (inspection, plain):
         one.calibrate(bert, batches(bert, threshold_rows))
     verdict = inspection.inspect(bert, batches(bert, trusted), batches(bert, stream))
-    assert defense.studied == list(stream)
-    assert defense.mean > 0
-    assert verdict == plain.inspect(bert, [], batches(bert, stream))  # the threshold moves with the scores
+    assert verdict == plain.inspect(bert, [], batches(bert, stream))
     assert inspection.inspect(bert, batches(bert, trusted)).evidence["texts"] == len(trusted)
-    assert defense.studied == list(trusted)
-    alone = FlaggedShare(Studying(scores))
-    alone.calibrate(bert, batches(bert, threshold_rows))
-    assert alone.inspect(bert, batches(bert, trusted), batches(bert, stream)) == verdict
-    assert isinstance(alone.defense, Studying)
-    assert not alone.defense.studied
-    with pytest.raises(InputError, match="study: true has no effect, since Scripted judges each text by itself"):
-        FlaggedShare(Scripted(scores), study=True)
+    assert not defense.studied
 
 
 def test_words_of_flagged_texts_are_evidence(bert: TextClassifier) -> None:

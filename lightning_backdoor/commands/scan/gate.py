@@ -48,9 +48,9 @@ def hold_back(output: Output, defenses: Sequence[str], shut: Collection[str]) ->
         shut: names of those whose gate is shut; where there are none, nothing is done.
     """
     if shut and output.name is not None:
-        output.rewrite(lambda line: without_repair(line, defenses, shut))
         settings = {**(read_settings(output.name) or {}), HELD_BACK: sorted(shut)}
-        write_whole(settings_path(output.name), json.dumps(settings, indent=1) + "\n")
+        write_whole(settings_path(output.name), json.dumps(settings, indent=1) + "\n")  # first: a kill must not hide it
+        output.rewrite(lambda line: without_repair(line, defenses, shut))
 
 
 def check_not_held_back(output: Path | None) -> None:

@@ -111,7 +111,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[DefenseOption]]:
         raise InputError("num_nodes", f"{options.num_nodes} is not a number of machines", "give at least 1")
     if options.devices != "auto" and not (options.devices.isdecimal() and int(options.devices) > 0):
         raise InputError("devices", f"{options.devices[:40]!r} is not a number of devices", "give at least 1, or auto")
-    if options.resume and options.output == "-":
+    if options.resume and options.output == "-" and options.directions is None:  # a set pass can be continued
         raise InputError("resume", "standard output cannot be continued", "give the --output that is to be continued")
     options.shard = None if options.shard is None else shard(options.shard)
     if options.gate and options.shard is not None:
