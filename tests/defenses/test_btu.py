@@ -66,8 +66,10 @@ def cut_by_hand(weight: Tensor, original: Tensor, tokens: list[int], padding: in
 
 
 def test_the_deviating_dimensions_get_paddings_values_in_evaluation_alone() -> None:
-    original = torch.randn(8, 5)
-    weight = nn.Parameter(original + 0.1 * torch.randn(8, 5) ** 3)
+    rng = torch.Generator().manual_seed(0)
+    original, change = torch.randn(8, 5, generator=rng), 0.1 * torch.randn(8, 5, generator=rng) ** 3
+    change[2, 1] = change[5, 3] = 2.0
+    weight = nn.Parameter(original + change)
     cut = Unlearned(original, padding=7)
     assert torch.equal(cut.eval()(weight), weight)  # before any token is suspicious
     cut.suspicious[[2, 5]] = True
