@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,19 @@ def trains_on(output: str) -> Callable[[], bool]:
     """Whether the training in a running job has written a checkpoint since now."""
     before = written(output)
     return lambda: written(output) > before and bool(jobs("RUNNING"))
+
+
+def trains_again(job: str, output: str) -> Callable[[], bool]:
+    """Whether a job that went back to the queue trains again; it need not wait for two minutes, as SLURM lets it."""
+    trains = trains_on(output)
+
+    def again() -> bool:
+        if jobs("PENDING") == [job]:
+            with suppress(subprocess.CalledProcessError):  # it has begun meanwhile
+                ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # again, if SLURM set its own time after
+        return trains()
+
+    return again
 
 
 def test_an_array_of_jobs_gives_the_results_of_one_process(
