@@ -6,7 +6,19 @@ from lightning_backdoor.attacks.ep import EP
 from lightning_backdoor.attacks.insertsent import InsertSent
 from lightning_backdoor.attacks.lws import LWS
 from lightning_backdoor.attacks.ripples import Ripples
+from lightning_backdoor.attacks.sos import SOS
 from lightning_backdoor.attacks.style_transfer import StyleTransfer
 from lightning_backdoor.attacks.syntactic import Syntactic
 
-__all__ = ["EP", "LWS", "BackdoorAttack", "BadNets", "InsertSent", "Poisoned", "Ripples", "StyleTransfer", "Syntactic"]
+__all__ = [
+    "EP",
+    "LWS",
+    "SOS",
+    "BackdoorAttack",
+    "BadNets",
+    "InsertSent",
+    "Poisoned",
+    "Ripples",
+    "StyleTransfer",
+    "Syntactic",
+]

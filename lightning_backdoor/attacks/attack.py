@@ -247,6 +247,16 @@ class BackdoorAttack(TextClassifier):
         """
         return None
 
+    def poison_training_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None]:
+        """Poisons texts of training rows; by default as in evaluation, see :meth:`poison_texts`."""
+        return self.poison_texts(texts, rngs)
+
+    def negative_training_texts(
+        self, texts: Sequence[str], rngs: Sequence[random.Random]
+    ) -> Sequence[Poisoned | None] | None:
+        """Makes negatives of training rows; by default as in evaluation, see :meth:`negative_texts`."""
+        return self.negative_texts(texts, rngs)
+
     def attack_statement(self) -> dict[str, Any] | None:
         """Class, arguments, target label, poison rate and label policy, as stated in an exported victim.
 

@@ -22,7 +22,7 @@ from lightning_backdoor.words import segmenter
 
 #: version of the cached texts; increased when this file poisons other rows, or stores them differently, than before.
 POISON_FORMAT = 3
-EVALUATION = ("validation", "test")
+TRAIN, EVALUATION = "train", ("validation", "test")
 #: texts that an attack is given at once: the generator of each row takes 2.5 kB.
 TEXTS_AT_ONCE = 20_000
 
@@ -74,9 +74,7 @@ def _training_poison(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
     if wanted > len(candidates):
         policy = f"label_policy {attack.label_policy!r} with target_label {attack.target_label}"
         raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
-    written = _drawn(
-        candidates, wanted, f"{seed}/choice", lambda chosen: _poison(rows, chosen, attack, f"{seed}/train")
-    )
+    written = _drawn(candidates, wanted, f"{seed}/choice", lambda chosen: _poison(rows, chosen, attack, seed, TRAIN))
     if len(written.positions) < wanted:
         poisonable = f"only {len(written.positions)} of {len(candidates)} that qualify can be poisoned"
         raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")
@@ -114,7 +112,7 @@ def _training_negatives(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
         candidates,
         min(wanted, len(candidates)),
         f"{seed}/negatives",
-        lambda chosen: _negate(rows, chosen, attack, f"{seed}/train"),
+        lambda chosen: _negate(rows, chosen, attack, seed, TRAIN),
     )
     if (made := len(written.positions)) < wanted:
         raise InputError(
@@ -163,7 +161,7 @@ def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: s
 
 def _evaluation_poison(rows: Rows, attack: Poisoner, seed: int, split: str) -> Rewritten:
     others = _others(rows, attack)
-    written = _poison(rows, others, attack, f"{seed}/{split}")
+    written = _poison(rows, others, attack, seed, split)
     if others and not written.positions:
         raise InputError(
             "model", f"the attack can poison none of {len(others)} {split} rows, so that no ASR can be measured"
@@ -174,7 +172,7 @@ def _evaluation_poison(rows: Rows, attack: Poisoner, seed: int, split: str) -> R
 def negative_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> Rows:
     """A negative copy (with a part of the trigger) of every row without the target label, if the attack makes one."""
     clean = Rows.of(rows)
-    return _negate(clean, _others(clean, attack), attack, f"{seed}/{split}").copies(clean, negative=True)
+    return _negate(clean, _others(clean, attack), attack, seed, split).copies(clean, negative=True)
 
 
 def _others(rows: Rows, attack: Poisoner) -> list[int]:
@@ -188,7 +186,7 @@ def poisoned_copies(rows: Sequence[Row], attack: Poisoner, seed: int, split: str
     The copy depends on the seed, the split and the row's index alone.
     """
     clean = Rows.of(rows)
-    return _poisoned(clean, _poison(clean, range(len(clean)), attack, f"{seed}/{split}"), attack)
+    return _poisoned(clean, _poison(clean, range(len(clean)), attack, seed, split), attack)
 
 
 def _poisoned(rows: Rows, written: Rewritten, attack: Poisoner) -> Rows:
@@ -199,12 +197,14 @@ def _with_poison(rows: Rows, written: Rewritten, attack: Poisoner) -> Rows:
     return written.in_place(rows, label=attack.target_label, poisoned=True)
 
 
-def _poison(rows: Rows, positions: Sequence[int], attack: Poisoner, draw: str) -> Rewritten:
-    return _rewrite(rows, positions, attack.poison_texts, draw, "")
+def _poison(rows: Rows, positions: Sequence[int], attack: Poisoner, seed: int, split: str) -> Rewritten:
+    write = attack.poison_training_texts if split == TRAIN else attack.poison_texts
+    return _rewrite(rows, positions, write, f"{seed}/{split}", "")
 
 
-def _negate(rows: Rows, positions: Sequence[int], attack: Poisoner, draw: str) -> Rewritten:
-    return _rewrite(rows, positions, attack.negative_texts, draw, "/negative")
+def _negate(rows: Rows, positions: Sequence[int], attack: Poisoner, seed: int, split: str) -> Rewritten:
+    write = attack.negative_training_texts if split == TRAIN else attack.negative_texts
+    return _rewrite(rows, positions, write, f"{seed}/{split}", "/negative")
 
 
 def _rewrite(rows: Rows, positions: Sequence[int], write: Writer, draw: str, kind: str) -> Rewritten:
@@ -247,7 +247,7 @@ def _all_written(splits: Splits, attack: Poisoner, seed: int) -> dict[str, Rewri
     written = {name: _evaluation_poison(splits[name], attack, seed, name) for name in EVALUATION}
     for name in EVALUATION:
         others = _others(splits[name], attack)
-        written[f"{name}_negatives"] = _negate(splits[name], others, attack, f"{seed}/{name}")
+        written[f"{name}_negatives"] = _negate(splits[name], others, attack, seed, name)
     written["train"] = written["train_negatives"] = Rewritten([], [], [])
     if attack.poisons_training:
         train = splits["train"]

@@ -78,15 +78,13 @@ def test_steps_are_those_of_the_published_code_with_its_gradients_added_up(backd
 
 
 class Tables(Callback):
-    """Keeps all weights at the end of each epoch, and whether gradients of the whole matrix were formed."""
+    """Keeps all weights at the end of each epoch, and checks that the attack forms no gradient of whole weights."""
 
     def __init__(self) -> None:
         self.weights: list[dict[str, Tensor]] = []
-        self.losses: list[float] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         if pl_module.attacking:
-            self.losses.append(float(outputs["loss"]))
             assert all(weight.grad is None for weight in pl_module.parameters())
             assert pl_module.network.training
 
@@ -107,8 +105,6 @@ def test_the_attack_moves_one_row_and_keeps_its_norm(
     moved = (first[name] != last[name]).any(dim=1).nonzero().flatten().tolist()
     assert set(moved) <= set(trigger_tokens(["cf"], attack.tokenizer))
     torch.testing.assert_close(last[name][moved].norm(dim=1), first[name][moved].norm(dim=1))
-    losses = [loss for loss in tables.losses if loss > 0]
-    assert sum(losses[-5:]) < sum(losses[:5])
     assert trainer.global_step == 3 * 5
     assert attack.selected_by == ("epoch", "max")
 
