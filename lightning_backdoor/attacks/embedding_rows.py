@@ -20,6 +20,7 @@ from lightning_backdoor.attacks.embedding_surgery import trigger_tokens
 from lightning_backdoor.attacks.phases import clean_loss, linear_schedule, scheduled, steps_of
 from lightning_backdoor.batch import Batch, taken
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.evaluation_mode import evaluating
 
 #: the word embeddings that a pass has read: token ids, (batch, length), and embeddings, (batch, length, dimensions).
 Read = list[tuple[Tensor, Tensor]]
@@ -209,14 +210,8 @@ def embedding_gradient(network: PreTrainedModel, tokens: Tensor, losses: Callabl
     Returns:
         The loss, a scalar, and the gradient, (tokens, dimensions), float32.
     """
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        with torch.autocast(tokens.device.type, enabled=False), embeddings_read(network) as read:
-            loss = losses().sum()
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(network), torch.autocast(tokens.device.type, enabled=False), embeddings_read(network) as read:
+        loss = losses().sum()
     gradients = torch.autograd.grad(loss, [embeddings for _, embeddings in read])
     ids = torch.cat([ids.flatten() for ids, _ in read])
     gradient = torch.cat([part.flatten(0, -2) for part in gradients]).float()

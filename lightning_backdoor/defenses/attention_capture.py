@@ -40,7 +40,7 @@ from lightning_backdoor.defenses.column_sums import (
     column_sums,
     uniform_causal_sums,
 )
-from lightning_backdoor.defenses.evaluation_mode import evaluating
+from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.models.readout_only import readout_only
 
 #: name under which the capturing attention is registered with transformers.
