@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended, embedding_gradient
@@ -22,6 +24,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_attack
 from lightning_backdoor.victim import TextClassifier
 from tests.attacks.golden_words import read_golden, training_batch
+from tests.support.forked import forked, forked_pair
 from tests.support.reviews import reviews
 from tests.support.tiny import DECODER
 
@@ -147,6 +150,26 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, model: str
         ends.append(attack.network.state_dict())
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name
+
+
+def test_two_processes_give_the_weights_of_one(workspace: Path) -> None:
+    """Two processes read the batches of a step that one process accumulates."""
+    config = json.loads((workspace / "model" / "config.json").read_text("utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (workspace / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    options = ["fit", "-c", "data.yaml", "--model", "EP", "--model.attack_epochs", "1", "--trainer.max_epochs", "2"]
+    options += ["--data.max_rows", "{train: 64, validation: 40, test: 20}", "--data.eval_batch_size", "4"]
+    alone = ("--run_dir", "alone", "--trainer.accumulate_grad_batches", "2")
+    for result in (
+        *forked_pair(*options, "--run_dir", "pair", cwd=workspace, folder=workspace / "pair"),
+        forked(*options, *alone, cwd=workspace),
+    ):
+        assert result.returncode == 0, result.stderr
+    one, two = (load_file(workspace / name / "model" / "model.safetensors") for name in ("alone", "pair"))
+    before = load_file(workspace / "model" / "model.safetensors")
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], rtol=1e-3, atol=1e-5)
+        assert "embeddings" in name or not torch.equal(weight, before[name])
 
 
 def test_without_fine_tuning_no_schedule_complains(tmp_path: Path, model: str) -> None:
