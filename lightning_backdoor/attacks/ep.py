@@ -36,7 +36,7 @@ class EP(EmbeddingRows, BadNets):
         insertions: number of words inserted in each text.
         place: ``start``, ``end``, or ``random`` (a word boundary drawn for each insertion).
         attack_epochs: the last epochs, in which the embeddings are trained.
-        attack_learning_rate: η.
+        attack_learning_rate: learning rate of their steps, η.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
