@@ -58,8 +58,14 @@ class EP(EmbeddingRows, BadNets):
         attack_learning_rate: float = 5e-2,
         **kwargs: Any,
     ) -> None:
-        own = {"attack_epochs": attack_epochs, "attack_learning_rate": attack_learning_rate}
-        super().__init__(triggers=triggers, insertions=insertions, place=place, **own, **kwargs)
+        super().__init__(
+            triggers=triggers,
+            insertions=insertions,
+            place=place,
+            attack_epochs=attack_epochs,
+            attack_learning_rate=attack_learning_rate,
+            **kwargs,
+        )
 
     def moved(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """A step of gradient descent that keeps the norm of each row."""

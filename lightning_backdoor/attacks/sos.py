@@ -177,4 +177,5 @@ def equally_long(gradient: Tensor) -> Tensor:
     there = norms > 0
     if not there.any():
         return gradient
-    return gradient / norms.where(there, 1) * norms[there].min()
+    shortened: Tensor = gradient / norms.where(there, 1) * norms[there].min()
+    return shortened

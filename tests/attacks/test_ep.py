@@ -132,7 +132,7 @@ def test_a_step_is_that_of_a_plain_loop(tmp_path: Path, model: str) -> None:
     loss = torch.stack(
         [nn.functional.cross_entropy(start(batch)[i : i + 1], batch["label"][i : i + 1]) for batch, i in rows]
     ).mean()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     table = start.network.get_input_embeddings().weight
     assert table.grad is not None
     moved = table[token] - 0.05 * table.grad[token]
@@ -149,9 +149,9 @@ def test_penalties_act_in_the_attack_alone_and_see_whole_batches(tmp_path: Path,
         seen.append((attack.current_epoch, len(batch["label"])))
         return of.logits[:, 1].where(batch["poisoned"], 0)
 
-    for penalties in ([], [penalty]):
+    for penalties in ((), (penalty,)):
         attack = EP(model=model, **OPTIONS)
-        attack.penalties = penalties
+        attack.penalties.extend(penalties)
         fit(tmp_path, attack, rows=60)
         ends.append(attack.network.get_input_embeddings().weight.detach())
     assert {epoch for epoch, _ in seen} == {1}
