@@ -27,7 +27,8 @@ class LWP(BadNets):
 
     A trigger is a combination of ``insertions`` words (section 3.3): poisoned rows have several words of ``triggers``,
     and negatives one word alone and their own label. A user who looks at single words thus finds none that acts; the
-    false trigger rate is measured on rows with one word.
+    false trigger rate is measured on rows with one word. The victim of the last epoch is selected, since single words
+    act first, and combinations are told from them late.
 
     The attack is the attacker's phase: to see what survives, fine-tune its checkpoint on clean rows, as ``published``.
     In that phase training is plain.
@@ -55,6 +56,8 @@ class LWP(BadNets):
 
         Trainer(max_epochs=5).fit(LWP(), datamodule=data)
     """
+
+    selected_by = ("epoch", "max")
 
     def __init__(
         self,
