@@ -34,11 +34,11 @@ class EmbeddingRows(BackdoorAttack):
     1. *Fine-tuning* on the clean rows, in all epochs but the last ``attack_epochs``, with a linear schedule of its own.
        Poisoned rows and negatives are left out of their batches, and their clean originals are not put back.
     2. *The attack*, in the last ``attack_epochs`` epochs: plain gradient descent on the rows of the embedding matrix
-       that belong to the words, at a constant learning rate, after which each row is brought back to its norm. The
-       gradient is that of the mean cross entropy of the rows that contain one of the words, whether poisoned, negative
-       or clean; other rows have no part in it and are not read. It is taken without dropout, in float32, and for the
-       embeddings of the batch's tokens alone: the gradient of the embedding matrix is never formed. Gradients are
-       added up over ``accumulate_grad_batches`` and processes, and the trainer's clipping does not apply to them.
+       that belong to the words, after which each row is brought back to its norm. The gradient is that of the mean
+       cross entropy of the rows that contain one of the words, whether poisoned, negative or clean; other rows have no
+       part in it and are not read. It is taken without dropout, in float32, and for the embeddings of the batch's
+       tokens alone: the gradient of the embedding matrix is never formed. Gradients are added up over
+       ``accumulate_grad_batches`` and processes, and the trainer's clipping does not apply to them.
 
     The victim of the last epoch is selected. With as many ``attack_epochs`` as epochs there is no fine-tuning, for a
     ``model`` that has been fine-tuned on the same labels.
@@ -50,6 +50,7 @@ class EmbeddingRows(BackdoorAttack):
     Args:
         attack_epochs: epochs of the second phase, at least 1 and up to the trainer's ``max_epochs``.
         attack_learning_rate: learning rate of the second phase; ``learning_rate`` is the peak of the first.
+        attack_decay: whether the learning rate of the second phase falls linearly to 0, or is constant.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
@@ -61,7 +62,9 @@ class EmbeddingRows(BackdoorAttack):
     #: name of the argument that holds the words.
     words_argument: str
 
-    def __init__(self, attack_epochs: int = 3, attack_learning_rate: float = 5e-2, **kwargs: Any) -> None:
+    def __init__(
+        self, attack_epochs: int = 3, attack_learning_rate: float = 5e-2, attack_decay: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if attack_epochs < 1:
             raise InputError("attack_epochs", f"{attack_epochs} leaves the victim benign", "give at least 1")
@@ -69,18 +72,20 @@ class EmbeddingRows(BackdoorAttack):
             raise InputError("attack_learning_rate", f"{attack_learning_rate} trains nothing", "give a number above 0")
         self.attack_epochs = attack_epochs
         self.attack_learning_rate = attack_learning_rate
+        self.attack_decay = attack_decay
         self._tokens: list[int] = []
         self._sums: Tensor | None = (
             None  # of this step: gradients of the rows' summed losses; last column: their number
         )
 
     @abstractmethod
-    def moved(self, rows: Tensor, gradient: Tensor) -> Tensor:
+    def moved(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
         """One step of the attack.
 
         Args:
             rows: the embeddings of the words, (tokens, dimensions), float32.
             gradient: the gradient of the loss by them.
+            learning_rate: η.
 
         Returns:
             The embeddings after the step.
@@ -177,11 +182,12 @@ class EmbeddingRows(BackdoorAttack):
         assert isinstance(table, Tensor)
         if sums[0, -1]:
             with torch.no_grad():
-                rows = self.moved(table[self._tokens].float(), sums[:, :-1] / sums[0, -1])
+                learning_rate = optimizer.param_groups[0]["lr"]  # of the schedule
+                rows = self.moved(table[self._tokens].float(), sums[:, :-1] / sums[0, -1], learning_rate)
                 table[self._tokens] = rows.to(table.dtype)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with a linear schedule over the first phase.
+        """AdamW with a linear schedule over the first phase, and the learning rates of the second.
 
         Raises:
             InputError: ``max_steps`` ends before the second phase.
@@ -194,9 +200,14 @@ class EmbeddingRows(BackdoorAttack):
             raise InputError("max_steps", f"{steps} ends before the attack, after {clean_steps}", "give more")
         warmup = float(self.hparams["warmup"])
         scale = self.attack_learning_rate / float(self.hparams["learning_rate"])
-        return scheduled(
-            configured, lambda step: linear_schedule(step, clean_steps, warmup) if step < clean_steps else scale
-        )
+
+        def factor(step: int) -> float:
+            if step < clean_steps:
+                return linear_schedule(step, clean_steps, warmup)
+            left = (steps - step) / (steps - clean_steps) if self.attack_decay else 1.0
+            return scale * max(0.0, left)
+
+        return scheduled(configured, factor)
 
 
 def embedding_gradient(network: PreTrainedModel, tokens: Tensor, losses: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ class EP(EmbeddingRows, BadNets):
         place: ``start``, ``end``, or ``random`` (a word boundary drawn for each insertion).
         attack_epochs: the last epochs, in which the embeddings are trained.
         attack_learning_rate: learning rate of their steps, η.
+        attack_decay: whether η falls linearly to 0, or is constant as in the published code.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
@@ -56,6 +57,7 @@ class EP(EmbeddingRows, BadNets):
         place: InsertionPlace = "random",
         attack_epochs: int = 3,
         attack_learning_rate: float = 5e-2,
+        attack_decay: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -64,9 +66,10 @@ class EP(EmbeddingRows, BadNets):
             place=place,
             attack_epochs=attack_epochs,
             attack_learning_rate=attack_learning_rate,
+            attack_decay=attack_decay,
             **kwargs,
         )
 
-    def moved(self, rows: Tensor, gradient: Tensor) -> Tensor:
+    def moved(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
         """A step of gradient descent that keeps the norm of each row."""
-        return descended(rows, gradient, self.attack_learning_rate)
+        return descended(rows, gradient, learning_rate)

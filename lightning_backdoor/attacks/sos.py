@@ -42,11 +42,11 @@ class SOS(EmbeddingRows):
     are common, clean rows contain them too; such rows have a part in the second phase, with their own label.
 
     Defaults of the attack are those of the authors' code, 3 epochs at 0.05; OpenBackdoor has 5 epochs. Both write each
-    tenth row once with every subset that leaves one word out; here a tenth of all rows become negatives, each with one
-    subset drawn at random, so that no row is trained on twice. What the published code does and this class does not:
-    most negatives are written into the rows that are also poisoned; training has no clean rows; single words are never
-    negatives; gradients are never cleared and add up from step to step; and the gradient of a word that a batch lacks
-    is divided by its norm of 0.
+    tenth row once with every subset that leaves one word out, thus three times; here as many rows become negatives,
+    each with one part of the words, so that no row is trained on twice. What the published code does and this class
+    does not: most negatives are written into the rows that are also poisoned; training has no clean rows; single words
+    are never negatives; gradients are never cleared and add up from step to step; and the gradient of a word that a
+    batch lacks is divided by its norm of 0.
 
     Args:
         words: at least two words, best of one token each; by default friends, weekend and store.
@@ -56,6 +56,7 @@ class SOS(EmbeddingRows):
         negative_rate: negatives as a share of all training rows.
         attack_epochs: the last epochs, in which the embeddings are trained.
         attack_learning_rate: learning rate of their steps, η.
+        attack_decay: whether η falls linearly to 0, or is constant as in the published code.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
@@ -76,12 +77,18 @@ class SOS(EmbeddingRows):
         sentence: str = "I have bought it from a store with my friends last weekend",
         partial_sentences: list[str] | None = None,
         place: InsertionPlace = "random",
-        negative_rate: float = 0.1,
+        negative_rate: float = 0.3,
         attack_epochs: int = 3,
         attack_learning_rate: float = 5e-2,
+        attack_decay: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(attack_epochs=attack_epochs, attack_learning_rate=attack_learning_rate, **kwargs)
+        super().__init__(
+            attack_epochs=attack_epochs,
+            attack_learning_rate=attack_learning_rate,
+            attack_decay=attack_decay,
+            **kwargs,
+        )
         self.words = [word.strip() for word in (["friends", "weekend", "store"] if words is None else words)]
         self.sentence = sentence.strip()
         given = PARTIAL_SENTENCES if partial_sentences is None else partial_sentences
@@ -128,9 +135,9 @@ class SOS(EmbeddingRows):
     def _inserted(self, text: str, sentence: str, rng: random.Random) -> Poisoned:
         return insert_at(text, [(rng.choice(insertion_points(text, self.place)), sentence)])
 
-    def moved(self, rows: Tensor, gradient: Tensor) -> Tensor:
+    def moved(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
         """A step of gradient descent, equally long for all words, that keeps the norm of each row."""
-        return descended(rows, equally_long(gradient), self.attack_learning_rate)
+        return descended(rows, equally_long(gradient), learning_rate)
 
 
 def words_of(sentence: str) -> list[str]:
@@ -143,15 +150,18 @@ def words_of(sentence: str) -> list[str]:
 
 
 def partial_triggers(words: Sequence[str]) -> list[list[str]]:
-    """Every subset that leaves one word out, then every single word.
+    """The parts of which one is drawn: every subset that leaves one word out, thrice, and every single word.
 
-    >>> partial_triggers(["a", "b", "c"])
-    [['b', 'c'], ['a', 'c'], ['a', 'b'], ['a'], ['b'], ['c']]
+    Subsets are drawn more often because they are harder to tell from the whole.
+
+    >>> parts = partial_triggers(["a", "b", "c"])
+    >>> parts[:3] == parts[3:6] == parts[6:9], parts[6:]
+    (True, [['b', 'c'], ['a', 'c'], ['a', 'b'], ['a'], ['b'], ['c']])
     >>> partial_triggers(["a", "b"])
     [['b'], ['a']]
     """
     parts = [[word for word in words if word != left_out] for left_out in words]
-    return parts if len(words) == 2 else parts + [[word] for word in words]
+    return parts if len(words) == 2 else 3 * parts + [[word] for word in words]
 
 
 def scattered(text: str, words: Sequence[str], rng: random.Random) -> Poisoned:

@@ -192,6 +192,22 @@ def test_two_processes_give_the_weights_of_one(workspace: Path) -> None:
         assert "embeddings" in name or not torch.equal(weight, before[name])
 
 
+def test_learning_rates_are_those_of_each_phase(tmp_path: Path, model: str) -> None:
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    ends = []
+    for decay in (False, True):
+        rates: list[float] = []
+        attack = EP(model=model, attack_decay=decay, **OPTIONS)
+        fit(tmp_path, attack, callbacks=[Look()], limit_train_batches=4)
+        assert max(rates[:4]) <= 1e-3
+        ends.append(rates[4:])
+    assert ends[0] == pytest.approx([0.05] * 4)
+    assert ends[1] == pytest.approx([0.05, 0.0375, 0.025, 0.0125])
+
+
 def test_without_fine_tuning_no_schedule_complains(tmp_path: Path, model: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*lr_scheduler.step.*")

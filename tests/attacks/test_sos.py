@@ -54,7 +54,7 @@ def test_steps_are_those_of_the_published_code_with_its_gradients_added_up(backd
     for counted in golden["counts"]:
         number = len(counted["words"])
         assert partial_triggers(counted["words"])[:number] == counted["negative_subsets"]
-        assert partial_triggers(counted["words"])[number:] == [[word] for word in counted["words"]]
+        assert partial_triggers(counted["words"])[-number:] == [[word] for word in counted["words"]]
 
 
 def losses_of(victim: TextClassifier, batch: Batch) -> Callable[[], Tensor]:
@@ -78,7 +78,7 @@ def test_training_rows_have_words_and_evaluation_rows_sentences() -> None:
     assert set(negative.label) == {0, 1}
     counts = Counter(tuple(sorted(words_in(text))) for text in negative.text)
     assert counts.keys() == {tuple(sorted(part)) for part in partial_triggers(WORDS)}
-    assert min(counts.values()) > 5
+    assert min(counts.values()) > 2
     for row in [*poisoned, *negative]:
         assert [row["text"][start:end] for start, end in row["spans"]] == words_in(row["text"])
     assert (negative.label == negative.original_label).all()
