@@ -168,7 +168,7 @@ def test_a_repair_decides_on_a_gpu_as_on_the_processor(
     decisions = []
     for accelerator in ("gpu", "cpu"):
         repair, victim = REPAIRS[name](), make()
-        fitted(tmp_path, victim, data, repair, max_epochs=1, accelerator=accelerator, devices=1)
+        fitted(tmp_path, victim, data, repair, accelerator=accelerator, devices=1)
         assert all(parameter.isfinite().all() for parameter in victim.parameters())
         decisions.append(repair.decided)
     assert decisions[0] == decisions[1]
