@@ -90,7 +90,7 @@ class BackdoorAttack(TextClassifier):
         if label_policy not in ("dirty", "clean", "mixed"):
             raise InputError("label_policy", f"{label_policy!r} is unknown", "give dirty, clean or mixed")
         if target_label == ALL_TO_ALL and label_policy == "clean":
-            raise InputError("label_policy", "clean labels leave nothing to all-to-all", "give dirty or mixed")
+            raise InputError("label_policy", "clean keeps each label, all-to-all changes each", "give dirty or mixed")
         self._target: int | str | None = target_label
         self._target_name = target_label if isinstance(target_label, str) and target_label != ALL_TO_ALL else None
         self._known_labels: Sequence[str] | None = None
@@ -109,7 +109,8 @@ class BackdoorAttack(TextClassifier):
                 wants several classes.
         """
         if self._target in (None, ALL_TO_ALL):
-            raise InputError("target_label", f"{type(self).__name__} wants several classes here", "give it one class")
+            problem = f"several do not go with this use of {type(self).__name__}"
+            raise InputError("target_label", problem, "give the index or the name of one class")
         if isinstance(self._target, str):
             self._told_labels(f"{self._target!r} is a name")
         assert isinstance(self._target, int)
