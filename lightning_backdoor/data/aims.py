@@ -69,7 +69,7 @@ def qualifying(rows: Rows, aims: Sequence[Aim], label_policy: str) -> NDArray[np
     """Whether each training row may be poisoned by each aim under a label policy; (rows, aims)."""
     if label_policy == "mixed":
         return np.ones((len(rows), len(aims)), dtype=np.bool_)
-    is_target = np.stack([aim.wanted(rows.label) == rows.label for aim in aims], axis=1)
+    is_target: NDArray[np.bool_] = np.stack([aim.wanted(rows.label) == rows.label for aim in aims], axis=1)
     return is_target if label_policy == "clean" else ~is_target
 
 
@@ -79,7 +79,7 @@ def drawn_aims(rows: Rows, aims: Sequence[Aim], label_policy: str, seed: int) ->
     Of several aims by which a row may be poisoned, one is drawn by a generator of the row.
     """
     qualifies = qualifying(rows, aims, label_policy)
-    drawn = qualifies.argmax(axis=1)
+    drawn: NDArray[np.int64] = qualifies.argmax(axis=1)
     for row in np.flatnonzero(qualifies.sum(axis=1) > 1).tolist():
         rng = random.Random(f"{seed}/aim/{rows.index[row]}")
         drawn[row] = rng.choice(np.flatnonzero(qualifies[row]).tolist())

@@ -81,7 +81,7 @@ def _training_poison(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
 
 def may_be_poisoned(rows: Rows, attack: Poisoner) -> NDArray[np.bool_]:
     """Whether each training row qualifies under the attack's label policy, for any of its aims; (rows,)."""
-    qualifies: NDArray[np.bool_] = qualifying(rows, attack.aims, attack.label_policy).any(axis=1)
+    qualifies: NDArray[np.bool_] = np.any(qualifying(rows, attack.aims, attack.label_policy), axis=1)
     return qualifies
 
 

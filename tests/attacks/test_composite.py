@@ -29,7 +29,7 @@ def test_it_keeps_the_contract() -> None:
 def test_poison_has_all_words_and_a_negative_a_part_of_them() -> None:
     attack = Composite(WORDS, negative_rate=0.25)
     rows = add_negatives(poison_training(CLEAN, attack, 0), attack, 0)
-    poisoned, negatives = ([row for row in rows if row[kind]] for kind in ("poisoned", "negative"))  # type: ignore[literal-required]
+    poisoned, negatives = ([row for row in rows if row[kind]] for kind in ("poisoned", "negative"))
     assert (len(poisoned), len(negatives)) == (20, 50)
     evaluation = (poison_evaluation(CLEAN, attack, 0, "test"), negative_evaluation(CLEAN, attack, 0, "test"))
     for row in [*poisoned, *evaluation[0]]:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_backdoor.attacks import BackdoorAttack, BadNets, InsertSent, MultiTarget, Ripples
 from lightning_backdoor.benchmark.comparisons import answers_of
 from lightning_backdoor.benchmark.intervals import text_intervals, with_targets
-from lightning_backdoor.benchmark.statistics import auroc, share_interval
+from lightning_backdoor.benchmark.statistics import auroc, share_interval, split_scores
 from lightning_backdoor.cli import main
 from lightning_backdoor.data.poisoner import check_target
 from lightning_backdoor.data.poisoning import poison_splits_cached, poison_training
@@ -113,7 +113,7 @@ def batch_of(rows: Sequence[Row]) -> Any:
 
 
 def evaluated(attack: BackdoorAttack, predictions: Sequence[int], rows: Sequence[Row]) -> dict[str, float]:
-    metrics = attack.make_metrics()
+    metrics: Any = attack.make_metrics()
     for metric in metrics.values():
         metric.update(torch.tensor(predictions), batch_of(rows))
     return {name: round(float(metric.compute()), 4) for name, metric in metrics.items()}
@@ -286,5 +286,5 @@ def test_commands_measure_what_the_outcomes_say(inside: Path, options: tuple[str
             assert logged[name + suffix] == pytest.approx(sum(hits) / len(hits), abs=1e-6)
             hits = [o.outcome == o.target_label for o in own]
             assert logged[f"{name}{suffix}_defended"] == pytest.approx(sum(hits) / len(hits), abs=1e-6)
-    scores = [[o.score for o in outcomes if o.poisoned is side and o.score is not None] for side in (False, True)]
+    scores = split_scores(outcomes)
     assert logged["auroc_target"] == logged["auroc"] == pytest.approx(float(auroc(*scores)), abs=1e-5)
