@@ -131,9 +131,9 @@ class BackdoorAttack(TextClassifier):
             InputError: a target label is not one of the labels, or the labels are not known yet.
         """
         if self._target != ALL_TO_ALL:
-            return (Aim(self.poison_texts, self.target_label),)
+            return (Aim(self.poison_texts, self.target_label, self.poison_training_texts),)
         count = len(self._told_labels("all-to-all goes through the labels"))
-        return (Aim(self.poison_texts, [*range(1, count), 0]),)
+        return (Aim(self.poison_texts, [*range(1, count), 0], self.poison_training_texts),)
 
     def named_target(self, labels: Sequence[str]) -> str:
         """The target label by its name, for people; of several, all names, and ``all-to-all`` as it is."""
@@ -293,6 +293,16 @@ class BackdoorAttack(TextClassifier):
             negatives.
         """
         return None
+
+    def poison_training_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None]:
+        """Poisons texts of training rows; by default as in evaluation, see :meth:`poison_texts`."""
+        return self.poison_texts(texts, rngs)
+
+    def negative_training_texts(
+        self, texts: Sequence[str], rngs: Sequence[random.Random]
+    ) -> Sequence[Poisoned | None] | None:
+        """Makes negatives of training rows; by default as in evaluation, see :meth:`negative_texts`."""
+        return self.negative_texts(texts, rngs)
 
     def attack_statement(self) -> dict[str, Any] | None:
         """Class, arguments, target label, poison rate and label policy, as stated in an exported victim.

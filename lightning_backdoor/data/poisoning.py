@@ -119,7 +119,7 @@ def _training_negatives(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
         candidates,
         min(wanted, len(candidates)),
         f"{seed}/negatives",
-        lambda chosen: _negate(rows, chosen, attack, f"{seed}/train"),
+        lambda chosen: rewrite(rows, chosen, attack.negative_training_texts, f"{seed}/train", "/negative"),
     )
     if (made := len(written.positions)) < wanted:
         raise InputError(
@@ -161,7 +161,7 @@ def negative_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split:
 
 def _evaluation_negatives(rows: Rows, attack: Poisoner, seed: int, split: str) -> Rewritten:
     others = np.flatnonzero(changed_by_any(rows, attack.aims)).tolist()
-    return _negate(rows, others, attack, f"{seed}/{split}")
+    return rewrite(rows, others, attack.negative_texts, f"{seed}/{split}", "/negative")
 
 
 def training_copies(rows: Sequence[Row], attack: Poisoner, seed: int) -> Rows:
@@ -199,10 +199,6 @@ def _trained(rows: Rows, written: Rewritten, attack: Poisoner, seed: int) -> NDA
 def _part(split: str, number: int) -> str:
     """The name of what an attack writes for an evaluation split by the aim of a number, from 0."""
     return f"{split}_{number}" if number else split
-
-
-def _negate(rows: Rows, positions: Sequence[int], attack: Poisoner, draw: str) -> Rewritten:
-    return rewrite(rows, positions, attack.negative_texts, draw, "/negative")
 
 
 def poison_splits(

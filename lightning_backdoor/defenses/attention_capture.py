@@ -40,7 +40,7 @@ from lightning_backdoor.defenses.column_sums import (
     column_sums,
     uniform_causal_sums,
 )
-from lightning_backdoor.defenses.evaluation_mode import evaluating
+from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.models.leaf_embeddings import word_embeddings_as_leaf
 from lightning_backdoor.models.parallel import in_parallel
 from lightning_backdoor.models.readout_only import readout_only

@@ -24,7 +24,7 @@ from lightning_backdoor.defenses.attention_switch import (
     register_attention,
     scoring_of,
 )
-from lightning_backdoor.defenses.evaluation_mode import evaluating
+from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.models.leaf_embeddings import word_embeddings_as_leaf
 from lightning_backdoor.models.readout import readout_positions
 from lightning_backdoor.models.readout_only import readout_only

@@ -86,10 +86,13 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
     assert [line.split()[0] for line in lines] == [
         "BadNets",
         "Composite",
+        "EP",
         "InsertSent",
+        "LWP",
         "LWS",
         "MultiTarget",
         "Ripples",
+        "SOS",
         "StyleTransfer",
         "Syntactic",
     ]
