@@ -31,8 +31,8 @@ class Aim(NamedTuple):
 
     Attributes:
         write: writes the trigger into texts, as ``poison_texts`` does.
-        target: the label of a poisoned copy; where it depends on the row's own label, one for each label. -1 is a label
-            that is not known when rows are poisoned: the attack then sets it in the batches.
+        target: the label of a poisoned copy; where it depends on the row's own label, one for each label.
+        write_in_training: writes the trigger into training rows; None writes it as into rows of evaluation.
 
     >>> Aim(print, [1, 2, 0]).wanted(np.array([0, 0, 2])).tolist(), Aim(print, 1).wanted(np.array([0, 1])).tolist()
     ([1, 1, 0], [1, 1])
