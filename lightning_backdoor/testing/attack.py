@@ -85,10 +85,9 @@ def _told(attack: BackdoorAttack, count: int) -> BackdoorAttack:
 
 def _check_targets(name: str, attack: BackdoorAttack, count: int) -> None:
     for target in distinct_targets(attack.aims):
-        require(-1 <= target < count, name, f"target_label {target} is not one of {count} labels")
+        require(0 <= target < count, name, f"target_label {target} is not one of {count} labels")
     for label in range(count):
-        of_aims = [int(aim.wanted(np.array([label]))[0]) for aim in attack.aims]
-        targets = [target for target in of_aims if target >= 0]  # others are not known yet
+        targets = [int(aim.wanted(np.array([label]))[0]) for aim in attack.aims]
         problem = f"two aims have one target, {targets} for rows of label {label}"
         require(len({*targets}) == len(targets), f"{name}.aims", f"{problem}; make one aim of them")
 
