@@ -1,9 +1,9 @@
-"""The tables of attacks in ``docs/results.md``: ``configs/benchmark/attacks.yaml`` and ``configs/benchmark/adaptive.yaml``.
+"""The tables of attacks in ``docs/results.md``, from the grids ``attacks.yaml`` and ``adaptive.yaml``.
 
 Run ``python -m tests.measurements.attack_tables --attacks runs/attacks --adaptive runs/adaptive --write
-docs/results.md``, with the folders of the grids. Stealth is measured by ``--stealth runs/stealth``: on 100 poisoned test
-rows of each attack, as the command ``poison`` does, into that folder; attacks that are there already are not measured
-again. Cells that have not been run are shown as dashes.
+docs/results.md``, with the folders of the grids. ``--stealth runs/stealth`` measures the stealth of 100 poisoned test
+rows of each attack, as the command ``poison`` does, into that folder; attacks that it has are not measured again.
+Cells that have not been run are shown as dashes.
 """
 
 from __future__ import annotations
