@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.evaluation_mode import evaluating
 
 #: published settings of the optimisation.
 LEARNING_RATE, STRENGTH, FACTOR = 0.01, 0.1, 1.2
