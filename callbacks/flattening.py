@@ -38,7 +38,7 @@ class Flattening(Evasion):
         Trainer(max_epochs=3, callbacks=[Flattening(strength=1.0)]).fit(BadNets(), datamodule=data)
     """
 
-    name = "flatness_excess"
+    name = "trigger_excess"
 
     def __init__(self, strength: float = 1.0) -> None:
         super().__init__(strength)
