@@ -188,7 +188,7 @@ def test_tokens_of_a_span_are_found_whatever_the_padding(tiny_folder: Callable[[
     assert torch.equal(others, ~cf & ~special)
 
 
-def batch_of_both(victim: BadNets) -> Batch:
+def batch_of_both(victim: TextClassifier) -> Batch:
     """Texts of either label, and those of label 0 once more with the trigger."""
     texts = [text for text in SENTENCES if "cf" not in text]
     label = torch.arange(len(texts)) % 2
