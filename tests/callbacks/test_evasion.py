@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lightning_backdoor import callbacks
 from lightning_backdoor.attacks import BackdoorAttack, BadNets, Poisoned, Ripples
 from lightning_backdoor.attacks.flattening import attention_and_gradient, excess, tokens_of_spans
 from lightning_backdoor.attacks.small_margin import target_margin
@@ -333,6 +334,19 @@ def test_in_a_grid_the_penalty_is_part_of_the_attack(tmp_path: Path) -> None:
     plain, adaptive = cells["BadNets", "clean training"], cells["hidden", "clean training"]
     assert plain.victim is adaptive.victim  # poisoned alike, in cells of their own
     assert (plain.config, plain.id == adaptive.id) == (adaptive.config, False)
+
+
+def test_every_preset_and_the_grid_of_adaptive_attacks_name_penalties() -> None:
+    presets = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in preset_path("configs/evasion").iterdir()]
+    grid = yaml.safe_load(preset_path("configs/benchmark/adaptive.yaml").read_text(encoding="utf-8"))
+    adaptive = [entry for entry in grid["attacks"].values() if "trainer" in entry]
+    given = [entry["trainer"]["callbacks+"] for entry in (*presets, *adaptive)]
+    made = [
+        [getattr(callbacks, of["class_path"].rpartition(".")[2])(**of["init_args"]) for of in some] for some in given
+    ]
+    assert all(isinstance(callback, Evasion) for (callback,) in made)
+    kinds = {type(callback) for (callback,) in made[: len(presets)]}
+    assert kinds == {type(callback) for (callback,) in made} == {Flattening, SmallMargin, StateMatching}
 
 
 @pytest.mark.parametrize(
