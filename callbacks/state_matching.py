@@ -24,7 +24,7 @@ class StateMatching(Evasion):
 
     Args:
         strength: weight of the penalty relative to the cross entropy of the same row. Too much of it costs the task:
-            with 10, MiniLM on SST-2 falls to chance.
+            with 10 in layers 2 to 6, MiniLM on SST-2 falls to chance.
         readout_layers: layers in which states of the token that the head reads are pulled, counted from 1, 0 being the
             embeddings; every layer by default, and none if empty. DAN and BadActs read these states in every layer.
         mean_layers: likewise for states averaged over all tokens.
