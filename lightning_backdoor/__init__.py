@@ -18,9 +18,9 @@ _EXPORTS = {
     "attacks": "EP LWP LWS SOS BackdoorAttack BadNets Composite InsertSent MultiTarget Poisoned Ripples"
     " StyleTransfer Syntactic",
     "benchmark.evaluation": "Evaluation evaluate",
-    "callbacks": "ABL BTU CleaningWriter Evasion FineMixing FinePruning FourierView GradientAttentionDefense"
-    " InferenceDefense InspectionCallback LowCapacity MEFT ModerateFitting MuScleLoRA OutcomeWriter OutputFolder Pure"
-    " PredictionWriter ProgressWriter Repair RunLabels SmallMargin StateMatching",
+    "callbacks": "ABL BTU CleaningWriter Evasion FineMixing FinePruning Flattening FourierView"
+    " GradientAttentionDefense InferenceDefense InspectionCallback LowCapacity MEFT ModerateFitting MuScleLoRA"
+    " OutcomeWriter OutputFolder Pure PredictionWriter ProgressWriter Repair RunLabels SmallMargin StateMatching",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
     "defenses": "ActivationClustering BadActs BKI Cube Dan DBS Defense Dup FlaggedShare GradientAttention Inspection"
     " LCF ModelVerdict Onion ParaphraseConsistency REJECTED Rap Scores SecondOpinion SpectralSignatures Strip"

@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward  # private: transformers 5.23.0
 
-from lightning_backdoor.defenses.attention_switch import (
+from lightning_backdoor.models.attention_switch import (
     attention_switched,
     check_keys,
     check_layers,
     register_attention,
     scoring_of,
 )
-from lightning_backdoor.defenses.column_sums import (
+from lightning_backdoor.models.column_sums import (
     attends_to_first,
     attention_and_column_sums,
     column_sums,

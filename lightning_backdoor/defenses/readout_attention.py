@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward  # private: transformers 5.23.0
 
 from lightning_backdoor.defenses.attention_capture import frozen
-from lightning_backdoor.defenses.attention_switch import (
+from lightning_backdoor.models.attention_switch import (
     attention_switched,
     check_keys,
     check_layers,

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.defenses import attention_capture
-from lightning_backdoor.defenses import column_sums as sums
 from lightning_backdoor.defenses.attention_capture import attention_and_gradient
-from lightning_backdoor.defenses.column_sums import column_sums, uniform_causal_sums
+from lightning_backdoor.models import column_sums as sums
+from lightning_backdoor.models.column_sums import column_sums, uniform_causal_sums
 from lightning_backdoor.victim import TextClassifier
 from tests.defenses.reference import eager_network, seen
 from tests.support.tiny import DECODER, DECODERS, ENCODERS, FAMILIES, SENTENCES, loaded
