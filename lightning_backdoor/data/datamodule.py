@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.batch import Batch, Victim
-from lightning_backdoor.data.argument_checks import check_arguments, check_cut, check_processes
+from lightning_backdoor.data.argument_checks import check_arguments, check_cut, check_processes, given_source
 from lightning_backdoor.data.batching import BatchReader, TokenisedRows, is_batch_reader, loader
 from lightning_backdoor.data.clean_splits import CleanSplits, ValidationParts, read_clean_splits, split_validation
 from lightning_backdoor.data.cleaning import (
@@ -25,6 +25,7 @@ from lightning_backdoor.data.cleaning import (
     load_victim,
 )
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
+from lightning_backdoor.data.file_splits import FileSplits, brings_rows, file_splits
 from lightning_backdoor.data.kept import Kept
 from lightning_backdoor.data.poisoner import Poisoner, is_poisoner, poisoned_by, tell_labels
 from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached
@@ -44,7 +45,8 @@ class BackdoorDataModule(LightningDataModule):
     of rows, attack and seed.
 
     Args:
-        source: the source of texts and labels.
+        source: the source of texts and labels; not used under an attack that brings its own rows, such as
+            :class:`~lightning_backdoor.attacks.PoisonFiles`.
         batch_size: rows per training batch and process.
         eval_batch_size: rows per evaluation batch.
         max_rows: maximum number of rows for ``train``, ``validation`` and ``test``, drawn as a stratified sample.
@@ -79,7 +81,7 @@ class BackdoorDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
+        source: Source | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 32,
         max_rows: dict[str, int] | None = None,
@@ -129,8 +131,24 @@ class BackdoorDataModule(LightningDataModule):
         self._attack = attack
         self._poisoned = None
 
+    @property
+    def files_folder(self) -> str | None:
+        """The folder of the files from which an attack brings the rows of the run; None if the source gives them."""
+        attack = self._poisoner()
+        return attack.folder if brings_rows(attack) else None
+
+    def _from_files(self) -> FileSplits | None:
+        attack = self._poisoner()
+        if not brings_rows(attack):
+            return None
+        shares = {"validation": self.validation_share, "test": self.test_share}
+        decided_by = (poisoned_by(attack), shares, {**self.max_rows}, self.seed)
+        return self.kept.get("files", decided_by, lambda: file_splits(attack, *decided_by[1:]))
+
     def _read(self) -> CleanSplits:
-        source = self.source
+        if (from_files := self._from_files()) is not None:
+            return from_files.clean
+        source = given_source(self.source, self._poisoner())
         if source.joined_by == SEPARATOR:
             source = source.with_separator(self._reader().tokenizer)
         shares = {"validation": self.validation_share, "test": self.test_share}
@@ -148,6 +166,8 @@ class BackdoorDataModule(LightningDataModule):
 
     def poisoned_splits(self) -> PoisonedSplits:
         """Clean and poisoned rows of every split; poisoned once, then read from the cache."""
+        if self._poisoned is None and (from_files := self._from_files()) is not None:
+            self._poisoned = from_files.poisoned
         if self._poisoned is None:
             splits, attack, names = self.clean_splits(), self._poisoner(), self.label_names
             tell_labels(attack, names)
@@ -237,7 +257,10 @@ class BackdoorDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The state for checkpoints: how the training rows were cut from the other splits."""
-        return {"source": str(self.source), "cut": [self.seed, self.validation_share, self.test_share]}
+        return {
+            "source": self.files_folder or str(self.source),
+            "cut": [self.seed, self.validation_share, self.test_share],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rejects a checkpoint whose training rows may overlap with the evaluation rows.
@@ -281,13 +304,13 @@ class BackdoorDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Loaders [clean, poisoned, negatives] of the selection rows; the last two only if an attack makes them."""
-        clean = self.clean_validation().selection
-        splits = self.poisoned_splits()
+        parts, splits = self.clean_validation(), self.poisoned_splits()
+        others = np.concatenate([parts.reference.index, parts.threshold.index])
         poisoned, negatives = (
-            rows["validation"].where(np.isin(rows["validation"].index, clean.index))
+            rows["validation"].where(~np.isin(rows["validation"].index, others))
             for rows in (splits.poisoned, splits.negatives)
         )
-        return self._evaluation("validation", clean, poisoned, negatives)
+        return self._evaluation("validation", parts.selection, poisoned, negatives)
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """Loaders [clean, poisoned, negatives] of the test rows; the last two only if an attack makes them."""

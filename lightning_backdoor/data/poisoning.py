@@ -64,6 +64,21 @@ def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> Rows:
 
 
 def _training_poison(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
+    return drawn_poison(rows, attack, seed, lambda chosen: _poison(rows, chosen, attack, f"{seed}/train"))
+
+
+def drawn_poison(rows: Rows, attack: Poisoner, seed: int, write: Callable[[list[int]], Rewritten]) -> Rewritten:
+    """What is written for the training rows that are drawn to be poisoned.
+
+    Args:
+        rows: the training rows.
+        attack: the attack.
+        seed: seed of the draw.
+        write: writes the poisoned texts of the rows at some positions, except for those that it leaves out.
+
+    Raises:
+        InputError: see :func:`poison_training`.
+    """
     wanted = _count(attack.poison_rate, rows)
     candidates = _by_index(rows, may_be_poisoned(rows, attack))
     if wanted == 0:
@@ -74,9 +89,7 @@ def _training_poison(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
     if wanted > len(candidates):
         policy = f"label_policy {attack.label_policy!r} with target_label {attack.target_label}"
         raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
-    written = _drawn(
-        candidates, wanted, f"{seed}/choice", lambda chosen: _poison(rows, chosen, attack, f"{seed}/train")
-    )
+    written = _drawn(candidates, wanted, f"{seed}/choice", write)
     if len(written.positions) < wanted:
         poisonable = f"only {len(written.positions)} of {len(candidates)} that qualify can be poisoned"
         raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")
