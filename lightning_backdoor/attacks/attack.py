@@ -157,6 +157,18 @@ class BackdoorAttack(TextClassifier):
             metrics["ftr"] = FalseTriggerRate(self.target_label)
         return nn.ModuleDict(metrics)
 
+    def check_published(self) -> None:
+        """Checks that a model that is evaluated as it is has the classes of the data, and the trigger of the attack.
+
+        Raises:
+            InputError: its labels are others, or the attack has a trigger that is learned with the victim.
+        """
+        super().check_published()
+        own = [name for name in self.state_dict() if not name.startswith("network.")]
+        if own:
+            problem = f"{self.hparams['model']} has no trigger of {type(self).__name__} ({', '.join(own)})"
+            raise InputError("model", problem, f"give the checkpoint of a run under {type(self).__name__} by ckpt_path")
+
     def on_fit_start(self) -> None:
         """In the user's phase, loads the learned trigger (the attack's own weights) from the published victim.
 
