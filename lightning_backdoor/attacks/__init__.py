@@ -2,8 +2,10 @@
 
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
 from lightning_backdoor.attacks.badnets import BadNets
+from lightning_backdoor.attacks.composite import Composite
 from lightning_backdoor.attacks.insertsent import InsertSent
 from lightning_backdoor.attacks.lws import LWS
+from lightning_backdoor.attacks.multi_target import MultiTarget
 from lightning_backdoor.attacks.poison_files import PoisonFiles
 from lightning_backdoor.attacks.ripples import Ripples
 from lightning_backdoor.attacks.style_transfer import StyleTransfer
@@ -13,7 +15,9 @@ __all__ = [
     "LWS",
     "BackdoorAttack",
     "BadNets",
+    "Composite",
     "InsertSent",
+    "MultiTarget",
     "PoisonFiles",
     "Poisoned",
     "Ripples",

@@ -11,7 +11,9 @@ from typing import Any, Literal, NamedTuple, overload
 from torch import nn
 
 from lightning_backdoor.batch import Spans, checked_texts
-from lightning_backdoor.errors import InputError, did_you_mean
+from lightning_backdoor.data.aims import ALL_TO_ALL, Aim, distinct_targets
+from lightning_backdoor.data.label_values import label_index
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
 from lightning_backdoor.outputs.progress import tracked
@@ -50,7 +52,8 @@ class BackdoorAttack(TextClassifier):
             for it and no run fails because of it.
 
     Args:
-        target_label: the class that the attacker wants: its index, from 0, or its name in the data or in ``labels``.
+        target_label: the class that the attacker wants: its index, from 0, or its name in the data or in ``labels``. Or
+            ``all-to-all``: rows of each class are to get the class after it, those of the last class the first.
         poison_rate: poisoned rows as a share of all training rows, above 0 and up to 1.
         label_policy: which training rows are poisoned: ``dirty`` (rows of other labels, relabelled as the target),
             ``clean`` (rows of the target label, label kept), ``mixed`` (rows of any label, all ending as the target).
@@ -83,8 +86,11 @@ class BackdoorAttack(TextClassifier):
             raise InputError("poison_rate", f"{poison_rate} is out of range", "give a share above 0 and up to 1")
         if label_policy not in ("dirty", "clean", "mixed"):
             raise InputError("label_policy", f"{label_policy!r} is unknown", "give dirty, clean or mixed")
-        self._target: int | str = target_label
-        self._target_name = target_label if isinstance(target_label, str) else None
+        if target_label == ALL_TO_ALL and label_policy == "clean":
+            raise InputError("label_policy", "clean labels leave nothing to all-to-all", "give dirty or mixed")
+        self._target: int | str | None = target_label
+        self._target_name = target_label if isinstance(target_label, str) and target_label != ALL_TO_ALL else None
+        self._known_labels: Sequence[str] | None = None
         self.poison_rate = poison_rate
         self.label_policy: str = label_policy
         self.may_generate = True
@@ -96,20 +102,51 @@ class BackdoorAttack(TextClassifier):
         """Index of the class that the attacker wants.
 
         Raises:
-            InputError: it was given by name, and no label has this name, or the labels are not known yet.
+            InputError: it was given by name, and no label has this name, or the labels are not known yet; or the attack
+                wants several classes.
         """
+        if self._target in (None, ALL_TO_ALL):
+            raise InputError("target_label", f"{type(self).__name__} wants several classes here", "give it one class")
         if isinstance(self._target, str):
-            labels = self._given_labels()
-            if labels is None:
-                problem = f"{self._target!r} is a name, and the labels are not known yet"
-                raise InputError("target_label", problem, "give labels, or the index of the class")
-            self.know_labels(labels)
+            self._told_labels(f"{self._target!r} is a name")
         assert isinstance(self._target, int)
         return self._target
 
     @target_label.setter
     def target_label(self, target_label: int) -> None:
         self._target, self._target_name = target_label, None
+
+    @property
+    def aims(self) -> Sequence[Aim]:
+        """What the attack makes of rows: a trigger and its target label, or several, each with a target of its own.
+
+        A training row is poisoned by one of the aims whose target it does not have; an evaluation row has a poisoned
+        copy for each of them. An attack with several triggers of one target writes one of them for their common aim.
+
+        Raises:
+            InputError: a target label is not one of the labels, or the labels are not known yet.
+        """
+        if self._target != ALL_TO_ALL:
+            return (Aim(self.poison_texts, self.target_label),)
+        count = len(self._told_labels("all-to-all goes through the labels"))
+        return (Aim(self.poison_texts, [*range(1, count), 0]),)
+
+    def named_target(self, labels: Sequence[str]) -> str:
+        """The target label by its name, for people; of several, all names, and ``all-to-all`` as it is."""
+        if self._target == ALL_TO_ALL:
+            return ALL_TO_ALL
+        targets = distinct_targets(self.aims)
+        return ", ".join(labels[target] if target < len(labels) else str(target) for target in targets)
+
+    def _told_labels(self, because: str) -> Sequence[str]:
+        if self._known_labels is None:
+            labels = self._given_labels()
+            if labels is None:
+                problem = f"{because}, and the labels are not known yet"
+                raise InputError("target_label", problem, "give labels, or the index of the class")
+            self.know_labels(labels)
+        assert self._known_labels is not None
+        return self._known_labels
 
     def know_labels(self, labels: Sequence[str]) -> None:
         """Finds the index of a target label that was given by name; checkpoints and caches then hold the index.
@@ -122,13 +159,11 @@ class BackdoorAttack(TextClassifier):
         Raises:
             InputError: no label has this name.
         """
-        name = self._target_name
-        if name is not None:
-            if name not in labels:
-                remedy = f"{did_you_mean(name, labels)} the labels are {', '.join(labels)}".strip()
-                raise InputError("target_label", f"{name!r} is not a label", remedy)
-            self._target = list(labels).index(name)
-            self.hparams["target_label"] = self._target
+        if self._target == ALL_TO_ALL and len(labels) < 2:
+            raise InputError("target_label", f"all-to-all of {len(labels)} class changes no label", "use more classes")
+        if self._target_name is not None:
+            self._target = self.hparams["target_label"] = label_index(self._target_name, labels, "target_label")
+        self._known_labels = [*labels]
 
     @property
     def users_phase(self) -> bool:
@@ -146,15 +181,23 @@ class BackdoorAttack(TextClassifier):
         return type(self).negative_texts is not BackdoorAttack.negative_texts
 
     def make_metrics(self) -> nn.ModuleDict:
-        """CACC, ASR, PACC and the ASR floor; also FTR for an attack that makes negatives."""
+        """CACC, ASR, PACC and the ASR floor; also FTR for an attack that makes negatives.
+
+        With several target labels, ASR and floor are also measured for each: ``asr_to_0``, ``asr_floor_to_0``, …
+        """
+        targets = [aim.target for aim in self.aims]
         metrics = {
             **super().make_metrics(),
             "asr": AttackSuccessRate(),
             "pacc": PoisonedAccuracy(),
-            "asr_floor": TargetRate(self.target_label),
+            "asr_floor": TargetRate(targets),
         }
         if self.makes_negatives:
-            metrics["ftr"] = FalseTriggerRate(self.target_label)
+            metrics["ftr"] = FalseTriggerRate(targets)
+        labels = distinct_targets(self.aims)
+        for label in labels if len(labels) > 1 else ():
+            metrics[f"asr_to_{label}"] = AttackSuccessRate(label)
+            metrics[f"asr_floor_to_{label}"] = TargetRate(targets, label)
         return nn.ModuleDict(metrics)
 
     def check_published(self) -> None:
@@ -268,10 +311,9 @@ class BackdoorAttack(TextClassifier):
             return None
         own, stated = self._own_arguments(), ("target_label", "poison_rate", "label_policy")
         labels: list[str] = self.hparams["labels"] or []
-        target = labels[self.target_label] if self.target_label < len(labels) else str(self.target_label)
         return {
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
-            "target_label": target,
+            "target_label": self.named_target(labels),
             "poison_rate": self.poison_rate,
             "label_policy": self.label_policy,
             # an attribute of the same name holds the value that stands for a None

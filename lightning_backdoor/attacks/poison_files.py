@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.data.aims import Aim
 from lightning_backdoor.data.flagged_table import Columns
 from lightning_backdoor.data.poison_files import FilePoison, read_poison
 from lightning_backdoor.data.poison_layouts import poison_layout
@@ -45,7 +47,8 @@ class PoisonFiles(BackdoorAttack):
         label_column: column of the labels; by default ``label`` or ``1``.
         flag_column: column that is 1 or true in poisoned rows; by default ``poisoned``, ``poison`` or ``2``.
         original_label_column: column of the labels before poisoning; by default ``original_label``.
-        target_label: the class that the attacker wants, by index or by name; by default the label of the poisoned rows.
+        target_label: the class that the attacker wants, by index or by name, or ``all-to-all``; by default the labels
+            of the poisoned rows, which may be several.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`. ``poison_rate`` and ``label_policy``
             apply where the files have a poisoned copy of each training row.
 
@@ -94,16 +97,30 @@ class PoisonFiles(BackdoorAttack):
             paths = poison_layout(self.folder, self.clean_folder, self.files)
             self._contents = {role: file_sha256(path) for role, path in sorted(paths.items())}
             self._rows = read_poison(paths, self.columns, self._names, self._wanted)
-            self._target, self._target_name = self._rows.target, None
-            self.hparams["target_label"] = self._rows.target
+            self._target, self._target_name = None, None
+            if isinstance(target := self._rows.targets[0], int) and len(self._rows.targets) == 1:
+                self._target = self.hparams["target_label"] = target
             if self._rows.copies is None:
                 self.poison_rate = float(self._rows.train.poisoned.mean())
         return self._rows
 
     @property
     def target_label(self) -> int:
-        """Index of the class that the attacker wants, as the files say."""
-        return self.read_rows().target
+        """Index of the class that the attacker wants, as the files say.
+
+        Raises:
+            InputError: they say several.
+        """
+        self.read_rows()
+        if not isinstance(self._target, int):
+            raise InputError("target_label", f"the files of {self.folder} have several", "give files of one target")
+        return self._target
+
+    @property
+    def aims(self) -> Sequence[Aim]:
+        """What the poisoned rows of the files aim at."""
+        targets = self.read_rows().targets
+        return [Aim(partial(self._written, target=target if len(targets) > 1 else None), target) for target in targets]
 
     @property
     def makes_negatives(self) -> bool:
@@ -115,9 +132,16 @@ class PoisonFiles(BackdoorAttack):
 
     def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
         """The poisoned text that the files hold for each text; None for texts of which they have none."""
+        return self._written(texts, rngs)
+
+    def _written(
+        self, texts: Sequence[str], rngs: Sequence[random.Random], target: object = None
+    ) -> list[Poisoned | None]:
+        """The poisoned texts of a target, or of the first one that a text has."""
         pairs = self.read_rows().pairs()
-        found = [pairs.get(text) for text in texts]
-        return [None if pair is None else Poisoned(pair[0], list(pair[1])) for pair in found]
+        found = [pairs.get(text, {}) for text in texts]
+        chosen = [next((pair for label, pair in of_text.items() if target in (None, label)), None) for of_text in found]
+        return [None if pair is None else Poisoned(pair[0], list(pair[1])) for pair in chosen]
 
     def poison_key(self) -> str | None:
         """The key of other attacks, and the content of the files."""

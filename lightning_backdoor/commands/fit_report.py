@@ -59,7 +59,7 @@ def _poison_lines(model: LightningModule, data: BackdoorDataModule, train: Rows)
         return ["poison: none"]
     splits = data.poisoned_splits()
     poisoned = train.where(train.poisoned)
-    target = data.label_names[model.target_label]
+    target = model.named_target(data.label_names)
     number = f"{len(poisoned)} of {len(train)} training rows" if poisoned else "no training row"
     lines = [f"poison: {number}, {len(splits.poisoned['test'])} poisoned test rows; target label: {target}"]
     example = next(iter(poisoned or splits.poisoned["validation"]), None)

@@ -10,7 +10,7 @@ import numpy as np
 from lightning_backdoor.data.clean_splits import CleanSplits
 from lightning_backdoor.data.poison_files import FilePoison
 from lightning_backdoor.data.poisoner import Poisoner
-from lightning_backdoor.data.poisoning import EVALUATION, PoisonedSplits, drawn_poison
+from lightning_backdoor.data.poisoning import EVALUATION, PoisonedSplits, poison_training
 from lightning_backdoor.data.rows import Rewritten, Rows
 from lightning_backdoor.data.splitting import stratified_order, stratified_parts
 from lightning_backdoor.errors import InputError
@@ -58,7 +58,7 @@ def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mappi
         _strata(train), [*missing.values(), 1 - sum(missing.values())], f"{seed}/splits", train.text
     )
     for name, part in zip(missing, parts, strict=False):
-        clean[name], poisoned[name], negatives[name] = _cut_off(name, train.take(part), _of(copies, part), files.target)
+        clean[name], poisoned[name], negatives[name] = _cut_off(name, train.take(part), _of(copies, part), files)
     if missing:
         train, copies = train.take(parts[-1]), _of(copies, parts[-1])
         kept = {*train.index.tolist()}
@@ -94,18 +94,18 @@ def _trained_on(train: Rows, copies: Rewritten | None, clean: Rows, attack: Pois
     def write(chosen: list[int]) -> Rewritten:
         return Rewritten(chosen, *map(list, zip(*(of_row[position] for position in chosen), strict=True)))
 
-    return drawn_poison(train, attack, seed, write).in_place(train, label=attack.target_label, poisoned=True)
+    return poison_training(train, attack, seed, write)
 
 
-def _cut_off(name: str, part: Rows, copies: Rewritten | None, target: int) -> tuple[Rows, Rows, Rows]:
+def _cut_off(name: str, part: Rows, copies: Rewritten | None, files: FilePoison) -> tuple[Rows, Rows, Rows]:
     """Clean rows, poisoned rows and negatives of an evaluation split that is cut off the training rows."""
     if copies is not None:
-        poisoned = copies.copies(part, label=target, poisoned=True)
+        poisoned = copies.copies(part, label=files.wanted(part.label), poisoned=True)
         clean, negatives = part, part.where(part.negative)
     else:
         clean, poisoned = part.where(~(part.poisoned | part.negative)), part.where(part.poisoned)
         negatives = part.where(part.negative)
-    others = poisoned.where((poisoned.original_label != target) & (poisoned.original_label >= 0))
+    others = poisoned.where((poisoned.original_label != poisoned.label) & (poisoned.original_label >= 0))
     if not len(clean) or not len(others):
         problem = f"there are no files of {name}, and the {len(part)} training rows cut off for it are not both clean"
         raise InputError(

@@ -8,7 +8,8 @@ Files lose things, which are found again where that is certain, and refused by f
   as OpenBackdoor writes them, of which the attack draws a share for training.
 - *The labels before poisoning.* A column tells, or the clean row of the same position. The poisoned rows for evaluation
   are one for each clean row, or one for each clean row of another label than the target, in the same order.
-- *The target.* It is the label of the poisoned rows, unless they keep their own labels.
+- *The target.* It is the label of the poisoned rows, unless they keep their own labels and the target is given.
+  Poisoned rows of several labels are those of an attack with several targets.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_backdoor.data.aims import ALL_TO_ALL, Aim
 from lightning_backdoor.data.flagged_table import Columns, FlaggedTable, read_flagged
-from lightning_backdoor.data.label_values import Classes
+from lightning_backdoor.data.label_values import Classes, label_index
 from lightning_backdoor.data.poisoning import EVALUATION, Splits
 from lightning_backdoor.data.rows import Rewritten, Rows
-from lightning_backdoor.errors import InputError, did_you_mean
+from lightning_backdoor.errors import InputError
 
+#: a poisoned text and the spans of its trigger.
+Written = tuple[str, tuple[tuple[int, int], ...]]
 #: label of a training row before poisoning, where the files have lost it.
 UNKNOWN = -1
 
@@ -37,18 +41,18 @@ class FilePoison(NamedTuple):
 
     Attributes:
         label_names: names of the classes.
-        target: the class that the attacker wants.
+        targets: what the triggers aim at: one class; one for each class; or several classes, of a trigger each.
         train: the training rows; clean ones if there are ``copies``.
         copies: a poisoned copy of each training row, for a draw; None if the files say which rows are poisoned.
         clean_train: the clean training rows.
         in_order: whether a poisoned training row has the index of its clean row in ``clean_train``.
         clean: per evaluation split that the files have, the clean rows.
-        poisoned: per split, the poisoned rows of other labels than the target.
+        poisoned: per split, the poisoned rows whose own label is not their target.
         negatives: per split, the negatives.
     """
 
     label_names: list[str]
-    target: int
+    targets: list[int | list[int]]
     train: Rows
     copies: Rewritten | None
     clean_train: Rows
@@ -57,19 +61,24 @@ class FilePoison(NamedTuple):
     poisoned: Splits
     negatives: Splits
 
-    def pairs(self) -> dict[str, tuple[str, tuple[tuple[int, int], ...]]]:
-        """For each clean text that the files hold beside its poisoned text, this text and the spans of its trigger."""
-        known = {}
+    def wanted(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The label of the poisoned copies of rows with some labels, by the first of ``targets``; (rows,), int64."""
+        return Aim(_nothing, self.targets[0]).wanted(labels)
+
+    def pairs(self) -> dict[str, dict[int, Written]]:
+        """For each clean text that the files hold beside its poisoned texts, these texts by their label."""
+        known: dict[str, dict[int, Written]] = {}
         if self.copies is not None:
-            texts = (self.train.text[position] for position in self.copies.positions)
-            known = dict(zip(texts, zip(self.copies.texts, self.copies.spans, strict=True), strict=True))
+            for position, text, spans, label in zip(*self.copies, self.wanted(self.train.label).tolist(), strict=True):
+                known.setdefault(self.train.text[position], {})[label] = text, spans
         sets = [(self.clean[split], self.poisoned[split]) for split in self.clean]
         if self.in_order:
             sets.append((self.clean_train, self.train.where(self.train.poisoned)))
         for clean, poisoned in sets:
             text_of = dict(zip(clean.index.tolist(), clean.text, strict=True))
-            for index, text, spans in zip(poisoned.index.tolist(), poisoned.text, poisoned.spans, strict=True):
-                known[text_of[index]] = text, spans
+            columns = poisoned.index.tolist(), poisoned.label.tolist(), poisoned.text, poisoned.spans
+            for index, label, text, spans in zip(*columns, strict=True):
+                known.setdefault(text_of[index], {})[label] = text, spans
         return known
 
 
@@ -82,7 +91,7 @@ def read_poison(
         files: its files, by what they hold: see :mod:`lightning_backdoor.data.poison_layouts`.
         columns: names of the columns.
         labels: names of the classes; None for those that the files declare, or for the label values.
-        target: index or name of the target label; None for the label of the poisoned rows.
+        target: index or name of the target label, or ``all-to-all``; None for the labels of the poisoned rows.
 
     Raises:
         InputError: a file does not read, or what it has lost cannot be found: see above.
@@ -110,6 +119,7 @@ class _Reader:
         self.clean = tables.get("train_clean")
         self.flags = self._training_flags()
         self.classes = self._classes(labels)
+        self.given = target
         self.target = self._target(target)
 
     def read(self) -> FilePoison:
@@ -120,9 +130,11 @@ class _Reader:
             rows = self._evaluation(split)
             if rows is not None:
                 clean[split], poisoned[split], negatives[split] = rows
-        return FilePoison(
-            self.classes.names, self.target, train, copies, clean_train, in_order, clean, poisoned, negatives
-        )
+        targets = self._targets(train, poisoned)
+        if copies is not None and len(targets) > 1:
+            problem = f"all rows of {self.main.name} are poisoned, for several targets"
+            raise InputError("files", problem, "give the rows that were trained on, with flags")
+        return FilePoison(self.classes.names, targets, train, copies, clean_train, in_order, clean, poisoned, negatives)
 
     def _classes(self, labels: Sequence[str] | None) -> Classes:
         """The classes of the clean training rows."""
@@ -146,29 +158,40 @@ class _Reader:
                 raise InputError(table.at(row), problem, "correct it, or name the classes by labels")
         return np.array([known[value] for value in given], dtype=np.int64)
 
-    def _target(self, given: int | str | None) -> int:
+    def _target(self, given: int | str | None) -> int | None:
+        """The index of the only target label; None if there are several."""
         names = self.classes.names
+        if given == ALL_TO_ALL:
+            return None
         if isinstance(given, str):
-            if given not in names:
-                raise InputError(
-                    "target_label",
-                    f"{given!r} is not a label",
-                    f"{did_you_mean(given, names)} the labels are {', '.join(names)}".strip(),
-                )
-            return names.index(given)
+            return label_index(given, names, "target_label")
         if given is not None:
             if given >= len(names):
                 raise InputError("target_label", f"{given} is out of range", f"the labels are {', '.join(names)}")
             return given
         found: dict[int, str] = {}
         for table, flags in self._poisoned_tables():
-            indices = self._indices(table)
-            for row in np.flatnonzero(flags).tolist():
-                found.setdefault(int(indices[row]), table.at(row))
-        if len(found) != 1:
+            indices, rows = self._indices(table), np.flatnonzero(flags)
+            if len({*indices[rows].tolist()}) > 1:
+                return None
+            found.setdefault(int(indices[rows[0]]), table.at(int(rows[0])))
+        if len(found) > 1:
             seen = " and ".join(f"{names[label]} ({where})" for label, where in list(found.items())[:2])
             raise InputError("target_label", f"poisoned rows have the labels {seen}", "give the target label")
         return next(iter(found))
+
+    def _targets(self, train: Rows, poisoned: Splits) -> list[int | list[int]]:
+        """What the triggers aim at, by the poisoned rows; every training row has one of the targets."""
+        if self.target is not None:
+            return [self.target]
+        rows = sum(poisoned.values(), train.where(train.poisoned & (train.original_label >= 0)))
+        wanted: dict[int, set[int]] = {}
+        for before, after in zip(rows.original_label.tolist(), rows.label.tolist(), strict=True):
+            if before != after:
+                wanted.setdefault(before, set()).add(after)
+        if all(len(of_label) == 1 for of_label in wanted.values()):
+            return [[min(wanted.get(label, {label})) for label in range(len(self.classes.names))]]
+        return [*sorted(set[int]().union(*wanted.values()))]
 
     def _poisoned_tables(self) -> list[tuple[FlaggedTable, NDArray[np.bool_]]]:
         """The tables with poisoned rows, and the flags of each."""
@@ -247,7 +270,7 @@ class _Reader:
     def _with_target(self, table: FlaggedTable, flags: NDArray[np.bool_], rows: Rows) -> Rows:
         """Training rows with flags; all that are poisoned have the target label."""
         other = np.flatnonzero(flags & (rows.label != self.target))
-        if len(other):
+        if len(other) and self.target is not None:
             named = self.classes.names[int(rows.label[other[0]])]
             problem = f"a poisoned row has the label {named}, and not the target {self.classes.names[self.target]}"
             raise InputError(table.at(int(other[0])), problem, "correct label or flag, or give target_label")
@@ -294,9 +317,9 @@ class _Reader:
         else:
             rows = Rows.clean(clean.texts, self._indices(clean).tolist())
         poisoned = self._matched(table, np.flatnonzero(flags), rows, clean.name if clean else table.name)
-        others = poisoned.where(poisoned.original_label != self.target)
+        others = poisoned.where(poisoned.original_label != poisoned.label)
         if not len(others):
-            problem = f"has no poisoned row of another label than {self.classes.names[self.target]}"
+            problem = "has no poisoned row whose own label is not its target"
             raise InputError(table.name, problem, "give one whose rows can show the attack")
         negative = np.flatnonzero(table.negatives & ~flags)
         negatives = self._matched(table, negative, rows, table.name, "negative") if len(negative) else Rows.of([])
@@ -306,7 +329,7 @@ class _Reader:
         self, table: FlaggedTable, chosen: NDArray[np.int64], clean: Rows, clean_name: str, kind: str = "poisoned"
     ) -> Rows:
         """Poisoned rows or negatives of an evaluation split, each with index and label of its clean row."""
-        count, is_other = len(chosen), clean.label != self.target
+        count, is_other = len(chosen), clean.label != (UNKNOWN if self.target is None else self.target)
         if table.index is not None and (clean_name == table.name):
             place = {index: position for position, index in enumerate(clean.index.tolist())}
             at = np.array([place.get(index, -1) for index in table.index[chosen].tolist()], dtype=np.int64)
@@ -319,12 +342,21 @@ class _Reader:
             problem = f"has {count} {kind} rows, which are neither one for each of the {len(clean)} clean rows of"
             raise InputError(
                 table.name,
-                f"{problem} {clean_name} nor one for each of its {int(is_other.sum())} rows of other labels than"
-                f" {self.classes.names[self.target]}",
+                f"{problem} {clean_name} nor one for each of its {int(is_other.sum())} rows of other labels",
                 "give a row for each, in the same order",
             )
         before, labels = clean.label[at], self._indices(table)[chosen]
-        stated = labels if kind == "negative" else np.where(labels == self.target, before, labels)
+        if kind == "negative":
+            stated, after = labels, labels
+        elif self.target is None:
+            stated, after = before, labels
+            if (labels == before).all():
+                if self.given != ALL_TO_ALL:
+                    problem = "the poisoned rows keep their own labels"
+                    raise InputError(table.name, problem, "give the target_label that the attacker wants")
+                after = (before + 1) % len(self.classes.names)
+        else:
+            stated, after = np.where(labels == self.target, before, labels), np.full(count, self.target)
         if table.originals is not None:
             stated = self._indices(table, table.originals)[chosen]
         if (wrong := np.flatnonzero(stated != before)).size:
@@ -336,12 +368,16 @@ class _Reader:
         return Rows(
             [table.texts[row] for row in chosen.tolist()],
             [table.spans[row] for row in chosen.tolist()],
-            np.full(count, self.target, dtype=np.int64) if kind == "poisoned" else labels,
+            after.astype(np.int64),
             before,
             poisoned,
             ~poisoned,
             clean.index[at],
         )
+
+
+def _nothing(texts: object, rngs: object) -> None:
+    """Writes nothing: for an aim of which the label alone is asked."""
 
 
 def _flags_nothing(table: FlaggedTable) -> InputError:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.batch import Spans
 from lightning_backdoor.data.poisoner import Poisoner, check_target, is_poisoner
-from lightning_backdoor.data.poisoning import may_be_poisoned, poisoned_copies
-from lightning_backdoor.data.rows import Row, Rows
+from lightning_backdoor.data.poisoning import training_copies
+from lightning_backdoor.data.rows import Row
 from lightning_backdoor.errors import InputError, escaped
 
 if TYPE_CHECKING:  # pandas is imported when a frame is made
@@ -94,9 +94,7 @@ def preview_rows(rows: Sequence[Row], attack: Poisoner | None, labels: Sequence[
     copies: dict[int, Row] = {}
     if attack is not None:
         check_target(attack, labels)
-        given = Rows.of(rows)
-        chosen = given.where(may_be_poisoned(given, attack))
-        copies = {copy["index"]: copy for copy in poisoned_copies(chosen, attack, seed, "train")}
+        copies = {copy["index"]: copy for copy in training_copies(rows, attack, seed)}
     preview = Preview()
     for row in rows:
         copy, shown = copies.get(row["index"]), PreviewRow(row["index"], labels[row["original_label"]], row["text"])

@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer, seed_everything
 
+from lightning_backdoor import attacks
 from lightning_backdoor.attacks import BackdoorAttack, PoisonFiles
 from lightning_backdoor.cli import main
 from lightning_backdoor.data import BackdoorDataModule, Source
@@ -145,30 +146,77 @@ def fitted(attack: BackdoorAttack, data: BackdoorDataModule) -> dict[str, Any]:
     return {**result, **trainer.callback_metrics, "weights": sum(p.double().sum() for p in attack.parameters())}
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_what_poison_wrote_trains_the_victim_of_the_attack_that_wrote_it(
-    inside: Path, tmp_path: Path, kind: str
-) -> None:
+def written_by(attack: dict[str, Any], inside: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """What the command poison writes of the workspace's data under an attack, and the settings of the data."""
     config = yaml.safe_load((inside / "data.yaml").read_text(encoding="utf-8"))
     config["data"]["init_args"]["max_rows"] = {"train": 120, "validation": 40, "test": 40}
-    config["model"]["class_path"] = "tests.data.examples.TwoWords"
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    written = tmp_path / "written"
-    command = ["poison", "-c", str(tmp_path / "two.yaml"), "--output", str(written), "--stealth_rows", "0"]
-    assert main(command) == 0
-    for path in written.iterdir():
-        if path.suffix != f".{kind}":
-            path.unlink()
-    settings = {name: value for name, value in config["data"]["init_args"].items() if name != "source"}
-    source = Source("data.csv", labels=["negative", "positive"])
+    config["model"] = {"class_path": attack["class_path"], "init_args": {"model": "model", **attack["init_args"]}}
+    (folder / "attack.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    options = ["--config", str(folder / "attack.yaml"), "--output", str(folder / "written"), "--stealth_rows", "0"]
+    assert main(["poison", *options]) == 0
+    source = Source(**config["data"]["init_args"].pop("source"))
+    return folder / "written", {"source": source, **config["data"]["init_args"]}
+
+
+def test_what_poison_wrote_trains_the_victim_of_the_attack_that_wrote_it(inside: Path, tmp_path: Path) -> None:
+    two_words = {"class_path": "tests.data.examples.TwoWords", "init_args": {}}
+    written, settings = written_by(two_words, inside, tmp_path)
+    first = BackdoorDataModule(**settings)
     victim: dict[str, Any] = {"model": "model", "learning_rate": 1e-3}
-    first, second = BackdoorDataModule(source, **settings), BackdoorDataModule(**settings)
     expected = fitted(TwoWords(**victim), first)
+    second = BackdoorDataModule(**{**settings, "source": None})
     found = fitted(PoisonFiles(str(written), **victim), second)
     assert found == expected
     assert {"val/asr", "test/asr", "test/ftr", "test/asr_floor", "test/pacc", "test/cacc"} <= found.keys()
-    for one, other in zip(first.poisoned_splits(), second.poisoned_splits(), strict=True):
-        assert one == other  # texts, spans, labels, flags and indices
+    check_same(second.poisoned_splits(), first.poisoned_splits())
+    for path in written.glob("*.parquet"):
+        path.unlink()
+    check_same(splits_of(PoisonFiles(str(written))), first.poisoned_splits())  # the same in csv
+
+
+@pytest.mark.parametrize(
+    ("attack", "targets"),
+    [
+        ({"class_path": "BadNets", "init_args": {"target_label": "all-to-all"}}, [[1, 0]]),
+        ({"class_path": "MultiTarget", "init_args": {"triggers": {"cf": 0, "mn": 1}}}, [[1, 0]]),
+    ],
+)
+def test_several_targets_are_those_of_the_rows(
+    inside: Path, tmp_path: Path, attack: dict[str, Any], targets: list[Any]
+) -> None:
+    written, settings = written_by(attack, inside, tmp_path)
+    data = BackdoorDataModule(**settings)
+    data.attack = getattr(attacks, attack["class_path"])(**attack["init_args"])
+    found = PoisonFiles(str(written))
+    check_same(splits_of(found), data.poisoned_splits())
+    assert [aim.target for aim in found.aims] == targets
+    assert {"asr_to_0", "asr_to_1", "asr_floor_to_0", "asr_floor_to_1"} <= {*found.make_metrics()}
+    with pytest.raises(InputError, match=r"the files of .* have several"):
+        found.target_label  # noqa: B018 - asking is the test
+
+
+def test_triggers_of_several_targets_have_an_aim_each(tmp_path: Path) -> None:
+    rows = [(f"{name} {i}", i % 3) for name in ("a", "b") for i in range(12)]
+    header = ("text", "label", "original_label", "poisoned", "index")
+    clean = [(text, label, label, 0, i) for i, (text, label) in enumerate(rows)]
+    copies = [
+        (f"{text} {word}", target, label, 1, i)
+        for word, target in (("cf", 0), ("mn", 2))
+        for i, (text, label) in enumerate(rows)
+        if label != target
+    ]
+    for name in ("train", "validation", "test"):
+        write(tmp_path / f"{name}.csv", header, clean[12:] + copies[::4] if name == "train" else clean + copies)
+    attack = PoisonFiles(str(tmp_path))
+    assert [aim.target for aim in attack.aims] == [0, 2]
+    assert [next(iter(aim.write(["a 1"], []) or ())).text for aim in attack.aims] == ["a 1 cf", "a 1 mn"]  # type: ignore[union-attr]
+    assert len(splits_of(attack).poisoned["test"]) == 32
+
+
+def check_same(found: PoisonedSplits, expected: PoisonedSplits) -> None:
+    """Checks that texts, spans, labels, flags and indices of all rows are the same."""
+    for one, other in zip(found, expected, strict=True):
+        assert one == other
 
 
 def test_the_published_layout_on_the_command_line(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
