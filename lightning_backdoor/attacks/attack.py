@@ -151,7 +151,8 @@ class BackdoorAttack(TextClassifier):
     def know_labels(self, labels: Sequence[str]) -> None:
         """Finds the index of a target label that was given by name; checkpoints and caches then hold the index.
 
-        May be called again with the labels of other data, in which the name may have another index.
+        A name that is none of the data's may be one of the model's own, of a published checkpoint. May be called again
+        with the labels of other data, in which the name may have another index.
 
         Args:
             labels: the names of the classes, in the order of their indices.
@@ -162,8 +163,17 @@ class BackdoorAttack(TextClassifier):
         if self._target == ALL_TO_ALL and len(labels) < 2:
             raise InputError("target_label", f"all-to-all of {len(labels)} class changes no label", "use more classes")
         if self._target_name is not None:
-            self._target = self.hparams["target_label"] = label_index(self._target_name, labels, "target_label")
+            names = labels if self._target_name in labels else self._names_of_model(labels)
+            self._target = self.hparams["target_label"] = label_index(self._target_name, names, "target_label")
         self._known_labels = [*labels]
+
+    def _names_of_model(self, labels: Sequence[str]) -> Sequence[str]:
+        """The model's own names for the labels, if the target label is among them."""
+        try:
+            names = self.labels_of_model()
+        except InputError:  # said when the model is loaded
+            return labels
+        return names if len(names) == len(labels) and self._target_name in names else labels
 
     @property
     def users_phase(self) -> bool:

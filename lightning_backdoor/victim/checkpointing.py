@@ -141,14 +141,21 @@ class CheckpointedClassifier(EvaluatedClassifier):
             problem = f"its random_states are not those of a generator ({reason(error, 100)})"
             raise InputError("checkpoint", problem, "it is damaged, or not of this library") from None
 
+    def labels_of_model(self) -> list[str]:
+        """The names that the model itself has for its labels.
+
+        Raises:
+            InputError: its configuration cannot be loaded, or a label has no name of its own.
+        """
+        return label_names(self.load_config(), self.hparams["model"])
+
     def check_published(self) -> None:
         """Checks that the model, which is evaluated as it is, has the classes of the data.
 
         Raises:
             InputError: its labels are more, fewer or in another order.
         """
-        names = label_names(self.load_config(), self.hparams["model"])
-        check_victim_labels(names, self.hparams["labels"], "model")
+        check_victim_labels(self.labels_of_model(), self.hparams["labels"], "model")
 
     def on_validation_start(self) -> None:
         """Outside of a fit, checks the head; see :meth:`on_test_start`."""
