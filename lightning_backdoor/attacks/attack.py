@@ -6,6 +6,7 @@ import inspect
 import json
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, overload
 
 from torch import nn
@@ -151,8 +152,8 @@ class BackdoorAttack(TextClassifier):
     def know_labels(self, labels: Sequence[str]) -> None:
         """Finds the index of a target label that was given by name; checkpoints and caches then hold the index.
 
-        A name that is none of the data's may be one of the model's own, of a published checkpoint. May be called again
-        with the labels of other data, in which the name may have another index.
+        A name that is none of the data's may be one of the model's own. May be called again with the labels of other
+        data, in which the name may have another index.
 
         Args:
             labels: the names of the classes, in the order of their indices.
@@ -169,11 +170,10 @@ class BackdoorAttack(TextClassifier):
 
     def _names_of_model(self, labels: Sequence[str]) -> Sequence[str]:
         """The model's own names for the labels, if the target label is among them."""
-        try:
+        with suppress(InputError):  # it is said when the model is loaded
             names = self.labels_of_model()
-        except InputError:  # said when the model is loaded
-            return labels
-        return names if len(names) == len(labels) and self._target_name in names else labels
+            return names if len(names) == len(labels) and self._target_name in names else labels
+        return labels
 
     @property
     def users_phase(self) -> bool:
@@ -217,10 +217,9 @@ class BackdoorAttack(TextClassifier):
             InputError: its labels are others, or the attack has a trigger that is learned with the victim.
         """
         super().check_published()
-        own = [name for name in self.state_dict() if not name.startswith("network.")]
-        if own:
+        if own := [name for name in self.state_dict() if not name.startswith("network.")]:
             problem = f"{self.hparams['model']} has no trigger of {type(self).__name__} ({', '.join(own)})"
-            raise InputError("model", problem, f"give the checkpoint of a run under {type(self).__name__} by ckpt_path")
+            raise InputError("model", problem, "give the ckpt_path of a run")
 
     def on_fit_start(self) -> None:
         """In the user's phase, loads the learned trigger (the attack's own weights) from the published victim.

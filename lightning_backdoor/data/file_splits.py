@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol, TypeGuard
 import numpy as np
 
 from lightning_backdoor.data.clean_splits import CleanSplits
+from lightning_backdoor.data.kept import Kept
 from lightning_backdoor.data.poison_files import FilePoison
-from lightning_backdoor.data.poisoner import Poisoner
+from lightning_backdoor.data.poisoner import Poisoner, poisoned_by
 from lightning_backdoor.data.poisoning import EVALUATION, PoisonedSplits, poison_training
 from lightning_backdoor.data.rows import Rewritten, Rows
 from lightning_backdoor.data.splitting import stratified_order, stratified_parts
@@ -24,6 +25,11 @@ class BringsRows(Poisoner, Protocol):
     def read_rows(self) -> FilePoison: ...
 
 
+def files_folder(attack: object) -> str | None:
+    """The folder of the files from which an attack brings the rows of a run; None if it brings none."""
+    return attack.folder if brings_rows(attack) else None
+
+
 def brings_rows(attack: object) -> TypeGuard[BringsRows]:
     """Whether an attack brings the rows of a run, by its class."""
     return callable(getattr(type(attack), "read_rows", None))
@@ -34,6 +40,16 @@ class FileSplits(NamedTuple):
 
     clean: CleanSplits
     poisoned: PoisonedSplits
+
+
+def rows_from_files(
+    attack: Poisoner | None, kept: Kept, shares: Mapping[str, float], max_rows: Mapping[str, int], seed: int
+) -> FileSplits | None:
+    """:func:`file_splits`, kept as long as they stay the same; None for an attack that brings no rows."""
+    if not brings_rows(attack):
+        return None
+    decided_by = ({**shares}, {**max_rows}, seed)
+    return kept.get("files", (poisoned_by(attack), *decided_by), lambda: file_splits(attack, *decided_by))
 
 
 def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mapping[str, int], seed: int) -> FileSplits:
@@ -68,8 +84,8 @@ def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mappi
         clean_train = clean_train.where(np.array([text not in cut for text in clean_train.text], dtype=np.bool_))
     sample = _sampled(train, max_rows.get("train"), f"{seed}/sample/train")
     train, copies = train.take(sample), _of(copies, sample)
-    if copies is not None:
-        clean_train = train
+    limit = _sampled(clean_train, max_rows.get("train"), f"{seed}/sample/train")
+    clean_train = clean_train.take(limit) if copies is None else train
     for name in EVALUATION:
         order = _sampled(clean[name], max_rows.get(name), f"{seed}/sample/{name}")
         left_out = np.setdiff1d(clean[name].index, clean[name].index[order])
