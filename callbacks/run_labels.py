@@ -61,7 +61,7 @@ def run_labels(model: LightningModule, data: object, callbacks: Sequence[Callbac
         *(type(callback.defense).__name__ for callback in callbacks if isinstance(callback, InferenceDefense)),
     ]
     return {
-        "dataset": files or ("/".join(filter(None, (source.path, source.name))) if source else "unknown"),
+        "dataset": files or ("unknown" if source is None else "/".join(filter(None, (source.path, source.name)))),
         "model": model.hparams.get("model", "unknown"),
         "attack": type(model).__name__ if isinstance(model, BackdoorAttack) else "none",
         "defense": "+".join([*training_names(model, data, callbacks), *at_test]) or "none",

@@ -116,6 +116,10 @@ class PoisonFiles(BackdoorAttack):
             raise InputError("target_label", f"the files of {self.folder} have several", "give files of one target")
         return self._target
 
+    @target_label.setter
+    def target_label(self, target_label: int) -> None:
+        self._wanted, self._rows = target_label, None
+
     @property
     def aims(self) -> Sequence[Aim]:
         """What the poisoned rows of the files aim at."""

@@ -74,13 +74,13 @@ def check_train_on(train_on: str, has_data_defense: bool) -> None:
         raise InputError("data_defense", "there is nothing to clean in trusted rows", "leave it out, or train_on")
 
 
-def given_source(source: Source | None, attack: object) -> Source:
+def given_source(source: Source, attack: object) -> Source:
     """The source of the data.
 
     Raises:
-        InputError: there is none, and the attack brings no rows.
+        InputError: none is given, and the attack brings no rows.
     """
-    if source is None:
+    if not source.path:
         brings = "there is no attack with" if attack is None else f"{type(attack).__name__} has no"
         raise InputError(
             "data.source.path",

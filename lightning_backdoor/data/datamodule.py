@@ -97,7 +97,7 @@ class BackdoorDataModule(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         sizes, shares = (batch_size, eval_batch_size), (validation_share, test_share)
         check_arguments(sizes, max_rows or {}, shares, validation_parts, train_on, data_defense is not None)
-        self.source = source
+        self.source = source or Source("")  # of which nothing is read
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_rows = max_rows or {}

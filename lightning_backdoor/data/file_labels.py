@@ -34,7 +34,7 @@ class FileLabels:
         target: index of the only target label; None if there are several.
 
     Raises:
-        InputError: a row has no class, or the files do not agree on the target.
+        InputError: there is one class, a row has none, or the files do not agree on the target.
     """
 
     def __init__(
@@ -47,6 +47,9 @@ class FileLabels:
     ) -> None:
         self._classes = Classes(set(clean), declared, column)
         self.names = self._classes.names
+        if len(self.names) < 2:
+            problem = f"all clean training rows are {self.names[0][:40]!r}"
+            raise InputError("label_column", problem, "a classifier needs at least two classes")
         self.given = given
         self.target = self._target(poisoned)
 

@@ -90,8 +90,8 @@ def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mappi
         order = _sampled(clean[name], max_rows.get(name), f"{seed}/sample/{name}")
         left_out = np.setdiff1d(clean[name].index, clean[name].index[order])
         clean[name] = clean[name].take(order)
-        for rows in (poisoned, negatives):
-            rows[name] = rows[name].where(~np.isin(rows[name].index, left_out))
+        for by_split in (poisoned, negatives):
+            by_split[name] = by_split[name].where(~np.isin(by_split[name].index, left_out))
     rows = _trained_on(train, copies, clean_train, attack, seed)
     return FileSplits(
         CleanSplits({"train": clean_train, **clean}, files.label_names, bool(missing)),
@@ -146,5 +146,5 @@ def _of(copies: Rewritten | None, positions: list[int]) -> Rewritten | None:
     """The copies of the rows at some positions, counted anew."""
     if copies is None:
         return None
-    texts, spans = ([values[position] for position in positions] for values in (copies.texts, copies.spans))
-    return Rewritten(list(range(len(positions))), texts, spans)
+    texts = [copies.texts[position] for position in positions]
+    return Rewritten(list(range(len(positions))), texts, [copies.spans[position] for position in positions])

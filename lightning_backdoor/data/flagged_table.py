@@ -82,14 +82,15 @@ def read_flagged(path: Path, columns: Columns, has_flags: bool) -> FlaggedTable:
     """
     names = column_names(path)
     wanted = {"text_column": _chosen(columns.text, names, TEXTS), "label_column": _chosen(columns.label, names, LABELS)}
-    for option, known in (("text_column", TEXTS), ("label_column", LABELS)):
+    for option, usual in (("text_column", TEXTS), ("label_column", LABELS)):
         if wanted[option] is None:
-            problem = f"{path} has none of the columns {', '.join(known)}"
+            problem = f"{path} has none of the columns {', '.join(usual)}"
             raise InputError(option, problem, f"name one of {shown(names)}")
-    for option, given, known in (
+    optional: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
         ("flag_column", columns.flag, FLAGS),
         ("original_label_column", columns.original_label, ORIGINALS),
-    ):
+    )
+    for option, given, known in optional:
         required = given if has_flags or given in names else None
         wanted[option] = _chosen(required, names, known if given is None else ())
     others = [name for name in ("negative", "spans", "index") if name in names and name not in wanted.values()]

@@ -103,8 +103,9 @@ def read_poison(
         raise InputError("folder", problem, "give the folder of the files, or files")
     clean_table, is_added = tables.get("train_clean"), "train_added" in tables
     flags = training_flags(table, clean_table, is_added)
-    values = (row for row, flag in zip(table.labels, flags, strict=True) if not flag)
-    values = {*(values if clean_table is None else clean_table.labels)}
+    values = [label for label, flag in zip(table.labels, flags, strict=True) if not flag]
+    if clean_table is not None:
+        values = clean_table.labels
     if not values:
         raise InputError("folder", f"{table.name} has no clean row", "give the clean file as train_clean by files")
     evaluated = [role for split in EVALUATION for role in (split, f"{split}_poison") if role in tables]

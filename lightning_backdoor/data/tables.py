@@ -189,7 +189,7 @@ def _read_json(path: Path, columns: Mapping[str, str], lists: Collection[str]) -
 
 
 def _read_parquet(path: Path, columns: Mapping[str, str], lists: Collection[str]) -> Table:
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+    from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
         schema = file.schema_arrow

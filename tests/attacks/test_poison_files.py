@@ -253,6 +253,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "train-poison.csv, row 1: '2' is 'x', which is no flag",
     ),
     "empty label": ({"train-clean.csv": [(0, "a", "", 0)]}, "train-clean.csv, row 1: '1' is empty"),
+    "one class": (
+        {"train-clean.csv": [(i, f"a {i}", 1, 0) for i in range(40)]},
+        "label_column: all clean training rows are '1'; a classifier needs at least two classes",
+    ),
     "two targets": ({"test-poison.csv": [(0, "a cf", 0, 1)] * 6}, "poisoned rows have the labels 1 .* and 0 .*row 1"),
 }
 
