@@ -65,6 +65,9 @@ def _named(folder: Path, files: Mapping[str, str]) -> dict[str, Path]:
     for role, name in files.items():
         if role not in ROLES:
             raise InputError("files", f"{role!r} is nothing that a file holds", f"give any of {', '.join(ROLES)}")
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # a grid knows the folder's content alone
+            problem = f"{role} is {name}, which leads out of {folder}"
+            raise InputError("files", problem, "give as folder the one that all files are in")
         result[role] = folder / name
         if not result[role].is_file() or table_format(result[role]) is None:
             raise InputError("files", f"{role} is {name}, which is no table in {folder}", "give a csv, tsv, …")

@@ -76,6 +76,16 @@ def test_openbackdoors_files_are_read_row_by_row(tmp_path: Path) -> None:
     assert splits_of(PoisonFiles(str(tmp_path), published="one.ckpt")).train.poisoned.sum() == 0
 
 
+def test_a_stream_for_detection_holds_clean_and_poisoned_rows(tmp_path: Path) -> None:
+    openbackdoor(tmp_path)
+    expected = splits_of(PoisonFiles(str(tmp_path)))
+    tables = [(tmp_path / f"test-{kind}.csv").read_text(encoding="utf-8").splitlines() for kind in ("clean", "poison")]
+    (tmp_path / "test-detect.csv").write_text("\n".join([*tables[0], *tables[1][1:]]), encoding="utf-8")
+    for kind in ("clean", "poison"):
+        (tmp_path / f"test-{kind}.csv").unlink()
+    check_same(splits_of(PoisonFiles(str(tmp_path))), expected)
+
+
 def test_a_share_of_copies_is_drawn_for_training(tmp_path: Path) -> None:
     files = str(openbackdoor(tmp_path, copies=True))
     train = splits_of(PoisonFiles(files, poison_rate=0.2)).train
@@ -280,6 +290,7 @@ def test_files_that_do_not_fit_are_refused_by_name_and_row(tmp_path: Path, name:
         ({"text_column": "body"}, "text_column: .* has no column 'body'; it has '', '0', '1', '2'"),
         ({"files": {"train_claen": "a.csv"}}, "files: 'train_claen' is nothing that a file holds; give any of train,"),
         ({"files": {"train": "a.csv"}}, "files: train is a.csv, which is no table in"),
+        ({"files": {"train": "../a.csv"}}, r"files: train is ../a.csv, which leads out of"),
         ({"files": {}, "clean_folder": "x"}, "files: is given beside clean_folder"),
         ({"clean_folder": "nowhere"}, "clean_folder: there is no folder nowhere"),
         ({"labels": ["no"]}, "labels: 1 in column 'label' is not one of the labels 0"),
