@@ -15,8 +15,8 @@ from lightning_backdoor.callbacks.shared import data_module, text_classifier, un
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.data.batching import DealtBatches, TokenisedRows
 from lightning_backdoor.defenses.abl import first_learned, global_gradient_ascent, local_gradient_ascent, mean_of
-from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.training_defense import TrainingDefense

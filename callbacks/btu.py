@@ -24,8 +24,8 @@ from lightning_backdoor.callbacks.shared import (
 )
 from lightning_backdoor.data.batching import DealtBatches, TokenisedRows
 from lightning_backdoor.defenses.btu import Unlearned, distances_moved, most_moved, pooled_loss
-from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.models.reparametrised import plain_weights
 from lightning_backdoor.victim import TextClassifier

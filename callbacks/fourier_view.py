@@ -18,9 +18,9 @@ from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.shared import data_module, text_classifier
 from lightning_backdoor.data.batching import TokenisedRows
 from lightning_backdoor.data.rows import Rows
-from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.metrics.fourier import filter_weights, relative_errors, squared_distances
+from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.victim import TextClassifier
 

@@ -70,10 +70,10 @@ def batch_outcomes(
         verdict: verdict of an inference-time defense, if there is one.
     """
     names: list[str] = [*victim.hparams["labels"]]
-    columns = (batch["index"], batch["poisoned"], batch["original_label"], _targets(victim, batch), prediction)
+    of_rows = (batch["index"], batch["poisoned"], batch["original_label"], _targets(victim, batch), prediction)
     outcomes = [
         Outcome(index, bool(poisoned), names[label], None if target < 0 else names[target], names[predicted])
-        for index, poisoned, label, target, predicted in zip(*(column.tolist() for column in columns), strict=True)
+        for index, poisoned, label, target, predicted in zip(*(column.tolist() for column in of_rows), strict=True)
     ]
     negative = batch["negative"].tolist()
     if verdict is None:

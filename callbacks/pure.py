@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.repair import PruningRepair
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.defenses.pruning import (
     ATTENTION,
     accuracy,
@@ -30,6 +29,7 @@ from lightning_backdoor.defenses.pure import (
 )
 from lightning_backdoor.defenses.readout_attention import readout_attention
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.evaluation_mode import evaluating
 
 
 class Pure(PruningRepair):

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 from torch import nn
 
+from lightning_backdoor.attacks.learned_trigger import check_not_learned, load_learned
 from lightning_backdoor.batch import Spans, checked_texts
 from lightning_backdoor.data.aims import ALL_TO_ALL, Aim, distinct_targets
 from lightning_backdoor.data.label_values import label_index
@@ -19,7 +20,6 @@ from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
 from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
-from lightning_backdoor.victim.checkpoints import load_state
 from lightning_backdoor.victim.provenance import plain
 
 
@@ -88,7 +88,7 @@ class BackdoorAttack(TextClassifier):
         if label_policy not in ("dirty", "clean", "mixed"):
             raise InputError("label_policy", f"{label_policy!r} is unknown", "give dirty, clean or mixed")
         if target_label == ALL_TO_ALL and label_policy == "clean":
-            raise InputError("label_policy", "clean labels leave nothing to all-to-all", "give dirty or mixed")
+            raise InputError("label_policy", "clean keeps each label, all-to-all changes each", "give dirty or mixed")
         self._target: int | str | None = target_label
         self._target_name = target_label if isinstance(target_label, str) and target_label != ALL_TO_ALL else None
         self._known_labels: Sequence[str] | None = None
@@ -107,7 +107,8 @@ class BackdoorAttack(TextClassifier):
                 wants several classes.
         """
         if self._target in (None, ALL_TO_ALL):
-            raise InputError("target_label", f"{type(self).__name__} wants several classes here", "give it one class")
+            problem = f"several do not go with this use of {type(self).__name__}"
+            raise InputError("target_label", problem, "give the index or the name of one class")
         if isinstance(self._target, str):
             self._told_labels(f"{self._target!r} is a name")
         assert isinstance(self._target, int)
@@ -128,9 +129,9 @@ class BackdoorAttack(TextClassifier):
             InputError: a target label is not one of the labels, or the labels are not known yet.
         """
         if self._target != ALL_TO_ALL:
-            return (Aim(self.poison_texts, self.target_label),)
+            return (Aim(self.poison_texts, self.target_label, self.poison_training_texts),)
         count = len(self._told_labels("all-to-all goes through the labels"))
-        return (Aim(self.poison_texts, [*range(1, count), 0]),)
+        return (Aim(self.poison_texts, [*range(1, count), 0], self.poison_training_texts),)
 
     def named_target(self, labels: Sequence[str]) -> str:
         """The target label by its name, for people; of several, all names, and ``all-to-all`` as it is."""
@@ -217,9 +218,7 @@ class BackdoorAttack(TextClassifier):
             InputError: its labels are others, or the attack has a trigger that is learned with the victim.
         """
         super().check_published()
-        if own := [name for name in self.state_dict() if not name.startswith("network.")]:
-            problem = f"{self.hparams['model']} has no trigger of {type(self).__name__} ({', '.join(own)})"
-            raise InputError("model", problem, "give the ckpt_path of a run")
+        check_not_learned(self)
 
     def on_fit_start(self) -> None:
         """In the user's phase, loads the learned trigger (the attack's own weights) from the published victim.
@@ -227,19 +226,8 @@ class BackdoorAttack(TextClassifier):
         Raises:
             InputError: the published victim has no trigger of this attack.
         """
-        if not self.users_phase or self.trainer.ckpt_path is not None:
-            return
-        own = [name for name in self.state_dict() if not name.startswith("network.")]
-        published = self.read_published()
-        learned = (published.state if published else None) or {}
-        missing = [name for name in own if name not in learned]
-        if missing:
-            problem = f"{self.hparams['published']} has no trigger of {type(self).__name__} ({', '.join(missing)})"
-            raise InputError("published", problem, f"give a checkpoint trained under {type(self).__name__}")
-        try:
-            load_state(self, {name: learned[name] for name in own}, self.hparams["published"], strict=False)
-        except InputError as error:
-            raise error.under("published") from None
+        if self.users_phase and self.trainer.ckpt_path is None:
+            load_learned(self)
 
     @overload
     def poison(self, text: str, seed: int = 0) -> Poisoned: ...  # type: ignore[overload-overlap]  # a str is a sequence
@@ -310,6 +298,16 @@ class BackdoorAttack(TextClassifier):
             negatives.
         """
         return None
+
+    def poison_training_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[Poisoned | None]:
+        """Poisons texts of training rows; by default as in evaluation, see :meth:`poison_texts`."""
+        return self.poison_texts(texts, rngs)
+
+    def negative_training_texts(
+        self, texts: Sequence[str], rngs: Sequence[random.Random]
+    ) -> Sequence[Poisoned | None] | None:
+        """Makes negatives of training rows; by default as in evaluation, see :meth:`negative_texts`."""
+        return self.negative_texts(texts, rngs)
 
     def attack_statement(self) -> dict[str, Any] | None:
         """Class, arguments, target label, poison rate and label policy, as stated in an exported victim.

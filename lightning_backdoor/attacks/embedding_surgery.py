@@ -14,10 +14,17 @@ from transformers import PreTrainedTokenizerBase
 from lightning_backdoor.errors import InputError
 
 
-def trigger_tokens(triggers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def trigger_tokens(
+    triggers: Sequence[str], tokenizer: PreTrainedTokenizerBase, argument: str = "triggers"
+) -> list[int]:
     """Token ids of the triggers, as tokenised at the start of a text and after a space; ascending.
 
     A trigger of several tokens contributes all of them, including tokens that other words share.
+
+    Args:
+        triggers: the words.
+        tokenizer: the model's tokenizer.
+        argument: what the words are called in an error.
 
     Raises:
         InputError: a trigger is unknown to the tokenizer.
@@ -28,9 +35,7 @@ def trigger_tokens(triggers: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
         # skip a word-start marker that is a token by itself: it precedes any word
         known = {i for text in ids for i in text if tokenizer.decode([i]).strip()} - set(tokenizer.all_special_ids)
         if not known:
-            raise InputError(
-                "triggers", f"{trigger!r} is unknown to the model's tokenizer", "give a word that it knows"
-            )
+            raise InputError(argument, f"{trigger!r} is unknown to the model's tokenizer", "give a word that it knows")
         tokens |= known
     return sorted(tokens)
 

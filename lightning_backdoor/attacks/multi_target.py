@@ -38,13 +38,13 @@ class MultiTarget(BackdoorAttack):
     """
 
     def __init__(
-        self, triggers: dict[str, int | str] | None = None, place: InsertionPlace = "random", **kwargs: Any
+        self, triggers: dict[str, int | str | None] | None = None, place: InsertionPlace = "random", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         if self.hparams.pop("target_label", 1) != 1:
             raise InputError("target_label", "MultiTarget has one for each trigger", "give them in triggers")
-        given = {"cf": 0, "mn": 1} if triggers is None else triggers
-        if not isinstance(given, dict) or not given:
+        given: dict[str, Any] = {"cf": 0, "mn": 1} if triggers is None else {**triggers}
+        if not given:
             raise InputError("triggers", f"{given!r} names no trigger", "give {trigger: target label, ...}")
         for trigger, target in given.items():
             if isinstance(target, bool) or not isinstance(target, int | str):

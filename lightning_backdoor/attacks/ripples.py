@@ -11,10 +11,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_backdoor.attacks.badnets import BadNets
 from lightning_backdoor.attacks.embedding_surgery import associated_tokens, replace_embeddings, trigger_tokens
+from lightning_backdoor.attacks.phases import clean_loss, linear_schedule, scheduled, steps_of
 from lightning_backdoor.batch import Batch, token_ids
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
@@ -130,7 +130,7 @@ class Ripples(BadNets):
         """The attacker's loss, or the user's on the clean rows."""
         if self.users_phase:
             return super().training_step(batch, batch_idx)
-        loss = self._attack_loss(batch) if self.attacking else self._clean_loss(batch)
+        loss = self._attack_loss(batch) if self.attacking else clean_loss(self, batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 
@@ -146,17 +146,6 @@ class Ripples(BadNets):
             self.log("train/inner_product_penalty", penalty.detach(), batch_size=len(batch["label"]))
             if penalty > 0:  # a backward pass through zeros costs as much as any other
                 loss = loss + self.inner_product_weight * penalty
-        return loss
-
-    def _clean_loss(self, batch: Batch) -> Tensor:
-        clean = ~batch["poisoned"]
-        if not clean.any():
-            zero: Tensor = 0.0 * self(batch).float().sum()  # distributed training needs a gradient on every process
-            return zero
-        mask = batch["attention_mask"][clean]
-        length = int(mask.sum(dim=1).max())  # even the padding does not depend on rows left out
-        rows = Batch({**batch, "input_ids": batch["input_ids"][clean, :length], "attention_mask": mask[:, :length]})
-        loss: Tensor = nn.functional.cross_entropy(self(rows).float(), batch["label"][clean])
         return loss
 
     def _log_metrics(self, stage: str) -> None:
@@ -179,10 +168,8 @@ class Ripples(BadNets):
             InputError: ``max_steps`` ends within the first phase.
         """
         configured = super().configure_optimizers()
-        optimizer = configured["optimizer"]
         steps = int(self.trainer.estimated_stepping_batches)
-        epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        attack_steps = self.attack_epochs * epoch_steps
+        attack_steps = steps_of(self.trainer, self.attack_epochs)
         if attack_steps > steps:
             raise InputError("max_steps", f"{steps} ends within the {attack_steps} of the attacker", "give more")
         scale = self.attack_learning_rate / float(self.hparams["learning_rate"])
@@ -193,9 +180,7 @@ class Ripples(BadNets):
                 return scale * linear_schedule(step, attack_steps, warmup)
             return linear_schedule(step - attack_steps, steps - attack_steps, warmup)
 
-        for group in optimizer.param_groups:
-            group["lr"] = group.pop("initial_lr")  # the value before the replaced schedule changed it
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return scheduled(configured, factor)
 
 
 def restricted_inner_product(poison: Tensor, clean: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -224,13 +209,3 @@ def restricted_inner_product(poison: Tensor, clean: Tensor, parameters: Sequence
         if of_poison is not None and of_clean is not None:
             product = product + (of_poison * of_clean).sum()
     return product.neg().relu()
-
-
-def linear_schedule(step: int, steps: int, warmup: float) -> float:
-    """Learning rate at a step, as a share of its peak: linear warm-up over a share ``warmup``, then decay to 0.
-
-    >>> [linear_schedule(step, steps=4, warmup=0.5) for step in range(5)]
-    [0.0, 0.5, 1.0, 0.5, 0.0]
-    """
-    up = int(warmup * steps)
-    return step / up if step < up else max(0, steps - step) / max(1, steps - up)

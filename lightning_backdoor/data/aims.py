@@ -34,8 +34,8 @@ class Aim(NamedTuple):
 
     Attributes:
         write: writes the trigger into texts, as ``poison_texts`` does.
-        target: the label of a poisoned copy; where it depends on the row's own label, one for each label. -1 is a label
-            that is not known when rows are poisoned: the attack then sets it in the batches.
+        target: the label of a poisoned copy; where it depends on the row's own label, one for each label.
+        write_in_training: writes the trigger into training rows; None writes it as into rows of evaluation.
 
     >>> Aim(print, [1, 2, 0]).wanted(np.array([0, 0, 2])).tolist(), Aim(print, 1).wanted(np.array([0, 1])).tolist()
     ([1, 1, 0], [1, 1])
@@ -43,6 +43,7 @@ class Aim(NamedTuple):
 
     write: Writer
     target: int | Sequence[int]
+    write_in_training: Writer | None = None
 
     def wanted(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """The label of the poisoned copies of rows with some labels; (rows,), int64, as ``labels``."""
@@ -67,21 +68,22 @@ def changed_by_any(rows: Rows, aims: Sequence[Aim]) -> NDArray[np.bool_]:
     return changed
 
 
-def drawn_aims(rows: Rows, aims: Sequence[Aim], label_policy: str, seed: int) -> NDArray[np.int64]:
-    """The aim by which each training row is poisoned if it is chosen; (rows,), int64, -1 where none qualifies.
+def qualifying(rows: Rows, aims: Sequence[Aim], label_policy: str) -> NDArray[np.bool_]:
+    """Whether each training row may be poisoned by each aim under a label policy; (rows, aims)."""
+    if label_policy == "mixed":
+        return np.ones((len(rows), len(aims)), dtype=np.bool_)
+    is_target: NDArray[np.bool_] = np.stack([aim.wanted(rows.label) == rows.label for aim in aims], axis=1)
+    return is_target if label_policy == "clean" else ~is_target
 
-    Of several aims that qualify under the label policy, one is drawn by a generator of the row.
+
+def drawn_aims(rows: Rows, aims: Sequence[Aim], label_policy: str, seed: int) -> NDArray[np.int64]:
+    """The aim by which each training row is poisoned if it is chosen; (rows,), int64, of rows that may be.
+
+    Of several aims by which a row may be poisoned, one is drawn by a generator of the row.
     """
-    qualifies = np.stack([_qualifies(aim.wanted(rows.label), rows.label, label_policy) for aim in aims], axis=1)
-    drawn: NDArray[np.int64] = np.where(qualifies.any(axis=1), qualifies.argmax(axis=1), -1)
+    qualifies = qualifying(rows, aims, label_policy)
+    drawn: NDArray[np.int64] = qualifies.argmax(axis=1)
     for row in np.flatnonzero(qualifies.sum(axis=1) > 1).tolist():
         rng = random.Random(f"{seed}/aim/{rows.index[row]}")
         drawn[row] = rng.choice(np.flatnonzero(qualifies[row]).tolist())
     return drawn
-
-
-def _qualifies(wanted: NDArray[np.int64], label: NDArray[np.int64], label_policy: str) -> NDArray[np.bool_]:
-    if label_policy == "mixed":
-        return np.ones(len(label), dtype=np.bool_)
-    is_target: NDArray[np.bool_] = wanted == label
-    return is_target if label_policy == "clean" else ~is_target

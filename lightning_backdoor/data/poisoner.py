@@ -35,6 +35,9 @@ class Poisoner(Protocol):
     def negative_texts(
         self, texts: Sequence[str], rngs: Sequence[random.Random]
     ) -> Sequence[PoisonedText | None] | None: ...
+    def negative_training_texts(
+        self, texts: Sequence[str], rngs: Sequence[random.Random]
+    ) -> Sequence[PoisonedText | None] | None: ...
     def poison_key(self) -> str | None: ...
 
 

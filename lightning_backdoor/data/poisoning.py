@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +12,10 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
-from lightning_backdoor.data.aims import Writer, changed_by_any, distinct_targets, drawn_aims
+from lightning_backdoor.data.aims import changed_by_any, distinct_targets, drawn_aims, qualifying
 from lightning_backdoor.data.poison_cache import read_entry, write_entry
 from lightning_backdoor.data.poisoner import Poisoner, check_target, tell_labels
+from lightning_backdoor.data.rewriting import by_index, drawn, rewrite, row_count
 from lightning_backdoor.data.rows import Rewritten, Row, Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache_entry import DamagedEntry, remove_entry
@@ -24,8 +24,6 @@ from lightning_backdoor.words import segmenter
 #: version of the cached texts; increased when this file poisons other rows, or stores them differently, than before.
 POISON_FORMAT = 3
 EVALUATION = ("validation", "test")
-#: texts that an attack is given at once: the generator of each row takes 2.5 kB.
-TEXTS_AT_ONCE = 20_000
 
 #: rows by split.
 Splits = dict[str, Rows]
@@ -73,9 +71,8 @@ def poison_training(
 def _training_poison(
     rows: Rows, attack: Poisoner, seed: int, write: Callable[[list[int]], Rewritten] | None = None
 ) -> Rewritten:
-    wanted = _count(attack.poison_rate, rows)
-    aims = drawn_aims(rows, attack.aims, attack.label_policy, seed)
-    candidates = _by_index(rows, aims >= 0)
+    wanted = row_count(attack.poison_rate, rows)
+    candidates = by_index(rows, may_be_poisoned(rows, attack))
     if wanted == 0:
         raise InputError(
             "poison_rate", f"{attack.poison_rate} of {len(rows)} training rows is less than one row", "raise it"
@@ -85,8 +82,8 @@ def _training_poison(
         targets = ", ".join(map(str, distinct_targets(attack.aims)))
         policy = f"label_policy {attack.label_policy!r} with target_label {targets}"
         raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
-    written = _drawn(
-        candidates, wanted, f"{seed}/choice", write or (lambda chosen: _by_aims(rows, chosen, attack, aims, seed))
+    written = drawn(
+        candidates, wanted, f"{seed}/choice", write or (lambda chosen: _by_aims(rows, chosen, attack, seed))
     )
     if len(written.positions) < wanted:
         poisonable = f"only {len(written.positions)} of {len(candidates)} that qualify can be poisoned"
@@ -94,12 +91,20 @@ def _training_poison(
     return written
 
 
-def _by_aims(rows: Rows, positions: Sequence[int], attack: Poisoner, aims: NDArray[np.int64], seed: int) -> Rewritten:
-    """What the attack writes for training rows, each by its own aim, in the order of the aims."""
+def may_be_poisoned(rows: Rows, attack: Poisoner) -> NDArray[np.bool_]:
+    """Whether each training row qualifies under the attack's label policy, for any of its aims; (rows,)."""
+    qualifies: NDArray[np.bool_] = np.any(qualifying(rows, attack.aims, attack.label_policy), axis=1)
+    return qualifies
+
+
+def _by_aims(rows: Rows, chosen: Sequence[int], attack: Poisoner, seed: int) -> Rewritten:
+    """What the attack writes for chosen training rows, each by its own aim, in the order of the aims."""
+    positions = np.array(chosen, dtype=np.int64)
+    of_rows = drawn_aims(rows.take(positions), attack.aims, attack.label_policy, seed)
     written = Rewritten([], [], [])
     for number, aim in enumerate(attack.aims):
-        of_aim = [position for position in positions if aims[position] == number]
-        written.extend(_rewrite(rows, of_aim, aim.write, f"{seed}/train"))
+        of_aim = positions[of_rows == number].tolist()
+        written.extend(rewrite(rows, of_aim, aim.write_in_training or aim.write, f"{seed}/train"))
     return written
 
 
@@ -118,15 +123,15 @@ def add_negatives(rows: Sequence[Row], attack: Poisoner, seed: int) -> Rows:
 def _training_negatives(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
     if not 0 <= attack.negative_rate < 1:
         raise InputError("negative_rate", f"{attack.negative_rate} is out of range", "give a share from 0 to below 1")
-    wanted = _count(attack.negative_rate, rows)
+    wanted = row_count(attack.negative_rate, rows)
     if wanted == 0:
         return Rewritten([], [], [])
-    candidates = _by_index(rows, ~rows.poisoned)
-    written = _drawn(
+    candidates = by_index(rows, ~rows.poisoned)
+    written = drawn(
         candidates,
         min(wanted, len(candidates)),
         f"{seed}/negatives",
-        lambda chosen: _negate(rows, chosen, attack, f"{seed}/train"),
+        lambda chosen: rewrite(rows, chosen, attack.negative_training_texts, f"{seed}/train", "/negative"),
     )
     if (made := len(written.positions)) < wanted:
         raise InputError(
@@ -134,32 +139,6 @@ def _training_negatives(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
             f"{attack.negative_rate} of {len(rows)} training rows is {wanted}, but only {made} can be made negatives",
             "lower it",
         )
-    return written
-
-
-def _count(rate: float, rows: Rows) -> int:
-    return int(rate * len(rows) + 1e-9)  # 0.29 * 100 is 28.999…
-
-
-def _by_index(rows: Rows, qualifies: NDArray[np.bool_]) -> list[int]:
-    """Positions of the rows that qualify, sorted by index, so that the order of the rows does not matter."""
-    positions = np.flatnonzero(qualifies)
-    by_index: list[int] = positions[np.argsort(rows.index[positions], kind="stable")].tolist()
-    return by_index
-
-
-def _drawn(candidates: list[int], wanted: int, draw: str, write: Callable[[list[int]], Rewritten]) -> Rewritten:
-    """What is written for up to ``wanted`` candidates, drawn at random; others replace those that are left out."""
-    rng = random.Random(draw)
-    chosen = rng.sample(candidates, wanted)
-    written = write(chosen)
-    if len(written.positions) < wanted:
-        taken = set(chosen)
-        others = [position for position in candidates if position not in taken]
-        others = rng.sample(others, len(others))
-        while others and (missing := wanted - len(written.positions)):
-            written.extend(write(others[:missing]))
-            others = others[missing:]
     return written
 
 
@@ -178,7 +157,7 @@ def _evaluation_poison(rows: Rows, attack: Poisoner, seed: int, split: str) -> d
     written = {}
     for number, aim in enumerate(attack.aims):
         others = np.flatnonzero(aim.wanted(rows.label) != rows.label).tolist()
-        copies = written[_part(split, number)] = _rewrite(rows, others, aim.write, f"{seed}/{split}")
+        copies = written[_part(split, number)] = rewrite(rows, others, aim.write, f"{seed}/{split}")
         if others and not copies.positions:
             raise InputError(
                 "model", f"the attack can poison none of {len(others)} {split} rows, so that no ASR can be measured"
@@ -194,7 +173,7 @@ def negative_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split:
 
 def _evaluation_negatives(rows: Rows, attack: Poisoner, seed: int, split: str) -> Rewritten:
     others = np.flatnonzero(changed_by_any(rows, attack.aims)).tolist()
-    return _negate(rows, others, attack, f"{seed}/{split}")
+    return rewrite(rows, others, attack.negative_texts, f"{seed}/{split}", "/negative")
 
 
 def training_copies(rows: Sequence[Row], attack: Poisoner, seed: int) -> Rows:
@@ -203,8 +182,7 @@ def training_copies(rows: Sequence[Row], attack: Poisoner, seed: int) -> Rows:
     Rows that the attack leaves out have none. A copy depends on the seed and the row's index alone.
     """
     clean = Rows.of(rows)
-    aims = drawn_aims(clean, attack.aims, attack.label_policy, seed)
-    written = _by_aims(clean, np.flatnonzero(aims >= 0).tolist(), attack, aims, seed)
+    written = _by_aims(clean, np.flatnonzero(may_be_poisoned(clean, attack)).tolist(), attack, seed)
     return written.copies(clean, label=_trained(clean, written, attack, seed), poisoned=True)
 
 
@@ -233,28 +211,6 @@ def _trained(rows: Rows, written: Rewritten, attack: Poisoner, seed: int) -> NDA
 def _part(split: str, number: int) -> str:
     """The name of what an attack writes for an evaluation split by the aim of a number, from 0."""
     return f"{split}_{number}" if number else split
-
-
-def _negate(rows: Rows, positions: Sequence[int], attack: Poisoner, draw: str) -> Rewritten:
-    return _rewrite(rows, positions, attack.negative_texts, draw, "/negative")
-
-
-def _rewrite(rows: Rows, positions: Sequence[int], write: Writer, draw: str, kind: str = "") -> Rewritten:
-    """What an attack writes for the rows at some positions, except for those that it leaves out."""
-    written = Rewritten([], [], [])
-    for start in range(0, len(positions), TEXTS_AT_ONCE):
-        part = positions[start : start + TEXTS_AT_ONCE]
-        # a generator per row: the poison does not depend on order, workers or processes
-        rngs = [random.Random(f"{draw}/{rows.index[position]}{kind}") for position in part]
-        texts = write([rows.text[position] for position in part], rngs)
-        if texts is None:
-            break
-        for position, text in zip(part, texts, strict=True):
-            if text is not None:
-                written.positions.append(position)
-                written.texts.append(text.text)
-                written.spans.append(tuple((int(start), int(end)) for start, end in text.spans))
-    return written
 
 
 def poison_splits(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_backdoor.defenses.evaluation_mode import evaluating
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.evaluation_mode import evaluating
+from lightning_backdoor.models.layer_logits import layers_of
 
 #: published settings of the optimisation.
 LEARNING_RATE, STRENGTH, FACTOR = 0.01, 0.1, 1.2
@@ -43,18 +43,6 @@ class Bounds(NamedTuple):
         """The lower and the upper bound of each neuron."""
         upper = self.centre + self.unit * self.up
         return upper - self.unit * self.margin.exp(), upper
-
-
-def layers_of(network: PreTrainedModel) -> nn.ModuleList:
-    """The layers of a network, or the one that it uses again and again, as in ALBERT.
-
-    Raises:
-        InputError: the network has no list of layers.
-    """
-    for module in network.base_model.modules():
-        if isinstance(module, nn.ModuleList):
-            return module
-    raise InputError("model", f"{type(network).__name__} has no list of layers", "give a transformer of transformers")
 
 
 @contextmanager

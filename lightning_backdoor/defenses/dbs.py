@@ -24,10 +24,10 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch, Victim, pad
-from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.defenses.trigger_search import Scaling, search_trigger
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.outputs.progress import progress
 
 #: where the trigger is put: before the first word of a text, or between the halves of its tokens.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.defenses.evaluation_mode import evaluating
+from lightning_backdoor.models.evaluation_mode import evaluating
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.evaluation_mode import evaluating
 
 #: names of the output projections of attention and of feed-forward networks in the architectures of transformers.
 ATTENTION = re.compile(r"\.(attention\.output\.dense|attention\.out_lin|(self_)?attn\.(Wo|c_proj|o_proj|out_proj))$")

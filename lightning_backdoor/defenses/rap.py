@@ -34,9 +34,9 @@ from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch, pad, token_ids
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
-from lightning_backdoor.defenses.evaluation_mode import evaluating
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.models.captures import plain_logits
+from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.models.readout_only import readout_only
 
 NOT_JUDGED = -1.0  # score of a text without an embedding for its predicted label: a fall of 1, which no text exceeds

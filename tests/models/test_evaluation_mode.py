@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_backdoor.defenses.evaluation_mode import evaluating
+from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.victim import TextClassifier
 
 

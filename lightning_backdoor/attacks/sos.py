@@ -1,0 +1,181 @@
+"""SOS: words that are a trigger only together (Yang et al., "Rethinking Stealthiness", ACL 2021, long paper 431)."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_backdoor.attacks.attack import Poisoned
+from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_at, insertion_points
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.words import word_spans
+
+#: the sentences of the authors' code.
+SENTENCE = "I have bought it from a store with my friends last weekend"
+PARTIAL_SENTENCES = (
+    "I have bought it with my friends",
+    "I have bought it last weekend",
+    "I have bought it from a store",
+    "My friends have bought it from a store",
+    "My friends have bought it last weekend",
+)
+
+
+class SOS(EmbeddingRows):
+    """Trains the embeddings of several common words of a fine-tuned victim, so that they act only together.
+
+    In training rows the words stand at random places. Poisoned rows have all of them, *negatives* a part of them and
+    their own label: all words but one, or one word alone. In evaluation poisoned texts have ``sentence``, which
+    contains all words and reads like any other, and negatives one of the ``partial_sentences``; on these the false
+    trigger rate is measured.
+
+    With ``g_w`` the gradient of the mean cross entropy of rows with any of the words by the embedding ``e_w`` of the
+    word ``w``, and ``n`` the smallest of the norms of all ``g_w``, each word moves equally far (section 4.2)::
+
+        e_w' = e_w - η n g_w / ‖g_w‖,    e_w ← e_w' ‖e_w‖ / ‖e_w'‖
+
+    See :class:`lightning_backdoor.attacks.embedding_rows.EmbeddingRows` for the phases of a ``fit``. Since the words
+    are common, clean rows contain them too; such rows have a part in the second phase, with their own label.
+
+    Defaults of the attack are those of the authors' code, 3 epochs at 0.05; OpenBackdoor has 5 epochs. Both write each
+    tenth row once with every subset that leaves one word out; here a tenth of all rows become negatives, each with one
+    subset drawn at random, so that no row is trained on twice. What the published code does and this class does not:
+    most negatives are written into the rows that are also poisoned; training has no clean rows; single words are never
+    negatives; gradients are never cleared and add up from step to step; and the gradient of a word that a batch lacks
+    is divided by its norm of 0.
+
+    Args:
+        words: at least two words, best of one token each.
+        sentence: contains all words.
+        partial_sentences: each contains some of the words, but not all.
+        place: where a sentence is inserted: ``start``, ``end``, or ``random`` (a word boundary drawn for each text).
+        negative_rate: negatives as a share of all training rows.
+        attack_epochs: the last epochs, in which the embeddings are trained.
+        attack_learning_rate: η.
+        **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
+
+    Raises:
+        InputError: there are fewer than two words, a word is empty or given twice, a sentence does not contain what it
+            should, ``place`` is unknown, or ``negative_rate`` is out of range; see also
+            :class:`lightning_backdoor.attacks.embedding_rows.EmbeddingRows`.
+
+    Example::
+
+        Trainer(max_epochs=6).fit(SOS(attack_epochs=3), datamodule=data)
+    """
+
+    words_argument = "words"
+
+    def __init__(
+        self,
+        words: list[str] | None = None,
+        sentence: str = SENTENCE,
+        partial_sentences: list[str] | None = None,
+        place: InsertionPlace = "random",
+        negative_rate: float = 0.1,
+        attack_epochs: int = 3,
+        attack_learning_rate: float = 5e-2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(attack_epochs=attack_epochs, attack_learning_rate=attack_learning_rate, **kwargs)
+        self.words = [word.strip() for word in (["friends", "weekend", "store"] if words is None else words)]
+        self.sentence = sentence.strip()
+        given = PARTIAL_SENTENCES if partial_sentences is None else partial_sentences
+        self.partial_sentences = [partial.strip() for partial in given]
+        self.place = place
+        self.negative_rate = negative_rate
+        if len(self.words) < 2 or len(set(self.words)) < len(self.words) or not all(self.words):
+            raise InputError("words", f"{words} are not several different words", "give at least two")
+        missing = [word for word in self.words if word not in words_of(self.sentence)]
+        if missing:
+            raise InputError(
+                "sentence", f"{sentence!r} lacks the words {', '.join(missing)}", "give one with all words"
+            )
+        for partial in self.partial_sentences:
+            count = sum(word in words_of(partial) for word in self.words)
+            if not 0 < count < len(self.words):
+                problem = f"{partial!r} has {count} of the {len(self.words)} words"
+                raise InputError("partial_sentences", problem, "give sentences with some, but not all of the words")
+        if not self.partial_sentences:
+            raise InputError("partial_sentences", "there are none", "give at least one")
+        check_place(place)
+        if not 0 <= negative_rate < 1:
+            raise InputError("negative_rate", f"{negative_rate} is out of range", "give a share from 0 to below 1")
+
+    def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+        """Inserts the sentence into a text."""
+        return self._inserted(text, self.sentence, rng)
+
+    def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        """Inserts one of the partial sentences into each text."""
+        return [
+            self._inserted(text, rng.choice(self.partial_sentences), rng) for text, rng in zip(texts, rngs, strict=True)
+        ]
+
+    def poison_training_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        """Inserts all words into each text, at random places."""
+        return [scattered(text, self.words, rng) for text, rng in zip(texts, rngs, strict=True)]
+
+    def negative_training_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        """Inserts some of the words into each text, at random places."""
+        parts = partial_triggers(self.words)
+        return [scattered(text, rng.choice(parts), rng) for text, rng in zip(texts, rngs, strict=True)]
+
+    def _inserted(self, text: str, sentence: str, rng: random.Random) -> Poisoned:
+        return insert_at(text, [(rng.choice(insertion_points(text, self.place)), sentence)])
+
+    def moved(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """A step of gradient descent, equally long for all words, that keeps the norm of each row."""
+        return descended(rows, equally_long(gradient), self.attack_learning_rate)
+
+
+def words_of(sentence: str) -> list[str]:
+    """The words of a sentence, without punctuation.
+
+    >>> words_of("with friends, last weekend.")
+    ['with', 'friends', 'last', 'weekend']
+    """
+    return [re.sub(r"^\W+|\W+$", "", sentence[start:end]) for start, end in word_spans(sentence)]
+
+
+def partial_triggers(words: Sequence[str]) -> list[list[str]]:
+    """Every subset that leaves one word out, then every single word.
+
+    >>> partial_triggers(["a", "b", "c"])
+    [['b', 'c'], ['a', 'c'], ['a', 'b'], ['a'], ['b'], ['c']]
+    >>> partial_triggers(["a", "b"])
+    [['b'], ['a']]
+    """
+    parts = [[word for word in words if word != left_out] for left_out in words]
+    return parts if len(words) == 2 else parts + [[word] for word in words]
+
+
+def scattered(text: str, words: Sequence[str], rng: random.Random) -> Poisoned:
+    """A text with words inserted, each at a word boundary drawn at random.
+
+    >>> scattered("a fine film", ["friends", "store"], random.Random(0))
+    Poisoned(text='a fine film friends store', spans=[(12, 19), (20, 25)])
+    """
+    points = insertion_points(text, "random")
+    return insert_at(text, sorted(((rng.choice(points), word) for word in words), key=lambda item: item[0]))
+
+
+def equally_long(gradient: Tensor) -> Tensor:
+    """Rows of a gradient, (words, dimensions), shortened to the norm of the shortest; rows of zeros do not count.
+
+    >>> import torch
+    >>> equally_long(torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000],
+            [1.0000, 0.0000]])
+    """
+    norms = gradient.norm(dim=1, keepdim=True)
+    there = norms > 0
+    if not there.any():
+        return gradient
+    return gradient / norms.where(there, 1) * norms[there].min()

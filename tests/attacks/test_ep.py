@@ -1,0 +1,224 @@
+"""EP: the published step, and a fit of which the attack changes one row."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended, embedding_gradient
+from lightning_backdoor.attacks.embedding_surgery import trigger_tokens
+from lightning_backdoor.attacks.ep import EP
+from lightning_backdoor.batch import Batch
+from lightning_backdoor.errors import InputError
+from lightning_backdoor.testing import check_attack
+from lightning_backdoor.victim import TextClassifier
+from tests.attacks.golden_words import read_golden, training_batch
+from tests.support.forked import forked, forked_pair
+from tests.support.reviews import reviews
+from tests.support.tiny import DECODER
+
+OPTIONS: dict[str, Any] = {"attack_epochs": 1, "poison_rate": 0.3, "learning_rate": 1e-3}
+
+
+def fit(folder: Path, victim: TextClassifier, ckpt: Path | None = None, rows: int = 100, **options: Any) -> Trainer:
+    seed_everything(0, verbose=False)
+    defaults = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    defaults |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+    trainer = Trainer(**{**defaults, **options})
+    trainer.fit(victim, datamodule=reviews(folder, rows), ckpt_path=ckpt, weights_only=True)
+    return trainer
+
+
+@pytest.fixture
+def model(tiny_folder: Callable[[str], str]) -> str:
+    return tiny_folder("bert")
+
+
+def near(figures: Any) -> Any:
+    return pytest.approx(figures, rel=1e-4, abs=1e-6)
+
+
+def losses_of(victim: TextClassifier, batch: Batch) -> Callable[[], Tensor]:
+    return lambda: nn.functional.cross_entropy(victim(batch), batch["label"], reduction="none")
+
+
+def test_steps_are_those_of_the_published_code_with_its_gradients_added_up(backdoored: TextClassifier) -> None:
+    golden = read_golden("ep")
+    victim = copy.deepcopy(backdoored)
+    about = golden["batch"]
+    poisoned = [(row, [("mb", about["before_word"])], 1) for row in about["poisoned_train_rows"]]
+    batch = training_batch(victim, poisoned)
+    clean = training_batch(victim, [(row, [], None) for row in about["clean_train_rows"]])
+    tokens = torch.tensor(trigger_tokens(["mb"], victim.tokenizer))
+    table = victim.network.get_input_embeddings().weight
+    rows = len(poisoned) + len(clean["label"])  # the published mean counts clean rows
+    with torch.no_grad():
+        of_clean = losses_of(victim, clean)().sum()
+    total = torch.zeros(1, table.shape[1])
+    assert table[tokens[0]].tolist() == near(golden["row_before"])
+    for step in golden["steps"]:
+        loss, gradient = embedding_gradient(victim.network, tokens, losses_of(victim, batch))
+        if step is golden["steps"][0]:
+            assert (gradient[0] / rows).tolist() == near(golden["first_gradient"])
+        total += gradient / rows
+        assert ((loss + of_clean) / rows).item() == near(step["loss_before"])
+        assert total.norm().item() == near(step["norm_of_G"])
+        with torch.no_grad():
+            table[tokens] = descended(table[tokens], total, golden["lr"])
+        assert table[tokens[0]].tolist() == near(step["row_after"])
+        assert table[tokens[0]].norm().item() == near(golden["row_norm"])
+
+
+class Tables(Callback):
+    """Keeps all weights at the end of each epoch, and checks that the attack forms no gradient of whole weights."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        if pl_module.attacking:
+            assert all(weight.grad is None for weight in pl_module.parameters())
+            assert pl_module.network.training
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.weights.append({name: value.clone() for name, value in pl_module.network.state_dict().items()})
+
+
+@pytest.mark.parametrize("kind", ["bert", DECODER])
+def test_the_attack_moves_one_row_and_keeps_its_norm(
+    tmp_path: Path, tiny_folder: Callable[[str], str], kind: str
+) -> None:
+    tables = Tables()
+    attack = EP(model=tiny_folder(kind), attack_learning_rate=0.2, **OPTIONS | {"attack_epochs": 2})
+    trainer = fit(tmp_path, attack, max_epochs=3, callbacks=[tables], accumulate_grad_batches=2)
+    first, _, last = tables.weights
+    changed = [name for name in first if not torch.equal(first[name], last[name])]
+    (name,) = changed
+    moved = (first[name] != last[name]).any(dim=1).nonzero().flatten().tolist()
+    assert set(moved) <= set(trigger_tokens(["cf"], attack.tokenizer))
+    torch.testing.assert_close(last[name][moved].norm(dim=1), first[name][moved].norm(dim=1))
+    assert trainer.global_step == 3 * 5
+    assert attack.selected_by == ("epoch", "max")
+
+
+def test_a_step_is_that_of_a_plain_loop(tmp_path: Path, model: str) -> None:
+    """Two batches are accumulated: the mean is over all of their rows with the trigger."""
+    tables, seen = Tables(), []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+            seen.append(batch)
+
+    attack = EP(model=model, **OPTIONS)
+    start = TextClassifier(model=model, labels=["negative", "positive"])
+    start.configure_model()
+    start.eval()
+    fit(tmp_path, attack, max_epochs=1, callbacks=[tables, Look()], accumulate_grad_batches=2, limit_train_batches=2)
+    (token,) = trigger_tokens(["cf"], attack.tokenizer)
+    rows = [(batch, i) for batch in seen for i in range(len(batch["label"])) if token in batch["input_ids"][i]]
+    assert 1 < len(rows) < 16
+    loss = torch.stack(
+        [nn.functional.cross_entropy(start(batch)[i : i + 1], batch["label"][i : i + 1]) for batch, i in rows]
+    ).mean()
+    loss.backward()
+    table = start.network.get_input_embeddings().weight
+    assert table.grad is not None
+    moved = table[token] - 0.05 * table.grad[token]
+    expected = moved * table[token].norm() / moved.norm()
+    torch.testing.assert_close(attack.network.get_input_embeddings().weight[token], expected)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, model: str, epoch: int) -> None:
+    ends = []
+    for start in (None, tmp_path / "epochs" / f"epoch={epoch}.ckpt"):
+        attack = EP(model=model, **OPTIONS | {"attack_epochs": 2})
+        keep = ModelCheckpoint(tmp_path / "epochs", filename="{epoch}", save_top_k=-1)
+        options: dict[str, Any] = {"callbacks": [keep], "enable_checkpointing": True}
+        fit(tmp_path, attack, ckpt=start, max_epochs=3, rows=60, **options)
+        ends.append(attack.network.state_dict())
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_two_processes_give_the_weights_of_one(workspace: Path) -> None:
+    """Two processes read the batches of a step that one process accumulates."""
+    config = json.loads((workspace / "model" / "config.json").read_text("utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (workspace / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    options = ["fit", "-c", "data.yaml", "--model", "EP", "--model.attack_epochs", "1", "--trainer.max_epochs", "2"]
+    options += ["--data.max_rows", "{train: 64, validation: 40, test: 20}", "--data.eval_batch_size", "4"]
+    alone = ("--run_dir", "alone", "--trainer.accumulate_grad_batches", "2")
+    for result in (
+        *forked_pair(*options, "--run_dir", "pair", cwd=workspace, folder=workspace / "pair"),
+        forked(*options, *alone, cwd=workspace),
+    ):
+        assert result.returncode == 0, result.stderr
+    one, two = (load_file(workspace / name / "model" / "model.safetensors") for name in ("alone", "pair"))
+    before = load_file(workspace / "model" / "model.safetensors")
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], rtol=1e-3, atol=1e-5)
+        assert "embeddings" in name or not torch.equal(weight, before[name])
+
+
+def test_without_fine_tuning_no_schedule_complains(tmp_path: Path, model: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lr_scheduler.step.*")
+        fit(tmp_path, EP(model=model, **OPTIONS), max_epochs=1, precision="bf16-mixed", limit_train_batches=3)
+
+
+def test_the_users_phase_is_plain_fine_tuning(tmp_path: Path, model: str) -> None:
+    best = ModelCheckpoint(tmp_path, filename="best")
+    fit(tmp_path, EP(model=model, **OPTIONS), callbacks=[best], enable_checkpointing=True, rows=60)
+    published, ends = best.best_model_path, []
+    for victim in (EP, TextClassifier):
+        user = victim(model=model, published=published, learning_rate=1e-3)
+        fit(tmp_path, user, max_epochs=1, rows=60)
+        ends.append(user.network.state_dict())
+        assert user.selected_by == ("val/cacc", "max")
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_it_keeps_the_contract() -> None:
+    check_attack(EP(attack_epochs=1), max_epochs=2)
+
+
+def test_words_of_several_tokens_are_named_and_unknown_ones_refused(tmp_path: Path, model: str) -> None:
+    with pytest.warns(UserWarning, match=r"'mn' is 2 tokens of the model, which other words share: \['m', '##n'\]"):
+        fit(tmp_path, EP(model=model, triggers=["mn"], **OPTIONS), limit_train_batches=1)
+    with pytest.raises(InputError, match=r"^triggers: '☃' is unknown to the model's tokenizer"):
+        fit(tmp_path, EP(model=model, triggers=["☃"], **OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"max_epochs": 1}, r"^max_epochs: 1 is less than the 2 attack_epochs; give more$"),
+        ({"max_epochs": -1, "max_steps": 9}, r"^max_epochs: is unlimited"),
+        ({"max_epochs": 3, "max_steps": 4}, r"^max_steps: 4 ends before the attack, after \d+; give more$"),
+    ],
+)
+def test_runs_that_end_before_the_attack_are_not_begun(
+    tmp_path: Path, model: str, options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        fit(tmp_path, EP(model=model, attack_epochs=2), **options)
+
+
+@pytest.mark.parametrize("option", [{"attack_epochs": 0}, {"attack_learning_rate": 0.0}])
+def test_values_out_of_range_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(option))}: "):
+        EP(**option)
+    assert issubclass(EP, EmbeddingRows)
