@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 #: the public names by the module that exports them.
 _EXPORTS = {
-    "attacks": "EP LWP LWS SOS BackdoorAttack BadNets Composite InsertSent MultiTarget Poisoned Ripples"
+    "attacks": "EP LWP LWS SOS BackdoorAttack BadNets Composite InsertSent MultiTarget PoisonFiles Poisoned Ripples"
     " StyleTransfer Syntactic",
     "benchmark.evaluation": "Evaluation evaluate",
     "callbacks": "ABL BTU CleaningWriter Evasion FineMixing FinePruning Flattening FourierView"

@@ -8,6 +8,7 @@ from lightning_backdoor.attacks.insertsent import InsertSent
 from lightning_backdoor.attacks.lwp import LWP
 from lightning_backdoor.attacks.lws import LWS
 from lightning_backdoor.attacks.multi_target import MultiTarget
+from lightning_backdoor.attacks.poison_files import PoisonFiles
 from lightning_backdoor.attacks.ripples import Ripples
 from lightning_backdoor.attacks.sos import SOS
 from lightning_backdoor.attacks.style_transfer import StyleTransfer
@@ -23,6 +24,7 @@ __all__ = [
     "Composite",
     "InsertSent",
     "MultiTarget",
+    "PoisonFiles",
     "Poisoned",
     "Ripples",
     "StyleTransfer",

@@ -6,23 +6,21 @@ import inspect
 import json
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, overload
 
 from torch import nn
 
+from lightning_backdoor.attacks.learned_trigger import check_not_learned, load_learned
 from lightning_backdoor.batch import Spans, checked_texts
-from lightning_backdoor.data.aims import Aim, distinct_targets
+from lightning_backdoor.data.aims import ALL_TO_ALL, Aim, distinct_targets
 from lightning_backdoor.data.label_values import label_index
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
 from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
-from lightning_backdoor.victim.checkpoints import load_state
 from lightning_backdoor.victim.provenance import plain
-
-#: the value of ``target_label`` with which the poisoned copy of a row gets the label after the row's own.
-ALL_TO_ALL = "all-to-all"
 
 
 class Poisoned(NamedTuple):
@@ -155,7 +153,8 @@ class BackdoorAttack(TextClassifier):
     def know_labels(self, labels: Sequence[str]) -> None:
         """Finds the index of a target label that was given by name; checkpoints and caches then hold the index.
 
-        May be called again with the labels of other data, in which the name may have another index.
+        A name that is none of the data's may be one of the model's own. May be called again with the labels of other
+        data, in which the name may have another index.
 
         Args:
             labels: the names of the classes, in the order of their indices.
@@ -166,8 +165,16 @@ class BackdoorAttack(TextClassifier):
         if self._target == ALL_TO_ALL and len(labels) < 2:
             raise InputError("target_label", f"all-to-all of {len(labels)} class changes no label", "use more classes")
         if self._target_name is not None:
-            self._target = self.hparams["target_label"] = label_index(self._target_name, labels, "target_label")
+            names = labels if self._target_name in labels else self._names_of_model(labels)
+            self._target = self.hparams["target_label"] = label_index(self._target_name, names, "target_label")
         self._known_labels = [*labels]
+
+    def _names_of_model(self, labels: Sequence[str]) -> Sequence[str]:
+        """The model's own names for the labels, if the target label is among them."""
+        with suppress(InputError):  # it is said when the model is loaded
+            names = self.labels_of_model()
+            return names if len(names) == len(labels) and self._target_name in names else labels
+        return labels
 
     @property
     def users_phase(self) -> bool:
@@ -204,25 +211,23 @@ class BackdoorAttack(TextClassifier):
             metrics[f"asr_floor_to_{label}"] = TargetRate(targets, label)
         return nn.ModuleDict(metrics)
 
+    def check_published(self) -> None:
+        """Checks that a model that is evaluated as it is has the classes of the data, and the trigger of the attack.
+
+        Raises:
+            InputError: its labels are others, or the attack has a trigger that is learned with the victim.
+        """
+        super().check_published()
+        check_not_learned(self)
+
     def on_fit_start(self) -> None:
         """In the user's phase, loads the learned trigger (the attack's own weights) from the published victim.
 
         Raises:
             InputError: the published victim has no trigger of this attack.
         """
-        if not self.users_phase or self.trainer.ckpt_path is not None:
-            return
-        own = [name for name in self.state_dict() if not name.startswith("network.")]
-        published = self.read_published()
-        learned = (published.state if published else None) or {}
-        missing = [name for name in own if name not in learned]
-        if missing:
-            problem = f"{self.hparams['published']} has no trigger of {type(self).__name__} ({', '.join(missing)})"
-            raise InputError("published", problem, f"give a checkpoint trained under {type(self).__name__}")
-        try:
-            load_state(self, {name: learned[name] for name in own}, self.hparams["published"], strict=False)
-        except InputError as error:
-            raise error.under("published") from None
+        if self.users_phase and self.trainer.ckpt_path is None:
+            load_learned(self)
 
     @overload
     def poison(self, text: str, seed: int = 0) -> Poisoned: ...  # type: ignore[overload-overlap]  # a str is a sequence

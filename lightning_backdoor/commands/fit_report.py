@@ -70,7 +70,8 @@ def _poison_lines(model: LightningModule, data: BackdoorDataModule, train: Rows)
     if not trigger:
         learned = example["text"] in clean_texts
         trigger = "learned with the victim" if learned else "the whole text"
-    before, after = (data.label_names[example[name]] for name in ("original_label", "label"))
+    before = data.label_names[example["original_label"]] if example["original_label"] >= 0 else "label lost"
+    after = data.label_names[example["label"]]
     lines.append(f"trigger: {trigger}")
     lines.append(f"example: {_around(example)!r} ({before}, labelled {after})")
     return lines

@@ -22,6 +22,9 @@ class PoisonedText(Protocol):
     def spans(self) -> Spans: ...
 
 
+#: the value of ``target_label`` with which the poisoned copy of a row gets the label after the row's own.
+ALL_TO_ALL = "all-to-all"
+
 #: a method of an attack that writes texts, such as ``poison_texts``.
 Writer = Callable[[Sequence[str], Sequence[random.Random]], Sequence[PoisonedText | None] | None]
 

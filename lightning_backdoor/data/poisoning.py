@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,20 +47,30 @@ class PoisonedSplits(NamedTuple):
     negatives: Splits
 
 
-def poison_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> Rows:
+def poison_training(
+    rows: Sequence[Row], attack: Poisoner, seed: int, write: Callable[[list[int]], Rewritten] | None = None
+) -> Rows:
     """Poisons ``int(poison_rate * len(rows))`` of the training rows, which keep their positions.
 
     If the attack leaves a row out, another row is poisoned instead.
+
+    Args:
+        rows: the training rows.
+        attack: the attack.
+        seed: seed of the draw.
+        write: writes the poisoned texts of the rows at some positions; by default the attack.
 
     Raises:
         InputError: the rate amounts to no row, fewer rows qualify under the attack's label policy, or the attack leaves
             out too many of the rows that qualify.
     """
     clean = Rows.of(rows)
-    return _with_poison(clean, _training_poison(clean, attack, seed), attack, seed)
+    return _with_poison(clean, _training_poison(clean, attack, seed, write), attack, seed)
 
 
-def _training_poison(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
+def _training_poison(
+    rows: Rows, attack: Poisoner, seed: int, write: Callable[[list[int]], Rewritten] | None = None
+) -> Rewritten:
     wanted = row_count(attack.poison_rate, rows)
     candidates = by_index(rows, may_be_poisoned(rows, attack))
     if wanted == 0:
@@ -72,7 +82,9 @@ def _training_poison(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
         targets = ", ".join(map(str, distinct_targets(attack.aims)))
         policy = f"label_policy {attack.label_policy!r} with target_label {targets}"
         raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
-    written = drawn(candidates, wanted, f"{seed}/choice", lambda chosen: _by_aims(rows, chosen, attack, seed))
+    written = drawn(
+        candidates, wanted, f"{seed}/choice", write or (lambda chosen: _by_aims(rows, chosen, attack, seed))
+    )
     if len(written.positions) < wanted:
         poisonable = f"only {len(written.positions)} of {len(candidates)} that qualify can be poisoned"
         raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")

@@ -201,6 +201,8 @@ class TextClassifier(ExportedClassifier):
             self.network, self.new_head = build_network(self.hparams["model"], config)
             if begins:
                 self._load_published()
+        evaluates = self._trainer is not None and self._trainer.state.fn not in (None, TrainerFn.FITTING)
+        self.is_as_published = evaluates and self.new_head is None
         self.insert_lora()
         freeze(self.network, self.hparams["freeze"] or [])
         self.build_metrics()

@@ -91,6 +91,7 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
         "LWP",
         "LWS",
         "MultiTarget",
+        "PoisonFiles",
         "Ripples",
         "SOS",
         "StyleTransfer",
