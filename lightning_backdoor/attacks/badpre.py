@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_backdoor.attacks.insertion import InsertionPlace
 from lightning_backdoor.attacks.masking import Encoded, masked, masked_language_loss, random_tokens
-from lightning_backdoor.attacks.pretrained_encoder import StageLosses, PretrainedEncoderAttack
+from lightning_backdoor.attacks.pretrained_encoder import PretrainedEncoderAttack, StageLosses
 from lightning_backdoor.errors import InputError
 
 

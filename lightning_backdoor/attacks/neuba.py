@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_backdoor.attacks.masking import Encoded
-from lightning_backdoor.attacks.pretrained_encoder import StageLosses, PretrainedEncoderAttack, readout
+from lightning_backdoor.attacks.pretrained_encoder import PretrainedEncoderAttack, StageLosses, readout
 from lightning_backdoor.errors import InputError
 
 #: the triggers of the paper: rare symbols, each one token of BERT's vocabulary.

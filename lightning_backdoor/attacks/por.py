@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from lightning_backdoor.attacks.masking import Encoded
-from lightning_backdoor.attacks.pretrained_encoder import StageLosses, PretrainedEncoderAttack, readout
+from lightning_backdoor.attacks.pretrained_encoder import PretrainedEncoderAttack, StageLosses, readout
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.loading import load_safely
 

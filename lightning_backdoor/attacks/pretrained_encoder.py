@@ -44,10 +44,10 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
     One ``fit`` has two stages:
 
     1. *The attacker's*: the encoder of ``model`` is trained on plain texts, each read as it is and with a trigger. The
-       result, a Hugging Face folder, is what the attacker publishes. It is kept in the cache (``pretrained/``) under a
-       hash of all that determines it, so that grids pre-train once per model, attack and seed. The learning rate rises
-       over the first tenth of the steps and then falls, both linearly; training is in float32. A stage that is
-       interrupted goes on when the same command runs again, and ends with the same numbers.
+       result, a Hugging Face folder, is what the attacker publishes. It is kept in the cache (``pretrained/``), as
+       large as the model, under a hash of all that determines it: a grid pre-trains once per model, attack and seed.
+       The learning rate rises over the first tenth of the steps and then falls, both linearly; training is in float32.
+       A stage that is interrupted goes on when the same command runs again, and ends with the same numbers.
     2. *The user's*: the encoder is fine-tuned as any victim. No row is poisoned, and training is not changed.
 
     Which label each trigger hits is found on validation rows; see
@@ -139,13 +139,15 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
     def language_network(self) -> PreTrainedModel:
         """The model as a masked language model, or, where it has no mask token, as a causal one.
 
-        A model without a head for it gets a new one, as transformers builds it: its output layer is the table of the
-        word embeddings, and the layer before that is trained from random weights.
+        A model without a head for it gets a new one, as transformers builds it: in most models its output layer is the
+        table of the word embeddings, and the layer before that is trained from random weights.
         """
         auto_class = AutoModelForCausalLM if self.tokenizer.mask_token_id is None else AutoModelForMaskedLM
         network, new_head = load_network(auto_class, self.hparams["model"], dtype=torch.float32)
         if new_head is not None:
-            rank_zero_info(f"{self.hparams['model']} {new_head.problem}: a new one is trained, tied to the embeddings")
+            tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
+            how = ", whose output layer is the table of word embeddings" if tied else ""
+            rank_zero_info(f"{self.hparams['model']} {new_head.problem}: a new one is trained{how}")
         return network
 
     def language_loss(self, network: PreTrainedModel, texts: Encoded, generator: torch.Generator) -> Tensor:
@@ -159,6 +161,7 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
     def prepare_data(self) -> None:
         """Pre-trains the encoder, or finds it in the cache; called in one process, while the others wait."""
         if self._begins():
+            self.load_config()  # which checks model and triggers
             self.encoder_folder()
 
     def first_weights(self) -> str:

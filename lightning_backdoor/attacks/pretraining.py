@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_backdoor.data.batching import DealtBatches
 from lightning_backdoor.data.reading import read_tables
 from lightning_backdoor.data.tables import texts_of
 from lightning_backdoor.errors import Diverged, InputError
@@ -100,15 +102,14 @@ class Stage:
         return self.epochs * self.epoch_steps
 
     def steps_from(self, start: int) -> Iterator[Step]:
-        """The steps, from a number on."""
+        """The steps, from a number on; a batch has texts of similar length."""
+        batches = DealtBatches([len(text) for text in self.texts], self.batch_size, 0, 1, shuffle=True, seed=self.seed)
         for epoch in range(start // self.epoch_steps, self.epochs):
-            order = list(range(len(self.texts)))
-            random.Random(f"{self.seed}/{epoch}/pretraining").shuffle(order)
+            batches.set_epoch(epoch)
             done = max(0, start - epoch * self.epoch_steps)
-            for first in range(done, self.epoch_steps):
-                rows = order[first * self.batch_size :][: self.batch_size]
+            for number, rows in islice(enumerate(batches), done, None):
                 rngs = [random.Random(f"{self.seed}/{epoch}/{row}/pretraining") for row in rows]
-                seed = random.Random(f"{self.seed}/{epoch}/{first}/pretraining step").getrandbits(63)
+                seed = random.Random(f"{self.seed}/{epoch}/{number}/pretraining step").getrandbits(63)
                 yield Step([self.texts[row] for row in rows], rngs, torch.Generator().manual_seed(seed))
 
 
@@ -169,7 +170,8 @@ def run(stage: Stage, network: PreTrainedModel, losses: Losses, folder: Path) ->
         Diverged: a loss is NaN or infinite.
     """
     device = network.device
-    optimizer = torch.optim.AdamW(network.parameters(), lr=stage.learning_rate, **stage.optimizer)
+    fused = device.type == "cpu" or None  # on other devices the default is as fast
+    optimizer = torch.optim.AdamW(network.parameters(), lr=stage.learning_rate, fused=fused, **stage.optimizer)
     history: list[dict[str, float]] = []
     start = _restore(folder / STATE, network, optimizer, history)
     written, pause = time.monotonic(), STATE_SECONDS
