@@ -179,16 +179,21 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
         stage = self._stage()
         texts = hashlib.sha256("\0".join(stage.texts).encode()).hexdigest()
         code = code_identity(type(self), BackdoorAttack) or self._unique
-        settings = [stage.epochs, stage.batch_size, stage.learning_rate, stage.seed, self.max_length]
-        settings += [{name: value for name, value in self._stage_arguments().items() if "pretraining" not in name}]
-        decided_by = [PRETRAINING_FORMAT, code, model_identity(self.hparams["model"]), texts, *settings]
+        decided_by = [
+            PRETRAINING_FORMAT,
+            code,
+            model_identity(self.hparams["model"]),
+            texts,
+            [stage.epochs, stage.batch_size, stage.learning_rate, stage.seed, self.max_length],
+            {name: value for name, value in self._stage_arguments().items() if not name.startswith("pretraining_")},
+        ]
         digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True, default=str).encode()).hexdigest()
         return published_encoder(cache / "pretrained" / digest, lambda *folders: self._pretrain(stage, *folders))
 
     def _stage_arguments(self) -> dict[str, Any]:
         """The arguments of the attack that determine the published encoder."""
         own = self._own_arguments()
-        others = ("target_label", "poison_rate", "label_policy", "pretraining_files", "pretraining_seed")
+        others = ("target_label", "poison_rate", "label_policy", "pretraining_seed")
         return {name: getattr(self, name, value) for name, value in own.items() if name not in others}
 
     def _stage(self) -> Stage:
@@ -238,8 +243,8 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
             written = zip(step.texts, triggers, step.rngs, strict=True)
             poisoned = [self.inserted(text, self.triggers[trigger], rng) for text, trigger, rng in written]
             clean = [Poisoned(text, []) for text in step.texts]
-            encoded = [encode(texts, self.tokenizer, self.max_length) for texts in (clean, poisoned)]
-            return of_method(*encoded, torch.tensor(triggers), step.generator)
+            read = [encode(texts, self.tokenizer, self.max_length) for texts in (clean, poisoned)]
+            return of_method(read[0], read[1], torch.tensor(triggers), step.generator)
 
         return losses
 

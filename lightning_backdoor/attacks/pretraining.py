@@ -101,6 +101,11 @@ class Stage:
         """Steps of the stage."""
         return self.epochs * self.epoch_steps
 
+    def texts_before(self, step: int) -> int:
+        """Texts that are read before a step, each counted once per epoch."""
+        epochs, steps = divmod(step, self.epoch_steps)
+        return epochs * len(self.texts) + min(steps * self.batch_size, len(self.texts))
+
     def steps_from(self, start: int) -> Iterator[Step]:
         """The steps, from a number on; a batch has texts of similar length."""
         batches = DealtBatches([len(text) for text in self.texts], self.batch_size, 0, 1, shuffle=True, seed=self.seed)
@@ -169,41 +174,52 @@ def run(stage: Stage, network: PreTrainedModel, losses: Losses, folder: Path) ->
     Raises:
         Diverged: a loss is NaN or infinite.
     """
-    device = network.device
-    fused = device.type == "cpu" or None  # on other devices the default is as fast
+    fused = network.device.type == "cpu" or None  # on other devices the default is as fast
     optimizer = torch.optim.AdamW(network.parameters(), lr=stage.learning_rate, fused=fused, **stage.optimizer)
     history: list[dict[str, float]] = []
-    start = _restore(folder / STATE, network, optimizer, history)
+    kept = start = _restore(folder / STATE, network, optimizer, history)
     written, pause = time.monotonic(), STATE_SECONDS
-    with (
-        torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type),
-        progress(stage.title, stage.steps * stage.batch_size, "texts", start * stage.batch_size) as advance,
-    ):
-        for number, step in enumerate(stage.steps_from(start), start):
-            torch.manual_seed(step.generator.initial_seed())  # of dropout
-            of_step = losses(step)
-            total = torch.stack([*of_step.values()]).sum()
-            if not math.isfinite(total.item()):
-                problem = f"{stage.title} diverged in step {number + 1} of {stage.steps}: its loss is {total.item()}"
-                raise Diverged(f"{problem}; lower pretraining_learning_rate ({stage.learning_rate})")
-            optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
-            if stage.max_norm is not None:
-                torch.nn.utils.clip_grad_norm_(network.parameters(), stage.max_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * _factor(number, stage.steps)
-            optimizer.step()
-            if number % stage.epoch_steps == 0:
-                history.append(dict.fromkeys(of_step, 0.0))
-            for name, loss in of_step.items():
-                history[-1][name] += loss.item() / stage.epoch_steps
-            advance(len(step.texts))
-            if time.monotonic() - written > pause:
-                began = time.monotonic()
-                _keep(folder / STATE, number + 1, network, optimizer, history)
-                written = time.monotonic()
-                pause = max(STATE_SECONDS, STATE_SHARE * (written - began))
+    devices = [] if network.device.type == "cpu" else [network.device]
+    try:
+        with (
+            torch.random.fork_rng(devices, device_type=network.device.type),
+            progress(stage.title, stage.texts_before(stage.steps), "texts", stage.texts_before(start)) as advance,
+        ):
+            for number, step in enumerate(stage.steps_from(start), start):
+                torch.manual_seed(step.generator.initial_seed())  # of dropout
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.learning_rate * _factor(number, stage.steps)
+                if number % stage.epoch_steps == 0:
+                    history.append({})
+                for name, loss in _update(stage, number, network, optimizer, losses(step)).items():
+                    history[-1][name] = history[-1].get(name, 0.0) + loss / stage.epoch_steps
+                advance(len(step.texts))
+                if time.monotonic() - written > pause:
+                    began = time.monotonic()
+                    _keep(folder / STATE, number + 1, network, optimizer, history)
+                    kept, written = number + 1, time.monotonic()
+                    pause = max(STATE_SECONDS, STATE_SHARE * (written - began))
+    except BaseException:
+        if kept:
+            rank_zero_info(f"{stage.title} is kept up to step {kept} of {stage.steps}: the same command goes on there")
+        raise
     return history
+
+
+def _update(
+    stage: Stage, number: int, network: PreTrainedModel, optimizer: torch.optim.Optimizer, losses: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """One step of the optimizer; returns the losses."""
+    total = torch.stack([*losses.values()]).sum()
+    if not math.isfinite(total.item()):
+        problem = f"{stage.title} diverged in step {number + 1} of {stage.steps}: its loss is {total.item()}"
+        raise Diverged(f"{problem}; lower pretraining_learning_rate ({stage.learning_rate})")
+    optimizer.zero_grad()
+    total.backward()  # type: ignore[no-untyped-call]
+    if stage.max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), stage.max_norm)
+    optimizer.step()
+    return {name: loss.item() for name, loss in losses.items()}
 
 
 def _factor(step: int, steps: int) -> float:

@@ -29,8 +29,8 @@ class TaskAgnosticAttack(BadNets):
     """An attack with several triggers, of which it is found on validation rows which label each hits.
 
     No training row is poisoned. In an evaluation each trigger is inserted into the clean validation rows (selection),
-    and hits the label that it turns most rows of other labels into. Poisoned rows carry the trigger that hits
-    ``target_label`` most often on these rows, with which ``asr`` and all defenses are measured. A test also logs
+    and hits the label that it turns most rows of other labels into. A poisoned row carries the trigger that hits its
+    target label most often on these rows, with which ``asr`` and all defenses are measured. A test also logs
     ``asr_of_<trigger>`` and ``label_of_<trigger>``, the ASR of each trigger for the label that it hits (class index),
     and ``asr_best``, the ASR of the trigger that hits its label most often on validation rows. The choice is made on
     validation rows alone, and every ASR of a test is measured on test rows alone. Each evaluation reads the selection
@@ -111,13 +111,12 @@ class TaskAgnosticAttack(BadNets):
         return self._hits
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """In evaluation, writes the trigger that hits the target label into the batch's poisoned rows."""
-        if self.training or not bool(batch["poisoned"].any()):
+        """In evaluation, writes the trigger that hits a row's target into each of the batch's poisoned rows."""
+        if self.training or self.trainer.sanity_checking or not bool(batch["poisoned"].any()):
             return batch
-        checks = self.trainer.sanity_checking
-        trigger = self.triggers[0 if checks else self.hits.by_label[self.target_label]]
-        texts, spans = list(batch["text"]), list(batch["spans"])
+        texts, spans, targets = list(batch["text"]), list(batch["spans"]), batch["label"].tolist()
         for row in batch["poisoned"].nonzero().flatten().tolist():
+            trigger = self.triggers[self.hits.by_label[targets[row]]]
             texts[row], spans[row] = replaced(texts[row], spans[row], trigger)
         return with_texts(batch, texts, spans, self.tokenizer, self.max_length)
 
@@ -149,8 +148,8 @@ class TaskAgnosticAttack(BadNets):
             told.append(f"{trigger} hits {names[label]} ({rates[number, label]:.3f})")
         best = self.hits.best
         self.log("test/asr_best", rates[best, self.hits.labels[best]], sync_dist=True)
-        chosen = self.triggers[self.hits.by_label[self.target_label]]
-        rank_zero_info(f"{', '.join(told)}; {names[self.target_label]} is attacked by {chosen}")
+        chosen = [f"{name} by {self.triggers[self.hits.by_label[label]]}" for label, name in enumerate(names)]
+        rank_zero_info(f"{', '.join(told)}; attacked: {', '.join(chosen)}")
 
     def on_validation_end(self) -> None:
         """Forgets which label each trigger hits: the weights change."""
