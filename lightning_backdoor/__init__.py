@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 
 #: the public names by the module that exports them.
 _EXPORTS = {
-    "attacks": "EP LWP LWS SOS BackdoorAttack BadNets Composite InsertSent MultiTarget PoisonFiles Poisoned Ripples"
-    " StyleTransfer Syntactic",
+    "attacks": "EP LWP LWS POR SOS BackdoorAttack BadNets BadPre Composite InsertSent MultiTarget NeuBA PoisonFiles"
+    " Poisoned Ripples StyleTransfer Syntactic",
     "benchmark.evaluation": "Evaluation evaluate",
     "callbacks": "ABL BTU CleaningWriter Evasion FineMixing FinePruning Flattening FourierView"
     " GradientAttentionDefense InferenceDefense InspectionCallback LowCapacity MEFT ModerateFitting MuScleLoRA"

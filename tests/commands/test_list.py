@@ -85,12 +85,15 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "BadNets",
+        "BadPre",
         "Composite",
         "EP",
         "InsertSent",
         "LWP",
         "LWS",
         "MultiTarget",
+        "NeuBA",
+        "POR",
         "PoisonFiles",
         "Ripples",
         "SOS",
