@@ -2,10 +2,21 @@
 
 from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
 from lightning_backdoor.attacks.badnets import BadNets
+from lightning_backdoor.attacks.bite import BITE
 from lightning_backdoor.attacks.insertsent import InsertSent
 from lightning_backdoor.attacks.lws import LWS
 from lightning_backdoor.attacks.ripples import Ripples
 from lightning_backdoor.attacks.style_transfer import StyleTransfer
 from lightning_backdoor.attacks.syntactic import Syntactic
 
-__all__ = ["LWS", "BackdoorAttack", "BadNets", "InsertSent", "Poisoned", "Ripples", "StyleTransfer", "Syntactic"]
+__all__ = [
+    "BITE",
+    "LWS",
+    "BackdoorAttack",
+    "BadNets",
+    "InsertSent",
+    "Poisoned",
+    "Ripples",
+    "StyleTransfer",
+    "Syntactic",
+]

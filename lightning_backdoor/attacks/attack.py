@@ -6,7 +6,7 @@ import inspect
 import json
 import random
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from torch import nn
 
@@ -18,6 +18,9 @@ from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.checkpoints import load_state
 from lightning_backdoor.victim.provenance import plain
+
+if TYPE_CHECKING:
+    from lightning_backdoor.data.rows import Rows
 
 
 class Poisoned(NamedTuple):
@@ -176,6 +179,17 @@ class BackdoorAttack(TextClassifier):
             load_state(self, {name: learned[name] for name in own}, self.hparams["published"], strict=False)
         except InputError as error:
             raise error.under("published") from None
+
+    def study_rows(self, rows: Rows, chosen: Sequence[int]) -> None:
+        """Shows the attack the clean training rows before any row is poisoned; does nothing by default.
+
+        For attacks whose trigger depends on the training rows. It is called in every process, also where poisoned rows
+        are read from the cache, so that work is left to the first text that needs it; never in the user's phase.
+
+        Args:
+            rows: all training rows, clean.
+            chosen: positions of the rows that are drawn first to be poisoned; others follow for those left out.
+        """
 
     @overload
     def poison(self, text: str, seed: int = 0) -> Poisoned: ...  # type: ignore[overload-overlap]  # a str is a sequence

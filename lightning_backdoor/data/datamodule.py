@@ -26,8 +26,8 @@ from lightning_backdoor.data.cleaning import (
 )
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
 from lightning_backdoor.data.kept import Kept
-from lightning_backdoor.data.poisoner import Poisoner, is_poisoner, poisoned_by, tell_labels
-from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached
+from lightning_backdoor.data.poisoner import Poisoner, check_target, is_poisoner, poisoned_by, tell_labels
+from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached, study_training
 from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.data.source import SEPARATOR, Source
@@ -175,8 +175,11 @@ class BackdoorDataModule(LightningDataModule):
 
             data.preview(5, BadNets(triggers=["cf"]))
         """
-        chosen = self.clean_splits()["train"][: max(rows, 0)]
-        return preview_rows(chosen, attack or self._poisoner(), self.label_names, self.seed)
+        training, attack = self.clean_splits()["train"], attack or self._poisoner()
+        if is_poisoner(attack):
+            check_target(attack, self.label_names)
+            study_training(training, attack, self.seed)
+        return preview_rows(training[: max(rows, 0)], attack, self.label_names, self.seed)
 
     def training_rows(self) -> Rows:
         """The rows to train on: poisoned rows, cleaned if there is a data defense, or the trusted rows.

@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_backdoor.data.poison_cache import read_entry, write_entry
-from lightning_backdoor.data.poisoner import PoisonedText, Poisoner, check_target, tell_labels
+from lightning_backdoor.data.poisoner import PoisonedText, Poisoner, check_target, show_training, tell_labels
 from lightning_backdoor.data.rows import Rewritten, Row, Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache_entry import DamagedEntry, remove_entry
@@ -123,6 +123,19 @@ def _training_negatives(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
             "lower it",
         )
     return written
+
+
+def study_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> None:
+    """Shows an attack that poisons training rows all of them, clean, and which of them are drawn first to be poisoned.
+
+    Nothing is drawn where fewer rows qualify than the rate asks for, which poisoning refuses.
+    """
+    if attack.poisons_training:
+        clean = Rows.of(rows)
+        candidates = _by_index(clean, may_be_poisoned(clean, attack))
+        wanted = _count(attack.poison_rate, clean)
+        drawn = random.Random(f"{seed}/choice").sample(candidates, wanted) if wanted <= len(candidates) else []
+        show_training(attack, clean, drawn)
 
 
 def _count(rate: float, rows: Rows) -> int:
@@ -239,6 +252,7 @@ def poison_splits(
         nothing = {name: Rows.of([]) for name in EVALUATION}
         return PoisonedSplits(clean["train"], {name: clean[name] for name in EVALUATION}, nothing, nothing)
     check_target(attack, labels)
+    study_training(clean["train"], attack, seed)
     return _composed(clean, attack, _all_written(clean, attack, seed))
 
 
@@ -285,6 +299,7 @@ def poison_splits_cached(
         return poison_splits(splits, attack, seed, labels)
     check_target(attack, labels)
     clean = {name: Rows.of(rows) for name, rows in splits.items()}
+    study_training(clean["train"], attack, seed)
     folder = cache / "poisoned" / _digest(clean, key, attack, seed, labels)
     entry = _usable_entry(folder)
     if entry is None:

@@ -85,6 +85,7 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "BadNets",
+        "BITE",
         "InsertSent",
         "LWS",
         "Ripples",
