@@ -151,6 +151,8 @@ class BackdoorDataModule(LightningDataModule):
         if self._poisoned is None:
             splits, attack, names = self.clean_splits(), self._poisoner(), self.label_names
             tell_labels(attack, names)
+            if attack is not None:
+                study_training(splits["train"], attack, self.seed)  # also where rows that were poisoned are kept
             decided_by = ({**splits}, poisoned_by(attack), self.seed, [*names])
             self._poisoned = self.kept.get(
                 "poisoned", decided_by, lambda: poison_splits_cached(splits, attack, self.seed, names, self.cache)

@@ -84,8 +84,8 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
     assert main(["list", "attacks"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
-        "BadNets",
         "BITE",
+        "BadNets",
         "InsertSent",
         "LWS",
         "Ripples",
