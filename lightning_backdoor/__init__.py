@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 #: the public names by the module that exports them.
 _EXPORTS = {
-    "attacks": "BITE LWS BackdoorAttack BadNets InsertSent Poisoned Ripples StyleTransfer Syntactic",
+    "attacks": "BITE LLMBkd LWS BackdoorAttack BadNets InsertSent Poisoned Ripples StyleTransfer Syntactic TrojanLM",
     "benchmark.evaluation": "Evaluation evaluate",
     "callbacks": "ABL BTU CleaningWriter Evasion FineMixing FinePruning FourierView GradientAttentionDefense"
     " InferenceDefense InspectionCallback LowCapacity MEFT ModerateFitting MuScleLoRA OutcomeWriter OutputFolder Pure"

@@ -87,13 +87,16 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
         "BITE",
         "BadNets",
         "InsertSent",
+        "LLMBkd",
         "LWS",
         "Ripples",
         "StyleTransfer",
         "Syntactic",
+        "TrojanLM",
     ]
     path, preset = "lightning_backdoor.attacks.Ripples", "configs/attack/ripples.yaml"
-    assert lines[3].split()[1:4] == ["arXiv:2004.06660", path, preset]
+    ripples = next(line.split() for line in lines if line.startswith("Ripples"))
+    assert ripples[1:4] == ["arXiv:2004.06660", path, preset]
 
 
 def test_defenses_have_the_moments_at_which_they_act(capsys: pytest.CaptureFixture[str]) -> None:
