@@ -25,8 +25,9 @@ _EXPORTS = {
     " LCF ModelVerdict Onion ParaphraseConsistency REJECTED Rap Scores SecondOpinion SpectralSignatures Strip"
     " SubstitutionVoting Verdict ZDef flagged_share_verdict judge threshold_at_fpr",
     "errors": "Diverged InputError",
-    "language": "FileParaphraser LanguageModelParaphraser LeaveOneOut Manner NearestWords NotCached ParaphraseTuner"
-    " Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES TextCache WordNet",
+    "language": "FileParaphraser KeywordSentences LanguageModelParaphraser LeaveOneOut Manner NearestWords"
+    " NotCached ParaphraseTuner Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES"
+    " TextCache WordNet",
     "metrics": "AttackSuccessRate CleanAccuracy DetectionAUROC FalseTriggerRate FlagRate Localisation Overhead"
     " PerplexityIncrease PoisonedAccuracy SentenceSimilarity TargetRate WordEditDistance",
     "models": "auto_precision",
