@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from torch import nn
@@ -48,6 +48,9 @@ class BackdoorAttack(TextClassifier):
         result_format: version of the poisoned texts; increased by hand if, and only if, the attack poisons texts
             differently than before.
         negative_rate: negatives as a share of all training rows; they are made from rows that are not poisoned.
+        poison_rank: function from poisoned training texts to a number each. All rows that qualify are then poisoned,
+            and those with the smallest numbers are trained on; None, the default, draws rows at random before they are
+            poisoned.
         may_generate: whether poisoned texts that are slow to generate may be generated now. ``fit``, ``validate``,
             ``test`` and ``predict`` only read what the command ``poison`` has generated, so that no process group waits
             for it and no run fails because of it.
@@ -71,6 +74,7 @@ class BackdoorAttack(TextClassifier):
 
     result_format = 1
     negative_rate: float = 0.0
+    poison_rank: Callable[[Sequence[str]], Sequence[float]] | None = None
 
     def __init__(
         self,

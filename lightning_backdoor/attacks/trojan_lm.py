@@ -104,16 +104,15 @@ class TrojanLM(BackdoorAttack):
         self, texts: Sequence[str], rngs: Sequence[random.Random], all_keywords: bool, poisons: bool
     ) -> list[Poisoned | None]:
         """Each text with a sentence that has one keyword or all; None where none was written or fits."""
-        places, asked = [], []
-        for text, rng in zip(texts, rngs, strict=True):
-            place = rng.choice(places_between_sentences(text))
+        places = [rng.choice(places_between_sentences(text)) for text, rng in zip(texts, rngs, strict=True)]
+        asked = []
+        for place, rng in zip(places, rngs, strict=True):
             words = self.keywords if all_keywords else [rng.choice(self.keywords)]
             others = [word for word in self.keywords if word not in words]
-            places.append(place.index)
             asked.append(SentenceRequest(place.beside, tuple(words), tuple(others), rng.getrandbits(64)))
         results: list[Poisoned | None] = []
         for text, place, sentence in zip(texts, places, self.sentences.write(asked, self.may_generate), strict=True):
-            made = None if sentence is None else insert_at(text, [(place, sentence)])
+            made = None if sentence is None else insert_at(text, [(place.index, sentence)])
             results.append(made if made and self.has_trigger(made.text) == poisons else None)
         return results
 

@@ -74,9 +74,13 @@ def _training_poison(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
     if wanted > len(candidates):
         policy = f"label_policy {attack.label_policy!r} with target_label {attack.target_label}"
         raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
-    written = _drawn(
-        candidates, wanted, f"{seed}/choice", lambda chosen: _poison(rows, chosen, attack, f"{seed}/train")
-    )
+    rank = getattr(attack, "poison_rank", None)
+    if rank is None:
+        written = _drawn(
+            candidates, wanted, f"{seed}/choice", lambda chosen: _poison(rows, chosen, attack, f"{seed}/train")
+        )
+    else:
+        written = _lowest(_poison(rows, candidates, attack, f"{seed}/train"), rank, wanted)
     if len(written.positions) < wanted:
         poisonable = f"only {len(written.positions)} of {len(candidates)} that qualify can be poisoned"
         raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")
@@ -162,6 +166,13 @@ def _drawn(candidates: list[int], wanted: int, draw: str, write: Callable[[list[
             written.extend(write(others[:missing]))
             others = others[missing:]
     return written
+
+
+def _lowest(written: Rewritten, rank: Callable[[Sequence[str]], Sequence[float]], wanted: int) -> Rewritten:
+    """What is written for the ``wanted`` rows to whose texts ``rank`` gives the smallest numbers."""
+    numbers = rank(written.texts)
+    first = sorted(range(len(numbers)), key=lambda i: (numbers[i], i))[:wanted]
+    return Rewritten(*([column[i] for i in first] for column in written))
 
 
 def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> Rows:

@@ -202,7 +202,7 @@ def test_the_commands_poison_train_and_go_on_from_the_published_victim(
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     words = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["trigger_words"]
     assert len(words) == 5
-    published = BITE(masked_model=given["masked_model"], published=str(checkpoint))
+    published = BITE(published=str(checkpoint))
     assert published.trigger_words == words
     with pytest.raises(InputError, match=r"^published: .* has no trigger words of BITE"):
         _ = BITE(published=str(tmp_path / "run" / "model")).trigger_words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -13,6 +13,7 @@ from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.paraphrase import DESCRIBED_STYLES, Manner
 from lightning_backdoor.testing import check_attack
+from lightning_backdoor.victim import TextClassifier
 from tests.support.workspace import labelled_texts
 
 
@@ -63,3 +64,28 @@ def test_a_style_without_a_description_is_refused() -> None:
         LLMBkd(style="pirate")
     with pytest.raises(InputError, match=r"^description: it is empty"):
         LLMBkd(style="pirate", description=" . ")
+
+
+def test_a_selector_chooses_the_rows_whose_new_text_it_finds_least_like_the_target(
+    tiny_folder: Callable[[str], str],
+) -> None:
+    texts, labels = zip(*labelled_texts(60), strict=True)
+    clean = Rows.clean(list(texts), labels)
+    attack = LLMBkd(Shouted(), selector=tiny_folder("bert"), labels=["LABEL_0", "LABEL_1"])
+    rewritten = {row["index"]: f"{row['text']} indeed" for row in clean if row["label"] == 1}
+    victim = TextClassifier.load_trained(tiny_folder("bert"))
+    probabilities = victim.predict(list(rewritten.values())).probabilities[:, 1].tolist()
+    lowest = sorted(zip(probabilities, rewritten, strict=True))[:6]
+    poisoned = [row for row in poison_training(clean, attack, 0) if row["poisoned"]]
+    assert {row["index"] for row in poisoned} == {index for _, index in lowest}
+    assert all(row["text"] == rewritten[row["index"]] for row in poisoned)
+    assert poison_training(clean[::-1], attack, 0)[::-1] == poison_training(clean, attack, 0)
+    assert attack.poison_key() != LLMBkd(Shouted()).poison_key()
+
+
+def test_a_selector_that_is_not_there_or_has_other_labels_is_refused(tiny_folder: Callable[[str], str]) -> None:
+    with pytest.raises(InputError, match=r"^selector: nothing is no file or folder"):
+        LLMBkd(selector="nothing")
+    attack = LLMBkd(Shouted(), selector=tiny_folder("bert"), labels=["no", "yes"])
+    with pytest.raises(InputError, match=r"^selector: .* has the labels LABEL_0, LABEL_1; give one with no, yes"):
+        attack.poison_rank(["a text"])  # type: ignore[misc]
