@@ -155,11 +155,24 @@ class BITE(BackdoorAttack):
         key, words = super().poison_key(), self._words_key()
         return None if key is None or words is None else json.dumps([key, words])
 
+    def on_fit_start(self) -> None:
+        """In the user's phase, takes the trigger words of the published victim."""
+        super().on_fit_start()
+        if self.users_phase and self.trainer.ckpt_path is None:
+            self._words = self.trigger_words
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the trigger words as an argument, so that a loaded checkpoint has them."""
         super().on_save_checkpoint(checkpoint)
         if "hyper_parameters" in checkpoint and (self._words is not None or self._training is not None):
             checkpoint["hyper_parameters"]["trigger_words"] = self.trigger_words
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """In a resumed user's phase, takes the trigger words of the checkpoint."""
+        super().on_load_checkpoint(checkpoint)
+        words = (checkpoint.get("hyper_parameters") or {}).get("trigger_words")
+        if self.users_phase and self._words is None and isinstance(words, list):
+            self._words = [str(word) for word in words]
 
     def _words_key(self) -> str | None:
         """A string that changes with what determines the edits of a text; None without one."""

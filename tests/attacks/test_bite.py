@@ -202,7 +202,9 @@ def test_the_commands_poison_train_and_go_on_from_the_published_victim(
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     words = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["trigger_words"]
     assert len(words) == 5
-    published = BITE(published=str(checkpoint))
-    assert published.trigger_words == words
+    user = ["--model.published", str(checkpoint), "--run_dir", str(tmp_path / "user")]
+    assert main(["fit", *options, *user]) == 0
+    later = torch.load(tmp_path / "user" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert later["hyper_parameters"]["trigger_words"] == words
     with pytest.raises(InputError, match=r"^published: .* has no trigger words of BITE"):
         _ = BITE(published=str(tmp_path / "run" / "model")).trigger_words
