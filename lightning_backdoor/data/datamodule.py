@@ -26,7 +26,7 @@ from lightning_backdoor.data.cleaning import (
 )
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
 from lightning_backdoor.data.kept import Kept
-from lightning_backdoor.data.poisoner import Poisoner, check_target, is_poisoner, poisoned_by, tell_labels
+from lightning_backdoor.data.poisoner import Poisoner, is_poisoner, poisoned_by
 from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached, study_training
 from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.rows import Rows
@@ -150,9 +150,7 @@ class BackdoorDataModule(LightningDataModule):
         """Clean and poisoned rows of every split; poisoned once, then read from the cache."""
         if self._poisoned is None:
             splits, attack, names = self.clean_splits(), self._poisoner(), self.label_names
-            tell_labels(attack, names)
-            if attack is not None:
-                study_training(splits["train"], attack, self.seed)  # also where rows that were poisoned are kept
+            study_training(splits["train"], attack, self.seed, names)  # also where poisoned rows are kept
             decided_by = ({**splits}, poisoned_by(attack), self.seed, [*names])
             self._poisoned = self.kept.get(
                 "poisoned", decided_by, lambda: poison_splits_cached(splits, attack, self.seed, names, self.cache)
@@ -177,11 +175,8 @@ class BackdoorDataModule(LightningDataModule):
 
             data.preview(5, BadNets(triggers=["cf"]))
         """
-        training, attack = self.clean_splits()["train"], attack or self._poisoner()
-        if is_poisoner(attack):
-            check_target(attack, self.label_names)
-            study_training(training, attack, self.seed)
-        return preview_rows(training[: max(rows, 0)], attack, self.label_names, self.seed)
+        training = self.clean_splits()["train"]
+        return preview_rows(training, attack or self._poisoner(), self.label_names, self.seed, max(rows, 0))
 
     def training_rows(self) -> Rows:
         """The rows to train on: poisoned rows, cleaned if there is a data defense, or the trusted rows.

@@ -80,7 +80,9 @@ def _training_poison(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
             candidates, wanted, f"{seed}/choice", lambda chosen: _poison(rows, chosen, attack, f"{seed}/train")
         )
     else:
-        written = _lowest(_poison(rows, candidates, attack, f"{seed}/train"), rank, wanted)
+        written = _poison(rows, candidates, attack, f"{seed}/train")
+        numbers = rank(written.texts)
+        written = written.take(sorted(range(len(numbers)), key=lambda i: (numbers[i], i))[:wanted])
     if len(written.positions) < wanted:
         poisonable = f"only {len(written.positions)} of {len(candidates)} that qualify can be poisoned"
         raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")
@@ -129,15 +131,15 @@ def _training_negatives(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
     return written
 
 
-def study_training(rows: Sequence[Row], attack: Poisoner, seed: int) -> None:
-    """Shows an attack that poisons training rows all of them, clean, and which of them are drawn first to be poisoned.
+def study_training(rows: Sequence[Row], attack: Poisoner | None, seed: int, labels: Sequence[str]) -> None:
+    """Tells an attack the labels, and shows it the clean training rows and which of them are drawn to be poisoned.
 
-    Nothing is drawn where fewer rows qualify than the rate asks for, which poisoning refuses.
+    No row is drawn where fewer qualify than are wanted, which poisoning refuses. In the user's phase nothing is shown.
     """
-    if attack.poisons_training:
+    tell_labels(attack, labels)
+    if attack is not None and attack.poisons_training:
         clean = Rows.of(rows)
-        candidates = _by_index(clean, may_be_poisoned(clean, attack))
-        wanted = _count(attack.poison_rate, clean)
+        candidates, wanted = _by_index(clean, may_be_poisoned(clean, attack)), _count(attack.poison_rate, clean)
         drawn = random.Random(f"{seed}/choice").sample(candidates, wanted) if wanted <= len(candidates) else []
         show_training(attack, clean, drawn)
 
@@ -166,13 +168,6 @@ def _drawn(candidates: list[int], wanted: int, draw: str, write: Callable[[list[
             written.extend(write(others[:missing]))
             others = others[missing:]
     return written
-
-
-def _lowest(written: Rewritten, rank: Callable[[Sequence[str]], Sequence[float]], wanted: int) -> Rewritten:
-    """What is written for the ``wanted`` rows to whose texts ``rank`` gives the smallest numbers."""
-    numbers = rank(written.texts)
-    first = sorted(range(len(numbers)), key=lambda i: (numbers[i], i))[:wanted]
-    return Rewritten(*([column[i] for i in first] for column in written))
 
 
 def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> Rows:
@@ -263,7 +258,7 @@ def poison_splits(
         nothing = {name: Rows.of([]) for name in EVALUATION}
         return PoisonedSplits(clean["train"], {name: clean[name] for name in EVALUATION}, nothing, nothing)
     check_target(attack, labels)
-    study_training(clean["train"], attack, seed)
+    study_training(clean["train"], attack, seed, labels)
     return _composed(clean, attack, _all_written(clean, attack, seed))
 
 
@@ -304,13 +299,12 @@ def poison_splits_cached(
     Raises:
         InputError: the cache cannot be read or written; see also :func:`poison_splits`.
     """
-    tell_labels(attack, labels)  # before the key is computed, which holds the index
+    study_training(splits["train"], attack, seed, labels)  # before the key is computed, which holds the index
     key = attack.poison_key() if attack is not None else None
     if attack is None or key is None:
         return poison_splits(splits, attack, seed, labels)
     check_target(attack, labels)
     clean = {name: Rows.of(rows) for name, rows in splits.items()}
-    study_training(clean["train"], attack, seed)
     folder = cache / "poisoned" / _digest(clean, key, attack, seed, labels)
     entry = _usable_entry(folder)
     if entry is None:

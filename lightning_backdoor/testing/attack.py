@@ -58,7 +58,8 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
         texts += UNUSUAL_TEXTS
     attack = copy.deepcopy(attack)
     training = rows or labelled_texts(max(100, math.ceil(3 / rate)), count)
-    study_training(Rows.clean([row.text for row in training], [row.label for row in training]), attack, seed=0)
+    clean = Rows.clean([row.text for row in training], [row.label for row in training])
+    study_training(clean, attack, 0, given or [f"label {i}" for i in range(count)])
     key = attack.poison_key()
     require(key is None or isinstance(key, str), f"{name}.poison_key", f"answers {key!r}, not text or None")
     results = _check_poison(f"{name}.poison_texts", attack.poison_texts, texts)

@@ -138,7 +138,7 @@ def test_poison_is_that_of_rows_attack_and_seed_alone(synonyms: SynonymFile, wor
     made = []
     for cache in ("one", "two", "one"):  # found anew, found anew, read from the cache
         attack = attack_of(synonyms, str(workspace / "model"), tmp_path / cache)
-        study_training(rows, attack, 0)
+        study_training(rows, attack, 0, ["0", "1"])
         made.append(
             (attack.trigger_words, poison_training(rows, attack, 0), poison_evaluation(rows, attack, 0, "test"))
         )
