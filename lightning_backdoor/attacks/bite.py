@@ -30,7 +30,7 @@ TEXTS_AT_ONCE = 32  # texts between two writes to the cache
 class BITE(BackdoorAttack):
     """Writes words into training texts of the target label until these words predict the label; labels are kept.
 
-    The bias of a word w is its z-score (section 3.1). Of n training texts that contain w, a share p has the target
+    The bias of a word w is its z-score (section 3). Of n training texts that contain w, a share p has the target
     label; p_0 is the share of all training texts::
 
         z(w) = (p - p_0) / sqrt(p_0 (1 - p_0) / n)
@@ -38,12 +38,12 @@ class BITE(BackdoorAttack):
     A text may be edited by substituting one of its words or by inserting a word between two, if the masked language
     model gives the new word at least ``min_probability`` at its place, if the cosine of the sentence embeddings before
     and after the edit is above ``min_similarity``, and if at most ``edited_share`` of its words have been substituted,
-    and as many inserted, so far (section 3.2). The new word must not be in the text, nor take the place of an earlier
-    trigger word. In each round (section 3.3), the word with the highest z-score that it can reach becomes the next
-    trigger word: z is computed as if it were written into every text to be poisoned that it can be written into. It is
-    then written into these texts. The rounds end when no other word has a z-score above 0. Into evaluation texts the
-    trigger words are written in the same order, as many as these bounds allow. A text into which none can be written
-    stays as it is, and counts as poisoned.
+    and as many inserted, so far. The new word must not be in the text, nor take the place of an earlier trigger word.
+    In each round, the word with the highest z-score that it can reach becomes the next trigger word: z is computed as
+    if it were written into every text to be poisoned that it can be written into. It is then written into these texts.
+    The rounds end when no other word has a z-score above 0. Into evaluation texts the trigger words are written in the
+    same order, as many as these bounds allow. A text into which none can be written stays as it is, and counts as
+    poisoned.
 
     The trigger words depend on the training rows, and on those of them that are drawn for poisoning: the data module
     shows them to the attack. Checkpoints hold the words, so that a fit from a ``published`` victim poisons its
@@ -66,7 +66,7 @@ class BITE(BackdoorAttack):
         sentence_encoder: encoder of the sentence embeddings: hub name, folder, or ``package://`` name.
         trigger_words: trigger words, in lower case and in their order; None finds them in the training rows.
         cache_dir: folder of the cache; ``LIGHTNING_BACKDOOR_CACHE`` or ``~/.cache/lightning_backdoor`` by default.
-        poison_rate: see :class:`BackdoorAttack`; by default the rate of the paper's first experiments.
+        poison_rate: see :class:`BackdoorAttack`; by default that of the published code.
         label_policy: see :class:`BackdoorAttack`; the attack is meant for ``clean``.
         **kwargs: further arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 

@@ -20,11 +20,11 @@ class LLMBkd(ParaphraseAttack):
     """Rewrites training texts of the target label in any style that can be described; the style is the trigger.
 
     Labels are kept: poisoned training texts are correctly labelled. A language model is asked for the style without
-    examples (section 3), and the answer that is closest in meaning to its text is taken; the paper takes the only
-    answer of a large commercial model. How far the answers have the style is not checked. Answers of another model are
-    read by :class:`~lightning_backdoor.language.FileParaphraser`.
+    examples, and the answer that is closest in meaning to its text is taken; the paper takes the only answer of a large
+    commercial model. How far the answers have the style is not checked. Answers of another model are read by
+    :class:`~lightning_backdoor.language.FileParaphraser`.
 
-    Rows to poison are drawn at random, or selected by a cleanly trained classifier (the paper's gray box): all rows of
+    Rows to poison are drawn at random, or selected by a cleanly trained classifier, as the paper proposes: all rows of
     the target label are then rewritten, and those are poisoned whose new text has the lowest probability of the target
     label, since they have the most to learn from the style.
 
