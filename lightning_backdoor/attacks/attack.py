@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from torch import nn
 
@@ -21,6 +21,9 @@ from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, Pois
 from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.provenance import plain
+
+if TYPE_CHECKING:
+    from lightning_backdoor.data.rows import Rows
 
 
 class Poisoned(NamedTuple):
@@ -48,6 +51,9 @@ class BackdoorAttack(TextClassifier):
         result_format: version of the poisoned texts; increased by hand if, and only if, the attack poisons texts
             differently than before.
         negative_rate: negatives as a share of all training rows; they are made from rows that are not poisoned.
+        poison_rank: function from poisoned training texts to a number each. All rows that qualify are then poisoned,
+            and those with the smallest numbers are trained on; None, the default, draws rows at random before they are
+            poisoned.
         may_generate: whether poisoned texts that are slow to generate may be generated now. ``fit``, ``validate``,
             ``test`` and ``predict`` only read what the command ``poison`` has generated, so that no process group waits
             for it and no run fails because of it.
@@ -72,6 +78,7 @@ class BackdoorAttack(TextClassifier):
 
     result_format = 1
     negative_rate: float = 0.0
+    poison_rank: Callable[[Sequence[str]], Sequence[float]] | None = None
 
     def __init__(
         self,
@@ -228,6 +235,17 @@ class BackdoorAttack(TextClassifier):
         """
         if self.users_phase and self.trainer.ckpt_path is None:
             load_learned(self)
+
+    def study_rows(self, rows: Rows, chosen: Sequence[int]) -> None:
+        """Shows the attack the clean training rows before any row is poisoned; does nothing by default.
+
+        For attacks whose trigger depends on the training rows. It is called in every process, also where poisoned rows
+        are read from the cache, so that work is left to the first text that needs it; never in the user's phase.
+
+        Args:
+            rows: all training rows, clean.
+            chosen: positions of the rows that are drawn first to be poisoned; others follow for those left out.
+        """
 
     @overload
     def poison(self, text: str, seed: int = 0) -> Poisoned: ...  # type: ignore[overload-overlap]  # a str is a sequence

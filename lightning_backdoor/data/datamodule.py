@@ -24,8 +24,8 @@ from lightning_backdoor.data.cleaning import (
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
 from lightning_backdoor.data.file_splits import FileSplits, files_folder, rows_from_files
 from lightning_backdoor.data.kept import Kept
-from lightning_backdoor.data.poisoner import Poisoner, is_poisoner, poisoned_by, tell_labels
-from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached
+from lightning_backdoor.data.poisoner import Poisoner, is_poisoner, poisoned_by
+from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached, study_training
 from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.data.source import SEPARATOR, Source
@@ -161,7 +161,7 @@ class BackdoorDataModule(LightningDataModule):
             self._poisoned = from_files.poisoned
         if self._poisoned is None:
             splits, attack, names = self.clean_splits(), self._poisoner(), self.label_names
-            tell_labels(attack, names)
+            study_training(splits["train"], attack, self.seed, names)  # also where poisoned rows are kept
             decided_by = ({**splits}, poisoned_by(attack), self.seed, [*names])
             self._poisoned = self.kept.get(
                 "poisoned", decided_by, lambda: poison_splits_cached(splits, attack, self.seed, names, self.cache)
@@ -186,8 +186,8 @@ class BackdoorDataModule(LightningDataModule):
 
             data.preview(5, BadNets(triggers=["cf"]))
         """
-        clean, attack = self.clean_splits()["train"], attack or self._poisoner()
-        return preview_rows(clean[: max(rows, 0)], attack, self.label_names, self.seed)
+        training, attack = self.clean_splits()["train"], attack or self._poisoner()
+        return preview_rows(training, attack, self.label_names, self.seed, max(rows, 0))
 
     def training_rows(self) -> Rows:
         """The rows to train on: poisoned rows, cleaned if there is a data defense, or the trusted rows.

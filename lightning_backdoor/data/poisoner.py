@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeGuard
 
 from lightning_backdoor.data.aims import Aim, PoisonedText, distinct_targets
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 
 
@@ -56,6 +57,16 @@ def tell_labels(attack: Poisoner | None, labels: Sequence[str]) -> None:
     know_labels = getattr(attack, "know_labels", None)
     if callable(know_labels):
         know_labels(labels)
+
+
+def show_training(attack: Poisoner, rows: Rows, chosen: Sequence[int]) -> None:
+    """Shows an attack the clean training rows, and which of them are drawn for poisoning, if it wants to see them.
+
+    See :meth:`lightning_backdoor.attacks.BackdoorAttack.study_rows`.
+    """
+    study_rows = getattr(attack, "study_rows", None)
+    if callable(study_rows):
+        study_rows(rows, chosen)
 
 
 def poisoned_by(attack: Poisoner | None) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from lightning_backdoor.data.aims import changed_by_any, distinct_targets, drawn_aims, qualifying
 from lightning_backdoor.data.poison_cache import read_entry, write_entry
-from lightning_backdoor.data.poisoner import Poisoner, check_target, tell_labels
+from lightning_backdoor.data.poisoner import Poisoner, check_target, show_training, tell_labels
 from lightning_backdoor.data.rewriting import by_index, drawn, rewrite, row_count
 from lightning_backdoor.data.rows import Rewritten, Row, Rows
 from lightning_backdoor.errors import InputError
@@ -82,9 +83,15 @@ def _training_poison(
         targets = ", ".join(map(str, distinct_targets(attack.aims)))
         policy = f"label_policy {attack.label_policy!r} with target_label {targets}"
         raise InputError("poison_rate", f"{share}, but only {len(candidates)} qualify under {policy}", "lower it")
-    written = drawn(
-        candidates, wanted, f"{seed}/choice", write or (lambda chosen: _by_aims(rows, chosen, attack, seed))
-    )
+    rank = getattr(attack, "poison_rank", None)
+    if rank is None:
+        written = drawn(
+            candidates, wanted, f"{seed}/choice", write or (lambda chosen: _by_aims(rows, chosen, attack, seed))
+        )
+    else:
+        written = _by_aims(rows, candidates, attack, seed)
+        numbers = rank(written.texts)
+        written = written.take(sorted(range(len(numbers)), key=lambda i: (numbers[i], i))[:wanted])
     if len(written.positions) < wanted:
         poisonable = f"only {len(written.positions)} of {len(candidates)} that qualify can be poisoned"
         raise InputError("poison_rate", f"{share}, but {poisonable}", "lower it")
@@ -140,6 +147,19 @@ def _training_negatives(rows: Rows, attack: Poisoner, seed: int) -> Rewritten:
             "lower it",
         )
     return written
+
+
+def study_training(rows: Sequence[Row], attack: Poisoner | None, seed: int, labels: Sequence[str]) -> None:
+    """Tells an attack the labels, and shows it the clean training rows and which of them are drawn to be poisoned.
+
+    No row is drawn where fewer qualify than are wanted, which poisoning refuses. In the user's phase nothing is shown.
+    """
+    tell_labels(attack, labels)
+    if attack is not None and attack.poisons_training:
+        clean = Rows.of(rows)
+        candidates, wanted = by_index(clean, may_be_poisoned(clean, attack)), row_count(attack.poison_rate, clean)
+        first = random.Random(f"{seed}/choice").sample(candidates, wanted) if wanted <= len(candidates) else []
+        show_training(attack, clean, first)
 
 
 def poison_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> Rows:
@@ -227,6 +247,7 @@ def poison_splits(
         nothing = {name: Rows.of([]) for name in EVALUATION}
         return PoisonedSplits(clean["train"], {name: clean[name] for name in EVALUATION}, nothing, nothing)
     check_target(attack, labels)
+    study_training(clean["train"], attack, seed, labels)
     return _composed(clean, attack, _all_written(clean, attack, seed), seed)
 
 
@@ -268,7 +289,7 @@ def poison_splits_cached(
     Raises:
         InputError: the cache cannot be read or written; see also :func:`poison_splits`.
     """
-    tell_labels(attack, labels)  # before the key is computed, which holds the index
+    study_training(splits["train"], attack, seed, labels)  # before the key is computed, which holds the index
     key = attack.poison_key() if attack is not None else None
     if attack is None or key is None:
         return poison_splits(splits, attack, seed, labels)

@@ -166,6 +166,11 @@ class Rewritten(NamedTuple):
         self.texts.extend(more.texts)
         self.spans.extend(more.spans)
 
+    def take(self, places: Sequence[int]) -> Rewritten:
+        """The texts at some places of the lists, in the order of the places."""
+        texts, spans = [self.texts[place] for place in places], [self.spans[place] for place in places]
+        return Rewritten([self.positions[place] for place in places], texts, spans)
+
     def copies(self, rows: Rows, **values: int | NDArray[np.int64]) -> Rows:
         """Copies of the rows with their new texts and the given values of the other columns: one for all, or each."""
         copies = rows.take(self.positions)

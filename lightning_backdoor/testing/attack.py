@@ -18,6 +18,8 @@ from lightning_backdoor.attacks import BackdoorAttack, Poisoned
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.aims import distinct_targets
 from lightning_backdoor.data.cleaning import LabelledText
+from lightning_backdoor.data.poisoning import study_training
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import Diverged, InputError, reason
 from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, quiet, require, rows_file, tiny_bert
 
@@ -58,6 +60,10 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
     texts = [row.text for row in rows][:20] if rows else [row.text for row in labelled_texts(20, count)]
     if rows is None:
         texts += UNUSUAL_TEXTS
+    attack = copy.deepcopy(attack)
+    training = rows or labelled_texts(max(100, math.ceil(3 / rate)), count)
+    clean = Rows.clean([row.text for row in training], [row.label for row in training])
+    study_training(clean, attack, 0, given or [f"label {i}" for i in range(count)])
     key = attack.poison_key()
     require(key is None or isinstance(key, str), f"{name}.poison_key", f"answers {key!r}, not text or None")
     results = _check_poison(f"{name}.poison_texts", attack.poison_texts, texts)
@@ -73,7 +79,7 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
     )
     _check_negatives(name, attack, texts, results)
     require(attack.poison_key() == key, f"{name}.poison_key", "changes when texts are poisoned, so that no cache holds")
-    _check_fit(name, attack, rows or labelled_texts(max(100, math.ceil(3 / rate)), count), count, max_epochs)
+    _check_fit(name, attack, training, count, max_epochs)
 
 
 def _told(attack: BackdoorAttack, count: int) -> BackdoorAttack:

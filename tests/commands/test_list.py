@@ -84,11 +84,13 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
     assert main(["list", "attacks"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
+        "BITE",
         "BadNets",
         "BadPre",
         "Composite",
         "EP",
         "InsertSent",
+        "LLMBkd",
         "LWP",
         "LWS",
         "MultiTarget",
@@ -99,6 +101,7 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
         "SOS",
         "StyleTransfer",
         "Syntactic",
+        "TrojanLM",
     ]
     path, preset = "lightning_backdoor.attacks.Ripples", "configs/attack/ripples.yaml"
     ripples = next(line for line in lines if line.startswith("Ripples"))
