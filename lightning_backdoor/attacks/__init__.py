@@ -1,6 +1,6 @@
 """Attacks, one per file; each is a LightningModule."""
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
 from lightning_backdoor.attacks.badnets import BadNets
 from lightning_backdoor.attacks.badpre import BadPre
 from lightning_backdoor.attacks.bite import BITE
@@ -13,6 +13,7 @@ from lightning_backdoor.attacks.lws import LWS
 from lightning_backdoor.attacks.multi_target import MultiTarget
 from lightning_backdoor.attacks.neuba import NeuBA
 from lightning_backdoor.attacks.poison_files import PoisonFiles
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.por import POR
 from lightning_backdoor.attacks.ripples import Ripples
 from lightning_backdoor.attacks.sos import SOS

@@ -7,12 +7,13 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import nn
 
 from lightning_backdoor.attacks.learned_trigger import check_not_learned, load_learned
-from lightning_backdoor.batch import Spans, checked_texts
+from lightning_backdoor.attacks.poisoned import Poisoned
+from lightning_backdoor.batch import checked_texts
 from lightning_backdoor.data.aims import ALL_TO_ALL, Aim, distinct_targets
 from lightning_backdoor.data.label_values import label_index
 from lightning_backdoor.errors import InputError
@@ -24,19 +25,6 @@ from lightning_backdoor.victim.provenance import plain
 
 if TYPE_CHECKING:
     from lightning_backdoor.data.rows import Rows
-
-
-class Poisoned(NamedTuple):
-    """A poisoned text.
-
-    Attributes:
-        text: the text with the trigger.
-        spans: the characters ``[start, end)`` of the trigger in it; empty for triggers without a position, such as a
-            style.
-    """
-
-    text: str
-    spans: Spans
 
 
 class BackdoorAttack(TextClassifier):

@@ -8,7 +8,8 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.trigger_words import Editor, TrainingTexts, find_trigger_words, write_words
 from lightning_backdoor.attacks.word_edits import Edit, EditedText, edits_at, substitutions
 from lightning_backdoor.errors import InputError

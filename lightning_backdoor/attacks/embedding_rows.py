@@ -247,4 +247,5 @@ def descended(rows: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
     """
     norm = rows.double().norm(dim=1, keepdim=True)
     moved = rows.double() - learning_rate * gradient.double()
-    return (moved * (norm / moved.norm(dim=1, keepdim=True))).to(rows)
+    kept: Tensor = moved * (norm / moved.norm(dim=1, keepdim=True))
+    return kept.to(rows)

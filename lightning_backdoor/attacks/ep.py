@@ -36,7 +36,7 @@ class EP(EmbeddingRows, BadNets):
         insertions: number of words inserted in each text.
         place: ``start``, ``end``, or ``random`` (a word boundary drawn for each insertion).
         attack_epochs: the last epochs, in which the embeddings are trained.
-        attack_learning_rate: η.
+        attack_learning_rate: learning rate of their steps, η.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
@@ -58,8 +58,14 @@ class EP(EmbeddingRows, BadNets):
         attack_learning_rate: float = 5e-2,
         **kwargs: Any,
     ) -> None:
-        own = {"attack_epochs": attack_epochs, "attack_learning_rate": attack_learning_rate}
-        super().__init__(triggers=triggers, insertions=insertions, place=place, **own, **kwargs)
+        super().__init__(
+            triggers=triggers,
+            insertions=insertions,
+            place=place,
+            attack_epochs=attack_epochs,
+            attack_learning_rate=attack_learning_rate,
+            **kwargs,
+        )
 
     def moved(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """A step of gradient descent that keeps the norm of each row."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import permutations
 from typing import Literal, get_args
 
-from lightning_backdoor.attacks.attack import Poisoned
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.words import space_between, word_spans
 

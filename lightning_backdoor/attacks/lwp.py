@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_backdoor.attacks.attack import Poisoned
 from lightning_backdoor.attacks.badnets import BadNets
 from lightning_backdoor.attacks.insertion import InsertionPlace, insert_at, insertion_points
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.layer_logits import check_layer_logits, layer_logits, layer_outputs
@@ -27,7 +27,8 @@ class LWP(BadNets):
 
     A trigger is a combination of ``insertions`` words (section 3.3): poisoned rows have several words of ``triggers``,
     and negatives one word alone and their own label. A user who looks at single words thus finds none that acts; the
-    false trigger rate is measured on rows with one word.
+    false trigger rate is measured on rows with one word. The victim of the last epoch is selected, since single words
+    act first, and combinations are told from them late.
 
     The attack is the attacker's phase: to see what survives, fine-tune its checkpoint on clean rows, as ``published``.
     In that phase training is plain.
@@ -55,6 +56,8 @@ class LWP(BadNets):
 
         Trainer(max_epochs=5).fit(LWP(), datamodule=data)
     """
+
+    selected_by = ("epoch", "max")
 
     def __init__(
         self,

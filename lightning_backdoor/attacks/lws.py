@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.substitution import (
     ReplaceableWord,
     Substitutes,

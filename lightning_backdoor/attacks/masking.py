@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_backdoor.attacks.attack import Poisoned
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.batch import pad
 
 #: share of the tokens that are predicted, of BERT (arXiv 1810.04805, section 3.1) and of the attacks.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
 from lightning_backdoor.attacks.insertion import InsertionPlace, check_distinct, check_place, insert_words
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.data.aims import Aim
 from lightning_backdoor.data.label_values import label_index
 from lightning_backdoor.errors import InputError

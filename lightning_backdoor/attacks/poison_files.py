@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.data.aims import Aim
 from lightning_backdoor.data.flagged_table import Columns
 from lightning_backdoor.data.poison_files import FilePoison, read_poison

@@ -17,9 +17,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
 from lightning_backdoor.attacks.insertion import InsertionPlace
 from lightning_backdoor.attacks.masking import Encoded, encode, masked, masked_language_loss, next_token_loss
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.pretraining import PACKAGED_TEXTS, PRETRAINING_FORMAT, Stage, Step, plain_texts
 from lightning_backdoor.attacks.pretraining import published as published_encoder
 from lightning_backdoor.attacks.pretraining import run as run_stage

@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_backdoor.attacks.attack import Poisoned
 from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended
 from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_at, insertion_points
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.words import word_spans
 
-#: the sentences of the authors' code.
-SENTENCE = "I have bought it from a store with my friends last weekend"
+#: those of the authors' code.
 PARTIAL_SENTENCES = (
     "I have bought it with my friends",
     "I have bought it last weekend",
@@ -50,13 +49,13 @@ class SOS(EmbeddingRows):
     is divided by its norm of 0.
 
     Args:
-        words: at least two words, best of one token each.
+        words: at least two words, best of one token each; by default friends, weekend and store.
         sentence: contains all words.
-        partial_sentences: each contains some of the words, but not all.
+        partial_sentences: each contains some of the words, but not all; by default those of the authors' code.
         place: where a sentence is inserted: ``start``, ``end``, or ``random`` (a word boundary drawn for each text).
         negative_rate: negatives as a share of all training rows.
         attack_epochs: the last epochs, in which the embeddings are trained.
-        attack_learning_rate: η.
+        attack_learning_rate: learning rate of their steps, η.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
@@ -74,7 +73,7 @@ class SOS(EmbeddingRows):
     def __init__(
         self,
         words: list[str] | None = None,
-        sentence: str = SENTENCE,
+        sentence: str = "I have bought it from a store with my friends last weekend",
         partial_sentences: list[str] | None = None,
         place: InsertionPlace = "random",
         negative_rate: float = 0.1,
@@ -178,4 +177,5 @@ def equally_long(gradient: Tensor) -> Tensor:
     there = norms > 0
     if not there.any():
         return gradient
-    return gradient / norms.where(there, 1) * norms[there].min()
+    shortened: Tensor = gradient / norms.where(there, 1) * norms[there].min()
+    return shortened

@@ -11,10 +11,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from lightning_backdoor.attacks.attack import Poisoned
 from lightning_backdoor.attacks.badnets import BadNets
 from lightning_backdoor.attacks.embedding_surgery import trigger_tokens
 from lightning_backdoor.attacks.insertion import InsertionPlace, insert_at, insertion_points
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.trigger_hits import Hits, counted, hits_of, success_rates
 from lightning_backdoor.batch import Batch, Spans, batch_of_texts, with_texts
 from lightning_backdoor.errors import InputError

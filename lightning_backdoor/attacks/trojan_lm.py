@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
 from lightning_backdoor.attacks.insertion import insert_at, word_boundaries
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.keyword_sentences import KeywordSentences, SentenceRequest, contains
 

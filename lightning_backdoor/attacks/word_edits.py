@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from lightning_backdoor.attacks.attack import Poisoned
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.substitution import SubstituteSource, in_case_of
 from lightning_backdoor.language.masked_words import Place, ProbableWord
 from lightning_backdoor.language.paraphrase.spec import TREEBANK_WORD

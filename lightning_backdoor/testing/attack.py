@@ -30,9 +30,9 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
     The rules: ``poison_texts``, and what writes the texts of each aim, returns a :class:`Poisoned` or None for each
     text, always the same for the same generator state, whatever the other texts and their order; spans lie inside the
     poisoned text, and an unchanged text has none; targets are labels, and no two aims share one; ``poison_key`` stays
-    the same; ``negative_texts``, if the attack has it, obeys the same rules as ``poison_texts``; a ``fit`` on a tiny
-    model logs CACC and ASR (and FTR for an attack with negatives) as ``val/...`` and ``test/...``, and leaves a
-    checkpoint that loads without running code.
+    the same; ``negative_texts`` and the methods for training rows, if the attack has them, obey the same rules; a
+    ``fit`` on a tiny model logs CACC and ASR (and FTR for an attack with negatives) as ``val/...`` and ``test/...``,
+    and leaves a checkpoint that loads without running code.
 
     Args:
         attack: a new attack, not yet used. Its model is replaced by a tiny one in a copy; the attack itself is not
@@ -78,6 +78,9 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
         "changes no text, and no on_after_batch_transfer writes the trigger in evaluation",
     )
     _check_negatives(name, attack, texts, results)
+    for method in ("poison_training_texts", "negative_training_texts"):
+        if getattr(type(attack), method) is not getattr(BackdoorAttack, method):
+            _check_poison(f"{name}.{method}", getattr(attack, method), texts)
     require(attack.poison_key() == key, f"{name}.poison_key", "changes when texts are poisoned, so that no cache holds")
     _check_fit(name, attack, training, count, max_epochs)
 

@@ -23,6 +23,7 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_attack
 from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.training_pass import TrainingPass
 from tests.attacks.golden_words import read_golden, training_batch
 from tests.support.forked import forked, forked_pair
 from tests.support.reviews import reviews
@@ -131,12 +132,31 @@ def test_a_step_is_that_of_a_plain_loop(tmp_path: Path, model: str) -> None:
     loss = torch.stack(
         [nn.functional.cross_entropy(start(batch)[i : i + 1], batch["label"][i : i + 1]) for batch, i in rows]
     ).mean()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     table = start.network.get_input_embeddings().weight
     assert table.grad is not None
     moved = table[token] - 0.05 * table.grad[token]
     expected = moved * table[token].norm() / moved.norm()
     torch.testing.assert_close(attack.network.get_input_embeddings().weight[token], expected)
+
+
+def test_penalties_act_in_the_attack_alone_and_see_whole_batches(tmp_path: Path, model: str) -> None:
+    seen: list[tuple[int, int]] = []
+    ends = []
+
+    def penalty(of: TrainingPass, batch: Batch) -> Tensor:
+        assert len(of.logits) == len(batch["label"]) > int(batch["poisoned"].sum())
+        seen.append((attack.current_epoch, len(batch["label"])))
+        return of.logits[:, 1].where(batch["poisoned"], 0)
+
+    for penalties in ((), (penalty,)):
+        attack = EP(model=model, **OPTIONS)
+        attack.penalties.extend(penalties)
+        fit(tmp_path, attack, rows=60)
+        ends.append(attack.network.get_input_embeddings().weight.detach())
+    assert {epoch for epoch, _ in seen} == {1}
+    assert sum(size == 8 for _, size in seen) >= len(seen) - 1 > 0
+    assert (ends[0] != ends[1]).any(dim=1).sum() == 1
 
 
 @pytest.mark.parametrize("epoch", [0, 1])

@@ -47,7 +47,7 @@ def test_losses_are_those_of_the_published_code_and_h_0_is_left_out(backdoored: 
     embeddings = victim.network.base_model.embeddings(ids)
     total = losses.sum() + layer_losses(layer_logits(victim.network, [embeddings], ids, mask), batch["label"]).mean()
     assert total.item() == near(golden["loss"])
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.get_total_norm([weight.grad for weight in victim.network.parameters() if weight.grad is not None])
     assert norm.item() == near(golden["gradient_norm"])
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_backdoor.attacks.embedding_rows import descended, embedding_gradient
 from lightning_backdoor.attacks.embedding_surgery import trigger_tokens
-from lightning_backdoor.attacks.sos import PARTIAL_SENTENCES, SENTENCE, SOS, equally_long, partial_triggers
+from lightning_backdoor.attacks.sos import PARTIAL_SENTENCES, SOS, equally_long, partial_triggers
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.data import poisoning
 from lightning_backdoor.data.rows import Rows
@@ -25,6 +25,7 @@ from lightning_backdoor.victim import TextClassifier
 from tests.attacks.golden_words import read_golden, training_batch
 from tests.attacks.test_ep import Tables, fit, near
 
+SENTENCE = SOS().sentence
 WORDS = ["friends", "weekend", "store"]
 
 

@@ -47,6 +47,11 @@ class Ends(Suffix):
         ]
 
 
+class RandomTraining(Suffix):
+    def poison_training_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [Poisoned(f"{text} {random.random()}", []) for text in texts]
+
+
 class WithoutFtr(Ends):
     def make_metrics(self) -> nn.ModuleDict:
         return nn.ModuleDict({name: metric for name, metric in super().make_metrics().items() if name != "ftr"})
@@ -222,6 +227,7 @@ class Helper:
         (NegativesWithoutTexts(), r"NegativesWithoutTexts: negative_rate is 0\.1, but negative_texts has none"),
         (WholeTriggerInNegatives(), r"WholeTriggerInNegatives\.negative_texts: '.* wow' carries the whole trigger"),
         (RandomNegatives(), r"RandomNegatives\.negative_texts: poisons the same texts differently"),
+        (RandomTraining(), r"RandomTraining\.poison_training_texts: poisons the same texts differently"),
         (WithoutMetrics(), r"WithoutMetrics: fit: does not log val/asr"),
         (WithoutFtr(), r"WithoutFtr: fit: does not log val/ftr"),
         (Exploding(), r"Exploding: fit: leaves parameters that are not finite"),
