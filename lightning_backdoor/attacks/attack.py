@@ -39,12 +39,10 @@ class BackdoorAttack(TextClassifier):
         result_format: version of the poisoned texts; increased by hand if, and only if, the attack poisons texts
             differently than before.
         negative_rate: negatives as a share of all training rows; they are made from rows that are not poisoned.
-        poison_rank: function from poisoned training texts to a number each. All rows that qualify are then poisoned,
-            and those with the smallest numbers are trained on; None, the default, draws rows at random before they are
-            poisoned.
-        may_generate: whether poisoned texts that are slow to generate may be generated now. ``fit``, ``validate``,
-            ``test`` and ``predict`` only read what the command ``poison`` has generated, so that no process group waits
-            for it and no run fails because of it.
+        poison_rank: function from the poisoned texts of all rows that qualify to a number each, of which the smallest
+            are trained on; None, the default, draws the rows before they are poisoned.
+        may_generate: whether poisoned texts that are slow to generate may be generated now. ``fit``, ``test`` and others
+            only read what ``poison`` has generated, so that no run waits for it or fails because of it.
 
     Args:
         target_label: the class that the attacker wants: its index, from 0, or its name in the data or in ``labels``. Or

@@ -93,7 +93,7 @@ def test_a_training_row_has_the_trigger_of_its_label(policy: Any) -> None:
     assert {*counts} == expected.get(policy, {(i, j) for i in range(3) for j in (0, 2)})
     shuffled = random.Random(0).sample([*clean], len(clean))
     assert sorted(poison_training(shuffled, attack, seed=0), key=lambda row: row["index"]) == [*trained]
-    shown = preview_rows(clean, attack, NAMES, seed=0)  # shows what a row gets if it is chosen
+    shown = preview_rows(clean, attack, NAMES, 0, len(clean))  # shows what a row gets if it is chosen
     texts = {row.index: (row.poisoned_text, row.poisoned_label) for row in shown}
     assert all(texts[row["index"]] == (row["text"], NAMES[row["label"]]) for row in poisoned)
 

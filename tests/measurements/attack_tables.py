@@ -66,7 +66,7 @@ def defended_table(results: Results) -> str:
 
 def measured_stealth(grid: Grid, folder: Path) -> dict[str, dict[str, Any]]:
     """The stealth of each attack's texts by its name, measured where the folder has none."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for cell in grid.cells:
         attack, target = cell.attack, folder / cell.attack
         if attack in ("none", *found) or cell.defense != UNDEFENDED:
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--stealth", type=Path, help="folder in which stealth is measured")
     parser.add_argument("--write", type=Path, help="file whose marked parts are replaced by the tables")
     args = parser.parse_args()
-    tables = {}
+    tables: dict[str, str] = {}
     if args.attacks:
         results = Results(args.attacks / "results.csv")
         stealth: dict[str, dict[str, Any]] = {}
