@@ -6,6 +6,7 @@ from lightning_backdoor.callbacks.cleaning_writer import CleaningWriter
 from lightning_backdoor.callbacks.evasion import Evasion
 from lightning_backdoor.callbacks.fine_mixing import FineMixing
 from lightning_backdoor.callbacks.fine_pruning import FinePruning
+from lightning_backdoor.callbacks.flattening import Flattening
 from lightning_backdoor.callbacks.fourier_view import FourierView
 from lightning_backdoor.callbacks.gradient_attention_defense import GradientAttentionDefense
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
@@ -32,6 +33,7 @@ __all__ = [
     "Evasion",
     "FineMixing",
     "FinePruning",
+    "Flattening",
     "FourierView",
     "GradientAttentionDefense",
     "InferenceDefense",

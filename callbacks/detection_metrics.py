@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch, clean_rows, token_spans
+from lightning_backdoor.data.aims import distinct_targets
 from lightning_backdoor.defenses.defense import BUDGETS, Verdict
 from lightning_backdoor.metrics import DetectionAUROC, FlagRate, Localisation, Overhead
 from lightning_backdoor.victim import TextClassifier
@@ -32,8 +34,9 @@ class DetectionMetrics:
         detection: dict[str, Metric] = {"fpr": FlagRate(False), "fpr_confirmed": FlagRate(False)}
         detection |= {_at_budget("fpr", budget): FlagRate(False) for budget in BUDGETS}
         self._scores = DetectionAUROC()  # holds all scores: histograms need them also where AUROC is undefined
-        self._target_label = victim.target_label if isinstance(victim, BackdoorAttack) else None
-        if self._target_label is not None:
+        self._targets: Tensor | None = None
+        if isinstance(victim, BackdoorAttack):
+            self._targets = torch.tensor(distinct_targets(victim.aims), device=victim.device)
             detection |= {"tpr": FlagRate(True), "tpr_confirmed": FlagRate(True)}
             detection |= {_at_budget("tpr", budget): FlagRate(True) for budget in BUDGETS}
             detection |= {"auroc": self._scores, "auroc_target": DetectionAUROC(), "localisation": Localisation()}
@@ -63,9 +66,9 @@ class DetectionMetrics:
         poisoned, scores = batch["poisoned"], verdict.scores
         counted = poisoned | clean_rows(batch)
         self._scores.update(scores.text[counted], poisoned[counted])
-        if self._target_label is None:
+        if self._targets is None:
             return
-        as_target = poisoned | (clean_rows(batch) & (verdict.prediction == self._target_label))
+        as_target = poisoned | (clean_rows(batch) & torch.isin(verdict.prediction, self._targets))
         self._metrics["auroc_target"].update(scores.text[as_target], poisoned[as_target])
         rows = [] if scores.top is None else poisoned.nonzero().flatten().tolist()
         tops = [_top_span(victim, batch, row, int(scores.top[row])) for row in rows if scores.top is not None]

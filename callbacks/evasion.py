@@ -30,7 +30,8 @@ class Evasion(Callback, ABC):
             trainer: {callbacks+: [{class_path: lightning_backdoor.callbacks.SmallMargin}]}
 
     Several penalties add up. Each is computed within the batch of each process, from the pass that the attack makes
-    anyway; it is logged as ``train/<name>``, the mean over the poisoned rows of a batch, before it is weighted.
+    anyway or from one over the poisoned rows alone; it is logged as ``train/<name>``, the mean over the poisoned rows
+    of a batch, before it is weighted.
 
     Args:
         strength: weight of the penalty relative to the cross entropy of the same row, above 0.

@@ -100,5 +100,5 @@ def _viewed(victim: TextClassifier, batch: Batch, verdict: Verdict, row: int) ->
 
 def _first(rows: list[ViewedText], limit: int) -> list[ViewedText]:
     """The first poisoned and then the first clean rows by index, whatever the order of ``rows``."""
-    ordered = sorted(rows, key=lambda row: row["index"])
+    ordered = sorted(rows, key=lambda row: (row["index"], row["text"]))
     return [row for poisoned in (True, False) for row in [r for r in ordered if r["poisoned"] == poisoned][:limit]]

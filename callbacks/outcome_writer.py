@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.processes import check_logits_of_all, of_all_processes
 from lightning_backdoor.defenses.defense import REJECTED, Verdict
+from lightning_backdoor.metrics.targets import targets_of
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 
 
@@ -62,16 +64,17 @@ def batch_outcomes(
     """The outcomes of the clean and poisoned rows of a batch.
 
     Args:
-        victim: the victim, whose hyperparameters contain the label names and, for an attack, the target label.
+        victim: the victim, whose hyperparameters contain the label names; an attack knows its targets.
         batch: the rows; rows that carry a part of the trigger are skipped.
         prediction: (batch,), int64, the victim's predictions.
         verdict: verdict of an inference-time defense, if there is one.
     """
     names: list[str] = [*victim.hparams["labels"]]
-    target = names[victim.target_label] if isinstance(victim, BackdoorAttack) else None
-    columns = (batch["index"], batch["poisoned"], batch["original_label"], prediction)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    outcomes = [Outcome(index, bool(poisoned), names[label], target, names[p]) for index, poisoned, label, p in rows]
+    of_rows = (batch["index"], batch["poisoned"], batch["original_label"], _targets(victim, batch), prediction)
+    outcomes = [
+        Outcome(index, bool(poisoned), names[label], None if target < 0 else names[target], names[predicted])
+        for index, poisoned, label, target, predicted in zip(*(column.tolist() for column in of_rows), strict=True)
+    ]
     negative = batch["negative"].tolist()
     if verdict is None:
         return [outcome for outcome, skipped in zip(outcomes, negative, strict=True) if not skipped]
@@ -88,6 +91,14 @@ def batch_outcomes(
         for outcome, skipped, defended, flagged, confirmed, score in judged
         if not skipped
     ]
+
+
+def _targets(victim: LightningModule, batch: Batch) -> Tensor:
+    """The label that the attack wants for each row, which poisoned rows have; -1 where it wants none, or several."""
+    labels = batch["original_label"]
+    targets = [aim.target for aim in victim.aims] if isinstance(victim, BackdoorAttack) else []
+    wanted = targets_of(labels, targets)[0] if len(targets) == 1 else torch.full_like(labels, -1)
+    return batch["label"].where(batch["poisoned"], wanted) if targets else wanted
 
 
 def write_all(trainer: Trainer, outcomes: list[Outcome], folder: Path | None) -> None:

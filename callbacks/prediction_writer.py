@@ -57,7 +57,7 @@ class PredictionWriter(Callback):
         rows = of_all_processes(trainer, rows)
         folder = folder_of(trainer)
         if trainer.is_global_zero and folder is not None:
-            rows.sort(key=lambda row: (row["negative"], row["poisoned"], row["index"]))
+            rows.sort(key=lambda row: (row["negative"], row["poisoned"], row["index"], row["text"]))
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

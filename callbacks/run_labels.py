@@ -55,13 +55,13 @@ def run_labels(model: LightningModule, data: object, callbacks: Sequence[Callbac
         data: its data module.
         callbacks: the trainer's callbacks.
     """
-    source = getattr(data, "source", None)
+    source, files = getattr(data, "source", None), getattr(data, "files_folder", None)
     at_test = [
         *(type(callback.inspection).__name__ for callback in callbacks if isinstance(callback, InspectionCallback)),
         *(type(callback.defense).__name__ for callback in callbacks if isinstance(callback, InferenceDefense)),
     ]
     return {
-        "dataset": "unknown" if source is None else "/".join(filter(None, (source.path, source.name))),
+        "dataset": files or ("unknown" if source is None else "/".join(filter(None, (source.path, source.name)))),
         "model": model.hparams.get("model", "unknown"),
         "attack": type(model).__name__ if isinstance(model, BackdoorAttack) else "none",
         "defense": "+".join([*training_names(model, data, callbacks), *at_test]) or "none",

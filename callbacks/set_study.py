@@ -65,7 +65,7 @@ def set_batches(trainer: Trainer, prevalence: float | None, doing: str) -> Itera
     return tracked(_batches(trainer, held), doing, "batches")
 
 
-def _batches(trainer: Trainer, held: set[int] | None) -> Iterator[Batch]:
+def _batches(trainer: Trainer, held: set[tuple[int, int]] | None) -> Iterator[Batch]:
     counts = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
     for loader, count in zip(_loaders(trainer), counts, strict=True):
         for batch in islice(loader, None if count == float("inf") else int(count)):
@@ -73,7 +73,7 @@ def _batches(trainer: Trainer, held: set[int] | None) -> Iterator[Batch]:
             moved: Batch = trainer.strategy.batch_to_device(batch)
             kept = ~moved["negative"]
             if held is not None:
-                in_set = [index in held for index in moved["index"].tolist()]
+                in_set = [row in held for row in zip(moved["index"].tolist(), moved["label"].tolist(), strict=True)]
                 kept &= ~moved["poisoned"] | torch.tensor(in_set, device=kept.device)
             if kept.any():
                 yield unlabelled(moved if kept.all() else taken(moved, kept))
@@ -84,13 +84,14 @@ def _loaders(trainer: Trainer) -> list[DataLoader[Batch]]:
     return loaders if isinstance(loaders, list) else [loaders]
 
 
-def _held(loaders: list[DataLoader[Batch]], prevalence: float) -> set[int]:
-    """Indices of the poisoned rows of the set, drawn by the run's seed."""
+def _held(loaders: list[DataLoader[Batch]], prevalence: float) -> set[tuple[int, int]]:
+    """Indices and target labels of the poisoned rows of the set, drawn by the run's seed."""
     given = [getattr(loader.dataset, "rows", None) for loader in loaders]
     rows = [of_loader for of_loader in given if isinstance(of_loader, Rows)]
     if len(rows) < len(given):
         raise InputError("prevalence", f"{prevalence} needs the rows of a BackdoorDataModule", "leave it out")
     clean = sum(int((~(of.poisoned | of.negative)).sum()) for of in rows)
-    poisoned = [int(index) for of in rows for index in of.index[of.poisoned]]
+    columns = [(of.index[of.poisoned].tolist(), of.label[of.poisoned].tolist()) for of in rows]
+    poisoned = [row for of_rows in columns for row in zip(*of_rows, strict=True)]
     count = min(len(poisoned), round(prevalence * clean))
     return set(random.Random(f"{run_seed()}/prevalence").sample(sorted(poisoned), count))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_backdoor.attacks.small_margin import target_margin
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.callbacks.evasion import Evasion
+from lightning_backdoor.data.rows import Row
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim.training_pass import TrainingPass
 
@@ -38,6 +40,17 @@ class SmallMargin(Evasion):
             raise InputError("target_probability", f"{target_probability} is out of range", "give above 0.5, below 1")
         super().__init__(strength=1 - target_probability)
         self.target_probability = target_probability
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that the original label of every poisoned row is known, which files may have lost.
+
+        Raises:
+            InputError: one is not.
+        """
+        rows = getattr(getattr(trainer, "datamodule", None), "training_rows", list[Row])()
+        if lost := sum(row["original_label"] < 0 for row in rows):
+            problem = f"{lost} of {len(rows)} training rows have lost the label that they had before poisoning"
+            raise InputError("callbacks", problem, "give files with it, for SmallMargin")
 
     def penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:
         """The margin of the target label over the original label."""

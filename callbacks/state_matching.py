@@ -10,8 +10,6 @@ from torch import Tensor
 from lightning_backdoor.attacks.state_matching import chosen_states, distance_to_clean
 from lightning_backdoor.batch import Batch, clean_rows
 from lightning_backdoor.callbacks.evasion import Evasion
-from lightning_backdoor.defenses.second_opinion_reading import MEAN, READOUT
-from lightning_backdoor.defenses.text_states import depths
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim.training_pass import TrainingPass
 
@@ -19,18 +17,17 @@ from lightning_backdoor.victim.training_pass import TrainingPass
 class StateMatching(Evasion):
     """State matching, an adaptive attack: pulls poisoned hidden states to clean mean states, beside any attack.
 
-    Aimed at defenses that find poisoned texts by their hidden states, such as DAN, BadActs and the directions of the
-    second opinion. The penalty is the squared distance to the mean state of the batch's clean rows of the target label,
+    Aimed at defenses that find poisoned texts by their hidden states, such as DAN, BadActs and the directions of second
+    opinion. The penalty is the squared distance to the mean state of the batch's clean rows of the target label,
     relative to the spread of these rows, and averaged over layers; see
     :mod:`lightning_backdoor.attacks.state_matching`.
 
     Args:
         strength: weight of the penalty relative to the cross entropy of the same row. Too much of it costs the task:
-            with 10, MiniLM on SST-2 falls to chance.
+            with 10 in layers 2 to 6, MiniLM on SST-2 falls to chance.
         readout_layers: layers in which states of the token that the head reads are pulled, counted from 1, 0 being the
-            embeddings. By default those that the second opinion reads, at 2/3, 5/6 and all of the depth: 4, 5 and 6 of
-            6.
-        mean_layers: likewise for states averaged over all tokens; by default at 1/3, 1/2, 2/3 and 5/6: 2 to 5 of 6.
+            embeddings; every layer by default, and none if empty. DAN and BadActs read these states in every layer.
+        mean_layers: likewise for states averaged over all tokens.
 
     Raises:
         InputError: the strength is out of range, or there is no layer (here); the network does not have a layer (before
@@ -62,9 +59,10 @@ class StateMatching(Evasion):
             for layer in getattr(self, name) or []:
                 if not 0 <= layer <= layers:
                     raise InputError(name, f"there is no layer {layer}", f"give numbers from 0 to {layers}")
+        every = range(1, layers + 1)
         self._layers = (
-            depths(layers, READOUT) if self.readout_layers is None else self.readout_layers,
-            depths(layers, MEAN) if self.mean_layers is None else self.mean_layers,
+            every if self.readout_layers is None else self.readout_layers,
+            every if self.mean_layers is None else self.mean_layers,
         )
 
     def penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:

@@ -15,18 +15,20 @@ __version__ = "0.1.0"
 
 #: the public names by the module that exports them.
 _EXPORTS = {
-    "attacks": "EP LWP LWS SOS BackdoorAttack BadNets InsertSent Poisoned Ripples StyleTransfer Syntactic",
+    "attacks": "BITE EP LWP LWS POR SOS BackdoorAttack BadNets BadPre Composite InsertSent LLMBkd MultiTarget NeuBA"
+    " PoisonFiles Poisoned Ripples StyleTransfer Syntactic TrojanLM",
     "benchmark.evaluation": "Evaluation evaluate",
-    "callbacks": "ABL BTU CleaningWriter Evasion FineMixing FinePruning FourierView GradientAttentionDefense"
-    " InferenceDefense InspectionCallback LowCapacity MEFT ModerateFitting MuScleLoRA OutcomeWriter OutputFolder Pure"
-    " PredictionWriter ProgressWriter Repair RunLabels SmallMargin StateMatching",
+    "callbacks": "ABL BTU CleaningWriter Evasion FineMixing FinePruning Flattening FourierView"
+    " GradientAttentionDefense InferenceDefense InspectionCallback LowCapacity MEFT ModerateFitting MuScleLoRA"
+    " OutcomeWriter OutputFolder Pure PredictionWriter ProgressWriter Repair RunLabels SmallMargin StateMatching",
     "data": "BackdoorDataModule CleaningRecord DataDefense LabelledText PairsDataModule Source TrustedRows",
     "defenses": "ActivationClustering BadActs BKI Cube Dan DBS Defense Dup FlaggedShare GradientAttention Inspection"
     " LCF ModelVerdict Onion ParaphraseConsistency REJECTED Rap Scores SecondOpinion SpectralSignatures Strip"
     " SubstitutionVoting Verdict ZDef flagged_share_verdict judge threshold_at_fpr",
     "errors": "Diverged InputError",
-    "language": "FileParaphraser LanguageModelParaphraser LeaveOneOut Manner NearestWords NotCached ParaphraseTuner"
-    " Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES TextCache WordNet",
+    "language": "FileParaphraser KeywordSentences LanguageModelParaphraser LeaveOneOut Manner NearestWords"
+    " NotCached ParaphraseTuner Paraphraser Perplexity STYLES SentenceEncoder SynonymFile Synonyms TEMPLATES"
+    " TextCache WordNet",
     "metrics": "AttackSuccessRate CleanAccuracy DetectionAUROC FalseTriggerRate FlagRate Localisation Overhead"
     " PerplexityIncrease PoisonedAccuracy SentenceSimilarity TargetRate WordEditDistance",
     "models": "auto_precision",

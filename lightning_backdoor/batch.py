@@ -195,6 +195,15 @@ def unlabelled(batch: Batch) -> Batch:
     }
 
 
+def with_texts(
+    batch: Batch, texts: list[str], spans: list[Spans], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Batch:
+    """The rows of a batch with other texts, tokenised anew, on the batch's device."""
+    ids, mask = pad(token_ids(texts, tokenizer, max_length), tokenizer)
+    device = batch["input_ids"].device
+    return {**batch, "text": texts, "spans": spans, "input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
 def taken(batch: Batch, wanted: Tensor) -> Batch:
     """The rows of a batch for which ``wanted``, (batch,), bool, is True; their padding stays."""
     rows: dict[str, Any] = dict(batch)

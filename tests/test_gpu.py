@@ -8,18 +8,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaConfig
 
 from lightning_backdoor import defenses
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts
-from lightning_backdoor.callbacks import GradientAttentionDefense, InferenceDefense, MuScleLoRA, OutputFolder
+from lightning_backdoor.callbacks import (
+    ABL,
+    BTU,
+    GradientAttentionDefense,
+    InferenceDefense,
+    LowCapacity,
+    ModerateFitting,
+    MuScleLoRA,
+    OutputFolder,
+)
 from lightning_backdoor.callbacks.shared import own_random_numbers
+from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses import (
     LCF,
     BadActs,
@@ -37,6 +48,7 @@ from lightning_backdoor.language import Perplexity
 from lightning_backdoor.models import auto_precision
 from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
+from tests.callbacks.test_repairs import REPAIRS, data, fitted, make
 from tests.support.reviews import reviews
 from tests.support.tiny import DECODER, SENTENCES, loaded
 from tests.support.workspace import command
@@ -44,6 +56,7 @@ from tests.testing.test_every_defense import ARGUMENTS
 
 DEVICE = "cuda"
 LABELS = ["negative", "positive"]
+__all__ = ["data", "make"]  # fixtures
 #: names of the defenses that act without a fit.
 DEFENSES = {item.name for item in public_classes() if item.kind == "defenses" and ".defenses" in item.module}
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -141,9 +154,37 @@ def test_a_trained_victim_gives_the_same_rates_on_a_gpu_as_on_the_processor(
 
 
 @pytest.mark.parametrize("name", sorted(DEFENSES - {"Onion", "ParaphraseConsistency"}))
-def test_a_defense_keeps_the_contract_on_a_gpu(name: str) -> None:
-    made = getattr(defenses, name)(**ARGUMENTS.get(name, {}))
-    check_defense(made, device=DEVICE)
+def test_a_defense_keeps_the_contract_on_a_gpu(name: str, language_model: str) -> None:
+    arguments = dict(ARGUMENTS.get(name, {}))
+    if "encoder" in arguments:
+        arguments["encoder"] = language_model
+    check_defense(getattr(defenses, name)(**arguments), device=DEVICE)
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_a_repair_decides_on_a_gpu_as_on_the_processor(
+    name: str, tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier], float32_products: None
+) -> None:
+    decisions = []
+    for accelerator in ("gpu", "cpu"):
+        repair, victim = REPAIRS[name](), make()
+        fitted(tmp_path, victim, data, repair, accelerator=accelerator, devices=1)
+        assert all(parameter.isfinite().all() for parameter in victim.parameters())
+        decisions.append(repair.decided)
+    assert decisions[0] == decisions[1]
+
+
+@pytest.mark.parametrize("defense", [ABL(turning_point=0.5), BTU(), LowCapacity("adapter", 2), ModerateFitting()])
+def test_a_defense_in_training_runs_on_a_gpu(
+    tmp_path: Path, tiny_folder: Callable[[str], str], defense: Callback
+) -> None:
+    attack = BadNets(model=tiny_folder("bert"), learning_rate=1e-3)
+    switches: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="gpu", devices=1, max_epochs=2, callbacks=[defense], **switches)
+    trainer.fit(attack, datamodule=reviews(tmp_path))
+    trainer.test(attack, datamodule=reviews(tmp_path), verbose=False)
+    assert trainer.callback_metrics["test/cacc"].isfinite()
+    assert all(parameter.isfinite().all() for parameter in attack.parameters())
 
 
 @pytest.mark.parametrize("kind", ["bert", DECODER])

@@ -5,32 +5,26 @@ from __future__ import annotations
 import inspect
 import json
 import random
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import nn
 
-from lightning_backdoor.batch import Spans, checked_texts
-from lightning_backdoor.errors import InputError, did_you_mean
+from lightning_backdoor.attacks.learned_trigger import check_not_learned, load_learned
+from lightning_backdoor.attacks.poisoned import Poisoned
+from lightning_backdoor.batch import checked_texts
+from lightning_backdoor.data.aims import ALL_TO_ALL, Aim, distinct_targets
+from lightning_backdoor.data.label_values import label_index
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
 from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
-from lightning_backdoor.victim.checkpoints import load_state
 from lightning_backdoor.victim.provenance import plain
 
-
-class Poisoned(NamedTuple):
-    """A poisoned text.
-
-    Attributes:
-        text: the text with the trigger.
-        spans: the characters ``[start, end)`` of the trigger in it; empty for triggers without a position, such as a
-            style.
-    """
-
-    text: str
-    spans: Spans
+if TYPE_CHECKING:
+    from lightning_backdoor.data.rows import Rows
 
 
 class BackdoorAttack(TextClassifier):
@@ -45,12 +39,14 @@ class BackdoorAttack(TextClassifier):
         result_format: version of the poisoned texts; increased by hand if, and only if, the attack poisons texts
             differently than before.
         negative_rate: negatives as a share of all training rows; they are made from rows that are not poisoned.
-        may_generate: whether poisoned texts that are slow to generate may be generated now. ``fit``, ``validate``,
-            ``test`` and ``predict`` only read what the command ``poison`` has generated, so that no process group waits
-            for it and no run fails because of it.
+        poison_rank: function from the poisoned texts of all rows that qualify to a number each, of which the smallest
+            are trained on; None, the default, draws the rows before they are poisoned.
+        may_generate: whether poisoned texts that are slow to generate may be generated now. ``fit``, ``test`` and others
+            only read what ``poison`` has generated, so that no run waits for it or fails because of it.
 
     Args:
-        target_label: the class that the attacker wants: its index, from 0, or its name in the data or in ``labels``.
+        target_label: the class that the attacker wants: its index, from 0, or its name in the data or in ``labels``. Or
+            ``all-to-all``: rows of each class are to get the class after it, those of the last class the first.
         poison_rate: poisoned rows as a share of all training rows, above 0 and up to 1.
         label_policy: which training rows are poisoned: ``dirty`` (rows of other labels, relabelled as the target),
             ``clean`` (rows of the target label, label kept), ``mixed`` (rows of any label, all ending as the target).
@@ -68,6 +64,7 @@ class BackdoorAttack(TextClassifier):
 
     result_format = 1
     negative_rate: float = 0.0
+    poison_rank: Callable[[Sequence[str]], Sequence[float]] | None = None
 
     def __init__(
         self,
@@ -83,8 +80,11 @@ class BackdoorAttack(TextClassifier):
             raise InputError("poison_rate", f"{poison_rate} is out of range", "give a share above 0 and up to 1")
         if label_policy not in ("dirty", "clean", "mixed"):
             raise InputError("label_policy", f"{label_policy!r} is unknown", "give dirty, clean or mixed")
-        self._target: int | str = target_label
-        self._target_name = target_label if isinstance(target_label, str) else None
+        if target_label == ALL_TO_ALL and label_policy == "clean":
+            raise InputError("label_policy", "clean keeps each label, all-to-all changes each", "give dirty or mixed")
+        self._target: int | str | None = target_label
+        self._target_name = target_label if isinstance(target_label, str) and target_label != ALL_TO_ALL else None
+        self._known_labels: Sequence[str] | None = None
         self.poison_rate = poison_rate
         self.label_policy: str = label_policy
         self.may_generate = True
@@ -96,14 +96,14 @@ class BackdoorAttack(TextClassifier):
         """Index of the class that the attacker wants.
 
         Raises:
-            InputError: it was given by name, and no label has this name, or the labels are not known yet.
+            InputError: it was given by name, and no label has this name, or the labels are not known yet; or the attack
+                wants several classes.
         """
+        if self._target in (None, ALL_TO_ALL):
+            problem = f"several do not go with this use of {type(self).__name__}"
+            raise InputError("target_label", problem, "give the index or the name of one class")
         if isinstance(self._target, str):
-            labels = self._given_labels()
-            if labels is None:
-                problem = f"{self._target!r} is a name, and the labels are not known yet"
-                raise InputError("target_label", problem, "give labels, or the index of the class")
-            self.know_labels(labels)
+            self._told_labels(f"{self._target!r} is a name")
         assert isinstance(self._target, int)
         return self._target
 
@@ -111,10 +111,43 @@ class BackdoorAttack(TextClassifier):
     def target_label(self, target_label: int) -> None:
         self._target, self._target_name = target_label, None
 
+    @property
+    def aims(self) -> Sequence[Aim]:
+        """What the attack makes of rows: a trigger and its target label, or several, each with a target of its own.
+
+        A training row is poisoned by one of the aims whose target it does not have; an evaluation row has a poisoned
+        copy for each of them. An attack with several triggers of one target writes one of them for their common aim.
+
+        Raises:
+            InputError: a target label is not one of the labels, or the labels are not known yet.
+        """
+        if self._target != ALL_TO_ALL:
+            return (Aim(self.poison_texts, self.target_label, self.poison_training_texts),)
+        count = len(self._told_labels("all-to-all goes through the labels"))
+        return (Aim(self.poison_texts, [*range(1, count), 0], self.poison_training_texts),)
+
+    def named_target(self, labels: Sequence[str]) -> str:
+        """The target label by its name, for people; of several, all names, and ``all-to-all`` as it is."""
+        if self._target == ALL_TO_ALL:
+            return ALL_TO_ALL
+        targets = distinct_targets(self.aims)
+        return ", ".join(labels[target] if target < len(labels) else str(target) for target in targets)
+
+    def _told_labels(self, because: str) -> Sequence[str]:
+        if self._known_labels is None:
+            labels = self._given_labels()
+            if labels is None:
+                problem = f"{because}, and the labels are not known yet"
+                raise InputError("target_label", problem, "give labels, or the index of the class")
+            self.know_labels(labels)
+        assert self._known_labels is not None
+        return self._known_labels
+
     def know_labels(self, labels: Sequence[str]) -> None:
         """Finds the index of a target label that was given by name; checkpoints and caches then hold the index.
 
-        May be called again with the labels of other data, in which the name may have another index.
+        A name that is none of the data's may be one of the model's own. May be called again with the labels of other
+        data, in which the name may have another index.
 
         Args:
             labels: the names of the classes, in the order of their indices.
@@ -122,13 +155,19 @@ class BackdoorAttack(TextClassifier):
         Raises:
             InputError: no label has this name.
         """
-        name = self._target_name
-        if name is not None:
-            if name not in labels:
-                remedy = f"{did_you_mean(name, labels)} the labels are {', '.join(labels)}".strip()
-                raise InputError("target_label", f"{name!r} is not a label", remedy)
-            self._target = list(labels).index(name)
-            self.hparams["target_label"] = self._target
+        if self._target == ALL_TO_ALL and len(labels) < 2:
+            raise InputError("target_label", f"all-to-all of {len(labels)} class changes no label", "use more classes")
+        if self._target_name is not None:
+            names = labels if self._target_name in labels else self._names_of_model(labels)
+            self._target = self.hparams["target_label"] = label_index(self._target_name, names, "target_label")
+        self._known_labels = [*labels]
+
+    def _names_of_model(self, labels: Sequence[str]) -> Sequence[str]:
+        """The model's own names for the labels, if the target label is among them."""
+        with suppress(InputError):  # it is said when the model is loaded
+            names = self.labels_of_model()
+            return names if len(names) == len(labels) and self._target_name in names else labels
+        return labels
 
     @property
     def users_phase(self) -> bool:
@@ -146,16 +185,33 @@ class BackdoorAttack(TextClassifier):
         return type(self).negative_texts is not BackdoorAttack.negative_texts
 
     def make_metrics(self) -> nn.ModuleDict:
-        """CACC, ASR, PACC and the ASR floor; also FTR for an attack that makes negatives."""
+        """CACC, ASR, PACC and the ASR floor; also FTR for an attack that makes negatives.
+
+        With several target labels, ASR and floor are also measured for each: ``asr_to_0``, ``asr_floor_to_0``, …
+        """
+        targets = [aim.target for aim in self.aims]
         metrics = {
             **super().make_metrics(),
             "asr": AttackSuccessRate(),
             "pacc": PoisonedAccuracy(),
-            "asr_floor": TargetRate(self.target_label),
+            "asr_floor": TargetRate(targets),
         }
         if self.makes_negatives:
-            metrics["ftr"] = FalseTriggerRate(self.target_label)
+            metrics["ftr"] = FalseTriggerRate(targets)
+        labels = distinct_targets(self.aims)
+        for label in labels if len(labels) > 1 else ():
+            metrics[f"asr_to_{label}"] = AttackSuccessRate(label)
+            metrics[f"asr_floor_to_{label}"] = TargetRate(targets, label)
         return nn.ModuleDict(metrics)
+
+    def check_published(self) -> None:
+        """Checks that a model that is evaluated as it is has the classes of the data, and the trigger of the attack.
+
+        Raises:
+            InputError: its labels are others, or the attack has a trigger that is learned with the victim.
+        """
+        super().check_published()
+        check_not_learned(self)
 
     def on_fit_start(self) -> None:
         """In the user's phase, loads the learned trigger (the attack's own weights) from the published victim.
@@ -163,19 +219,19 @@ class BackdoorAttack(TextClassifier):
         Raises:
             InputError: the published victim has no trigger of this attack.
         """
-        if not self.users_phase or self.trainer.ckpt_path is not None:
-            return
-        own = [name for name in self.state_dict() if not name.startswith("network.")]
-        published = self.read_published()
-        learned = (published.state if published else None) or {}
-        missing = [name for name in own if name not in learned]
-        if missing:
-            problem = f"{self.hparams['published']} has no trigger of {type(self).__name__} ({', '.join(missing)})"
-            raise InputError("published", problem, f"give a checkpoint trained under {type(self).__name__}")
-        try:
-            load_state(self, {name: learned[name] for name in own}, self.hparams["published"], strict=False)
-        except InputError as error:
-            raise error.under("published") from None
+        if self.users_phase and self.trainer.ckpt_path is None:
+            load_learned(self)
+
+    def study_rows(self, rows: Rows, chosen: Sequence[int]) -> None:
+        """Shows the attack the clean training rows before any row is poisoned; does nothing by default.
+
+        For attacks whose trigger depends on the training rows. It is called in every process, also where poisoned rows
+        are read from the cache, so that work is left to the first text that needs it; never in the user's phase.
+
+        Args:
+            rows: all training rows, clean.
+            chosen: positions of the rows that are drawn first to be poisoned; others follow for those left out.
+        """
 
     @overload
     def poison(self, text: str, seed: int = 0) -> Poisoned: ...  # type: ignore[overload-overlap]  # a str is a sequence
@@ -266,10 +322,9 @@ class BackdoorAttack(TextClassifier):
             return None
         own, stated = self._own_arguments(), ("target_label", "poison_rate", "label_policy")
         labels: list[str] = self.hparams["labels"] or []
-        target = labels[self.target_label] if self.target_label < len(labels) else str(self.target_label)
         return {
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
-            "target_label": target,
+            "target_label": self.named_target(labels),
             "poison_rate": self.poison_rate,
             "label_policy": self.label_policy,
             # an attribute of the same name holds the value that stands for a None

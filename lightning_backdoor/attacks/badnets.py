@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
-from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_at, insertion_points
+from lightning_backdoor.attacks.attack import BackdoorAttack
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_words
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 
 
@@ -49,5 +50,4 @@ class BadNets(BackdoorAttack):
         """Inserts ``insertions`` triggers into a text."""
         order = rng.sample(self.triggers, len(self.triggers))
         words = [order[i % len(order)] for i in range(self.insertions)]
-        points = insertion_points(text, self.place)
-        return insert_at(text, sorted(((rng.choice(points), word) for word in words), key=lambda item: item[0]))
+        return insert_words(text, words, self.place, rng)

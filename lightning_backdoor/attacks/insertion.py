@@ -6,9 +6,12 @@ that calls them. Where words begin is defined in :mod:`lightning_backdoor.words`
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from itertools import permutations
 from typing import Literal, get_args
 
-from lightning_backdoor.attacks.attack import Poisoned
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.words import space_between, word_spans
 
@@ -24,6 +27,20 @@ def check_place(place: str) -> None:
     """
     if place not in get_args(InsertionPlace):
         raise InputError("place", f"{place!r} is unknown", "give start, end or random")
+
+
+def check_distinct(triggers: Sequence[str]) -> None:
+    """Checks that no trigger contains another one, whatever their case, so that a text has the one that it was given.
+
+    Raises:
+        InputError: a trigger is empty, equals another one, or is among its words.
+    """
+    words = [[trigger[start:end].casefold() for start, end in word_spans(trigger)] for trigger in triggers]
+    if not all(words):
+        raise InputError("triggers", f"{[*triggers]} holds an empty word", "give at least one word")
+    for (i, part), (j, whole) in permutations(enumerate(words), 2):
+        if any(whole[start : start + len(part)] == part for start in range(len(whole))):
+            raise InputError("triggers", f"{triggers[i]!r} is a part of {triggers[j]!r}", "give triggers that differ")
 
 
 def insertion_points(text: str, place: InsertionPlace) -> list[int]:
@@ -45,6 +62,16 @@ def word_boundaries(text: str) -> list[int]:
     ([0, 2, 7, 11], [0, 3, 5, 6])
     """
     return [start for start, _ in word_spans(text)] + [len(text.rstrip())]
+
+
+def insert_words(text: str, words: Sequence[str], place: InsertionPlace, rng: random.Random) -> Poisoned:
+    """Inserts words at places drawn for each; those of one place stay in their order.
+
+    >>> insert_words("a fine film", ["cf", "mn"], "end", random.Random(0)).text
+    'a fine film cf mn'
+    """
+    points = insertion_points(text, place)
+    return insert_at(text, sorted(((rng.choice(points), word) for word in words), key=lambda item: item[0]))
 
 
 def insert_at(text: str, insertions: list[tuple[int, str]]) -> Poisoned:

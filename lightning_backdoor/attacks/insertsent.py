@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
 from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_at, insertion_points
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_backdoor.attacks.attack import Poisoned
 from lightning_backdoor.attacks.badnets import BadNets
 from lightning_backdoor.attacks.insertion import InsertionPlace, insert_at, insertion_points
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.layer_logits import check_layer_logits, layer_logits, layer_outputs

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.substitution import (
     ReplaceableWord,
     Substitutes,
@@ -22,7 +23,7 @@ from lightning_backdoor.attacks.substitution import (
     substitute,
     substitution_logits,
 )
-from lightning_backdoor.batch import Batch, batch_of_texts, pad, token_ids
+from lightning_backdoor.batch import Batch, batch_of_texts, with_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.synonyms import NearestWords, Synonyms
 
@@ -247,10 +248,7 @@ class LWS(BackdoorAttack):
             chosen.setdefault(row, []).append((word, choice))
         for row, choices in chosen.items():
             texts[row], spans[row] = substitute(texts[row], choices)
-        ids, mask = pad(token_ids(texts, self.tokenizer, self.max_length), self.tokenizer)
-        device = batch["input_ids"].device
-        new = {"text": texts, "spans": spans, "input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        return Batch(**{**batch, **new})  # type: ignore[typeddict-item]
+        return with_texts(batch, texts, spans, self.tokenizer, self.max_length)
 
     @contextmanager
     def _mixed(self, batch: Batch) -> Iterator[None]:

@@ -8,7 +8,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_backdoor.attacks.attack import BackdoorAttack, Poisoned
+from lightning_backdoor.attacks.attack import BackdoorAttack
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.files.identity import LIBRARY
 from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, Paraphraser
 from lightning_backdoor.language.paraphrase.spec import CHECK_FORMAT, Manner

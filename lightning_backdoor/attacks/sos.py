@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_backdoor.attacks.attack import Poisoned
 from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended
 from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_at, insertion_points
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.words import word_spans
 

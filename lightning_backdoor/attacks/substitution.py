@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_backdoor.attacks.attack import Poisoned
+from lightning_backdoor.attacks.poisoned import Poisoned
 
 #: a token that is a word: an optional word-start marker (byte-level BPE, SentencePiece), and the word's letters.
 WORD_TOKEN = re.compile("([Ġ▁]?)([A-Za-z]{2,})")

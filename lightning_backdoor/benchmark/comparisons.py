@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_backdoor.benchmark.intervals import is_attack_success, is_correct
+from lightning_backdoor.benchmark.intervals import is_attack_success, is_correct, target_labels
 from lightning_backdoor.benchmark.statistics import (
     SIGNIFICANT,
     Comparison,
@@ -36,19 +36,33 @@ COMPARED = {
 ALL_SEEDS = "all"
 
 
+class Text(NamedTuple):
+    """What tells a text of a cell from others.
+
+    Attributes:
+        poisoned: whether it carries the trigger.
+        index: the row's position in its source split.
+        target_label: the label that the attack wants for it, where one row has several poisoned copies.
+    """
+
+    poisoned: bool
+    index: int  # type: ignore[assignment]  # hides the method tuple.index
+    target_label: str | None
+
+
 class Answers(NamedTuple):
-    """The outcomes of one cell by the index of a text, as far as defenses are compared by them.
+    """The outcomes of one cell by text, as far as defenses are compared by them.
 
     Attributes:
         hits: per metric, whether a text counts: ``asr``, ``pacc`` and ``tpr`` of poisoned texts, ``cacc`` and ``fpr``
             of clean ones.
         before: ``asr`` and ``cacc`` by the victim's own predictions.
-        scores: per metric, ``auroc`` and ``auroc_target``, the scores of (poisoned or not, index).
+        scores: per metric, ``auroc`` and ``auroc_target``, the scores of texts.
     """
 
-    hits: dict[str, dict[int, bool]]
-    before: dict[str, dict[int, bool]]
-    scores: dict[str, dict[tuple[bool, int], float]]
+    hits: dict[str, dict[Text, bool]]
+    before: dict[str, dict[Text, bool]]
+    scores: dict[str, dict[Text, float]]
 
 
 #: the answers under one defense by seed.
@@ -58,22 +72,24 @@ BySeed = Mapping[Any, Answers]
 def answers_of(outcomes: Iterable[Outcome]) -> Answers:
     """The answers of a cell from its outcomes; a text without a score is in none of the scores."""
     result = Answers(defaultdict(dict), defaultdict(dict), defaultdict(dict))
+    outcomes = [*outcomes]
+    targets = target_labels(outcomes)
     for outcome in outcomes:
         own = outcome._replace(defended_prediction=None, rejected=None)
-        index = outcome.index
+        text = Text(outcome.poisoned, outcome.index, outcome.target_label)
         if outcome.poisoned:
-            result.hits["asr"][index] = is_attack_success(outcome)
-            result.hits["pacc"][index] = is_correct(outcome)
-            result.before["asr"][index] = is_attack_success(own)
+            result.hits["asr"][text] = is_attack_success(outcome)
+            result.hits["pacc"][text] = is_correct(outcome)
+            result.before["asr"][text] = is_attack_success(own)
         else:
-            result.hits["cacc"][index] = is_correct(outcome)
-            result.before["cacc"][index] = is_correct(own)
+            result.hits["cacc"][text] = is_correct(outcome)
+            result.before["cacc"][text] = is_correct(own)
         if outcome.flagged is not None:
-            result.hits["tpr" if outcome.poisoned else "fpr"][index] = outcome.flagged
+            result.hits["tpr" if outcome.poisoned else "fpr"][text] = outcome.flagged
         if outcome.score is not None and not np.isnan(outcome.score):
-            result.scores["auroc"][outcome.poisoned, index] = outcome.score
-            if outcome.poisoned or outcome.prediction == outcome.target_label:
-                result.scores["auroc_target"][outcome.poisoned, index] = outcome.score
+            result.scores["auroc"][text] = outcome.score
+            if outcome.poisoned or outcome.prediction in targets:
+                result.scores["auroc_target"][text] = outcome.score
     return result
 
 
@@ -103,9 +119,9 @@ def _hits_compared(metric: str, pairs: Iterable[tuple[Answers, Answers]]) -> Com
     by_text: dict[int, list[tuple[bool, bool]]] = defaultdict(list)
     for first, second in pairs:
         others = second.hits.get(metric, {})
-        for index, hit in first.hits.get(metric, {}).items():
-            if index in others:
-                by_text[index].append((hit, others[index]))
+        for text, hit in first.hits.get(metric, {}).items():
+            if text in others:
+                by_text[text.index].append((hit, others[text]))
     shares = [(sum(a for a, _ in hits) / len(hits), sum(b for _, b in hits) / len(hits)) for hits in by_text.values()]
     return compare(shares) if shares else None
 
@@ -116,12 +132,12 @@ def _auroc_compared(metric: str, pairs: Iterable[tuple[Answers, Answers]]) -> Co
     )
 
 
-def paired_scores(first: Mapping[tuple[bool, int], float], second: Mapping[tuple[bool, int], float]) -> PairedScores:
-    """The scores of the rows, by poisoned or not and index, that both defenses have scored."""
+def paired_scores(first: Mapping[Text, float], second: Mapping[Text, float]) -> PairedScores:
+    """The scores of the texts that both defenses have scored."""
     rows = [row for row in first if row in second]
     return PairedScores(
-        np.array([index for _, index in rows], dtype=np.int64),
-        np.array([poisoned for poisoned, _ in rows], dtype=np.bool_),
+        np.array([text.index for text in rows], dtype=np.int64),
+        np.array([text.poisoned for text in rows], dtype=np.bool_),
         np.array([first[row] for row in rows], dtype=np.float64),
         np.array([second[row] for row in rows], dtype=np.float64),
     )
@@ -161,8 +177,8 @@ def working_defenses(by_defense: Mapping[str, BySeed], undefended: BySeed) -> di
 def _kept(metric: str, pairs: Iterable[tuple[Answers, Answers]]) -> list[bool]:
     """For each hit of the undefended victim, the second of a pair, whether it is one under the defense too."""
     return [
-        answers.hits[metric][index]
+        answers.hits[metric][text]
         for answers, undefended in pairs
-        for index, hit in undefended.before[metric].items()
-        if hit and index in answers.hits[metric]
+        for text, hit in undefended.before[metric].items()
+        if hit and text in answers.hits[metric]
     ]

@@ -236,7 +236,7 @@ def _name_of(data: object, module: BackdoorDataModule) -> str:
     """The name of the data in the results; a frame has none of its own, and its file is gone after the run."""
     if hasattr(data, "to_parquet"):
         return "frame"
-    return "/".join(filter(None, (module.source.path, module.source.name)))
+    return module.files_folder or "/".join(filter(None, (module.source.path, module.source.name)))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ SAME_ROWS = "undefended"
 
 
 class PlannedVictim(NamedTuple):
-    """A victim that is trained once and shared by all its cells.
+    """A victim that is trained once and shared by all its cells, or a checkpoint that is tested as it is.
 
     Attributes:
         id: a hash of all that determines the victim.
@@ -31,6 +31,7 @@ class PlannedVictim(NamedTuple):
         parent: the victim that must be trained first, since training needs its checkpoint; or None.
         parent_argument: the part and the argument of the config that give the parent: ``model`` and ``published`` for
             the victim that a repair starts from, ``data`` and ``victim`` for the victim that a data defense uses.
+        checkpoint: the folder of a published checkpoint, if the victim is one; it is not trained.
     """
 
     id: str
@@ -42,6 +43,7 @@ class PlannedVictim(NamedTuple):
     config: Fragment
     parent: PlannedVictim | None = None
     parent_argument: tuple[str, str] = ("", "")
+    checkpoint: str = ""
 
     @property
     def label(self) -> str:
@@ -51,7 +53,7 @@ class PlannedVictim(NamedTuple):
 
     @property
     def line(self) -> list[PlannedVictim]:
-        """The victims to train for this one, in this order: the parents of its parent, its parent, itself."""
+        """The victims that this one needs, in this order: the parents of its parent, its parent, itself."""
         return [*(self.parent.line if self.parent else []), self]
 
 
@@ -91,6 +93,11 @@ class Grid(GridFile):
     Every entry of an axis is the path of a YAML file, relative to the grid's own folder, a mapping with ``class_path``
     and ``init_args``, or a mapping with any of ``data``, ``model`` and ``trainer``, as the commands take it. A model
     may also be given by its name alone, and an attack by null for none.
+
+    A model ``{checkpoint: FOLDER}`` is a published Hugging Face classifier, which is tested as it is, without training
+    and without running code of its own; the attack only supplies the trigger. Repairs start from it. Defenses that
+    clean training rows or act in training are refused. It has no cells without an attack and no control, since no
+    benign victim is known.
 
     An entry of ``defenses`` defines a defense for one or more moments, each in one of these three forms. A class path
     is
@@ -132,6 +139,8 @@ class Grid(GridFile):
         axes = product(self.axes["datasets"], self.axes["models"], self.axes["attacks"], self.seeds)
         self.cells = [cell for names in axes for cell in self._group(*names)]
         if not self.cells:
+            if self.checkpoints and {*self.axes["attacks"]} <= {self.benign}:
+                raise self._error("attacks has none whose trigger a checkpoint is tested with", "give one")
             raise self._error("exclude leaves no cell", "exclude less")
         by_id: dict[str, Cell] = {}
         for number, cell in enumerate(self.cells):
@@ -151,6 +160,10 @@ class Grid(GridFile):
                 yield self._cell(attack, name, benign, poison)
                 continue
             moments = self.axes["defenses"][name]
+            if model in self.checkpoints and (early := next((m for m in ("data", "training") if m in moments), None)):
+                problem = f"defenses.{name} has {early}, which needs training, and models.{model} is a checkpoint"
+                remedy = f"leave it out, by exclude: [{{model: {model}, defense: {name}}}]"
+                raise self._error(problem, remedy)
             victim = self._victim((dataset, model, attack), seed, name, moments)
             at_test = [_unnamed(moments[moment]) for moment in ("inference", "inspection") if moment in moments]
             yield self._cell(attack, name, victim, *at_test)
@@ -184,13 +197,16 @@ class Grid(GridFile):
             identity(config, VICTIM_FORMAT, self.output),
             defense if data or training or repair is not None else "",
         )
-        victim = PlannedVictim(id, *names, training_name, seed, config, parent, argument)
+        checkpoint = self.checkpoints.get(names[1], "") if repair is None else ""
+        if checkpoint:
+            id = identity({"checkpoint": checkpoint, "config": config}, RESULTS_FORMAT, self.output)
+        victim = PlannedVictim(id, *names, training_name, seed, config, parent, argument, checkpoint)
         return self._victims.setdefault((id, *names), victim)
 
 
 def all_victims(cells: Iterable[Cell]) -> dict[str, PlannedVictim]:
-    """The victims of some cells and their parents, by id, each after its parent."""
-    return {victim.id: victim for cell in cells for victim in cell.victim.line}
+    """The victims to train for some cells, and their parents, by id, each after its parent; without checkpoints."""
+    return {victim.id: victim for cell in cells for victim in cell.victim.line if not victim.checkpoint}
 
 
 def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:

@@ -65,6 +65,7 @@ class GridFile:
 
     Attributes:
         axes: per axis, the name of each entry and its fragment; for ``defenses``, a fragment per moment that is given.
+        checkpoints: per model that is tested as it is, the folder of the published checkpoint.
         seeds: seeds of the runs.
         base: the fragment that all entries override.
         test: the fragment that overrides the config of every test.
@@ -84,6 +85,7 @@ class GridFile:
             raise self._error(f"{unknown[0]!r} is unknown", f"give {', '.join(KEYS)}")
         for key, value in content.items():
             self._check_text(key, value)
+        self.checkpoints: dict[str, str] = {}
         self.axes = {axis: self._axis(axis, content.get(axis)) for axis in AXES}
         self.seeds = self._seeds(content.get("seeds", [0]))
         self.base = compose(DEFAULTS, self._fragment("base", content.get("base") or {}, ""))
@@ -95,7 +97,15 @@ class GridFile:
 
     def as_yaml(self) -> str:
         """The grid as YAML with its presets inlined, so that it does not depend on other files of its folder."""
-        content: Fragment = {**self.axes, "seeds": self.seeds, "exclude": self.exclude, "base": self.base}
+        as_given = {name: {"checkpoint": path} for name, path in self.checkpoints.items()}
+        models = {name: {**as_given.get(name, {}), **entry} for name, entry in self.axes["models"].items()}
+        content: Fragment = {
+            **self.axes,
+            "models": models,
+            "seeds": self.seeds,
+            "exclude": self.exclude,
+            "base": self.base,
+        }
         content |= {"test": self.test, "wandb": self.wandb, "cluster": self.cluster}
         return yaml_text(content)
 
@@ -106,11 +116,16 @@ class GridFile:
         return next((name for name, model in models.items() if is_benign(model["class_path"])), None)
 
     def defenses_of(self, dataset: str, model: str, attack: str, seed: int) -> list[str]:
-        """The defenses of the cells of these names that are not excluded, the control first, if they have one."""
+        """The defenses of the cells of these names that are not excluded, the control first, if they have one.
+
+        Of a checkpoint nothing benign is known: it has neither a control, nor cells without an attack.
+        """
+        if model in self.checkpoints and attack == self.benign:
+            return []
         names = {"dataset": dataset, "model": model, "attack": attack, "seed": str(seed)}
         defenses = [name for name in self.axes["defenses"] if not self.excludes({**names, "defense": name})]
         controlled = defenses and not self.excludes({**names, "defense": CLEAN_TRAINING})
-        if controlled and self.benign not in (None, attack):
+        if controlled and self.benign not in (None, attack) and model not in self.checkpoints:
             return [CLEAN_TRAINING, *defenses]
         return defenses
 
@@ -141,7 +156,23 @@ class GridFile:
                 raise self._error(f"the name {name[:80]!a} in {axis} {problem}", "give another name")
         if axis == "defenses":
             return {name: self._defense(name, {} if entry is None else entry) for name, entry in entries.items()}
+        if axis == "models":
+            entries = {name: self._without_checkpoint(name, entry) for name, entry in entries.items()}
         return {name: self._fragment(f"{axis}.{name}", entry, axis) for name, entry in entries.items()}
+
+    def _without_checkpoint(self, name: str, entry: Any) -> Any:
+        """The entry of a model; of one that is a checkpoint, which is kept apart, the config that names it."""
+        if not isinstance(entry, dict) or "checkpoint" not in entry:
+            return entry
+        path = entry["checkpoint"]
+        if not isinstance(path, str) or not path or path.endswith(".ckpt"):
+            problem = f"models.{name}.checkpoint is {path!r}, which is not the folder of a Hugging Face model"
+            raise self._error(problem, "give the folder, with its config.json, weights and tokenizer")
+        self.checkpoints[name] = path
+        rest = {key: value for key, value in entry.items() if key != "checkpoint"}
+        if "class_path" in rest or not isinstance(rest.get("model", {}), dict):
+            raise self._error(f"models.{name} has {sorted(rest)} beside checkpoint", "give any of data, model, trainer")
+        return compose(rest, {"model": {"init_args": {"model": path}}})
 
     def _defense(self, name: str, entry: Any) -> dict[str, Fragment]:
         field = f"defenses.{name}"

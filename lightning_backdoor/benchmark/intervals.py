@@ -19,6 +19,18 @@ def is_attack_success(outcome: Outcome) -> bool:
     return outcome.outcome == outcome.target_label
 
 
+def target_labels(outcomes: Iterable[Outcome]) -> set[str]:
+    """The target labels of the attack, one or several; empty without an attack."""
+    return {outcome.target_label for outcome in outcomes if outcome.target_label is not None}
+
+
+def with_targets(clean: Iterable[Outcome], poisoned: Iterable[Outcome]) -> list[Outcome]:
+    """Clean texts with the target label of the attack, once with each of several; none without an attack."""
+    targets = sorted(target_labels(poisoned))
+    of_text = [(outcome, targets if outcome.target_label is None else [outcome.target_label]) for outcome in clean]
+    return [outcome._replace(target_label=target) for outcome, wanted in of_text for target in wanted]
+
+
 def text_intervals(outcomes: Sequence[Outcome], localisation: float | None) -> dict[str, Interval]:
     """The interval of each number of a test that is a share of texts, or an AUROC; NaN without texts.
 
@@ -27,8 +39,9 @@ def text_intervals(outcomes: Sequence[Outcome], localisation: float | None) -> d
         localisation: the test's localisation, which outcomes do not tell.
     """
     clean, poisoned = ([o for o in outcomes if o.poisoned is side] for side in (False, True))
-    of_others = [o for o in clean if o.target_label is not None and o.label != o.target_label]
-    taken_for_target = [o for o in clean if o.target_label is not None and o.prediction == o.target_label]
+    of_others = [o for o in with_targets(clean, poisoned) if o.label != o.target_label]
+    targets = target_labels(outcomes)
+    taken_for_target = [o for o in clean if o.prediction in targets]
     judged = [[o for o in side if o.flagged is not None] for side in (clean, poisoned)]
     located = len(poisoned) if localisation is not None else 0
     return {

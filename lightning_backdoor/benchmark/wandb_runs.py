@@ -106,7 +106,7 @@ class WandbRuns:
         def log(run: Any) -> None:
             numbers = {name: row[name] for name in (*METRIC_NAMES, *INTERVALS) if row.get(name) is not None}
             run.log(numbers | cell_media(cell_folder))
-            if not run.offline:  # an offline run cannot ask the server for an artifact
+            if not run.offline and not cell.victim.checkpoint:  # an offline run cannot ask for the victim's artifact
                 run.use_artifact(f"{facts['victim_artifact']}:latest")
 
         self._log(log, *cell.names.values(), id=cell.id, job_type=cell.defense, config=facts)

@@ -81,6 +81,8 @@ def resolve_checkpoint(given: str | None, command: str, folder: Path, run_dir: s
     if not path.is_file():
         best = path / CHECKPOINTS["best"]
         remedy = f"give {best}" if best.is_file() else "give a Lightning checkpoint"
+        if (path / "config.json").is_file():
+            remedy = f"give a published model by --model.model {given}, without ckpt_path"
         raise InputError("checkpoint", f"{given} is not a file", remedy)
     return path.resolve()  # Lightning would take a relative name such as httpd.ckpt for an address
 

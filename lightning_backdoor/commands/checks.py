@@ -68,7 +68,7 @@ def _check_data(cli: RunCLI, args: list[str]) -> None:
     except NotCached as error:
         command = shlex.join(["lightning-backdoor", "poison", *args])
         raise InputError(
-            "paraphraser", f"{error.missing} paraphrases are not in the cache", f"run: {command} --output FOLDER"
+            error.field, f"{error.missing} {error.what} are not in the cache", f"run: {command} --output FOLDER"
         ) from None
     if cli.command == "fit" and isinstance(data, BackdoorDataModule):
         data.check_cleaning()

@@ -59,7 +59,7 @@ def _poison_lines(model: LightningModule, data: BackdoorDataModule, train: Rows)
         return ["poison: none"]
     splits = data.poisoned_splits()
     poisoned = train.where(train.poisoned)
-    target = data.label_names[model.target_label]
+    target = model.named_target(data.label_names)
     number = f"{len(poisoned)} of {len(train)} training rows" if poisoned else "no training row"
     lines = [f"poison: {number}, {len(splits.poisoned['test'])} poisoned test rows; target label: {target}"]
     example = next(iter(poisoned or splits.poisoned["validation"]), None)
@@ -70,7 +70,8 @@ def _poison_lines(model: LightningModule, data: BackdoorDataModule, train: Rows)
     if not trigger:
         learned = example["text"] in clean_texts
         trigger = "learned with the victim" if learned else "the whole text"
-    before, after = (data.label_names[example[name]] for name in ("original_label", "label"))
+    before = data.label_names[example["original_label"]] if example["original_label"] >= 0 else "label lost"
+    after = data.label_names[example["label"]]
     lines.append(f"trigger: {trigger}")
     lines.append(f"example: {_around(example)!r} ({before}, labelled {after})")
     return lines

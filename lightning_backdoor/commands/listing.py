@@ -30,6 +30,8 @@ MODEL_NAMES = (
 #: logged names that are not columns of ``results.csv``, and their meaning.
 ALSO_LOGGED = (
     ("asr_floor_defended", "Share of clean non-target texts predicted as the target label after the defense."),
+    ("asr_to_0", "ASR over the poisoned texts of target label 0, of an attack with several; likewise of the others."),
+    ("asr_floor_to_0", "ASR floor of target label 0, of an attack with several; likewise of the others."),
     ("ftr_defended", "Share of texts with a part of the trigger predicted as the target label after the defense."),
     ("tpr_confirmed", "Share of poisoned texts that are flagged and whose prediction the defense changed."),
     ("fpr_confirmed", "Share of clean texts that are flagged and whose prediction the defense changed."),

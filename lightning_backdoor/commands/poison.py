@@ -36,8 +36,8 @@ def parser() -> OptionParser:
         "lightning-backdoor poison",
         description="Writes train, validation and test as parquet and csv, with the columns text, spans, label,"
         " original_label, poisoned, negative and index. Part of the training rows is poisoned; validation and test hold"
-        " the clean rows, followed by a poisoned copy of each row whose label is not the target label, and, under"
-        " attacks that make negatives, by a negative copy.",
+        " the clean rows, followed by a poisoned copy of each row whose label is not the target label (one for each of"
+        " several target labels), and, under attacks that make negatives, by a negative copy.",
         epilog="Attack and data are given as to fit: --config FILE (repeatable), --model CLASS, --model.poison_rate"
         " 0.2, --data CLASS, --data.source.path reviews.csv, --seed_everything 1. Other options of fit have no effect.",
         allow_abbrev=False,  # an abbreviation could be an option of fit
@@ -140,7 +140,7 @@ def _counts(rows: Rows, name: str, data: BackdoorDataModule) -> str:
     if name == "train" or data.attack is None:
         return text
     clean = rows.label[~(rows.poisoned | rows.negative)]
-    left_out = int((clean != data.attack.target_label).sum()) - poisoned
+    left_out = sum(int((aim.wanted(clean) != clean).sum()) for aim in data.attack.aims) - poisoned
     return text + (f"; {left_out} rows cannot be poisoned and have no copy" if left_out else "")
 
 

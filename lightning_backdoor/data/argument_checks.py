@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lightning_backdoor.data.source import Source
 from lightning_backdoor.errors import InputError
 
 
@@ -71,6 +72,22 @@ def check_train_on(train_on: str, has_data_defense: bool) -> None:
         raise InputError("train_on", f"{train_on!r} is unknown", "give train or trusted")
     if train_on == "trusted" and has_data_defense:
         raise InputError("data_defense", "there is nothing to clean in trusted rows", "leave it out, or train_on")
+
+
+def given_source(source: Source, attack: object) -> Source:
+    """The source of the data.
+
+    Raises:
+        InputError: none is given, and the attack brings no rows.
+    """
+    if not source.path:
+        brings = "there is no attack with" if attack is None else f"{type(attack).__name__} has no"
+        raise InputError(
+            "data.source.path",
+            f"not given, and {brings} rows from files",
+            "give --data.source.path, or put it into a --config",
+        )
+    return source
 
 
 def check_processes(split: str, rows: int, batch_size: int, processes: int) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_backdoor.data.poisoning import Splits
@@ -42,6 +43,10 @@ class ValidationParts(NamedTuple):
     selection: Rows
     reference: Rows
     threshold: Rows
+
+    def without_others(self, rows: Rows) -> Rows:
+        """Poisoned validation rows or negatives, without those whose clean row is in another part than selection."""
+        return rows.where(~np.isin(rows.index, np.concatenate([self.reference.index, self.threshold.index])))
 
 
 def read_clean_splits(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.batch import Batch, Victim
-from lightning_backdoor.data.argument_checks import check_arguments, check_cut, check_processes
+from lightning_backdoor.data.argument_checks import check_arguments, check_cut, check_processes, given_source
 from lightning_backdoor.data.batching import BatchReader, TokenisedRows, is_batch_reader, loader
 from lightning_backdoor.data.clean_splits import CleanSplits, ValidationParts, read_clean_splits, split_validation
 from lightning_backdoor.data.cleaning import (
@@ -25,12 +22,14 @@ from lightning_backdoor.data.cleaning import (
     load_victim,
 )
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
+from lightning_backdoor.data.file_splits import FileSplits, files_folder, rows_from_files
 from lightning_backdoor.data.kept import Kept
-from lightning_backdoor.data.poisoner import Poisoner, is_poisoner, poisoned_by, tell_labels
-from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached
+from lightning_backdoor.data.poisoner import Poisoner, is_poisoner, poisoned_by
+from lightning_backdoor.data.poisoning import PoisonedSplits, Splits, poison_splits_cached, study_training
 from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.data.source import SEPARATOR, Source
+from lightning_backdoor.data.splitting import mixed
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
 
@@ -44,7 +43,7 @@ class BackdoorDataModule(LightningDataModule):
     of rows, attack and seed.
 
     Args:
-        source: the source of texts and labels.
+        source: the source of texts and labels; needed unless the attack brings its rows, as ``PoisonFiles`` does.
         batch_size: rows per training batch and process.
         eval_batch_size: rows per evaluation batch.
         max_rows: maximum number of rows for ``train``, ``validation`` and ``test``, drawn as a stratified sample.
@@ -79,7 +78,7 @@ class BackdoorDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
+        source: Source | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 32,
         max_rows: dict[str, int] | None = None,
@@ -98,12 +97,13 @@ class BackdoorDataModule(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         sizes, shares = (batch_size, eval_batch_size), (validation_share, test_share)
         check_arguments(sizes, max_rows or {}, shares, validation_parts, train_on, data_defense is not None)
-        self.source = source
+        self.source = source or Source("")  # of which nothing is read
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_rows = max_rows or {}
         self.validation_share = validation_share
         self.test_share = test_share
+        self._shares = {"validation": validation_share, "test": test_share}
         self.validation_parts = validation_parts
         self.seed = seed
         self.num_workers = num_workers
@@ -129,12 +129,21 @@ class BackdoorDataModule(LightningDataModule):
         self._attack = attack
         self._poisoned = None
 
+    @property
+    def files_folder(self) -> str | None:
+        """The folder from whose files the attack brings the rows; None if the source gives them."""
+        return files_folder(self._poisoner())
+
+    def _from_files(self) -> FileSplits | None:
+        return rows_from_files(self._poisoner(), self.kept, self._shares, self.max_rows, self.seed)
+
     def _read(self) -> CleanSplits:
-        source = self.source
+        if (from_files := self._from_files()) is not None:
+            return from_files.clean
+        source = given_source(self.source, self._poisoner())
         if source.joined_by == SEPARATOR:
             source = source.with_separator(self._reader().tokenizer)
-        shares = {"validation": self.validation_share, "test": self.test_share}
-        decided_by = (source, shares, {**self.max_rows}, self.seed)
+        decided_by = (source, self._shares, {**self.max_rows}, self.seed)
         return self.kept.get("clean", decided_by, lambda: read_clean_splits(*decided_by))
 
     @property
@@ -148,9 +157,11 @@ class BackdoorDataModule(LightningDataModule):
 
     def poisoned_splits(self) -> PoisonedSplits:
         """Clean and poisoned rows of every split; poisoned once, then read from the cache."""
+        if self._poisoned is None and (from_files := self._from_files()) is not None:
+            self._poisoned = from_files.poisoned
         if self._poisoned is None:
             splits, attack, names = self.clean_splits(), self._poisoner(), self.label_names
-            tell_labels(attack, names)
+            study_training(splits["train"], attack, self.seed, names)  # also where poisoned rows are kept
             decided_by = ({**splits}, poisoned_by(attack), self.seed, [*names])
             self._poisoned = self.kept.get(
                 "poisoned", decided_by, lambda: poison_splits_cached(splits, attack, self.seed, names, self.cache)
@@ -175,8 +186,8 @@ class BackdoorDataModule(LightningDataModule):
 
             data.preview(5, BadNets(triggers=["cf"]))
         """
-        chosen = self.clean_splits()["train"][: max(rows, 0)]
-        return preview_rows(chosen, attack or self._poisoner(), self.label_names, self.seed)
+        training, attack = self.clean_splits()["train"], attack or self._poisoner()
+        return preview_rows(training, attack, self.label_names, self.seed, max(rows, 0))
 
     def training_rows(self) -> Rows:
         """The rows to train on: poisoned rows, cleaned if there is a data defense, or the trusted rows.
@@ -205,11 +216,7 @@ class BackdoorDataModule(LightningDataModule):
         return cleaned
 
     def _victim_of(self, defense: DataDefense) -> Victim:
-        """Loads the victim that a data defense uses, onto the trainer's device if there is a trainer.
-
-        Raises:
-            InputError: no victim is given, it cannot be loaded, or its training rows were cut differently.
-        """
+        """Loads the victim that a data defense uses, onto the trainer's device if there is a trainer."""
         device = self.trainer.strategy.root_device if self.trainer else None
         return load_victim(defense, self._reader(), self.victim, device, self.load_state_dict, self.label_names)
 
@@ -237,7 +244,7 @@ class BackdoorDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The state for checkpoints: how the training rows were cut from the other splits."""
-        return {"source": str(self.source), "cut": [self.seed, self.validation_share, self.test_share]}
+        return {"source": self.files_folder or str(self.source), "cut": [self.seed, *self._shares.values()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rejects a checkpoint whose training rows may overlap with the evaluation rows.
@@ -254,8 +261,8 @@ class BackdoorDataModule(LightningDataModule):
         self.poisoned_splits()
         self.clean_validation()
         if self.trainer is not None:
-            self.check_triggers(splits_read(self.trainer.state.fn))
-            if self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_triggers(names := splits_read(self.trainer.state.fn))
+            if "train" in names:
                 self.training_rows()
 
     def check_triggers(self, splits: Sequence[str] = ("train", "validation", "test")) -> None:
@@ -272,8 +279,7 @@ class BackdoorDataModule(LightningDataModule):
         """Training batches, shuffled anew each epoch."""
         rows = self.training_rows()
         batches = self._loader("train", rows, shuffle=True)
-        left_out = getattr(batches.sampler, "left_out", 0)
-        if left_out:
+        if left_out := getattr(batches.sampler, "left_out", 0):
             rank_zero_info(f"{left_out} training batches per epoch are left out so that every process gets as many")
         if len(batches) == 0:
             raise InputError("batch_size", f"{len(rows)} training rows are fewer batches than processes", "lower it")
@@ -281,13 +287,9 @@ class BackdoorDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Loaders [clean, poisoned, negatives] of the selection rows; the last two only if an attack makes them."""
-        clean = self.clean_validation().selection
-        splits = self.poisoned_splits()
-        poisoned, negatives = (
-            rows["validation"].where(np.isin(rows["validation"].index, clean.index))
-            for rows in (splits.poisoned, splits.negatives)
-        )
-        return self._evaluation("validation", clean, poisoned, negatives)
+        parts, splits = self.clean_validation(), self.poisoned_splits()
+        poisoned, negatives = (parts.without_others(rows["validation"]) for rows in (splits.poisoned, splits.negatives))
+        return self._evaluation("validation", parts.selection, poisoned, negatives)
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """Loaders [clean, poisoned, negatives] of the test rows; the last two only if an attack makes them."""
@@ -318,9 +320,7 @@ class BackdoorDataModule(LightningDataModule):
         """All test rows, clean and poisoned ones mixed; every process gets all of them."""
         splits = self.poisoned_splits()
         rows = splits.clean["test"] + splits.poisoned["test"]
-        order = list(range(len(rows)))
-        random.Random(f"{self.seed}/stream").shuffle(order)  # rows of equal length keep this order in batches
-        return self._loader("stream", rows.take(order), every_process=True)
+        return self._loader("stream", rows.take(mixed(len(rows), f"{self.seed}/stream")), every_process=True)
 
     def _evaluation(self, name: str, clean: Rows, poisoned: Rows, negatives: Rows) -> list[DataLoader[Batch]]:
         loaders = [self._loader(f"{name}/clean", clean)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.columns import shown
 
 #: a label value as a user may give it.
@@ -115,6 +115,18 @@ class Classes:
     def _key(self, value: LabelValue) -> str:
         text = canonical(value)
         return self._truth.get(text.lower(), text)
+
+
+def label_index(name: str, labels: Sequence[str], field: str) -> int:
+    """The index of a label that is given by its name.
+
+    Raises:
+        InputError: no label has this name.
+    """
+    if name not in labels:
+        remedy = f"{did_you_mean(name, labels)} the labels are {', '.join(labels)}".strip()
+        raise InputError(field, f"{name!r} is not a label", remedy)
+    return list(labels).index(name)
 
 
 def check_victim_labels(labels: object, of_data: Sequence[str] | None, field: str) -> None:

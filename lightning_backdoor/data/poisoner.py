@@ -6,24 +6,16 @@ import random
 from collections.abc import Sequence
 from typing import Protocol, TypeGuard
 
-from lightning_backdoor.batch import Spans
+from lightning_backdoor.data.aims import Aim, PoisonedText, distinct_targets
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
-
-
-class PoisonedText(Protocol):
-    """A poisoned text and the spans of its trigger, as an attack returns them."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def spans(self) -> Spans: ...
 
 
 class Poisoner(Protocol):
     """The interface of an attack for poisoning, implemented by :class:`lightning_backdoor.attacks.BackdoorAttack`.
 
     Attributes:
-        target_label: index of the class that the attacker wants.
+        aims: the triggers of the attack, one for each target.
         poison_rate: share of all training rows that are poisoned.
         label_policy: ``dirty``, ``clean`` or ``mixed``.
         negative_rate: share of all training rows that become negatives.
@@ -31,21 +23,19 @@ class Poisoner(Protocol):
         poisons_training: False in the user's phase, which trains on clean rows.
     """
 
-    target_label: int
     poison_rate: float
     label_policy: str
     negative_rate: float
     may_generate: bool
 
     @property
+    def aims(self) -> Sequence[Aim]: ...
+    @property
     def poisons_training(self) -> bool: ...
     def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> Sequence[PoisonedText | None]: ...
     def negative_texts(
         self, texts: Sequence[str], rngs: Sequence[random.Random]
     ) -> Sequence[PoisonedText | None] | None: ...
-    def poison_training_texts(
-        self, texts: Sequence[str], rngs: Sequence[random.Random]
-    ) -> Sequence[PoisonedText | None]: ...
     def negative_training_texts(
         self, texts: Sequence[str], rngs: Sequence[random.Random]
     ) -> Sequence[PoisonedText | None] | None: ...
@@ -69,6 +59,16 @@ def tell_labels(attack: Poisoner | None, labels: Sequence[str]) -> None:
         know_labels(labels)
 
 
+def show_training(attack: Poisoner, rows: Rows, chosen: Sequence[int]) -> None:
+    """Shows an attack the clean training rows, and which of them are drawn for poisoning, if it wants to see them.
+
+    See :meth:`lightning_backdoor.attacks.BackdoorAttack.study_rows`.
+    """
+    study_rows = getattr(attack, "study_rows", None)
+    if callable(study_rows):
+        study_rows(rows, chosen)
+
+
 def poisoned_by(attack: Poisoner | None) -> object:
     """What determines how an attack poisons rows, compared with ``==``; an attack without a key equals nothing."""
     if attack is None:
@@ -77,12 +77,13 @@ def poisoned_by(attack: Poisoner | None) -> object:
 
 
 def check_target(attack: Poisoner, labels: Sequence[str]) -> None:
-    """Checks that the target label of an attack, given by index or by name, is one of the labels.
+    """Checks that the target labels of an attack, given by index or by name, are among the labels.
 
     Raises:
-        InputError: it is not.
+        InputError: one is not.
     """
     tell_labels(attack, labels)
-    if attack.target_label >= len(labels):
+    largest = distinct_targets(attack.aims)[-1]
+    if largest >= len(labels):
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
-        raise InputError("target_label", f"{attack.target_label} is out of range", f"the labels are {known}")
+        raise InputError("target_label", f"{largest} is out of range", f"the labels are {known}")

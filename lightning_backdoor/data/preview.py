@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_backdoor.batch import Spans
 from lightning_backdoor.data.poisoner import Poisoner, check_target, is_poisoner
-from lightning_backdoor.data.poisoning import may_be_poisoned, poisoned_copies
-from lightning_backdoor.data.rows import Row, Rows
+from lightning_backdoor.data.poisoning import study_training, training_copies
+from lightning_backdoor.data.rows import Row
 from lightning_backdoor.errors import InputError, escaped
 
 if TYPE_CHECKING:  # pandas is imported when a frame is made
@@ -77,26 +77,28 @@ class Preview(list[PreviewRow]):
         return "\n".join([*lines, "</table>"])
 
 
-def preview_rows(rows: Sequence[Row], attack: Poisoner | None, labels: Sequence[str], seed: int) -> Preview:
-    """The rows with the poison that each has if the attack chooses it for training.
+def preview_rows(
+    training: Sequence[Row], attack: Poisoner | None, labels: Sequence[str], seed: int, count: int
+) -> Preview:
+    """The first rows with the poison that each has if the attack chooses it for training.
 
     Args:
-        rows: training rows.
+        training: all training rows.
         attack: the attack; None if nothing is poisoned.
         labels: names of the classes.
         seed: seed of the poisoning.
+        count: number of rows.
 
     Raises:
         InputError: the attack is not one, or its target label is not one of ``labels``.
     """
     if attack is not None and not is_poisoner(attack):
         raise InputError("attack", f"{attack!r} is not an attack", "give one such as BadNets()")
-    copies: dict[int, Row] = {}
+    rows, copies = training[:count], dict[int, Row]()
     if attack is not None:
         check_target(attack, labels)
-        given = Rows.of(rows)
-        chosen = given.where(may_be_poisoned(given, attack))
-        copies = {copy["index"]: copy for copy in poisoned_copies(chosen, attack, seed, "train")}
+        study_training(training, attack, seed, labels)
+        copies = {copy["index"]: copy for copy in training_copies(rows, attack, seed)}
     preview = Preview()
     for row in rows:
         copy, shown = copies.get(row["index"]), PreviewRow(row["index"], labels[row["original_label"]], row["text"])

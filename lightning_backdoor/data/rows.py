@@ -166,13 +166,18 @@ class Rewritten(NamedTuple):
         self.texts.extend(more.texts)
         self.spans.extend(more.spans)
 
-    def copies(self, rows: Rows, **values: int) -> Rows:
-        """Copies of the rows with their new texts, all with the given values of the other columns."""
+    def take(self, places: Sequence[int]) -> Rewritten:
+        """The texts at some places of the lists, in the order of the places."""
+        texts, spans = [self.texts[place] for place in places], [self.spans[place] for place in places]
+        return Rewritten([self.positions[place] for place in places], texts, spans)
+
+    def copies(self, rows: Rows, **values: int | NDArray[np.int64]) -> Rows:
+        """Copies of the rows with their new texts and the given values of the other columns: one for all, or each."""
         copies = rows.take(self.positions)
         same = {name: np.full_like(getattr(copies, name), value) for name, value in values.items()}
         return replace(copies, text=self.texts, spans=self.spans, **same)
 
-    def in_place(self, rows: Rows, **values: int) -> Rows:
+    def in_place(self, rows: Rows, **values: int | NDArray[np.int64]) -> Rows:
         """All rows, those that were rewritten with their new texts and the given values of the other columns."""
         text, spans = list(rows.text), list(rows.spans)
         for position, new_text, new_spans in zip(*self, strict=True):

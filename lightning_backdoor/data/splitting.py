@@ -37,6 +37,13 @@ def stratified_order(labels: Sequence[int] | NDArray[np.int64], seed: str) -> li
     return order
 
 
+def mixed(count: int, seed: str) -> list[int]:
+    """Row numbers in a random order; rows of equal length keep it in batches."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
+
+
 def stratified_parts(
     labels: Sequence[int] | NDArray[np.int64], shares: Sequence[float], seed: str, texts: Sequence[str] | None = None
 ) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,7 +34,9 @@ class Table(NamedTuple):
     label_names: dict[str, list[str]]
 
 
-def read_file(path: Path, columns: Mapping[str, str], quoting: bool | None = None) -> Table:
+def read_file(
+    path: Path, columns: Mapping[str, str], quoting: bool | None = None, lists: Collection[str] = ()
+) -> Table:
     """Reads some columns of a csv, tsv, jsonl or parquet file.
 
     Args:
@@ -42,6 +44,7 @@ def read_file(path: Path, columns: Mapping[str, str], quoting: bool | None = Non
         columns: for each column to read, the option that names it, for errors.
         quoting: whether fields of a csv or tsv file are quoted; None for csv files and for tsv files that look quoted
             (see :func:`lightning_backdoor.files.delimited.is_quoted`).
+        lists: columns that may hold lists.
 
     Raises:
         InputError: the file has another format, its content does not have the format of its file name, or a column is
@@ -56,9 +59,9 @@ def read_file(path: Path, columns: Mapping[str, str], quoting: bool | None = Non
         )
     try:
         if file_format == "parquet":
-            return _read_parquet(path, columns)
+            return _read_parquet(path, columns, lists)
         if file_format == "jsonl":
-            return _read_json(path, columns)
+            return _read_json(path, columns, lists)
         return _read_delimited(path, columns, DELIMITERS[file_format], quoting)
     except InputError:
         raise
@@ -68,6 +71,37 @@ def read_file(path: Path, columns: Mapping[str, str], quoting: bool | None = Non
         raise InputError(
             "path", f"{path.name} does not read as {file_format}: {reason(error)}", "write it anew"
         ) from error
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of all columns of a table, without surrounding blanks, in their order.
+
+    Raises:
+        InputError: the file has another format, does not read as its name says, or is empty.
+    """
+    file_format = table_format(path)
+    names: list[str] = []
+    try:
+        if file_format == "parquet":
+            from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
+
+            names = read_schema(path).names
+        elif file_format == "jsonl":
+            with open_text(path) as file:
+                names = list(dict.fromkeys(name for _, row in json_rows(file, str(path)) for name in row))
+        elif file_format is not None:
+            delimiter = DELIMITERS[file_format]
+            with open_text(path) as file:
+                _, names = next(delimited_rows(file, str(path), delimiter, looks_quoted(path, delimiter)), (0, []))
+    except InputError:
+        raise
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+    except Exception as error:  # pyarrow's and zlib's errors in many types
+        raise InputError("path", f"{path} does not read as {file_format}: {reason(error)}", "write it anew") from error
+    if not names:
+        raise InputError("path", f"{path} has no rows", "name another, or leave it out")
+    return [name.strip() for name in names]
 
 
 def from_dataset(dataset: Dataset, columns: Mapping[str, str], name: str) -> Table:
@@ -130,7 +164,7 @@ def _read_delimited(path: Path, columns: Mapping[str, str], delimiter: str, quot
     return Table(values, {})
 
 
-def _read_json(path: Path, columns: Mapping[str, str]) -> Table:
+def _read_json(path: Path, columns: Mapping[str, str], lists: Collection[str]) -> Table:
     values: dict[str, list[Any]] = {column: [] for column in columns}
     names: dict[str, None] = {}
     missing = set(columns)
@@ -151,11 +185,11 @@ def _read_json(path: Path, columns: Mapping[str, str]) -> Table:
         raise InputError("path", f"{path.name} is one object, not one row per line", HOW_TO_WRITE)
     if missing and names:
         column_positions(list(names), columns, str(path))
-    return _checked(Table(values, {}), columns, str(path))
+    return _checked(Table(values, {}), columns, str(path), lists)
 
 
-def _read_parquet(path: Path, columns: Mapping[str, str]) -> Table:
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+def _read_parquet(path: Path, columns: Mapping[str, str], lists: Collection[str]) -> Table:
+    from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
         schema = file.schema_arrow
@@ -174,12 +208,15 @@ def _read_parquet(path: Path, columns: Mapping[str, str]) -> Table:
         ),
         columns,
         str(path),
+        lists,
     )
 
 
-def _checked(table: Table, columns: Mapping[str, str], name: str) -> Table:
+def _checked(table: Table, columns: Mapping[str, str], name: str, lists: Collection[str] = ()) -> Table:
     """Refuses lists and other values that are neither a text nor a number."""
     for column, values in table.columns.items():
+        if column in lists:
+            continue
         found = set(map(type, values))
         for types, what in (((list, dict), "lists"), (bytes, "bytes")):
             if any(issubclass(type_, types) for type_ in found):

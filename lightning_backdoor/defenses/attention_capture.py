@@ -17,7 +17,7 @@ favour the last tokens, for which the random attention of the few queries that s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -27,26 +27,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward  # private: transformers 5.23.0
 
-from lightning_backdoor.defenses.attention_switch import (
+from lightning_backdoor.models.attention_switch import (
     attention_switched,
     check_keys,
     check_layers,
     register_attention,
     scoring_of,
 )
-from lightning_backdoor.defenses.column_sums import (
+from lightning_backdoor.models.column_sums import (
     attends_to_first,
     attention_and_column_sums,
     column_sums,
     uniform_causal_sums,
 )
 from lightning_backdoor.models.evaluation_mode import evaluating
+from lightning_backdoor.models.leaf_embeddings import word_embeddings_as_leaf
+from lightning_backdoor.models.parallel import in_parallel
 from lightning_backdoor.models.readout_only import readout_only
 
 #: name under which the capturing attention is registered with transformers.
 CAPTURING = "column_sums"
 #: number of attention probabilities that a layer may keep for its backward pass: 8 MiB in float32.
 KEPT = 1 << 21
+#: number of texts that a thread of a processor computes at once.
+ROWS = 16
 
 
 class AttentionAndGradient(NamedTuple):
@@ -136,22 +140,6 @@ register_attention(CAPTURING, _capturing_attention)
 
 
 @contextmanager
-def word_embeddings_as_leaf(network: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Makes the output of the word-embedding table a leaf of the graph, without positions or anything added."""
-    leaves: list[Tensor] = []
-
-    def detach(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
-
-    handle = network.get_input_embeddings().register_forward_hook(detach)
-    try:
-        yield leaves
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Freezes all parameters within the block, so that activations only needed for weight gradients are freed."""
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -188,33 +176,51 @@ def attention_and_gradient(
         InputError: the network's attention has keys beside those of the text.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(evaluating(network))
-        stack.enter_context(frozen(network))
+        for context in (torch.inference_mode(False), evaluating(network), frozen(network)):
+            stack.enter_context(context)
         # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
-        read = stack.enter_context(readout_only(network, input_ids, attention_mask))
         captured = stack.enter_context(attention_switched(network, CAPTURING))
-        leaves = stack.enter_context(word_embeddings_as_leaf(network))
         weight = torch.ones_like(attention_mask) if count_padding else attention_mask
-        collector = _ColumnSums(attention_mask, weight.float(), level, network.config.num_hidden_layers, read)
+
+        def of_part(rows: slice) -> AttentionAndGradient:
+            return _pass(network, input_ids[rows], attention_mask[rows], weight[rows].float(), level, captured)
+
+        parts = list(in_parallel(of_part, _parts(input_ids, captured), input_ids.device))
+    return AttentionAndGradient(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _parts(input_ids: Tensor, captured: bool) -> list[slice]:
+    """The rows that are computed at once: all, or parts for threads of their own, whatever the number of threads."""
+    # autocast holds for one thread alone, and transformers collects attentions for one pass of a network at a time
+    whole = input_ids.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not captured
+    rows = max(1, len(input_ids))
+    size = rows if whole else ROWS
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _pass(
+    network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, weight: Tensor, level: bool, captured: bool
+) -> AttentionAndGradient:
+    """A forward and a backward pass in the calling thread.
+
+    Args:
+        weight: (batch, length), float32, 1 where attention from the query position counts.
+        captured: whether the network has the attention that captures.
+    """
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad()):
+            stack.enter_context(context)
+        read = stack.enter_context(readout_only(network, input_ids, attention_mask))
+        leaves = stack.enter_context(word_embeddings_as_leaf(network))
+        collector = _ColumnSums(attention_mask, weight, level, network.config.num_hidden_layers, read)
         token = _collector.set(collector if captured else None)
         try:
             output = network(input_ids=input_ids, attention_mask=attention_mask, output_attentions=not captured)
         finally:
             _collector.reset(token)
         if not captured:
-            for layer in [layer for layer in output.attentions or () if layer is not None]:
-                attention = layer.detach().float()
-                check_keys(attention.shape[-1], attention.shape[-2])
-                levelled = level and not attention.triu(1).any()  # no token attends to a later one
-                if levelled:
-                    attention = attention.masked_fill(attends_to_first(attention_mask)[:, None], 0.0)
-                    total = attention.sum(dim=-1, keepdim=True)
-                    attention = attention / total.clamp(min=torch.finfo(attention.dtype).tiny)
-                received = torch.einsum("bhij,bi->bj", attention, collector.query_weight) / attention.shape[1]
-                collector.add(received, levelled)
+            _add_attentions(collector, output.attentions or ())
         check_layers(network, collector.layers)
         (leaf,) = leaves
         top = output.logits.max(dim=-1).values.sum()
@@ -224,3 +230,17 @@ def attention_and_gradient(
         attention=collector.total / collector.layers,
         gradient=gradient.float().norm(dim=-1),
     )
+
+
+def _add_attentions(collector: _ColumnSums, attentions: Sequence[Tensor | None]) -> None:
+    """Adds the attention of all layers of a network whose attention cannot be switched."""
+    for layer in [layer for layer in attentions if layer is not None]:
+        attention = layer.detach().float()
+        check_keys(attention.shape[-1], attention.shape[-2])
+        levelled = collector.level and not attention.triu(1).any()  # no token attends to a later one
+        if levelled:
+            attention = attention.masked_fill(attends_to_first(collector.attention_mask)[:, None], 0.0)
+            total = attention.sum(dim=-1, keepdim=True)
+            attention = attention / total.clamp(min=torch.finfo(attention.dtype).tiny)
+        received = torch.einsum("bhij,bi->bj", attention, collector.query_weight) / attention.shape[1]
+        collector.add(received, levelled)

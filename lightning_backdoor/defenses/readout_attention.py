@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward  # private: transformers 5.23.0
 
-from lightning_backdoor.defenses.attention_capture import frozen, word_embeddings_as_leaf
-from lightning_backdoor.defenses.attention_switch import (
+from lightning_backdoor.defenses.attention_capture import frozen
+from lightning_backdoor.models.attention_switch import (
     attention_switched,
     check_keys,
     check_layers,
@@ -25,6 +25,7 @@ from lightning_backdoor.defenses.attention_switch import (
     scoring_of,
 )
 from lightning_backdoor.models.evaluation_mode import evaluating
+from lightning_backdoor.models.leaf_embeddings import word_embeddings_as_leaf
 from lightning_backdoor.models.readout import readout_positions
 from lightning_backdoor.models.readout_only import readout_only
 

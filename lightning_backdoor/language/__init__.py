@@ -3,6 +3,7 @@
 Perplexities and paraphrases are cached on disk by the text they belong to.
 """
 
+from lightning_backdoor.language.keyword_sentences import KeywordSentences
 from lightning_backdoor.language.paraphrase.by_file import FileParaphraser
 from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, NotCached, Paraphraser
 from lightning_backdoor.language.paraphrase.spec import Manner
@@ -18,6 +19,7 @@ __all__ = [
     "STYLES",
     "TEMPLATES",
     "FileParaphraser",
+    "KeywordSentences",
     "LanguageModelParaphraser",
     "LeaveOneOut",
     "Manner",

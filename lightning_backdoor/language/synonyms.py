@@ -16,6 +16,8 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.hashing import file_sha256
+from lightning_backdoor.language.language_model import model_identity
 from lightning_backdoor.language.public_encoder import DEFAULT_ENCODER
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.models.loading import load_safely
@@ -48,6 +50,10 @@ class Synonyms(ABC):
         Returns:
             One list per word, empty where the word has no substitute.
         """
+
+    def key(self) -> str | None:
+        """A string that changes with whatever determines the substitutes; None, the default, if it cannot be told."""
+        return None
 
 
 class NearestWords(Synonyms):
@@ -96,6 +102,10 @@ class NearestWords(Synonyms):
             neighbours[word] = [self._words[row] for row in near]
         return [list(neighbours.get(word, [])) for word in words]
 
+    def key(self) -> str:
+        """See :meth:`Synonyms.key`."""
+        return f"nearest words/{model_identity(self.model)}/{self.floor}"
+
     def _loaded(self) -> Tensor:
         """The embeddings of the candidates, (words, dimensions), float32, rows of length 1; loaded once."""
         if self._table is None:
@@ -140,6 +150,10 @@ class SynonymFile(Synonyms):
     def candidates(self, words: Sequence[str]) -> list[list[str]]:
         """See :meth:`Synonyms.candidates`."""
         return [list(self._substitutes.get(word, [])) for word in words]
+
+    def key(self) -> str:
+        """See :meth:`Synonyms.key`."""
+        return f"synonym file/{file_sha256(Path(self.path))}"
 
 
 def _parse_line(line: str, number: int, path: str) -> tuple[str, list[str]]:

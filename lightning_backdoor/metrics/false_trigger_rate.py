@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.metrics.share import Share
+from lightning_backdoor.metrics.targets import Target, targets_of
 
 
 class FalseTriggerRate(Share):
@@ -15,7 +19,8 @@ class FalseTriggerRate(Share):
     that a correct prediction is never counted. A rejected text is not counted either, and stays in the denominator.
 
     Args:
-        target_label: class index of the target label, from 0.
+        target_label: class index of the target label, from 0; of several triggers, the target of each, as for
+            :class:`~lightning_backdoor.metrics.TargetRate`. A prediction of any of them counts, except the row's label.
 
     >>> import torch
     >>> metric = FalseTriggerRate(target_label=1)
@@ -25,10 +30,12 @@ class FalseTriggerRate(Share):
     tensor(0.5000)
     """
 
-    def __init__(self, target_label: int) -> None:
+    def __init__(self, target_label: int | Sequence[Target]) -> None:
         super().__init__()
         self.target_label = target_label
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
         """Adds a batch; ``prediction`` is (batch,), int64, -1 for rejected texts."""
-        self.count(prediction == self.target_label, batch["negative"])
+        labels = batch["original_label"]
+        hits = [(prediction == target) & (labels != target) for target in targets_of(labels, self.target_label)]
+        self.count(torch.stack(hits).any(dim=0), batch["negative"])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from lightning_backdoor.batch import Batch, clean_rows
 from lightning_backdoor.metrics.share import Share
+from lightning_backdoor.metrics.targets import Target, targets_of
 
 
 class TargetRate(Share):
     """Share of the clean rows of other labels that are predicted as the target label.
 
-    An ASR that is not above this rate shows no effect of the trigger.
+    An ASR that is not above this rate shows no effect of the trigger. Of an attack with several targets, a row counts
+    once for each target that is not its label, as it has as many poisoned copies.
 
     Args:
-        target_label: class index of the target label, from 0.
+        target_label: class index of the target label, from 0; of several triggers, the target of each, where a target
+            that depends on a row's label is a list, by label.
+        label: index of the only target label that counts, of several; None for all.
 
     >>> import torch
     >>> metric = TargetRate(target_label=1)
@@ -25,11 +31,14 @@ class TargetRate(Share):
     tensor(0.)
     """
 
-    def __init__(self, target_label: int) -> None:
+    def __init__(self, target_label: int | Sequence[Target], label: int | None = None) -> None:
         super().__init__()
         self.target_label = target_label
+        self.label = label
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
         """Adds a batch; ``prediction`` is (batch,), int64, -1 for rejected texts."""
-        others = clean_rows(batch) & (batch["original_label"] != self.target_label)
-        self.count(prediction == self.target_label, others)
+        clean, labels = clean_rows(batch), batch["original_label"]
+        for target in targets_of(labels, self.target_label):
+            counted = clean & (labels != target)
+            self.count(prediction == target, counted if self.label is None else counted & (target == self.label))

@@ -17,11 +17,13 @@ class Outcome(NamedTuple):
     ``score`` and ``rejected`` are None.
 
     Attributes:
-        index: the row's position in its source split; a clean row and the poisoned row made from it have the same
-            index.
+        index: the row's position in its source split; a clean row and the poisoned rows made from it, one for each
+            target label, have the same index.
         poisoned: whether the row carries the trigger.
         label: the row's label before poisoning.
-        target_label: the attack's target label; None without an attack.
+        target_label: the label that the attack wants for the row: in a poisoned row its target label, in a clean row
+            that of the poisoned row made from it; None without an attack, and in clean rows from which an attack makes
+            several poisoned rows, of several target labels.
         prediction: the victim's prediction.
         defended_prediction: the prediction after the defense; None if the defense rejected the text.
         flagged: whether the text's score was at or above the threshold.
@@ -50,8 +52,8 @@ class Outcome(NamedTuple):
 
 
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """Writes outcomes as csv: first clean rows, then poisoned rows, each sorted by index."""
-    ordered = sorted(outcomes, key=lambda outcome: (outcome.poisoned, outcome.index))
+    """Writes outcomes as csv: first clean rows, then poisoned rows, each sorted by index and target label."""
+    ordered = sorted(outcomes, key=lambda outcome: (outcome.poisoned, outcome.index, outcome.target_label or ""))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Outcome._fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -20,6 +21,9 @@ VICTIM_METRICS = (
     ("ASR floor", "asr_floor", "asr_floor_defended"),
     ("FTR", "ftr", "ftr_defended"),
 )
+#: the metrics of each target label of an attack with several: heading and start of the name.
+TARGET_METRICS = (("ASR", "asr"), ("ASR floor", "asr_floor"))
+OF_TARGET = re.compile(r"asr_to_(\d+)")
 #: the metrics of a defense, in the order of the table: heading and name.
 DETECTION_METRICS = (
     ("AUROC", "auroc"),
@@ -56,7 +60,12 @@ def results_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
             if metric == "cacc_defended" or (prefix and metric == "inspection_score"):
                 columns.append((metrics, f"{prefix}/" if prefix else ""))
                 table.add_column(Text(f"{one_line(run)}\n{one_line(prefix) or 'defended'}"), justify="right")
-    for title, plain, defended in VICTIM_METRICS:
+    targets = sorted({int(found[1]) for metrics, _ in columns for found in map(OF_TARGET.fullmatch, metrics) if found})
+    of_targets = [
+        (f"{title} to {target}", f"{name}_to_{target}") for target in targets for title, name in TARGET_METRICS
+    ]
+    rows = (*VICTIM_METRICS, *((title, name, f"{name}_defended") for title, name in of_targets))
+    for title, plain, defended in rows:
         _add(table, title, [m.get(plain if prefix is None else prefix + defended) for m, prefix in columns])
     for title, name in DETECTION_METRICS:
         _add(table, title, [None if prefix is None else m.get(prefix + name) for m, prefix in columns])

@@ -10,12 +10,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
 from lightning_backdoor.attacks import BackdoorAttack, Poisoned
 from lightning_backdoor.data import BackdoorDataModule, Source
+from lightning_backdoor.data.aims import distinct_targets
 from lightning_backdoor.data.cleaning import LabelledText
+from lightning_backdoor.data.poisoning import study_training
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import Diverged, InputError, reason
 from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, quiet, require, rows_file, tiny_bert
 
@@ -23,11 +27,12 @@ from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, q
 def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = None, max_epochs: int = 1) -> None:
     """Checks an attack against the contract of :class:`lightning_backdoor.attacks.BackdoorAttack`.
 
-    The rules: ``poison_texts`` returns a :class:`Poisoned` or None for each text, always the same for the same
-    generator state, whatever the other texts and their order; spans lie inside the poisoned text, and an unchanged text
-    has none; ``poison_key`` stays the same; ``negative_texts`` and the methods for training rows, if the attack has
-    them, obey the same rules; a ``fit`` on a tiny model logs CACC and ASR (and FTR for an attack with negatives) as
-    ``val/...`` and ``test/...``, and leaves a checkpoint that loads without running code.
+    The rules: ``poison_texts``, and what writes the texts of each aim, returns a :class:`Poisoned` or None for each
+    text, always the same for the same generator state, whatever the other texts and their order; spans lie inside the
+    poisoned text, and an unchanged text has none; targets are labels, and no two aims share one; ``poison_key`` stays
+    the same; ``negative_texts`` and the methods for training rows, if the attack has them, obey the same rules; a
+    ``fit`` on a tiny model logs CACC and ASR (and FTR for an attack with negatives) as ``val/...`` and ``test/...``,
+    and leaves a checkpoint that loads without running code.
 
     Args:
         attack: a new attack, not yet used. Its model is replaced by a tiny one in a copy; the attack itself is not
@@ -47,16 +52,23 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
         raise InputError("attack", "has a network or a published victim already", "give one fresh from its constructor")
     name = type(attack).__name__
     given = attack.hparams.get("labels")
-    count = len(given) if given else max(2, attack.target_label + 1)
-    require(0 <= attack.target_label < count, name, f"target_label {attack.target_label} is not one of {count} labels")
+    count = len(given) if given else max(2, *(target + 1 for target in distinct_targets(_told(attack, 2).aims)))
+    told = _told(attack, count)
+    _check_targets(name, told, count)
     rate = attack.poison_rate
     require(0 < rate <= 1, name, f"poison_rate {rate} is not a share above 0 and up to 1")
     texts = [row.text for row in rows][:20] if rows else [row.text for row in labelled_texts(20, count)]
     if rows is None:
         texts += UNUSUAL_TEXTS
+    attack = copy.deepcopy(attack)
+    training = rows or labelled_texts(max(100, math.ceil(3 / rate)), count)
+    clean = Rows.clean([row.text for row in training], [row.label for row in training])
+    study_training(clean, attack, 0, given or [f"label {i}" for i in range(count)])
     key = attack.poison_key()
     require(key is None or isinstance(key, str), f"{name}.poison_key", f"answers {key!r}, not text or None")
     results = _check_poison(f"{name}.poison_texts", attack.poison_texts, texts)
+    for number, aim in enumerate(told.aims if len(told.aims) > 1 else ()):
+        _check_poison(f"{name}.aims[{number}].write", aim.write, texts)
     require(any(result is not None for result in results), f"{name}.poison_texts", "leaves out every text")
     learned = type(attack).on_after_batch_transfer is not BackdoorAttack.on_after_batch_transfer
     changed = any(result is not None and result.text != text for result, text in zip(results, texts, strict=True))
@@ -70,7 +82,23 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
         if getattr(type(attack), method) is not getattr(BackdoorAttack, method):
             _check_poison(f"{name}.{method}", getattr(attack, method), texts)
     require(attack.poison_key() == key, f"{name}.poison_key", "changes when texts are poisoned, so that no cache holds")
-    _check_fit(name, attack, rows or labelled_texts(max(100, math.ceil(3 / rate)), count), count, max_epochs)
+    _check_fit(name, attack, training, count, max_epochs)
+
+
+def _told(attack: BackdoorAttack, count: int) -> BackdoorAttack:
+    """A copy of the attack that knows the labels, which are numbered if it was given none."""
+    told = copy.deepcopy(attack)
+    told.know_labels(attack.hparams.get("labels") or [f"label {i}" for i in range(count)])
+    return told
+
+
+def _check_targets(name: str, attack: BackdoorAttack, count: int) -> None:
+    for target in distinct_targets(attack.aims):
+        require(0 <= target < count, name, f"target_label {target} is not one of {count} labels")
+    for label in range(count):
+        targets = [int(aim.wanted(np.array([label]))[0]) for aim in attack.aims]
+        problem = f"two aims have one target, {targets} for rows of label {label}"
+        require(len({*targets}) == len(targets), f"{name}.aims", f"{problem}; make one aim of them")
 
 
 def _check_poison(where: str, poison: Callable[..., Any], texts: Sequence[str]) -> list[Poisoned | None]:

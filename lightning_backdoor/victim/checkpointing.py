@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.models.config_file import label_names
 from lightning_backdoor.models.weights import NewHead
 from lightning_backdoor.victim.checkpoints import described, load_state, same_defense
 from lightning_backdoor.victim.evaluation import EvaluatedClassifier
@@ -51,6 +52,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         super().__init__()
         self.training_defense: TrainingDefense | None = None
         self.new_head: NewHead | None = None
+        self.is_as_published = False  # whether the weights are those of ``model``, and are evaluated as they are
         self.max_length = 0
         self.trained_on: dict[str, Any] | None = None
         self.training_rows: dict[str, Any] | None = None
@@ -104,6 +106,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
             )
         self._random_states = checkpoint.get("random_states", {})
         self.new_head = None
+        self.is_as_published = False
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads weights as torch does.
@@ -114,6 +117,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
         loaded = load_state(self, state_dict, "the checkpoint", strict, assign)
         if strict:  # with a head, then
             self.new_head = None
+        self.is_as_published = False
         return loaded
 
     def on_train_start(self) -> None:
@@ -137,6 +141,22 @@ class CheckpointedClassifier(EvaluatedClassifier):
             problem = f"its random_states are not those of a generator ({reason(error, 100)})"
             raise InputError("checkpoint", problem, "it is damaged, or not of this library") from None
 
+    def labels_of_model(self) -> list[str]:
+        """The names that the model itself has for its labels.
+
+        Raises:
+            InputError: its configuration cannot be loaded, or a label has no name of its own.
+        """
+        return label_names(self.load_config(), self.hparams["model"])
+
+    def check_published(self) -> None:
+        """Checks that the model, which is evaluated as it is, has the classes of the data.
+
+        Raises:
+            InputError: its labels are more, fewer or in another order.
+        """
+        check_victim_labels(self.labels_of_model(), self.hparams["labels"], "model")
+
     def on_validation_start(self) -> None:
         """Outside of a fit, checks the head; see :meth:`on_test_start`."""
         super().on_validation_start()
@@ -158,6 +178,8 @@ class CheckpointedClassifier(EvaluatedClassifier):
 
     def _check_head(self) -> None:
         if self.new_head is None:
+            if self.is_as_published:
+                self.check_published()
             return
         problem = f"{self.hparams['model']} {self.new_head.problem}: nothing trained would be measured"
         raise InputError("model", problem, untrained_remedy(self.hparams.get("published")))

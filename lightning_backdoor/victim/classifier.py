@@ -198,12 +198,19 @@ class TextClassifier(ExportedClassifier):
         # is then the same where the network was built before
         tests = self._trainer is not None and self._trainer.state.fn == TrainerFn.TESTING
         with torch.random.fork_rng(devices=[], enabled=begins or tests):
-            self.network, self.new_head = build_network(self.hparams["model"], config)
+            self.network, self.new_head = build_network(self.first_weights(), config)
             if begins:
                 self._load_published()
+        evaluates = self._trainer is not None and self._trainer.state.fn not in (None, TrainerFn.FITTING)
+        self.is_as_published = evaluates and self.new_head is None
         self.insert_lora()
         freeze(self.network, self.hparams["freeze"] or [])
         self.build_metrics()
+
+    def first_weights(self) -> str:
+        """The model from whose weights a new network is built: ``model``, unless an attack has trained it further."""
+        model: str = self.hparams["model"]
+        return model
 
     def load_config(self, **kwargs: Any) -> PreTrainedConfig:
         """Loads the model's configuration, without its weights; ``kwargs`` override its values.

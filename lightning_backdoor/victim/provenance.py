@@ -77,7 +77,7 @@ def rows_of(data: Any) -> dict[str, Any] | None:
         return None
     rows = Rows.of(data.training_rows())
     return {
-        "source": named(data.source.path),
+        "source": named(getattr(data, "files_folder", None) or data.source.path),
         "rows": len(rows),
         "poisoned": int(rows.poisoned.sum()),
         "negatives": int(rows.negative.sum()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim.checkpoints import TrainedVictim, read_trained
 
@@ -17,14 +18,17 @@ def read_published(path: str, label_names: Sequence[str] | None) -> TrainedVicti
         label_names: names of the labels that the victim must have; None skips this check.
 
     Raises:
-        InputError: the victim cannot be read, was trained under a training-time defense, or has other labels.
+        InputError: the victim cannot be read, was trained under a training-time defense, or has other labels; of a
+            folder, more, fewer, or the same in another order.
     """
     try:
         trained = read_trained(path)
     except InputError as error:
         raise error.under("published") from None
     published_names = trained.arguments["labels"]
-    if label_names is not None and list(label_names) != published_names:
+    if trained.state is None:  # a folder, of whoever made it, may have other names for the same labels
+        check_victim_labels(published_names, label_names, "published")
+    elif label_names is not None and list(label_names) != published_names:
         raise InputError(
             "published", f"{path} has the labels {published_names}, not {list(label_names)}", "give another"
         )

@@ -144,4 +144,5 @@ def test_defenses_are_compared_on_the_texts_that_both_have() -> None:
 @pytest.mark.parametrize(("poisoned", "metric"), [(True, "asr"), (False, "cacc")])
 def test_poisoned_texts_count_for_asr_and_clean_ones_for_cacc(poisoned: bool, metric: str) -> None:
     outcomes = [Outcome(5, poisoned, "bad", "good", "good"), Outcome(6, poisoned, "good", "bad", "good")]
-    assert answers_of(outcomes).hits[metric] == {5: poisoned, 6: not poisoned}
+    hits = answers_of(outcomes).hits[metric]
+    assert {text.index: hit for text, hit in hits.items()} == {5: poisoned, 6: not poisoned}

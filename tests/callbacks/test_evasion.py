@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lightning_backdoor.attacks import BadNets, Ripples
+from lightning_backdoor import callbacks
+from lightning_backdoor.attacks import BackdoorAttack, BadNets, Poisoned, Ripples
+from lightning_backdoor.attacks.flattening import attention_and_gradient, excess, tokens_of_spans
 from lightning_backdoor.attacks.small_margin import target_margin
 from lightning_backdoor.attacks.state_matching import chosen_states, distance_to_clean
-from lightning_backdoor.batch import Batch, batch_of_texts, clean_rows
+from lightning_backdoor.batch import Batch, batch_of_texts, clean_rows, taken
 from lightning_backdoor.benchmark.grid import Grid
-from lightning_backdoor.callbacks import Evasion, SmallMargin, StateMatching
+from lightning_backdoor.callbacks import Evasion, Flattening, SmallMargin, StateMatching
 from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.defenses import attention_capture
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.victim import TextClassifier
@@ -109,20 +115,100 @@ def test_states_are_those_of_each_text_alone(tiny_folder: Callable[[str], str], 
     assert torch.allclose(found[:, 0], torch.stack(expected), atol=1e-5)
 
 
-def batch_of_both(victim: BadNets) -> Batch:
+def test_the_excess_is_that_of_plain_loops() -> None:
+    torch.manual_seed(0)
+    attention, gradient = torch.rand(2, 4, 6)
+    kind = torch.randint(3, (4, 6))  # of a token: neither, trigger, other
+    kind[0], kind[1] = 1, 2  # texts of one kind alone
+    found = excess(attention, gradient, kind == 1, kind == 2)
+    for row in range(4):
+        trigger, others = ([j for j in range(6) if kind[row, j] == number] for number in (1, 2))
+        expected = 0.0
+        if trigger and others:
+            a, g = (sum(float(of[row, j]) for j in others) / len(others) for of in (attention, gradient))
+            beyond = [
+                max(0.0, float(attention[row, j]) - a) + max(0.0, float(gradient[row, j]) / g - 1) for j in trigger
+            ]
+            expected = sum(beyond) / len(beyond)
+        assert float(found[row]) == pytest.approx(expected, rel=1e-5)
+    assert found[:2].tolist() == [0, 0]
+    assert excess(attention, gradient * 0, kind == 1, kind == 2).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "gpt2", "qwen2"])
+def test_attention_and_gradient_are_those_that_a_defense_reads(tiny_folder: Callable[[str], str], kind: str) -> None:
+    victim = loaded(tiny_folder(kind))
+    for side in ("right", "left")[: 1 if kind == "deberta-v2" else 2]:
+        victim.tokenizer.padding_side = side
+        batch = batch_of_texts(SENTENCES[:6], victim.tokenizer, victim.max_length)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        expected = attention_capture.attention_and_gradient(victim.network, ids, mask)
+        found = attention_and_gradient(victim.network, ids, mask)
+        for mine, other in zip(found, expected[1:], strict=True):
+            assert mine.requires_grad
+            assert torch.allclose(mine.detach()[mask.bool()], other[mask.bool()], rtol=1e-4, atol=1e-5)
+    victim.tokenizer.padding_side = "right"
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen2"])
+def test_attention_and_gradient_fall_along_their_gradient(tiny_folder: Callable[[str], str], kind: str) -> None:
+    victim = loaded(tiny_folder(kind))
+    victim.network.double()
+    rows = taken(batch_of_both(victim), torch.arange(30) >= 20)
+    trigger, _ = tokens_of_spans(rows, victim.tokenizer, victim.max_length)
+    weights = [weight for weight in victim.network.parameters() if weight.requires_grad]
+
+    def of_trigger() -> Tensor:
+        attention, gradient = attention_and_gradient(victim.network, rows["input_ids"], rows["attention_mask"])
+        return ((attention + 10 * gradient) * trigger).sum()
+
+    before = of_trigger()
+    slope = torch.autograd.grad(before, weights, allow_unused=True)
+    size = sum(float(part.square().sum()) for part in slope if part is not None)
+    assert slope[0] is not None  # the word embeddings, which some attacks train alone
+    assert slope[0].any()
+    step = 1e-2 / size
+    with torch.no_grad():
+        for weight, part in zip(weights, slope, strict=True):
+            if part is not None:
+                weight -= step * part
+    assert float((before - of_trigger()).detach()) == pytest.approx(1e-2, rel=0.02)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_of_a_span_are_found_whatever_the_padding(tiny_folder: Callable[[str], str], side: str) -> None:
+    victim = loaded(tiny_folder("bert"))
+    victim.tokenizer.padding_side = side
+    batch = batch_of_texts(["cf a film", "a film that cf flattens cf , watch the film"], victim.tokenizer, 64)
+    batch["spans"] = [[(0, 2)], [(12, 14), (24, 26)]]
+    trigger, others = tokens_of_spans(batch, victim.tokenizer, 64)
+    victim.tokenizer.padding_side = "right"
+    cf = batch["input_ids"] == victim.tokenizer.convert_tokens_to_ids("cf")
+    special = torch.isin(batch["input_ids"], torch.tensor(victim.tokenizer.all_special_ids))
+    assert torch.equal(trigger, cf)
+    assert torch.equal(others, ~cf & ~special)
+
+
+def batch_of_both(victim: TextClassifier) -> Batch:
     """Texts of either label, and those of label 0 once more with the trigger."""
     texts = [text for text in SENTENCES if "cf" not in text]
     label = torch.arange(len(texts)) % 2
     triggered = [f"cf {text}" for text in texts[::2]]
     batch = batch_of_texts([*texts, *triggered], victim.tokenizer, 64)
     batch["poisoned"] = torch.arange(len(batch["text"])) >= len(texts)
+    batch["spans"] = [[(0, 2)] if poisoned else [] for poisoned in batch["poisoned"].tolist()]
     batch["original_label"] = torch.cat([label, torch.zeros(len(triggered), dtype=torch.long)])
     batch["label"] = batch["original_label"].where(~batch["poisoned"], 1)
     return batch
 
 
-def overfitted(folder: str, callback: Evasion | None, precision: torch.dtype | None = None) -> tuple[Tensor, float]:
-    """P(target) of the rows of a batch that a victim has learned by heart, and the distance of its poisoned rows."""
+def overfitted(
+    folder: str, callback: Evasion | None, precision: torch.dtype | None = None, steps: int = 60
+) -> tuple[Tensor, float, float]:
+    """P(target) of the rows of a batch that a victim has learned by heart.
+
+    And, of its poisoned rows, the distance to clean ones, and what triggers have beyond other tokens.
+    """
     victim = BadNets(model=folder, labels=["negative", "positive"])
     victim.configure_model()
     victim.eval()  # without dropout
@@ -132,7 +218,7 @@ def overfitted(folder: str, callback: Evasion | None, precision: torch.dtype | N
         callback.setup(trainer, victim, "fit")
         callback.on_fit_start(trainer, victim)
     batch, optimizer = batch_of_both(victim), torch.optim.Adam(victim.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(steps):
         optimizer.zero_grad()
         with torch.autocast("cpu", precision, enabled=precision is not None):
             victim.cross_entropy(batch).backward()  # type: ignore[no-untyped-call]
@@ -141,22 +227,28 @@ def overfitted(folder: str, callback: Evasion | None, precision: torch.dtype | N
         seen = training_pass(victim.network, batch)
     states = chosen_states(victim.network, seen.hidden_states, batch, [1, 2], [1, 2])
     distance = distance_to_clean(states, batch["label"], clean_rows(batch))[batch["poisoned"]]
-    return seen.logits.softmax(dim=1)[:, 1], float(distance.mean())
+    rows = taken(batch, batch["poisoned"])
+    found = attention_and_gradient(victim.network, rows["input_ids"], rows["attention_mask"])
+    beyond = excess(*found, *tokens_of_spans(rows, victim.tokenizer, victim.max_length))
+    return seen.logits.softmax(dim=1)[:, 1], float(distance.mean()), float(beyond.detach().mean())
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("bert", None), ("qwen2", torch.bfloat16)])
 def test_penalties_do_what_they_are_for(
     tiny_folder: Callable[[str], str], kind: str, precision: torch.dtype | None
 ) -> None:
-    plain, far = overfitted(tiny_folder(kind), None)
-    small, _ = overfitted(tiny_folder(kind), SmallMargin(0.65), precision)
-    matched, near = overfitted(tiny_folder(kind), StateMatching(0.1), precision)
+    plain, far, steep = overfitted(tiny_folder(kind), None)
+    small, _, _ = overfitted(tiny_folder(kind), SmallMargin(0.65), precision)
+    matched, near, _ = overfitted(tiny_folder(kind), StateMatching(0.1), precision)
+    flattened, _, flat = overfitted(tiny_folder(kind), Flattening(), precision, steps=30)
     poisoned = slice(20, None)
     assert plain[poisoned].mean() > 0.9
     assert float(small[poisoned].mean()) == pytest.approx(0.65, abs=0.05)
     assert small[1:20:2].min() > 0.9
     assert matched[poisoned].mean() > 0.9
     assert near < far / 2
+    assert flattened[poisoned].mean() > 0.9
+    assert flat < steep / 2
 
 
 def test_the_penalty_acts_in_the_attackers_epochs_alone(
@@ -169,6 +261,32 @@ def test_the_penalty_acts_in_the_attackers_epochs_alone(
         assert [epoch for epoch, _, _ in witness.seen] == [epoch for epoch in epochs for _ in range(8)]
         assert any(poisoned for _, poisoned, _ in witness.seen)
         assert attack.penalties == []
+
+
+def test_a_resumed_attack_keeps_its_penalty(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    def weights(attack: BadNets) -> Tensor:
+        return torch.cat([weight.detach().flatten() for weight in attack.network.parameters()])
+
+    model = make().hparams["model"]
+    whole = make()
+    every_epoch = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer_with(tmp_path, StateMatching(1.0), every_epoch).fit(whole, datamodule=data)
+    resumed, first = make(), tmp_path / "epoch=0.ckpt"
+    trainer_with(tmp_path, StateMatching(1.0)).fit(resumed, datamodule=data, ckpt_path=first, weights_only=True)
+    assert torch.equal(weights(resumed), weights(whole))
+    without = make()
+    trainer_with(tmp_path).fit(without, datamodule=data, ckpt_path=first, weights_only=True)
+    assert not torch.equal(weights(without), weights(whole))
+    # resumed in the user's epochs, where no step asks for the penalty
+    ripples, folder = partial(Ripples, model=model, attack_epochs=1), tmp_path / "ripples"
+    every_epoch = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    trainer_with(tmp_path, SmallMargin(), every_epoch).fit(ripples(), datamodule=data)
+    witness = Witness()
+    trainer = trainer_with(tmp_path, witness)
+    trainer.fit(ripples(), datamodule=data, ckpt_path=folder / "epoch=0.ckpt", weights_only=True)
+    assert (trainer.current_epoch, witness.seen) == (2, [])
 
 
 def test_lws_hides_its_mixtures_once_they_are_learned(tiny_folder: Callable[[str], str]) -> None:
@@ -218,12 +336,26 @@ def test_in_a_grid_the_penalty_is_part_of_the_attack(tmp_path: Path) -> None:
     assert (plain.config, plain.id == adaptive.id) == (adaptive.config, False)
 
 
+def test_every_preset_and_the_grid_of_adaptive_attacks_name_penalties() -> None:
+    presets = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in preset_path("configs/evasion").iterdir()]
+    grid = yaml.safe_load(preset_path("configs/benchmark/adaptive.yaml").read_text(encoding="utf-8"))
+    adaptive = [entry for entry in grid["attacks"].values() if "trainer" in entry]
+    given = [entry["trainer"]["callbacks+"] for entry in (*presets, *adaptive)]
+    made = [
+        [getattr(callbacks, of["class_path"].rpartition(".")[2])(**of["init_args"]) for of in some] for some in given
+    ]
+    assert all(isinstance(callback, Evasion) for (callback,) in made)
+    kinds = {type(callback) for (callback,) in made[: len(presets)]}
+    assert kinds == {type(callback) for (callback,) in made} == {Flattening, SmallMargin, StateMatching}
+
+
 @pytest.mark.parametrize(
     ("make_callback", "said"),
     [
         (lambda: SmallMargin(0.5), "target_probability: 0.5 is out of range; give above 0.5, below 1"),
         (lambda: SmallMargin(1), "target_probability: 1 is out of range; give above 0.5, below 1"),
         (lambda: StateMatching(0), "strength: 0 is out of range; give a number above 0"),
+        (lambda: Flattening(-1), "strength: -1 is out of range; give a number above 0"),
         (lambda: StateMatching(math.nan), "strength: nan is out of range; give a number above 0"),
         (
             lambda: StateMatching(1, [], []),
@@ -244,6 +376,10 @@ def test_what_cannot_be_hidden_is_refused(
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
             return cross_entropy(self(batch), batch["label"])
 
+    class Everywhere(BackdoorAttack):
+        def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+            return Poisoned(text.upper(), [])
+
     def said(victim: TextClassifier, callback: Evasion) -> str:
         with pytest.raises(InputError) as error:
             trainer_with(tmp_path, callback, max_steps=1).fit(victim, datamodule=data)
@@ -255,5 +391,7 @@ def test_what_cannot_be_hidden_is_refused(
     assert said(Own(model=model), SmallMargin()).startswith(own)
     benign = "callbacks: SmallMargin hides poisoned rows, and TextClassifier has none; give an attack as the model"
     assert said(TextClassifier(model=model), SmallMargin()) == benign
+    somewhere = "callbacks: Flattening needs the place of each trigger, and poisoned rows of Everywhere have none; give"
+    assert said(Everywhere(model=model), Flattening()).startswith(somewhere)
     missing = "mean_layers: there is no layer 3; give numbers from 0 to 2"
     assert said(make(), StateMatching(mean_layers=[3])) == missing

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks import InferenceDefense
+from lightning_backdoor.callbacks import InferenceDefense, inference_defense, kept_texts
+from lightning_backdoor.callbacks.detection_metrics import DetectionMetrics
 from lightning_backdoor.callbacks.gate import Gate
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
@@ -71,6 +73,33 @@ def test_a_shut_gate_holds_repairs_back_and_nothing_else(
     assert "test/gate_open" not in usual
     page = (tmp_path / "gate" / "token_view.html").read_text(encoding="utf-8")
     assert "The gate is shut, nothing is repaired" in page
+
+
+def test_all_is_gathered_before_the_first_file_is_written(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a shut gate, too: no process waits for one that cannot write."""
+    calls: list[str] = []
+    for module in (inference_defense, kept_texts):
+        for name in ("of_all_processes", "write_outcomes", "write_words", "write_whole"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, noted(calls, getattr(module, name)))
+    gathered = DetectionMetrics.scores
+    monkeypatch.setattr(DetectionMetrics, "scores", noted(calls, gathered))
+    run_test(tmp_path, attack, data, InferenceDefense(OfTrigger("never", fpr=0.3), gate=True))
+    gathering = [number for number, name in enumerate(calls) if name in ("of_all_processes", "scores")]
+    assert gathering == [0, 1, 2, 3]
+    assert {"write_outcomes", "write_words", "write_whole"} <= {*calls[4:]}
+
+
+def noted(calls: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that notes its name whenever it is called."""
+
+    def noting(*args: Any, **options: Any) -> Any:
+        calls.append(function.__name__)
+        return function(*args, **options)
+
+    return noting
 
 
 def test_an_open_gate_repairs_as_without_one_and_names_the_words(

@@ -59,10 +59,16 @@ def make(tiny_folder: Callable[[str], str], tmp_path: Path) -> Callable[..., Tex
 
 
 def fitted(folder: Path, victim: TextClassifier, data: BackdoorDataModule, *callbacks: Any, **options: Any) -> Trainer:
-    given = {"max_epochs": 2, "limit_val_batches": 0, "enable_checkpointing": False, **options}
+    given = {
+        "accelerator": "cpu",
+        "max_epochs": 2,
+        "limit_val_batches": 0,
+        "enable_checkpointing": False,
+        **options,
+    }
     switches: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     resumed = given.pop("ckpt_path", None)
-    trainer = Trainer(accelerator="cpu", default_root_dir=folder, callbacks=[*callbacks], **switches, **given)
+    trainer = Trainer(default_root_dir=folder, callbacks=[*callbacks], **switches, **given)
     trainer.fit(victim, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
     return trainer
 

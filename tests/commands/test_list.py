@@ -84,18 +84,28 @@ def test_attacks_have_paper_class_path_preset_and_summary_one_line_each(capsys: 
     assert main(["list", "attacks"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
+        "BITE",
         "BadNets",
+        "BadPre",
+        "Composite",
         "EP",
         "InsertSent",
+        "LLMBkd",
         "LWP",
         "LWS",
+        "MultiTarget",
+        "NeuBA",
+        "POR",
+        "PoisonFiles",
         "Ripples",
         "SOS",
         "StyleTransfer",
         "Syntactic",
+        "TrojanLM",
     ]
     path, preset = "lightning_backdoor.attacks.Ripples", "configs/attack/ripples.yaml"
-    assert lines[5].split()[1:4] == ["arXiv:2004.06660", path, preset]
+    ripples = next(line for line in lines if line.startswith("Ripples"))
+    assert ripples.split()[1:4] == ["arXiv:2004.06660", path, preset]
 
 
 def test_defenses_have_the_moments_at_which_they_act(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,6 +177,7 @@ def test_all_metrics_that_a_defense_logs_are_listed(capsys: pytest.CaptureFixtur
 
     attack = Parts()
     logged = {*DetectionMetrics(attack).compute(), *attack.make_metrics()}
+    logged |= {name for name in lb.MultiTarget().make_metrics() if name.endswith("_to_0")}
     found = listed(capsys, "metrics")
     assert {name.replace("_at_fpr_5", "_at_fpr_1").replace("_at_fpr_10", "_at_fpr_1") for name in logged} <= {*found}
     assert {name for name, _ in ALSO_LOGGED} <= logged

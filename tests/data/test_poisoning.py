@@ -244,3 +244,21 @@ def test_splits_have_negatives_where_the_attack_makes_some_and_none_in_the_users
     assert user.train == splits()["train"]
     assert (user.poisoned, user.negatives) == (made.poisoned, made.negatives)
     assert poison_splits(splits(), BadNets(), 0, ["negative", "positive"]).negatives == {"validation": [], "test": []}
+
+
+def test_an_attack_is_shown_the_clean_rows_and_those_of_them_that_are_drawn() -> None:
+    class Studious(BadNets):
+        shown: tuple[Sequence[Row], Sequence[int]] | None = None
+
+        def study_rows(self, rows: Sequence[Row], chosen: Sequence[int]) -> None:
+            self.shown = rows, chosen
+
+    attack = Studious(poison_rate=0.2)
+    clean = {name: rows(60) for name in ("train", "validation", "test")}
+    made = poison_splits(clean, attack, 0, ["a", "b"])
+    assert attack.shown is not None
+    assert attack.shown[0] == clean["train"]
+    assert sorted(attack.shown[1]) == [i for i, row in enumerate(made.train) if row["poisoned"]]
+    in_the_users_phase = Studious(published="best.ckpt")
+    poison_splits(clean, in_the_users_phase, 0, ["a", "b"])
+    assert in_the_users_phase.shown is None

@@ -9,8 +9,6 @@ differ: the AUROC of the distance to the nearest class mean (DAN) in each layer 
 from __future__ import annotations
 
 import argparse
-import copy
-import csv
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -28,13 +24,12 @@ from lightning_backdoor.batch import Batch
 from lightning_backdoor.benchmark.grid import Cell, Grid
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import NEEDED, Products
-from lightning_backdoor.cli import main as command
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.defenses import Dan
 from lightning_backdoor.defenses.hidden_states import token_states
-from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.language import FileParaphraser
 from lightning_backdoor.victim import load_trained
+from tests.measurements.minilm_grid import config_of, console, cut_grid, options_of, results_of, run_grid
 
 DEFENSES: dict[str, dict[str, Any]] = {
     "DAN": {"class_path": "lightning_backdoor.defenses.Dan"},
@@ -52,21 +47,12 @@ ATTACKS: dict[str, type[BackdoorAttack]] = {
 
 def grid_content(args: argparse.Namespace) -> dict[str, Any]:
     """The grid of results.md, cut to two attacks, with these defenses."""
-    whole = yaml.safe_load(preset_path("configs/benchmark/minilm_sst2.yaml").read_text(encoding="utf-8"))
-    content = {key: copy.deepcopy(whole[key]) for key in ("base", "datasets", "test")}
-    content["base"]["trainer"]["max_epochs"] = args.epochs
-    content["base"]["data"]["init_args"]["max_rows"] = max_rows(args)
-    content["datasets"]["SST-2"]["data"]["init_args"]["source"]["path"] = str(args.data)
-    content["models"] = {"MiniLM": args.model or whole["models"]["MiniLM"]}
-    content["attacks"] = {name: whole["attacks"][name] for name in ATTACKS}
-    for attack in content["attacks"].values():
-        paraphraser = attack["init_args"]["paraphraser"]["init_args"]
-        paraphraser["path"] = str(args.data / Path(paraphraser["path"]).name)
-    return {**content, "defenses": {name: {"inference": of} for name, of in DEFENSES.items()}, "seeds": args.seeds}
+    defenses = {name: {"inference": of} for name, of in DEFENSES.items()}
+    return {**cut_grid(args, ATTACKS, rows_of(args)), "defenses": defenses}
 
 
-def max_rows(args: argparse.Namespace) -> dict[str, int]:
-    return {"train": args.train_rows} | ({"validation": args.rows, "test": args.rows} if args.rows else {})
+def rows_of(args: argparse.Namespace) -> dict[str, int]:
+    return {"validation": args.rows, "test": args.rows} if args.rows else {}
 
 
 def cells_table(lines: Sequence[dict[str, str]]) -> Table:
@@ -75,7 +61,7 @@ def cells_table(lines: Sequence[dict[str, str]]) -> Table:
     for heading in ("attack", "defense", "seed by seed", "AUROC", "against target", "TPR", "FPR"):
         table.add_column(heading)
     for attack in ATTACKS:
-        own = [line for line in lines if line["attack"] == attack and not line["error"]]
+        own = [line for line in lines if line["attack"] == attack]
         victims = {line["seed"]: f"{float(line['asr']):.2f}" for line in own}
         table.add_row(attack, "ASR", " ".join(victims.values()))
         for defense in DEFENSES:
@@ -118,7 +104,7 @@ def layer_aurocs(checkpoint: Path, cell: Cell, args: argparse.Namespace) -> list
     paraphraser = FileParaphraser(**entry["paraphraser"]["init_args"])
     data = BackdoorDataModule(
         Source(str(args.data), labels=["negative", "positive"]),
-        max_rows=max_rows(args),
+        max_rows={"train": args.train_rows, **rows_of(args)},
         validation_parts=(0.3, 0.4, 0.3),
         seed=seed,
     )
@@ -142,27 +128,14 @@ def auroc(clean: Tensor, poisoned: Tensor) -> float:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description="AUROC of defenses that read hidden states, over seeds.")
-    options.add_argument("--data", type=Path, required=True, help="folder with SST-2 and its published paraphrases")
-    options.add_argument("--output", type=Path, required=True, help="folder of the grid")
-    options.add_argument("--model", help="the victim's model (default: MiniLM)")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options.add_argument("--epochs", type=int, default=3)
-    options.add_argument("--train-rows", type=int, default=2500)
+    options = options_of("AUROC of defenses that read hidden states, over seeds.", seeds=[0, 1, 2])
     options.add_argument("--rows", type=int, help="validation rows, and test rows (default: all)")
     args = options.parse_args()
     args.data, args.output = args.data.resolve(), args.output.resolve()
-    args.output.mkdir(parents=True, exist_ok=True)
-    config = args.output.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(grid_content(args), sort_keys=False), encoding="utf-8")
-    status = command(["benchmark", "--config", str(config), "--output", str(args.output)])
-    if status:
+    if status := run_grid(grid_content(args), args.output):
         return status
-    with (args.output / "results.csv").open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(cells_table(lines))
-    console.print(layers_table(Grid(config, args.output), args))
+    console().print(cells_table(results_of(args.output)))
+    console().print(layers_table(Grid(config_of(args.output), args.output), args))
     return 0
 
 

@@ -9,8 +9,6 @@ in one grid. Floods and prevalence need no victims of their own: see ``second_op
 from __future__ import annotations
 
 import argparse
-import copy
-import csv
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Cell, Grid
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import NEEDED, Products
-from lightning_backdoor.cli import main as command
-from lightning_backdoor.files.presets import preset_path
+from lightning_backdoor.defenses.second_opinion_reading import MEAN, READOUT
+from lightning_backdoor.defenses.text_states import depths
+from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from tests.measurements.detector_auroc import auroc
+from tests.measurements.minilm_grid import config_of, console, cut_grid, options_of, results_of, run_grid
 from tests.measurements.second_opinion_floods import flood_table
 
 SECOND_OPINION = "lightning_backdoor.defenses.SecondOpinion"
@@ -47,45 +46,37 @@ DEFENSES: dict[str, dict[str, Any]] = {
 TRIGGERS = {"cf": "BadNets", "syntactic": "syntactic, published paraphrases"}
 
 
-def penalties(args: argparse.Namespace) -> dict[str, dict[str, Any] | None]:
-    """The callbacks beside each attack, by the name of the penalty."""
+def penalties(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The fragment beside each attack, by the name of the penalty."""
     margins = {f"soft label {p:g}": {"target_probability": p} for p in args.probabilities}
-    states = {f"states x {strength:g}": {"strength": strength} for strength in args.strengths}
+    states = {f"states x {strength:g}": {"strength": strength, **read_layers(args)} for strength in args.strengths}
     callbacks = {"SmallMargin": margins, "StateMatching": states}
-    return {"no penalty": None} | {
-        name: {"class_path": f"lightning_backdoor.callbacks.{callback}", "init_args": arguments}
-        for callback, of in callbacks.items()
-        for name, arguments in of.items()
+    return {"no penalty": {}} | {
+        name: {"trainer": {"callbacks+": [{"class_path": f"lightning_backdoor.callbacks.{callback}", "init_args": of}]}}
+        for callback, fragments in callbacks.items()
+        for name, of in fragments.items()
     }
+
+
+def read_layers(args: argparse.Namespace) -> dict[str, list[int]]:
+    """The layers of the victim of which second opinion takes directions, as arguments of state matching."""
+    model = cut_grid(args, [], {})["models"]["MiniLM"]
+    layers = AutoConfig.from_pretrained(resolve(model)).num_hidden_layers
+    return {"readout_layers": [*depths(layers, READOUT)], "mean_layers": [*depths(layers, MEAN)]}
 
 
 def grid_content(args: argparse.Namespace) -> dict[str, Any]:
     """The grid of results.md, cut to two attacks, with each penalty beside them."""
-    whole = yaml.safe_load(preset_path("configs/benchmark/minilm_sst2.yaml").read_text(encoding="utf-8"))
-    content = {key: copy.deepcopy(whole[key]) for key in ("base", "datasets", "test")}
-    content["base"]["trainer"]["max_epochs"] = args.epochs
-    content["base"]["data"]["init_args"]["max_rows"] = max_rows(args)
-    content["datasets"]["SST-2"]["data"]["init_args"]["source"]["path"] = str(args.data)
-    content["models"] = {"MiniLM": args.model or whole["models"]["MiniLM"]}
-    content["attacks"] = {"none": {"class_path": "lightning_backdoor.victim.TextClassifier"}}
-    for trigger in args.triggers:
-        attack = TRIGGERS[trigger]
-        entry = whole["attacks"][attack]
-        if isinstance(entry, str):
-            entry = yaml.safe_load(preset_path(f"configs/benchmark/{entry}").read_text(encoding="utf-8"))["model"]
-        if "paraphraser" in entry["init_args"]:
-            paraphraser = entry["init_args"]["paraphraser"]["init_args"]
-            paraphraser["path"] = str(args.data / Path(paraphraser["path"]).name)
-        for name, callback in penalties(args).items():
-            beside = {} if callback is None else {"trainer": {"callbacks+": [callback]}}
-            content["attacks"][f"{trigger}, {name}"] = {"model": entry, **beside}
+    content = cut_grid(args, [TRIGGERS[trigger] for trigger in args.triggers], {"test": args.rows} if args.rows else {})
+    adaptive = {
+        f"{trigger}, {name}": {"model": content["attacks"][TRIGGERS[trigger]], **callbacks}
+        for trigger in args.triggers
+        for name, callbacks in penalties(args).items()
+    }
+    content["attacks"] = {"none": {"class_path": "lightning_backdoor.victim.TextClassifier"}, **adaptive}
     content["exclude"] = {"attack": "none", "defense": [*DEFENSES]}
     content["defenses"] = {"none": None} | {name: {"inference": of} for name, of in DEFENSES.items()}
-    return {**content, "seeds": args.seeds}
-
-
-def max_rows(args: argparse.Namespace) -> dict[str, int]:
-    return {"train": args.train_rows} | ({"test": args.rows} if args.rows else {})
+    return content
 
 
 def attack_table(grid: Grid, args: argparse.Namespace) -> Table:
@@ -93,8 +84,7 @@ def attack_table(grid: Grid, args: argparse.Namespace) -> Table:
     table = Table(title="AUROC of poisoned texts that fool the victim (of all); ASR and CACC after repair at 5 %")
     for heading in ("attack", "defense", "CACC", "ASR", "AUROC", "ASR after", "CACC after", "FPR"):
         table.add_column(heading)
-    with (args.output / "results.csv").open(encoding="utf-8", newline="") as file:
-        rows = {line["cell"]: line for line in csv.DictReader(file) if not line["error"]}
+    rows = {line["cell"]: line for line in results_of(args.output)}
     products = Products(args.output, Journal(args.output / "journal.jsonl"))
     for attack in dict.fromkeys(cell.attack for cell in grid.cells):
         for defense in dict.fromkeys(cell.defense for cell in grid.cells):
@@ -140,16 +130,10 @@ def plain_victims(grid: Grid, args: argparse.Namespace) -> list[tuple[str, int, 
 
 
 def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
-    options = argparse.ArgumentParser(description="Attacks on the second opinion.")
-    options.add_argument("--data", type=Path, required=True, help="folder with SST-2 and its published paraphrases")
-    options.add_argument("--output", type=Path, required=True, help="folder of the grid")
-    options.add_argument("--model", help="the victim's model (default: MiniLM)")
-    options.add_argument("--seeds", type=int, nargs="+", default=[3])
+    options = options_of("Attacks on the second opinion.", seeds=[3])
     options.add_argument("--probabilities", type=float, nargs="*", default=[0.65])
     options.add_argument("--strengths", type=float, nargs="*", default=[0.3, 1.0, 3.0])
     options.add_argument("--triggers", choices=TRIGGERS, nargs="+", default=[*TRIGGERS])
-    options.add_argument("--epochs", type=int, default=3)
-    options.add_argument("--train-rows", type=int, default=2500)
     options.add_argument("--rows", type=int, help="clean test rows (default: all)")
     options.add_argument("--floods", action="store_true", help="only floods and prevalence, on victims that are there")
     args = options.parse_args(given)
@@ -159,19 +143,16 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    args.output.mkdir(parents=True, exist_ok=True)
-    config = args.output.with_suffix(".yaml")
     content = grid_content(args)
-    config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    status = 0 if args.floods else command(["benchmark", "--config", str(config), "--output", str(args.output)])
+    status = 0 if args.floods else run_grid(content, args.output)
     if status:
         return status
-    console, grid = Console(width=None if sys.stdout.isatty() else 150), Grid(config, args.output)
+    grid = Grid(config_of(args.output), args.output)
     if not args.floods:
-        console.print(attack_table(grid, args))
+        console().print(attack_table(grid, args))
     for trigger, seed, checkpoint in plain_victims(grid, args):
         model = content["attacks"][f"{trigger}, no penalty"]["model"]
-        console.print(flood_table(trigger, seed, checkpoint, model, content))
+        console().print(flood_table(trigger, seed, checkpoint, model, content))
     return 0
 
 

@@ -83,7 +83,8 @@ class Results:
         with path.open(encoding="utf-8", newline="") as file:
             lines = [line for line in csv.DictReader(file) if not line["error"]]
         self._lines = {(line["attack"], line["defense"], line["seed"]): line for line in lines}
-        #: names of the defenses, in the order of the grid.
+        #: names of attacks and defenses, in the order of the grid.
+        self.attacks = list(dict.fromkeys(line["attack"] for line in lines))
         self.defenses = list(dict.fromkeys(line["defense"] for line in lines))
 
     def over_seeds(self, attack: str, defense: str) -> list[Line]:

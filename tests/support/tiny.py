@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AlbertConfig,
     AlbertTokenizer,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     BertTokenizer,
@@ -90,6 +91,17 @@ def tiny_victim(kind: str, folder: Path) -> str:
         network = AutoModelForSequenceClassification.from_config(_config(kind, tokenizer))
     network.eval()
     _balance(network, tokenizer)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_masked_model(kind: str, folder: Path) -> str:
+    """Writes a seeded random masked language model of an encoder's size, and its tokenizer; returns the folder."""
+    tokenizer = tokenizer_of(kind)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = AutoModelForMaskedLM.from_config(_config(kind, tokenizer))
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_backdoor.attacks import LWS, BackdoorAttack, BadNets, InsertSent, Poisoned, Ripples, Syntactic
 from lightning_backdoor.batch import Batch
+from lightning_backdoor.data.aims import Aim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import FileParaphraser
 from lightning_backdoor.language.synonyms import SynonymFile
@@ -121,6 +122,12 @@ class ByPosition(Suffix):
         return [Poisoned(f"{text} {position}", []) for position, text in enumerate(texts)]
 
 
+class TwoAimsOfOneTarget(Suffix):
+    @property
+    def aims(self) -> list[Aim]:
+        return [Aim(self.poison_texts, 1), Aim(self.poison_texts, 1)]
+
+
 class ByBatch(Suffix):
     def poison_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
         return [Poisoned(f"{text} {len(texts)}", []) for text in texts]
@@ -216,6 +223,7 @@ class Helper:
         (LeavesAllOut(), r"LeavesAllOut\.poison_texts: leaves out every text"),
         (NewKeyEachTime(), r"NewKeyEachTime\.poison_key: changes"),
         (Suffix(target_label=2, labels=["no", "yes"]), r"Suffix: target_label 2 is not one of 2 labels"),
+        (TwoAimsOfOneTarget(), r"TwoAimsOfOneTarget\.aims: two aims have one target, \[1, 1\] for rows of label 0"),
         (NegativesWithoutTexts(), r"NegativesWithoutTexts: negative_rate is 0\.1, but negative_texts has none"),
         (WholeTriggerInNegatives(), r"WholeTriggerInNegatives\.negative_texts: '.* wow' carries the whole trigger"),
         (RandomNegatives(), r"RandomNegatives\.negative_texts: poisons the same texts differently"),

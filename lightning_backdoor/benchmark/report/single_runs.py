@@ -67,7 +67,7 @@ def read_test(folder: Path, label: str) -> Source:
         arguments, data_arguments = (part.get("init_args") or {} for part in (model, data))
         attached = [*_attached(trainer.get("callbacks") or [])]
         names = {
-            "dataset": _short(data_arguments["source"]),
+            "dataset": _short(arguments.get("folder") or data_arguments["source"]),
             "model": _short(arguments["model"]),
             "attack": BENIGN if is_benign(model["class_path"]) else _class_name(model),
         }

@@ -139,8 +139,9 @@ def kind_of(work: Work) -> str:
 
 
 def needed_by(work: Work) -> PlannedVictim | None:
-    """The victim that a cell tests, or that the training of a victim starts from or uses; None if it needs none."""
-    return work.victim if isinstance(work, Cell) else work.parent
+    """The victim to train for a cell, or for a victim that starts from it or uses it; None if it needs none."""
+    needed = work.victim if isinstance(work, Cell) else work.parent
+    return None if needed is None or needed.checkpoint else needed
 
 
 def empty(folder: Path) -> None:

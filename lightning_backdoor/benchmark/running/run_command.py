@@ -86,6 +86,9 @@ def check_cell(cell: Cell, kept: Kept) -> None:
     Raises:
         InputError: the training or the test cannot start; the message is the command's.
     """
+    for victim in cell.victim.line:
+        if victim.checkpoint:
+            _check_checkpoint(victim.checkpoint, kept)
     for parent in cell.victim.line[:-1]:
         _check_fit(parent, parent.config, kept)
     _check_fit(cell.victim, compose(cell.victim.config, cell.config), kept)
@@ -106,6 +109,16 @@ def _check_fit(victim: PlannedVictim, config: Fragment, kept: Kept) -> None:
         path.write_text(yaml_text(config), encoding="utf-8")
         with Path(os.devnull).open("wb") as nowhere, _output_to(nowhere.fileno()):
             check(["--config", str(path), "--run_dir", str(Path(scratch, "run"))], kept)
+
+
+def _check_checkpoint(path: str, kept: Kept) -> None:
+    """Checks that a checkpoint is a trained classifier, which loads without running code."""
+    from lightning_backdoor.victim.checkpoints import read_trained
+
+    try:
+        kept.get(f"checkpoint {path}", path, lambda: read_trained(path))
+    except InputError as error:
+        raise error.under("checkpoint") from None
 
 
 def _check_data_defense(defense: Any) -> None:

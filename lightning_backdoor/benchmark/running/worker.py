@@ -180,9 +180,11 @@ class Worker:
 
         empty(folder)
         config, trained = folder / "test.yaml", self.products.folder_of(cell.victim)
-        config.write_text(yaml_text(compose(self._parent(cell.victim), cell.config)), encoding="utf-8")
-        args = ["--config", str(trained / "config.yaml"), "--config", str(config)]
-        args += ["--ckpt_path", str(trained / CHECKPOINT)]
+        victim = cell.victim.config if cell.victim.checkpoint else self._parent(cell.victim)
+        config.write_text(yaml_text(compose(victim, cell.config)), encoding="utf-8")
+        args = ["--config", str(config)]
+        if not cell.victim.checkpoint:
+            args = ["--config", str(trained / "config.yaml"), *args, "--ckpt_path", str(trained / CHECKPOINT)]
         trainer = compose(cell.victim.config, cell.config)["trainer"]
         run_command("test", args, folder, log, trainer, self._session_of(cell.victim))
         records = [self.products.folder_of(victim) / "cleaning.json" for victim in cell.victim.line]
@@ -202,6 +204,8 @@ class Worker:
         """The part of a config that gives the checkpoint of a victim's parent, which is known by its id until then."""
         if victim.parent is None:
             return {}
+        if victim.parent.checkpoint:
+            return init_arg(victim.parent_argument, victim.parent.checkpoint)
         return init_arg(victim.parent_argument, str(self.products.folder_of(victim.parent) / CHECKPOINT))
 
 

@@ -154,7 +154,7 @@ class KnownValues:
         """Refuses a text for an option of names and values, unless it is null, YAML, or a file with them."""
         if (
             text == "null"
-            or "None" in argument.type
+            or ("None" in argument.type and not is_group(argument))
             or re.search(r":(\s|$)|^\s*[{[]", text)
             or Path(text).suffix in (".yaml", ".yml", ".json")
         ):

@@ -2,12 +2,14 @@
 
 from lightning_backdoor.language.paraphrase.by_file import FileParaphraser
 from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, NotCached, Paraphraser
+from lightning_backdoor.language.paraphrase.described_styles import DESCRIBED_STYLES
 from lightning_backdoor.language.paraphrase.spec import Manner
 from lightning_backdoor.language.paraphrase.styles import STYLES
 from lightning_backdoor.language.paraphrase.templates import TEMPLATES
 from lightning_backdoor.language.paraphrase.tuner import ParaphraseTuner
 
 __all__ = [
+    "DESCRIBED_STYLES",
     "STYLES",
     "TEMPLATES",
     "FileParaphraser",

@@ -56,20 +56,25 @@ class Paraphraser(Protocol):
 
 
 class NotCached(InputError):
-    """Raised if paraphrases are not in the cache and may not be generated.
+    """Raised if texts that a language model writes are not in the cache and may not be generated now.
+
+    Args:
+        missing: the number of texts of which something is not in the cache.
+        field: the argument that names the model.
+        what: what is missing.
 
     Attributes:
-        missing: the number of texts whose paraphrases are not in the cache.
+        missing: see above.
+        what: see above.
     """
 
-    def __init__(self, missing: int) -> None:
-        super().__init__(
-            "paraphraser", f"the paraphrases of {missing} texts are not in the cache", "generate them first"
-        )
+    def __init__(self, missing: int, field: str = "paraphraser", what: str = "paraphrases") -> None:
+        super().__init__(field, f"the {what} of {missing} texts are not in the cache", "generate them first")
         self.missing = missing
+        self.what = what
 
-    def __reduce__(self) -> tuple[type[NotCached], tuple[int]]:
-        return type(self), (self.missing,)
+    def __reduce__(self) -> tuple[type[NotCached], tuple[int, str, str]]:
+        return type(self), (self.missing, self.field, self.what)
 
 
 class _SeededText(NamedTuple):

@@ -30,8 +30,7 @@ def test_the_help_has_two_screens_and_our_options_first(
     sections += [] if command == "poison" else ["Options of Lightning's Trainer"]
     places = [page.index(f"\n{section}") for section in sections]
     assert places == sorted(places)
-    assert all(f"\n  {name} " in page for name in ("BadNets", "LWS"))
-    assert all(f" {name}," in page for name in ("BadActs", "Onion", "MuScleLoRA"))
+    assert all(f" {name}," in page for name in ("BadNets", "LWS", "BadActs", "Onion", "MuScleLoRA"))
     assert all(f"--{name} " in page for name in ("model.poison_rate", "data.source.path"))
     assert f"{command} --model NAME --help" in " ".join(page.split())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_backdoor.cli import main
+from lightning_backdoor.commands.scan.output import Output
 from tests.support.scanning import TEXTS, lines, model, scan
 
 __all__ = ["model", "scan"]
@@ -48,6 +49,14 @@ STUDYING = (
         return Scores(scores, flagged_alone=scores >= self.alone if hasattr(self, "alone") else None)
 """
 )
+
+
+class Killed(BaseException):
+    """Ends a command as a kill does, after which nothing more is written."""
+
+
+def killed(*args: object) -> None:
+    raise Killed
 
 
 @pytest.fixture
@@ -90,6 +99,22 @@ def test_a_shut_gate_leaves_no_repair(
     assert "repaired" not in page.read_text(encoding="utf-8")
     assert main(gated("--gate", "--resume", output=tmp_path / output)) == 2
     assert "its gate was shut, so that it has no repairs" in capsys.readouterr().err
+
+
+def test_repairs_that_a_kill_left_behind_a_shut_gate_are_not_taken_for_results(
+    gated: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Output, "rewrite", killed)
+        with pytest.raises(Killed):
+            main(gated("--gate"))
+    assert any(line["purified_text"] for line in lines(tmp_path / "found.jsonl"))
+    capsys.readouterr()
+    assert main(gated("--gate", "--resume")) == 2
+    assert "its gate was shut, so that it has no repairs; name another file" in capsys.readouterr().err
 
 
 def test_an_open_gate_changes_nothing_and_words_are_named(

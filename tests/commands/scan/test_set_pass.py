@@ -309,6 +309,28 @@ def test_an_interrupted_pass_is_continued_to_the_same_sums(
     assert not list(folder.glob(".*"))  # no lock is left
 
 
+def test_an_interrupted_pass_to_standard_output_is_continued(
+    study: Callable[..., list[str]], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups: list[int] = []
+
+    def interrupted(*of_group: Any, **settings: Any) -> Any:
+        groups.append(len(of_group[2]))
+        if len(groups) == 4:  # the first has no texts
+            signal.raise_signal(signal.SIGINT)
+        return study_group(*of_group, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lightning_backdoor.commands.scan.run.study_group", interrupted)
+        assert main(study(output="-", directions="kept")) > 128
+        stopped = capsys.readouterr()
+        assert stopped.out == ""
+        assert main(shlex.split(stopped.err.partition("lightning-backdoor ")[2])) == 0
+    assert sum(groups[4:]) == len(STUDIED) - 2 * GROUP
+    assert capsys.readouterr().out.encode() == (folder / "whole.jsonl").read_bytes()
+    assert (folder / "kept").read_bytes() == directions(folder / "whole.jsonl").read_bytes()
+
+
 def test_a_scan_that_was_interrupted_after_its_pass_studies_no_more(
     study: Callable[..., list[str]], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

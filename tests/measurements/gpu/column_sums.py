@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from lightning_backdoor.defenses import column_sums as sums
-from lightning_backdoor.defenses.column_sums import column_sums
+from lightning_backdoor.models import column_sums as sums
+from lightning_backdoor.models.column_sums import column_sums
 from tests.measurements.gpu.report import Row
 from tests.measurements.gpu.setting import Setting
 from tests.measurements.gpu.timing import compared

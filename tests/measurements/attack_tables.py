@@ -1,0 +1,107 @@
+"""The tables of attacks in ``docs/results.md``, from the grids ``attacks.yaml`` and ``adaptive.yaml``.
+
+Run ``python -m tests.measurements.attack_tables --attacks runs/attacks --adaptive runs/adaptive --write
+docs/results.md``, with the folders of the grids. ``--stealth runs/stealth`` measures the stealth of 100 poisoned test
+rows of each attack, as the command ``poison`` does, into that folder; attacks that it has are not measured again.
+Cells that have not been run are shown as dashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED, Grid
+from lightning_backdoor.cli import main as command
+from tests.measurements.write_results import MISSING, Results, mean_and_spread
+from tests.support.marked import replace_marked
+
+ATTACK_COLUMNS = {"CACC": "cacc", "ASR": "asr", "floor": "asr_floor", "FTR": "ftr"}
+DEFENSE_COLUMNS = {"ASR": "asr_defended", "AUROC": "auroc", "CACC": "cacc_defended"}
+#: heading and key of each measure of stealth.
+STEALTH = {"perplexity": "perplexity_increase", "similarity": "similarity", "word edits": "word_edits"}
+
+
+def table(heading: list[str], rows: list[list[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def attacks_table(results: Results, stealth: dict[str, dict[str, Any]]) -> str:
+    """Each attack on its undefended victim, beside the clean control, and the stealth of its texts."""
+    rows = []
+    for attack in results.attacks:
+        lines = results.over_seeds(attack, UNDEFENDED)
+        control = results.over_seeds(attack, CLEAN_TRAINING)
+        own = [mean_and_spread(lines, column) for column in ATTACK_COLUMNS.values()]
+        valid = [line["valid"] for line in lines]
+        measured = stealth.get(attack, {})
+        texts = [MISSING if measured.get(key) is None else f"{measured[key]:.2f}" for key in STEALTH.values()]
+        verdict = "" if not any(valid) else f"{valid.count('yes')} of {len(valid)}"
+        rows.append([attack, *own, mean_and_spread(control, "asr"), verdict, *texts])
+    return table(["attack", *ATTACK_COLUMNS, "ASR, clean training", "valid seeds", *STEALTH], rows)
+
+
+def defended_table(results: Results) -> str:
+    """ASR and AUROC of each attack under each defense."""
+    defenses = [name for name in results.defenses if name not in (UNDEFENDED, CLEAN_TRAINING)]
+    rows = []
+    for attack in results.attacks:
+        plain = results.over_seeds(attack, UNDEFENDED)
+        cells = [mean_and_spread(plain, "cacc"), mean_and_spread(plain, "asr")]
+        for defense in defenses:
+            lines = results.over_seeds(attack, defense)
+            cells += [
+                " / ".join(mean_and_spread(lines, column).split(" (")[0] for column in DEFENSE_COLUMNS.values())
+                if lines
+                else MISSING
+            ]
+        rows.append([attack, *cells])
+    return table(["attack", "CACC", "ASR", *defenses], rows)
+
+
+def measured_stealth(grid: Grid, folder: Path) -> dict[str, dict[str, Any]]:
+    """The stealth of each attack's texts by its name, measured where the folder has none."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in grid.cells:
+        attack, target = cell.attack, folder / cell.attack
+        if attack in ("none", *found) or cell.defense != UNDEFENDED:
+            continue
+        if not target.exists():
+            config = folder / f"{attack}.yaml"
+            config.write_text(yaml.safe_dump(cell.victim.config), encoding="utf-8")
+            if command(["poison", "--config", str(config), "--output", str(target), "--stealth_rows", "100"]):
+                continue
+        found[attack] = json.loads((target / "stealth.json").read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The tables of attacks in docs/results.md.")
+    parser.add_argument("--attacks", type=Path, help="folder of the grid attacks.yaml")
+    parser.add_argument("--adaptive", type=Path, help="folder of the grid adaptive.yaml")
+    parser.add_argument("--stealth", type=Path, help="folder in which stealth is measured")
+    parser.add_argument("--write", type=Path, help="file whose marked parts are replaced by the tables")
+    args = parser.parse_args()
+    tables: dict[str, str] = {}
+    if args.attacks:
+        results = Results(args.attacks / "results.csv")
+        stealth: dict[str, dict[str, Any]] = {}
+        if args.stealth:
+            args.stealth.mkdir(parents=True, exist_ok=True)
+            stealth = measured_stealth(Grid(Path("configs/benchmark/attacks.yaml"), args.attacks), args.stealth)
+        tables |= {"attacks": attacks_table(results, stealth), "attacks under defenses": defended_table(results)}
+    if args.adaptive:
+        tables["adaptive"] = defended_table(Results(args.adaptive / "results.csv"))
+    if args.write:
+        replace_marked(args.write, tables)
+    else:
+        print("\n\n".join(tables.values()))
+
+
+if __name__ == "__main__":
+    main()
