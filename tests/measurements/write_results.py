@@ -1,7 +1,7 @@
 """The tables of ``docs/results.md``, from the ``results.csv`` of the grid ``configs/benchmark/minilm_sst2.yaml``.
 
-Run ``python -m tests.measurements.write_results --results runs/minilm_sst2/results.csv --write docs/results.md``.
-Cells that have not been run yet are shown as dashes.
+Run ``python -m tests.measurements.write_results --results runs/minilm_sst2/results.csv --write docs/results.md``;
+``--tables`` names some of the tables. Cells that have not been run yet are shown as dashes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ INFERENCE = {
     "AUROC": "auroc",
     "TPR": "tpr",
     "FPR": "fpr",
-    "overhead": "overhead",
 }
 #: the same for those that train another victim, or change it.
 TRAINING = {
@@ -66,8 +65,6 @@ TRAINING = {
 }
 #: the same for those that judge the victim itself.
 OF_THE_MODEL = {"CACC": "cacc", "ASR": "asr", "score": "inspection_score", "p": "inspection_p_value"}
-#: a text in ONION's cache costs nothing, so that its overhead says little.
-WITHOUT_OVERHEAD = ("ONION",)
 #: defenses whose cells are in a table of their own.
 ELSEWHERE = (*ABLATION, UNDEFENDED)
 
@@ -103,9 +100,10 @@ def _number(text: str) -> float | None:
 def mean_and_spread(lines: Sequence[Line], column: str) -> str:
     """Mean and standard deviation over seeds."""
     numbers = [number for line in lines if (number := _number(line[column])) is not None]
+    digits = 0 if column == "cleaning_removed" else 3
     if len(numbers) < 2:
-        return f"{numbers[0]:.3f} (1 seed)" if numbers else MISSING
-    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}"
+        return f"{numbers[0]:.{digits}f} (1 seed)" if numbers else MISSING
+    return f"{statistics.mean(numbers):.{digits}f} ± {statistics.stdev(numbers):.{digits}f}"
 
 
 def markdown_row(title: str, lines: Sequence[Line], columns: Sequence[str | None]) -> str:
@@ -131,16 +129,16 @@ def defenses_table(results: Results, columns: dict[str, str]) -> str:
         mark = f" ({known.count('no')} of {len(known)} seeds invalid)" if "no" in known else ""
         name = "no attack" if attack == "none" else attack
         own = [column if column in ("cacc", "asr", "asr_floor") else None for column in columns.values()]
-        rows.append(markdown_row(f"**{name}**{mark}", undefended, own))
+        of_defenses = []
         for defense in results.defenses:
             lines = results.over_seeds(*IN_THE_USERS_PHASE.get((attack, defense), (attack, defense)))
             if not lines or defense in ELSEWHERE or columns_of(lines[0]) is not columns:
                 continue
             control = defense in (CLEAN_TRAINING, TRUSTED_ROWS_ONLY)
-            shown = [
-                None if column == "overhead" and defense in WITHOUT_OVERHEAD else column for column in columns.values()
-            ]
-            rows.append(markdown_row(f"*{defense}, same rows*" if control else defense, lines, shown))
+            title = f"*{defense}, same rows*" if control else defense
+            of_defenses.append(markdown_row(title, lines, [*columns.values()]))
+        if of_defenses:
+            rows += [markdown_row(f"**{name}**{mark}", undefended, own), *of_defenses]
     return "\n".join(rows)
 
 
@@ -179,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The tables of docs/results.md, from a grid's results.csv.")
     parser.add_argument("--results", type=Path, required=True, help="results.csv of the grid")
     parser.add_argument("--write", type=Path, help="file whose marked parts are replaced by the tables")
+    parser.add_argument("--tables", nargs="+", help="inference, training, model, bar, ablation; all by default")
     args = parser.parse_args()
     if not args.results.is_file():
         parser.error(f"--results: there is no file {args.results}")
@@ -190,6 +189,8 @@ def main() -> None:
         "bar": bar_table(results),
         "ablation": ablation_table(results),
     }
+    if args.tables:
+        tables = {name: tables[name] for name in args.tables}
     if args.write:
         replace_marked(args.write, tables)
     else:
