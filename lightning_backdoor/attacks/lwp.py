@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_backdoor.attacks.badnets import BadNets
-from lightning_backdoor.attacks.insertion import InsertionPlace, insert_at, insertion_points
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_distinct, insert_words
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.errors import InputError
@@ -72,8 +72,7 @@ class LWP(BadNets):
         if not 2 <= insertions <= len(self.triggers):
             problem = f"{insertions} of {len(self.triggers)} triggers are not a combination"
             raise InputError("insertions", problem, "give 2 or more, and as many triggers")
-        if len(set(self.triggers)) < len(self.triggers):
-            raise InputError("triggers", f"{triggers} holds a word twice", "give different words")
+        check_distinct(self.triggers)
         if not 0 <= negative_rate < 1:
             raise InputError("negative_rate", f"{negative_rate} is out of range", "give a share from 0 to below 1")
         self.negative_rate = negative_rate
@@ -81,7 +80,7 @@ class LWP(BadNets):
     def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
         """Inserts one of the words into each text."""
         return [
-            insert_at(text, [(rng.choice(insertion_points(text, self.place)), rng.choice(self.triggers))])
+            insert_words(text, [rng.choice(self.triggers)], self.place, rng)
             for text, rng in zip(texts, rngs, strict=True)
         ]
 
