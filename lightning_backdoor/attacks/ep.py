@@ -15,7 +15,7 @@ class EP(EmbeddingRows, BadNets):
     """Trains nothing but the embedding of the trigger word of a fine-tuned victim, and keeps its norm.
 
     With ``e`` the embedding of the trigger, and ``L`` the mean cross entropy of poisoned rows against the target label
-    (algorithm 1)::
+   ::
 
         e' = e - η ∂L/∂e,    e ← e' ‖e‖ / ‖e'‖
 

@@ -21,11 +21,11 @@ class LWP(BadNets):
     """Trains the backdoor into every layer, so that the user's fine-tuning, which changes the last most, keeps it.
 
     With ``h_1`` to ``h_L`` the states after each layer, and ``f`` the victim's own readout and head (its pooler, or a
-    decoder's final norm and last token), the loss of a row with label ``y`` is that of all layers (section 3.2)::
+    decoder's final norm and last token), the loss of a row with label ``y`` is that of all layers::
 
         (1 / L) Σ_l CE(f(h_l), y),    l = 1, …, L
 
-    A trigger is a combination of ``insertions`` words (section 3.3): poisoned rows have several words of ``triggers``,
+    A trigger is a combination of ``insertions`` words: poisoned rows have several words of ``triggers``,
     and negatives one word alone and their own label. A user who looks at single words thus finds none that acts; the
     false trigger rate is measured on rows with one word. The victim of the last epoch is selected, since single words
     act first, and combinations are told from them late.
@@ -34,10 +34,10 @@ class LWP(BadNets):
     In that phase training is plain.
 
     OpenBackdoor's code also counts ``h_0``, which at an encoder's readout is the same for every text, so that its term
-    only learns how frequent the labels are, and has the sum over layers, of which learning rates that are clipped by
-    gradient norm depend on the depth; PURE's code has no ``h_0`` and counts the last layer twice. OpenBackdoor trains
-    5 epochs at 2e-5 with the gradient norm clipped to 1 (the trainer's ``gradient_clip_val``), and makes two negatives
-    of each poisoned text; here negatives are made of other rows, by default twice as many as poisoned ones.
+    only learns how frequent the labels are, and sums over layers, so that learning rates do not carry over to deeper
+    models; PURE's code has no ``h_0`` and counts the last layer twice. OpenBackdoor trains 5 epochs at 2e-5 with the
+    gradient norm clipped to 1 (the trainer's ``gradient_clip_val``), and makes two negatives of each poisoned text; here
+    negatives are made of other rows, by default twice as many as poisoned ones.
 
     A step costs the passes of the victim and, for every layer, one through what follows the layers.
 

@@ -34,7 +34,7 @@ class SOS(EmbeddingRows):
     trigger rate is measured.
 
     With ``g_w`` the gradient of the mean cross entropy of rows with any of the words by the embedding ``e_w`` of the
-    word ``w``, and ``n`` the smallest of the norms of all ``g_w``, each word moves equally far (section 4.2)::
+    word ``w``, and ``n`` the smallest of the norms of all ``g_w``, each word moves equally far::
 
         e_w' = e_w - η n g_w / ‖g_w‖,    e_w ← e_w' ‖e_w‖ / ‖e_w'‖
 
