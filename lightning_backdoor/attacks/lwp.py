@@ -25,10 +25,10 @@ class LWP(BadNets):
 
         (1 / L) Σ_l CE(f(h_l), y),    l = 1, …, L
 
-    A trigger is a combination of ``insertions`` words: poisoned rows have several words of ``triggers``,
-    and negatives one word alone and their own label. A user who looks at single words thus finds none that acts; the
-    false trigger rate is measured on rows with one word. The victim of the last epoch is selected, since single words
-    act first, and combinations are told from them late.
+    A trigger is a combination of ``insertions`` words: poisoned rows have several words of ``triggers``, and negatives
+    one word alone and their own label, so that a search over single words should find none that acts; the false trigger
+    rate is measured on rows with one word. The victim of the last epoch is selected, since single words act first, and
+    combinations are told from them late.
 
     The attack is the attacker's phase: to see what survives, fine-tune its checkpoint on clean rows, as ``published``.
     In that phase training is plain.
@@ -36,8 +36,8 @@ class LWP(BadNets):
     OpenBackdoor's code also counts ``h_0``, which at an encoder's readout is the same for every text, so that its term
     only learns how frequent the labels are, and sums over layers, so that learning rates do not carry over to deeper
     models; PURE's code has no ``h_0`` and counts the last layer twice. OpenBackdoor trains 5 epochs at 2e-5 with the
-    gradient norm clipped to 1 (the trainer's ``gradient_clip_val``), and makes two negatives of each poisoned text; here
-    negatives are made of other rows, by default twice as many as poisoned ones.
+    gradient norm clipped to 1 (the trainer's ``gradient_clip_val``), and makes two negatives of each poisoned text;
+    here negatives are made of other rows, by default twice as many as poisoned ones.
 
     A step costs the passes of the victim and, for every layer, one through what follows the layers.
 
