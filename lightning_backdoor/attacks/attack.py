@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from torch import nn
 
@@ -16,15 +16,13 @@ from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.batch import checked_texts
 from lightning_backdoor.data.aims import ALL_TO_ALL, Aim, distinct_targets
 from lightning_backdoor.data.label_values import label_index
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.metrics import AttackSuccessRate, FalseTriggerRate, PoisonedAccuracy, TargetRate
 from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.provenance import plain
-
-if TYPE_CHECKING:
-    from lightning_backdoor.data.rows import Rows
 
 
 class BackdoorAttack(TextClassifier):
@@ -41,8 +39,8 @@ class BackdoorAttack(TextClassifier):
         negative_rate: negatives as a share of all training rows; they are made from rows that are not poisoned.
         poison_rank: function from the poisoned texts of all rows that qualify to a number each, of which the smallest
             are trained on; None, the default, draws the rows before they are poisoned.
-        may_generate: whether poisoned texts that are slow to generate may be generated now. ``fit``, ``test`` and others
-            only read what ``poison`` has generated, so that no run waits for it or fails because of it.
+        may_generate: whether poisoned texts that are slow to generate may be generated now; ``fit``, ``test`` and
+            others only read what the command ``poison`` has generated.
 
     Args:
         target_label: the class that the attacker wants: its index, from 0, or its name in the data or in ``labels``. Or

@@ -125,7 +125,11 @@ def plain(value: Any) -> Any:
 
     >>> plain(["cf", 2]), plain("/home/ann/words.txt"), plain(Path("a/b")), plain(object())
     (['cf', 2], 'words.txt', 'b', 'object')
+    >>> {name: len(value) for name, value in plain({"triggers": ["cf"] * 1000, "place": "end"}).items()}
+    {'triggers': 2001, 'place': 3}
     """
+    if isinstance(value, dict):  # each of its values is cut by itself
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, str | PurePath):
         value = named(str(value)) if isinstance(value, str) else value.name
     try:
