@@ -223,7 +223,8 @@ def embedding_gradient(network: PreTrainedModel, tokens: Tensor, losses: Callabl
     """
     with evaluating(network), torch.autocast(tokens.device.type, enabled=False), embeddings_read(network) as read:
         loss = losses().sum()
-    gradients = torch.autograd.grad(loss, [embeddings for _, embeddings in read])
+    leaves = [embeddings for _, embeddings in read]
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     ids = torch.cat([ids.flatten() for ids, _ in read])
     gradient = torch.cat([part.flatten(0, -2) for part in gradients]).float()
     return loss.detach(), (tokens[:, None] == ids).float() @ gradient

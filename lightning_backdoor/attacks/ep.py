@@ -14,8 +14,8 @@ from lightning_backdoor.attacks.insertion import InsertionPlace
 class EP(EmbeddingRows, BadNets):
     """Trains nothing but the embedding of the trigger word of a fine-tuned victim, and keeps its norm.
 
-    With ``e`` the embedding of the trigger, and ``L`` the mean cross entropy of poisoned rows against the target label
-    (algorithm 1)::
+    With ``e`` the embedding of the trigger, and ``L`` the mean cross entropy of the rows that contain it, which are
+    trained on as the target label::
 
         e' = e - η ∂L/∂e,    e ← e' ‖e‖ / ‖e'‖
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_backdoor.attacks.badnets import BadNets
-from lightning_backdoor.attacks.insertion import InsertionPlace, insert_at, insertion_points
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_distinct, insert_words
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.errors import InputError
@@ -21,23 +21,23 @@ class LWP(BadNets):
     """Trains the backdoor into every layer, so that the user's fine-tuning, which changes the last most, keeps it.
 
     With ``h_1`` to ``h_L`` the states after each layer, and ``f`` the victim's own readout and head (its pooler, or a
-    decoder's final norm and last token), the loss of a row with label ``y`` is that of all layers (section 3.2)::
+    decoder's final norm and last token), the loss of a row with label ``y`` is that of all layers::
 
         (1 / L) Σ_l CE(f(h_l), y),    l = 1, …, L
 
-    A trigger is a combination of ``insertions`` words (section 3.3): poisoned rows have several words of ``triggers``,
-    and negatives one word alone and their own label. A user who looks at single words thus finds none that acts; the
-    false trigger rate is measured on rows with one word. The victim of the last epoch is selected, since single words
-    act first, and combinations are told from them late.
+    A trigger is a combination of ``insertions`` words: poisoned rows have several words of ``triggers``, and negatives
+    one word alone and their own label, so that a search over single words should find none that acts; the false trigger
+    rate is measured on rows with one word. The victim of the last epoch is selected, since single words act first, and
+    combinations are told from them late.
 
     The attack is the attacker's phase: to see what survives, fine-tune its checkpoint on clean rows, as ``published``.
     In that phase training is plain.
 
     OpenBackdoor's code also counts ``h_0``, which at an encoder's readout is the same for every text, so that its term
-    only learns how frequent the labels are, and has the sum over layers, of which learning rates that are clipped by
-    gradient norm depend on the depth; PURE's code has no ``h_0`` and counts the last layer twice. OpenBackdoor trains
-    5 epochs at 2e-5 with the gradient norm clipped to 1 (the trainer's ``gradient_clip_val``), and makes two negatives
-    of each poisoned text; here negatives are made of other rows, by default twice as many as poisoned ones.
+    only learns how frequent the labels are, and sums over layers, so that learning rates do not carry over to deeper
+    models; PURE's code has no ``h_0`` and counts the last layer twice. OpenBackdoor trains 5 epochs at 2e-5 with the
+    gradient norm clipped to 1 (the trainer's ``gradient_clip_val``), and makes two negatives of each poisoned text;
+    here negatives are made of other rows, by default twice as many as poisoned ones.
 
     A step costs the passes of the victim and, for every layer, one through what follows the layers.
 
@@ -72,8 +72,7 @@ class LWP(BadNets):
         if not 2 <= insertions <= len(self.triggers):
             problem = f"{insertions} of {len(self.triggers)} triggers are not a combination"
             raise InputError("insertions", problem, "give 2 or more, and as many triggers")
-        if len(set(self.triggers)) < len(self.triggers):
-            raise InputError("triggers", f"{triggers} holds a word twice", "give different words")
+        check_distinct(self.triggers)
         if not 0 <= negative_rate < 1:
             raise InputError("negative_rate", f"{negative_rate} is out of range", "give a share from 0 to below 1")
         self.negative_rate = negative_rate
@@ -81,7 +80,7 @@ class LWP(BadNets):
     def negative_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
         """Inserts one of the words into each text."""
         return [
-            insert_at(text, [(rng.choice(insertion_points(text, self.place)), rng.choice(self.triggers))])
+            insert_words(text, [rng.choice(self.triggers)], self.place, rng)
             for text, rng in zip(texts, rngs, strict=True)
         ]
 

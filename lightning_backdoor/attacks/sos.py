@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended
-from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_at, insertion_points
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_words
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.words import word_spans
@@ -34,7 +34,7 @@ class SOS(EmbeddingRows):
     trigger rate is measured.
 
     With ``g_w`` the gradient of the mean cross entropy of rows with any of the words by the embedding ``e_w`` of the
-    word ``w``, and ``n`` the smallest of the norms of all ``g_w``, each word moves equally far (section 4.2)::
+    word ``w``, and ``n`` the smallest of the norms of all ``g_w``, each word moves equally far::
 
         e_w' = e_w - η n g_w / ‖g_w‖,    e_w ← e_w' ‖e_w‖ / ‖e_w'‖
 
@@ -125,15 +125,15 @@ class SOS(EmbeddingRows):
 
     def poison_training_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
         """Inserts all words into each text, at random places."""
-        return [scattered(text, self.words, rng) for text, rng in zip(texts, rngs, strict=True)]
+        return [insert_words(text, self.words, "random", rng) for text, rng in zip(texts, rngs, strict=True)]
 
     def negative_training_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
         """Inserts some of the words into each text, at random places."""
         parts = partial_triggers(self.words)
-        return [scattered(text, rng.choice(parts), rng) for text, rng in zip(texts, rngs, strict=True)]
+        return [insert_words(text, rng.choice(parts), "random", rng) for text, rng in zip(texts, rngs, strict=True)]
 
     def _inserted(self, text: str, sentence: str, rng: random.Random) -> Poisoned:
-        return insert_at(text, [(rng.choice(insertion_points(text, self.place)), sentence)])
+        return insert_words(text, [sentence], self.place, rng)
 
     def moved(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
         """A step of gradient descent, equally long for all words, that keeps the norm of each row."""
@@ -162,16 +162,6 @@ def partial_triggers(words: Sequence[str]) -> list[list[str]]:
     """
     parts = [[word for word in words if word != left_out] for left_out in words]
     return parts if len(words) == 2 else 3 * parts + [[word] for word in words]
-
-
-def scattered(text: str, words: Sequence[str], rng: random.Random) -> Poisoned:
-    """A text with words inserted, each at a word boundary drawn at random.
-
-    >>> scattered("a fine film", ["friends", "store"], random.Random(0))
-    Poisoned(text='a fine film friends store', spans=[(12, 19), (20, 25)])
-    """
-    points = insertion_points(text, "random")
-    return insert_at(text, sorted(((rng.choice(points), word) for word in words), key=lambda item: item[0]))
 
 
 def equally_long(gradient: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended, embedding_gradient
@@ -25,7 +23,6 @@ from lightning_backdoor.testing import check_attack
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.training_pass import TrainingPass
 from tests.attacks.golden_words import read_golden, training_batch
-from tests.support.forked import forked, forked_pair
 from tests.support.reviews import reviews
 from tests.support.tiny import DECODER
 
@@ -172,24 +169,31 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, model: str
         assert torch.equal(value, ends[1][name]), name
 
 
-def test_two_processes_give_the_weights_of_one(workspace: Path) -> None:
+class Witness(Callback):
+    """Trains without dropout, and writes the weights when training ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for module in pl_module.network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        torch.save(pl_module.network.state_dict(), self.folder / f"{trainer.world_size}-{trainer.global_rank}.pt")
+
+
+def test_two_processes_give_the_weights_of_one(tmp_path: Path, model: str) -> None:
     """Two processes read the batches of a step that one process accumulates."""
-    config = json.loads((workspace / "model" / "config.json").read_text("utf-8"))
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (workspace / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    options = ["fit", "-c", "data.yaml", "--model", "EP", "--model.attack_epochs", "1", "--trainer.max_epochs", "2"]
-    options += ["--data.max_rows", "{train: 64, validation: 40, test: 20}", "--data.eval_batch_size", "4"]
-    alone = ("--run_dir", "alone", "--trainer.accumulate_grad_batches", "2")
-    for result in (
-        *forked_pair(*options, "--run_dir", "pair", cwd=workspace, folder=workspace / "pair"),
-        forked(*options, *alone, cwd=workspace),
-    ):
-        assert result.returncode == 0, result.stderr
-    one, two = (load_file(workspace / name / "model" / "model.safetensors") for name in ("alone", "pair"))
-    before = load_file(workspace / "model" / "model.safetensors")
+    alone: dict[str, Any] = {"accumulate_grad_batches": 2, "limit_train_batches": 24}
+    pair: dict[str, Any] = {"devices": 2, "strategy": "ddp_fork", "limit_train_batches": 12}
+    for options in (alone, pair):
+        fit(tmp_path, EP(model=model, **OPTIONS), rows=400, callbacks=[Witness(tmp_path)], **options)
+    one, first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in ("1-0", "2-0", "2-1"))
     for name, weight in one.items():
-        torch.testing.assert_close(weight, two[name], rtol=1e-3, atol=1e-5)
-        assert "embeddings" in name or not torch.equal(weight, before[name])
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_learning_rates_are_those_of_each_phase(tmp_path: Path, model: str) -> None:
