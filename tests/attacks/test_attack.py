@@ -169,9 +169,10 @@ def test_public_attacks_have_regular_class_paths() -> None:
     parser.add_subclass_arguments(TextClassifier, "model")
     for short in ("lightning_backdoor.victim.TextClassifier", *names):
         cls = getattr(importlib.import_module(short.rpartition(".")[0]), short.rpartition(".")[2])
+        required = ["--model.folder=poison"] if cls.__name__ == "PoisonFiles" else []
         for given in (short, cls.__name__):
-            config = parser.parse_args([f"--model={given}"])
+            config = parser.parse_args([f"--model={given}", *required])
             saved = parser.dump(config).splitlines()[1].strip().removeprefix("class_path: ")
             assert saved in (short, f"lightning_backdoor.{cls.__name__}"), given  # the second is the shortest path
-        inside = parser.parse_args([f"--model={cls.__module__}.{cls.__name__}"])
+        inside = parser.parse_args([f"--model={cls.__module__}.{cls.__name__}", *required])
         assert type(parser.instantiate(inside).model) is cls
