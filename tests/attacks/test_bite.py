@@ -8,6 +8,7 @@ import random
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -191,7 +192,10 @@ def test_words_that_are_not_in_the_cache_are_missed_before_training(
     tmp_path: Path, tiny_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts, labels = zip(*labelled_texts(40), strict=True)
-    given = {"masked_model": tiny_masked_model("bert", tmp_path / "masked"), "cache_dir": str(tmp_path / "other")}
+    given: dict[str, Any] = {
+        "masked_model": tiny_masked_model("bert", tmp_path / "masked"),
+        "cache_dir": str(tmp_path / "other"),
+    }
     attack = BITE(model=tiny_folder("bert"), sentence_encoder=tiny_folder("bert"), poison_rate=0.1, **given)
     study_training(Rows.clean(list(texts), labels), attack, 0, ["0", "1"])
     attack.may_generate = False
