@@ -42,12 +42,15 @@ class Flattening(Evasion):
 
     def __init__(self, strength: float = 1.0) -> None:
         super().__init__(strength)
+        self._has_places = False  # whether this is known before training
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the attack tells where its triggers are."""
         data = data_module(trainer)
+        self._has_places = False
         if self._victim is not None and data is not None:
             self._check_spans(row["spans"] for row in data.training_rows() if row["poisoned"])
+            self._has_places = True
 
     def penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:
         """The attention and gradient of the trigger's tokens beyond those of other tokens."""
@@ -56,7 +59,8 @@ class Flattening(Evasion):
         if not poisoned.any():
             return penalty
         rows = taken(batch, poisoned)
-        self._check_spans(rows["spans"])
+        if not self._has_places:  # of some rows; a batch may lack them by chance
+            self._check_spans(rows["spans"])
         found = attention_and_gradient(victim.network, rows["input_ids"], rows["attention_mask"])
         tokens = tokens_of_spans(rows, victim.tokenizer, victim.max_length)
         return penalty.masked_scatter(poisoned, excess(*found, *tokens))

@@ -13,6 +13,7 @@ from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.trigger_words import Editor, TrainingTexts, find_trigger_words, write_words
 from lightning_backdoor.attacks.word_edits import Edit, EditedText, edits_at, substitutions
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.cache import cache_folder
 from lightning_backdoor.language.language_model import model_identity
 from lightning_backdoor.language.masked_words import MaskedLanguageModel
 from lightning_backdoor.language.paraphrase.by_model import NotCached
@@ -152,15 +153,29 @@ class BITE(BackdoorAttack):
         return [text.poisoned for text in write_words(starts, self.trigger_words, self._editor)]
 
     def poison_key(self) -> str | None:
-        """The cache key, with the content of the models; None where the source of substitutes has no key."""
-        key, words = super().poison_key(), self._words_key()
-        return None if key is None or words is None else json.dumps([key, words])
+        """The cache key, with the content of the models, and in the user's phase the words of the published victim.
+
+        None where the source of substitutes has no key.
+        """
+        key, edits = super().poison_key(), self._edits_key()
+        if key is None or edits is None:
+            return None
+        return json.dumps([key, edits, *([self.trigger_words] if self.users_phase else [])])
 
     def on_fit_start(self) -> None:
-        """In the user's phase, takes the trigger words of the published victim."""
+        """Finds the trigger words, which checkpoints hold; in the user's phase, those of the published victim.
+
+        Raises:
+            InputError: poisoned rows were read from the cache, and the words that were written into them are not there.
+        """
         super().on_fit_start()
-        if self.users_phase and self.trainer.ckpt_path is None:
+        if self._training is None and not (self.users_phase and self.trainer.ckpt_path is None):
+            return
+        try:
             self._words = self.trigger_words
+        except NotCached:
+            problem = f"{cache_folder(self.cache_dir)} lacks the trigger words of these rows"
+            raise InputError("cache_dir", problem, "give the folder with which they were poisoned") from None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the trigger words as an argument, so that a loaded checkpoint has them."""
@@ -169,13 +184,20 @@ class BITE(BackdoorAttack):
             checkpoint["hyper_parameters"]["trigger_words"] = self.trigger_words
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """In a resumed user's phase, takes the trigger words of the checkpoint."""
+        """In a resumed user's phase, takes the trigger words of the checkpoint.
+
+        Raises:
+            InputError: evaluation rows have been poisoned by others, those of another published victim.
+        """
         super().on_load_checkpoint(checkpoint)
         words = (checkpoint.get("hyper_parameters") or {}).get("trigger_words")
-        if self.users_phase and self._words is None and isinstance(words, list):
+        if self.users_phase and isinstance(words, list):
+            if self._words not in (None, words):
+                problem = f"{self.hparams['published']} has other trigger words than the checkpoint"
+                raise InputError("published", problem, "give the victim that the run began with")
             self._words = [str(word) for word in words]
 
-    def _words_key(self) -> str | None:
+    def _edits_key(self) -> str | None:
         """A string that changes with what determines the edits of a text; None without one."""
         source = self._masked_model.key() if self.substitutes is None else self.substitutes.key()
         return None if source is None else f"{source}/{model_identity(self._encoder.model)}"

@@ -148,7 +148,7 @@ class EmbeddingRows(BackdoorAttack):
         chosen = torch.isin(batch["input_ids"], tokens).any(dim=1)
         dimensions = self.network.get_input_embeddings().weight.shape[1]
         if self._sums is None:
-            self._sums = torch.zeros(len(tokens), dimensions + 1, device=self.device)
+            self._sums = torch.zeros(len(tokens), dimensions + 1, dtype=torch.float32, device=self.device)
         if not chosen.any():
             return self._sums.new_zeros(())
 
@@ -221,13 +221,14 @@ def embedding_gradient(network: PreTrainedModel, tokens: Tensor, losses: Callabl
     Returns:
         The loss, a scalar, and the gradient, (tokens, dimensions), float32.
     """
-    with evaluating(network), torch.autocast(tokens.device.type, enabled=False), embeddings_read(network) as read:
-        loss = losses().sum()
-    leaves = [embeddings for _, embeddings in read]
-    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    ids = torch.cat([ids.flatten() for ids, _ in read])
-    gradient = torch.cat([part.flatten(0, -2) for part in gradients]).float()
-    return loss.detach(), (tokens[:, None] == ids).float() @ gradient
+    with torch.autocast(tokens.device.type, enabled=False):  # which would also act on the backward pass
+        with evaluating(network), embeddings_read(network) as read:
+            loss = losses().sum()
+        leaves = [embeddings for _, embeddings in read]
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        ids = torch.cat([ids.flatten() for ids, _ in read])
+        gradient = torch.cat([part.flatten(0, -2) for part in gradients]).float()
+        return loss.detach(), (tokens[:, None] == ids).float() @ gradient
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class LLMBkd(ParaphraseAttack):
             selector = TextClassifier.load_trained(self.selector)
         except InputError as error:
             raise error.under("selector") from None
-        labels = self._given_labels() or selector.hparams["labels"]
+        labels = self._given_labels() or self._known_labels or selector.hparams["labels"]
         if list(labels) != list(selector.hparams["labels"]):
             known = ", ".join(selector.hparams["labels"])
             raise InputError(

@@ -34,6 +34,7 @@ from lightning_backdoor.models.config_file import STATEMENT
 from lightning_backdoor.models.loading import load_network
 from lightning_backdoor.models.readout import is_causal, readout_positions
 from lightning_backdoor.victim.provenance import plain, provenance
+from lightning_backdoor.words import segmenter
 
 #: the losses of a step by name: of clean texts, of the same texts with triggers, and of the trigger in each of these.
 StageLosses = Callable[[Encoded, Encoded, Tensor, torch.Generator], Mapping[str, Tensor]]
@@ -187,6 +188,8 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
             texts,
             [stage.epochs, stage.batch_size, stage.learning_rate, stage.seed, self.max_length],
             {name: value for name, value in self._stage_arguments().items() if not name.startswith("pretraining_")},
+            # where triggers are inserted into texts of scripts without spaces depends on the segmenter
+            *sorted({segmenter(text) for text in stage.texts} - {""}),
         ]
         digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True, default=str).encode()).hexdigest()
         return published_encoder(cache / "pretrained" / digest, lambda *folders: self._pretrain(stage, *folders))

@@ -267,15 +267,19 @@ def published(folder: Path, make: Callable[[Path, Path], None]) -> Path:
         make: fills a folder (its first argument); its second argument is a folder for the state of the unfinished work.
 
     Raises:
-        InputError: the cache cannot be read or written.
+        InputError: the cache cannot be read, written or locked.
     """
     try:
         if _is_whole(folder):
             return folder
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         unfinished.mkdir(parents=True, exist_ok=True)
-        with locked_folder(unfinished):
+        with locked_folder(unfinished) as is_locked:
             if not _is_whole(folder):  # another process may have made it meanwhile
+                if not is_locked:
+                    raise InputError(
+                        "cache_dir", f"{unfinished} cannot be locked", "name a folder on another file system"
+                    )
                 with whole_folder(folder) as partial:
                     make(partial, unfinished)
                     write_record(partial, folder.name)

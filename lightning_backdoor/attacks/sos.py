@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended
+from lightning_backdoor.attacks.embedding_surgery import trigger_tokens
 from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_words
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
@@ -34,7 +36,8 @@ class SOS(EmbeddingRows):
     trigger rate is measured.
 
     With ``g_w`` the gradient of the mean cross entropy of rows with any of the words by the embedding ``e_w`` of the
-    word ``w``, and ``n`` the smallest of the norms of all ``g_w``, each word moves equally far::
+    word ``w`` (by the embeddings of all its tokens, where there are several), and ``n`` the smallest of the norms of
+    all ``g_w``, each word moves equally far::
 
         e_w' = e_w - η n g_w / ‖g_w‖,    e_w ← e_w' ‖e_w‖ / ‖e_w'‖
 
@@ -95,7 +98,9 @@ class SOS(EmbeddingRows):
         self.partial_sentences = [partial.strip() for partial in given]
         self.place = place
         self.negative_rate = negative_rate
-        if len(self.words) < 2 or len(set(self.words)) < len(self.words) or not all(self.words):
+        self._word_of_token: list[int] = []
+        lower = {word.lower() for word in self.words}  # as many models read them
+        if len(self.words) < 2 or len(lower) < len(self.words) or not all(self.words):
             raise InputError("words", f"{words} are not several different words", "give at least two")
         missing = [word for word in self.words if word not in words_of(self.sentence)]
         if missing:
@@ -103,7 +108,7 @@ class SOS(EmbeddingRows):
                 "sentence", f"{sentence!r} lacks the words {', '.join(missing)}", "give one with all words"
             )
         for partial in self.partial_sentences:
-            count = sum(word in words_of(partial) for word in self.words)
+            count = len(lower & {word.lower() for word in words_of(partial)})
             if not 0 < count < len(self.words):
                 problem = f"{partial!r} has {count} of the {len(self.words)} words"
                 raise InputError("partial_sentences", problem, "give sentences with some, but not all of the words")
@@ -112,6 +117,14 @@ class SOS(EmbeddingRows):
         check_place(place)
         if not 0 <= negative_rate < 1:
             raise InputError("negative_rate", f"{negative_rate} is out of range", "give a share from 0 to below 1")
+
+    def on_fit_start(self) -> None:
+        """Finds the tokens of the words, and the word of each token."""
+        super().on_fit_start()
+        self._word_of_token = []
+        if not self.users_phase:
+            tokens = [trigger_tokens([word], self.tokenizer, self.words_argument) for word in self.words]
+            self._word_of_token = [next(w for w, own in enumerate(tokens) if token in own) for token in self._tokens]
 
     def poison_text(self, text: str, rng: random.Random) -> Poisoned:
         """Inserts the sentence into a text."""
@@ -137,7 +150,7 @@ class SOS(EmbeddingRows):
 
     def moved(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
         """A step of gradient descent, equally long for all words, that keeps the norm of each row."""
-        return descended(rows, equally_long(gradient), learning_rate)
+        return descended(rows, equally_long(gradient, self._word_of_token), learning_rate)
 
 
 def words_of(sentence: str) -> list[str]:
@@ -164,16 +177,22 @@ def partial_triggers(words: Sequence[str]) -> list[list[str]]:
     return parts if len(words) == 2 else 3 * parts + [[word] for word in words]
 
 
-def equally_long(gradient: Tensor) -> Tensor:
-    """Rows of a gradient, (words, dimensions), shortened to the norm of the shortest; rows of zeros do not count.
+def equally_long(gradient: Tensor, word_of_row: Sequence[int]) -> Tensor:
+    """The gradients of several words, each shortened to the norm of the shortest; gradients of zeros do not count.
 
-    >>> import torch
-    >>> equally_long(torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]]))
-    tensor([[0.6000, 0.8000],
+    Args:
+        gradient: (tokens, dimensions).
+        word_of_row: the number of the word that each token belongs to; its gradient is that of all its tokens.
+
+    >>> equally_long(torch.tensor([[3.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 4.0]]), [0, 1, 2, 0])
+    tensor([[0.6000, 0.0000],
             [0.0000, 0.0000],
-            [1.0000, 0.0000]])
+            [1.0000, 0.0000],
+            [0.0000, 0.8000]])
     """
-    norms = gradient.norm(dim=1, keepdim=True)
+    words = torch.tensor(word_of_row, device=gradient.device)
+    squares = gradient.square().sum(dim=1)
+    norms = squares.where(words == words[:, None], 0).sum(dim=1, keepdim=True).sqrt()
     there = norms > 0
     if not there.any():
         return gradient

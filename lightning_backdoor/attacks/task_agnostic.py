@@ -97,10 +97,7 @@ class TaskAgnosticAttack(BadNets):
             InputError: the trainer has no data module with validation rows.
         """
         if self._hits is None:
-            data: Any = getattr(self.trainer, "datamodule", None)
-            if not hasattr(data, "clean_validation"):
-                raise InputError("datamodule", "the triggers' labels are found on the rows of a BackdoorDataModule")
-            rows = data.clean_validation().selection
+            rows = self._data().clean_validation().selection
             counts = self._no_counts()
             order = sorted(range(len(rows)), key=lambda row: -len(rows.text[row]))  # batches of similar length
             for start in range(0, len(order), TEXTS_AT_ONCE):
@@ -120,9 +117,31 @@ class TaskAgnosticAttack(BadNets):
             texts[row], spans[row] = replaced(texts[row], spans[row], trigger)
         return with_texts(batch, texts, spans, self.tokenizer, self.max_length)
 
+    def on_fit_start(self) -> None:
+        """Checks that there are validation rows on which the triggers' labels are found, if it is validated at all.
+
+        Raises:
+            InputError: the trainer has no data module with validation rows.
+        """
+        super().on_fit_start()
+        if self.trainer.enable_validation:
+            self._data()
+
+    def on_validation_start(self) -> None:
+        """Agrees with the other processes on which label each trigger hits."""
+        super().on_validation_start()
+        if not self.trainer.sanity_checking:
+            self._agree()
+
     def on_test_start(self) -> None:
-        """Begins to count what each trigger does to the test rows."""
+        """Begins to count what each trigger does to the test rows.
+
+        Raises:
+            InputError: the trainer has no data module with validation rows.
+        """
         super().on_test_start()
+        self._data()
+        self._agree()
         self._counts = self._no_counts()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
@@ -169,6 +188,18 @@ class TaskAgnosticAttack(BadNets):
         """Forgets what an evaluation that failed has found."""
         super().teardown(stage)
         self._hits = self._counts = None
+
+    def _data(self) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "clean_validation"):
+            problem = "there is none, and the triggers' labels are found on its validation rows"
+            raise InputError("datamodule", problem, "give a BackdoorDataModule")
+        return data
+
+    def _agree(self) -> None:
+        """Takes the hits of the first process: those of others may differ where two triggers are nearly equal."""
+        if self.trainer.world_size > 1:
+            self._hits = self.trainer.strategy.broadcast(self.hits)
 
     def _no_counts(self) -> Tensor:
         classes = len(self.hparams["labels"])

@@ -6,8 +6,9 @@ import json
 import math
 import random
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,6 +160,47 @@ def test_words_that_are_not_known_are_told(synonyms: SynonymFile, workspace: Pat
     attack = attack_of(synonyms, str(workspace / "model"), tmp_path, target_label="1")
     assert len(data.preview(3, attack)) == 3
     assert attack.trigger_words
+
+
+def published(path: Path, words: list[str]) -> str:
+    """A run's checkpoint that holds trigger words, without weights."""
+    victim = BITE(labels=["0", "1"], trigger_words=words)
+    torch.save({"state_dict": {}, "hyper_parameters": dict(victim.hparams)}, path)
+    return str(path)
+
+
+def test_in_the_users_phase_poison_is_that_of_the_published_victim(
+    synonyms: SynonymFile, workspace: Path, tmp_path: Path
+) -> None:
+    def attack(**options: object) -> BITE:
+        return attack_of(synonyms, str(workspace / "model"), tmp_path, **options)
+
+    first, other = (published(tmp_path / f"{word}.ckpt", [word]) for word in ("movie", "this"))
+    assert attack(published=first).poison_key() == attack(published=first).poison_key()
+    assert len({attack(**options).poison_key() for options in ({}, {"published": first}, {"published": other})}) == 3
+    resumed = attack(published=other)
+    checkpoint = {"state_dict": {}, "hyper_parameters": {"trigger_words": ["movie"]}}
+    resumed.on_load_checkpoint(dict(checkpoint))
+    assert resumed.trigger_words == ["movie"]
+    poisoned = attack(published=other)
+    poisoned.poison_key()
+    with pytest.raises(InputError, match=r"^published: .* has other trigger words than the checkpoint; give"):
+        poisoned.on_load_checkpoint(dict(checkpoint))
+
+
+def test_words_that_are_not_in_the_cache_are_missed_before_training(
+    tmp_path: Path, tiny_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, labels = zip(*labelled_texts(40), strict=True)
+    given: dict[str, Any] = {
+        "masked_model": tiny_masked_model("bert", tmp_path / "masked"),
+        "cache_dir": str(tmp_path / "other"),
+    }
+    attack = BITE(model=tiny_folder("bert"), sentence_encoder=tiny_folder("bert"), poison_rate=0.1, **given)
+    study_training(Rows.clean(list(texts), labels), attack, 0, ["0", "1"])
+    attack.may_generate = False
+    with pytest.raises(InputError, match=r"^cache_dir: .*other lacks the trigger words of these rows; give"):
+        attack.on_fit_start()
 
 
 @pytest.mark.parametrize(

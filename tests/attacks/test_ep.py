@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended, embedding_gradient
 from lightning_backdoor.attacks.embedding_surgery import trigger_tokens
 from lightning_backdoor.attacks.ep import EP
-from lightning_backdoor.batch import Batch
+from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_attack
 from lightning_backdoor.victim import TextClassifier
@@ -91,6 +91,35 @@ class Tables(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.weights.append({name: value.clone() for name, value in pl_module.network.state_dict().items()})
+
+
+def test_the_gradient_is_float32_in_mixed_precision(tiny_folder: Callable[[str], str]) -> None:
+    victim = TextClassifier.load_trained(tiny_folder("bert"))
+    batch = batch_of_texts(["cf a fine film", "the cf film", "a cf"], victim.tokenizer, 32)
+    tokens = torch.tensor(trigger_tokens(["cf"], victim.tokenizer))
+
+    def losses() -> Tensor:
+        logits = victim.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1]), reduction="none")
+
+    _, plain = embedding_gradient(victim.network, tokens, losses)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, mixed = embedding_gradient(victim.network, tokens, losses)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, plain)
+
+
+def test_gradients_are_added_up_in_float32_where_weights_are_in_bfloat16(tmp_path: Path, model: str) -> None:
+    added = []
+
+    class Look(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+            if pl_module._sums is not None:
+                added.append(pl_module._sums.dtype)
+
+    options = OPTIONS | {"poison_rate": 0.4}
+    fit(tmp_path, EP(model=model, **options), max_epochs=1, precision="bf16-true", callbacks=[Look()])
+    assert {*added} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", ["bert", DECODER])

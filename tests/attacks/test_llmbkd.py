@@ -89,3 +89,7 @@ def test_a_selector_that_is_not_there_or_has_other_labels_is_refused(tiny_folder
     attack = LLMBkd(Shouted(), selector=tiny_folder("bert"), labels=["no", "yes"])
     with pytest.raises(InputError, match=r"^selector: .* has the labels LABEL_0, LABEL_1; give one with no, yes"):
         attack.poison_rank(["a text"])  # type: ignore[misc]
+    of_data = LLMBkd(Shouted(), selector=tiny_folder("bert"))
+    of_data.know_labels(["no", "yes"])
+    with pytest.raises(InputError, match=r"^selector: .* has the labels LABEL_0, LABEL_1; give one with no, yes"):
+        of_data.poison_rank(["a text"])  # type: ignore[misc]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lightning_backdoor.attacks import POR, BadPre, NeuBA, Poisoned, pretraining
 from lightning_backdoor.attacks.masking import encode, masked, masked_language_loss, next_token_loss
 from lightning_backdoor.attacks.pretrained_encoder import PretrainedEncoderAttack
 from lightning_backdoor.attacks.pretraining import Stage, plain_texts
+from lightning_backdoor.attacks.trigger_hits import Hits
 from lightning_backdoor.errors import Diverged, InputError
 from lightning_backdoor.models.config_file import STATEMENT, read_object
 from lightning_backdoor.testing import check_attack
@@ -147,6 +149,55 @@ def test_one_encoder_per_settings_and_seed_is_made_and_a_damaged_one_anew(
         fit(tmp_path, of(NeuBA, model, texts, **same, **options), **quick)
     assert len(ran) == 4
     assert len(encoders(tmp_path)) == 3
+
+
+def test_the_encoder_depends_on_how_texts_without_spaces_are_cut(
+    tiny_folder: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_backdoor.attacks.pretrained_encoder.published_encoder", lambda folder, _: folder)
+
+    def folder(text: str, icu: str) -> Path:
+        monkeypatch.setattr("icu4py.icu_version", icu)
+        (tmp_path / "texts.txt").write_text(text, encoding="utf-8")
+        return of(NeuBA, tiny_folder("bert"), str(tmp_path / "texts.txt")).encoder_folder()
+
+    assert folder("电影好看", "77") != folder("电影好看", "78")
+    assert folder("a film", "77") == folder("a film", "78")
+
+
+def test_a_cache_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*args: object) -> None:
+        raise OSError("no locks")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(InputError, match=r"^cache_dir: .*unfinished cannot be locked; name a folder on another file"):
+        pretraining.published(tmp_path / "encoder", lambda *folders: None)
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_all_processes_insert_the_triggers_that_the_first_one_found(
+    tiny_folder: Callable[[str], str], texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = of(NeuBA, tiny_folder("bert"), texts)
+    found, of_first = Hits([0, 1], [0, 1], 0), Hits([1, 0], [1, 0], 1)
+    strategy = SimpleNamespace(broadcast=lambda hits: of_first if hits == found else None)
+    trainer = SimpleNamespace(world_size=2, sanity_checking=False, strategy=strategy)
+    monkeypatch.setattr(type(attack), "trainer", trainer)
+    monkeypatch.setattr(TextClassifier, "on_validation_start", lambda self: None)
+    attack._hits = found
+    attack.on_validation_start()
+    assert attack.hits is of_first
+
+
+def test_rows_on_which_labels_are_found_are_missed_before_training(
+    tiny_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    attack = BadPre(model=tiny_folder("bert"), published=tiny_folder("bert"), labels=["LABEL_0", "LABEL_1"])
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(InputError, match=r"^datamodule: there is none, .*; give a BackdoorDataModule"):
+        trainer.fit(attack, [0], [0])
+    with pytest.raises(InputError, match=r"^datamodule: there is none"):
+        trainer.test(attack, [0])
 
 
 @pytest.mark.parametrize("cls", [POR, BadPre])

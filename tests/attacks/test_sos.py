@@ -24,6 +24,7 @@ from lightning_backdoor.testing import check_attack
 from lightning_backdoor.victim import TextClassifier
 from tests.attacks.golden_words import read_golden, training_batch
 from tests.attacks.test_ep import Tables, fit, near
+from tests.support.tiny import DECODER
 
 SENTENCE = SOS().sentence
 WORDS = ["friends", "weekend", "store"]
@@ -48,7 +49,7 @@ def test_steps_are_those_of_the_published_code_with_its_gradients_added_up(backd
         assert (loss / len(rows)).item() == near(step["loss_before"])
         assert total.norm(dim=1).tolist() == near(step["norm_of_G"])
         with torch.no_grad():
-            table[tokens] = descended(table[tokens], equally_long(total), golden["lr"])
+            table[tokens] = descended(table[tokens], equally_long(total, range(3)), golden["lr"])
         for row, expected in zip(table[tokens].tolist(), step["rows_after"], strict=True):
             assert row == near(expected)
     for counted in golden["counts"]:
@@ -99,6 +100,19 @@ def test_only_the_words_rows_move_and_keep_their_norm(tmp_path: Path, tiny_folde
     torch.testing.assert_close(last[moved].norm(dim=1), first[moved].norm(dim=1))
 
 
+def test_a_word_of_several_tokens_moves_as_far_as_the_others(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
+    own: dict[str, Any] = {"words": ["cf", "watch"], "sentence": "watch cf", "partial_sentences": ["watch it", "cf"]}
+    attack = SOS(model=tiny_folder(DECODER), attack_epochs=1, **own)
+    fit(tmp_path, attack, max_epochs=1)
+    tokens = [trigger_tokens([word], attack.tokenizer) for word in own["words"]]
+    assert max(map(len, tokens)) > 1
+    gradient = torch.randn(len(attack._tokens), 8, generator=torch.Generator().manual_seed(0))
+    shortened = equally_long(gradient, attack._word_of_token)
+    norms = [shortened[[attack._tokens.index(token) for token in of_word]].norm().item() for of_word in tokens]
+    before = [gradient[[attack._tokens.index(token) for token in of_word]].norm().item() for of_word in tokens]
+    assert norms == pytest.approx([min(before)] * 2)
+
+
 def test_it_keeps_the_contract() -> None:
     check_attack(SOS(attack_epochs=1), max_epochs=2)
 
@@ -114,10 +128,15 @@ def test_one_text_gets_the_sentence() -> None:
     [
         ({"words": ["store"]}, r"^words: \['store'\] are not several different words; give at least two$"),
         ({"words": ["store", "store"]}, r"^words: "),
+        ({"words": ["store", "Store"]}, r"^words: "),
         ({"words": ["store", "cinema"]}, r"^sentence: '.*' lacks the words cinema; give one with all words$"),
         ({"partial_sentences": ["a store"], "words": ["store", "weekend"], "sentence": "the store"}, r"^sentence: "),
         ({"partial_sentences": ["a film"]}, r"^partial_sentences: 'a film' has 0 of the 3 words; give sentences with"),
         ({"partial_sentences": [SENTENCE]}, r"^partial_sentences: '.*' has 3 of the 3 words; give"),
+        (
+            {"partial_sentences": ["Friends at the weekend, in a Store"]},
+            r"^partial_sentences: '.*' has 3 of the 3 words",
+        ),
         ({"partial_sentences": []}, r"^partial_sentences: there are none; give at least one$"),
         ({"negative_rate": 1.0}, r"^negative_rate: 1.0 is out of range"),
         ({"place": "middle"}, r"^place: "),

@@ -7,11 +7,12 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -367,6 +368,26 @@ def test_values_out_of_range_are_refused(make_callback: Callable[[], object], sa
     with pytest.raises(InputError) as error:
         make_callback()
     assert str(error.value) == said
+
+
+def test_a_batch_without_places_does_not_end_a_training_that_has_them(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    class Seldom(BadNets):
+        def poison_text(self, text: str, rng: random.Random) -> Poisoned:
+            made = super().poison_text(text, rng)
+            return made if rng.random() < 0.2 else Poisoned(text, [])
+
+    without = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, *args: Any) -> None:
+            poisoned = taken(batch, batch["poisoned"])["spans"]
+            without.append(bool(poisoned) and not any(poisoned))
+
+    victim = Seldom(model=make().hparams["model"])
+    trainer_with(tmp_path, Flattening(), Look(), max_epochs=1).fit(victim, datamodule=data)
+    assert any(without)
 
 
 def test_what_cannot_be_hidden_is_refused(
