@@ -86,6 +86,13 @@ def test_a_stream_for_detection_holds_clean_and_poisoned_rows(tmp_path: Path) ->
     check_same(splits_of(PoisonFiles(str(tmp_path))), expected)
 
 
+@pytest.mark.parametrize("split", ["test", "dev"])
+def test_clean_rows_without_poisoned_ones_are_refused(tmp_path: Path, split: str) -> None:
+    (openbackdoor(tmp_path) / f"{split}-poison.csv").unlink()
+    with pytest.raises(InputError, match=f"files: .*{split}-clean.csv has no poisoned rows beside it; give them as"):
+        splits_of(PoisonFiles(str(tmp_path)))
+
+
 def test_a_share_of_copies_is_drawn_for_training(tmp_path: Path) -> None:
     files = str(openbackdoor(tmp_path, copies=True))
     train = splits_of(PoisonFiles(files, poison_rate=0.2)).train
