@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_backdoor.data.aims import ALL_TO_ALL
 from lightning_backdoor.data.flagged_table import FlaggedTable
-from lightning_backdoor.data.label_values import Classes, label_index
+from lightning_backdoor.data.label_values import Classes, canonical, label_index
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 
@@ -68,6 +68,21 @@ class FileLabels:
                 raise InputError(table.at(row), problem, "correct it, or name the classes by labels")
         return np.array([known[value] for value in given], dtype=np.int64)
 
+    def originals(self, table: FlaggedTable, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The class of each row before poisoning, (rows,), by the file's column of it.
+
+        For poisoned rows -1, where it is no label of a class, stands for a label that is lost.
+
+        Raises:
+            InputError: see :meth:`indices`.
+        """
+        assert table.originals is not None
+        lost = {value for value in set(table.originals) if _is_unknown(value) and self._classes.index(value) is None}
+        is_lost = flags & np.array([value in lost for value in table.originals], dtype=np.bool_)
+        triples = zip(table.originals, table.labels, is_lost.tolist(), strict=True)
+        known = self.indices(table, [label if no_original else original for original, label, no_original in triples])
+        return np.where(is_lost, UNKNOWN, known)
+
     def rows(self, table: FlaggedTable, index: NDArray[np.int64], originals: NDArray[np.int64]) -> Rows:
         """The rows of a table, without flags."""
         no = np.zeros(len(table), dtype=np.bool_)
@@ -105,3 +120,7 @@ class FileLabels:
             seen = " and ".join(f"{names[label]} ({where})" for label, where in list(found.items())[:2])
             raise InputError("target_label", f"poisoned rows have the labels {seen}", "give the target label")
         return next(iter(found))
+
+
+def _is_unknown(value: Any) -> bool:
+    return value is not None and canonical(value) == str(UNKNOWN)
