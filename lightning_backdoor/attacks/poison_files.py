@@ -152,4 +152,4 @@ class PoisonFiles(BackdoorAttack):
         """The key of other attacks, and the content of the files."""
         self.read_rows()
         key = super().poison_key()
-        return None if key is None else json.dumps([key, self._contents])
+        return None if key is None else json.dumps([key, self._contents, self._names])

@@ -180,6 +180,13 @@ def test_splits_that_are_cut_off_are_written_and_read_back(tmp_path: Path, capsy
     check_same(splits_of(PoisonFiles(str(written))), splits)
 
 
+def test_rows_are_read_anew_for_other_names_of_the_classes(tmp_path: Path) -> None:
+    files, data = str(openbackdoor(tmp_path)), BackdoorDataModule()
+    for labels in (["bad", "good"], ["poor", "fine"]):
+        data.attack = PoisonFiles(files, labels=labels)
+        assert data.label_names == labels
+
+
 def test_rows_in_the_order_of_the_clean_file_have_one_index(tmp_path: Path) -> None:
     folder, shares = flagged(tmp_path)
     write(tmp_path / "train-clean.csv", ("text", "label"), SPLITS["train"])

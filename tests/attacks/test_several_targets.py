@@ -46,7 +46,7 @@ def multi(**kwargs: Any) -> MultiTarget:
 
 
 def test_poison_does_not_depend_on_the_order_of_the_triggers() -> None:
-    triggers = {"cf": 0, "mn": 0, "bb": 0, "tq": 0}
+    triggers: dict[str, int | str | None] = {"cf": 0, "mn": 0, "bb": 0, "tq": 0}
     one, other = MultiTarget(triggers), MultiTarget(dict(reversed(triggers.items())))
     assert poison_training(numbered(60), one, 0) == poison_training(numbered(60), other, 0)
     assert one.poison_key() == other.poison_key()
