@@ -23,7 +23,9 @@ class FileLabels:
 
     Args:
         clean: the label values of the clean training rows.
-        declared: names of the classes; None for the label values.
+        labels: names of the classes, as they are given; None for those that the file declares.
+        declared: names of the classes that the file of the clean rows declares, whose label values are then their
+            indices; None for the label values.
         column: name of the column, for errors.
         given: index or name of the target label, or ``all-to-all``; None for the labels of the poisoned rows.
         poisoned: the tables with poisoned rows, and the flags of each.
@@ -40,12 +42,13 @@ class FileLabels:
     def __init__(
         self,
         clean: Iterable[Any],
+        labels: Sequence[str] | None,
         declared: Sequence[str] | None,
         column: str,
         given: int | str | None,
         poisoned: Sequence[tuple[FlaggedTable, NDArray[np.bool_]]],
     ) -> None:
-        self._classes = Classes(set(clean), declared, column)
+        self._classes = Classes(set(clean), labels or declared, column, by_index=not labels and declared is not None)
         self.names = self._classes.names
         if len(self.names) < 2:
             problem = f"all clean training rows are {self.names[0][:40]!r}"

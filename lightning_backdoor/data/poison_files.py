@@ -117,8 +117,8 @@ def read_poison(
         raise InputError("folder", f"{table.name} has no clean row", "give the clean file as train_clean by files")
     evaluated = [role for split in EVALUATION for role in (split, f"{split}_poison") if role in tables]
     with_poison = [(table, flags), *((tables[role], evaluation_flags(tables, role)) for role in evaluated)]
-    declared = labels or (table if clean_table is None else clean_table).label_names
-    known = FileLabels(values, declared, columns.label or "label", target, with_poison)
+    declared = (table if clean_table is None else clean_table).label_names
+    known = FileLabels(values, labels, declared, columns.label or "label", target, with_poison)
     train = training_rows(table, flags, clean_table, is_added, known)
     splits = {split: rows for split in EVALUATION if (rows := evaluation_rows(tables, split, known)) is not None}
     if is_added and (missing := [split for split in EVALUATION if split not in splits]):

@@ -180,6 +180,21 @@ def test_splits_that_are_cut_off_are_written_and_read_back(tmp_path: Path, capsy
     check_same(splits_of(PoisonFiles(str(written))), splits)
 
 
+def test_classes_that_are_numbers_are_read_back(tmp_path: Path) -> None:
+    rows = [
+        (f"{text} cf", 1, 1, 2 * label - 1) if i % 4 == 0 else (text, 2 * label - 1, 0, 2 * label - 1)
+        for i, (text, label) in enumerate(SPLITS["train"])
+    ]
+    write(tmp_path / "files" / "train.csv", ("text", "label", "poisoned", "original_label"), rows)
+    model = ["--model=PoisonFiles", f"--model.folder={tmp_path / 'files'}", "--data=BackdoorDataModule"]
+    options = ["--data.validation_share=0.3", "--data.test_share=0.3", "--stealth_rows=0"]
+    assert main(["poison", *model, *options, "--output", str(tmp_path / "written")]) == 0
+    splits = splits_of(PoisonFiles(str(tmp_path / "files")), validation_share=0.3, test_share=0.3)
+    found = PoisonFiles(str(tmp_path / "written"))
+    check_same(splits_of(found), splits)
+    assert found.read_rows().label_names == ["-1", "1"]
+
+
 def test_rows_are_read_anew_for_other_names_of_the_classes(tmp_path: Path) -> None:
     files, data = str(openbackdoor(tmp_path)), BackdoorDataModule()
     for labels in (["bad", "good"], ["poor", "fine"]):
