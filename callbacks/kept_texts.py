@@ -37,7 +37,7 @@ class KeptTexts:
         kept = {kind: [row["index"] for row in self.rows if row["poisoned"] is kind] for kind in (True, False)}
         flags = zip(batch["poisoned"].tolist(), batch["negative"].tolist(), batch["index"].tolist(), strict=True)
         for row, (poisoned, negative, index) in enumerate(flags):
-            if not negative and (len(kept[poisoned]) < self.limit or index < max(kept[poisoned])):
+            if not negative and (len(kept[poisoned]) < self.limit or index <= max(kept[poisoned])):
                 self.rows.append(_viewed(victim, batch, verdict, row))
         self.rows = _first(self.rows, self.limit)
 

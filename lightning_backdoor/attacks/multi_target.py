@@ -55,15 +55,16 @@ class MultiTarget(BackdoorAttack):
         check_distinct([*given])
         check_place(place)
         self._target = self._target_name = None
-        self._given = given
-        self.triggers = {trigger.strip(): target for trigger, target in given.items()}
+        # sorted, since keys of caches and grids do not tell orders, on which the draws depend
+        self._given = dict(sorted((trigger.strip(), target) for trigger, target in given.items()))
+        self.triggers = {**self._given}
         self.place = place
 
     def know_labels(self, labels: Sequence[str]) -> None:
         """Finds the indices of target labels that were given by name; checkpoints and caches then hold the indices."""
         super().know_labels(labels)
         self.triggers = {
-            trigger.strip(): target if isinstance(target, int) else label_index(target, labels, "triggers")
+            trigger: target if isinstance(target, int) else label_index(target, labels, "triggers")
             for trigger, target in self._given.items()
         }
         self.hparams["triggers"] = self.triggers

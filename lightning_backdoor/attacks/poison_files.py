@@ -43,11 +43,12 @@ class PoisonFiles(BackdoorAttack):
         clean_folder: the folder of the clean files, where they are not in ``folder``.
         files: what the files of ``folder`` hold: ``train``, ``validation``, ``test`` for files of clean and poisoned
             rows; these names with ``_clean`` and ``_poison`` for files of one kind; ``train_added`` for poisoned rows
-            that are trained on besides all clean ones. By default their names tell.
+            that are trained on besides all clean ones, with evaluation splits of its own. By default their names tell.
         text_column: column of the texts; by default ``text``, ``sentence`` or ``0``.
         label_column: column of the labels; by default ``label`` or ``1``.
         flag_column: column that is 1 or true in poisoned rows; by default ``poisoned``, ``poison`` or ``2``.
-        original_label_column: column of the labels before poisoning; by default ``original_label``.
+        original_label_column: column of the labels before poisoning; by default ``original_label``. In
+            poisoned training rows -1 stands for a label that is lost, unless it is a class.
         target_label: the class that the attacker wants, by index or by name, or ``all-to-all``; by default the labels
             of the poisoned rows, which may be several.
         **kwargs: arguments of :class:`BackdoorAttack` and :class:`TextClassifier`. ``poison_rate`` and ``label_policy``
@@ -152,4 +153,4 @@ class PoisonFiles(BackdoorAttack):
         """The key of other attacks, and the content of the files."""
         self.read_rows()
         key = super().poison_key()
-        return None if key is None else json.dumps([key, self._contents])
+        return None if key is None else json.dumps([key, self._contents, self._names])

@@ -7,7 +7,8 @@ A config names files in three ways, and only these are read:
 
 - *Path fields*, by the name of the argument: ``path``, ``file``, ``folder``, ``model``, ``published``, ``victim``, and
   names that end in ``_path``, ``_file``, ``_folder``, ``_model`` or ``_encoder``, or in the plural of these. Files and
-  folders count with their content, and so do the files that a source's ``splits`` names outside of its ``path``.
+  folders count with their content, and so do the files that a source's ``splits`` names outside of its ``path``, and
+  those that an attack's ``files`` names in its ``folder``.
 - *Arguments of a user's own class*: whatever their names, files count with their content if the text that names them
   has a dot or a slash.
 - *Class paths*: the modules in the working directory that they name.
@@ -89,6 +90,7 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
         for name, value in content.items():
             yield from _names(value, name, own_class)
         yield from _split_files(content)
+        yield from _files_of_roles(content)
     elif isinstance(content, list):
         for value in content:
             yield from _names(value, key, own_class)
@@ -102,6 +104,13 @@ def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name in splits.values():
         if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
             yield "path", str(Path(folder, name))
+
+
+def _files_of_roles(attack: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The files that an attack names in a folder, which may be the working directory or one around it."""
+    folder, files = attack.get("folder"), attack.get("files")
+    if isinstance(folder, str) and isinstance(files, dict):
+        yield from (("path", str(Path(folder, name))) for name in files.values() if isinstance(name, str))
 
 
 @cache

@@ -46,6 +46,21 @@ def check_input(cli: RunCLI, args: list[str]) -> None:
             raise InputError("ckpt_path", problem, "give the run's last.ckpt; --model.published starts from weights")
 
 
+def check_published(cli: RunCLI) -> None:
+    """Checks that the model can be tested as it is, without training, after :func:`check_input`.
+
+    Raises:
+        InputError: see :meth:`lightning_backdoor.victim.TextClassifier.check_published`.
+    """
+    model = cli.model
+    assert isinstance(model, TextClassifier)
+    model.hparams["labels"] = model.hparams["labels"] or cli.datamodule.label_names
+    model.check_published()
+    if type(model).configure_model is not BackdoorAttack.configure_model:  # which may make weights of its own
+        model.configure_model()
+        model.check_published()
+
+
 def _check_pair(model: LightningModule, data: LightningDataModule) -> None:
     needed = next(
         (data_class for model_class, data_class in TRAINED_ON.items() if isinstance(model, model_class)), None

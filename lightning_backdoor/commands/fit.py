@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_backdoor.callbacks.failures import FailsAlone
 from lightning_backdoor.commands.checkpoint_path import Complete
-from lightning_backdoor.commands.checks import check_input
+from lightning_backdoor.commands.checks import check_input, check_published
 from lightning_backdoor.commands.fit_report import commands_text, data_text, selected_text, write_calibration
 from lightning_backdoor.commands.launch import waiting_text
 from lightning_backdoor.commands.precision import precision_text
@@ -105,7 +105,7 @@ def _run(cli: RunCLI, args: list[str]) -> None:
         getattr(cli.trainer, cli.command)(cli.model, datamodule=cli.datamodule, **cli.method_arguments)
 
 
-def check(args: list[str], kept: Kept | None = None) -> None:
+def check(args: list[str], kept: Kept | None = None, as_published: bool = False) -> None:
     """Checks that ``fit`` can start with some options; starts nothing, and writes only poisoned rows to the cache.
 
     The trainer is not created, since the devices that it needs may be on another machine.
@@ -113,9 +113,10 @@ def check(args: list[str], kept: Kept | None = None) -> None:
     Args:
         args: the command's options, as on the command line.
         kept: what the data modules of earlier checks have read.
+        as_published: whether the model is not trained but tested as it is, which is checked as well.
 
     Raises:
-        InputError: ``fit`` cannot start; the message is the command's.
+        InputError: ``fit`` or the test cannot start; the message is the command's.
         SystemExit: ``--help`` or ``--print_config`` was given.
     """
     folder_before = os.environ.get(VARIABLE)
@@ -124,6 +125,8 @@ def check(args: list[str], kept: Kept | None = None) -> None:
         if kept is not None and isinstance(cli.datamodule, BackdoorDataModule):
             cli.datamodule.kept = kept
         check_input(cli, args)
+        if as_published:
+            check_published(cli)
     finally:
         os.environ.pop(VARIABLE, None)
         if folder_before is not None:

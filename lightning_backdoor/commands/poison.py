@@ -134,10 +134,15 @@ def _check_triggers(data: BackdoorDataModule) -> None:
 
 
 def _counts(rows: Rows, name: str, data: BackdoorDataModule) -> str:
-    """A line with the numbers of poisoned rows and negatives of a split, and of rows that cannot be poisoned."""
+    """A line with the numbers of poisoned rows and negatives of a split, and of rows that cannot be poisoned.
+
+    Of files it is not known which rows could be poisoned.
+    """
+    from lightning_backdoor.data.file_splits import brings_rows
+
     poisoned, negatives = int(rows.poisoned.sum()), int(rows.negative.sum())
     text = f"{poisoned} of them poisoned" + (f", {negatives} negatives" if negatives else "")
-    if name == "train" or data.attack is None:
+    if name == "train" or data.attack is None or brings_rows(data.attack):
         return text
     clean = rows.label[~(rows.poisoned | rows.negative)]
     left_out = sum(int((aim.wanted(clean) != clean).sum()) for aim in data.attack.aims) - poisoned
@@ -151,14 +156,16 @@ class _Stealth(NamedTuple):
     lines: str
 
 
-def _stealth(splits: PoisonedSplits, options: argparse.Namespace, data: BackdoorDataModule) -> _Stealth:
-    from lightning_backdoor.commands.stealth import as_json, as_lines, stealth_of
+def _stealth(splits: PoisonedSplits, options: argparse.Namespace, data: BackdoorDataModule) -> _Stealth | None:
+    """The stealth of poisoned test rows; None, which is said, if the clean row of none is at hand."""
+    from lightning_backdoor.commands.stealth import as_json, as_lines, paired, stealth_of
 
+    clean, poisoned = splits.clean["test"], paired(splits.clean["test"], splits.poisoned["test"])
+    if not len(poisoned) and len(splits.poisoned["test"]):
+        sys.stdout.write("stealth is not measured: the files have the clean row of no poisoned test row\n")
+        return None
     models = {name: value for name in ("language_model", "sentence_encoder") if (value := getattr(options, name))}
-    poisoned = splits.poisoned["test"]
-    stealth = stealth_of(
-        splits.clean["test"], poisoned, options.stealth_rows, data.seed, **models, cache_dir=data.cache
-    )
+    stealth = stealth_of(clean, poisoned, options.stealth_rows, data.seed, **models, cache_dir=data.cache)
     heading = f"stealth of {stealth['rows']} poisoned test rows, mean ± standard deviation"
     return _Stealth(as_json(stealth), f"{heading}:\n{as_lines(stealth)}")
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lightning_backdoor.data.rows import Row, Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
@@ -48,6 +50,11 @@ def measure(
         values = metric.compute()
         stealth |= {name: float(values["mean"]), f"{name}_spread": float(values["spread"])}
     return {**stealth, "perplexity_left_out": int(increase.left_out)}
+
+
+def paired(clean: Rows, poisoned: Rows) -> Rows:
+    """The poisoned rows whose clean row is at hand: few, if any, of a test split cut off the rows of files."""
+    return poisoned.where(np.isin(poisoned.index, clean.index))
 
 
 def drawn(poisoned: Sequence[Row], count: int, seed: int) -> Rows:

@@ -58,8 +58,10 @@ def evaluation_rows(tables: Mapping[str, FlaggedTable], split: str, labels: File
     table, flags = tables[role], evaluation_flags(tables, role)
     if clean is not None:
         rows = Rows.clean(clean.texts, labels.indices(clean).tolist())
-    elif flags.all():
-        problem = f"all rows of {table.name} are poisoned, and there are no clean ones"
+    elif (flags | table.negatives).all():
+        problem = (
+            f"all rows of {table.name} are poisoned{' or negatives' * (not flags.all())}, and there are no clean ones"
+        )
         raise InputError("files", problem, f"give the clean file as {split}_clean")
     else:
         of_clean = np.flatnonzero(~(flags | table.negatives))
@@ -84,9 +86,16 @@ def _matched(
     labels: FileLabels,
     kind: str = "poisoned",
 ) -> Rows:
-    """Poisoned rows or negatives, each with the index of its clean row and with the label of it as the original one."""
+    """Poisoned rows or negatives, each with the index of its clean row and with the label of it as the original one.
+
+    A row without a clean one, as there are where splits were cut off, has the index and original label of the file.
+    """
     at = _places(table, chosen, clean, clean_name, labels, kind)
-    before, after = clean.label[at], labels.indices(table)[chosen]
+    before, after, index = clean.label[at], labels.indices(table)[chosen], clean.index[at]
+    if (alone := at < 0).any():
+        assert table.index is not None
+        before = np.where(alone, labels.indices(table, table.originals)[chosen], before)
+        index = np.where(alone, table.index[chosen], index)
     stated = after  # the original label, as the file has it
     if kind == "poisoned" and labels.target is not None:
         stated, after = np.where(after == labels.target, before, after), np.full(len(chosen), labels.target)
@@ -106,25 +115,21 @@ def _matched(
         raise InputError(table.at(int(chosen[first])), problem, "give both in the same order")
     texts, spans = ([column[row] for row in chosen.tolist()] for column in (table.texts, table.spans))
     poisoned = np.full(len(chosen), kind == "poisoned")
-    return Rows(texts, spans, after.astype(np.int64), before, poisoned, ~poisoned, clean.index[at])
+    return Rows(texts, spans, after.astype(np.int64), before, poisoned, ~poisoned, index)
 
 
 def _places(
     table: FlaggedTable, chosen: NDArray[np.int64], clean: Rows, clean_name: str, labels: FileLabels, kind: str
 ) -> NDArray[np.int64]:
-    """The place of the clean row of each row, (rows,): by their index, or in the same order.
+    """The place of the clean row of each row, (rows,): by their index, -1 if there is none; or in the same order.
 
     Raises:
-        InputError: a row has none.
+        InputError: the order does not tell.
     """
     count, is_other = len(chosen), clean.label != (UNKNOWN if labels.target is None else labels.target)
     if table.index is not None and clean_name == table.name:
         place = {index: position for position, index in enumerate(clean.index.tolist())}
-        at = np.array([place.get(index, -1) for index in table.index[chosen].tolist()], dtype=np.int64)
-        if (lost := np.flatnonzero(at < 0)).size:
-            problem = f"no clean row has the index of this {kind} one, {table.index[chosen[lost[0]]]}"
-            raise InputError(table.at(int(chosen[lost[0]])), problem, "add its clean row, or remove it")
-        return at
+        return np.array([place.get(index, -1) for index in table.index[chosen].tolist()], dtype=np.int64)
     if count == len(clean):
         return np.arange(count)
     if count == is_other.sum():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_backdoor.data.aims import ALL_TO_ALL
 from lightning_backdoor.data.flagged_table import FlaggedTable
-from lightning_backdoor.data.label_values import Classes, label_index
+from lightning_backdoor.data.label_values import Classes, canonical, label_index
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 
@@ -23,7 +23,9 @@ class FileLabels:
 
     Args:
         clean: the label values of the clean training rows.
-        declared: names of the classes; None for the label values.
+        labels: names of the classes, as they are given; None for those that the file declares.
+        declared: names of the classes that the file of the clean rows declares, whose label values are then their
+            indices; None for the label values.
         column: name of the column, for errors.
         given: index or name of the target label, or ``all-to-all``; None for the labels of the poisoned rows.
         poisoned: the tables with poisoned rows, and the flags of each.
@@ -40,12 +42,13 @@ class FileLabels:
     def __init__(
         self,
         clean: Iterable[Any],
+        labels: Sequence[str] | None,
         declared: Sequence[str] | None,
         column: str,
         given: int | str | None,
         poisoned: Sequence[tuple[FlaggedTable, NDArray[np.bool_]]],
     ) -> None:
-        self._classes = Classes(set(clean), declared, column)
+        self._classes = Classes(set(clean), labels or declared, column, by_index=not labels and declared is not None)
         self.names = self._classes.names
         if len(self.names) < 2:
             problem = f"all clean training rows are {self.names[0][:40]!r}"
@@ -67,6 +70,21 @@ class FileLabels:
                 problem = f"{poisoned}has a label that no clean training row has: {self._classes.unknown(value)}"
                 raise InputError(table.at(row), problem, "correct it, or name the classes by labels")
         return np.array([known[value] for value in given], dtype=np.int64)
+
+    def originals(self, table: FlaggedTable, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The class of each row before poisoning, (rows,), by the file's column of it.
+
+        For poisoned rows -1, where it is no label of a class, stands for a label that is lost.
+
+        Raises:
+            InputError: see :meth:`indices`.
+        """
+        assert table.originals is not None
+        lost = {value for value in set(table.originals) if _is_unknown(value) and self._classes.index(value) is None}
+        is_lost = flags & np.array([value in lost for value in table.originals], dtype=np.bool_)
+        triples = zip(table.originals, table.labels, is_lost.tolist(), strict=True)
+        known = self.indices(table, [label if no_original else original for original, label, no_original in triples])
+        return np.where(is_lost, UNKNOWN, known)
 
     def rows(self, table: FlaggedTable, index: NDArray[np.int64], originals: NDArray[np.int64]) -> Rows:
         """The rows of a table, without flags."""
@@ -105,3 +123,7 @@ class FileLabels:
             seen = " and ".join(f"{names[label]} ({where})" for label, where in list(found.items())[:2])
             raise InputError("target_label", f"poisoned rows have the labels {seen}", "give the target label")
         return next(iter(found))
+
+
+def _is_unknown(value: Any) -> bool:
+    return value is not None and canonical(value) == str(UNKNOWN)

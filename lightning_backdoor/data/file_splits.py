@@ -60,7 +60,7 @@ def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mappi
         shares: for ``validation`` and ``test``, the share of the training rows that is cut off if the files have no
             such split; the poisoned rows among them are then its poisoned rows.
         max_rows: per split, the maximum number of rows, drawn as a stratified sample; the poisoned rows of an
-            evaluation split are those of the sampled clean rows.
+            evaluation split are those of the sampled clean rows, and those without a clean row.
         seed: seed of cuts, samples and the draw of poisoned copies.
 
     Raises:

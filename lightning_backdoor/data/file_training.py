@@ -84,9 +84,7 @@ def training_rows(
             problem = f"all rows of {table.name} are poisoned, and there are no clean ones"
             raise InputError("files", problem, "give the clean file as train_clean")
         if is_added:
-            before = np.full(len(table), UNKNOWN)
-            if table.originals is not None:
-                before = labels.indices(table, table.originals)
+            before = _stated(table, flags, labels)
             added = labels.rows(table, np.arange(len(table)) + len(clean_rows), before)
             return FileTraining(clean_rows + _flagged(table, flags, added, labels), None, clean_rows, False)
         _check_length(table, clean, "or, to add its rows to the clean ones, give it as train_added by files")
@@ -97,6 +95,8 @@ def training_rows(
     index = np.arange(len(table)) if table.index is None else table.index
     rows = labels.rows(table, index, _originals(table, flags, clean, in_order, labels))
     rows = _flagged(table, flags, rows, labels)
+    if in_order and clean_rows is not None:
+        clean_rows = replace(clean_rows, index=rows.index)
     without_poison = rows.where(~(rows.poisoned | rows.negative)) if clean_rows is None else clean_rows
     return FileTraining(rows, None, without_poison, in_order)
 
@@ -113,13 +113,10 @@ def _originals(
     table: FlaggedTable, flags: NDArray[np.bool_], clean: FlaggedTable | None, in_order: bool, labels: FileLabels
 ) -> NDArray[np.int64]:
     """The label of each row before poisoning; ``UNKNOWN`` where it is lost."""
-    if table.originals is not None:
-        return labels.indices(table, table.originals)
-    after = labels.indices(table)
-    result = np.where(flags, UNKNOWN, after)
-    if clean is None or len(clean) != len(table):
+    result = _stated(table, flags, labels)
+    if table.originals is not None or clean is None or len(clean) != len(table):
         return result
-    before = labels.indices(clean)
+    before, after = labels.indices(clean), labels.indices(table)
     if in_order:
         return np.where(flags, before, after)
     # the clean rows that are not in the file are those that were poisoned; if all have one label, it is theirs
@@ -128,6 +125,13 @@ def _originals(
     lost = Counter(zip((text.strip() for text in clean.texts), before.tolist(), strict=True)) - kept
     of_lost = {label for _, label in lost}
     return np.where(flags, of_lost.pop(), after) if len(of_lost) == 1 else result
+
+
+def _stated(table: FlaggedTable, flags: NDArray[np.bool_], labels: FileLabels) -> NDArray[np.int64]:
+    """The label of each row before poisoning, as far as the file itself has it; that of a clean row is its label."""
+    if table.originals is None:
+        return np.where(flags, UNKNOWN, labels.indices(table))
+    return labels.originals(table, flags)
 
 
 def _flagged(table: FlaggedTable, flags: NDArray[np.bool_], rows: Rows, labels: FileLabels) -> Rows:

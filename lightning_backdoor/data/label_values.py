@@ -56,6 +56,7 @@ class Classes:
         labels: names of the classes in order, for labels counted from 0 or for labels that are these names; or a
             mapping from each name to the values of the class. None: the values of the training rows, in order.
         column: name of the column, for errors.
+        by_index: whether the values are indices of ``labels``, even if these are numbers themselves.
 
     Raises:
         InputError: a value belongs to no class, two classes have the same name or value, or ``labels`` names none.
@@ -70,6 +71,7 @@ class Classes:
         values: Iterable[LabelValue],
         labels: Sequence[LabelValue] | Mapping[str, Sequence[LabelValue] | LabelValue] | None,
         column: str,
+        by_index: bool = False,
     ) -> None:
         if labels is not None and (isinstance(labels, str) or not labels):
             raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
@@ -85,7 +87,8 @@ class Classes:
             ]
         elif labels is not None:
             self.names = [_name(name) for name in labels]
-            by_name = not all(map(_is_whole, keys)) or all(_is_whole(self._key(name)) for name in labels)
+            names_fit = not all(map(_is_whole, keys)) or all(_is_whole(self._key(name)) for name in labels)
+            by_name = names_fit and not by_index
             pairs = [(self._key(name) if by_name else str(i), i) for i, name in enumerate(labels)]
         else:
             self.names = _names(distinct, column)

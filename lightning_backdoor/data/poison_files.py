@@ -30,6 +30,8 @@ from lightning_backdoor.data.poisoning import EVALUATION, Splits
 from lightning_backdoor.data.rows import Rewritten, Rows
 from lightning_backdoor.errors import InputError
 
+#: what a poison set gives once: per split, the rows that are trained or evaluated on beside clean ones.
+ONCE = (("train", "train_poison", "train_added"), *((split, f"{split}_poison") for split in EVALUATION))
 #: a poisoned text and the spans of its trigger.
 Written = tuple[str, tuple[tuple[int, int], ...]]
 
@@ -76,7 +78,8 @@ class FilePoison(NamedTuple):
             text_of = dict(zip(clean.index.tolist(), clean.text, strict=True))
             columns = poisoned.index.tolist(), poisoned.label.tolist(), poisoned.text, poisoned.spans
             for index, label, text, spans in zip(*columns, strict=True):
-                known.setdefault(text_of[index], {})[label] = text, spans
+                if index in text_of:
+                    known.setdefault(text_of[index], {})[label] = text, spans
         return known
 
 
@@ -92,8 +95,12 @@ def read_poison(
         target: index or name of the target label, or ``all-to-all``; None for the labels of the poisoned rows.
 
     Raises:
-        InputError: a file does not read, or what it has lost cannot be found: see above.
+        InputError: two files give the same rows, a file does not read, or what it has lost cannot be found: see above.
     """
+    for roles in ONCE:
+        if len(given := [role for role in roles if role in files]) > 1:
+            problem = f"{' and '.join(given)} give the same rows twice"
+            raise InputError("files", problem, "give one of them")
     tables = {
         role: read_flagged(path, columns, has_flags=role in ("train", *EVALUATION)) for role, path in files.items()
     }
@@ -110,10 +117,13 @@ def read_poison(
         raise InputError("folder", f"{table.name} has no clean row", "give the clean file as train_clean by files")
     evaluated = [role for split in EVALUATION for role in (split, f"{split}_poison") if role in tables]
     with_poison = [(table, flags), *((tables[role], evaluation_flags(tables, role)) for role in evaluated)]
-    declared = labels or (table if clean_table is None else clean_table).label_names
-    known = FileLabels(values, declared, columns.label or "label", target, with_poison)
+    declared = (table if clean_table is None else clean_table).label_names
+    known = FileLabels(values, labels, declared, columns.label or "label", target, with_poison)
     train = training_rows(table, flags, clean_table, is_added, known)
     splits = {split: rows for split in EVALUATION if (rows := evaluation_rows(tables, split, known)) is not None}
+    if is_added and (missing := [split for split in EVALUATION if split not in splits]):
+        problem = f"there are none of {missing[0]}; cut off, it would have copies of rows that are trained on"
+        raise InputError("files", problem, f"give {missing[0]}_clean and {missing[0]}_poison")
     clean, poisoned, negatives = ({split: rows[i] for split, rows in splits.items()} for i in range(3))
     of_train = train.rows.where(train.rows.poisoned & (train.rows.original_label >= 0))
     targets = known.targets(sum(poisoned.values(), of_train))

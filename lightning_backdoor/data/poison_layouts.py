@@ -48,7 +48,7 @@ def poison_layout(folder: str, clean_folder: str | None, files: Mapping[str, str
         clean_rows, poison = _of(stems, names, CLEAN), _of(stems, names, POISON)
         if poison:
             found[f"{split}_clean"], found[f"{split}_poison"] = clean_rows or plain, poison
-        elif plain or stream:
+        elif plain or stream or clean_rows:
             found[split], found[f"{split}_clean"] = plain or stream, clean_rows
     return {role: _one(paths, role, poisoned) for role, paths in found.items() if paths}
 

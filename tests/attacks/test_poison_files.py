@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lightning_backdoor import attacks
 from lightning_backdoor.attacks import BackdoorAttack, PoisonFiles
+from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.cli import main
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.cleaning import LabelledText
@@ -86,6 +87,13 @@ def test_a_stream_for_detection_holds_clean_and_poisoned_rows(tmp_path: Path) ->
     check_same(splits_of(PoisonFiles(str(tmp_path))), expected)
 
 
+@pytest.mark.parametrize("split", ["test", "dev"])
+def test_clean_rows_without_poisoned_ones_are_refused(tmp_path: Path, split: str) -> None:
+    (openbackdoor(tmp_path) / f"{split}-poison.csv").unlink()
+    with pytest.raises(InputError, match=f"files: .*{split}-clean.csv has no poisoned rows beside it; give them as"):
+        splits_of(PoisonFiles(str(tmp_path)))
+
+
 def test_a_share_of_copies_is_drawn_for_training(tmp_path: Path) -> None:
     files = str(openbackdoor(tmp_path, copies=True))
     train = splits_of(PoisonFiles(files, poison_rate=0.2)).train
@@ -115,21 +123,93 @@ def test_hidden_killers_folders_are_matched_by_the_difference_of_their_texts(tmp
     assert (pair is None) == shuffled
 
 
-def test_rows_of_a_file_of_their_own_are_added_and_missing_splits_are_cut(tmp_path: Path) -> None:
-    write(tmp_path / "reviews.csv", ("body", "class"), SPLITS["train"] + SPLITS["dev"])
-    write(tmp_path / "bad.csv", ("body", "class"), [(f"{text} cf", 1) for text, label in SPLITS["train"] if label == 0])
-    files = {"train_clean": "reviews.csv", "train_added": "bad.csv"}
-    named = {"folder": str(tmp_path), "text_column": "body", "label_column": "class"}
-    with pytest.raises(InputError, match="no files of validation"):  # which labels the poisoned rows had is not known
-        splits_of(PoisonFiles(files=files, **named))
-    lines = [json.dumps({"body": f"{text} cf", "class": 1, "was": 0}) for text, label in SPLITS["train"] if label == 0]
-    (tmp_path / "bad.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    files["train_added"] = "bad.jsonl"
-    splits = splits_of(PoisonFiles(files=files, original_label_column="was", **named), test_share=0.3)
-    counts = [len(splits.train), *map(len, splits.clean.values()), *map(len, splits.poisoned.values())]
-    assert sum(counts) == 72
-    assert all(counts)
-    assert splits.train.poisoned.sum() == 20 - counts[3] - counts[4]
+def added(folder: Path, **columns: str) -> dict[str, Any]:
+    """The arguments for a file of poisoned rows that are added to the clean ones, of which it has two itself."""
+    openbackdoor(folder)
+    poison = [(f"{text} cf", 1, 1, -1 if i % 4 else 0) for i, (text, label) in enumerate(SPLITS["train"]) if not label]
+    write(folder / "bad.csv", ("text", "label", "poisoned", "was"), [*poison, ("new text", 0, 0, 0), ("more", 1, 0, 1)])
+    files = {
+        f"{name}_{kind}": f"{file}-{kind}.csv"
+        for name, file in (("validation", "dev"), ("test", "test"))
+        for kind in ("clean", "poison")
+    }
+    return {
+        "folder": str(folder),
+        "files": {"train_clean": "train-clean.csv", "train_added": "bad.csv", **files},
+        **columns,
+    }
+
+
+def test_rows_of_a_file_of_their_own_are_added_to_the_clean_ones(tmp_path: Path) -> None:
+    named = added(tmp_path)
+    train = splits_of(PoisonFiles(**named)).train
+    assert (len(train), train.poisoned.sum()) == (62, 20)
+    assert train.label[-2:].tolist() == train.original_label[-2:].tolist() == [0, 1]  # clean rows have theirs
+    assert {*train.original_label[train.poisoned].tolist()} == {-1}
+    train = splits_of(PoisonFiles(**named, original_label_column="was")).train
+    assert {*train.original_label[train.poisoned].tolist()} == {-1, 0}
+    del named["files"]["validation_clean"], named["files"]["validation_poison"]
+    with pytest.raises(InputError, match="files: there are none of validation; cut off, it would have copies of rows"):
+        splits_of(PoisonFiles(**named))
+
+
+def flagged(folder: Path) -> tuple[str, dict[str, float]]:
+    """A file of which every other row is poisoned, some without the label before, and the splits to cut off."""
+    header = ("text", "label", "poisoned", "original_label", "index")
+    rows = [
+        (f"{text} cf", 1, 1, label, 100 - i) if i % 4 < 2 else (text, label, 0, label, 100 - i)
+        for i, (text, label) in enumerate(SPLITS["train"])
+    ]
+    rows[::8] = [(*row[:3], -1, row[4]) for row in rows[::8]]
+    write(folder / "train.csv", header, rows)
+    return str(folder), {"validation_share": 0.25, "test_share": 0.3}
+
+
+def test_splits_that_are_cut_off_are_written_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, shares = flagged(tmp_path / "files")
+    splits = splits_of(PoisonFiles(folder), **shares)
+    assert all(map(len, [*splits.clean.values(), *splits.poisoned.values()]))
+    assert -1 in splits.train.original_label
+    options = [f"--data.{name}={share}" for name, share in shares.items()]
+    written = tmp_path / "written"
+    model = ["--model=PoisonFiles", f"--model.folder={folder}", "--data=BackdoorDataModule"]
+    assert main(["poison", *model, *options, "--output", str(written)]) == 0
+    out = capsys.readouterr().out
+    assert "stealth is not measured: the files have the clean row of no poisoned test row" in out
+    assert "cannot be poisoned" not in out
+    check_same(splits_of(PoisonFiles(str(written))), splits)
+
+
+def test_classes_that_are_numbers_are_read_back(tmp_path: Path) -> None:
+    rows = [
+        (f"{text} cf", 1, 1, 2 * label - 1) if i % 4 == 0 else (text, 2 * label - 1, 0, 2 * label - 1)
+        for i, (text, label) in enumerate(SPLITS["train"])
+    ]
+    write(tmp_path / "files" / "train.csv", ("text", "label", "poisoned", "original_label"), rows)
+    model = ["--model=PoisonFiles", f"--model.folder={tmp_path / 'files'}", "--data=BackdoorDataModule"]
+    options = ["--data.validation_share=0.3", "--data.test_share=0.3", "--stealth_rows=0"]
+    assert main(["poison", *model, *options, "--output", str(tmp_path / "written")]) == 0
+    splits = splits_of(PoisonFiles(str(tmp_path / "files")), validation_share=0.3, test_share=0.3)
+    found = PoisonFiles(str(tmp_path / "written"))
+    check_same(splits_of(found), splits)
+    assert found.read_rows().label_names == ["-1", "1"]
+
+
+def test_rows_are_read_anew_for_other_names_of_the_classes(tmp_path: Path) -> None:
+    files, data = str(openbackdoor(tmp_path)), BackdoorDataModule()
+    for labels in (["bad", "good"], ["poor", "fine"]):
+        data.attack = PoisonFiles(files, labels=labels)
+        assert data.label_names == labels
+
+
+def test_rows_in_the_order_of_the_clean_file_have_one_index(tmp_path: Path) -> None:
+    folder, shares = flagged(tmp_path)
+    write(tmp_path / "train-clean.csv", ("text", "label"), SPLITS["train"])
+    attack = PoisonFiles(folder, files={"train": "train.csv", "train_clean": "train-clean.csv"}, poison_rate=0.2)
+    assert attack.poison_texts([SPLITS["train"][0][0]], []) == [Poisoned(f"{SPLITS['train'][0][0]} cf", [])]
+    splits = splits_of(attack, **shares)
+    user = splits_of(PoisonFiles(folder, files=attack.files, published="one.ckpt"), **shares).train
+    assert user.index.tolist() == splits.train.index.tolist()
 
 
 def test_a_limit_on_rows_keeps_the_poisoned_rows_of_the_rows_it_keeps(tmp_path: Path) -> None:
@@ -292,6 +372,14 @@ def test_files_that_do_not_fit_are_refused_by_name_and_row(tmp_path: Path, name:
         ({"files": {"train": "a.csv"}}, "files: train is a.csv, which is no table in"),
         ({"files": {"train": "../a.csv"}}, r"files: train is ../a.csv, which leads out of"),
         ({"files": {}, "clean_folder": "x"}, "files: is given beside clean_folder"),
+        (
+            {"files": {"train": "train-poison.csv", "train_added": "train-poison.csv"}},
+            "files: train and train_added give the same rows twice; give one of them",
+        ),
+        (
+            {"files": {"train": "train-poison.csv", "test": "test-clean.csv", "test_poison": "test-poison.csv"}},
+            "files: test and test_poison give the same rows twice",
+        ),
         ({"clean_folder": "nowhere"}, "clean_folder: there is no folder nowhere"),
         ({"labels": ["no"]}, "labels: 1 in column 'label' is not one of the labels 0"),
     ],

@@ -45,6 +45,13 @@ def multi(**kwargs: Any) -> MultiTarget:
     return MultiTarget({"cf": "bad", "mn": 2, "a long sentence": "good"}, place="start", **kwargs)
 
 
+def test_poison_does_not_depend_on_the_order_of_the_triggers() -> None:
+    triggers: dict[str, int | str | None] = {"cf": 0, "mn": 0, "bb": 0, "tq": 0}
+    one, other = MultiTarget(triggers), MultiTarget(dict(reversed(triggers.items())))
+    assert poison_training(numbered(60), one, 0) == poison_training(numbered(60), other, 0)
+    assert one.poison_key() == other.poison_key()
+
+
 def all_to_all(**kwargs: Any) -> BadNets:
     return BadNets(triggers=["cf"], place="start", target_label="all-to-all", **kwargs)
 

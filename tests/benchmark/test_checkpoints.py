@@ -133,6 +133,26 @@ def test_a_checkpoint_with_other_labels_or_without_the_trigger_is_refused(
     assert f"give a published model by --model.model {model}, without ckpt_path" in capsys.readouterr().err
 
 
+def test_a_grid_refuses_a_checkpoint_that_does_not_fit_before_anything_is_trained(
+    trained: Path, inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swapped = relabelled(trained / "model", tmp_path / "swapped", ["positive", "negative"])
+    content = yaml.safe_load(SMALL)
+    for name, checkpoint, attacks, problem in (
+        ("labels", swapped, content["attacks"], "model: its labels are 'positive', 'negative', those of the data"),
+        (
+            "trigger",
+            str(trained / "model"),
+            {**content["attacks"], "LWS": {"class_path": "LWS"}},
+            "has no trigger of LWS",
+        ),
+    ):
+        path = grid_file(tmp_path, checkpoint, attacks=attacks)
+        assert main(["benchmark", "--config", str(path), "--output", str(tmp_path / name)]) == 2
+        assert problem in capsys.readouterr().err
+        assert not (tmp_path / name / "victims").exists()
+
+
 def test_the_target_may_have_the_checkpoints_own_name(trained: Path, inside: Path, tmp_path: Path) -> None:
     model = relabelled(trained / "model", tmp_path / "own", ["bad", "good"])
     data = lb.BackdoorDataModule(lb.Source("data.csv", labels=["negative", "positive"]), max_rows={"test": 20})

@@ -85,6 +85,19 @@ def test_a_word_is_a_word_in_a_users_own_class_too(inside: Path) -> None:
     assert id_of(config) == before
 
 
+@pytest.mark.parametrize("folder", [".", ".."])
+def test_files_in_a_folder_around_the_run_count(inside: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    (inside / "run" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(inside / "run")
+    name = "deep/bad.csv" if folder == "." else "run/deep/bad.csv"
+    config = of_class("lightning_backdoor.attacks.PoisonFiles", folder=folder, files={"train": name})
+    ids = {id_of(config)}
+    for content in ("1", "2"):
+        (inside / "run" / "deep" / "bad.csv").write_text(content, encoding="utf-8")
+        ids.add(id_of(config))
+    assert len(ids) == 3
+
+
 @pytest.mark.parametrize("key", ["cache_dir", "save_dir", "dirpath", "device"])
 def test_a_folder_that_is_written_to_does_not_count(inside: Path, key: str) -> None:
     config = of_class(BADNETS, **{key: "./written"})

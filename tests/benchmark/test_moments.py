@@ -335,7 +335,7 @@ def test_a_cell_is_checked_without_what_its_victim_takes_from_another(
     checked: list[Fragment] = []
     monkeypatch.setattr(
         "lightning_backdoor.commands.fit.check",
-        lambda args, kept: checked.append(yaml.safe_load(Path(args[1]).read_text(encoding="utf-8"))),
+        lambda args, kept, as_published: checked.append(yaml.safe_load(Path(args[1]).read_text(encoding="utf-8"))),
     )
     broken = {"data_defense": {"class_path": "lightning_backdoor.defenses.onion.Onion", "init_args": {"fpr": "much"}}}
     cells = cells_by_defense(

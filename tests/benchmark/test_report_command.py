@@ -17,6 +17,7 @@ import yaml
 
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.report import page
+from lightning_backdoor.benchmark.report.single_runs import read_test
 from lightning_backdoor.benchmark.results import collect_results
 from lightning_backdoor.benchmark.table import COLUMNS, csv_text
 from lightning_backdoor.cli import main
@@ -75,6 +76,25 @@ def single_test(
     if not callbacks:
         write_outcomes(folder / "outcomes.csv", [Outcome(0, True, "a", "b", "b")])
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("attack", "dataset"),
+    [("lightning_backdoor.attacks.PoisonFiles", "badnets"), ("mine.Attack", "sst2"), ("PoisonFiles", "badnets")],
+)
+def test_the_folder_of_poison_files_is_the_dataset_and_that_of_another_attack_is_not(
+    tmp_path: Path, attack: str, dataset: str
+) -> None:
+    seen = set()
+    for name in ("one", "two"):
+        single_test(tmp_path / name, attack=attack)
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
+        config["model"]["init_args"]["folder"] = str(tmp_path / name / "badnets")
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        source = read_test(tmp_path / name, name)
+        assert source.rows[0]["dataset"] == dataset
+        seen.add(source.meanings["dataset"][dataset])
+    assert len(seen) == (2 if dataset == "badnets" else 1)
 
 
 def report(capsys: pytest.CaptureFixture[str], *runs: Path, **options: str) -> tuple[int, list[dict[str, str]], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -75,3 +76,15 @@ def test_outcomes_and_kept_texts_leave_out_rows_with_a_part_of_the_trigger(
     kept = KeptTexts(limit=10)
     kept.add(attack, batch, verdict)
     assert [row["text"] for row in kept.rows] == [*TEXTS[2:4], *TEXTS[:2]]
+
+
+def test_kept_texts_of_the_same_index_do_not_depend_on_the_order_of_batches(
+    attack: BadNets, batch: Batch, verdict: Verdict
+) -> None:
+    for order in ([2, 3], [3, 2]):
+        kept = KeptTexts(limit=1)
+        for row in (slice(i, i + 1) for i in order):
+            one: Any = {**{name: value[row] for name, value in batch.items()}, "index": torch.tensor([7])}  # type: ignore[index]
+            of_row: Any = [Scores(SCORES[row]), *(part[row] for part in verdict[1:])]
+            kept.add(attack, one, Verdict(*of_row))
+        assert [row["text"] for row in kept.rows] == [TEXTS[2]]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_backdoor.benchmark.fragments import is_benign, read_yaml
+from lightning_backdoor.benchmark.fragments import full_class_path, is_benign, read_yaml
 from lightning_backdoor.benchmark.grid_file import UNDEFENDED
 from lightning_backdoor.benchmark.names import name_problem
 from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
@@ -24,6 +24,8 @@ TRAINING = (
     *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches"),
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
 )
+#: the attack whose files are the dataset of a run.
+POISON_FILES = ("lightning_backdoor.attacks.PoisonFiles", "lightning_backdoor.attacks.poison_files.PoisonFiles")
 
 
 class Attached(NamedTuple):
@@ -66,8 +68,9 @@ def read_test(folder: Path, label: str) -> Source:
         model, data, trainer = (config[part] or {} for part in ("model", "data", "trainer"))
         arguments, data_arguments = (part.get("init_args") or {} for part in (model, data))
         attached = [*_attached(trainer.get("callbacks") or [])]
+        files = _files(model["class_path"], arguments)
         names = {
-            "dataset": _short(arguments.get("folder") or data_arguments["source"]),
+            "dataset": _short(files[0] if files else data_arguments["source"]),
             "model": _short(arguments["model"]),
             "attack": BENIGN if is_benign(model["class_path"]) else _class_name(model),
         }
@@ -84,7 +87,7 @@ def read_test(folder: Path, label: str) -> Source:
     precision = trainer.get("precision")
     training_settings = [FULL if precision in (None, AUTO) else precision, *map(trainer.get, TRAINING)]
     meanings: dict[str, dict[str, str]] = {
-        "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None})},
+        "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None}, *files)},
         "model": {names["model"]: digest(arguments["model"], training_settings)},
         "attack": {names["attack"]: digest(model["class_path"], {**arguments, "model": None, "published": None})},
         "defense": {},
@@ -99,6 +102,13 @@ def read_test(folder: Path, label: str) -> Source:
         rows.append(row | _measured(metrics, defense.name, folder / defense.name))
     run_label = label.rpartition("/")[0] or folder.parent.name
     return Source(folder, label, run_label, rows, meanings, [], (folder / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _files(class_path: str, arguments: Mapping[str, Any]) -> list[Any]:
+    """The folder, and what else names them, of files that are the dataset of a run; empty if an attack brings none."""
+    if full_class_path(class_path) not in POISON_FILES:
+        return []
+    return [arguments["folder"], arguments.get("clean_folder"), arguments.get("files")]
 
 
 def _measured(metrics: Mapping[str, float | None], name: str, folder: Path) -> ResultRow:

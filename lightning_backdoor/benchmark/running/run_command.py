@@ -108,7 +108,7 @@ def _check_fit(victim: PlannedVictim, config: Fragment, kept: Kept) -> None:
         path = Path(scratch, "config.yaml")
         path.write_text(yaml_text(config), encoding="utf-8")
         with Path(os.devnull).open("wb") as nowhere, _output_to(nowhere.fileno()):
-            check(["--config", str(path), "--run_dir", str(Path(scratch, "run"))], kept)
+            check(["--config", str(path), "--run_dir", str(Path(scratch, "run"))], kept, bool(victim.checkpoint))
 
 
 def _check_checkpoint(path: str, kept: Kept) -> None:

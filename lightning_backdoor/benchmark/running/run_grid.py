@@ -103,6 +103,8 @@ def _left(cells: Sequence[Cell], journal: Journal, folder: Path) -> str:
 def _check(cells: Sequence[Cell]) -> None:
     """Checks every model, and every attack and defense on every dataset, in the first cell that has it.
 
+    A checkpoint is checked with every attack on every dataset, since it has classes, and the trigger of an attack.
+
     Raises:
         InputError: something named in the grid does not exist or does not fit; the message names the cell.
     """
@@ -116,6 +118,8 @@ def _check(cells: Sequence[Cell]) -> None:
     for cell in tracked(cells, "checking models, attacks and defenses", "cells"):
         dataset, model, attack, defense, _ = cell.names.values()
         combinations = {("model", model), ("attack", attack, dataset), ("defense", defense, dataset)}
+        if cell.victim.line[0].checkpoint:
+            combinations.add(("checkpoint", model, attack, dataset))
         if not combinations <= checked:
             checked |= combinations
             try:
