@@ -112,7 +112,9 @@ def load_source(source: Source) -> Loaded:
     for split, table in tables.items():
         _check_labels(table.columns[column], split, source, by_words=declared is None and source.rating_cut is None)
     if source.rating_cut is None:
-        classes = Classes(set(tables["train"].columns[column]), declared, column)
+        # a column that declares its names holds indices
+        by_index = source.labels is None and declared is not None
+        classes = Classes(set(tables["train"].columns[column]), declared, column, by_index)
         names = classes.names
         labels = {split: _class_indices(table.columns[column], classes, split) for split, table in tables.items()}
     else:

@@ -155,6 +155,13 @@ def test_a_hidden_label_of_declared_classes_is_refused(tmp_path: Path) -> None:
     assert labels_of(Source(str(tmp_path), splits={"train": "train"})) == (["neg", "pos"], [0, 1])
 
 
+def test_declared_classes_may_have_numbers_as_names(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["1", "0", "-1"])})
+    rows = {"text": ["a", "b", "c"], "label": [0, 1, 2]}
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "train.parquet")
+    assert labels_of(Source(str(tmp_path))) == (["1", "0", "-1"], [0, 1, 2])
+
+
 def test_ratings_of_other_splits_need_not_be_among_those_of_training_rows(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", "ab", [-2, 2])
     write(tmp_path / "test.csv", "abc", [-3, 0, 3.5])
