@@ -42,15 +42,12 @@ from lightning_backdoor.models.column_sums import (
 )
 from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.models.leaf_embeddings import word_embeddings_as_leaf
-from lightning_backdoor.models.parallel import in_parallel
 from lightning_backdoor.models.readout_only import readout_only
 
 #: name under which the capturing attention is registered with transformers.
 CAPTURING = "column_sums"
 #: number of attention probabilities that a layer may keep for its backward pass: 8 MiB in float32.
 KEPT = 1 << 21
-#: number of texts that a thread of a processor computes at once.
-ROWS = 16
 
 
 class AttentionAndGradient(NamedTuple):
@@ -176,44 +173,15 @@ def attention_and_gradient(
         InputError: the network's attention has keys beside those of the text.
     """
     with ExitStack() as stack:
-        for context in (torch.inference_mode(False), evaluating(network), frozen(network)):
+        for context in (torch.inference_mode(False), torch.enable_grad(), evaluating(network), frozen(network)):
             stack.enter_context(context)
         # clones made outside inference mode are ordinary tensors, which the graph may save
         input_ids, attention_mask = input_ids.clone(), attention_mask.clone()
-        captured = stack.enter_context(attention_switched(network, CAPTURING))
-        weight = torch.ones_like(attention_mask) if count_padding else attention_mask
-
-        def of_part(rows: slice) -> AttentionAndGradient:
-            return _pass(network, input_ids[rows], attention_mask[rows], weight[rows].float(), level, captured)
-
-        parts = list(in_parallel(of_part, _parts(input_ids, captured), input_ids.device))
-    return AttentionAndGradient(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def _parts(input_ids: Tensor, captured: bool) -> list[slice]:
-    """The rows that are computed at once: all, or parts for threads of their own, whatever the number of threads."""
-    # autocast holds for one thread alone, and transformers collects attentions for one pass of a network at a time
-    whole = input_ids.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not captured
-    rows = max(1, len(input_ids))
-    size = rows if whole else ROWS
-    return [slice(start, start + size) for start in range(0, rows, size)]
-
-
-def _pass(
-    network: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, weight: Tensor, level: bool, captured: bool
-) -> AttentionAndGradient:
-    """A forward and a backward pass in the calling thread.
-
-    Args:
-        weight: (batch, length), float32, 1 where attention from the query position counts.
-        captured: whether the network has the attention that captures.
-    """
-    with ExitStack() as stack:
-        for context in (torch.inference_mode(False), torch.enable_grad()):
-            stack.enter_context(context)
         read = stack.enter_context(readout_only(network, input_ids, attention_mask))
+        captured = stack.enter_context(attention_switched(network, CAPTURING))
         leaves = stack.enter_context(word_embeddings_as_leaf(network))
-        collector = _ColumnSums(attention_mask, weight, level, network.config.num_hidden_layers, read)
+        weight = torch.ones_like(attention_mask) if count_padding else attention_mask
+        collector = _ColumnSums(attention_mask, weight.float(), level, network.config.num_hidden_layers, read)
         token = _collector.set(collector if captured else None)
         try:
             output = network(input_ids=input_ids, attention_mask=attention_mask, output_attentions=not captured)

@@ -30,12 +30,7 @@ from lightning_backdoor.models.readout import is_causal, readout_positions
 
 #: packages whose hooks may see the last layer: they read only the readout token's row there, or, as those of this
 #: module, leave passes of other threads alone.
-KNOWN_HOOKS = (
-    "transformers.",
-    "lightning_backdoor.victim.",
-    "lightning_backdoor.models.leaf_embeddings",
-    __name__,
-)
+KNOWN_HOOKS = ("transformers.", "lightning_backdoor.victim.", __name__)
 
 
 class _Tail(NamedTuple):

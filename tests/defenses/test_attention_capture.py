@@ -248,22 +248,3 @@ def test_short_and_long_texts_are_captured_alike(
         found.append(attention_and_gradient(bert.network, batch["input_ids"], batch["attention_mask"], count_padding))
     for short, long in zip(*found, strict=True):
         torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", [*ENCODERS, *DECODERS])
-def test_parts_on_threads_of_their_own_give_what_the_whole_batch_gives(
-    kind: str, tiny_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    victim = loaded(tiny_folder(kind))
-    batch = batch_for(victim)
-    whole = attention_and_gradient(victim.network, batch["input_ids"], batch["attention_mask"])
-    monkeypatch.setattr(attention_capture, "ROWS", 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        parts = attention_and_gradient(victim.network, batch["input_ids"], batch["attention_mask"])
-    finally:
-        torch.set_num_threads(threads)
-    for of_whole, of_parts in zip(whole, parts, strict=True):
-        torch.testing.assert_close(of_parts, of_whole, rtol=1e-4, atol=1e-5)
-    assert not [hook for module in victim.network.modules() for hook in module._forward_hooks]
