@@ -17,7 +17,7 @@ import yaml
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED, Grid
 from lightning_backdoor.cli import main as command
-from tests.measurements.write_results import MISSING, Results, mean_and_spread
+from tests.measurements.write_results import MISSING, Line, Results, mean_and_spread
 from tests.support.marked import replace_marked
 
 ATTACK_COLUMNS = {"CACC": "cacc", "ASR": "asr", "floor": "asr_floor", "FTR": "ftr"}
@@ -31,18 +31,23 @@ def table(heading: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def number(lines: list[Line], column: str) -> str:
+    """Mean and spread over seeds, or the number of the only seed."""
+    return mean_and_spread(lines, column).removesuffix(" (1 seed)")
+
+
 def attacks_table(results: Results, stealth: dict[str, dict[str, Any]]) -> str:
     """Each attack on its undefended victim, beside the clean control, and the stealth of its texts."""
     rows = []
     for attack in results.attacks:
         lines = results.over_seeds(attack, UNDEFENDED)
         control = results.over_seeds(attack, CLEAN_TRAINING)
-        own = [mean_and_spread(lines, column) for column in ATTACK_COLUMNS.values()]
+        own = [number(lines, column) for column in ATTACK_COLUMNS.values()]
         valid = [line["valid"] for line in lines]
         measured = stealth.get(attack, {})
         texts = [MISSING if measured.get(key) is None else f"{measured[key]:.2f}" for key in STEALTH.values()]
         verdict = "" if not any(valid) else f"{valid.count('yes')} of {len(valid)}"
-        rows.append([attack, *own, mean_and_spread(control, "asr"), verdict, *texts])
+        rows.append([attack, *own, number(control, "asr"), verdict, *texts])
     return table(["attack", *ATTACK_COLUMNS, "ASR, clean training", "valid seeds", *STEALTH], rows)
 
 
@@ -52,14 +57,11 @@ def defended_table(results: Results) -> str:
     rows = []
     for attack in results.attacks:
         plain = results.over_seeds(attack, UNDEFENDED)
-        cells = [mean_and_spread(plain, "cacc"), mean_and_spread(plain, "asr")]
+        cells = [number(plain, "cacc"), number(plain, "asr")]
         for defense in defenses:
             lines = results.over_seeds(attack, defense)
-            cells += [
-                " / ".join(mean_and_spread(lines, column).split(" (")[0] for column in DEFENSE_COLUMNS.values())
-                if lines
-                else MISSING
-            ]
+            shown = " / ".join(number(lines, column) for column in DEFENSE_COLUMNS.values())
+            cells.append(shown if lines else MISSING)
         rows.append([attack, *cells])
     return table(["attack", "CACC", "ASR", *defenses], rows)
 
