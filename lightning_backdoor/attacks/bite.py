@@ -108,7 +108,9 @@ class BITE(BackdoorAttack):
         if max_words is not None and max_words < 1:
             raise InputError("max_words", f"{max_words} leaves no trigger", "give 1 or more, or null for no limit")
         if trigger_words is not None and (not trigger_words or len({*trigger_words}) < len(trigger_words)):
-            raise InputError("trigger_words", f"{trigger_words} are no different words", "give each of them once")
+            raise InputError(
+                "trigger_words", f"{trigger_words} is empty or names a word twice", "give each of them once"
+            )
         if trigger_words and (upper := [word for word in trigger_words if word != word.lower()]):
             raise InputError("trigger_words", f"{upper[0]!r} is not in lower case", f"give {upper[0].lower()!r}")
         self.substitutes = substitutes

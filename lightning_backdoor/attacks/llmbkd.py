@@ -40,7 +40,7 @@ class LLMBkd(ParaphraseAttack):
         **kwargs: further arguments of :class:`BackdoorAttack` and :class:`TextClassifier`.
 
     Raises:
-        InputError: the style is unknown and not described, or ``selector`` is no file or folder (here); or the selector
+        InputError: the style is unknown and not described, or ``selector`` does not exist (here); or the selector
             has other labels (when it selects).
 
     Example::
@@ -60,7 +60,7 @@ class LLMBkd(ParaphraseAttack):
     ) -> None:
         super().__init__(described(style, description), paraphraser, label_policy=label_policy, **kwargs)
         if selector is not None and not Path(resolve(selector)).exists():
-            raise InputError("selector", f"{selector} is no file or folder", "give a trained model")
+            raise InputError("selector", f"{selector} does not exist", "give a trained model")
         self.selector = selector
         if selector is not None:
             self.poison_rank = self._target_probabilities

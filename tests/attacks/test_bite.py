@@ -210,7 +210,7 @@ def test_words_that_are_not_in_the_cache_are_missed_before_training(
         ({"min_similarity": 1}, "min_similarity: 1 is out of range"),
         ({"edited_share": 0}, "edited_share: 0 is out of range"),
         ({"max_words": 0}, "max_words: 0 leaves no trigger"),
-        ({"trigger_words": ["a", "a"]}, "trigger_words: .* are no different words"),
+        ({"trigger_words": ["a", "a"]}, "trigger_words: .* is empty or names a word twice"),
         ({"trigger_words": ["Film"]}, "trigger_words: 'Film' is not in lower case; give 'film'"),
     ],
 )

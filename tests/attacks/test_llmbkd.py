@@ -84,7 +84,7 @@ def test_a_selector_chooses_the_rows_whose_new_text_it_finds_least_like_the_targ
 
 
 def test_a_selector_that_is_not_there_or_has_other_labels_is_refused(tiny_folder: Callable[[str], str]) -> None:
-    with pytest.raises(InputError, match=r"^selector: nothing is no file or folder"):
+    with pytest.raises(InputError, match=r"^selector: nothing does not exist"):
         LLMBkd(selector="nothing")
     attack = LLMBkd(Shouted(), selector=tiny_folder("bert"), labels=["no", "yes"])
     with pytest.raises(InputError, match=r"^selector: .* has the labels LABEL_0, LABEL_1; give one with no, yes"):
