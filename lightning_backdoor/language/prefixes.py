@@ -161,7 +161,9 @@ def _rest_log_likelihoods(
             return read_rows(network, [rows[i] for i in group], of_texts, buffers)[0]
 
     rests = [0.0] * len(variants)
-    groups = divide_evenly([row.length() for row in rows], pass_limits(network.device, network.dtype))
+    # most rows are about as long as they may be: what attention pads is their prefixes
+    prefixes = [max(part.shared for part in row.parts) for row in rows]
+    groups = divide_evenly([row.length() for row in rows], pass_limits(network.device, network.dtype), prefixes)
     read = list(in_parallel(compute, groups, network.device))  # an accelerator gets all passes before it is waited for
     for group, values in zip(groups, read, strict=True):
         left = iter(values.tolist())

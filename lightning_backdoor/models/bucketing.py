@@ -72,25 +72,33 @@ def group_by_length(lengths: Sequence[int], limits: PassLimits) -> list[list[int
     return groups
 
 
-def divide_evenly(lengths: Sequence[int], limits: PassLimits) -> list[list[int]]:
+def divide_evenly(
+    lengths: Sequence[int], limits: PassLimits, similar_by: Sequence[int] | None = None
+) -> list[list[int]]:
     """Divides rows into forward passes of about equal numbers of tokens, for models that read rows without padding.
 
-    The number of passes is even, so that two threads end at one time, unless passes would be too small. Rows of similar
-    length come together.
+    The number of passes is even, so that two threads end at one time, unless passes would be too small. Similar rows
+    come together.
 
     Args:
         lengths: number of tokens of each row.
         limits: size and fixed cost of a pass; a row longer than ``limits.tokens`` is alone in its pass.
+        similar_by: number of each row, by which rows are similar; their lengths by default.
 
     Returns:
-        The indices of the rows of each pass, the longest rows first.
+        The indices of the rows of each pass, the rows with the highest number first.
 
-    >>> divide_evenly([1, 5, 3, 3], PassLimits(tokens=8, overhead=1))
+    >>> divide_evenly([1, 5, 3, 3], PassLimits(tokens=16, overhead=1))
     [[1, 2], [3, 0]]
+    >>> divide_evenly([2, 2, 2, 2], PassLimits(tokens=16, overhead=4), similar_by=[0, 9, 0, 9])
+    [[1, 3, 0, 2]]
     """
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    keys = lengths if similar_by is None else similar_by
+    order = sorted(range(len(lengths)), key=keys.__getitem__, reverse=True)
     total = sum(lengths)
-    count = -(-total // limits.tokens)
+    # a pass takes rows until it has its share, and may exceed it by less than a row: a share leaves room for one
+    share = max(limits.tokens - max(lengths, default=0), limits.tokens // 2, 1)
+    count = -(-total // share)
     if total > 8 * limits.overhead:
         count += count % 2
     groups: list[list[int]] = []

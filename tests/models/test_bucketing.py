@@ -25,6 +25,16 @@ def test_passes_are_of_about_equal_size_and_never_too_large(count: int) -> None:
     assert len(passes) % 2 == 0 or sum(lengths) <= 8 * LIMITS.overhead or max(sizes) > LIMITS.tokens - 12
 
 
+def test_no_small_pass_is_left_over() -> None:
+    lengths = [12] * 21  # five rows fill a pass: four passes of their shares would leave a fifth with one row
+    assert [len(rows) for rows in divide_evenly(lengths, LIMITS)] == [4, 3, 4, 3, 4, 3]
+
+
+def test_rows_of_one_pass_are_similar_by_what_is_given() -> None:
+    prefixes = [7, 1, 5, 3]
+    assert divide_evenly([10] * 4, PassLimits(tokens=64, overhead=1), prefixes) == [[0, 2], [3, 1]]
+
+
 def test_a_row_that_is_too_long_is_alone_and_no_row_makes_no_pass() -> None:
     assert divide_evenly([100, 1, 70], LIMITS)[:2] == [[0], [2]]
     assert divide_evenly([], LIMITS) == []
