@@ -46,12 +46,15 @@ def top_words(changes: Sequence[WordChange], count: int, repeats: bool = False) 
         count: number of words.
         repeats: whether a word that is repeated in the text may be among them several times.
 
-    >>> top_words([WordChange("a", 0.5), WordChange("cf", 2.0), WordChange("a", 1.0)], 5)
-    [WordChange(word='cf', change=2.0), WordChange(word='a', change=1.0)]
+    >>> top_words([WordChange("a", 1.0), WordChange("cf", 3.0), WordChange("b", 2.0), WordChange("cf", 0.5)], 5)
+    [WordChange(word='cf', change=3.0), WordChange(word='b', change=2.0), WordChange(word='a', change=1.0)]
     """
     ordered = sorted(changes, key=lambda item: -item.change)
     if not repeats:
-        ordered = list({word.word: word for word in reversed(ordered)}.values())[::-1]
+        largest: dict[str, WordChange] = {}
+        for change in ordered:
+            largest.setdefault(change.word, change)
+        ordered = list(largest.values())
     return ordered[:count]
 
 

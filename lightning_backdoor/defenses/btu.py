@@ -149,6 +149,7 @@ class Unlearned(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The embeddings that the network uses."""
         if self.training:
+            self._kept = None  # torch does not count what a fused optimizer writes
             return weight
         tensors = (weight, self.original, self.suspicious)
         counted = not any(tensor.is_inference() for tensor in tensors)  # by torch, whenever they are written to

@@ -35,7 +35,7 @@ class Captures:
     A result is kept under the token ids and the mask of its batch, the pass and its options: it does not depend on
     which loader or object a batch came from. Results are given out as copies. Nothing is kept or given out while the
     network is in training mode, or has other weights, modules or hooks than at :meth:`begin`; a pass is then computed
-    as if there were no captures. Only weights that are written through ``.data``, which torch does not count, are not
+    as if there were no captures. Only weights that torch does not count as written (through ``.data``, by a fused optimizer) are not
     noticed at once; see :meth:`end`.
 
     Args:
@@ -278,7 +278,7 @@ def _sums(network: PreTrainedModel) -> Tensor:
 
 
 def _version(weight: Tensor) -> tuple[int, int]:
-    """A number that changes whenever a tensor is written to."""
+    """A number that changes whenever a tensor is written to, but by a fused optimizer or through ``.data``."""
     # tensors that were made in inference mode are not counted
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version  # private: torch 2.13.0
 

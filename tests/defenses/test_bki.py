@@ -116,6 +116,11 @@ def test_several_triggers_go(bert: TextClassifier, monkeypatch: pytest.MonkeyPat
     assert dictionary([top_words(repeated, 5, repeats=True)]) == [("the", 2, 0.1)]
 
 
+def test_a_repeated_word_counts_by_its_largest_change() -> None:
+    words = [WordChange("cf", 9.0), *(WordChange(word, 5.0) for word in "abcde"), WordChange("cf", 0.1)]
+    assert [word for word, _ in top_words(words, 5)] == ["cf", "a", "b", "c", "d"]
+
+
 def test_a_keyword_outside_of_the_top_words_counts_where_that_is_asked_for(
     bert: TextClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,3 +83,15 @@ def test_the_deviating_dimensions_get_paddings_values_in_evaluation_alone() -> N
         weight[2, 0] += 9
         torch.testing.assert_close(cut(weight), torch.tensor(cut_by_hand(weight, original, [2, 5], 7)))
     assert cut(weight).requires_grad
+
+
+def test_an_evaluation_after_a_fused_step_uses_the_new_embeddings() -> None:
+    weight = nn.Parameter(torch.randn(8, 5, generator=torch.Generator().manual_seed(0)))
+    cut = Unlearned(weight.detach() + 1, padding=7)
+    cut.suspicious[2] = True
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    for _ in range(3):
+        cut.train()(weight).square().sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch.testing.assert_close(cut.eval()(weight), unlearned(weight, cut.original, cut.suspicious, 7))
