@@ -35,8 +35,8 @@ class Captures:
     A result is kept under the token ids and the mask of its batch, the pass and its options: it does not depend on
     which loader or object a batch came from. Results are given out as copies. Nothing is kept or given out while the
     network is in training mode, or has other weights, modules or hooks than at :meth:`begin`; a pass is then computed
-    as if there were no captures. Only weights that torch does not count as written (through ``.data``, by a fused optimizer) are not
-    noticed at once; see :meth:`end`.
+    as if there were no captures. Writes that torch does not count (through ``.data``, by a fused optimizer) are noticed
+    later; see :meth:`end`.
 
     Args:
         capacity: bytes of results that are kept. Beyond it results drawn at random are dropped, so that some of the
