@@ -27,6 +27,7 @@ from lightning_backdoor.batch import Batch, Victim, pad
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.defenses.trigger_search import Scaling, search_trigger
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.divergence import check_logits
 from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.outputs.progress import progress
 
@@ -76,7 +77,11 @@ class GappedTexts(NamedTuple):
     table: Tensor
 
     def logits(self, mixtures: Tensor) -> Tensor:
-        """The logits, (texts, classes), with the gaps filled with mixtures of tokens, (length, vocabulary)."""
+        """The logits, (texts, classes), with the gaps filled with mixtures of tokens, (length, vocabulary).
+
+        Raises:
+            Diverged: a logit is NaN or infinite.
+        """
         rows = torch.arange(len(self.gaps), device=self.gaps.device)[:, None]
         filling = (mixtures.to(self.table.dtype) @ self.table).expand(*self.gaps.shape, -1)
 
@@ -88,6 +93,7 @@ class GappedTexts(NamedTuple):
             logits: Tensor = self.network(input_ids=self.input_ids, attention_mask=self.attention_mask).logits
         finally:
             handle.remove()
+        check_logits(logits)  # the lowest one of several losses may hide a NaN
         return logits
 
 

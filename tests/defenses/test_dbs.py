@@ -18,7 +18,7 @@ from lightning_backdoor.batch import Batch, batch_of_texts, pad
 from lightning_backdoor.defenses import DBS, ModelVerdict
 from lightning_backdoor.defenses.dbs import GappedTexts, with_gap
 from lightning_backdoor.defenses.trigger_search import Scaling, search_trigger
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import Diverged, InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.support.tiny import SENTENCES, tokenizer_of
 
@@ -243,3 +243,19 @@ def test_texts_without_room_or_of_one_label_are_named(bert: TextClassifier) -> N
         DBS(trigger_length=62).inspect(bert, [batch])
     with pytest.raises(InputError, match="validation: no clean text has another label than 1"):
         DBS().inspect(bert, [{**batch, "label": torch.ones(4, dtype=torch.long)}])
+
+
+def test_a_search_of_a_victim_that_gives_nan_is_refused(bert: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The victim answers NaN from its 11th pass on, that is, in the search for the trigger of the second label."""
+    passes = iter(range(1000))
+    forward = bert.network.forward
+
+    def failing(**inputs: Any) -> Any:
+        output = forward(**inputs)
+        return SimpleNamespace(logits=output.logits if next(passes) < 10 else output.logits * torch.nan)
+
+    monkeypatch.setattr(bert.network, "forward", failing)
+    batch = batch_of_texts(SENTENCES[:4], bert.tokenizer, bert.max_length)
+    batch["label"] = torch.tensor([0, 1, 0, 1])
+    with pytest.raises(Diverged, match="NaN or infinite"):
+        DBS(1, places=["start"], epochs=9).inspect(bert, [batch])
