@@ -38,7 +38,7 @@ LOWEST_LOSS = 1e-12
 
 
 def with_gap(
-    ids: Sequence[int], special: set[int], gap: Sequence[int], place: Place, longest: int
+    ids: Sequence[int], special: set[int], gap: Sequence[int], place: Place, longest: int, cut_at_start: bool = False
 ) -> tuple[list[int], int]:
     """The tokens of a text with a gap for a trigger, and the position at which the gap begins.
 
@@ -48,13 +48,15 @@ def with_gap(
         gap: the tokens that stand in the gap.
         place: where the gap is.
         longest: maximum number of tokens of the result; what the text has more is cut off at the end of its words.
+        cut_at_start: whether it is cut off at their start instead, as by a tokenizer that cuts on the left.
 
     >>> with_gap([2, 5, 6, 7, 8, 3], {2, 3}, [0, 0], "middle", 7)
     ([2, 5, 0, 0, 6, 7, 3], 2)
     """
     start = next((i for i, token in enumerate(ids) if token not in special), len(ids))
     end = next((i for i in range(len(ids), start, -1) if ids[i - 1] not in special), start)
-    words = ids[start : min(end, longest - len(gap) - (len(ids) - end))]
+    more = max(0, min(end - start, len(ids) + len(gap) - longest))
+    words = ids[start + more : end] if cut_at_start else ids[start : end - more]
     half = 0 if place == "start" else len(words) // 2
     return [*ids[:start], *words[:half], *gap, *words[half:], *ids[end:]], start + half
 
@@ -226,7 +228,8 @@ class DBS(Inspection):
         special, device = {*victim.tokenizer.all_special_ids}, table.device
         allowed = torch.tensor([token not in special for token in range(len(table))], device=device)
         gap = [int(allowed.int().argmax())] * self.trigger_length
-        rows, starts = zip(*(with_gap(ids, special, gap, place, victim.max_length) for ids in drawn), strict=True)
+        longest, at_start = victim.max_length, victim.tokenizer.truncation_side == "left"
+        rows, starts = zip(*(with_gap(ids, special, gap, place, longest, at_start) for ids in drawn), strict=True)
         input_ids, attention_mask = (part.to(device) for part in pad(rows, victim.tokenizer))
         padding = attention_mask.argmax(dim=1)  # on the left, where the tokenizer puts it there
         gaps = torch.tensor(starts, device=device)[:, None] + torch.arange(self.trigger_length, device=device)

@@ -192,6 +192,11 @@ def test_the_gap_lies_between_the_words(ids: list[int], place: Any, longest: int
     assert with_gap(ids, {2, 3}, [0, 0], place, longest) == expected
 
 
+def test_the_words_of_a_text_are_cut_where_the_tokenizer_cuts() -> None:
+    assert with_gap([2, 5, 6, 7, 8, 3], {2, 3}, [0, 0], "start", 6, True) == ([2, 0, 0, 7, 8, 3], 1)
+    assert with_gap([5, 6, 7, 8], {2, 3}, [0, 0], "middle", 4, True) == ([7, 0, 0, 8], 1)
+
+
 def test_mixtures_of_one_token_give_the_logits_of_the_text_with_the_tokens(victim: TextClassifier) -> None:
     check_logits(victim)
 
