@@ -38,6 +38,11 @@ class TrustedRows(NamedTuple):
     statistics: list[LabelledText]
     threshold: list[LabelledText]
 
+    @classmethod
+    def of(cls, statistics: Rows, threshold: Rows) -> TrustedRows:
+        """Text and label of the rows of both parts."""
+        return cls(labelled(statistics), labelled(threshold))
+
 
 class DataDefense(ABC):
     """Base class of data defenses: repairs or removes training rows before anything is trained on them.
@@ -64,7 +69,7 @@ class DataDefense(ABC):
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
         """Returns the text of each training row after cleaning: unchanged, repaired, or None to remove the row.
 
-        Every process calls it on the same rows and must get the same result.
+        Every process calls it on the same rows, and the result of the first one counts.
 
         Args:
             rows: the training rows, an unknown part of them poisoned, with the labels that training would use.
