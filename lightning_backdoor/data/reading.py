@@ -57,8 +57,8 @@ def read_tables(
         quoting: whether fields of csv and tsv files are quoted; None to decide by the file.
 
     Raises:
-        InputError: the source does not exist, cannot be read, lacks a split or a column, or has several files that may
-            be one split.
+        InputError: the source does not exist, cannot be read, lacks a split or a column, has several files that may
+            be one split, or has the same rows as two splits.
     """
     for split in splits or {}:
         if split not in SPLITS:
@@ -83,9 +83,19 @@ def read_tables(
     if "train" not in parts:
         raise InputError("splits", f"{path} has no training split", "name one as train")
     for split in ("validation", "test"):
-        if parts.get(split) is parts["train"] or (files and parts.get(split) == parts["train"]):
+        if _overlap(parts.get(split), parts["train"]):
             raise InputError("splits", f"{split} is what is trained on", "name another, or leave it out to cut it off")
+    if _overlap(parts.get("test"), parts.get("validation")):
+        problem = "test is what validation is, on which thresholds are set"
+        raise InputError("splits", problem, "leave validation out, which is then cut off the training rows")
     return {split: _table(part, split, path, local, columns, quoting) for split, part in parts.items()}
+
+
+def _overlap(part: Part | None, other: Part | None) -> bool:
+    """Whether two splits are the same table, or have a file in common, under whatever names."""
+    if isinstance(part, list) and isinstance(other, list):
+        return not {file.resolve() for file in part}.isdisjoint(file.resolve() for file in other)
+    return part is not None and part is other
 
 
 def _table(part: Part, split: str, path: str, local: Path, columns: Mapping[str, str], quoting: bool | None) -> Table:
