@@ -371,6 +371,14 @@ def test_files_that_do_not_fit_are_refused_by_name_and_row(tmp_path: Path, name:
         ({"files": {"train_claen": "a.csv"}}, "files: 'train_claen' is nothing that a file holds; give any of train,"),
         ({"files": {"train": "a.csv"}}, "files: train is a.csv, which is no table in"),
         ({"files": {"train": "../a.csv"}}, r"files: train is ../a.csv, which leads out of"),
+        (
+            {"files": {"validation": "dev-clean.csv", "test": "./dev-clean.csv"}},
+            "files: validation and test are one file, ./dev-clean.csv; give each split rows of its own",
+        ),
+        (
+            {"files": {"train_clean": "dev-clean.csv", "test_clean": "dev-clean.csv"}},
+            "files: train_clean and test_clean are one file, dev-clean.csv; give each split rows of its own",
+        ),
         ({"files": {}, "clean_folder": "x"}, "files: is given beside clean_folder"),
         (
             {"files": {"train": "train-poison.csv", "train_added": "train-poison.csv"}},
