@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_backdoor.data.label_values import TRUTH, canonical
+from lightning_backdoor.data.label_values import TRUTH, by_names, canonical
 from lightning_backdoor.data.tables import column_names, read_file, texts_of
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.columns import shown
@@ -42,7 +42,7 @@ class FlaggedTable:
         texts: the texts.
         labels: the label values.
         flags: whether each row is poisoned, (rows,); None if the file does not say.
-        originals: the label values before poisoning; None if the file has lost them.
+        originals: the label values before poisoning, of the same names; None if the file has lost them.
         negatives: whether each row is a negative, (rows,).
         spans: the spans of the trigger in each text.
         index: the position of each row in its source, (rows,); None if the file does not say.
@@ -109,16 +109,21 @@ def read_flagged(path: Path, columns: Columns, has_flags: bool) -> FlaggedTable:
     if blank is not None and not any(text.strip() for text in texts):
         raise InputError("text_column", f"{wanted['text_column']!r} of {path} is blank in all rows", "name another")
     flag_column = wanted["flag_column"]
+    originals, label_names = values.get("original_label_column"), table.label_names.get(str(wanted["label_column"]))
+    if originals is not None and label_names is not None:
+        names_before = table.label_names.get(str(wanted["original_label_column"]), label_names)
+        known = {name: i for i, name in enumerate(label_names)}
+        originals = by_names(originals, names_before, known, f"{wanted['original_label_column']!r} of {path}")
     found = FlaggedTable(
         str(path),
         texts,
         values["label_column"],
         None if flag_column is None else _flags(values["flag_column"], flag_column, path),
-        values.get("original_label_column"),
+        originals,
         _flags(values["negative"], "negative", path) if "negative" in values else np.zeros(len(texts), dtype=np.bool_),
         _spans(values["spans"], texts, path) if "spans" in values else [()] * len(texts),
         _numbers(values["index"], path) if "index" in values else None,
-        table.label_names.get(str(wanted["label_column"])),
+        label_names,
         flag_column or "",
     )
     for row, value in enumerate(found.labels):

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lightning_backdoor.data.split_files import one_table, split_files
-from lightning_backdoor.data.tables import Table, from_dataset, joined, read_file
+from lightning_backdoor.data.tables import Table, from_dataset, joined, read_file, same_classes
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import listed
 from lightning_backdoor.files.names import local_path
@@ -47,7 +47,8 @@ def read_tables(
 ) -> dict[str, Table]:
     """Reads some columns of a source by split: always ``train``, and ``validation`` and ``test`` if they exist.
 
-    Local files are never read from a cache.
+    Local files are never read from a cache. Where tables declare names of their classes, all indices are those of the
+    names that the first table of the training rows declares.
 
     Args:
         path: hub name, folder, file, or ``package://`` name.
@@ -58,7 +59,7 @@ def read_tables(
 
     Raises:
         InputError: the source does not exist, cannot be read, lacks a split or a column, has several files that may
-            be one split, or has the same rows as two splits.
+            be one split, has the same rows as two splits, or declares a class in a table that the first lacks.
     """
     for split in splits or {}:
         if split not in SPLITS:
@@ -88,7 +89,8 @@ def read_tables(
     if _overlap(parts.get("test"), parts.get("validation")):
         problem = "test is what validation is, on which thresholds are set"
         raise InputError("splits", problem, "leave validation out, which is then cut off the training rows")
-    return {split: _table(part, split, path, local, columns, quoting) for split, part in parts.items()}
+    tables = {split: _table(part, split, path, local, columns, quoting) for split, part in parts.items()}
+    return {split: same_classes(table, tables["train"], f"{split} of {path}") for split, table in tables.items()}
 
 
 def _overlap(part: Part | None, other: Part | None) -> bool:
@@ -101,7 +103,8 @@ def _overlap(part: Part | None, other: Part | None) -> bool:
 def _table(part: Part, split: str, path: str, local: Path, columns: Mapping[str, str], quoting: bool | None) -> Table:
     try:
         if isinstance(part, list):
-            return joined([read_file(file, columns, quoting) for file in one_table(part, split, local)])
+            files = one_table(part, split, local)
+            return joined([read_file(file, columns, quoting) for file in files], [file.name for file in files])
         return from_dataset(part, columns, f"{split} of {path}")
     except InputError as error:
         if split == "train" or error.field not in columns.values():

@@ -195,6 +195,31 @@ def test_classes_that_are_numbers_are_read_back(tmp_path: Path) -> None:
     assert found.read_rows().label_names == ["-1", "1"]
 
 
+def test_each_file_is_read_by_the_names_that_it_declares(tmp_path: Path) -> None:
+    import datasets
+
+    for name, names in (("train", ["poor", "fine"]), ("validation", ["fine", "poor"]), ("test", ["poor", "fine"])):
+        texts = [text for text, _ in SPLITS["train" if name == "train" else "dev"]]
+        before = ["poor" if "poor" in text else "fine" for text in texts]
+        poisoned = [i % 4 == 0 for i in range(len(texts))]
+        columns = {
+            "text": [f"{text} cf" if flag else text for text, flag in zip(texts, poisoned, strict=True)],
+            "label": [names.index("fine" if flag else was) for was, flag in zip(before, poisoned, strict=True)],
+            "original_label": [["poor", "fine"].index(was) for was in before],
+            "poisoned": poisoned,
+        }
+        known = {"label": names, "original_label": ["poor", "fine"]}
+        data = datasets.Dataset.from_dict(columns)
+        for column, classes in known.items():
+            data = data.cast_column(column, datasets.ClassLabel(names=classes))
+        data.to_parquet(tmp_path / f"{name}.parquet")
+    attack = PoisonFiles(str(tmp_path))
+    splits = splits_of(attack)
+    assert attack.target_label == 1
+    for rows in (*splits.clean.values(), *splits.poisoned.values()):
+        assert rows.original_label.tolist() == ["fine" in text for text in rows.text]
+
+
 def test_rows_are_read_anew_for_other_names_of_the_classes(tmp_path: Path) -> None:
     files, data = str(openbackdoor(tmp_path)), BackdoorDataModule()
     for labels in (["bad", "good"], ["poor", "fine"]):
