@@ -5,10 +5,11 @@ The policy is described in :mod:`lightning_backdoor.files.identity`. Planning a 
 
 A config names files in three ways, and only these are read:
 
-- *Path fields*, by the name of the argument: ``path``, ``file``, ``folder``, ``model``, ``published``, ``victim``, and
-  names that end in ``_path``, ``_file``, ``_folder``, ``_model`` or ``_encoder``, or in the plural of these. Files and
-  folders count with their content, and so do the files that a source's ``splits`` names outside of its ``path``, and
-  those that an attack's ``files`` names in its ``folder``.
+- *Path fields*, by the name of the argument: ``path``, ``file``, ``folder``, ``model``, ``encoder``, ``published``,
+  ``victim``, ``selector``, ``pretrained``, ``corpus``, and names that end in ``_path``, ``_file``, ``_folder``,
+  ``_model`` or ``_encoder``, or in the plural of these. Files and folders count with their content, and so do the files
+  that a source's ``splits`` names outside of its ``path``, and those that an attack's ``files`` names in its
+  ``folder``.
 - *Arguments of a user's own class*: whatever their names, files count with their content if the text that names them
   has a dot or a slash.
 - *Class paths*: the modules in the working directory that they name.
@@ -45,7 +46,7 @@ WRITTEN = frozenset(
         *("results.csv", "comparisons.csv", "report.html"),
     }
 )
-_PATH_FIELD = re.compile(r"(.*_)?(path|file|folder|model|encoder)s?|published|victim")
+_PATH_FIELD = re.compile(r"(.*_)?(path|file|folder|model|encoder)s?|published|victim|selector|pretrained|corpus")
 _CLASS_PATH = re.compile(r"\w+(\.\w+)+")
 #: packages whose classes have no path fields by other names.
 _KNOWN_PACKAGES = (LIBRARY, "lightning.", "torch.", "torchmetrics.", "transformers.")
