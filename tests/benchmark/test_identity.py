@@ -70,17 +70,24 @@ def test_a_text_is_no_path(inside: Path, trigger: str, key: str) -> None:
         of_class("mine.Attack", nested={"tables": ["files/one.csv"]}),
         of_class("files.one.Attack"),
         of_class(BADNETS, triggers=[{"class_path": "files.one.Trigger"}]),
+        of_class("package.one.Attack"),
+        of_class("package.Attack"),
+        of_class("around.package.Attack"),
     ],
     ids=str,
 )
 def test_what_a_run_reads_counts(inside: Path, config: dict[str, Any]) -> None:
     (inside / "files").mkdir()
     (inside / "other").mkdir()
+    for package in ("package", "around/package"):
+        (inside / package).mkdir(parents=True)
     seen = set()
     for content in ("", "1", "2"):
         for name in ("one.csv", "one.py"):
             if content:
                 (inside / "files" / name).write_text(content, encoding="utf-8")
+        for package in ("package", "around/package"):
+            (inside / package / "__init__.py").write_text(content, encoding="utf-8")
         seen.add(id_of(config))
     assert len(seen) == 3
 
@@ -122,6 +129,15 @@ def test_every_argument_that_names_what_is_read_is_a_path_field(inside: Path) ->
     read = {name for name in found if id_of(of_class(BADNETS, **{name: "read"})) != before[name]}
     assert read >= {"selector", "pretrained", "corpus", "path", "files"}
     assert found - read == TEXT_ARGUMENTS, "add to _PATH_FIELD what names files, and to TEXT_ARGUMENTS what does not"
+
+
+def test_a_package_without_code_of_its_own_keeps_the_ids(inside: Path) -> None:
+    (inside / "package").mkdir()
+    (inside / "package" / "one.py").write_text("1", encoding="utf-8")
+    config = of_class("package.one.Attack")
+    before = id_of(config)
+    (inside / "package" / "__init__.py").touch()
+    assert id_of(config) == before
 
 
 def test_a_word_is_a_word_in_a_users_own_class_too(inside: Path) -> None:
