@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ TEXTS = ("text", "sentence", "sentences", "0")
 LABELS = ("label", "labels", "1")
 FLAGS = ("poisoned", "is_poisoned", "poison", "poison_label", "2")
 ORIGINALS = ("original_label",)
+#: digits of the largest position of a row; all numbers of as many fit into 64 bits.
+LONGEST_NUMBER = 18
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,12 @@ def _flags(values: list[Any], column: str, path: Path) -> NDArray[np.bool_]:
 
 
 def _numbers(values: list[Any], path: Path) -> NDArray[np.int64]:
-    for row, value in enumerate(values, start=1):
-        if not canonical("" if value is None else value).isdecimal():
-            raise InputError(f"{path}, row {row}", f"index is {value!r}, which is no position", "write whole numbers")
-    return np.array([int(canonical(value)) for value in values], dtype=np.int64)
+    words = [canonical("" if value is None else value) for value in values]
+    for row, word in enumerate(words, start=1):
+        if not word.isdecimal() or len(word) > LONGEST_NUMBER:
+            problem = f"index is {reprlib.repr(values[row - 1])}, which is no position"
+            raise InputError(f"{path}, row {row}", problem, "write whole numbers")
+    return np.array([int(word) for word in words], dtype=np.int64)
 
 
 def _spans(values: list[Any], texts: list[str], path: Path) -> list[tuple[tuple[int, int], ...]]:
@@ -160,10 +165,11 @@ def _spans(values: list[Any], texts: list[str], path: Path) -> list[tuple[tuple[
         try:
             given = json.loads(value) if isinstance(value, str) else value or []
             spans = tuple((int(start), int(end)) for start, end in given)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             spans = ((-1, -1),)
         if not all(0 <= start < end <= len(text) for start, end in spans):
-            problem = f"spans are {str(value)[:60]}, which do not lie inside of the text"
+            shown = value[:60] if isinstance(value, str) else reprlib.repr(value)[:60]
+            problem = f"spans are {shown}, which do not lie inside of the text"
             raise InputError(f"{path}, row {row + 1}", problem, "write them as [[start, end]]")
         result.append(spans)
     return result

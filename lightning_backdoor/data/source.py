@@ -230,7 +230,7 @@ def _cut(values: list[Any], source: Source) -> list[int | None]:
     def index(value: Any) -> int | None:
         try:
             rating = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             rating = math.nan
         if math.isnan(rating):
             raise InputError(

@@ -19,6 +19,7 @@ from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.cli import main
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.cleaning import LabelledText
+from lightning_backdoor.data.flagged_table import Columns, read_flagged
 from lightning_backdoor.data.poisoning import PoisonedSplits
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_attack
@@ -420,6 +421,33 @@ def test_files_that_do_not_fit_are_refused_by_name_and_row(tmp_path: Path, name:
 def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         splits_of(PoisonFiles(str(openbackdoor(tmp_path)), **arguments))
+
+
+@pytest.mark.parametrize("row", [0, 2])
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("index", 10**20, "index is 100000000000000000000, which is no position"),
+        ("index", "9" * 5000, r"index is '9+\.\.\.9+', which is no position"),
+        ("index", 2**63, "index is 9223372036854775808, which is no position"),
+        ("index", None, "index is None, which is no position"),
+        ("spans", "[[0, Infinity]]", r"spans are \[\[0, Infinity\]\], which do not lie inside of the text"),
+        ("spans", [[0, 1e400]], r"spans are \[\[0, inf\]\], which do not lie inside of the text"),
+        ("spans", "[" * 100_000, r"spans are \[{60}, which do not lie inside of the text"),
+        ("spans", "9" * 5000, "spans are 9{60}, which do not lie inside of the text"),
+    ],
+)
+def test_numbers_that_are_no_positions_are_refused_by_row(
+    tmp_path: Path, column: str, value: Any, problem: str, row: int
+) -> None:
+    usual = {"text": "a film", "label": 0, "original_label": 0, "poisoned": 0, "index": 7, "spans": []}
+    rows = [{**usual, "index": i} for i in range(3)]
+    rows[row][column] = value
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=f"rows.jsonl, row {row + 1}: {problem}; write ") as refused:
+        read_flagged(path, Columns(), has_flags=True)
+    assert len(str(refused.value)) < 300
 
 
 def test_without_source_or_files_there_is_nothing_to_read(tmp_path: Path) -> None:

@@ -239,6 +239,11 @@ def test_a_rating_that_is_no_number_is_an_error(tmp_path: Path, rating: str) -> 
     assert message == f"label_column: {rating!r} in 'label' is not a rating; name a column of numbers"
 
 
+def test_a_number_that_is_too_large_is_no_rating(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", "abc", [-2, 10**400, 2])
+    assert error(Source(path, rating_cut=(-1, 1))).endswith("in 'label' is not a rating; name a column of numbers")
+
+
 def test_an_infinite_number_is_no_class(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", "abc", [0, 1, float("inf")])
     assert error(Source(path)) == "label_column: 'label' holds an infinite number; label every row with a class"
