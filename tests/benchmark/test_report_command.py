@@ -311,6 +311,13 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
     assert not (tmp_path / "report").exists()
 
 
+def test_folders_in_the_home_folder_are_named_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    grid(tmp_path / "a")
+    assert main(["report", "~/a", "--output", "~/b"]) == 0
+    assert (tmp_path / "b" / "results.csv").is_file()
+
+
 def test_no_torch_is_imported(tmp_path: Path) -> None:
     grid(tmp_path / "a")
     code = "import sys; from lightning_backdoor.cli import main; main(['report', 'a'])"

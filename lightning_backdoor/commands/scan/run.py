@@ -173,7 +173,7 @@ class Scan:
         names = [guard.name for guard in self.students]
         beside = None if output.special or output.name is None else directions_path(output.name)
         return SetPass(
-            path=Path(options.directions).expanduser() if given else beside,
+            path=Path(options.directions) if given else beside,
             given=given,
             add=options.study,
             resumed=options.resume,
