@@ -115,8 +115,8 @@ def read_flagged(path: Path, columns: Columns, has_flags: bool) -> FlaggedTable:
     originals, label_names = values.get("original_label_column"), table.label_names.get(str(wanted["label_column"]))
     if originals is not None and label_names is not None:
         names_before = table.label_names.get(str(wanted["original_label_column"]), label_names)
-        known = {name: i for i, name in enumerate(label_names)}
-        originals = by_names(originals, names_before, known, f"{wanted['original_label_column']!r} of {path}")
+        place = {name: i for i, name in enumerate(label_names)}
+        originals = by_names(originals, names_before, place, f"{wanted['original_label_column']!r} of {path}")
     found = FlaggedTable(
         str(path),
         texts,
