@@ -11,6 +11,7 @@ from lightning_backdoor.commands.parsing.early_checks import check_grid
 from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
+from lightning_backdoor.files.names import expanded
 
 
 def parser() -> OptionParser:
@@ -49,7 +50,7 @@ def main(args: list[str]) -> int:
     options = parser().parse_args(args)
     if options.jobs < 1:
         raise InputError("jobs", f"{options.jobs} is not a number of workers", "give at least 1")
-    folder = Path(options.output).resolve()  # workers may have another working directory
+    folder = Path(expanded(options.output)).resolve()  # workers may have another working directory
     if folder.exists() and not folder.is_dir():
         raise InputError("output", f"{folder} is a file", "give a folder")
     check_grid(options.config)
@@ -60,6 +61,6 @@ def main(args: list[str]) -> int:
     from lightning_backdoor.benchmark.running.run_grid import run_grid, work
 
     if options.worker:
-        work(Path(options.config), folder, options.only, options.worker)
+        work(Path(expanded(options.config)), folder, options.only, options.worker)
         return 0
     return run_grid(options, folder, shlex.join(["lightning-backdoor", "benchmark", *args]))

@@ -33,7 +33,7 @@ from lightning_backdoor.commands.run_metrics import rounded
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import write_whole
-from lightning_backdoor.files.names import check_folder
+from lightning_backdoor.files.names import check_folder, expanded
 from lightning_backdoor.outputs.outcomes import Outcome
 from lightning_backdoor.victim import TextClassifier
 
@@ -76,7 +76,7 @@ class Evaluation:
 
     def write(self, folder: str | Path) -> None:
         """Writes ``results.csv`` and ``comparisons.csv`` into a folder, which is created."""
-        folder = Path(folder)
+        folder = Path(expanded(folder))
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "results.csv", csv_text(self.rows, COLUMNS))
         write_whole(folder / "comparisons.csv", csv_text(self.comparisons, COMPARED_COLUMNS))
@@ -144,7 +144,7 @@ def evaluate(
         results = lb.evaluate("runs/first", data, attack=lb.BadNets(), defenses=["Strip", lb.Onion(bar=0.5)])
         results.frame[["defense", "cacc_defended", "asr_defended", "auroc"]]
     """
-    output = None if folder is None else Path(folder)
+    output = None if folder is None else Path(expanded(folder))
     if output is not None:
         check_folder(output, "folder")
     by_name = defense_callbacks(defenses)

@@ -5,13 +5,15 @@ The policy is described in :mod:`lightning_backdoor.files.identity`. Planning a 
 
 A config names files in three ways, and only these are read:
 
-- *Path fields*, by the name of the argument: ``path``, ``file``, ``folder``, ``model``, ``published``, ``victim``, and
-  names that end in ``_path``, ``_file``, ``_folder``, ``_model`` or ``_encoder``, or in the plural of these. Files and
-  folders count with their content, and so do the files that a source's ``splits`` names outside of its ``path``, and
-  those that an attack's ``files`` names in its ``folder``.
+- *Path fields*, by the name of the argument: ``path``, ``file``, ``folder``, ``model``, ``encoder``, ``published``,
+  ``victim``, ``selector``, ``pretrained``, ``corpus``, and names that end in ``_path``, ``_file``, ``_folder``,
+  ``_model`` or ``_encoder``, or in the plural of these. Files and folders count with their content, and so do the files
+  that a source's ``splits`` names outside of its ``path``, and those that an attack's ``files`` names in its
+  ``folder``.
 - *Arguments of a user's own class*: whatever their names, files count with their content if the text that names them
   has a dot or a slash.
-- *Class paths*: the modules in the working directory that they name.
+- *Class paths*: the modules in the working directory that they name, with the ``__init__.py`` of packages unless it is
+  empty.
 
 Any other text, such as a trigger, is a text, even if a file has this name. Folders are read with their subfolders,
 except for the working directory and the folders around it, which hold much that a run does not read, and for the output
@@ -45,7 +47,9 @@ WRITTEN = frozenset(
         *("results.csv", "comparisons.csv", "report.html"),
     }
 )
-_PATH_FIELD = re.compile(r"(.*_)?(path|file|folder|model|encoder)s?|published|victim")
+_PATH_FIELD = re.compile(r"(.*_)?(path|file|folder|model|encoder)s?|published|victim|selector|pretrained|corpus")
+#: name of the module of a package.
+INIT = "__init__.py"
 _CLASS_PATH = re.compile(r"\w+(\.\w+)+")
 #: packages whose classes have no path fields by other names.
 _KNOWN_PACKAGES = (LIBRARY, "lightning.", "torch.", "torchmetrics.", "transformers.")
@@ -122,6 +126,8 @@ def _digest(name: str, roles: frozenset[str], output: Path | None) -> str | None
         try:
             if not file.is_file() or (output is not None and _is_output(path, file, output)):
                 continue
+            if path.name == INIT and not path.stat().st_size:  # keeps the ids of packages that have no code there
+                continue
             exists = True
             digest.update(str(file.relative_to(path)).encode(errors="surrogateescape"))
             for chunk in file_chunks(file):
@@ -155,5 +161,6 @@ def _files(name: str, roles: Iterable[str]) -> Iterator[tuple[Path, Path]]:
         yield from ((path, file) for file in within)
     if "module" in roles:
         parts = name.split(".")
-        modules = [Path(*parts[:end]).with_suffix(".py") for end in range(1, len(parts))]
-        yield from ((module, module) for module in modules)
+        modules = [Path(*parts[:end]) for end in range(1, len(parts))]
+        for module in (*(path.with_suffix(".py") for path in modules), *(path / INIT for path in modules)):
+            yield module, module

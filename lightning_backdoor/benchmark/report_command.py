@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.errors import InputError, escaped, one_line, reason
-from lightning_backdoor.files.names import check_folder
+from lightning_backdoor.files.names import check_folder, expanded
 
 if TYPE_CHECKING:
     from lightning_backdoor.benchmark.report.source import Source
@@ -48,13 +48,13 @@ def main(args: list[str]) -> int:
         InputError: a folder has no results, or results that cannot be read; or an option cannot be used.
     """
     options = parser().parse_args(args)
-    folder = Path(options.output)
+    folder = Path(expanded(options.output))
     check_folder(folder, "output")
     if (folder / "journal.jsonl").exists():
         raise InputError("output", f"{folder} holds a grid, whose results.csv would be replaced", "give another folder")
     from lightning_backdoor.benchmark.report.sources import read_sources
 
-    sources = read_sources([Path(run) for run in options.runs])
+    sources = read_sources([Path(expanded(run)) for run in options.runs])
     return _write(sources, options, folder, shlex.join(["lightning-backdoor", "report", *args]))
 
 

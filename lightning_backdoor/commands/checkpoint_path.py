@@ -18,6 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_backdoor.commands.run_folder import CHECKPOINTS, is_complete
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.bounded_yaml import read_bounded
+from lightning_backdoor.files.names import expanded
 
 
 class Complete(Exception):
@@ -122,7 +123,7 @@ def _local(given: str) -> Path:
     if re.match(r"registry(:|$)", given, re.IGNORECASE) or (scheme and scheme[1].lower() != "file"):
         raise InputError("ckpt_path", f"{given} is not a local file", "download it, and give its path")
     if scheme is None:
-        return Path(given)
+        return Path(expanded(given))
     address = urlsplit(given)
     if scheme[2] == "::" or address.netloc not in ("", "localhost"):
         raise InputError("ckpt_path", f"{given} is not a local file", "give its path")

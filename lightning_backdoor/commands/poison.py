@@ -17,7 +17,7 @@ from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.signals import when_ended
 from lightning_backdoor.errors import InputError, escaped
-from lightning_backdoor.files.names import check_folder
+from lightning_backdoor.files.names import check_folder, expanded
 
 if TYPE_CHECKING:
     from lightning_backdoor.data import BackdoorDataModule
@@ -67,7 +67,7 @@ def main(args: list[str]) -> int:
         sys.stdout.write(page)
         return 0
     options, rest = parser().parse_known_args(args)
-    output = Path(options.output)
+    output = Path(expanded(options.output))
     if options.stealth_rows < 0:
         raise InputError("stealth_rows", f"{options.stealth_rows} is not a number of rows", "give 0 or more")
     check_folder(output, "output")

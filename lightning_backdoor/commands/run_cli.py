@@ -34,7 +34,7 @@ from lightning_backdoor.commands.wandb_names import (
     with_csv_log,
 )
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.names import check_inside
+from lightning_backdoor.files.names import check_inside, expanded
 
 
 class RunConfig(SaveConfigCallback):
@@ -143,6 +143,8 @@ class RunCLI(LightningCLI):
         if config.weights_only is False:
             raise InputError("weights_only", "False lets a checkpoint run code", "leave it out")
         victim = config.model.class_path.rpartition(".")[2]
+        unsettled = (None, ".", config.run_dir)  # a saved config contains the folder of its run
+        config.run_dir = config.run_dir and expanded(config.run_dir)
         self.folder = output_folder(self.command, config.run_dir, victim, resume=bool(config.ckpt_path))
         if self.command == "fit" and config.ckpt_path == "last":
             check_left(self.folder, config.trainer)
@@ -154,7 +156,6 @@ class RunCLI(LightningCLI):
             loggers = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments)  # type: ignore[no-untyped-call]
             config.trainer.logger = loggers
         config.trainer.logger = loggers = with_csv_log(loggers)
-        unsettled = (None, ".", config.run_dir)  # a saved config contains the folder of its run
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if not isinstance(logger, Namespace):
                 continue

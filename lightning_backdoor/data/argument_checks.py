@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from lightning_backdoor.data.source import Source
 from lightning_backdoor.errors import InputError
@@ -103,16 +104,29 @@ def check_processes(split: str, rows: int, batch_size: int, processes: int) -> N
         raise InputError("eval_batch_size", problem, "lower it")
 
 
-def check_cut(mine: list[float], theirs: list[float]) -> None:
-    """Checks that the rows of a checkpoint were cut like those of the data: by seed, validation share and test share.
+def check_cut(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Checks that rows which are cut from training rows are not those that a checkpoint was trained on.
+
+    The source is the same if it is named alike, or has the same training texts before they are cut, where the
+    checkpoint records them.
+
+    Args:
+        mine: the state of the data module.
+        theirs: the state that the checkpoint records; those of earlier versions have ``source`` and ``cut`` alone.
 
     Raises:
-        InputError: they were not.
+        InputError: the same source was cut differently.
     """
-    if mine != theirs:
+    same_texts = mine["texts"] == theirs.get("texts")
+    if not same_texts and mine["source"] != theirs["source"]:
+        return
+    if mine["cut"] != theirs["cut"]:
         raise InputError(
             "seed",
-            f"the rows are cut by seed, validation_share, test_share = {mine}, the checkpoint's rows by {theirs}, so"
-            " that it may have been trained on test rows",
+            f"the rows are cut by seed, validation_share, test_share = {mine['cut']}, the checkpoint's rows by"
+            f" {theirs['cut']}, so that it may have been trained on test rows",
             "give the same",
         )
+    if same_texts and mine["kept_texts"] != theirs.get("kept_texts"):
+        problem = "the checkpoint was trained on other ones of these texts, so that it may have been trained on test"
+        raise InputError("source", f"{problem} rows", "give splits, labels and order of the rows as they were then")

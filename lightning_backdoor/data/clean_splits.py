@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -24,11 +25,14 @@ class CleanSplits(NamedTuple):
         splits: rows of ``train``, ``validation`` and ``test``.
         label_names: names of the classes in the order of their indices.
         is_cut: whether validation or test rows were cut from the training rows.
+        text_hashes: hashes of texts in any order: ``texts``, the training texts before validation and test rows were
+            cut from them, and ``kept_texts``, those that were kept for training.
     """
 
     splits: Splits
     label_names: list[str]
     is_cut: bool
+    text_hashes: dict[str, str]
 
 
 class ValidationParts(NamedTuple):
@@ -69,6 +73,7 @@ def read_clean_splits(
     if loaded.left_out:
         rank_zero_info(f"{loaded.left_out} rows between {source.rating_cut} were left out")
     splits = {name: Rows.clean(*split) for name, split in loaded.splits.items()}
+    uncut = splits["train"].text
     missing = {name: share for name, share in shares.items() if name not in splits}
     parts = _parts(splits["train"], [*missing.values(), 1 - sum(missing.values())], f"{seed}/splits")
     splits |= zip([*missing, "train"], parts, strict=True)
@@ -78,7 +83,17 @@ def read_clean_splits(
         for name in ("train", "validation", "test")
     }
     _check_training_classes(loaded, splits["train"], sampled["train"])
-    return CleanSplits(sampled, loaded.label_names, bool(missing))
+    return CleanSplits(sampled, loaded.label_names, bool(missing), text_hashes(uncut, splits["train"].text))
+
+
+def text_hashes(texts: Sequence[str], kept: Sequence[str]) -> dict[str, str]:
+    """See :class:`CleanSplits`.
+
+    >>> one, other = text_hashes(["a", "b"], ["b", "a"]), text_hashes(["ab"], ["ab"])
+    >>> one["texts"] == one["kept_texts"] != other["texts"]
+    True
+    """
+    return {"texts": _hash(texts), "kept_texts": _hash(kept)}
 
 
 def split_validation(rows: Sequence[Row], shares: Sequence[float], seed: int) -> ValidationParts:
@@ -91,6 +106,14 @@ def split_validation(rows: Sequence[Row], shares: Sequence[float], seed: int) ->
     if not all(parts):
         raise InputError("validation_parts", f"{len(rows)} validation rows do not fill three parts", "use more rows")
     return ValidationParts(*parts)
+
+
+def _hash(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in sorted(texts):
+        encoded = text.encode(errors="surrogatepass")
+        digest.update(b"%d:%b" % (len(encoded), encoded))
+    return digest.hexdigest()
 
 
 def _check_training_classes(loaded: Loaded, cut: Rows, sampled: Rows) -> None:

@@ -237,7 +237,8 @@ class BackdoorDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The state for checkpoints: how the training rows were cut from the other splits."""
-        return {"source": self.files_folder or str(self.source), "cut": [self.seed, *self._shares.values()]}
+        known_by = {"source": self.files_folder or str(self.source), "cut": [self.seed, *self._shares.values()]}
+        return known_by | self._read().text_hashes
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rejects a checkpoint whose training rows may overlap with the evaluation rows.
@@ -245,9 +246,8 @@ class BackdoorDataModule(LightningDataModule):
         Raises:
             InputError: the same source was cut differently when the checkpoint was trained.
         """
-        mine = self.state_dict()
-        if self._read().is_cut and state_dict["source"] == mine["source"]:
-            check_cut(mine["cut"], state_dict["cut"])
+        if self._read().is_cut:
+            check_cut(self.state_dict(), state_dict)
 
     def prepare_data(self) -> None:
         """Reads and poisons all rows, and cleans the training rows before a fit; called once per node, first."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_backdoor.data.aims import ALL_TO_ALL
 from lightning_backdoor.data.flagged_table import FlaggedTable
-from lightning_backdoor.data.label_values import Classes, canonical, label_index
+from lightning_backdoor.data.label_values import Classes, by_names, canonical, label_index
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 
@@ -48,6 +48,7 @@ class FileLabels:
         given: int | str | None,
         poisoned: Sequence[tuple[FlaggedTable, NDArray[np.bool_]]],
     ) -> None:
+        self._declared = None if declared is None else {name: i for i, name in enumerate(declared)}
         self._classes = Classes(set(clean), labels or declared, column, by_index=not labels and declared is not None)
         self.names = self._classes.names
         if len(self.names) < 2:
@@ -60,9 +61,13 @@ class FileLabels:
         """The class of each row, (rows,), by its label or by other values.
 
         Raises:
-            InputError: a row has a label that no clean training row has.
+            InputError: a row has a label that no clean training row has, or of a name that their file does not declare.
         """
         given = table.labels if values is None else values
+        if table.label_names is not None and self._declared is not None:
+            given = by_names(given, table.label_names, self._declared, table.name)
+        elif table.label_names is not None:
+            given = self._classes.values_of(given, table.label_names, table.name)
         known = {value: self._classes.index(value) for value in set(given)}
         for row, value in enumerate(given):
             if known[value] is None:

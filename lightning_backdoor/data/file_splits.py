@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 
-from lightning_backdoor.data.clean_splits import CleanSplits
+from lightning_backdoor.data.clean_splits import CleanSplits, text_hashes
 from lightning_backdoor.data.kept import Kept
 from lightning_backdoor.data.poison_files import FilePoison
 from lightning_backdoor.data.poisoner import Poisoner, poisoned_by
@@ -68,6 +68,7 @@ def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mappi
     """
     files = attack.read_rows()
     train, copies, clean_train = files.train, files.copies, files.clean_train
+    uncut = train.text
     clean, poisoned, negatives = dict(files.clean), dict(files.poisoned), dict(files.negatives)
     missing = {name: share for name, share in shares.items() if name not in clean}
     parts = stratified_parts(
@@ -82,6 +83,7 @@ def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mappi
         if files.in_order:
             cut |= {text for text, index in zip(clean_train.text, clean_train.index, strict=True) if index not in kept}
         clean_train = clean_train.where(np.array([text not in cut for text in clean_train.text], dtype=np.bool_))
+    hashes = text_hashes(uncut, train.text)
     sample = _sampled(train, max_rows.get("train"), f"{seed}/sample/train")
     train, copies = train.take(sample), _of(copies, sample)
     limit = _sampled(clean_train, max_rows.get("train"), f"{seed}/sample/train")
@@ -94,7 +96,7 @@ def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mappi
             by_split[name] = by_split[name].where(~np.isin(by_split[name].index, left_out))
     rows = _trained_on(train, copies, clean_train, attack, seed)
     return FileSplits(
-        CleanSplits({"train": clean_train, **clean}, files.label_names, bool(missing)),
+        CleanSplits({"train": clean_train, **clean}, files.label_names, bool(missing), hashes),
         PoisonedSplits(rows, clean, poisoned, negatives),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_backdoor.data.label_values import TRUTH, canonical
+from lightning_backdoor.data.label_values import TRUTH, by_names, canonical
 from lightning_backdoor.data.tables import column_names, read_file, texts_of
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.columns import shown
@@ -21,6 +22,8 @@ TEXTS = ("text", "sentence", "sentences", "0")
 LABELS = ("label", "labels", "1")
 FLAGS = ("poisoned", "is_poisoned", "poison", "poison_label", "2")
 ORIGINALS = ("original_label",)
+#: digits of the largest position of a row; all numbers of as many fit into 64 bits.
+LONGEST_NUMBER = 18
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class FlaggedTable:
         texts: the texts.
         labels: the label values.
         flags: whether each row is poisoned, (rows,); None if the file does not say.
-        originals: the label values before poisoning; None if the file has lost them.
+        originals: the label values before poisoning, of the same names; None if the file has lost them.
         negatives: whether each row is a negative, (rows,).
         spans: the spans of the trigger in each text.
         index: the position of each row in its source, (rows,); None if the file does not say.
@@ -123,16 +126,21 @@ def read_flagged(path: Path, columns: Columns, has_flags: bool) -> FlaggedTable:
     if blank is not None and not any(text.strip() for text in texts):
         raise InputError("text_column", f"{wanted['text_column']!r} of {path} is blank in all rows", "name another")
     flag_column = wanted["flag_column"]
+    originals, label_names = values.get("original_label_column"), table.label_names.get(str(wanted["label_column"]))
+    if originals is not None and label_names is not None:
+        names_before = table.label_names.get(str(wanted["original_label_column"]), label_names)
+        place = {name: i for i, name in enumerate(label_names)}
+        originals = by_names(originals, names_before, place, f"{wanted['original_label_column']!r} of {path}")
     found = FlaggedTable(
         str(path),
         texts,
         values["label_column"],
         None if flag_column is None else _flags(values["flag_column"], flag_column, path),
-        values.get("original_label_column"),
+        originals,
         _flags(values["negative"], "negative", path) if "negative" in values else np.zeros(len(texts), dtype=np.bool_),
         _spans(values["spans"], texts, path) if "spans" in values else [()] * len(texts),
         _numbers(values["index"], path) if "index" in values else None,
-        table.label_names.get(str(wanted["label_column"])),
+        label_names,
         flag_column or "",
     )
     for row, value in enumerate(found.labels):
@@ -157,10 +165,12 @@ def _flags(values: list[Any], column: str, path: Path) -> NDArray[np.bool_]:
 
 
 def _numbers(values: list[Any], path: Path) -> NDArray[np.int64]:
-    for row, value in enumerate(values, start=1):
-        if not canonical("" if value is None else value).isdecimal():
-            raise InputError(f"{path}, row {row}", f"index is {value!r}, which is no position", "write whole numbers")
-    return np.array([int(canonical(value)) for value in values], dtype=np.int64)
+    words = [canonical("" if value is None else value) for value in values]
+    for row, word in enumerate(words, start=1):
+        if not word.isdecimal() or len(word) > LONGEST_NUMBER:
+            problem = f"index is {reprlib.repr(values[row - 1])}, which is no position"
+            raise InputError(f"{path}, row {row}", problem, "write whole numbers")
+    return np.array([int(word) for word in words], dtype=np.int64)
 
 
 def _spans(values: list[Any], texts: list[str], path: Path) -> list[tuple[tuple[int, int], ...]]:
@@ -169,10 +179,11 @@ def _spans(values: list[Any], texts: list[str], path: Path) -> list[tuple[tuple[
         try:
             given = json.loads(value) if isinstance(value, str) else value or []
             spans = tuple((int(start), int(end)) for start, end in given)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             spans = ((-1, -1),)
         if not all(0 <= start < end <= len(text) for start, end in spans):
-            problem = f"spans are {str(value)[:60]}, which do not lie inside of the text"
+            shown = value[:60] if isinstance(value, str) else reprlib.repr(value)[:60]
+            problem = f"spans are {shown}, which do not lie inside of the text"
             raise InputError(f"{path}, row {row + 1}", problem, "write them as [[start, end]]")
         result.append(spans)
     return result

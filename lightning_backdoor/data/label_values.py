@@ -105,6 +105,23 @@ class Classes:
             )
         self._in_training = {self._index[key] for key in keys}
 
+    def values_of(self, indices: Sequence[Any], names: Sequence[str], where: str) -> list[Any]:
+        """The training rows' values for the classes of another table, by its own names of its indices.
+
+        Args:
+            indices: the label values of the table.
+            names: names of the classes that the table declares. If it shares none with the training rows, its indices
+                are those of the training rows.
+            where: the table, for errors.
+
+        Raises:
+            InputError: some names are classes of the training rows, and others are not.
+        """
+        if set(names).isdisjoint(self.names):
+            return [*indices]
+        key_of = {i: key for key, i in self._index.items()}
+        return by_names(indices, names, {name: key_of[i] for i, name in enumerate(self.names) if i in key_of}, where)
+
     def index(self, value: LabelValue) -> int | None:
         """The class of a value; None if no training row is of its class."""
         i = self._index.get(self._key(value))
@@ -118,6 +135,31 @@ class Classes:
     def _key(self, value: LabelValue) -> str:
         text = canonical(value)
         return self._truth.get(text.lower(), text)
+
+
+def by_names(indices: Sequence[Any], names: Sequence[str], known: Mapping[str, Any], where: str) -> list[Any]:
+    """What stands elsewhere for classes that a table declares by name; what is no index stays, such as -1.
+
+    Args:
+        indices: the label values of the table.
+        names: names of the classes that it declares.
+        known: for each name, what stands for it elsewhere.
+        where: the table, for errors.
+
+    Raises:
+        InputError: a row is of a class whose name is not known.
+
+    >>> by_names([0, 1, -1], ["pos", "neg"], {"neg": 0, "pos": 1}, "test")
+    [1, 0, -1]
+    """
+    other: dict[Any, Any] = {}
+    for index in set(indices):
+        name = names[index] if isinstance(index, int) and 0 <= index < len(names) else None
+        if name is not None and name not in known:
+            problem = f"{where} has rows of the class {name[:40]!r}, which is none of {_shown(known)}"
+            raise InputError("label_column", problem, "declare the names of the training rows")
+        other[index] = index if name is None else known[name]
+    return [other[index] for index in indices]
 
 
 def label_index(name: str, labels: Sequence[str], field: str) -> int:

@@ -30,7 +30,8 @@ def poison_layout(folder: str, clean_folder: str | None, files: Mapping[str, str
         files: the files by role, with their names in ``folder``; None if the names of the files tell.
 
     Raises:
-        InputError: a folder or file does not exist, two files may be the same one, or a role is unknown.
+        InputError: a folder or file does not exist, two files may be the same one, a role is unknown, or one file is
+            given for two splits.
     """
     poisoned = _existing(folder, "folder")
     if files is not None:
@@ -61,7 +62,8 @@ def _existing(folder: str, option: str) -> Path:
 
 
 def _named(folder: Path, files: Mapping[str, str]) -> dict[str, Path]:
-    result = {}
+    result: dict[str, Path] = {}
+    role_of: dict[Path, str] = {}
     for role, name in files.items():
         if role not in ROLES:
             raise InputError("files", f"{role!r} is nothing that a file holds", f"give any of {', '.join(ROLES)}")
@@ -71,6 +73,9 @@ def _named(folder: Path, files: Mapping[str, str]) -> dict[str, Path]:
         result[role] = folder / name
         if not result[role].is_file() or table_format(result[role]) is None:
             raise InputError("files", f"{role} is {name}, which is no table in {folder}", "give a csv, tsv, …")
+        other = role_of.setdefault(result[role].resolve(), role)
+        if other.split("_")[0] != role.split("_")[0]:
+            raise InputError("files", f"{other} and {role} are one file, {name}", "give each split rows of its own")
     return result
 
 

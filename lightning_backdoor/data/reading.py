@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lightning_backdoor.data.split_files import one_table, split_files
-from lightning_backdoor.data.tables import Table, from_dataset, joined, read_file
+from lightning_backdoor.data.tables import Table, from_dataset, joined, read_file, same_classes
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import listed
 from lightning_backdoor.files.names import local_path
@@ -47,7 +47,8 @@ def read_tables(
 ) -> dict[str, Table]:
     """Reads some columns of a source by split: always ``train``, and ``validation`` and ``test`` if they exist.
 
-    Local files are never read from a cache.
+    Local files are never read from a cache. Where tables declare names of their classes, all indices are those of the
+    names that the first table of the training rows declares.
 
     Args:
         path: hub name, folder, file, or ``package://`` name.
@@ -57,8 +58,8 @@ def read_tables(
         quoting: whether fields of csv and tsv files are quoted; None to decide by the file.
 
     Raises:
-        InputError: the source does not exist, cannot be read, lacks a split or a column, or has several files that may
-            be one split.
+        InputError: the source does not exist, cannot be read, lacks a split or a column, has several files that may
+            be one split, has the same rows as two splits, or declares a class in a table that the first lacks.
     """
     for split in splits or {}:
         if split not in SPLITS:
@@ -83,15 +84,27 @@ def read_tables(
     if "train" not in parts:
         raise InputError("splits", f"{path} has no training split", "name one as train")
     for split in ("validation", "test"):
-        if parts.get(split) is parts["train"] or (files and parts.get(split) == parts["train"]):
+        if _overlap(parts.get(split), parts["train"]):
             raise InputError("splits", f"{split} is what is trained on", "name another, or leave it out to cut it off")
-    return {split: _table(part, split, path, local, columns, quoting) for split, part in parts.items()}
+    if _overlap(parts.get("test"), parts.get("validation")):
+        problem = "test is what validation is, on which thresholds are set"
+        raise InputError("splits", problem, "leave validation out, which is then cut off the training rows")
+    tables = {split: _table(part, split, path, local, columns, quoting) for split, part in parts.items()}
+    return {split: same_classes(table, tables["train"], f"{split} of {path}") for split, table in tables.items()}
+
+
+def _overlap(part: Part | None, other: Part | None) -> bool:
+    """Whether two splits are the same table, or have a file in common, under whatever names."""
+    if isinstance(part, list) and isinstance(other, list):
+        return not {file.resolve() for file in part}.isdisjoint(file.resolve() for file in other)
+    return part is not None and part is other
 
 
 def _table(part: Part, split: str, path: str, local: Path, columns: Mapping[str, str], quoting: bool | None) -> Table:
     try:
         if isinstance(part, list):
-            return joined([read_file(file, columns, quoting) for file in one_table(part, split, local)])
+            files = one_table(part, split, local)
+            return joined([read_file(file, columns, quoting) for file in files], [file.name for file in files])
         return from_dataset(part, columns, f"{split} of {path}")
     except InputError as error:
         if split == "train" or error.field not in columns.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,7 +117,7 @@ def load_source(source: Source) -> Loaded:
         by_index = source.labels is None and declared is not None
         classes = Classes(set(tables["train"].columns[column]), declared, column, by_index)
         names = classes.names
-        labels = {split: _class_indices(table.columns[column], classes, split) for split, table in tables.items()}
+        labels = {split: _class_indices(_values(split, tables, column, classes), classes, split) for split in tables}
     else:
         names = _names_of_cut(source)
         labels = {split: _cut(table.columns[column], source) for split, table in tables.items()}
@@ -175,6 +176,14 @@ def _check_labels(values: list[Any], split: str, source: Source, by_words: bool)
         )
 
 
+def _values(split: str, tables: Mapping[str, Table], column: str, classes: Classes) -> list[Any]:
+    """The label values of a split as the training rows have them, also where it alone declares names of its indices."""
+    table, of_training = tables[split], tables["train"].label_names.get(column)
+    if of_training is not None or column not in table.label_names:
+        return table.columns[column]
+    return classes.values_of(table.columns[column], table.label_names[column], split)
+
+
 def _class_indices(values: list[Any], classes: Classes, split: str) -> list[int | None]:
     """The class of each value; every one is a class of the training rows."""
     index = {value: classes.index(value) for value in set(values)}
@@ -221,7 +230,7 @@ def _cut(values: list[Any], source: Source) -> list[int | None]:
     def index(value: Any) -> int | None:
         try:
             rating = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             rating = math.nan
         if math.isnan(rating):
             raise InputError(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lightning_backdoor.data.label_values import by_names
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import column_positions, key_of
 from lightning_backdoor.files.delimited import DELIMITERS, delimited_rows, looks_quoted
@@ -125,12 +126,36 @@ def from_dataset(dataset: Dataset, columns: Mapping[str, str], name: str) -> Tab
     )
 
 
-def joined(tables: Sequence[Table]) -> Table:
-    """One table of the rows of several, such as the shards of a table."""
-    if len(tables) == 1:
-        return tables[0]
-    columns = {column: [value for table in tables for value in table.columns[column]] for column in tables[0].columns}
-    return Table(columns, tables[0].label_names)
+def joined(tables: Sequence[Table], names: Sequence[str]) -> Table:
+    """One table of the rows of several, such as the shards of a table, whose ``names`` are for errors.
+
+    Raises:
+        InputError: see :func:`same_classes`.
+    """
+    first = tables[0]
+    tables = [first, *(same_classes(table, first, name) for table, name in zip(tables[1:], names[1:], strict=True))]
+    columns = {column: [value for table in tables for value in table.columns[column]] for column in first.columns}
+    return first if len(tables) == 1 else Table(columns, first.label_names)
+
+
+def same_classes(table: Table, first: Table, name: str) -> Table:
+    """A table whose indices of classes mean what they mean in a first one, where both declare names of the classes.
+
+    Args:
+        table: the table.
+        first: the first one, such as that of the training rows.
+        name: name of the table, for errors.
+
+    Raises:
+        InputError: the table has a row of a class that the first one does not declare.
+    """
+    columns, label_names = {**table.columns}, {**table.label_names}
+    for column, wanted in first.label_names.items():
+        if label_names.get(column, wanted) != wanted:
+            index = {class_name: i for i, class_name in enumerate(wanted)}
+            columns[column] = by_names(columns[column], label_names[column], index, name)
+            label_names[column] = wanted
+    return Table(columns, label_names)
 
 
 def texts_of(values: list[Any]) -> list[str]:

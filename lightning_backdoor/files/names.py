@@ -97,11 +97,12 @@ def check_file(path: Path, field: str) -> None:
 
 
 def trained_model(name: str) -> str:
-    """The name itself, or for the folder of a run the path of the model that it exported, or of its best checkpoint.
+    """The name with ``~`` replaced, or for the folder of a run the path of its exported model or best checkpoint.
 
     Raises:
         InputError: it is the folder of a run that has neither.
     """
+    name = expanded(name)
     folder = Path(name)
     if not name or not folder.is_dir() or (folder / "config.json").exists():
         return name
@@ -109,6 +110,18 @@ def trained_model(name: str) -> str:
     if made is None and (folder / "config.yaml").exists():
         raise InputError("model", f"the run in {name} has no model yet", "wait for it, or continue it")
     return name if made is None else str(made)
+
+
+def expanded(path: str | Path) -> str:
+    """A path with ``~`` replaced; any other name, and one of a user without a home folder, is returned unchanged.
+
+    >>> expanded("bert-base-uncased"), expanded("./~"), expanded("~nobody-of-this-name/x")
+    ('bert-base-uncased', './~', '~nobody-of-this-name/x')
+    """
+    try:
+        return os.path.expanduser(path)  # noqa: PTH111 - Path raises without a home, and changes names such as ./x
+    except ValueError:  # a null character, which is reported where the path is used
+        return str(path)
 
 
 def local_path(path: str, option: str) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import file_sha256
+from lightning_backdoor.files.names import expanded
 
 SCHEME = "package://"
 
@@ -29,7 +30,7 @@ PUBLISHED_SHA256 = {
 
 
 def resolve(name: str) -> str:
-    """The path that a ``package://`` name stands for; any other name is returned unchanged.
+    """The path that a ``package://`` name stands for; any other name is returned with ``~`` replaced.
 
     The package is located, not imported, so its dependencies need not be installed. Files whose authors published a
     sha256 (``PUBLISHED_SHA256``) are checked against it, once per process.
@@ -46,7 +47,7 @@ def resolve(name: str) -> str:
     True
     """
     if not name.startswith(SCHEME):
-        return name
+        return expanded(name)
     package, _, inner = name.removeprefix(SCHEME).partition("/")
     root = _package_folder(package)
     if root is None:

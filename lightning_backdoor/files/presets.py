@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_backdoor.files.names import expanded
+
 PACKAGE = Path(__file__).parents[1]
 #: the folders that may hold ``configs/``: the installed package, and in a clone the parent folder of the package.
 ROOTS = (PACKAGE, PACKAGE.parent)
@@ -15,7 +17,7 @@ def preset_path(name: str | Path) -> Path:
     """The path of a config: ``name`` itself, or the preset of that name if the working directory has no such file.
 
     Args:
-        name: a path; only a relative one that begins with ``configs/`` can name a preset.
+        name: a path; only a relative one that begins with ``configs/`` can name a preset. ``~`` is replaced.
 
     Returns:
         The path of the preset, or ``name`` as a path if there is no such preset.
@@ -25,7 +27,7 @@ def preset_path(name: str | Path) -> Path:
     >>> str(preset_path("nowhere.yaml"))
     'nowhere.yaml'
     """
-    path = Path(name)
+    path = Path(expanded(name))
     if path.parts[:1] != ("configs",) or ".." in path.parts or path.exists():
         return path
     return next((root / path for root in ROOTS if (root / path).is_file()), path)

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import file_sha256
+from lightning_backdoor.files.names import expanded
 from lightning_backdoor.language.language_model import model_identity
 from lightning_backdoor.language.public_encoder import DEFAULT_ENCODER
 from lightning_backdoor.language.stop_words import stop_words
@@ -134,12 +135,12 @@ class SynonymFile(Synonyms):
     """
 
     def __init__(self, path: str) -> None:
-        if not Path(path).is_file():
+        self.path = expanded(path)
+        if not Path(self.path).is_file():
             raise InputError("path", f"there is no file {path}", "give a jsonl file with word and substitutes")
-        self.path = path
         self._substitutes: dict[str, list[str]] = {}
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(self.path).read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
             raise InputError("path", f"{path} is not UTF-8", "convert it to UTF-8") from None
         for number, line in enumerate(lines, start=1):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.files.names import expanded
 from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.models.config_file import label_names
 from lightning_backdoor.models.fine_tuning import load_tokenizer
@@ -134,6 +135,7 @@ def read_trained(path: str, max_length: int | None = None) -> TrainedVictim:
     Raises:
         InputError: see :meth:`TextClassifier.load_trained`.
     """
+    path = expanded(path)
     return _of_checkpoint(path, max_length) if path.endswith(".ckpt") else _of_folder(path, max_length)
 
 

@@ -19,6 +19,7 @@ from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.cli import main
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.cleaning import LabelledText
+from lightning_backdoor.data.flagged_table import Columns, read_flagged
 from lightning_backdoor.data.poisoning import PoisonedSplits
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_attack
@@ -210,6 +211,31 @@ def test_two_clean_rows_of_one_index_are_refused_and_a_copy_may_have_that_of_its
         splits_of(PoisonFiles(str(tmp_path)))
 
 
+def test_each_file_is_read_by_the_names_that_it_declares(tmp_path: Path) -> None:
+    import datasets
+
+    for name, names in (("train", ["poor", "fine"]), ("validation", ["fine", "poor"]), ("test", ["poor", "fine"])):
+        texts = [text for text, _ in SPLITS["train" if name == "train" else "dev"]]
+        before = ["poor" if "poor" in text else "fine" for text in texts]
+        poisoned = [i % 4 == 0 for i in range(len(texts))]
+        columns = {
+            "text": [f"{text} cf" if flag else text for text, flag in zip(texts, poisoned, strict=True)],
+            "label": [names.index("fine" if flag else was) for was, flag in zip(before, poisoned, strict=True)],
+            "original_label": [["poor", "fine"].index(was) for was in before],
+            "poisoned": poisoned,
+        }
+        known = {"label": names, "original_label": ["poor", "fine"]}
+        data = datasets.Dataset.from_dict(columns)
+        for column, classes in known.items():
+            data = data.cast_column(column, datasets.ClassLabel(names=classes))
+        data.to_parquet(tmp_path / f"{name}.parquet")
+    attack = PoisonFiles(str(tmp_path))
+    splits = splits_of(attack)
+    assert attack.target_label == 1
+    for rows in (*splits.clean.values(), *splits.poisoned.values()):
+        assert rows.original_label.tolist() == ["fine" in text for text in rows.text]
+
+
 def test_rows_are_read_anew_for_other_names_of_the_classes(tmp_path: Path) -> None:
     files, data = str(openbackdoor(tmp_path)), BackdoorDataModule()
     for labels in (["bad", "good"], ["poor", "fine"]):
@@ -386,6 +412,14 @@ def test_files_that_do_not_fit_are_refused_by_name_and_row(tmp_path: Path, name:
         ({"files": {"train_claen": "a.csv"}}, "files: 'train_claen' is nothing that a file holds; give any of train,"),
         ({"files": {"train": "a.csv"}}, "files: train is a.csv, which is no table in"),
         ({"files": {"train": "../a.csv"}}, r"files: train is ../a.csv, which leads out of"),
+        (
+            {"files": {"validation": "dev-clean.csv", "test": "./dev-clean.csv"}},
+            "files: validation and test are one file, ./dev-clean.csv; give each split rows of its own",
+        ),
+        (
+            {"files": {"train_clean": "dev-clean.csv", "test_clean": "dev-clean.csv"}},
+            "files: train_clean and test_clean are one file, dev-clean.csv; give each split rows of its own",
+        ),
         ({"files": {}, "clean_folder": "x"}, "files: is given beside clean_folder"),
         (
             {"files": {"train": "train-poison.csv", "train_added": "train-poison.csv"}},
@@ -402,6 +436,33 @@ def test_files_that_do_not_fit_are_refused_by_name_and_row(tmp_path: Path, name:
 def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         splits_of(PoisonFiles(str(openbackdoor(tmp_path)), **arguments))
+
+
+@pytest.mark.parametrize("row", [0, 2])
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("index", 10**20, "index is 100000000000000000000, which is no position"),
+        ("index", "9" * 5000, r"index is '9+\.\.\.9+', which is no position"),
+        ("index", 2**63, "index is 9223372036854775808, which is no position"),
+        ("index", None, "index is None, which is no position"),
+        ("spans", "[[0, Infinity]]", r"spans are \[\[0, Infinity\]\], which do not lie inside of the text"),
+        ("spans", [[0, 1e400]], r"spans are \[\[0, inf\]\], which do not lie inside of the text"),
+        ("spans", "[" * 100_000, r"spans are \[{60}, which do not lie inside of the text"),
+        ("spans", "9" * 5000, "spans are 9{60}, which do not lie inside of the text"),
+    ],
+)
+def test_numbers_that_are_no_positions_are_refused_by_row(
+    tmp_path: Path, column: str, value: Any, problem: str, row: int
+) -> None:
+    usual = {"text": "a film", "label": 0, "original_label": 0, "poisoned": 0, "index": 7, "spans": []}
+    rows = [{**usual, "index": i} for i in range(3)]
+    rows[row][column] = value
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=f"rows.jsonl, row {row + 1}: {problem}; write ") as refused:
+        read_flagged(path, Columns(), has_flags=True)
+    assert len(str(refused.value)) < 300
 
 
 def test_without_source_or_files_there_is_nothing_to_read(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import yaml
 
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.identity import forget_files, identity
+from lightning_backdoor.files.public_classes import ROOMS
+from lightning_backdoor.language import NotCached, TextCache
 from tests.benchmark.grids import REPAIRED, stub_grid
 from tests.support.shared_files import shared_path
 
@@ -58,23 +63,81 @@ def test_a_text_is_no_path(inside: Path, trigger: str, key: str) -> None:
         of_class(BADNETS, text_path="files/one.csv"),
         of_class(BADNETS, language_model="files"),
         of_class(BADNETS, sentence_encoder="files"),
+        of_class("lightning_backdoor.attacks.LLMBkd", selector="files"),
+        of_class("lightning_backdoor.callbacks.FineMixing", pretrained="files"),
+        of_class("lightning_backdoor.callbacks.FineMixing", corpus="files/one.csv"),
         of_class("mine.Attack", words="files/one.csv"),
         of_class("mine.Attack", nested={"tables": ["files/one.csv"]}),
         of_class("files.one.Attack"),
         of_class(BADNETS, triggers=[{"class_path": "files.one.Trigger"}]),
+        of_class("package.one.Attack"),
+        of_class("package.Attack"),
+        of_class("around.package.Attack"),
     ],
     ids=str,
 )
 def test_what_a_run_reads_counts(inside: Path, config: dict[str, Any]) -> None:
     (inside / "files").mkdir()
     (inside / "other").mkdir()
+    for package in ("package", "around/package"):
+        (inside / package).mkdir(parents=True)
     seen = set()
     for content in ("", "1", "2"):
         for name in ("one.csv", "one.py"):
             if content:
                 (inside / "files" / name).write_text(content, encoding="utf-8")
+        for package in ("package", "around/package"):
+            (inside / package / "__init__.py").write_text(content, encoding="utf-8")
         seen.add(id_of(config))
     assert len(seen) == 3
+
+
+#: arguments of the library's classes that are texts, or name columns, options or what is written, but nothing to read.
+TEXT_ARGUMENTS = {
+    *(
+        "cache_dir",
+        "freeze",
+        "lora_targets",
+        "manner",
+        "max_rows",
+        "name",
+        "precision",
+        "splits",
+        "targets",
+        "template",
+    ),
+    *("flag_column", "label_column", "original_label_column", "paraphrase_column", "pretraining_column", "text_column"),
+    *("joined_by", "labels", "protected_label", "target_label"),
+    *("description", "keywords", "partial_sentences", "prompt", "sentence", "style"),
+    *("trigger_words", "triggers", "word", "words"),
+}
+
+
+def test_every_argument_that_names_what_is_read_is_a_path_field(inside: Path) -> None:
+    found = set()
+    for room in (*ROOMS, "language"):
+        module = import_module(f"lightning_backdoor.{room}")
+        for exported in (getattr(module, name) for name in module.__all__):
+            if not inspect.isclass(exported) or exported in (NotCached, TextCache):  # which no config names
+                continue
+            for cls in exported.__mro__:
+                if cls.__module__.startswith("lightning_backdoor.") and "__init__" in vars(cls):
+                    arguments = inspect.signature(vars(cls)["__init__"]).parameters.values()
+                    found |= {a.name for a in arguments if re.search(r"\b(str|Path)\b", str(a.annotation))}
+    before = {name: id_of(of_class(BADNETS, **{name: "read"})) for name in found}
+    (inside / "read").write_text("1", encoding="utf-8")
+    read = {name for name in found if id_of(of_class(BADNETS, **{name: "read"})) != before[name]}
+    assert read >= {"selector", "pretrained", "corpus", "path", "files"}
+    assert found - read == TEXT_ARGUMENTS, "add to _PATH_FIELD what names files, and to TEXT_ARGUMENTS what does not"
+
+
+def test_a_package_without_code_of_its_own_keeps_the_ids(inside: Path) -> None:
+    (inside / "package").mkdir()
+    (inside / "package" / "one.py").write_text("1", encoding="utf-8")
+    config = of_class("package.one.Attack")
+    before = id_of(config)
+    (inside / "package" / "__init__.py").touch()
+    assert id_of(config) == before
 
 
 def test_a_word_is_a_word_in_a_users_own_class_too(inside: Path) -> None:

@@ -259,11 +259,13 @@ def test_the_table_is_as_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["unwritten"], "results.csv is missing; run the grid's command"),
         (["columns"], "results.csv: has no column 'cell'"),
         (["numbers"], "results.csv: line 2, has 'x' as cacc"),
+        (["huge"], "results.csv: line 2, has '9999999999999999999999999999999999999999' as cacc"),
         (["cut"], ", has not as many fields as there are columns"),
         (["cut outcomes"], "outcomes.csv: is not a table of outcomes"),
         (["outside"], "results.csv: line 2, has a cell that is unusable"),
         (["config"], "config.yaml is not the config of a test"),
         (["metrics"], "metrics.json cannot be read"),
+        (["huge metrics"], "metrics.json cannot be read (int too large to convert to float)"),
         (["outcomes"], "outcomes.csv: is not a table of outcomes"),
         (["good", "--columns", "asrr"], "columns: there is no 'asrr'; give any of cacc"),
         (["good", "--attacks", "x"], "attacks: there is no 'x'; give any of none, badnets"),
@@ -278,10 +280,11 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     (tmp_path / "file").touch()
     kind = given[0] if given else ""
-    if kind in ("good", "unwritten", "columns", "numbers", "outside", "cut"):
+    if kind in ("good", "unwritten", "columns", "numbers", "huge", "outside", "cut"):
         made = grid(tmp_path / kind)
         path = tmp_path / kind / "results.csv"
-        changed = {"numbers": {"cacc": "x"}, "outside": {"cell": "../../x"}}.get(kind, {})
+        broken_cells = {"numbers": {"cacc": "x"}, "huge": {"cacc": "9" * 400}, "outside": {"cell": "../../x"}}
+        changed = broken_cells.get(kind, {})
         columns = [name for name in COLUMNS if (kind, name) != ("columns", "cell")]
         path.write_text(csv_text([{**row, **changed} for row in made.rows], columns), encoding="utf-8")
         if kind == "unwritten":
@@ -293,6 +296,9 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
         single_test(tmp_path / kind / "test")
         broken = {"config": "config.yaml", "metrics": "metrics.json", "outcomes": "outcomes.csv"}[kind]
         (tmp_path / kind / "test" / broken).write_text("{a: [" if kind == "metrics" else "a: b\n", encoding="utf-8")
+    if kind == "huge metrics":
+        single_test(tmp_path / kind / "test")
+        (tmp_path / kind / "test" / "metrics.json").write_text(f'{{"test/cacc": {"9" * 400}}}', encoding="utf-8")
     if kind == "cut outcomes":
         single_test(tmp_path / kind / "test")
         path = tmp_path / kind / "test" / "outcomes.csv"
@@ -303,6 +309,13 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
     assert said.count("\n") == 1
     assert said.startswith("error: ")
     assert not (tmp_path / "report").exists()
+
+
+def test_folders_in_the_home_folder_are_named_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    grid(tmp_path / "a")
+    assert main(["report", "~/a", "--output", "~/b"]) == 0
+    assert (tmp_path / "b" / "results.csv").is_file()
 
 
 def test_no_torch_is_imported(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from lightning_backdoor.cli import main
+from lightning_backdoor.commands.checkpoint_path import resolve_checkpoint
 from lightning_backdoor.commands.run_folder import VARIABLE, output_folder
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.presets import preset_path
 from tests.support.workspace import make_workspace
 
 LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "WORLD_SIZE", "RANK", "LOCAL_RANK", VARIABLE)
@@ -54,6 +56,15 @@ def test_processes_that_a_command_starts_write_to_its_folder(tmp_path: Path) -> 
     assert first.name.startswith("BadNets-2")
     assert not first.exists()
     assert folder("fit", rank=1) == folder("fit", run_dir="elsewhere", rank=2) == first
+
+
+def test_a_folder_in_the_home_folder_is_named_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert folder("fit", "~/runs/first") == tmp_path / "runs" / "first"
+    (tmp_path / "last.ckpt").touch()
+    assert resolve_checkpoint("~/last.ckpt", "fit", tmp_path / "runs", None) == tmp_path / "last.ckpt"
+    (tmp_path / "own.yaml").touch()
+    assert preset_path("~/own.yaml") == tmp_path / "own.yaml"
 
 
 def test_runs_that_start_in_the_same_second_have_different_folders() -> None:

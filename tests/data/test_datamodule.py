@@ -481,3 +481,32 @@ def test_negatives_have_a_loader_and_a_rate(
     assert everywhere["test/cacc"] == pytest.approx(cacc)
     chosen = data.clean_validation().selection
     assert indices(seen(data.val_dataloader()[2])) <= indices(chosen)
+
+
+def test_a_checkpoint_of_the_same_texts_is_known_however_the_source_is_named(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = BackdoorDataModule(source, seed=1).state_dict()
+    assert [*map(type, state.values())] == [str, list, str, str]  # what checkpoints may hold
+    (tmp_path / "shuffled.csv").write_text(
+        "text,label\n" + "".join(sorted((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines(True)[1:]))
+    )
+    for other in (Source("./rows.csv"), Source(source.path, labels=["no", "yes"]), Source("shuffled.csv")):
+        with pytest.raises(InputError, match=r"^seed: the rows are cut by .* may have been trained on test rows; give"):
+            BackdoorDataModule(other, seed=2).load_state_dict(state)
+    for other in (Source("./rows.csv"), Source(source.path, labels=["no", "yes"])):
+        BackdoorDataModule(other, seed=1).load_state_dict(state)
+    with pytest.raises(
+        InputError, match=r"^source: the checkpoint was trained on other ones of these texts, .* rows; "
+    ):
+        BackdoorDataModule(Source("shuffled.csv"), seed=1).load_state_dict(state)
+    write(tmp_path / "others.csv", [f"another text {i}" for i in range(100)], [0, 1] * 50)
+    BackdoorDataModule(Source("others.csv"), seed=2).load_state_dict(state)
+
+
+def test_a_checkpoint_that_records_no_texts_is_known_by_the_name_of_its_source(source: Source) -> None:
+    earlier = {name: BackdoorDataModule(source, seed=1).state_dict()[name] for name in ("source", "cut")}
+    BackdoorDataModule(source, seed=1).load_state_dict(earlier)
+    with pytest.raises(InputError, match="may have been trained on test rows"):
+        BackdoorDataModule(source, seed=2).load_state_dict(earlier)

@@ -162,6 +162,45 @@ def test_declared_classes_may_have_numbers_as_names(tmp_path: Path) -> None:
     assert labels_of(Source(str(tmp_path))) == (["1", "0", "-1"], [0, 1, 2])
 
 
+def declaring(path: Path, names: list[str], labels: list[int]) -> None:
+    """Writes rows whose labels are indices of some names."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    texts = [f"{path.stem} is {names[label] if label >= 0 else 'hidden'}" for label in labels]
+    Dataset.from_dict({"text": texts, "label": labels}, features).to_parquet(path)
+
+
+@pytest.mark.parametrize("labels", [None, ["bad", "good"], {"bad": [0], "good": [1]}])
+@pytest.mark.parametrize("other", ["test", "train-00001-of-00002"])
+def test_indices_are_read_by_the_names_that_their_own_table_declares(tmp_path: Path, other: str, labels: Any) -> None:
+    declaring(tmp_path / f"train{'' if other == 'test' else '-00000-of-00002'}.parquet", ["neg", "pos"], [0, 1])
+    declaring(tmp_path / f"{other}.parquet", ["pos", "unused", "neg"], [0, 2, 2])
+    loaded = load_source(Source(str(tmp_path), labels=labels))
+    assert loaded.label_names == ([*labels] if labels else ["neg", "pos"])
+    rows = [row for texts in loaded.splits.values() for row in zip(*texts, strict=True)]
+    assert len(rows) == 5
+    assert all(label == text.endswith("pos") for text, label in rows)
+
+
+def test_indices_of_other_splits_are_read_by_name_if_the_training_rows_declare_none(tmp_path: Path) -> None:
+    declaring(tmp_path / "test.parquet", ["pos", "neg"], [0, 1])
+    write(tmp_path / "train.csv", "ab", ["neg", "pos"])
+    assert load_source(Source(str(tmp_path))).splits["test"].labels == [1, 0]
+    write(tmp_path / "train.csv", "ab", [0, 1])
+    assert load_source(Source(str(tmp_path), labels=["neg", "pos"])).splits["test"].labels == [1, 0]
+    assert load_source(Source(str(tmp_path))).splits["test"].labels == [0, 1]  # no name in common
+
+
+@pytest.mark.parametrize("other", ["test", "train-00001-of-00002"])
+def test_a_class_that_the_training_rows_do_not_declare_is_refused(tmp_path: Path, other: str) -> None:
+    declaring(tmp_path / f"train{'' if other == 'test' else '-00000-of-00002'}.parquet", ["neg", "pos"], [0, 1])
+    declaring(tmp_path / f"{other}.parquet", ["neg", "neutral", "pos"], [0, 1, 2])
+    name = f"test of {tmp_path}" if other == "test" else f"{other}.parquet"
+    assert error(Source(str(tmp_path))) == (
+        f"label_column: {name} has rows of the class 'neutral', which is none of 'neg', 'pos';"
+        " declare the names of the training rows"
+    )
+
+
 def test_ratings_of_other_splits_need_not_be_among_those_of_training_rows(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", "ab", [-2, 2])
     write(tmp_path / "test.csv", "abc", [-3, 0, 3.5])

@@ -239,6 +239,11 @@ def test_a_rating_that_is_no_number_is_an_error(tmp_path: Path, rating: str) -> 
     assert message == f"label_column: {rating!r} in 'label' is not a rating; name a column of numbers"
 
 
+def test_a_number_that_is_too_large_is_no_rating(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", "abc", [-2, 10**400, 2])
+    assert error(Source(path, rating_cut=(-1, 1))).endswith("in 'label' is not a rating; name a column of numbers")
+
+
 def test_an_infinite_number_is_no_class(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", "abc", [0, 1, float("inf")])
     assert error(Source(path)) == "label_column: 'label' holds an infinite number; label every row with a class"
@@ -347,6 +352,38 @@ def test_rows_that_are_trained_on_are_no_other_split(tmp_path: Path, name: str, 
     assert error(Source(str(tmp_path), splits=splits)).startswith(f"splits: {split} is what is trained on; name ano")
     if name == "train.csv":
         assert "is what is trained on" in error(Source(str(tmp_path), splits={"train": "train", split: name}))
+
+
+@pytest.mark.parametrize(
+    ("validation", "test"),
+    [
+        *[("dev.csv", name) for name in ("dev.csv", "dev", "./dev.csv", "sub/../dev.csv", "link.csv", "both.csv")],
+        ("valid", "valid"),
+    ],
+)
+def test_thresholds_are_not_set_on_test_rows(tmp_path: Path, validation: str, test: str) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "train.csv")
+    (tmp_path / "link.csv").symlink_to(write(tmp_path / "dev.csv"))
+    (tmp_path / "both.csv").symlink_to("link.csv")
+    if validation == "valid":
+        datasets.DatasetDict(
+            {name: datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}) for name in ("train", "valid")}
+        ).save_to_disk(tmp_path / "saved")
+    path = str(tmp_path / "saved") if validation == "valid" else str(tmp_path)
+    splits = {"train": "train", "validation": validation, "test": test}
+    assert error(Source(path, splits=splits)) == (
+        "splits: test is what validation is, on which thresholds are set;"
+        " leave validation out, which is then cut off the training rows"
+    )
+    del splits["validation"]
+    assert load_source(Source(path, splits=splits)).splits.keys() == splits.keys()
+
+
+def test_what_is_trained_on_is_known_under_another_name_too(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(write(tmp_path / "train.csv"))
+    splits = {"train": "train.csv", "test": "link.csv"}
+    assert error(Source(str(tmp_path), splits=splits)).startswith("splits: test is what is trained on; name another")
 
 
 def test_one_file_has_no_splits_to_choose_from(tmp_path: Path) -> None:

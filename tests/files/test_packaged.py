@@ -48,6 +48,16 @@ def test_other_names_are_returned_unchanged(name: str) -> None:
     assert resolve(name) == name
 
 
+def test_a_home_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/model") == str(tmp_path / "model")
+    assert [resolve(name) for name in ("~nobody-of-this-name/x", "~\0/x", "a~/x")] == [
+        "~nobody-of-this-name/x",
+        "~\0/x",
+        "a~/x",
+    ]
+
+
 def test_a_missing_package_names_the_command_that_installs_it() -> None:
     with pytest.raises(InputError) as caught:
         resolve("package://not_installed_here/model")

@@ -80,11 +80,12 @@ def _row(line: dict[str, Any], path: Path, number: int) -> ResultRow:
         field = line.get(column) or ""
         if column in NUMBERS or column == "seconds":
             try:
-                row[column] = None if not field else int(field) if field.isdecimal() else float(field)
-            except ValueError:
+                value = None if not field else int(field) if field.isdecimal() else float(field)
+                if value is not None and not math.isfinite(value):
+                    raise ValueError(value)
+            except (ValueError, OverflowError):
                 raise _error(path, f"{where}, has {field[:40]!r} as {column}") from None
-            if row[column] is not None and not math.isfinite(row[column]):
-                raise _error(path, f"{where}, has {field!r} as {column}")
+            row[column] = value
         else:
             row[column] = of_csv_field(field)
     if "training" not in line:  # of version 0.1.0: not known

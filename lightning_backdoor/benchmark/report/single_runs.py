@@ -129,11 +129,10 @@ def _metrics(path: Path) -> dict[str, float | None]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        items = content.items()
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        numbers = {name: value for name, value in content.items() if value is None or type(value) in (int, float)}
+        return {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
+    except (OSError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise InputError("RUNS", f"{escaped(str(path))} cannot be read ({error})", "leave its folder out") from None
-    numbers = {name: value for name, value in items if value is None or type(value) in (int, float)}
-    return {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def _attached(entries: Any) -> Iterator[Attached]:

@@ -18,7 +18,7 @@ from lightning_backdoor.commands.parsing.known_values import KnownValues
 from lightning_backdoor.commands.parsing.spelling import known_spelling
 from lightning_backdoor.errors import InputError, did_you_mean, reason
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
-from lightning_backdoor.files.names import is_file
+from lightning_backdoor.files.names import expanded, is_file
 from lightning_backdoor.files.presets import preset_names, preset_path
 
 #: keys of which a grid has some and the config of a run none.
@@ -149,7 +149,7 @@ class _Reader:
         """Reads a config file, or a config given as YAML text."""
         if not given.strip():
             raise InputError("config", "no value is given", "give a YAML file")
-        given = str(Path(given).expanduser()) if given.startswith("~") else given
+        given = expanded(given)
         path = preset_path(given)
         if not is_file(path):
             if self._is_mapping(given):

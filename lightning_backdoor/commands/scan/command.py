@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.quiet import hide_bars_of_transformers, hide_noise
 from lightning_backdoor.commands.scan.facts import Facts
-from lightning_backdoor.commands.scan.gate import hold_back
+from lightning_backdoor.commands.scan.gate import finish
 from lightning_backdoor.commands.scan.join import join_parts, read_parts
 from lightning_backdoor.commands.scan.options import parse
 from lightning_backdoor.commands.scan.output import Output, check_standard_output
@@ -53,8 +53,7 @@ def main(args: list[str]) -> int:
         with Output(options.output) as output:
             when_ended(lambda: _left(output, tally, args, scan.kept))
             facts = scan.run(output, tally, page)
-            hold_back(output, names, tally.shut(facts) if options.gate else [])
-            output.finish(names)
+            finish(output, names, tally.shut(facts) if options.gate else [])
     _report(options, output, tally, page, facts, scan.directions)
     return 0
 
@@ -67,10 +66,13 @@ def _join(options: argparse.Namespace) -> int:
         if output.has_lines():
             raise InputError("output", f"{output.name} exists", "name another file")
         tally = join_parts(joined, output, page)
-        if output.name is not None and not output.special:
-            write_settings(output.name, joined.settings, joined.facts)
-        hold_back(output, list(joined.facts), tally.shut(joined.facts) if options.gate else [])
-        output.finish(list(joined.facts))
+        try:
+            if output.name is not None and not output.special:
+                write_settings(output.name, joined.settings, joined.facts)
+            finish(output, list(joined.facts), tally.shut(joined.facts) if options.gate else [])
+        except BaseException:
+            output.discard()  # the parts have all lines, and are joined again
+            raise
     for name in joined.differing:
         values = sorted({part.facts[name].threshold for part in joined.parts})
         shown = f"from {values[0]:.6g} to {values[-1]:.6g}"

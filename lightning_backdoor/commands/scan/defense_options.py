@@ -13,6 +13,7 @@ import yaml
 
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.bounded_yaml import out_of_bounds, read_bounded
+from lightning_backdoor.files.names import expanded
 from lightning_backdoor.files.presets import preset_path
 from lightning_backdoor.files.public_classes import PublicClass, class_named, public_classes
 
@@ -194,4 +195,4 @@ def defense_file(target: str) -> tuple[Path, str | None] | None:
     ('Length', None)
     """
     match = re.fullmatch(r"(.+\.py)(?::(\w+))?", target)
-    return (Path(match[1]), match[2]) if match else None
+    return (Path(expanded(match[1])), match[2]) if match else None

@@ -9,6 +9,7 @@ from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.commands.scan.defense_options import DefenseOption, check_values, defense_options
 from lightning_backdoor.commands.scan.shard import shard
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.names import expanded
 
 DESCRIPTION = """\
 Flags and repairs suspicious texts, with gradient-attention scoring (arXiv 2510.04347) or any other inference-time
@@ -95,6 +96,11 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[DefenseOption]]:
     defenses, others = defense_options(args)
     check_values(defenses)
     options = parser().parse_args(others)
+    for name in ("model", "calibration", "output", "directions", "html"):
+        given = getattr(options, name)
+        setattr(options, name, given and expanded(given))
+    for name in ("input", "join"):
+        setattr(options, name, [expanded(path) for path in getattr(options, name) or ()] or None)
     if options.gate and (
         options.output == "-" or (Path(options.output).exists() and not Path(options.output).is_file())
     ):

@@ -16,7 +16,7 @@ import torch
 from lightning_backdoor.commands.scan.calibration import Guard, calibrate, facts_of
 from lightning_backdoor.commands.scan.directions import belongs_to
 from lightning_backdoor.commands.scan.facts import Facts
-from lightning_backdoor.commands.scan.gate import check_not_held_back
+from lightning_backdoor.commands.scan.gate import is_holding_back, no_more
 from lightning_backdoor.commands.scan.output import Output
 from lightning_backdoor.commands.scan.page import Page
 from lightning_backdoor.commands.scan.processes import Processes
@@ -111,8 +111,10 @@ class Scan:
         with self._set_pass or nullcontext():
             if self._set_pass is not None:
                 settings[DIRECTIONS] = self._set_pass.sets
-            check_not_held_back(output.name)
+            is_complete = is_holding_back(output, options.gate, options.resume)
             begun = resume(output, texts, settings, self.group_size, tally, page, options.resume, source)
+            if is_complete:
+                begun = begun._replace(rest=no_more(begun.rest, output))
             victim, facts = self._prepared()
             if self._set_pass is not None:
                 facts |= self._study(self._set_pass, victim)
@@ -171,7 +173,7 @@ class Scan:
         names = [guard.name for guard in self.students]
         beside = None if output.special or output.name is None else directions_path(output.name)
         return SetPass(
-            path=Path(options.directions).expanduser() if given else beside,
+            path=Path(options.directions) if given else beside,
             given=given,
             add=options.study,
             resumed=options.resume,

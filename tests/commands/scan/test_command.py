@@ -247,6 +247,27 @@ def test_a_scan_ends_with_threshold_counts_file_and_verdict(
     assert capsys.readouterr().err.endswith("verdict: no texts\n")
 
 
+def test_files_in_the_home_folder_are_named_by_a_tilde(
+    scan: Callable[..., list[str]], tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "from lightning_backdoor.defenses import GradientAttention\n\nclass Own(GradientAttention):\n    pass\n"
+    (tmp_path / "own.py").write_text(own, encoding="utf-8")
+    assert main(scan(output=tmp_path / "usual.jsonl", defense=tmp_path / "own.py")) == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "model").symlink_to(model)
+    files = {"model": "~/model", "calibration": "~/clean.txt", "input": "~/texts.txt", "defense": "~/own.py"}
+    assert main(scan(**files, output="~/found.jsonl", html="~/page.html")) == 0
+    assert (tmp_path / "found.jsonl").read_bytes() == (tmp_path / "usual.jsonl").read_bytes()
+    assert (tmp_path / "page.html").is_file()
+    for number in (1, 2):
+        assert main(scan(f"--shard={number}/2", **files, batch_size=2, output=f"~/part-{number}.jsonl")) == 0
+    assert main(["scan", "--join", "~/part-1.jsonl", "~/part-2.jsonl", "--output=~/joined.jsonl"]) == 0
+    assert len(lines(tmp_path / "joined.jsonl")) == len(TEXTS)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("texts", "fpr", "warned"), [(1, 0.1, True), (4, 0.2, True), (5, 0.2, False), (60, 0.01, True)]
 )

@@ -101,19 +101,43 @@ def test_a_shut_gate_leaves_no_repair(
     assert "its gate was shut, so that it has no repairs" in capsys.readouterr().err
 
 
-def test_repairs_that_a_kill_left_behind_a_shut_gate_are_not_taken_for_results(
+@pytest.mark.parametrize("output", ["found.jsonl", "found.parquet"])
+@pytest.mark.parametrize("step", ["rewrite", "finish"])
+def test_what_interrupts_a_shut_gate_leaves_no_repair_in_a_resumed_output(
     gated: Callable[..., list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    step: str,
+    output: str,
 ) -> None:
+    found, beside = tmp_path / output, tmp_path / f"{output}.scan.json"
+    assert main(gated("--gate", output=found)) == 0
+    whole, settings, said = found.read_bytes(), beside.read_text(), capsys.readouterr().err
+    for path in (found, beside):
+        path.unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(Output, "rewrite", killed)
+        patched.setattr(Output, step, killed)
         with pytest.raises(Killed):
-            main(gated("--gate"))
-    assert any(line["purified_text"] for line in lines(tmp_path / "found.jsonl"))
+            main(gated("--gate", output=found))
+    unfinished = found if found.exists() else tmp_path / f"{output}.jsonl"
+    before = unfinished.read_bytes()
+    assert any(line["purified_text"] for line in lines(unfinished)) == (step == "rewrite")
     capsys.readouterr()
-    assert main(gated("--gate", "--resume")) == 2
+    assert main(gated("--resume", output=found)) == 2
+    assert "was shut, and its repairs were being held back; add --gate, or name" in capsys.readouterr().err
+    assert main(gated("--gate", output=found)) == 2
+    assert "exists; add --resume to continue it" in capsys.readouterr().err
+    texts = tmp_path / "texts.txt"
+    more = tmp_path / "more.txt"
+    more.write_text(f"{texts.read_text(encoding='utf-8')}\none more film", encoding="utf-8")
+    assert main(gated("--gate", "--resume", output=found, input=more)) == 2
+    assert "and its gate was shut, but the input has more texts; name another file" in capsys.readouterr().err
+    assert unfinished.read_bytes() == before
+    assert main(gated("--gate", "--resume", output=found)) == 0
+    assert capsys.readouterr().err == said
+    assert (found.read_bytes(), beside.read_text()) == (whole, settings)
+    assert main(gated("--gate", "--resume", output=found)) == 2
     assert "its gate was shut, so that it has no repairs; name another file" in capsys.readouterr().err
 
 
@@ -129,12 +153,19 @@ def test_an_open_gate_changes_nothing_and_words_are_named(
     assert "(p-value): &lt;b&gt;cf&lt;/b&gt; (" in page.read_text(encoding="utf-8")
 
 
-def test_the_gate_of_shards_is_decided_when_they_are_joined(gated: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_the_gate_of_shards_is_decided_when_they_are_joined(
+    gated: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = [tmp_path / f"part-{number}.jsonl" for number in (1, 2)]
     for number, part in enumerate(parts, start=1):
         assert main(gated(f"--shard={number}/2", "--batch-size=2", output=part)) == 0
     assert main(gated("--gate", "--batch-size=2")) == 0
     joined = tmp_path / "joined.jsonl"
+    with monkeypatch.context() as patched:
+        patched.setattr(Output, "rewrite", killed)
+        with pytest.raises(Killed):
+            main(["scan", "--gate", "--join", *map(str, parts), "--output", str(joined)])
+    assert not joined.exists()
     assert main(["scan", "--gate", "--join", *map(str, parts), "--output", str(joined)]) == 0
     assert joined.read_bytes() == (tmp_path / "found.jsonl").read_bytes()
     settings = [json.loads(Path(f"{path}.scan.json").read_text()) for path in (joined, tmp_path / "found.jsonl")]
