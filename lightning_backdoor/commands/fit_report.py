@@ -23,7 +23,7 @@ from lightning_backdoor.victim import TextClassifier
 
 #: characters of a text that are shown around its trigger.
 SHOWN = 160
-#: trusted clean texts in the run's folder, for ``scan``.
+#: file with the clean threshold rows, on which ``scan`` sets its threshold.
 CALIBRATION = "calibration.jsonl"
 
 
