@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from lightning_backdoor.data.source import Source
 from lightning_backdoor.errors import InputError
 
 
 def check_arguments(
+    source: object,
     batch_sizes: tuple[int, int],
     max_rows: Mapping[str, int],
     shares: tuple[float, float],
@@ -21,10 +23,22 @@ def check_arguments(
     Raises:
         InputError: see the checks below.
     """
+    check_source(source)
     check_batch_sizes(*batch_sizes)
     check_max_rows(max_rows)
     check_shares(*shares, validation_parts)
     check_train_on(train_on, has_data_defense)
+
+
+def check_source(source: object) -> None:
+    """Checks that a source is given as one, and not as its path.
+
+    Raises:
+        InputError: it is neither a :class:`lightning_backdoor.data.Source` nor None.
+    """
+    if source is not None and not isinstance(source, Source):
+        remedy = f'give Source("{source}")' if isinstance(source, str | Path) else "give a Source"
+        raise InputError("source", f"{str(source)[:100]!r} is not a Source", remedy)
 
 
 def check_batch_sizes(batch_size: int, eval_batch_size: int) -> None:

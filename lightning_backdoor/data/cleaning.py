@@ -127,6 +127,21 @@ def clean_training(
     return cleaned, record
 
 
+def check_victim_used(defense: DataDefense | None, victim: str | None) -> None:
+    """Checks that no victim is given that nothing would use.
+
+    Args:
+        defense: the data defense of the run; None without one.
+        victim: path of the given victim; None if none is given.
+
+    Raises:
+        InputError: a victim is given, and there is no defense that needs one.
+    """
+    if victim is not None and (defense is None or not defense.needs_victim):
+        problem = f"{victim!r} has no effect, since there is no data defense that needs a victim"
+        raise InputError("data.victim", problem, "give --data.data_defense, such as Cube, or leave it out")
+
+
 def load_victim(
     defense: DataDefense,
     reader: object,

@@ -253,6 +253,12 @@ def test_arguments_out_of_range_are_named_before_anything_is_read(arguments: dic
         BackdoorDataModule(Source("not read"), **arguments)
 
 
+def test_a_path_in_place_of_a_source_is_refused() -> None:
+    for path in ("x.csv", Path("x.csv")):
+        with pytest.raises(InputError, match=r"^source: 'x.csv' is not a Source; give Source\(\"x.csv\"\)$"):
+            BackdoorDataModule(path)  # type: ignore[arg-type]
+
+
 def test_without_a_trainer_the_attack_is_set_by_hand(data: BackdoorDataModule, tiny: dict[str, Any]) -> None:
     data.attack = attack = BadNets(poison_rate=0.2, **tiny)
     data.prepare_data()
