@@ -8,6 +8,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 #: errors of the machine, not of the input: a full disk, too many open files, and the like.
 MACHINE = ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EBADF", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EPIPE", "ESTALE")
@@ -141,7 +142,7 @@ def reason(error: BaseException, length: int = 300) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, SyntaxError) and error.filename:
-        return one_line(f"{os.path.basename(error.filename)}, line {error.lineno}: {error.msg}")[:length]
+        return one_line(f"{Path(error.filename).name}, line {error.lineno}: {error.msg}")[:length]
     return one_line(str(error))[:length]
 
 
