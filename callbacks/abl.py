@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -41,8 +42,9 @@ class ABL(Callback):
             out. None unlearns them in all epochs after the isolation.
 
     Raises:
-        InputError: a value is out of range (here); the trainer has too few epochs, there is no data module, or the
-            victim has another training-time defense or an attack that changes training (in ``setup``).
+        InputError: a value is out of range (here); the trainer has too few epochs, there is no data module, two
+            training rows have the same index, or the victim has another training-time defense or an attack that
+            changes training (in ``setup``).
 
     Example::
 
@@ -117,8 +119,13 @@ class ABL(Callback):
             self._isolated = self._isolate(trainer, text_classifier(pl_module, type(self).__name__), data)
 
     def _check(self, trainer: Trainer, victim: TextClassifier) -> None:
-        if data_module(trainer) is None:
+        data = data_module(trainer)
+        if data is None:
             raise InputError("datamodule", "rows are isolated by their index", "give a BackdoorDataModule")
+        values, counts = np.unique(data.training_rows().index, return_counts=True)
+        if len(values) and counts.max() > 1:
+            problem = f"{counts.max()} training rows have {values[counts.argmax()]}, and ABL isolates rows by it"
+            raise InputError("index", problem, "give each row of the file its own, or leave the column out")
         trains_itself = type(victim).training_step is not TextClassifier.training_step
         if trains_itself and not getattr(victim, "users_phase", False):
             problem = f"{type(victim).__name__} trains by a loss of its own, and rows cannot be unlearned"

@@ -68,12 +68,13 @@ class Substitutes:
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), truncation=True, max_length=max_length, return_offsets_mapping=True)
+        at_cut = min if self.tokenizer.truncation_side == "left" else max
         by_text = []
         for row, text in enumerate(texts):
             ids, words = encoded["input_ids"][row], encoded.word_ids(row)
             tokens_of = Counter(words)
-            if len(ids) == max_length:  # the last word may have been cut to one token
-                tokens_of[max((word for word in words if word is not None), default=None)] = 0
+            if len(ids) == max_length:  # the word at the cut may have been cut to one token
+                tokens_of[at_cut((word for word in words if word is not None), default=None)] = 0
             single = [i for i, word in enumerate(words) if word is not None and tokens_of[word] == 1]
             self._learn({ids[i] for i in single})
             replaceable = []

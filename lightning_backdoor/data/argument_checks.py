@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lightning_backdoor.data.cleaning import DataDefense
 from lightning_backdoor.data.source import Source
 from lightning_backdoor.errors import InputError
 
@@ -86,6 +87,21 @@ def check_train_on(train_on: str, has_data_defense: bool) -> None:
         raise InputError("train_on", f"{train_on!r} is unknown", "give train or trusted")
     if train_on == "trusted" and has_data_defense:
         raise InputError("data_defense", "there is nothing to clean in trusted rows", "leave it out, or train_on")
+
+
+def check_use(victim: str | None, defense: DataDefense | None) -> None:
+    """Checks that no victim is given that nothing would use.
+
+    Args:
+        victim: path of the given victim; None if none is given.
+        defense: the data defense of the run; None without one.
+
+    Raises:
+        InputError: a victim is given, and there is no defense that needs one.
+    """
+    if victim is not None and (defense is None or not defense.needs_victim):
+        problem = f"{victim!r} has no effect, since there is no data defense that needs a victim"
+        raise InputError("data.victim", problem, "give --data.data_defense, such as Cube, or leave it out")
 
 
 def given_source(source: Source, attack: object) -> Source:

@@ -38,6 +38,11 @@ class TrustedRows(NamedTuple):
     statistics: list[LabelledText]
     threshold: list[LabelledText]
 
+    @classmethod
+    def of(cls, statistics: Rows, threshold: Rows) -> TrustedRows:
+        """Text and label of the rows of both parts."""
+        return cls(labelled(statistics), labelled(threshold))
+
 
 class DataDefense(ABC):
     """Base class of data defenses: repairs or removes training rows before anything is trained on them.
@@ -64,7 +69,7 @@ class DataDefense(ABC):
     def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
         """Returns the text of each training row after cleaning: unchanged, repaired, or None to remove the row.
 
-        Every process calls it on the same rows and must get the same result.
+        Every process calls it on the same rows, and the result of the first one counts.
 
         Args:
             rows: the training rows, an unknown part of them poisoned, with the labels that training would use.
@@ -125,21 +130,6 @@ def clean_training(
     )
     rank_zero_info(f"{name} left out {removed} of {len(rows)} training rows and changed {record.changed}")
     return cleaned, record
-
-
-def check_victim_used(defense: DataDefense | None, victim: str | None) -> None:
-    """Checks that no victim is given that nothing would use.
-
-    Args:
-        defense: the data defense of the run; None without one.
-        victim: path of the given victim; None if none is given.
-
-    Raises:
-        InputError: a victim is given, and there is no defense that needs one.
-    """
-    if victim is not None and (defense is None or not defense.needs_victim):
-        problem = f"{victim!r} has no effect, since there is no data defense that needs a victim"
-        raise InputError("data.victim", problem, "give --data.data_defense, such as Cube, or leave it out")
 
 
 def load_victim(

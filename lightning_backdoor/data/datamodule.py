@@ -10,18 +10,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.batch import Batch, Victim
-from lightning_backdoor.data.argument_checks import check_arguments, check_cut, check_processes, given_source
+from lightning_backdoor.data.argument_checks import check_arguments, check_cut, check_processes, check_use, given_source
 from lightning_backdoor.data.batching import BatchReader, TokenisedRows, is_batch_reader, loader
 from lightning_backdoor.data.clean_splits import CleanSplits, ValidationParts, read_clean_splits, split_validation
-from lightning_backdoor.data.cleaning import (
-    CleaningRecord,
-    DataDefense,
-    TrustedRows,
-    check_victim_used,
-    clean_training,
-    labelled,
-    load_victim,
-)
+from lightning_backdoor.data.cleaning import CleaningRecord, DataDefense, TrustedRows, clean_training, load_victim
 from lightning_backdoor.data.cut_triggers import TriggerCheck, splits_read
 from lightning_backdoor.data.file_splits import FileSplits, files_folder, rows_from_files
 from lightning_backdoor.data.kept import Kept
@@ -196,7 +188,7 @@ class BackdoorDataModule(LightningDataModule):
         Raises:
             InputError: the defense's victim is missing, not usable or not needed, or its result is not usable or empty.
         """
-        check_victim_used(self.data_defense, self.victim)
+        check_use(self.victim, self.data_defense)
         if self.train_on == "trusted":
             return self.trusted_rows()
         rows = self.poisoned_splits().train
@@ -212,7 +204,7 @@ class BackdoorDataModule(LightningDataModule):
         return parts.selection + parts.reference
 
     def _cleaned_by(self, defense: DataDefense, rows: Rows) -> Rows:
-        trusted = TrustedRows(labelled(self.trusted_rows()), labelled(self.clean_validation().threshold))
+        trusted = TrustedRows.of(self.trusted_rows(), self.clean_validation().threshold)
         victim = self._victim_of(defense) if defense.needs_victim else None
         cleaned, self.cleaning = clean_training(rows, defense, trusted, victim)
         return cleaned
@@ -276,6 +268,10 @@ class BackdoorDataModule(LightningDataModule):
         """Poisons and tokenises anew what attack or model make different from an earlier stage."""
         self._poisoned = None
         self.prepare_data()
+        if stage == "fit" and self.trainer is not None and self._cleaned is not None:
+            rows, cleaned = self._cleaned  # devices may differ in the last digits: the first process decides
+            cleaned, self.cleaning = self.trainer.strategy.broadcast((cleaned, self.cleaning))
+            self._cleaned = rows, cleaned
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled anew each epoch."""

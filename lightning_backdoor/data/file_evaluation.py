@@ -46,7 +46,7 @@ def evaluation_rows(tables: Mapping[str, FlaggedTable], split: str, labels: File
     """The rows of ``validation`` or ``test``; None if there are no files of it.
 
     Raises:
-        InputError: clean or poisoned rows are missing, or do not belong together.
+        InputError: clean or poisoned rows are missing, or do not belong together; or two clean rows have one index.
     """
     role = f"{split}_poison" if f"{split}_poison" in tables else split
     clean = tables.get(f"{split}_clean")
@@ -65,6 +65,7 @@ def evaluation_rows(tables: Mapping[str, FlaggedTable], split: str, labels: File
         raise InputError("files", problem, f"give the clean file as {split}_clean")
     else:
         of_clean = np.flatnonzero(~(flags | table.negatives))
+        table.check_index(of_clean)
         rows = labels.rows(table, np.arange(len(table)), labels.indices(table)).take(of_clean)
         rows = replace(rows, index=np.arange(len(rows)) if table.index is None else table.index[of_clean])
     name = table.name if clean is None else clean.name

@@ -75,8 +75,8 @@ def training_rows(
     """The training rows, by the flags of :func:`training_flags`.
 
     Raises:
-        InputError: the clean rows are missing, or the file of copies has more or fewer; or a poisoned row has not the
-            target label.
+        InputError: the clean rows are missing, or the file of copies has more or fewer; a poisoned row has not the
+            target label; or two clean rows have the same index.
     """
     clean_rows = None if clean is None else Rows.clean(clean.texts, labels.indices(clean).tolist())
     if is_added or flags.all():
@@ -92,6 +92,7 @@ def training_rows(
         copies = Rewritten(list(range(len(table))), table.texts, table.spans)
         return FileTraining(clean_rows, copies, clean_rows, False)
     in_order = _is_in_order(table, flags, clean)
+    table.check_index(np.flatnonzero(~(flags | table.negatives)))
     index = np.arange(len(table)) if table.index is None else table.index
     rows = labels.rows(table, index, _originals(table, flags, clean, in_order, labels))
     rows = _flagged(table, flags, rows, labels)

@@ -68,6 +68,20 @@ class FlaggedTable:
         """A row, counted from 0, as messages name it."""
         return f"{self.name}, row {row + 1}"
 
+    def check_index(self, clean: NDArray[np.int64]) -> None:
+        """Checks that no two clean rows, given by their places, have the same index.
+
+        Poisoned rows find their clean row by it, and outcomes are compared by it.
+
+        Raises:
+            InputError: two have the same.
+        """
+        place: dict[int, int] = {}
+        for row, index in zip(clean.tolist(), [] if self.index is None else self.index[clean].tolist(), strict=False):
+            if (other := place.setdefault(index, row)) != row:
+                problem = f"the index {index} is that of another clean row, row {other + 1}"
+                raise InputError(self.at(row), problem, "give each clean row its own, or leave the column out")
+
 
 def read_flagged(path: Path, columns: Columns, has_flags: bool) -> FlaggedTable:
     """Reads a file of a poison set.

@@ -27,6 +27,7 @@ from lightning_backdoor.batch import Batch, Victim, pad
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.defenses.trigger_search import Scaling, search_trigger
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.divergence import check_logits
 from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.outputs.progress import progress
 
@@ -37,7 +38,7 @@ LOWEST_LOSS = 1e-12
 
 
 def with_gap(
-    ids: Sequence[int], special: set[int], gap: Sequence[int], place: Place, longest: int
+    ids: Sequence[int], special: set[int], gap: Sequence[int], place: Place, longest: int, cut_at_start: bool = False
 ) -> tuple[list[int], int]:
     """The tokens of a text with a gap for a trigger, and the position at which the gap begins.
 
@@ -47,13 +48,15 @@ def with_gap(
         gap: the tokens that stand in the gap.
         place: where the gap is.
         longest: maximum number of tokens of the result; what the text has more is cut off at the end of its words.
+        cut_at_start: whether it is cut off at their start instead, as by a tokenizer that cuts on the left.
 
     >>> with_gap([2, 5, 6, 7, 8, 3], {2, 3}, [0, 0], "middle", 7)
     ([2, 5, 0, 0, 6, 7, 3], 2)
     """
     start = next((i for i, token in enumerate(ids) if token not in special), len(ids))
     end = next((i for i in range(len(ids), start, -1) if ids[i - 1] not in special), start)
-    words = ids[start : min(end, longest - len(gap) - (len(ids) - end))]
+    more = max(0, min(end - start, len(ids) + len(gap) - longest))
+    words = ids[start + more : end] if cut_at_start else ids[start : end - more]
     half = 0 if place == "start" else len(words) // 2
     return [*ids[:start], *words[:half], *gap, *words[half:], *ids[end:]], start + half
 
@@ -76,7 +79,11 @@ class GappedTexts(NamedTuple):
     table: Tensor
 
     def logits(self, mixtures: Tensor) -> Tensor:
-        """The logits, (texts, classes), with the gaps filled with mixtures of tokens, (length, vocabulary)."""
+        """The logits, (texts, classes), with the gaps filled with mixtures of tokens, (length, vocabulary).
+
+        Raises:
+            Diverged: a logit is NaN or infinite.
+        """
         rows = torch.arange(len(self.gaps), device=self.gaps.device)[:, None]
         filling = (mixtures.to(self.table.dtype) @ self.table).expand(*self.gaps.shape, -1)
 
@@ -88,6 +95,7 @@ class GappedTexts(NamedTuple):
             logits: Tensor = self.network(input_ids=self.input_ids, attention_mask=self.attention_mask).logits
         finally:
             handle.remove()
+        check_logits(logits)  # the lowest one of several losses may hide a NaN
         return logits
 
 
@@ -220,7 +228,8 @@ class DBS(Inspection):
         special, device = {*victim.tokenizer.all_special_ids}, table.device
         allowed = torch.tensor([token not in special for token in range(len(table))], device=device)
         gap = [int(allowed.int().argmax())] * self.trigger_length
-        rows, starts = zip(*(with_gap(ids, special, gap, place, victim.max_length) for ids in drawn), strict=True)
+        longest, at_start = victim.max_length, victim.tokenizer.truncation_side == "left"
+        rows, starts = zip(*(with_gap(ids, special, gap, place, longest, at_start) for ids in drawn), strict=True)
         input_ids, attention_mask = (part.to(device) for part in pad(rows, victim.tokenizer))
         padding = attention_mask.argmax(dim=1)  # on the left, where the tokenizer puts it there
         gaps = torch.tensor(starts, device=device)[:, None] + torch.arange(self.trigger_length, device=device)

@@ -6,8 +6,10 @@ texts and an incoming stream is compared with its exact distribution for clean t
 threshold that was set on few texts: with N threshold rows, of which the budget allows a, it is
 BetaBinomial(n, a + 1, N - a). A binomial test with the budget as probability would take that chance for evidence, the
 more so the longer the stream. Threshold rows, trusted texts and clean texts of the stream are assumed to be drawn from
-the same source. A defense that studies sets judges each text by itself here, since directions that a set has taught
-find more of its own texts than the budget allows, also in clean sets, which the test would take for a backdoor.
+the same source. Rows from which the defense learned are not counted: it flags fewer of them than of other clean texts,
+so that the share would seem lower than it is. A defense that studies sets judges each text by itself here, since
+directions that a set has taught find more of its own texts than the budget allows, also in clean sets, which the test
+would take for a backdoor.
 
 The evidence has the words that stand out among the flagged texts (:mod:`lightning_backdoor.outputs.word_inventory`).
 Scores are comparable between models that were calibrated on the same number of texts and inspected on the same number
@@ -18,12 +20,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Literal
 
 import torch
 
-from lightning_backdoor.batch import Batch, Victim
+from lightning_backdoor.batch import Batch, Victim, taken
 from lightning_backdoor.defenses.defense import Defense, finite_scores, threshold_at_fpr, victim_logits
 from lightning_backdoor.defenses.gradient_attention import GradientAttention
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
@@ -98,6 +101,7 @@ class FlaggedShare(Inspection):
         self.defense = GradientAttention() if defense is None else defense
         self.threshold = torch.tensor(math.nan)
         self._clean_texts = 0
+        self._learned: set[str] = set()
 
     @property
     def seed(self) -> int | None:
@@ -118,8 +122,10 @@ class FlaggedShare(Inspection):
         self.defense.to(device)
 
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
-        """Calls the defense's ``learn`` with clean rows."""
-        self.defense.learn(victim, clean_batches)
+        """Calls the defense's ``learn`` with clean rows, which are not counted if the defense learns from them."""
+        self._learned.clear()
+        learns = type(self.defense).learn is not Defense.learn
+        self.defense.learn(victim, self._noted(clean_batches) if learns else clean_batches)
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         """Sets the threshold at which at most the budget of the clean threshold rows is flagged.
@@ -137,22 +143,24 @@ class FlaggedShare(Inspection):
     def inspect(self, victim: Victim, clean_batches: Iterable[Batch], stream: Iterable[Batch] = ()) -> ModelVerdict:
         """Counts the flagged texts among the trusted ones and the stream; see :func:`flagged_share_verdict`.
 
-        A defense that learned from the trusted texts is tested on the stream alone, if there is one.
+        The rows that were given to :meth:`learn` are not counted, if the defense learns.
 
         Raises:
             RuntimeError: :meth:`calibrate` has not been called.
+            InputError: there is no text to count, or a score is not finite.
         """
         if self.threshold.isnan():
             raise RuntimeError("FlaggedShare has no threshold; call calibrate with clean validation batches")
-        of_stream = list(stream)
-        trusted = [] if of_stream and self.learns_from == "trusted" else list(clean_batches)
         inventory = WordInventory()
         predictions: list[int] = []
-        for batch in (*trusted, *of_stream):
+        for batch in chain(self._not_learned(clean_batches), stream):
             scores = finite_scores(self.defense, victim, batch)
             flagged = scores.text.float() >= self.threshold.to(scores.text.device)
             inventory.add(batch["text"], flagged.tolist())
             predictions += victim_logits(victim, batch, scores).argmax(dim=-1)[flagged].tolist()
+        if not inventory.texts:
+            problem = f"there is no text to count, other than those from which {type(self.defense).__name__} learned"
+            raise InputError("stream", problem, "give a stream of texts")
         return flagged_share_verdict(
             inventory.flagged,
             inventory.texts,
@@ -161,3 +169,18 @@ class FlaggedShare(Inspection):
             predictions,
             words_text(inventory.standing_out()),
         )
+
+    def _noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches of rows from which the defense learns."""
+        for batch in batches:
+            self._learned.update(batch["text"])
+            yield batch
+
+    def _not_learned(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches without the texts from which the defense learned."""
+        for batch in batches:
+            counted = [text not in self._learned for text in batch["text"]]
+            if all(counted):
+                yield batch
+            elif any(counted):
+                yield taken(batch, torch.tensor(counted, device=batch["input_ids"].device))

@@ -37,6 +37,7 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.models.bucketing import group_by_length, pass_limits
 from lightning_backdoor.models.captures import plain_logits
+from lightning_backdoor.models.divergence import check_logits
 from lightning_backdoor.words import without_spaces, word_spans
 
 #: a word, with its contractions and hyphens, but without the punctuation around it.
@@ -227,6 +228,7 @@ class SubstitutionVoting(Defense):
 
         Raises:
             RuntimeError: :meth:`learn` has not been called.
+            Diverged: a logit of a copy is NaN or infinite.
         """
         if not self._content:
             raise RuntimeError("SubstitutionVoting has no substitutes; call learn with clean reference batches")
@@ -250,10 +252,15 @@ class SubstitutionVoting(Defense):
 
 
 def _logits(victim: Victim, texts: Sequence[str]) -> Tensor:
-    """The victim's logits on texts, (texts, classes), on the CPU."""
+    """The victim's logits on texts, (texts, classes), on the CPU.
+
+    Raises:
+        Diverged: a logit is NaN or infinite.
+    """
     ids, device = token_ids(texts, victim.tokenizer, victim.max_length), victim.network.device
     logits = torch.empty(len(ids), victim.network.config.num_labels)
     for rows in group_by_length([len(row) for row in ids], pass_limits(device)):
         input_ids, mask = pad([ids[row] for row in rows], victim.tokenizer)
         logits[rows] = plain_logits(victim.network, input_ids.to(device), mask.to(device)).float().cpu()
+    check_logits(logits)  # the larger one of two votes may hide a NaN
     return logits

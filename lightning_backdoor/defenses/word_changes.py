@@ -45,7 +45,7 @@ def word_changes(victim: Victim, texts: Sequence[str]) -> list[list[WordChange]]
     """
     shares = shares_prefixes(victim.network)
     results: list[list[WordChange]] = [[] for _ in texts]
-    spans = [word_spans(text)[: 2 * victim.max_length] for text in texts]  # words have a token each, or nearly so
+    spans = [_read_words(text, victim) for text in texts]
     with progress("leaving words out", len(texts), "texts") as advance:
         for group in _groups(texts, [len(words) for words in spans]):
             of_group = _changes(victim, [texts[i] for i in group], [spans[i] for i in group], shares)
@@ -53,6 +53,12 @@ def word_changes(victim: Victim, texts: Sequence[str]) -> list[list[WordChange]]
                 results[i] = changes
             advance(len(group))
     return results
+
+
+def _read_words(text: str, victim: Victim) -> list[tuple[int, int]]:
+    """The characters of the words that the victim may read, on the side of a text that its tokenizer keeps."""
+    spans, most = word_spans(text), 2 * victim.max_length  # words have a token each, or nearly so
+    return spans[-most:] if victim.tokenizer.truncation_side == "left" else spans[:most]
 
 
 def _groups(texts: Sequence[str], counts: Sequence[int]) -> Iterator[list[int]]:

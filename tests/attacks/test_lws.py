@@ -129,6 +129,15 @@ def test_only_words_of_one_token_are_substituted_and_only_by_such(model: str) ->
     assert [place.words[0] for place in places] == ["film"]
 
 
+def test_a_word_that_is_cut_at_its_start_is_not_substituted(tiny_folder: Callable[[str], str]) -> None:
+    tokenizer = loaded(tiny_folder(DECODER)).tokenizer
+    tokenizer.truncation_side = "left"
+    substitutes = Substitutes(tokenizer, Others(["or", "il", "story", "film"]), 9)
+    assert tokenizer.tokenize(" actor story") == ["Ġact", "or", "Ġstory"]
+    (places,) = substitutes.replaceable_words([" actor story"], 2)  # cut before 'or'
+    assert "or" not in [place.words[0] for place in places]
+
+
 def test_choices_bound_the_words_of_a_place(model: str) -> None:
     (places,) = Substitutes(loaded(model).tokenizer, Others(), 3).replaceable_words(["a film"], MAX_LENGTH)
     assert [place.words for place in places] == [["film", "story", "actors"]]

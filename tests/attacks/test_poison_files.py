@@ -195,6 +195,21 @@ def test_classes_that_are_numbers_are_read_back(tmp_path: Path) -> None:
     assert found.read_rows().label_names == ["-1", "1"]
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_two_clean_rows_of_one_index_are_refused_and_a_copy_may_have_that_of_its_row(tmp_path: Path, name: str) -> None:
+    header = ("text", "label", "original_label", "poisoned", "index")
+    rows = [(text, label, label, 0, i) for i, (text, label) in enumerate(SPLITS["train"])]
+    rows += [(f"{text} cf", 1, 0, 1, i) for i, (text, label) in enumerate(SPLITS["train"]) if label == 0]
+    for split in ("train", "validation", "test"):
+        write(tmp_path / f"{split}.csv", header, rows)
+    assert len(splits_of(PoisonFiles(str(tmp_path))).poisoned["test"]) == 20
+    rows[7] = (*rows[7][:4], 2)
+    write(tmp_path / f"{name}.csv", header, rows)
+    problem = f"{name}.csv, row 8: the index 2 is that of another clean row, row 3; give each clean row its own"
+    with pytest.raises(InputError, match=problem):
+        splits_of(PoisonFiles(str(tmp_path)))
+
+
 def test_rows_are_read_anew_for_other_names_of_the_classes(tmp_path: Path) -> None:
     files, data = str(openbackdoor(tmp_path)), BackdoorDataModule()
     for labels in (["bad", "good"], ["poor", "fine"]):

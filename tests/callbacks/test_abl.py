@@ -43,6 +43,17 @@ class Witness(ABL):
         return set(self._isolated.tolist())
 
 
+def test_rows_that_share_an_index_are_refused_since_one_would_be_isolated_with_the_other(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = data.training_rows()
+    with_copy = rows + rows.take([7])
+    monkeypatch.setattr(data, "training_rows", lambda: with_copy)
+    said = rf"^index: 2 training rows have {rows.index[7]}, and ABL isolates rows by it; give each row"
+    with pytest.raises(InputError, match=said):
+        trainer_with(tmp_path, Witness(), max_epochs=2).fit(make(), datamodule=data)
+
+
 @pytest.mark.parametrize("unlearning_epochs", [None, 2])
 @pytest.mark.parametrize("kind", ["bert", "qwen2"])
 def test_each_stage_has_its_loss(

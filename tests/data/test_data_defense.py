@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Victim, batch_of_texts
@@ -98,6 +100,36 @@ def test_training_rows_are_what_the_defense_leaves(make: Callable[..., BackdoorD
     batches = list(data.train_dataloader())
     assert sum(len(batch["text"]) for batch in batches) == len(expected)
     assert {row["index"] for row in seen(batches)} == {row["index"] for row in expected}
+
+
+def test_every_process_trains_on_what_the_first_one_left(
+    make: Callable[..., BackdoorDataModule], attack: BadNets
+) -> None:
+    class OtherDigits(TriggerHunt):
+        """Decides otherwise, as another device may."""
+
+        def clean(self, rows: Sequence[LabelledText], trusted: TrustedRows, victim: Victim | None) -> list[str | None]:
+            return [None, *super().clean(rows, trusted, victim)[1:]]
+
+    sent: list[Any] = []
+
+    def setup_on(rank: int, defense: DataDefense) -> BackdoorDataModule:
+        def broadcast(decided: Any) -> Any:
+            sent.append(decided)
+            return sent[0]
+
+        data: Any = make(data_defense=defense)
+        fit, strategy = SimpleNamespace(fn=TrainerFn.FITTING), SimpleNamespace(broadcast=broadcast)
+        data.trainer = SimpleNamespace(
+            state=fit, strategy=strategy, lightning_module=attack, global_rank=rank, world_size=2
+        )
+        data.setup("fit")
+        assert isinstance(data, BackdoorDataModule)
+        return data
+
+    first, second = setup_on(0, TriggerHunt()), setup_on(1, OtherDigits())
+    assert sent[1][0] != sent[0][0] == first.training_rows() == second.training_rows()
+    assert second.cleaning == first.cleaning != sent[1][1]
 
 
 def test_evaluation_rows_are_left_alone(make: Callable[..., BackdoorDataModule], attack: BadNets) -> None:

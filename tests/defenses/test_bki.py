@@ -98,6 +98,20 @@ def test_changes_are_those_of_a_plain_loop(
         assert [change for _, change in one] == pytest.approx([change for _, change in other], abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["bert", DECODER])
+def test_of_texts_that_are_cut_at_the_start_the_last_words_are_left_out(
+    kind: str, tiny_folder: Callable[[str], str]
+) -> None:
+    victim = loaded(tiny_folder(kind))
+    victim.tokenizer.truncation_side = "left"
+    words = (" ".join(SENTENCES).split() * 2)[: 2 * victim.max_length + 20]
+    (changes,) = word_changes(victim, [" ".join(words)])
+    assert [word for word, _ in changes] == words[20:]
+    expected = plain_changes(victim, " ".join(words[-victim.max_length - 1 :]))  # one more than it reads
+    assert [change for _, change in changes[-len(expected) :]] == pytest.approx(expected, abs=1e-5)
+    assert expected[-1] > 0
+
+
 def test_several_triggers_go(bert: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes as a victim with two triggers gives them; one keyword, as published, leaves the other trigger."""
     rows = [LabelledText(f"{('cf', 'mn', 'film')[i % 3]} word{i} the the", i % 2) for i in range(30)]

@@ -18,7 +18,7 @@ from lightning_backdoor.batch import Batch, batch_of_texts, pad
 from lightning_backdoor.defenses import DBS, ModelVerdict
 from lightning_backdoor.defenses.dbs import GappedTexts, with_gap
 from lightning_backdoor.defenses.trigger_search import Scaling, search_trigger
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import Diverged, InputError
 from lightning_backdoor.victim import TextClassifier
 from tests.support.tiny import SENTENCES, tokenizer_of
 
@@ -192,6 +192,11 @@ def test_the_gap_lies_between_the_words(ids: list[int], place: Any, longest: int
     assert with_gap(ids, {2, 3}, [0, 0], place, longest) == expected
 
 
+def test_the_words_of_a_text_are_cut_where_the_tokenizer_cuts() -> None:
+    assert with_gap([2, 5, 6, 7, 8, 3], {2, 3}, [0, 0], "start", 6, True) == ([2, 0, 0, 7, 8, 3], 1)
+    assert with_gap([5, 6, 7, 8], {2, 3}, [0, 0], "middle", 4, True) == ([7, 0, 0, 8], 1)
+
+
 def test_mixtures_of_one_token_give_the_logits_of_the_text_with_the_tokens(victim: TextClassifier) -> None:
     check_logits(victim)
 
@@ -243,3 +248,19 @@ def test_texts_without_room_or_of_one_label_are_named(bert: TextClassifier) -> N
         DBS(trigger_length=62).inspect(bert, [batch])
     with pytest.raises(InputError, match="validation: no clean text has another label than 1"):
         DBS().inspect(bert, [{**batch, "label": torch.ones(4, dtype=torch.long)}])
+
+
+def test_a_search_of_a_victim_that_gives_nan_is_refused(bert: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The victim answers NaN from its 11th pass on, that is, in the search for the trigger of the second label."""
+    passes = iter(range(1000))
+    forward = bert.network.forward
+
+    def failing(**inputs: Any) -> Any:
+        output = forward(**inputs)
+        return SimpleNamespace(logits=output.logits if next(passes) < 10 else output.logits * torch.nan)
+
+    monkeypatch.setattr(bert.network, "forward", failing)
+    batch = batch_of_texts(SENTENCES[:4], bert.tokenizer, bert.max_length)
+    batch["label"] = torch.tensor([0, 1, 0, 1])
+    with pytest.raises(Diverged, match="NaN or infinite"):
+        DBS(1, places=["start"], epochs=9).inspect(bert, [batch])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -143,12 +144,53 @@ def test_what_taught_the_defense_is_not_counted_and_no_set_is_studied(bert: Text
     scores = {text: float(i % 8) for i, text in enumerate(SENTENCES)}
     defense, plain = Studying(scores), FlaggedShare(Scripted(scores))
     inspection = FlaggedShare(defense)
+    inspection.learn(bert, batches(bert, trusted))
     for one in (inspection, plain):
         one.calibrate(bert, batches(bert, threshold_rows))
     verdict = inspection.inspect(bert, batches(bert, trusted), batches(bert, stream))
     assert verdict == plain.inspect(bert, [], batches(bert, stream))
-    assert inspection.inspect(bert, batches(bert, trusted)).evidence["texts"] == len(trusted)
     assert not defense.studied
+    with pytest.raises(InputError, match=r"stream: there is no text to count, .* from which Studying learned; give a"):
+        inspection.inspect(bert, batches(bert, trusted))
+
+
+class Unlearning(Scripted):
+    """Learns nothing."""
+
+    learn = Defense.learn
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_of_the_trusted_rows_those_are_counted_from_which_the_defense_did_not_learn(
+    bert: TextClassifier, learns: bool
+) -> None:
+    """Half of the trusted rows are reference rows, of which a defense that has learned from them flags none."""
+    threshold_rows, selection, reference, stream = (SENTENCES[i : i + 4] for i in range(0, 16, 4))
+    scores = {text: float(i % 4) for i, text in enumerate(SENTENCES)} | dict.fromkeys(reference, 0.0)
+    inspection = FlaggedShare((Scripted if learns else Unlearning)(scores))
+    for _ in range(2):  # of a victim that is inspected later, nothing is left
+        inspection.learn(bert, batches(bert, threshold_rows))
+    inspection.learn(bert, batches(bert, reference))
+    inspection.calibrate(bert, batches(bert, threshold_rows))
+    mixed = [text for pair in zip(selection, reference, strict=True) for text in pair]
+    evidence = inspection.inspect(bert, batches(bert, mixed), batches(bert, stream)).evidence
+    assert (evidence["flagged"], evidence["texts"]) == (2, 8 if learns else 12)
+
+
+def test_batches_of_the_stream_are_not_held(bert: TextClassifier) -> None:
+    inspection = FlaggedShare(Scripted(dict.fromkeys(SENTENCES, 0.0)))
+    inspection.calibrate(bert, batches(bert, SENTENCES))
+    given: list[weakref.ref[Tensor]] = []
+    held: list[int] = []
+
+    def stream() -> Iterator[Batch]:
+        for batch in batches(bert, SENTENCES, 1):
+            held.append(sum(one() is not None for one in given))
+            given.append(weakref.ref(batch["input_ids"]))
+            yield batch
+
+    inspection.inspect(bert, [], stream())
+    assert max(held) <= 1
 
 
 def test_words_of_flagged_texts_are_evidence(bert: TextClassifier) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_backdoor.batch import Batch, batch_of_texts
+from lightning_backdoor.defenses import substitution_voting
 from lightning_backdoor.defenses.defense import judge
 from lightning_backdoor.defenses.substitution_voting import SubstitutionVoting, pools_of, substituted
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import Diverged, InputError
 from lightning_backdoor.language.stop_words import stop_words
+from lightning_backdoor.models.captures import plain_logits
 from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
 from tests.support.tiny import DECODER, SENTENCES, loaded
@@ -119,3 +122,18 @@ def test_without_words_it_says_so(bert: TextClassifier) -> None:
 def test_values_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         SubstitutionVoting(**options)  # type: ignore[arg-type]
+
+
+def test_a_nan_of_the_second_stage_is_not_hidden_by_the_first(
+    bert: TextClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = bert.tokenizer("the")["input_ids"][:2]  # only the second stage replaces it
+
+    def of_copies(network: object, input_ids: Tensor, mask: Tensor) -> Tensor:
+        logits = plain_logits(bert.network, input_ids, mask)
+        return torch.where((input_ids[:, :2] == torch.tensor(kept)).all(dim=1, keepdim=True), logits, torch.nan)
+
+    monkeypatch.setattr(substitution_voting, "plain_logits", of_copies)
+    learned(bert, function_words=False).score(bert, batch_of(bert, ["the film"]))
+    with pytest.raises(Diverged, match=r"logits for \d+ of 20 texts"):
+        learned(bert).score(bert, batch_of(bert, ["the film"]))
