@@ -47,13 +47,13 @@ class InferenceDefense(FailsAlone):
     Texts are scored and flagged, then repaired or rejected. Before each evaluation, since the victim may have changed,
     the defense learns from clean validation rows of the data module and is calibrated on its clean threshold rows;
     without a :class:`BackdoorDataModule` the state in the checkpoint is used. A defense that studies the set
-    (:meth:`lightning_backdoor.defenses.defense.Defense.study`) then reads all clean and poisoned texts of the
+    (:meth:`lightning_backdoor.defenses.Defense.study`) then reads all clean and poisoned texts of the
     evaluation once, without labels or flags. At test time the outcome of each row is written to ``outcomes.csv``, the
     words that stand out among the flagged texts to ``words.json``, and the first clean and poisoned texts to
     ``texts.jsonl`` and ``token_view.html``, in the folder of the trainer's logger or of an :class:`OutputFolder`;
     without either, no file is written. Texts and words are logged to Weights & Biases where a ``WandbLogger`` is used.
     Flagged texts whose tokens the defense does not score are explained, if it can
-    (:meth:`lightning_backdoor.defenses.defense.Defense.explain`); of such a defense, ``localisation`` counts texts that
+    (:meth:`lightning_backdoor.defenses.Defense.explain`); of such a defense, ``localisation`` counts texts that
     are not flagged as not located, and ``overhead`` does not include the explanations.
 
     With a gate, all clean and poisoned texts of the evaluation are scored before the first is judged, without labels or

@@ -11,7 +11,7 @@ All public names can be taken from here, and are imported when they are first us
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 #: the public names by the module that exports them.
 _EXPORTS = {

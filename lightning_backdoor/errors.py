@@ -8,6 +8,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 #: errors of the machine, not of the input: a full disk, too many open files, and the like.
 MACHINE = ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EBADF", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EPIPE", "ESTALE")
@@ -133,13 +134,15 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 def reason(error: BaseException, length: int = 300) -> str:
     """The message of an error's innermost cause, on one line of at most ``length`` characters.
 
-    For errors of other libraries, whose messages often span several lines.
+    For errors of other libraries, whose messages often span several lines, and for code that Python cannot read.
 
     >>> reason(ValueError("no such\\n   column"))
     'no such column'
     """
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, SyntaxError) and error.filename:
+        return one_line(f"{Path(error.filename).name}, line {error.lineno}: {error.msg}")[:length]
     return one_line(str(error))[:length]
 
 

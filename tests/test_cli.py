@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lightning_backdoor import __version__
 from lightning_backdoor.cli import COMMANDS, main
@@ -81,6 +82,11 @@ def test_the_package_can_be_run_with_python_m() -> None:
         [sys.executable, "-m", "lightning_backdoor", "--version"], capture_output=True, text=True, check=True
     )
     assert result.stdout == f"lightning-backdoor {__version__}\n"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
 
 
 def test_an_unknown_command_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

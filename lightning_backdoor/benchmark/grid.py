@@ -219,7 +219,7 @@ def select(cells: Iterable[Cell], only: Iterable[str]) -> list[Cell]:
     for condition in only:
         key, _, value = condition.partition("=")
         if key not in ("dataset", "model", "attack", "defense", "seed") or not value:
-            remedy = "give dataset, model, attack, defense or seed =NAME"
+            remedy = "give KEY=NAME, where KEY is dataset, model, attack, defense or seed"
             raise InputError("only", f"{condition!r} is not a condition", remedy)
         known = dict.fromkeys(cell.names[key] for cell in chosen)
         names = _names(value, known)

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_backdoor.commands.run_folder import CHECKPOINTS, is_complete
+from lightning_backdoor.commands.run_folder import CHECKPOINTS, is_complete, launch_name
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.bounded_yaml import read_bounded
 from lightning_backdoor.files.names import expanded
@@ -66,8 +66,8 @@ def resolve_checkpoint(given: str | None, command: str, folder: Path, run_dir: s
         The path of an existing file; None for a training from its beginning.
 
     Raises:
-        InputError: there is no such file, an address is not that of a local file, or no checkpoint is given for the
-            test of a run.
+        InputError: there is no such file, an address is not that of a local file, a keyword is given without a run's
+            folder, or no checkpoint is given for the test of a run.
     """
     if given is None:
         requeued = _newest(folder) if SLURMEnvironment.detect() else None
@@ -77,7 +77,8 @@ def resolve_checkpoint(given: str | None, command: str, folder: Path, run_dir: s
             raise InputError("ckpt_path", "not given, and without it the run's victim is not evaluated", given)
         return requeued
     if given in CHECKPOINTS:
-        return _of_run(given, command, folder if command == "fit" else run_dir)
+        found_again = run_dir or (command == "fit" and launch_name())  # any other folder of a fit is new
+        return _of_run(given, command, (folder if command == "fit" else run_dir) if found_again else None)
     path = _local(given)
     if not path.is_file():
         best = path / CHECKPOINTS["best"]

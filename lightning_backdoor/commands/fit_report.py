@@ -23,7 +23,7 @@ from lightning_backdoor.victim import TextClassifier
 
 #: characters of a text that are shown around its trigger.
 SHOWN = 160
-#: trusted clean texts in the run's folder, for ``scan``.
+#: file with the clean threshold rows, on which ``scan`` sets its threshold.
 CALIBRATION = "calibration.jsonl"
 
 
@@ -125,7 +125,7 @@ def selected_text(
 
 
 def write_calibration(data: BackdoorDataModule, folder: Path) -> None:
-    """Writes the clean threshold rows into the run's folder: trusted texts on which ``scan`` sets its threshold."""
+    """Writes the clean threshold rows into the run's folder; ``scan`` sets its threshold on them."""
     rows = data.clean_validation().threshold
     lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in rows.text)
     write_whole(folder / CALIBRATION, "".join(lines))

@@ -84,7 +84,7 @@ def module_classes(name: str) -> list[PublicClass]:
         raise InputError("module", f"{name!r} is not the name of a module", "give one such as shout, for shout.py")
     source = module_file(name)
     try:
-        ast.parse(source.read_bytes() if source else "")
+        ast.parse(source.read_bytes() if source else "", source.name if source else name)
     except (SyntaxError, OSError, ValueError, RecursionError) as error:
         raise InputError("module", f"{name} cannot be read ({reason(error, 200)})", "correct it") from None
     listed = [item for item in classes_of(name) if item.kind]

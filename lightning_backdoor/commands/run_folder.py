@@ -118,7 +118,7 @@ def only_fit(folder: Path, resume: bool) -> Iterator[None]:
 
 def _new(folder: Path, stamp: str = "") -> Path:
     """A folder that does not exist: the name with the stamp, and with a number if needed."""
-    launch = _launch()
+    launch = launch_name()
     if launch:
         return folder.with_name(f"{folder.name}-{launch}")
     first = new = folder.with_name(f"{folder.name}-{stamp}" if stamp else folder.name)
@@ -129,7 +129,7 @@ def _new(folder: Path, stamp: str = "") -> Path:
     return new
 
 
-def _launch() -> str | None:
+def launch_name() -> str | None:
     """A name shared by the processes of one launch and by no other launch; None for a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lightning_backdoor.data.cleaning import DataDefense
 from lightning_backdoor.data.source import Source
 from lightning_backdoor.errors import InputError
 
 
 def check_arguments(
+    source: object,
     batch_sizes: tuple[int, int],
     max_rows: Mapping[str, int],
     shares: tuple[float, float],
@@ -22,10 +25,22 @@ def check_arguments(
     Raises:
         InputError: see the checks below.
     """
+    check_source(source)
     check_batch_sizes(*batch_sizes)
     check_max_rows(max_rows)
     check_shares(*shares, validation_parts)
     check_train_on(train_on, has_data_defense)
+
+
+def check_source(source: object) -> None:
+    """Checks that a source is given as one, and not as its path.
+
+    Raises:
+        InputError: it is neither a :class:`lightning_backdoor.data.Source` nor None.
+    """
+    if source is not None and not isinstance(source, Source):
+        remedy = f'give Source("{source}")' if isinstance(source, str | Path) else "give a Source"
+        raise InputError("source", f"{str(source)[:100]!r} is not a Source", remedy)
 
 
 def check_batch_sizes(batch_size: int, eval_batch_size: int) -> None:
@@ -73,6 +88,21 @@ def check_train_on(train_on: str, has_data_defense: bool) -> None:
         raise InputError("train_on", f"{train_on!r} is unknown", "give train or trusted")
     if train_on == "trusted" and has_data_defense:
         raise InputError("data_defense", "there is nothing to clean in trusted rows", "leave it out, or train_on")
+
+
+def check_use(victim: str | None, defense: DataDefense | None) -> None:
+    """Checks that no victim is given that nothing would use.
+
+    Args:
+        victim: path of the given victim; None if none is given.
+        defense: the data defense of the run; None without one.
+
+    Raises:
+        InputError: a victim is given, and there is no defense that needs one.
+    """
+    if victim is not None and (defense is None or not defense.needs_victim):
+        problem = f"{victim!r} has no effect, since there is no data defense that needs a victim"
+        raise InputError("data.victim", problem, "give --data.data_defense, such as Cube, or leave it out")
 
 
 def given_source(source: Source, attack: object) -> Source:

@@ -71,7 +71,9 @@ def read_clean_splits(
     """
     loaded = load_source(source)
     if loaded.left_out:
-        rank_zero_info(f"{loaded.left_out} rows between {source.rating_cut} were left out")
+        low, high = source.rating_cut or (0.0, 0.0)
+        between = f"whose {source.label_column} is between {low:g} and {high:g}"
+        rank_zero_info(f"{loaded.left_out} rows {between} were left out")
     splits = {name: Rows.clean(*split) for name, split in loaded.splits.items()}
     uncut = splits["train"].text
     missing = {name: share for name, share in shares.items() if name not in splits}

@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.batch import Batch, Victim
-from lightning_backdoor.data.argument_checks import check_arguments, check_cut, check_processes, given_source
+from lightning_backdoor.data.argument_checks import check_arguments, check_cut, check_processes, check_use, given_source
 from lightning_backdoor.data.batching import BatchReader, TokenisedRows, is_batch_reader, loader
 from lightning_backdoor.data.clean_splits import CleanSplits, ValidationParts, read_clean_splits, split_validation
 from lightning_backdoor.data.cleaning import CleaningRecord, DataDefense, TrustedRows, clean_training, load_victim
@@ -89,7 +89,7 @@ class BackdoorDataModule(LightningDataModule):
         # with fewer poisoned batches than processes some have none; the metrics are summed over all processes
         self.allow_zero_length_dataloader_with_multiple_devices = True
         sizes, shares = (batch_size, eval_batch_size), (validation_share, test_share)
-        check_arguments(sizes, max_rows or {}, shares, validation_parts, train_on, data_defense is not None)
+        check_arguments(source, sizes, max_rows or {}, shares, validation_parts, train_on, data_defense is not None)
         self.source = source or Source("")  # of which nothing is read
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -186,8 +186,9 @@ class BackdoorDataModule(LightningDataModule):
         """The rows to train on: poisoned rows, cleaned if there is a data defense, or the trusted rows.
 
         Raises:
-            InputError: the defense needs a victim that is missing or not usable, or its result is not usable or empty.
+            InputError: the defense's victim is missing, not usable or not needed, or its result is not usable or empty.
         """
+        check_use(self.victim, self.data_defense)
         if self.train_on == "trusted":
             return self.trusted_rows()
         rows = self.poisoned_splits().train
@@ -332,16 +333,14 @@ class BackdoorDataModule(LightningDataModule):
         reader = self._reader()
         decided_by = (rows, reader.tokenizer, reader.max_length)
         tokenised = self.kept.get(f"tokens of {name}", decided_by, lambda: TokenisedRows(*decided_by))
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if every_process:
-            rank, world_size = 0, 1
+        trainer = None if every_process else self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         size = self.batch_size if shuffle else self.eval_batch_size
         return loader(tokenised, size, rank, world_size, shuffle, self.seed, self.num_workers)
 
     def _reader(self) -> BatchReader:
         module = getattr(self.trainer, "lightning_module", None) or self.attack or self.module
         if not is_batch_reader(module):
-            raise InputError(
-                "model", f"{type(module).__name__} has no tokenizer for the batches", "give a TextClassifier"
-            )
+            problem = f"{type(module).__name__} has no tokenizer for the batches"
+            raise InputError("model", problem, "give a TextClassifier")
         return module

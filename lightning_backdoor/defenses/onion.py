@@ -80,12 +80,13 @@ def words_of_token(text: str, spans: Spans) -> list[range]:
 class Onion(Defense, DataDefense):
     """ONION (arXiv 2011.10369): removes words without which a text is more fluent, at inference or from training rows.
 
-    Perplexities are cached on disk per text: a second run over the same texts only reads them and does not load the
-    language model.
+    The suspicion of a word is the perplexity of the text minus its perplexity without the word. Words whose suspicion
+    is above the *bar* are removed, but never all words of a text, and the victim predicts again. Perplexities are
+    cached on disk per text: a second run over the same texts only reads them and does not load the language model.
 
     Args:
-        accuracy_budget: share of clean accuracy, from 0 to below 1, that the bar may cost on the threshold rows; the
-            paper states 0.02.
+        accuracy_budget: share of clean accuracy, from 0 to below 1, that the bar may cost on the threshold rows, where
+            it is the lowest that costs no more; the paper states 0.02.
         bar: a fixed bar instead of one set by accuracy; published implementations fix it at 0.
         language_model: any causal language model: hub name such as ``gpt2``, folder, or GGUF file.
         fpr: share of trusted texts, above 0 and below 1, that may lose a word; sets the bar where accuracy cannot: when

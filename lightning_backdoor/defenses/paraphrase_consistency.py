@@ -74,16 +74,18 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class ParaphraseConsistency(Defense):
-    """ParaFuzz (arXiv 2308.02122): flags texts whose paraphrase is predicted otherwise; answers with that.
+    """ParaFuzz (arXiv 2308.02122): flags texts whose paraphrase gets another label, and answers with that label.
 
-    A score costs a paraphrase, which is cached on disk, and two forward passes. It depends on the text, the seed, the
-    paraphraser and the victim. A text without an acceptable paraphrase, or without words, stands for itself.
+    The score is the margin of the paraphrase: the largest logit of another label minus the logit of the label that is
+    predicted for the text. It is above 0 where the label changes. A score costs a paraphrase, which is cached on disk,
+    and two forward passes. It depends on the text, the seed, the paraphraser and the victim. A text without an
+    acceptable paraphrase, or without words, stands for itself.
 
     Args:
         paraphraser: the language model, with its sampling temperature, or a file of paraphrases, such as texts that
             were translated and back; by default SmolLM2 with one candidate at a time.
         prompt: the instruction to the language model; by default to say the same in other words, with examples of it.
-        bar: the margin above which texts are flagged; 0 flags those whose prediction changes. None sets the threshold
+        bar: the margin above which texts are flagged; 0 flags those whose label changes. None sets the threshold
             by ``fpr`` on clean rows.
         fpr: share of clean texts, above 0 and below 1, that the threshold may flag where ``bar`` is None.
         seed: seed of the paraphrases; None takes the seed of the run.

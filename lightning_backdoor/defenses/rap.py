@@ -43,7 +43,7 @@ NOT_JUDGED = -1.0  # score of a text without an embedding for its predicted labe
 
 
 class Tuning(NamedTuple):
-    """How far a tuned word does what it was tuned for, on the clean rows that it was tuned on.
+    """By how much a tuned word lowers the probability of its label on the clean rows that it was tuned on.
 
     Attributes:
         rows: number of clean rows of the label.
@@ -151,7 +151,8 @@ class Rap(Defense):
         seed: seed of the order of the rows; None takes the seed of the run.
 
     Attributes:
-        tuning: for each protected label, by its index, how far the tuned word does what it was tuned for.
+        tuning: for each protected label, by its index, by how much the tuned word lowers the probability of the label
+            on the clean reference rows.
 
     Raises:
         InputError: a value is out of range (here); the label or the word is unknown to the victim, or there are no

@@ -147,13 +147,15 @@ def votes(logits: Tensor, label: int) -> float:
 class SubstitutionVoting(Defense):
     """Substitution voting (arXiv 2407.04179): rejects texts whose prediction survives when their words are replaced.
 
-    A score costs ``copies`` forward passes in each stage. It depends on the text, the seed, the learned words and the
-    victim. A stage that changes no word of a text has score 0.
+    The content words of a text are replaced in ``copies`` copies of it; in a second stage, which has copies of its own,
+    its function words are replaced too. The score of a stage is about the share of its copies that keep the label, from
+    0 to 1; a stage that changes no word has score 0. The score of the text is the larger one. It costs ``copies``
+    forward passes in each stage, and depends on the text, the seed, the learned words and the victim.
 
     Args:
         copies: number of copies per text and stage.
-        bar: share of copies, above 0 and at most 1, of which at least as many keep the label in a flagged text. None
-            sets the threshold by ``fpr`` on clean rows.
+        bar: share of the copies, above 0 and at most 1; a text is flagged if at least this share keeps its label in one
+            of the stages. None sets the threshold by ``fpr`` on clean rows.
         function_words: whether there is a second stage, in which function words are replaced as well.
         fpr: share of clean texts, above 0 and below 1, that the threshold may flag where ``bar`` is None.
         seed: seed of the substitutes; None takes the seed of the run.

@@ -28,9 +28,10 @@ WORD_STARTS = ("Ġ", "▁")
 
 
 class Synonyms(ABC):
-    """Base class for sources of substitutes.
+    """Base class of sources of substitutes: words that attacks such as LWS may write in place of a word.
 
-    A new source implements :meth:`candidates`; configs give it by its class path.
+    Implement :meth:`candidates`, which returns one list of substitutes per word, best first. Configs give a source by
+    its class path.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Localisation: the share of poisoned texts whose highest-scoring token lies in the trigger."""
+"""Localisation: the share of poisoned texts whose highest-scoring token overlaps the trigger."""
 
 from __future__ import annotations
 

@@ -28,7 +28,15 @@ ACCELERATOR_LIMITS = PassLimits(tokens=8192, overhead=2048)
 
 
 def pass_limits(device: torch.device, dtype: torch.dtype = torch.float32) -> PassLimits:
-    """The limits on forward passes for a device and a type of weights."""
+    """The limits on forward passes for a device and a type of weights.
+
+    Args:
+        device: the device that the passes run on.
+        dtype: the type of the network's weights; on a processor, bfloat16 has limits of its own.
+
+    Returns:
+        The limits, to be given to :func:`group_by_length`.
+    """
     if device.type != "cpu":
         return ACCELERATOR_LIMITS
     return PROCESSOR_BFLOAT16_LIMITS if dtype == torch.bfloat16 else PROCESSOR_LIMITS

@@ -114,7 +114,9 @@ def _one_line_errors(path: str, name: str) -> Iterator[None]:
         # these messages would advise users to allow the code
         if isinstance(error, pickle.UnpicklingError) or "trust_remote_code" in str(error):
             cause = "it would need code of its own to load, which is not run"
-        raise InputError("model", f"{name!r} cannot be loaded as a safe checkpoint: {cause}") from error
+        problem = f"{name!r} cannot be loaded as a safe checkpoint: {cause}"
+        remedy = "give another, such as a folder with config.json, weights and tokenizer"
+        raise InputError("model", problem, remedy) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if hides_bar:

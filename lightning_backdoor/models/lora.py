@@ -49,7 +49,11 @@ def insert_lora(network: PreTrainedModel, rank: int, alpha: int, targets: Sequen
 def merge_lora(network: PreTrainedModel) -> PreTrainedModel:
     """A copy of a network with its low-rank updates added to the weights they update.
 
-    The copy has no peft modules, gives the same outputs in evaluation mode, and all its weights are trainable.
+    Args:
+        network: a network with modules of peft's LoRA; it is not changed.
+
+    Returns:
+        A network without peft modules, which gives the same outputs in evaluation mode; all its weights are trainable.
     """
     from peft.tuners.lora import LoraLayer
 

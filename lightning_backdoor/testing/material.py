@@ -21,7 +21,16 @@ UNUSUAL_TEXTS = ("", "film", "  two  spaces  ", "naïve — 10 % café 🎬", "a
 
 
 def labelled_texts(count: int, labels: int = 2, seed: int = 0) -> list[LabelledText]:
-    """Random texts of 2 to 25 words, with alternating labels, each containing the word that determines its label."""
+    """Random texts of 2 to 25 words, with alternating labels, each containing the word that determines its label.
+
+    Args:
+        count: number of texts.
+        labels: number of labels, which are 0, 1, ... in turn.
+        seed: seed of the words.
+
+    >>> [text.label for text in labelled_texts(3)]
+    [0, 1, 0]
+    """
     rng = random.Random(seed)
     rows = []
     for i in range(count):
@@ -34,7 +43,16 @@ def labelled_texts(count: int, labels: int = 2, seed: int = 0) -> list[LabelledT
 
 
 def tiny_bert(folder: str | Path, labels: int = 2, max_length: int = 64) -> str:
-    """Writes a random BERT classifier (hidden size 32, 2 layers) and its tokenizer to a folder; returns its path."""
+    """Writes a random BERT classifier (hidden size 32, 2 layers) and its tokenizer to a folder.
+
+    Args:
+        folder: the folder, which is made if it does not exist.
+        labels: number of labels.
+        max_length: number of its positions; there are never fewer than 64.
+
+    Returns:
+        The path of the folder, to be given as ``model``.
+    """
     characters = sorted(set("".join((*UNUSUAL_TEXTS, "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"))) - {" ", "\n"})
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     endings = [f"##{character}" for character in characters]

@@ -151,7 +151,8 @@ def _of_checkpoint(path: str, max_length: int | None) -> TrainedVictim:
 
 def _of_folder(path: str, max_length: int | None) -> TrainedVictim:
     if not Path(resolve(path)).is_dir():
-        raise InputError("model", f"{path} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder")
+        problem = f"{path} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder"
+        raise InputError("model", problem, "give a .ckpt, or a folder with config.json, weights and tokenizer")
     if Path(resolve(path), UNMERGED).is_file():
         problem = f"{path} holds a network that cannot be turned into a plain model"
         raise InputError("model", problem, "test the run's checkpoint with the run's config.yaml")

@@ -235,7 +235,7 @@ def test_conditions_choose_cells_and_unknown_ones_are_said(tmp_path: Path) -> No
             select(cells, [condition])
     with pytest.raises(InputError, match=r"'attack=BadNet' fits no cell by 'BadNet'; did you mean BadNets\?"):
         select(cells, ["attack=BadNet"])
-    with pytest.raises(InputError, match="'trigger=cf' is not a condition"):
+    with pytest.raises(InputError, match="'trigger=cf' is not a condition; give KEY=NAME, where KEY is dataset, model"):
         select(cells, ["trigger=cf"])
 
 

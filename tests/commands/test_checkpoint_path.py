@@ -96,12 +96,25 @@ def test_a_path_is_made_absolute_since_lightning_would_take_some_names_for_addre
 
 
 def test_keywords_without_a_checkpoint_are_refused_and_the_first_fit_starts_from_the_beginning(tmp_path: Path) -> None:
-    assert resolve_checkpoint("last", "fit", tmp_path, None) is None
-    for given, command, run_dir in (("best", "fit", None), ("hpc", "fit", None), ("last", "test", str(tmp_path))):
+    run_dir = str(tmp_path)
+    assert resolve_checkpoint("last", "fit", tmp_path, run_dir) is None
+    for given, command in (("best", "fit"), ("hpc", "fit"), ("last", "test")):
         with pytest.raises(InputError, match=f"ckpt_path: {tmp_path} has no "):
             resolve_checkpoint(given, command, tmp_path, run_dir)
-    with pytest.raises(InputError, match="ckpt_path: 'best' names a checkpoint of a run; give --run_dir too"):
-        resolve_checkpoint("best", "test", tmp_path, None)
+
+
+@pytest.mark.parametrize(("given", "command"), [("best", "test"), ("last", "fit"), ("best", "fit"), ("hpc", "fit")])
+def test_a_keyword_without_the_folder_of_a_run_is_refused(given: str, command: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"ckpt_path: '{given}' names a checkpoint of a run; give --run_dir too"):
+        resolve_checkpoint(given, command, tmp_path, None)
+
+
+def test_a_launch_that_is_started_again_finds_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert resolve_checkpoint("last", "fit", tmp_path, None) == tmp_path / "checkpoints" / "last.ckpt"
 
 
 def test_a_job_that_slurm_queued_again_checks_the_newest_checkpoint_that_it_finds(

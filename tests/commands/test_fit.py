@@ -257,7 +257,7 @@ BAD_INPUT = {
     "checkpoint with code": (["--ckpt_path", "code.ckpt"], "code.ckpt would need code to load"),
     "model with code": (
         ["--model.model", "remote"],
-        "model: 'remote' cannot be loaded as a safe checkpoint: it would need code of its own to load",
+        "safe checkpoint: it would need code of its own to load, which is not run; give another, such as a folder with",
     ),
 }
 

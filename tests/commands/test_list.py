@@ -248,7 +248,7 @@ def test_a_module_whose_source_shows_no_class_is_imported(tmp_path: Path, capsys
         (["--module", "shuot"], "module: there is no module 'shuot'; did you mean shout?"),
         (["--module", "nowhere.at.all"], "module: there is no module 'nowhere.at.all'; give a module of"),
         (["--module", "../shout.py"], "module: '../shout.py' is not the name of a module"),
-        (["--module", "broken"], "module: broken cannot be read ('(' was never closed"),
+        (["--module", "broken"], "module: broken cannot be read (broken.py, line 1: '(' was never closed"),
         (["--module", "needs"], "module: needs cannot be imported (No module named 'nothing_there')"),
         (["--module", "ends"], "module: ends cannot be imported (it was executed)"),
         (["--module", "ends.Length"], "module: there is no module 'ends.Length'; did you mean ends?"),

@@ -15,6 +15,12 @@ FIT = ["fit", "--config", "data.yaml", "--run_dir", "never"]
 DEFENSE = [*FIT, "--trainer.callbacks+=InferenceDefense", "--trainer.callbacks.defense"]
 #: what Lightning says where a mistake is found only after its trainer is there.
 OF_LIGHTNING = ("Seed set", "GPU available", "TPU available", "💡 Tip")
+#: modules that cannot be imported, by name.
+MODULES = {
+    "garbled.py": "class Shout(:",
+    "failing.py": "class Shout(shouted):\n    pass",
+    "lacking.py": "import no_such_module",
+}
 #: configs with one mistake each, by name.
 CONFIGS = {
     "top.yaml": "trainr: {max_epochs: 1}",
@@ -107,6 +113,19 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "user's class": ([*FIT, "--model", "shout.Shot"], ["model: module 'shout' has no", "did you mean Shout?"]),
     "user's module": ([*FIT, "--model", "shot.Shout"], ["No module named 'shot'", "working directory"]),
     "preset as a class": ([*FIT, "--model", "configs/attack/badnets.yaml"], ["--config configs/attack/badnets.yaml?"]),
+    "user's broken module": (
+        [*FIT, "--model", "garbled.Shout"],
+        ["model: garbled.Shout cannot be imported (garbled.py, line 1: ", "); correct it"],
+    ),
+    "user's failing module": (
+        [*FIT, "--data.data_defense", "failing.Shout"],
+        ["data.data_defense: failing.Shout cannot be imported (name 'shouted' is not defined); correct it"],
+    ),
+    "user's module that lacks another": (
+        [*FIT, "--model", "lacking.Shout"],
+        ["model: lacking.Shout cannot be imported (No module named 'no_such_module'); install what it needs"],
+    ),
+    "module to list": (["list", "--module", "garbled"], ["garbled cannot be read (garbled.py, line 1: "]),
     "file of a class": ([*FIT, "--model", "shout.py:Shout"], ["shout.py:Shout is not a class", "give shout.Shout"]),
     "class path by itself": ([*FIT, "--model.class_path", "InsertSen"], ["did you mean InsertSent?"]),
     "no model": (["fit", "--data", "BackdoorDataModule"], ["model: not given", "--model"]),
@@ -127,7 +146,16 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "seed": ([*FIT, "--seed", "-1"], ["seed_everything: -1 is not a seed", "from 0"]),
     "text in a list": ([*FIT, "--model.triggers", "[1, 2]"], ["'1' is not text", "quote it"]),
     "file for a source": ([*FIT, "--data.source", "data.csv"], ["did you mean --data.source.path data.csv?"]),
-    "mapping": ([*FIT, "--data.max_rows", "200"], ["data.max_rows: '200' is not names and values", "{name: value"]),
+    "mapping": ([*FIT, "--data.max_rows", "200"], ["data.max_rows: '200' is not names", "train=200 or {train: 200"]),
+    "another mapping": ([*FIT, "--data.source.splits", "200"], ["'200' is not names and values", "{name: value"]),
+    "short list": (
+        [*FIT, "--data.validation_parts", "[0.5, 0.5]"],
+        ["data.validation_parts: [0.5, 0.5] has 2 values, and 3 are needed; write it as [a, b, c]"],
+    ),
+    "short list or nothing": (
+        [*FIT, "--data.source.rating_cut", "[1]"],
+        ["data.source.rating_cut: [1] has 1 value, and 2 are needed; write it as [a, b]"],
+    ),
     "label": ([*FIT, "--model.target_label", "postive"], ["did you mean positive?", "labels are negative, positive"]),
     "bool": ([*FIT, "--trainer.deterministic", "maybe"], ["trainer.deterministic: 'maybe'", "true or false"]),
     # configs
@@ -186,7 +214,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def wrong_configs(workspace: Path) -> Path:
-    for name, text in CONFIGS.items():
+    for name, text in (CONFIGS | MODULES).items():
         (workspace / name).write_text(f"{text}\n", encoding="utf-8")
     return workspace
 

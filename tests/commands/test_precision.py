@@ -78,7 +78,7 @@ def test_the_values_known_early_are_those_of_the_trainer_and_auto() -> None:
         (["--trainer.precision=bf16-true"], "bf16-true"),
     ):
         assert parse(run_parser("fit"), [*GIVEN, *args]).trainer.precision == value
-    with pytest.raises(InputError, match=r"precision: 'bf16-mxied' is not a value of it; did you mean bf16-mixed"):
+    with pytest.raises(InputError, match=r"precision: 'bf16-mxied' is not one of its values; did you mean bf16-mixed"):
         parse(run_parser("fit"), [*GIVEN, "--trainer.precision", "bf16-mxied"])
 
 

@@ -303,6 +303,19 @@ def test_without_a_victim_such_a_defense_is_refused_before_training(
         trainer.fit(attack, datamodule=data)
 
 
+@pytest.mark.parametrize("defense", [None, Onion(bar=0.0)], ids=["none", "needs no victim"])
+def test_a_victim_that_nothing_would_use_is_refused(
+    make: Callable[..., BackdoorDataModule], attack: BadNets, trainer: Trainer, defense: DataDefense | None
+) -> None:
+    data = make(data_defense=defense, victim="undefended")
+    data.attack = attack
+    problem = "'undefended' has no effect, since there is no data defense that needs a victim"
+    for begun in (data.check_cleaning, lambda: trainer.fit(attack, datamodule=data)):
+        with pytest.raises(InputError, match=rf"^data.victim: {problem}; give --data.data_defense, such as Cube, or"):
+            begun()
+    trainer.validate(attack, datamodule=data, verbose=False)  # as with saved configs of earlier versions
+
+
 def test_a_victim_of_other_labels_or_another_tokenizer_is_refused_before_training(
     make: Callable[..., BackdoorDataModule],
     attack: BadNets,

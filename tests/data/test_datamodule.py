@@ -253,6 +253,21 @@ def test_arguments_out_of_range_are_named_before_anything_is_read(arguments: dic
         BackdoorDataModule(Source("not read"), **arguments)
 
 
+def test_ratings_between_two_numbers_are_said_to_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ratings = [str(i % 3 - 1) for i in range(30)]
+    write(tmp_path / "rows.csv", [f"text {i}" for i in range(30)], ratings)
+    source = Source(str(tmp_path / "rows.csv"), rating_cut=(-1.0, 1.0))
+    with caplog.at_level("INFO"):
+        BackdoorDataModule(source).clean_splits()
+    assert "10 rows whose label is between -1 and 1 were left out" in caplog.text
+
+
+def test_a_path_in_place_of_a_source_is_refused() -> None:
+    for path in ("x.csv", Path("x.csv")):
+        with pytest.raises(InputError, match=r"^source: 'x.csv' is not a Source; give Source\(\"x.csv\"\)$"):
+            BackdoorDataModule(path)  # type: ignore[arg-type]
+
+
 def test_without_a_trainer_the_attack_is_set_by_hand(data: BackdoorDataModule, tiny: dict[str, Any]) -> None:
     data.attack = attack = BadNets(poison_rate=0.2, **tiny)
     data.prepare_data()

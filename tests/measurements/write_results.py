@@ -118,6 +118,16 @@ def columns_of(line: Line) -> dict[str, str]:
     return OF_THE_MODEL if line["inspection_score"] else INFERENCE
 
 
+def rows_tested(lines: Sequence[Line], undefended: Sequence[Line]) -> str:
+    """What the title of a row adds where the defense was tested on fewer rows than the victim without it."""
+    count, whole = (
+        min((int(line["n_clean"]) for line in cells if line["n_clean"]), default=0) for cells in (lines, undefended)
+    )
+    if not 0 < count < whole:
+        return ""
+    return f" ({count} clean{', their poisoned' if lines[0]['asr'] else ''} rows)"
+
+
 def defenses_table(results: Results, columns: dict[str, str]) -> str:
     """Attacks against the defenses of one table, in the order of the grid, with the undefended victim first."""
     rows = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
@@ -136,6 +146,7 @@ def defenses_table(results: Results, columns: dict[str, str]) -> str:
                 continue
             control = defense in (CLEAN_TRAINING, TRUSTED_ROWS_ONLY)
             title = f"*{defense}, same rows*" if control else defense
+            title += rows_tested(lines, undefended)
             of_defenses.append(markdown_row(title, lines, [*columns.values()]))
         if of_defenses:
             rows += [markdown_row(f"**{name}**{mark}", undefended, own), *of_defenses]

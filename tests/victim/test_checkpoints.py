@@ -120,7 +120,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, path)
     with pytest.raises(InputError, match="does not record its model and labels"):
         load_trained(str(path))
-    with pytest.raises(InputError, match="neither a Lightning checkpoint"):
+    with pytest.raises(InputError, match=r"neither a Lightning checkpoint .*; give a .ckpt, or"):
         load_trained(str(tmp_path / "nowhere"))
 
 

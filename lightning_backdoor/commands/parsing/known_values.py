@@ -175,7 +175,7 @@ class KnownValues:
             raise InputError(self.options.field(key), f"{text[:100]!r} is not {number}", "give one")
         if key == "trainer.precision" and text not in (*PRECISIONS, "null"):
             near = advice(did_you_mean(text, PRECISIONS), f"{self.options.prog} --help=all")
-            raise InputError(self.options.field(key), f"{text[:100]!r} is not a value of it", near)
+            raise InputError(self.options.field(key), f"{text[:100]!r} is not one of its values", near)
         if "str" in kinds:
             return text
         if (

@@ -201,7 +201,7 @@ def _check_nulls(options: Any, field: str) -> None:
     made = pydoc.locate(options.class_path)
     for name, value in vars(options.init_args).items():
         if value is None and not _takes_null(made, name):
-            raise InputError(f"{field}.{name}", "null is not a value of it", "give a value, or leave it out")
+            raise InputError(f"{field}.{name}", "null is not one of its values", "give a value, or leave it out")
         _check_nulls(value, f"{field}.{name}")
 
 

@@ -30,7 +30,7 @@ class Directions(NamedTuple):
     """Sums over the texts of one set or of several.
 
     Attributes:
-        sums: what :meth:`lightning_backdoor.defenses.defense.Defense.study` returned, added over all texts, by the name
+        sums: what :meth:`lightning_backdoor.defenses.Defense.study` returned, added over all texts, by the name
             of the defense.
         texts: number of the texts.
         sets: hash of the sets that were read to their end, in their order; empty where there is none.

@@ -135,7 +135,10 @@ def _part(path: Path) -> Part:
         if not (facts and 0 <= first <= last <= int(shard["input"]) and 1 <= int(shard["number"]) <= int(shard["of"])):
             raise ValueError("out of range")
     except (AttributeError, KeyError, TypeError, ValueError):
-        problem = f"{settings_path(path).name} beside {path} does not say which shard it is"
+        beside = settings_path(path)
+        problem = f"{beside.name} beside {path} does not say which shard it is"
+        if not beside.is_file():
+            problem = f"there is no {beside.name} beside {path}, which would say which shard it is"
         raise InputError("join", problem, "name the outputs of scan --shard") from None
     return Part(path, shard, settings, facts)
 

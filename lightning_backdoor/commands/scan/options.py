@@ -70,7 +70,7 @@ def parser() -> OptionParser:
         "--quoting", choices=("yes", "no"), help="whether fields of csv and tsv files are quoted (default: by the file)"
     )
     options.add_argument(
-        "--fpr", type=float, help="share of clean texts that may be flagged (default: the defense's, 0.1 for most)"
+        "--fpr", type=float, help="share of clean texts that may be flagged (default: the defense's own, 0.01 to 0.1)"
     )
     options.add_argument("--batch-size", type=int, default=32, help="number of texts scored at once")
     options.add_argument(

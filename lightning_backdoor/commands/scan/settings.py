@@ -36,9 +36,9 @@ def model_path(given: str, resolved: str) -> Path:
     """
     path = Path(resolved)
     if not given or not path.exists():
-        raise InputError(
-            "model", f"{given or repr(given)} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder"
-        )
+        problem = f"{given or repr(given)} is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder"
+        remedy = "give a run's folder, a .ckpt, or a folder with config.json, weights and tokenizer"
+        raise InputError("model", problem, remedy)
     return Path(trained_model(resolved))
 
 

@@ -32,7 +32,10 @@ EXTRA_TOKENS = 12
 
 
 class Paraphraser(Protocol):
-    """Paraphrases texts: the interface of :class:`LanguageModelParaphraser` and :class:`FileParaphraser`."""
+    """Interface of paraphrasers, such as :class:`LanguageModelParaphraser` and :class:`FileParaphraser`.
+
+    :meth:`paraphrase` returns a paraphrase, or None, for each text; :meth:`key` identifies its settings.
+    """
 
     def paraphrase(
         self, texts: Sequence[str], rngs: Sequence[random.Random], manner: Manner, generate: bool = True

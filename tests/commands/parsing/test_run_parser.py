@@ -36,12 +36,12 @@ WRONG_OPTIONS = {
     "wrong nested type": (["--data.batch_size", "1.5"], "data.batch_size: '1.5' is not a whole number"),
     "null": (
         ["--data.batch_size", "null"],
-        "data.batch_size: null is not a value of it; give a value, or leave it out",
+        "data.batch_size: null is not one of its values; give a value, or leave it out",
     ),
-    "null of a parent's": (["--model.poison_rate=null"], "model.poison_rate: null is not a value of it"),
+    "null of a parent's": (["--model.poison_rate=null"], "model.poison_rate: null is not one of its values"),
     "null of a callback": (
         [GRADIENT_ATTENTION, "--trainer.callbacks.fpr=null"],
-        "trainer.callbacks.fpr: null is not a value of it",
+        "trainer.callbacks.fpr: null is not one of its values",
     ),
     "missing file": (["--config", "nowhere.yaml"], "config: there is no file nowhere.yaml"),
     "missing module": ([*INFERENCE, "no_such_module.Nope"], "trainer.callbacks.defense: No module named"),

@@ -335,7 +335,10 @@ def test_a_checkpoint_that_needs_code_is_refused_in_one_line(
         ({"max_length": 0}, "max_length: 0 tokens hold no text"),
         ({"input": "nowhere.txt"}, "input: nowhere.txt is not a file"),
         ({"input": "image.png"}, "input: image.png has an unknown format"),
-        ({"model": "nowhere"}, "model: nowhere is neither"),
+        (
+            {"model": "nowhere"},
+            "model: nowhere is neither a Lightning checkpoint (.ckpt) nor a Hugging Face folder; give a run's folder,",
+        ),
     ],
 )
 def test_bad_input_is_reported_in_one_line_and_leaves_no_file(

@@ -85,7 +85,7 @@ def test_a_table_of_joined_shards_is_that_of_one_process(folder: Path, model: st
     assert not (folder / "whole.parquet.jsonl").exists()
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut", "twice", "another scan", "no shard", "no file"])
+@pytest.mark.parametrize("fault", ["missing", "cut", "twice", "another scan", "no shard", "no settings", "no file"])
 def test_parts_that_are_not_all_shards_of_one_scan_are_refused(
     fault: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,8 +104,11 @@ def test_parts_that_are_not_all_shards_of_one_scan_are_refused(
         beside.write_text(json.dumps({**json.loads(beside.read_text()), "fpr": 0.2}))
         message = "fpr differs between"
     elif fault == "no shard":
+        beside.write_text("{}")
+        message = f"{beside.name} beside {part} does not say which shard it is"
+    elif fault == "no settings":
         beside.unlink()
-        message = "does not say which shard it is"
+        message = f"there is no {beside.name} beside {part}"
     else:
         part.unlink()
         message = "is not a file"
