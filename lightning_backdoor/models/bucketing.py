@@ -23,7 +23,7 @@ class PassLimits(NamedTuple):
 
 PROCESSOR_LIMITS = PassLimits(tokens=512, overhead=16)
 #: in bfloat16, tokens take less time, and weights are packed anew in each pass.
-PROCESSOR_BFLOAT16_LIMITS = PassLimits(tokens=1024, overhead=64)
+PROCESSOR_BFLOAT16_LIMITS = PassLimits(tokens=2048, overhead=64)
 ACCELERATOR_LIMITS = PassLimits(tokens=8192, overhead=2048)
 
 
