@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning_backdoor.commands.slurm_step import tasks_together
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.locking import lock
-from lightning_backdoor.files.names import check_folder, check_name, expanded
+from lightning_backdoor.files.names import check_folder, check_name
 
 #: environment variable through which the processes that a command starts inherit its folder.
 VARIABLE = "LIGHTNING_BACKDOOR_RUN"
@@ -46,7 +46,7 @@ def output_folder(command: str, run_dir: str | None, name: str, resume: bool) ->
     """
     if VARIABLE in os.environ:
         return Path(os.environ[VARIABLE])
-    folder = Path(expanded(run_dir)) if run_dir else _new(Path("runs", name), stamp=_time())
+    folder = Path(run_dir) if run_dir else _new(Path("runs", name), stamp=_time())
     check_folder(folder, "run_dir")
     if command != "fit":
         folder = _new(folder / command)

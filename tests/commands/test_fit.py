@@ -146,7 +146,8 @@ def test_the_last_checkpoint_holds_the_last_epoch_and_the_best_the_first_of_equa
     workspace: Path, in_process: pytest.MonkeyPatch
 ) -> None:
     learns_nothing = ["--model.learning_rate", "1e-12", "--trainer.max_epochs", "3", "--keep_last", "true"]
-    assert main(["fit", "-c", "data.yaml", *learns_nothing, "--run_dir", "flat"]) == 0
+    in_process.setenv("HOME", str(workspace))
+    assert main(["fit", "-c", "data.yaml", *learns_nothing, "--run_dir", "~/flat"]) == 0  # the home folder is replaced
     epochs = {
         name: torch.load(workspace / "flat" / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
         for name in ("best", "last")

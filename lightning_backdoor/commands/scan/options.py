@@ -88,7 +88,7 @@ def parser() -> OptionParser:
 
 
 def parse(args: list[str]) -> tuple[argparse.Namespace, list[DefenseOption]]:
-    """The options of a scan, and its defenses.
+    """The options of a scan, with ``~`` replaced in paths, and its defenses.
 
     Raises:
         InputError: an option is missing or cannot be used.

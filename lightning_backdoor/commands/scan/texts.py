@@ -13,7 +13,7 @@ from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import column_positions, key_of
 from lightning_backdoor.files.delimited import DELIMITERS, delimited_rows, looks_quoted
 from lightning_backdoor.files.json_lines import parse_json
-from lightning_backdoor.files.names import expanded, local_path
+from lightning_backdoor.files.names import local_path
 from lightning_backdoor.files.text_files import DAMAGED, open_text
 
 INPUT_FORMATS = ("txt", "csv", "tsv", "jsonl", "parquet")
@@ -61,7 +61,7 @@ def count_texts(paths: Sequence[str], column: str = "text", quoting: bool | None
 
 def read_once(paths: Sequence[str]) -> bool:
     """Whether one of some files is standard input or a pipe."""
-    return any(path == "-" or not Path(expanded(path)).is_file() for path in paths)
+    return any(path == "-" or not Path(path).is_file() for path in paths)
 
 
 def read_texts(
@@ -103,7 +103,7 @@ def _texts(path: str, file_format: str, column: str, quoting: bool | None) -> It
         binary = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
         opened: IO[str] = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
     else:
-        opened = open_text(Path(expanded(path)), errors="surrogateescape")
+        opened = open_text(Path(path), errors="surrogateescape")
     with opened as file:
         if file_format in DELIMITERS:
             texts = _table(file, path, column, DELIMITERS[file_format], quoting)
@@ -140,7 +140,7 @@ def _jsonl(file: IO[str], path: str, column: str) -> Iterator[tuple[int, str]]:
 
 
 def _table(file: IO[str], path: str, column: str, delimiter: str, quoting: bool | None) -> Iterator[tuple[int, str]]:
-    quoted = looks_quoted(Path(expanded(path)), delimiter) if quoting is None else quoting
+    quoted = looks_quoted(Path(path), delimiter) if quoting is None else quoting
     rows = delimited_rows(file, path, delimiter, quoted)
     _, header = next(rows, (0, []))
     if header:
@@ -155,7 +155,7 @@ def _parquet(path: str, column: str, start: int) -> Iterator[str]:
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
     try:
-        with ParquetFile(Path(expanded(path))) as file:
+        with ParquetFile(Path(path)) as file:
             names = file.schema_arrow.names
             name = names[column_positions(names, {column: "column"}, path)[column]]
             type_ = file.schema_arrow.field(name).type
@@ -185,7 +185,7 @@ def _rows_in(path: str, option: str) -> int | None:
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(Path(expanded(path))) as file:
+        with ParquetFile(Path(path)) as file:
             return int(file.metadata.num_rows)
     except (pa.ArrowException, OSError) as error:
         raise InputError(path, f"does not read as parquet: {reason(error)}", "write it anew") from None

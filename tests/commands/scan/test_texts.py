@@ -11,7 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from lightning_backdoor.commands.scan.texts import count_texts, read_all, read_once, read_texts
+from lightning_backdoor.commands.scan.texts import count_texts, read_all, read_texts
 from lightning_backdoor.errors import InputError
 
 TEXTS = ["a fine film", 'he said "no"', "", " spaced ", "naïve 🎬, مرحبا", "tab-less; semi", "a\u2028b"]
@@ -163,18 +163,3 @@ def test_standard_input_is_read_as_it_comes_and_its_lines_are_checked(monkeypatc
             next(texts)
         assert not stdin.closed
     os.close(begin)
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.parquet"])
-def test_a_home_folder_is_one_wherever_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir("/")
-    if name.endswith(".parquet"):
-        pq.write_table(pa.table({"text": TEXTS[:2]}), tmp_path / name)
-    else:
-        (tmp_path / name).write_text('text\tid\n"a"\t1\n"b"\t2\n' if name.endswith("tsv") else "a\nb\n")
-    assert not read_once([f"~/{name}"])
-    assert count_texts([f"~/{name}"]) == 2
-    assert list(read_all([f"~/{name}"])) == list(read_texts(f"~/{name}")) == list(read_texts(str(tmp_path / name)))
