@@ -22,8 +22,8 @@ class PassLimits(NamedTuple):
 
 
 PROCESSOR_LIMITS = PassLimits(tokens=512, overhead=16)
-#: in bfloat16, tokens take less time, and weights are packed anew in each pass.
-PROCESSOR_BFLOAT16_LIMITS = PassLimits(tokens=2048, overhead=64)
+#: in bfloat16 with AMX, tokens take less time, and weights are packed anew in each pass.
+AMX_LIMITS = PassLimits(tokens=2048, overhead=64)
 ACCELERATOR_LIMITS = PassLimits(tokens=8192, overhead=2048)
 
 
@@ -32,14 +32,15 @@ def pass_limits(device: torch.device, dtype: torch.dtype = torch.float32) -> Pas
 
     Args:
         device: the device that the passes run on.
-        dtype: the type of the network's weights; on a processor, bfloat16 has limits of its own.
+        dtype: the type of the network's weights; on a processor with AMX, bfloat16 has limits of its own.
 
     Returns:
         The limits, to be given to :func:`group_by_length`.
     """
     if device.type != "cpu":
         return ACCELERATOR_LIMITS
-    return PROCESSOR_BFLOAT16_LIMITS if dtype == torch.bfloat16 else PROCESSOR_LIMITS
+    amx = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()  # private: torch 2.13.0
+    return AMX_LIMITS if amx else PROCESSOR_LIMITS
 
 
 def group_by_length(lengths: Sequence[int], limits: PassLimits) -> list[list[int]]:

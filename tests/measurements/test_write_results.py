@@ -1,4 +1,4 @@
-"""The tables of the results: what their rows are called."""
+"""The tables of the results: what their rows are called, and which rows stay when a part of the grid is run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from lightning_backdoor.benchmark.table import COLUMNS
-from tests.measurements.write_results import INFERENCE, Results, defenses_table
+from tests.measurements.cells import add_cells
+from tests.measurements.write_results import INFERENCE, Results, defenses_table, with_rows_before
 
 
-def write(path: Path, cells: list[tuple[str, str, str]]) -> Results:
+def write(path: Path, cells: list[tuple[str, str, str]], cacc: str = "0.9") -> Results:
     """A ``results.csv`` of cells of an attack, a defense and a number of clean rows."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
@@ -19,7 +20,7 @@ def write(path: Path, cells: list[tuple[str, str, str]]) -> Results:
         for attack, defense, count in cells:
             asr = "" if attack == "none" else "1.0"
             writer.writerow(
-                {"attack": attack, "defense": defense, "seed": "0", "n_clean": count, "cacc": "0.9", "asr": asr}
+                {"attack": attack, "defense": defense, "seed": "0", "n_clean": count, "cacc": cacc, "asr": asr}
             )
     return Results(path)
 
@@ -32,3 +33,46 @@ def test_a_defense_that_was_tested_on_fewer_rows_says_so(attack: str, rows: str,
     table = defenses_table(write(tmp_path / "results.csv", cells), INFERENCE)
     assert "| STRIP | 0.900" in table
     assert f"| substitution voting ({rows}) | 0.900" in table
+
+
+def test_rows_stay_whose_cells_are_not_in_the_results(tmp_path: Path) -> None:
+    before = [("BadNets", "none", "9"), ("BadNets", "DAN", "9"), ("BadNets", "STRIP", "4")]
+    controls = [("BadNets", "clean training", "9"), ("none", "none", "9"), ("none", "DAN", "9")]
+    old = defenses_table(write(tmp_path / "old.csv", before + controls), INFERENCE)
+    now = [("BadNets", "none", "9"), ("BadNets", "STRIP", "9"), ("BadNets", "RAP", "9")]
+    new = defenses_table(write(tmp_path / "new.csv", now, cacc="0.8"), INFERENCE)
+    titles = [line.split("|")[1:3] for line in with_rows_before(new, old).splitlines()[2:]]
+    assert [(title.strip(), cacc.strip()[:5]) for title, cacc in titles] == [
+        ("**BadNets**", "0.800"),
+        ("DAN", "0.900"),
+        ("STRIP", "0.800"),
+        ("RAP", "0.800"),
+        ("*clean training, same rows*", "0.900"),
+        ("**no attack**", "0.900"),
+        ("DAN", "0.900"),
+    ]
+
+
+def test_a_file_of_cells_has_the_last_results_of_each_cell(tmp_path: Path) -> None:
+    cells = tmp_path / "folder" / "cells.csv"
+    write(tmp_path / "first.csv", [("BadNets", "none", "9"), ("BadNets", "DAN", "9")], cacc="0.9")
+    write(tmp_path / "second.csv", [("BadNets", "DAN", "9"), ("none", "none", "9")], cacc="0.8")
+    add_cells(tmp_path / "first.csv", cells)
+    add_cells(tmp_path / "second.csv", cells)
+    found = Results(cells)
+    numbers = [found.number(*names, "0", "cacc") for names in (("BadNets", "none"), ("BadNets", "DAN"))]
+    assert numbers == [0.9, 0.8]
+    assert found.number("none", "none", "0", "cacc") == 0.8
+
+
+def test_a_cell_that_failed_does_not_replace_one_that_did_not(tmp_path: Path) -> None:
+    cells = tmp_path / "cells.csv"
+    write(tmp_path / "first.csv", [("BadNets", "DAN", "9")])
+    add_cells(tmp_path / "first.csv", cells)
+    failed = dict.fromkeys(COLUMNS, "") | {"attack": "BadNets", "defense": "DAN", "seed": "0", "error": "no memory"}
+    with (tmp_path / "second.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerow(failed)
+    add_cells(tmp_path / "second.csv", cells)
+    assert Results(cells).number("BadNets", "DAN", "0", "cacc") == 0.9

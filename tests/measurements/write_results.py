@@ -1,7 +1,9 @@
 """The tables of ``docs/results.md``, from the ``results.csv`` of the grid ``configs/benchmark/minilm_sst2.yaml``.
 
-Run ``python -m tests.measurements.write_results --results runs/minilm_sst2/results.csv --write docs/results.md``;
-``--tables`` names some of the tables. Cells that have not been run yet are shown as dashes.
+Run ``python -m tests.measurements.write_results --results runs/minilm_sst2/results.csv --cells
+docs/cells/minilm_sst2.csv --write docs/results.md``; ``--tables`` names some of the tables. The grid can be run in
+parts, on several machines: ``--cells`` names a file of cells to which those of the results are added, and from which
+the tables are made. In the tables of defenses, rows of which the file has no cells are kept as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
-from tests.support.marked import replace_marked
+from tests.measurements.cells import add_cells
+from tests.support.marked import marked, replace_marked
 
 #: a line of ``results.csv`` by its column names.
 Line = dict[str, str]
@@ -153,6 +156,29 @@ def defenses_table(results: Results, columns: dict[str, str]) -> str:
     return "\n".join(rows)
 
 
+def _rows_by_title(table: str) -> dict[str, dict[str, str]]:
+    """The lines of a table of defenses by attack and defense; that of the undefended victim under an empty name."""
+    found: dict[str, dict[str, str]] = {}
+    for line in table.splitlines()[2:]:
+        title = line.split("|")[1].strip()
+        if title.startswith("**"):
+            rows = found.setdefault(title.split("**")[1], {})
+            rows[""] = line
+        else:
+            rows[title.strip("*").partition(" (")[0]] = line
+    return found
+
+
+def with_rows_before(table: str, before: str) -> str:
+    """A table of defenses with those rows of an older one that it lacks; controls stay behind the defenses."""
+    new, old = _rows_by_title(table), _rows_by_title(before)
+    lines = table.splitlines()[:2]
+    for attack in (*ATTACKS, "no attack"):
+        rows = [*(old.get(attack, {}) | new.get(attack, {})).values()]
+        lines += sorted(rows, key=lambda line: line.startswith("| *") and not line.startswith("| **"))
+    return "\n".join(lines)
+
+
 def bar_table(results: Results) -> str:
     """Which runs under MuScleLoRA have an excess ASR of at most 0.05 and a CACC 0.03 above the control."""
     rows = ["| | seed | excess ASR | CACC above the control | reaches the bar |", "|---|---|---|---|---|"]
@@ -187,12 +213,15 @@ def ablation_table(results: Results) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The tables of docs/results.md, from a grid's results.csv.")
     parser.add_argument("--results", type=Path, required=True, help="results.csv of the grid")
+    parser.add_argument("--cells", type=Path, help="file of cells to which those of the results are added")
     parser.add_argument("--write", type=Path, help="file whose marked parts are replaced by the tables")
     parser.add_argument("--tables", nargs="+", help="inference, training, model, bar, ablation; all by default")
     args = parser.parse_args()
     if not args.results.is_file():
         parser.error(f"--results: there is no file {args.results}")
-    results = Results(args.results)
+    if args.cells:
+        add_cells(args.results, args.cells)
+    results = Results(args.cells or args.results)
     tables = {
         "inference": defenses_table(results, INFERENCE),
         "training": defenses_table(results, TRAINING),
@@ -203,6 +232,8 @@ def main() -> None:
     if args.tables:
         tables = {name: tables[name] for name in args.tables}
     if args.write:
+        for name in {"inference", "training", "model"} & tables.keys():
+            tables[name] = with_rows_before(tables[name], marked(args.write, name))
         replace_marked(args.write, tables)
     else:
         print("\n\n".join(tables.values()))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
-from lightning_backdoor.models.bucketing import PassLimits, divide_evenly
+from lightning_backdoor.models.bucketing import AMX_LIMITS, PROCESSOR_LIMITS, PassLimits, divide_evenly, pass_limits
 
 LIMITS = PassLimits(tokens=64, overhead=4)
 
@@ -38,3 +39,11 @@ def test_rows_of_one_pass_are_similar_by_what_is_given() -> None:
 def test_a_row_that_is_too_long_is_alone_and_no_row_makes_no_pass() -> None:
     assert divide_evenly([100, 1, 70], LIMITS)[:2] == [[0], [2]]
     assert divide_evenly([], LIMITS) == []
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_large_passes_are_for_bfloat16_on_a_processor_with_amx(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    device = torch.device("cpu")
+    assert pass_limits(device) == PROCESSOR_LIMITS
+    assert pass_limits(device, torch.bfloat16) == (AMX_LIMITS if amx else PROCESSOR_LIMITS)

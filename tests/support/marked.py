@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
+def marked(path: Path, name: str) -> str:
+    """The text between the file's marks ``<!-- name -->`` and ``<!-- /name -->``."""
+    _, _, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    return rest.partition(f"\n<!-- /{name} -->")[0]
+
+
 def replace_marked(path: Path, parts: Mapping[str, str]) -> None:
     """Puts each text between the file's marks ``<!-- name -->`` and ``<!-- /name -->``."""
     text = path.read_text(encoding="utf-8")
