@@ -4,9 +4,10 @@
     python -m tests.measurements.growth rows classes --max 100000 --only poison
 
 Each point is measured in a process of its own, forked from one that has the libraries, and kept in ``--output``, so
-that the same command continues where it was ended. The slope is that of the logarithms between the two largest points:
-1 is linear. A slope above 1.1 is marked, with its reason where ``EXPECTED`` has one. Memory is the highest resident
-memory, that of the largest process, and what the operation adds to it.
+that the same command continues where it was ended. There are at most as many processes as cores. The slope is that of
+the logarithms between the two largest points: 1 is linear. A slope above 1.1 is marked, with its reason where
+``EXPECTED`` has one. Memory is the highest resident memory, that of the largest process, and what the operation adds to
+it.
 """
 
 from __future__ import annotations
@@ -140,6 +141,8 @@ def measure_axis(axis: str, args: argparse.Namespace, kept: dict[str, Any]) -> I
         done = []
         for value in values:
             if axis == "rows" and value > min(args.max, most or args.max):
+                continue
+            if axis == "processes" and value > (os.cpu_count() or value):  # which commands refuse
                 continue
             key = f"{operation} | {axis} | {value}"
             if key not in kept:

@@ -2,7 +2,8 @@
 
 Run ``python -m tests.measurements.speed --data sst2 --write docs/results.md`` on an idle machine. Each part is a script
 of this folder, run in a process of its own; its figures are kept in ``--folder`` as they come, so that an interrupted
-run goes on where it was. ``--again PART`` measures a part anew.
+run goes on where it was. ``--again PART`` measures a part anew. With ``--only PART``, ``--write`` replaces the rows of
+these parts, and leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from tests.measurements.pairs import Summary
-from tests.support.marked import replace_marked
+from tests.support.marked import marked, replace_marked
 
 #: the parts of the table: the script of this folder, and its own arguments.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -54,6 +55,12 @@ def line(row: Summary) -> str:
     return f"| {' | '.join((*cells, str(row.pairs)))} |"
 
 
+def with_rows_before(lines: list[str], before: str) -> str:
+    """The table with those rows of an older one that it lacks, in the order of the older one."""
+    old, new = ({line.split("|")[1]: line for line in part} for part in (before.splitlines(), lines))
+    return "\n".join((old | new).values())
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description="The speed table: every paired measurement, by one command.")
     options.add_argument("--data", type=Path, default=Path("sst2"), help="folder with SST-2")
@@ -71,7 +78,8 @@ def main() -> None:
         rows: list[dict[str, object]] = content["comparisons"]  # type: ignore[assignment]
         lines += [line(Summary(**row)) for row in rows]  # type: ignore[arg-type]
     if args.write:
-        replace_marked(args.write, {"speed": "\n".join(lines)})
+        before = "" if args.only == list(PARTS) else marked(args.write, "speed")
+        replace_marked(args.write, {"speed": with_rows_before(lines, before)})
     else:
         print("\n".join(lines))
 
