@@ -103,7 +103,8 @@ def load_source(source: Source) -> Loaded:
 
     Raises:
         InputError: the source cannot be read, a column is missing or named twice, a label is missing, unknown, or the
-            label of no training row, a text column is blank, or all training rows are of one class.
+            label of no training row, a text column is blank, two splits have the same texts, or all training rows are
+            of one class.
     """
     column = str(source.label_column)
     _check_columns(source)
@@ -133,6 +134,7 @@ def load_source(source: Source) -> Loaded:
         if not any(text.strip() for text in texts):
             raise InputError("text_column", f"{_shown(source)} is blank in all rows of {split}", "name another")
         splits[split] = LabelledTexts(texts, kept)
+    _check_shared_texts(splits)
     used = set(splits["train"].labels)
     if len(used) < 2:
         raise InputError(
@@ -209,6 +211,19 @@ def _texts(table: Table, split: str, source: Source) -> list[str]:
     if len(parts) == 1:
         return parts[0]
     return [source.joined_by.join(text for text in row if text) for row in zip(*parts, strict=True)]
+
+
+def _check_shared_texts(splits: Mapping[str, LabelledTexts]) -> None:
+    """Checks that no two splits have the same texts; says how many texts of a split are in another one as well."""
+    for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        if split not in splits or other not in splits:
+            continue
+        texts, others = set(splits[split].texts), set(splits[other].texts)
+        shared = len(texts & others)
+        if shared == len(texts) == len(others):
+            raise InputError("splits", f"{split} has the same texts as {other}", "give other rows, or leave it out")
+        if shared:
+            rank_zero_warn(f"splits: {shared} of {len(texts)} texts of {split} are texts of {other} as well")
 
 
 def _names_of_cut(source: Source) -> list[str]:

@@ -364,11 +364,11 @@ def test_rows_that_are_trained_on_are_no_other_split(tmp_path: Path, name: str, 
 def test_thresholds_are_not_set_on_test_rows(tmp_path: Path, validation: str, test: str) -> None:
     (tmp_path / "sub").mkdir()
     write(tmp_path / "train.csv")
-    (tmp_path / "link.csv").symlink_to(write(tmp_path / "dev.csv"))
+    (tmp_path / "link.csv").symlink_to(write(tmp_path / "dev.csv", ["a", "b"], [0, 1]))
     (tmp_path / "both.csv").symlink_to("link.csv")
     if validation == "valid":
         datasets.DatasetDict(
-            {name: datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}) for name in ("train", "valid")}
+            {name: datasets.Dataset.from_dict({"text": [name, "b"], "label": [0, 1]}) for name in ("train", "valid")}
         ).save_to_disk(tmp_path / "saved")
     path = str(tmp_path / "saved") if validation == "valid" else str(tmp_path)
     splits = {"train": "train", "validation": validation, "test": test}
@@ -378,6 +378,23 @@ def test_thresholds_are_not_set_on_test_rows(tmp_path: Path, validation: str, te
     )
     del splits["validation"]
     assert load_source(Source(path, splits=splits)).splits.keys() == splits.keys()
+
+
+@pytest.mark.parametrize(("split", "other"), [("validation", "train"), ("test", "train"), ("test", "validation")])
+def test_copies_of_a_file_are_no_other_split(tmp_path: Path, split: str, other: str) -> None:
+    for name in ("train", "validation", "test"):
+        write(tmp_path / f"{name}.csv", [f"{name} a", f"{name} b"], [0, 1])
+    (tmp_path / f"{split}.csv").write_bytes((tmp_path / f"{other}.csv").read_bytes())
+    assert error(Source(str(tmp_path))) == (
+        f"splits: {split} has the same texts as {other}; give other rows, or leave it out"
+    )
+
+
+def test_texts_that_two_splits_share_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", ["a", "b", "c"], [0, 1, 0])
+    write(tmp_path / "test.csv", ["b", "c", "d", "e"], [1, 0, 0, 1])
+    with pytest.warns(UserWarning, match=r"^splits: 2 of 4 texts of test are texts of train as well$"):
+        load_source(Source(str(tmp_path)))
 
 
 def test_what_is_trained_on_is_known_under_another_name_too(tmp_path: Path) -> None:
