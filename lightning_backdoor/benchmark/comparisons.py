@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain, combinations
 from typing import Any, NamedTuple
@@ -43,11 +43,13 @@ class Text(NamedTuple):
         poisoned: whether it carries the trigger.
         index: the row's position in its source split.
         target_label: the label that the attack wants for it, where one row has several poisoned copies.
+        copy: number of the text among those that the other fields do not tell apart, as in files of poisoned rows.
     """
 
     poisoned: bool
     index: int  # type: ignore[assignment]  # hides the method tuple.index
     target_label: str | None
+    copy: int
 
 
 class Answers(NamedTuple):
@@ -74,9 +76,12 @@ def answers_of(outcomes: Iterable[Outcome]) -> Answers:
     result = Answers(defaultdict(dict), defaultdict(dict), defaultdict(dict))
     outcomes = [*outcomes]
     targets = target_labels(outcomes)
+    seen: Counter[tuple[bool, int, str | None]] = Counter()
     for outcome in outcomes:
         own = outcome._replace(defended_prediction=None, rejected=None)
-        text = Text(outcome.poisoned, outcome.index, outcome.target_label)
+        known = outcome.poisoned, outcome.index, outcome.target_label
+        text = Text(*known, seen[known])
+        seen[known] += 1
         if outcome.poisoned:
             result.hits["asr"][text] = is_attack_success(outcome)
             result.hits["pacc"][text] = is_correct(outcome)

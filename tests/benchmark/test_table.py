@@ -141,6 +141,15 @@ def test_defenses_are_compared_on_the_texts_that_both_have() -> None:
     assert compared["difference"] == 0.5
 
 
+def test_every_poisoned_copy_of_a_row_counts() -> None:
+    by_defense = {
+        name: {0: answers_of(Outcome(5, True, "bad", "good", prediction) for prediction in predictions)}
+        for name, predictions in (("none", ["good", "good"]), ("other", ["good", "bad"]))
+    }
+    compared, _ = compare_defenses(row("a", "none"), by_defense, 0)
+    assert (compared["metric"], compared["difference"]) == ("asr", 0.5)
+
+
 @pytest.mark.parametrize(("poisoned", "metric"), [(True, "asr"), (False, "cacc")])
 def test_poisoned_texts_count_for_asr_and_clean_ones_for_cacc(poisoned: bool, metric: str) -> None:
     outcomes = [Outcome(5, poisoned, "bad", "good", "good"), Outcome(6, poisoned, "good", "bad", "good")]
