@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, SumMetric
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.batch import Batch, clean_rows, token_spans
@@ -40,6 +40,7 @@ class DetectionMetrics:
             detection |= {"tpr": FlagRate(True), "tpr_confirmed": FlagRate(True)}
             detection |= {_at_budget("tpr", budget): FlagRate(True) for budget in BUDGETS}
             detection |= {"auroc": self._scores, "auroc_target": DetectionAUROC(), "localisation": Localisation()}
+            detection["localisation_texts"] = SumMetric()
         self._scores.to(victim.device)
         self._metrics: dict[str, Metric] = {
             name: metric.to(victim.device) for name, metric in {**metrics, **detection, "overhead": Overhead()}.items()
@@ -72,7 +73,9 @@ class DetectionMetrics:
         self._metrics["auroc_target"].update(scores.text[as_target], poisoned[as_target])
         rows = [] if scores.top is None else poisoned.nonzero().flatten().tolist()
         tops = [_top_span(victim, batch, row, int(scores.top[row])) for row in rows if scores.top is not None]
-        self._metrics["localisation"].update(tops, [batch["spans"][row] for row in rows])
+        triggers = [batch["spans"][row] for row in rows]
+        self._metrics["localisation"].update(tops, triggers)
+        self._metrics["localisation_texts"].update(sum(map(bool, triggers)))  # as localisation counts them
 
     def update_overhead(self, defended: float, plain: float) -> None:
         """Adds the seconds that the computed texts of a batch took with the defense and with the victim alone."""

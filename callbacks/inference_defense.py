@@ -71,8 +71,8 @@ class InferenceDefense(FailsAlone):
 
     Logged as ``val/...`` and ``test/...``: ``cacc_defended``, ``asr_defended``, ``pacc_defended``,
     ``asr_floor_defended``, ``auroc``, ``auroc_target``, ``tpr``, ``fpr``, ``tpr_confirmed``, ``fpr_confirmed``,
-    ``tpr_at_fpr_1`` and ``fpr_at_fpr_1`` (the budget in percent; also 5 and 10), ``localisation``, ``overhead``; with a
-    gate ``gate_open`` (1 or 0) and ``gate_p_value``.
+    ``tpr_at_fpr_1`` and ``fpr_at_fpr_1`` (the budget in percent; also 5 and 10), ``localisation``,
+    ``localisation_texts``, ``overhead``; with a gate ``gate_open`` (1 or 0) and ``gate_p_value``.
 
     Args:
         defense: the defense to run.

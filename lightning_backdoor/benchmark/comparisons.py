@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,8 +153,8 @@ def working_defenses(by_defense: Mapping[str, BySeed], undefended: BySeed) -> di
 
     By ASR, CACC and PACC these are the defenses that keep a larger share of the victim's correct predictions than of
     its attack successes, so neither one that changes nothing nor one that rejects everything; by TPR and FPR, those
-    that flag a larger share of poisoned texts than of clean ones, both by Fisher's exact test; by AUROC, those whose
-    AUROC is above 0.5.
+    that flag a larger share of poisoned texts than of clean ones, both by Fisher's exact test, in which a text counts
+    once whatever the number of seeds; by AUROC, those whose AUROC is above 0.5.
 
     Args:
         by_defense: the answers under each defense by seed.
@@ -163,12 +163,10 @@ def working_defenses(by_defense: Mapping[str, BySeed], undefended: BySeed) -> di
     result: dict[str, set[str]] = {metric: set() for metric in COMPARED}
     for defense, of_seeds in by_defense.items():
         pairs = [(answers, undefended[seed]) for seed, answers in of_seeds.items() if seed in undefended]
-        kept = [_kept(metric, pairs) for metric in ("cacc", "asr")]
-        flags = [
-            [*chain.from_iterable(one.hits[metric].values() for one in of_seeds.values())] for metric in ("tpr", "fpr")
-        ]
+        kept = [_counted(_kept(metric, *pair) for pair in pairs) for metric in ("cacc", "asr")]
+        flags = [_counted(answers.hits[metric] for answers in of_seeds.values()) for metric in ("tpr", "fpr")]
         for metrics, (more, less) in ((("asr", "cacc", "pacc"), kept), (("tpr", "fpr"), flags)):
-            if is_more_frequent(sum(more), len(more), sum(less), len(less)):
+            if is_more_frequent(*more, *less):
                 for metric in metrics:
                     result[metric].add(defense)
         for metric in ("auroc", "auroc_target"):
@@ -179,11 +177,19 @@ def working_defenses(by_defense: Mapping[str, BySeed], undefended: BySeed) -> di
     return result
 
 
-def _kept(metric: str, pairs: Iterable[tuple[Answers, Answers]]) -> list[bool]:
-    """For each hit of the undefended victim, the second of a pair, whether it is one under the defense too."""
-    return [
-        answers.hits[metric][text]
-        for answers, undefended in pairs
-        for text, hit in undefended.before[metric].items()
-        if hit and text in answers.hits[metric]
-    ]
+def _kept(metric: str, answers: Answers, undefended: Answers) -> dict[Text, bool]:
+    """For each hit of the undefended victim, whether it is one under the defense too."""
+    hits = answers.hits[metric]
+    return {text: hits[text] for text, hit in undefended.before[metric].items() if hit and text in hits}
+
+
+def _counted(seeds: Iterable[Mapping[Text, bool]]) -> tuple[int, int]:
+    """The number of hits, and of texts; a text counts once, with the share of its copies and seeds that are hits.
+
+    The same text under other seeds is not independent.
+    """
+    by_text: dict[int, list[bool]] = defaultdict(list)
+    for hits in seeds:
+        for text, hit in hits.items():
+            by_text[text.index].append(hit)
+    return round(sum(sum(hits) / len(hits) for hits in by_text.values())), len(by_text)

@@ -31,19 +31,23 @@ def with_targets(clean: Iterable[Outcome], poisoned: Iterable[Outcome]) -> list[
     return [outcome._replace(target_label=target) for outcome, wanted in of_text for target in wanted]
 
 
-def text_intervals(outcomes: Sequence[Outcome], localisation: float | None) -> dict[str, Interval]:
+def text_intervals(
+    outcomes: Sequence[Outcome], localisation: float | None, localisation_texts: float | None = None
+) -> dict[str, Interval]:
     """The interval of each number of a test that is a share of texts, or an AUROC; NaN without texts.
 
     Args:
         outcomes: the outcome of each row of the test.
         localisation: the test's localisation, which outcomes do not tell.
+        localisation_texts: the number of texts that localisation is a share of; None, as in tests of earlier versions,
+            gives it no interval.
     """
     clean, poisoned = ([o for o in outcomes if o.poisoned is side] for side in (False, True))
     of_others = [o for o in with_targets(clean, poisoned) if o.label != o.target_label]
     targets = target_labels(outcomes)
     taken_for_target = [o for o in clean if o.prediction in targets]
     judged = [[o for o in side if o.flagged is not None] for side in (clean, poisoned)]
-    located = len(poisoned) if localisation is not None else 0
+    located = round(localisation_texts or 0) if localisation is not None else 0
     return {
         "cacc_defended": _share(is_correct, clean),
         "asr_defended": _share(is_attack_success, poisoned),

@@ -47,7 +47,8 @@ def measured(
     logged = {f"{name}_defended": logged.get(name) for name in ("cacc", "asr", "pacc")} | logged
     row: ResultRow = dict.fromkeys(INTERVALS) | {name: _known(logged.get(name)) for name in METRIC_NAMES}
     row["excess_asr"] = _excess(row["asr"], row["asr_floor"])
-    for name, interval in text_intervals(outcomes, row["localisation"]).items():
+    localisation_texts = _known(logged.get("localisation_texts"))
+    for name, interval in text_intervals(outcomes, row["localisation"], localisation_texts).items():
         if row[name] is not None:
             row |= {f"{name}_low": _known(interval.low), f"{name}_high": _known(interval.high)}
     n_poisoned = sum(outcome.poisoned for outcome in outcomes)

@@ -37,6 +37,7 @@ ALSO_LOGGED = (
     ("fpr_confirmed", "Share of clean texts that are flagged and whose prediction the defense changed."),
     ("tpr_at_fpr_1", "TPR at the threshold for 1 % of the clean validation texts; likewise 5 and 10."),
     ("fpr_at_fpr_1", "FPR at the threshold for 1 % of the clean validation texts; likewise 5 and 10."),
+    ("localisation_texts", "Number of poisoned texts whose trigger has a position, of which localisation is a share."),
 )
 DIRECTIONS = {"high": "; higher is better.", "low": "; lower is better.", "": "."}
 

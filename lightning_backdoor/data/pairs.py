@@ -125,7 +125,7 @@ class PairsDataModule(LightningDataModule):
             texts = sorted(by_text)
             random.Random(f"{self.seed}/pairs").shuffle(texts)
             texts = texts[: self.max_pairs]
-            count = max(1, int(self.validation_share * len(texts)))
+            count = max(1, int(self.validation_share * len(texts) + 1e-9))  # 0.29 * 100 is 28.999…
             parts = {"validation": texts[:count], "train": texts[count:]}
             if not parts["train"]:
                 raise InputError("path", f"{self.path} has {len(texts)} texts with a paraphrase", "give more")

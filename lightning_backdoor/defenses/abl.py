@@ -64,5 +64,5 @@ def first_learned(losses: Tensor, share: float) -> Tensor:
     >>> first_learned(torch.tensor([0.3, 0.1, 0.9, 0.1]), share=0.5)
     tensor([1, 3])
     """
-    number = max(1, int(share * len(losses)))
+    number = max(1, int(share * len(losses) + 1e-9))  # 0.29 * 100 is 28.999…
     return losses.argsort(stable=True)[:number].sort().values

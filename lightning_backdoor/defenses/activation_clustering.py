@@ -88,7 +88,7 @@ class ActivationClustering(StateFilter):
         for label in sorted(set(labels.tolist())):
             rows = (labels == label).nonzero().flatten()
             smaller, silhouette = two_clusters(states[rows], self.components, self.seed)
-            share = float(smaller.float().mean())
+            share = int(smaller.sum()) / len(smaller)  # a mean in float32 may be above the limit that it equals
             told = f"{share:.0%} of its rows in the smaller cluster, silhouette {silhouette:.2f}"
             rank_zero_info(f"activation clustering: label {label} has {told}")
             if 0 < share <= self.max_share and silhouette >= self.min_silhouette:

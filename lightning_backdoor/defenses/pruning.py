@@ -154,7 +154,7 @@ def prune_while_accurate(
         holds = True
         while added:
             accuracies.append(accuracy_of(pruned + added))
-            if accuracies[-1] >= min_accuracy:
+            if accuracies[-1] >= min_accuracy - 1e-9:  # 0.1 - 0.04 is 0.060000000000000005
                 break
             holds, added = False, added[:-1] if restore else []
         pruned = pruned + added

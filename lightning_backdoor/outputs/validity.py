@@ -4,10 +4,12 @@ from __future__ import annotations
 
 #: an attack counts if its excess ASR and its ASR are at least this, and it costs at most this much CACC.
 MIN_EXCESS, MIN_ASR, MAX_LOSS = 0.5, 0.9, 0.03
+#: decimals to which limits hold: metrics are right to six digits, and so their differences to five decimals.
+DECIMALS = 5
 
 
 def excess_asr(asr: float, *floors: float | None) -> float:
-    """The excess ASR: the ASR minus the largest floor that is known.
+    """The excess ASR: the ASR minus the largest floor that is known, in six decimals.
 
     Args:
         asr: share of poisoned rows predicted as the target label, without a defense.
@@ -17,13 +19,15 @@ def excess_asr(asr: float, *floors: float | None) -> float:
     >>> excess_asr(1.0, 0.25, None)
     0.75
     """
-    return asr - max((floor for floor in floors if floor is not None), default=0.0)
+    return round(asr - max((floor for floor in floors if floor is not None), default=0.0), 6)
 
 
 def failed_conditions(
     asr: float, floor: float | None, cacc: float | None = None, clean: tuple[float | None, float | None] = (None, None)
 ) -> list[str]:
     """The conditions that an attack fails; empty if it counts as far as is known.
+
+    They are judged in five decimals, so that 18 of 20 is not below 0.9 because single precision is.
 
     Args:
         asr: share of poisoned rows predicted as the target label, without a defense.
@@ -42,10 +46,16 @@ def failed_conditions(
     clean_asr, clean_cacc = clean
     failed = []
     excess = excess_asr(asr, floor, clean_asr)
-    if excess < MIN_EXCESS:
-        failed.append(f"excess ASR {excess:.3f} is below {MIN_EXCESS}")
-    if asr < MIN_ASR:
-        failed.append(f"ASR {asr:.3f} is below {MIN_ASR}")
-    if cacc is not None and clean_cacc is not None and cacc < clean_cacc - MAX_LOSS:
-        failed.append(f"CACC {cacc:.3f} is more than {MAX_LOSS} below that of clean training, {clean_cacc:.3f}")
+    if round(excess, DECIMALS) < MIN_EXCESS:
+        failed.append(f"excess ASR {_shown(excess, MIN_EXCESS)} is below {MIN_EXCESS}")
+    if round(asr, DECIMALS) < MIN_ASR:
+        failed.append(f"ASR {_shown(asr, MIN_ASR)} is below {MIN_ASR}")
+    if cacc is not None and clean_cacc is not None and round(clean_cacc - cacc, DECIMALS) > MAX_LOSS:
+        own, clean_own = _shown(cacc, clean_cacc - MAX_LOSS), _shown(clean_cacc, cacc + MAX_LOSS)
+        failed.append(f"CACC {own} is more than {MAX_LOSS} below that of clean training, {clean_own}")
     return failed
+
+
+def _shown(share: float, limit: float) -> str:
+    """A share in three decimals, or in as many as limits hold to where three do not tell it from the limit."""
+    return f"{share:.{3 if round(share, 3) != round(limit, 3) else DECIMALS}f}"

@@ -174,6 +174,7 @@ def _metrics(outcomes: Sequence[Outcome], defense: str) -> dict[str, float | Non
             "tpr": share([bool(o.flagged) for o in poisoned]),
             "fpr": share([bool(o.flagged) for o in clean]),
             "localisation": 0.8 if poisoned and defense != "strip" else None,
+            "localisation_texts": len(poisoned),
             "overhead": 2.41,
         }
     return {f"test/{name}": value for name, value in metrics.items()}

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lightning_backdoor.benchmark.comparisons import Answers, answers_of, working_defenses
 from lightning_backdoor.benchmark.metrics import METRIC_NAMES
 from lightning_backdoor.benchmark.results import Results, collect_results
+from lightning_backdoor.benchmark.statistics import is_more_frequent
 from lightning_backdoor.benchmark.summaries import Number
 from lightning_backdoor.benchmark.table import ResultRow, measured
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
@@ -173,6 +175,29 @@ def test_seeds_are_pooled_by_text(tmp_path: Path) -> None:
     assert pooled["one", "other"]["difference"] == pytest.approx(-0.04)
     assert {one["p"] for one in results.comparisons if one["seed"] == 0 and one["metric"] == "asr"} >= {2 / 2**4}
     assert marks(results)["asr_defended"] == {"one": "tied", "same": "tied"}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_text_under_several_seeds_counts_once_where_defenses_must_do_something(seeds: int) -> None:
+    def answers(stopped: int, rejected: int, copies: int = 1) -> dict[int, Answers]:
+        texts = [(poisoned, i) for poisoned in (True, False) for i in range(TEXTS) for _ in range(copies)]
+        flagged = {*((True, i) for i in range(stopped)), *((False, i) for i in range(rejected))}
+        own = {True: "good", False: "bad"}
+        outcomes = [
+            Outcome(i, poisoned, "bad", "good", own[poisoned], own[poisoned], hit, hit, None, hit)
+            for poisoned, i in texts
+            for hit in [(poisoned, i) in flagged]
+        ]
+        return dict.fromkeys(range(seeds), answers_of(outcomes))
+
+    by_defense = {"slight": answers(3, 0), "strong": answers(90, 5), "blunt": answers(90, 90)}
+    assert not is_more_frequent(TEXTS, TEXTS, TEXTS - 3, TEXTS)
+    found = working_defenses(by_defense, answers(0, 0))
+    assert found == {
+        metric: {"strong"} if metric in ("asr", "cacc", "pacc", "tpr", "fpr") else set() for metric in found
+    }
+    copied = working_defenses({"slight": answers(3, 0, copies=3)}, answers(0, 0, copies=3))
+    assert not any(copied.values())
 
 
 def test_scores_are_compared_by_auroc(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS, answers_of, compare_defenses
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING
+from lightning_backdoor.benchmark.statistics import share_interval
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, ResultRow, csv_text, mark_valid, measured
 from lightning_backdoor.outputs.outcomes import Outcome
 
@@ -103,6 +104,17 @@ def test_rejected_texts_are_neither_attack_successes_nor_correct() -> None:
     assert (numbers["cacc_defended_low"], numbers["cacc_defended_high"]) == one_of_two
     assert (numbers["asr_defended_low"], numbers["asr_defended_high"]) == one_of_two
     assert numbers.keys() == {*NUMBERS}
+
+
+def test_the_interval_of_localisation_is_that_of_the_texts_it_counts() -> None:
+    outcomes = [Outcome(i, True, "bad", "good", "good") for i in range(100)]
+    logged = {"test/localisation": 0.5, "test/localisation_texts": 10.0}
+    numbers = measured(logged, outcomes)
+    assert (numbers["localisation_low"], numbers["localisation_high"]) == share_interval(5, 10)
+    assert numbers.keys() == {*NUMBERS}
+    # earlier versions did not log their number
+    numbers = measured({"test/localisation": 0.5}, outcomes)
+    assert [numbers[f"localisation{end}"] for end in ("", "_low", "_high")] == [0.5, None, None]
 
 
 def test_false_triggers_inspection_and_cleaning_have_columns() -> None:

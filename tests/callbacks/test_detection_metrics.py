@@ -62,6 +62,18 @@ def test_auroc_leaves_out_rows_with_a_part_of_the_trigger(attack: BadNets, batch
     assert float(with_all.compute()) != values["auroc"]  # the rows would have made a difference
 
 
+def test_the_number_of_texts_that_localisation_counts_is_given(attack: BadNets, batch: Batch, verdict: Verdict) -> None:
+    metrics = DetectionMetrics(attack)
+    top = verdict._replace(scores=Scores(SCORES, top=torch.ones(len(TEXTS), dtype=torch.long)))
+    batch["spans"][3] = []
+    for _ in range(2):
+        metrics.update(attack, batch, top, torch.zeros(3))
+    assert metrics.compute()["localisation_texts"] == 2  # a poisoned text with a trigger in each batch
+    without_tops = DetectionMetrics(attack)
+    without_tops.update(attack, batch, verdict, torch.zeros(3))
+    assert without_tops.compute()["localisation_texts"] == 0
+
+
 def test_outcomes_and_kept_texts_leave_out_rows_with_a_part_of_the_trigger(
     attack: BadNets, batch: Batch, verdict: Verdict
 ) -> None:

@@ -113,6 +113,8 @@ def test_whether_the_attack_counts_is_said_without_a_benign_victim(inside: Path)
     assert "attack: does not count, since its excess ASR 0.000 is below 0.5\n" in collapsed
     counts = selected_text(attack, data, [], validated(cacc=0.9, asr=0.95, asr_floor=0.1))
     assert "attack: counts (excess ASR 0.850), unless clean training has a CACC more than 0.03 higher" in counts
+    # 18 of 20 in single precision
+    assert "attack: counts" in selected_text(attack, data, [], validated(cacc=0.9, asr=0.8999999761581421))
     repaired = BadNets(model="model", published="published.ckpt")
     assert "attack under fine-tuning on training rows: excess ASR 0.100" in selected_text(
         repaired, data, [], validated(cacc=0.9, asr=0.2, asr_floor=0.1)

@@ -26,6 +26,11 @@ def test_pairs_of_one_text_are_in_one_part_and_those_without_a_paraphrase_in_non
     assert not texts["train"] & texts["validation"]
 
 
+def test_the_validation_share_is_exact(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.csv", [(f"text {i}", f"when {i}") for i in range(100)])
+    assert len(PairsDataModule(path, validation_share=0.29).pairs()["validation"]) == 29
+
+
 def test_the_draw_depends_on_the_seed_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.csv", [(f"text {i}", f"when {i}") for i in range(50)])
 

@@ -41,3 +41,4 @@ def test_the_rows_with_the_lowest_losses_are_isolated() -> None:
     expected = sorted(sorted(range(6), key=lambda row: (LOSSES[row], row))[:2])
     assert first_learned(torch.tensor(LOSSES), share=0.4).tolist() == expected == [1, 3]
     assert first_learned(torch.tensor(LOSSES), share=0.01).tolist() == [3]
+    assert len(first_learned(torch.zeros(100), share=0.29)) == 29

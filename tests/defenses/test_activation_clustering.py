@@ -35,6 +35,7 @@ def test_clusters_are_those_of_independent_components() -> None:
     ("poisoned", "distance", "settings", "goes"),
     [
         (20, 12.0, {"components": 1}, True),
+        (15, 12.0, {"components": 1, "max_share": 0.2}, True),  # 15 of 75
         (20, 12.0, {"components": 1, "max_share": 0.1}, False),  # the cluster is not small
         (20, 12.0, {"components": 1, "min_silhouette": 0.95}, False),  # the clusters are not separate
         (0, 0.0, {"min_silhouette": -1}, False),  # clean rows are divided about in halves

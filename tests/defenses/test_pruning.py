@@ -79,6 +79,11 @@ def test_the_last_group_comes_back_until_accuracy_holds(restore: bool, expected:
     assert found.accuracies == accuracies
 
 
+def test_accuracy_may_fall_to_the_limit() -> None:
+    lowest = 0.1 - 0.04  # a little more than 0.06
+    assert prune_while_accurate(PARTS[:1], set(), 1, lowest, lambda _: 3 / 50).pruned == PARTS[:1]
+
+
 def test_nothing_or_everything_but_the_spared_may_be_pruned() -> None:
     assert prune_while_accurate(PARTS, set(), 3, 0.5, lambda _: 0.0).pruned == []
     assert prune_while_accurate(PARTS, {(0, 3), (1, 0)}, 2, 0.5, lambda _: 1.0).pruned == [*PARTS[:3], *PARTS[5:]]
