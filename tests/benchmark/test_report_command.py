@@ -97,6 +97,12 @@ def test_the_folder_of_poison_files_is_the_dataset_and_that_of_another_attack_is
     assert len(seen) == (2 if dataset == "badnets" else 1)
 
 
+def judging(name: str, fpr: float, **more: Any) -> dict[str, Any]:
+    """A test's callback with an inference-time defense."""
+    arguments = {"name": name, "defense": {"class_path": "stub.Onion", "init_args": {"fpr": fpr}}, **more}
+    return {"class_path": "lightning_backdoor.callbacks.InferenceDefense", "init_args": arguments}
+
+
 def report(capsys: pytest.CaptureFixture[str], *runs: Path, **options: str) -> tuple[int, list[dict[str, str]], str]:
     """The exit status, the rows of ``results.csv``, and what was said on standard error."""
     given = [part for name, value in options.items() for part in (f"--{name}", value)]
@@ -213,6 +219,36 @@ def test_single_tests_are_rows_by_attack_defense_and_seed(tmp_path: Path, capsys
     assert (strip_row["asr"], strip_row["asr_defended"], strip_row["auroc"]) == ("1.0", "0.25", "")
     assert strip_row["valid"] == "yes"
     assert strip_row["n_poisoned"] == "1"
+
+
+def test_defenses_of_one_class_in_a_test_are_told_apart_by_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"class_path": "lightning_backdoor.callbacks.GradientAttentionDefense", "init_args": {"name": "ga"}}
+    for seed in (0, 1):
+        attached = [judging("weak", 0.1), judging("strong", 0.2), other]
+        single_test(tmp_path / f"run{seed}" / "test", seed=seed, callbacks=attached)
+        path = tmp_path / f"run{seed}" / "test" / "metrics.json"
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**metrics, "test/weak/asr_defended": 0.9}), encoding="utf-8")
+    _, rows, _ = report(capsys, tmp_path)
+    assert {(row["model"], row["defense"], row["asr_defended"]) for row in rows} == {
+        ("minilm", "Onion (weak)", "0.9"),
+        ("minilm", "Onion (strong)", "0.25"),
+        ("minilm", "GradientAttention", "0.25"),
+    }
+    table = Path("report/table.md").read_text(encoding="utf-8")
+    assert "0.900 ±0.000" in table
+    assert "0.250 ±0.000" in table
+
+
+def test_a_gate_tells_tests_apart_and_the_number_of_kept_texts_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, more in enumerate(({"texts": 9}, {"texts": 5}, {"texts": 5, "gate": True})):
+        single_test(tmp_path / f"run{seed}" / "test", seed=seed, callbacks=[judging("", 0.1, **more)])
+    _, rows, _ = report(capsys, tmp_path)
+    assert [row["defense"] for row in rows] == ["Onion (run0)", "Onion (run0)", "Onion (run2)"]
 
 
 def test_single_tests_are_named_as_in_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
