@@ -251,6 +251,17 @@ def test_a_gate_tells_tests_apart_and_the_number_of_kept_texts_does_not(
     assert [row["defense"] for row in rows] == ["Onion (run0)", "Onion (run0)", "Onion (run2)"]
 
 
+def test_tests_of_one_run_that_differ_are_told_apart_by_their_own_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, (folder, fpr) in enumerate({"one/test": 0.1, "one/test-2": 0.2, "two/test": 0.1}.items()):
+        single_test(tmp_path / folder, seed=seed, callbacks=[judging("", fpr)])
+    _, rows, _ = report(capsys, tmp_path)
+    assert [row["defense"] for row in rows] == ["Onion (one/test)", "Onion (one/test-2)", "Onion (one/test)"]
+    _, rows, _ = report(capsys, Path("one"))
+    assert [row["defense"] for row in rows] == ["Onion (test)", "Onion (test-2)"]
+
+
 def test_single_tests_are_named_as_in_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repair = {"class_path": "lightning_backdoor.callbacks.Pure", "init_args": {"min_accuracy": 0.8}}
     single_test(tmp_path / "runs" / "a" / "test", callbacks=[repair])
