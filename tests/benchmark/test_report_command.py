@@ -167,6 +167,22 @@ def test_one_name_for_different_settings_is_followed_by_the_folders(
     assert {row["model"] for row in rows} == {"minilm (a)", "minilm (c)"}
 
 
+def test_a_published_checkpoint_is_not_the_victim_that_is_trained_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid(tmp_path / "a", models={"minilm": {"checkpoint": "victims/bert"}})
+    grid(tmp_path / "b", seeds=(1,), models={"minilm": "victims/bert"})
+    _, rows, _ = report(capsys, Path("a"), Path("b"))
+    assert {row["model"] for row in rows} == {"minilm (a)", "minilm (b)"}
+    single_test(tmp_path / "tests" / "published")
+    single_test(tmp_path / "tests" / "trained", seed=1)
+    config = tmp_path / "tests" / "trained" / "config.yaml"
+    trained = {**yaml.safe_load(config.read_text(encoding="utf-8")), "ckpt_path": "runs/b/checkpoints/best.ckpt"}
+    config.write_text(yaml.safe_dump(trained), encoding="utf-8")
+    _, rows, _ = report(capsys, Path("tests"))
+    assert {row["model"] for row in rows} == {"minilm (published)", "minilm (trained)"}
+
+
 def test_a_cell_in_two_folders_counts_once_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = grid(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "copy")

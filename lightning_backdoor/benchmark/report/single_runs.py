@@ -88,9 +88,10 @@ def read_test(folder: Path, label: str) -> Source:
     metrics = _metrics(folder / "metrics.json")
     precision = trainer.get("precision")
     training_settings = [FULL if precision in (None, AUTO) else precision, *map(trainer.get, TRAINING)]
+    as_published = config.get("ckpt_path") is None  # without a checkpoint, the model itself is the victim
     meanings: dict[str, dict[str, str]] = {
         "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None}, *files)},
-        "model": {names["model"]: digest(arguments["model"], training_settings)},
+        "model": {names["model"]: digest(arguments["model"], training_settings, as_published)},
         "attack": {names["attack"]: digest(model["class_path"], {**arguments, "model": None, "published": None})},
         "defense": {},
     }
