@@ -183,6 +183,19 @@ def test_a_published_checkpoint_is_not_the_victim_that_is_trained_from_it(
     assert {row["model"] for row in rows} == {"minilm (published)", "minilm (trained)"}
 
 
+def test_any_name_of_a_folder_or_title_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = (b"a\xff/test", b"b\x1b[31m/test", b"b\\x1b[31m/test")
+    for seed, folder in enumerate(folders):
+        single_test(tmp_path / "runs" / os.fsdecode(folder), seed=seed, callbacks=[judging("", 0.1 + seed)])
+    title = "\x1b[31m"
+    status, rows, said = report(capsys, Path("runs"), title=title, caption=title)
+    assert (status, said) == (0, "")
+    assert [row["defense"] for row in rows] == [r"Onion (a\udcff)", r"Onion (b\x1b[31m)", r"Onion (b\\x1b[31m)"]
+    for name in ("table.tex", "table.md", "comparisons.csv"):
+        assert "\x1b" not in Path("report", name).read_text(encoding="utf-8")
+    assert "\x1b" not in read_test(tmp_path / "runs" / os.fsdecode(folders[1]), "test").run_label
+
+
 def test_a_cell_in_two_folders_counts_once_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = grid(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "copy")

@@ -106,7 +106,7 @@ def read_test(folder: Path, label: str) -> Source:
         row = dict.fromkeys(COLUMNS) | names | {"seed": str(_seed(config)), "training": training, "error": ""}
         row |= {"cell": str(folder / defense.name), "victim": str(folder.parent)}
         rows.append(row | _measured(metrics, defense.name, folder / defense.name))
-    run_label = label.rpartition("/")[0] or folder.parent.name
+    run_label = label.rpartition("/")[0] or escaped(folder.parent.name)
     return Source(folder, label, run_label, rows, meanings, [], (folder / "config.yaml").read_text(encoding="utf-8"))
 
 
