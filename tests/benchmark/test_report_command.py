@@ -346,6 +346,7 @@ def test_the_table_is_as_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["good", "--columns", "asrr"], "columns: there is no 'asrr'; give any of cacc"),
         (["good", "--attacks", "x"], "attacks: there is no 'x'; give any of none, badnets"),
         (["good", "--output", "good"], "output: good holds a grid"),
+        (["copied", "--output", "copied"], "output: copied holds a grid"),
         (["good", "--output", "file"], "output: "),
         ([], "options: the following arguments are required: RUNS"),
     ],
@@ -356,7 +357,7 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     (tmp_path / "file").touch()
     kind = given[0] if given else ""
-    if kind in ("good", "unwritten", "columns", "numbers", "huge", "outside", "cut"):
+    if kind in ("good", "copied", "unwritten", "columns", "numbers", "huge", "outside", "cut"):
         made = grid(tmp_path / kind)
         path = tmp_path / kind / "results.csv"
         broken_cells = {"numbers": {"cacc": "x"}, "huge": {"cacc": "9" * 400}, "outside": {"cell": "../../x"}}
@@ -365,6 +366,8 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
         path.write_text(csv_text([{**row, **changed} for row in made.rows], columns), encoding="utf-8")
         if kind == "unwritten":
             path.unlink()
+        if kind == "copied":
+            (tmp_path / kind / "journal.jsonl").unlink()
         if kind == "cut":
             lines = path.read_text(encoding="utf-8").splitlines()
             path.write_text("\n".join([*lines[:-1], lines[-1][:40]]), encoding="utf-8")
