@@ -180,5 +180,5 @@ def _columns(names: list[str]) -> int:
 
 
 def _plain(text: str) -> str:
-    """A text without plotly's escapes."""
-    return html.unescape(text)
+    """A text without plotly's line breaks and escapes."""
+    return html.unescape(text.replace("<br>", "\n"))
