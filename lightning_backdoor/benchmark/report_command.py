@@ -50,10 +50,11 @@ def main(args: list[str]) -> int:
     options = parser().parse_args(args)
     folder = Path(expanded(options.output))
     check_folder(folder, "output")
-    if (folder / "journal.jsonl").exists():
-        raise InputError("output", f"{folder} holds a grid, whose results.csv would be replaced", "give another folder")
+    from lightning_backdoor.benchmark.report.grid_folders import is_grid
     from lightning_backdoor.benchmark.report.sources import read_sources
 
+    if is_grid(folder):
+        raise InputError("output", f"{folder} holds a grid, whose results.csv would be replaced", "give another folder")
     sources = read_sources([Path(expanded(run)) for run in options.runs])
     return _write(sources, options, folder, shlex.join(["lightning-backdoor", "report", *args]))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lightning_backdoor.outputs.scores import can_be_drawn
 from lightning_backdoor.outputs.token_view import ViewedText, text_html
 
 #: columns of the table of texts.
@@ -47,7 +48,7 @@ def score_histograms(scores: ArrayLike, poisoned: ArrayLike) -> dict[str, Any]:
     """Makes a ``wandb.Histogram`` of the scores of clean rows and one of poisoned rows, with the same bins.
 
     Args:
-        scores: (rows,); scores that are not finite, or equal the lowest float32 number, are left out.
+        scores: (rows,); those that :func:`lightning_backdoor.outputs.scores.can_be_drawn` refuses are left out.
         poisoned: (rows,), 1 or true for poisoned rows.
 
     Returns:
@@ -56,7 +57,7 @@ def score_histograms(scores: ArrayLike, poisoned: ArrayLike) -> dict[str, Any]:
     import wandb
 
     values, is_poisoned = np.asarray(scores, dtype=float), np.asarray(poisoned, dtype=bool)
-    shown = np.isfinite(values) & (values > np.finfo(np.float32).min)
+    shown = can_be_drawn(values)
     edges = np.histogram_bin_edges(values[shown], bins=40)
     histograms = {}
     for name, selected in (("clean", shown & ~is_poisoned), ("poisoned", shown & is_poisoned)):

@@ -19,9 +19,11 @@ from lightning_backdoor.benchmark.report.detection_figures import (
     roc_figure,
     thinned,
 )
+from lightning_backdoor.benchmark.report.figure_files import figure_files
 from lightning_backdoor.benchmark.report.figures import MARK, NARROW, PRINTED, WIDE, Figure, styles, trade_off
 from lightning_backdoor.benchmark.report.layout import label_positions, moved_apart
 from lightning_backdoor.benchmark.summaries import over_seeds
+from lightning_backdoor.defenses.onion import HIGHEST, LOWEST
 from lightning_backdoor.outputs.outcomes import Outcome
 from tests.benchmark.example import Example, example
 
@@ -211,3 +213,19 @@ def test_scores_without_tails_have_a_linear_scale() -> None:
     assert "ticktext" not in axis
     assert histogram(with_scores([1.0, 2.0] * 10))["layout"]["xaxis"]["title"]["text"] == "score"
     assert histogram(with_scores([0.0] * 10))["layout"]["xaxis"]["title"]["text"] == "score"
+
+
+def test_scores_that_stand_for_infinite_ones_are_left_out_and_counted() -> None:
+    drawn = random.Random(0)
+    scores = [drawn.gauss(0, 60) for _ in range(200)]
+    shown = histogram(with_scores(scores))
+    figure = histogram(with_scores([*scores, LOWEST, LOWEST, HIGHEST, float("inf")]))
+    assert figure["data"] == shown["data"]
+    assert figure["layout"]["shapes"] == shown["layout"]["shapes"]
+    said = "score (the end bars hold the outer 1 %)"
+    assert figure["layout"]["xaxis"]["title"]["text"] == f"{said}<br>4 infinite scores left out"
+    svg = figure_files(figure)["svg"].decode()
+    assert said in svg
+    assert ">4 infinite scores left out<" in svg
+    only = histogram(with_scores([LOWEST]))
+    assert (only["data"], only["layout"]["xaxis"]["title"]["text"]) == ([], "score<br>1 infinite score left out")

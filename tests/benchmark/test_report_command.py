@@ -97,6 +97,12 @@ def test_the_folder_of_poison_files_is_the_dataset_and_that_of_another_attack_is
     assert len(seen) == (2 if dataset == "badnets" else 1)
 
 
+def judging(name: str, fpr: float, **more: Any) -> dict[str, Any]:
+    """A test's callback with an inference-time defense."""
+    arguments = {"name": name, "defense": {"class_path": "stub.Onion", "init_args": {"fpr": fpr}}, **more}
+    return {"class_path": "lightning_backdoor.callbacks.InferenceDefense", "init_args": arguments}
+
+
 def report(capsys: pytest.CaptureFixture[str], *runs: Path, **options: str) -> tuple[int, list[dict[str, str]], str]:
     """The exit status, the rows of ``results.csv``, and what was said on standard error."""
     given = [part for name, value in options.items() for part in (f"--{name}", value)]
@@ -161,6 +167,35 @@ def test_one_name_for_different_settings_is_followed_by_the_folders(
     assert {row["model"] for row in rows} == {"minilm (a)", "minilm (c)"}
 
 
+def test_a_published_checkpoint_is_not_the_victim_that_is_trained_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid(tmp_path / "a", models={"minilm": {"checkpoint": "victims/bert"}})
+    grid(tmp_path / "b", seeds=(1,), models={"minilm": "victims/bert"})
+    _, rows, _ = report(capsys, Path("a"), Path("b"))
+    assert {row["model"] for row in rows} == {"minilm (a)", "minilm (b)"}
+    single_test(tmp_path / "tests" / "published")
+    single_test(tmp_path / "tests" / "trained", seed=1)
+    config = tmp_path / "tests" / "trained" / "config.yaml"
+    trained = {**yaml.safe_load(config.read_text(encoding="utf-8")), "ckpt_path": "runs/b/checkpoints/best.ckpt"}
+    config.write_text(yaml.safe_dump(trained), encoding="utf-8")
+    _, rows, _ = report(capsys, Path("tests"))
+    assert {row["model"] for row in rows} == {"minilm (published)", "minilm (trained)"}
+
+
+def test_any_name_of_a_folder_or_title_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = (b"a\xff/test", b"b\x1b[31m/test", b"b\\x1b[31m/test")
+    for seed, folder in enumerate(folders):
+        single_test(tmp_path / "runs" / os.fsdecode(folder), seed=seed, callbacks=[judging("", 0.1 + seed)])
+    title = "\x1b[31m"
+    status, rows, said = report(capsys, Path("runs"), title=title, caption=title)
+    assert (status, said) == (0, "")
+    assert [row["defense"] for row in rows] == [r"Onion (a\udcff)", r"Onion (b\x1b[31m)", r"Onion (b\\x1b[31m)"]
+    for name in ("table.tex", "table.md", "comparisons.csv"):
+        assert "\x1b" not in Path("report", name).read_text(encoding="utf-8")
+    assert "\x1b" not in read_test(tmp_path / "runs" / os.fsdecode(folders[1]), "test").run_label
+
+
 def test_a_cell_in_two_folders_counts_once_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = grid(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
@@ -213,6 +248,47 @@ def test_single_tests_are_rows_by_attack_defense_and_seed(tmp_path: Path, capsys
     assert (strip_row["asr"], strip_row["asr_defended"], strip_row["auroc"]) == ("1.0", "0.25", "")
     assert strip_row["valid"] == "yes"
     assert strip_row["n_poisoned"] == "1"
+
+
+def test_defenses_of_one_class_in_a_test_are_told_apart_by_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"class_path": "lightning_backdoor.callbacks.GradientAttentionDefense", "init_args": {"name": "ga"}}
+    for seed in (0, 1):
+        attached = [judging("weak", 0.1), judging("strong", 0.2), other]
+        single_test(tmp_path / f"run{seed}" / "test", seed=seed, callbacks=attached)
+        path = tmp_path / f"run{seed}" / "test" / "metrics.json"
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**metrics, "test/weak/asr_defended": 0.9}), encoding="utf-8")
+    _, rows, _ = report(capsys, tmp_path)
+    assert {(row["model"], row["defense"], row["asr_defended"]) for row in rows} == {
+        ("minilm", "Onion (weak)", "0.9"),
+        ("minilm", "Onion (strong)", "0.25"),
+        ("minilm", "GradientAttention", "0.25"),
+    }
+    table = Path("report/table.md").read_text(encoding="utf-8")
+    assert "0.900 ±0.000" in table
+    assert "0.250 ±0.000" in table
+
+
+def test_a_gate_tells_tests_apart_and_the_number_of_kept_texts_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, more in enumerate(({"texts": 9}, {"texts": 5}, {"texts": 5, "gate": True})):
+        single_test(tmp_path / f"run{seed}" / "test", seed=seed, callbacks=[judging("", 0.1, **more)])
+    _, rows, _ = report(capsys, tmp_path)
+    assert [row["defense"] for row in rows] == ["Onion (run0)", "Onion (run0)", "Onion (run2)"]
+
+
+def test_tests_of_one_run_that_differ_are_told_apart_by_their_own_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, (folder, fpr) in enumerate({"one/test": 0.1, "one/test-2": 0.2, "two/test": 0.1}.items()):
+        single_test(tmp_path / folder, seed=seed, callbacks=[judging("", fpr)])
+    _, rows, _ = report(capsys, tmp_path)
+    assert [row["defense"] for row in rows] == ["Onion (one/test)", "Onion (one/test-2)", "Onion (one/test)"]
+    _, rows, _ = report(capsys, Path("one"))
+    assert [row["defense"] for row in rows] == ["Onion (test)", "Onion (test-2)"]
 
 
 def test_single_tests_are_named_as_in_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +346,7 @@ def test_the_table_is_as_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["good", "--columns", "asrr"], "columns: there is no 'asrr'; give any of cacc"),
         (["good", "--attacks", "x"], "attacks: there is no 'x'; give any of none, badnets"),
         (["good", "--output", "good"], "output: good holds a grid"),
+        (["copied", "--output", "copied"], "output: copied holds a grid"),
         (["good", "--output", "file"], "output: "),
         ([], "options: the following arguments are required: RUNS"),
     ],
@@ -280,7 +357,7 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     (tmp_path / "file").touch()
     kind = given[0] if given else ""
-    if kind in ("good", "unwritten", "columns", "numbers", "huge", "outside", "cut"):
+    if kind in ("good", "copied", "unwritten", "columns", "numbers", "huge", "outside", "cut"):
         made = grid(tmp_path / kind)
         path = tmp_path / kind / "results.csv"
         broken_cells = {"numbers": {"cacc": "x"}, "huge": {"cacc": "9" * 400}, "outside": {"cell": "../../x"}}
@@ -289,6 +366,8 @@ def test_a_folder_or_option_that_cannot_be_used_is_refused_in_one_line(
         path.write_text(csv_text([{**row, **changed} for row in made.rows], columns), encoding="utf-8")
         if kind == "unwritten":
             path.unlink()
+        if kind == "copied":
+            (tmp_path / kind / "journal.jsonl").unlink()
         if kind == "cut":
             lines = path.read_text(encoding="utf-8").splitlines()
             path.write_text("\n".join([*lines[:-1], lines[-1][:40]]), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,6 +99,14 @@ def test_the_files_of_a_figure_are_the_same_each_time_and_show_names_as_they_are
     svg = files["svg"].decode()
     assert "&lt;b&gt;$x$ %{y} &amp; z" in svg
     assert "ASR after the defense" in svg
+
+
+def test_the_legends_of_files_have_every_name(made: Example) -> None:
+    rows = [{**row, "defense": "_onion"} if row["defense"] == "onion" else row for row in made.rows]
+    for name, figure in figures_of(made._replace(rows=rows).results).items():
+        svg = figure_files(figure)["svg"].decode()
+        legend = re.findall("<text.*>(.*)</text>", svg[svg.index('<g id="legend_1">') :])
+        assert legend == [trace["name"] for trace in figure["data"] if trace.get("showlegend", True)], name
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.callbacks import GradientAttentionDefense, RunLabels
 from lightning_backdoor.callbacks.flagged_words import write_words
 from lightning_backdoor.callbacks.wandb_texts import log_texts
+from lightning_backdoor.defenses.onion import HIGHEST, LOWEST
 from lightning_backdoor.outputs.token_view import ViewedText
 from lightning_backdoor.outputs.wandb_media import TEXT_COLUMNS
 from lightning_backdoor.outputs.word_inventory import WordInventory
@@ -142,8 +143,8 @@ def test_scores_that_are_not_finite_do_not_prevent_logging(tmp_path: Path) -> No
         "score": 1.0,
         "tokens": [],
     }
-    scores = torch.tensor([1.0, torch.inf, torch.nan, 3.0])
-    log_texts(trainer_in(tmp_path), [row], scores, torch.tensor([0.0, 0.0, 1.0, 0.0]), prefix="mine/")
+    scores = torch.tensor([1.0, torch.inf, torch.nan, 3.0, LOWEST, HIGHEST])
+    log_texts(trainer_in(tmp_path), [row], scores, torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0]), prefix="mine/")
     wandb.finish()
     run = Run(tmp_path)
     assert run.table("mine/texts")[0]["defended_prediction"] == "rejected"

@@ -22,6 +22,7 @@ from lightning_backdoor.benchmark.report.figures import (
 )
 from lightning_backdoor.benchmark.statistics import Interval, auroc, roc, split_scores
 from lightning_backdoor.outputs.outcomes import Outcome
+from lightning_backdoor.outputs.scores import can_be_drawn
 
 #: maximum number of points of a curve.
 POINTS = 200
@@ -81,10 +82,11 @@ def histogram(outcomes: Sequence[Outcome]) -> Figure:
 
     The first and the last bar also hold the lowest and the highest 1 % of the scores, so that outliers do not flatten
     the rest. Where the rest would still stand in a few bars, as perplexities do, the scale is logarithmic on both sides
-    of zero; the axis says both.
+    of zero. Infinite scores, and those that stand for them, are left out. The axis says all three.
     """
-    sides = [scores[np.isfinite(scores)] for scores in split_scores(outcomes)]
+    sides = [scores[can_be_drawn(scores)] for scores in split_scores(outcomes)]
     scores = np.concatenate(sides)
+    left_out = sum(outcome.score is not None for outcome in outcomes) - len(scores)
     low, high = np.quantile(scores, [CLIPPED, 1 - CLIPPED]) if len(scores) else (0.0, 1.0)
     scale = _scale(np.clip(scores, low, high))
     ends = _scaled(np.array([low, high if high > low else low + 1]), scale)
@@ -104,8 +106,11 @@ def histogram(outcomes: Sequence[Outcome]) -> Figure:
     said = ", ".join(
         ["logarithmic"] * (scale is not None) + [f"the end bars hold the outer {CLIPPED * 100:.0f} %"] * clipped
     )
-    x = axis_of(f"score ({said})" if said else "score", **({} if scale is None else _ticks(edges, scale)))
-    flagged = [o.score for o in outcomes if o.flagged and o.score is not None and np.isfinite(o.score)]
+    title = f"score ({said})" if said else "score"
+    if left_out:
+        title += f"<br>{left_out} infinite {'score' if left_out == 1 else 'scores'} left out"
+    x = axis_of(title, **({} if scale is None else _ticks(edges, scale)))
+    flagged = [o.score for o in outcomes if o.flagged and o.score is not None and can_be_drawn(o.score)]
     at = np.clip(_scaled(np.array([min(flagged)]), scale), edges[0], edges[-1]).tolist() if flagged else []
     line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 1.5, "dash": "dot"}}
     shapes = [{**line, "x0": position, "x1": position} for position in at]

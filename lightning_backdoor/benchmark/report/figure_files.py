@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_backdoor.benchmark.report.figures import DASHES, PRINTED, SYMBOLS, Figure
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
 
 #: the formats, and the entry of their metadata that would differ between two runs.
 FORMATS = {"svg": "Date", "pdf": "CreationDate"}
@@ -91,8 +93,12 @@ class FigureNames:
 
 def _draw(axes: Axes, figure: Figure) -> None:
     layout = figure["layout"]
+    names, handles = [], []
     for trace in figure["data"]:
-        (_bars if trace["type"] == "bar" else _scatter)(axes, trace)
+        drawn = (_bars if trace["type"] == "bar" else _scatter)(axes, trace)
+        if trace.get("showlegend", True):
+            names.append(_plain(trace["name"]))
+            handles.append(drawn)
     for shape in layout.get("shapes", ()):
         axes.axvline(shape["x0"], color="0.4", linewidth=1, linestyle=":")
     for side in ("x", "y"):
@@ -102,39 +108,38 @@ def _draw(axes: Axes, figure: Figure) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
-    handles, names = axes.get_legend_handles_labels()
     if names:
-        legend = axes.legend(
-            handles, names, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=_columns(names)
-        )
-        for text in legend.get_texts():
+        blank = [""] * len(names)  # the names come later, since matplotlib 3.9 leaves out those that begin with _
+        look = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "ncols": _columns(names)}
+        for text, name in zip(axes.legend(handles, blank, **look).get_texts(), names, strict=True):
             text.set_parse_math(False)
+            text.set_text(name)
 
 
-def _scatter(axes: Axes, trace: Figure) -> None:
+def _scatter(axes: Axes, trace: Figure) -> Artist:
+    """Draws a trace with its error bars, and returns what stands for it in the legend."""
     x, y = ([float("nan") if value is None else value for value in trace[side]] for side in "xy")
     line, marker = trace.get("line", {}), trace.get("marker", {})
     colour = marker.get("color", line.get("color"))
     if trace.get("fill"):
-        axes.fill(x, y, facecolor=trace["fillcolor"], linewidth=0)
-        return
-    name = _plain(trace["name"]) if trace.get("showlegend", True) else None
-    drawn = {"color": colour, "label": name, "linewidth": line.get("width", 2) * POINT, "markeredgewidth": 0}
+        return axes.fill(x, y, facecolor=trace["fillcolor"], linewidth=0)[0]
+    drawn = {"color": colour, "linewidth": line.get("width", 2) * POINT, "markeredgewidth": 0}
     drawn["linestyle"] = LINES[line.get("dash", "solid")] if "lines" in trace["mode"] else "none"
     if "markers" in trace["mode"]:
         drawn |= {"marker": MARKERS[marker["symbol"]], "markersize": marker["size"] * POINT}
-    axes.plot(x, y, **drawn)
+    (line_drawn,) = axes.plot(x, y, **drawn)
     for side in "xy":
         if bars := trace.get(f"error_{side}"):
             ends: dict[str, Any] = {f"{side}err": [bars["arrayminus"], bars["array"]], "fmt": "none"}
             axes.errorbar(x, y, **ends, ecolor=bars["color"], elinewidth=bars["thickness"] * POINT)
+    return line_drawn
 
 
-def _bars(axes: Axes, trace: Figure) -> None:
+def _bars(axes: Axes, trace: Figure) -> BarContainer:
     marker = trace["marker"]
     hatch = marker["pattern"]["shape"] * 4
     look = {"color": marker["color"], "alpha": trace["opacity"], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-    axes.bar(trace["x"], trace["y"], trace["width"], label=_plain(trace["name"]), **look)
+    return axes.bar(trace["x"], trace["y"], trace["width"], **look)
 
 
 def _axis(axes: Axes, side: str, axis: Figure) -> None:
@@ -180,5 +185,5 @@ def _columns(names: list[str]) -> int:
 
 
 def _plain(text: str) -> str:
-    """A text without plotly's escapes."""
-    return html.unescape(text)
+    """A text without plotly's line breaks and escapes."""
+    return html.unescape(text.replace("<br>", "\n"))

@@ -117,7 +117,7 @@ def _meanings(grid: GridFile | None, benign: str | None, label: str, rows: list[
     shared: Fragment = {"base": grid.base, "test": grid.test}
     result = {
         "dataset": {name: digest(entry) for name, entry in grid.axes["datasets"].items()},
-        "model": {name: digest(entry, shared) for name, entry in grid.axes["models"].items()},
+        "model": {n: digest(entry, shared, grid.checkpoints.get(n)) for n, entry in grid.axes["models"].items()},
         "attack": {name: digest(entry) for name, entry in grid.axes["attacks"].items() if name != benign},
         "defense": {name: digest(entry) for name, entry in grid.axes["defenses"].items()},
     }

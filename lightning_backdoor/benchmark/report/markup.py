@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from lightning_backdoor.errors import one_line
+
 _GREEK = {chr(code): unicodedata.name(chr(code)).rpartition(" ")[2].lower() for code in range(0x3B1, 0x3CA)}
 _LATEX = {
     **{character: f"\\{character}" for character in "{}$&#%_"},
@@ -30,15 +32,15 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """A text in LaTeX, on one line.
+    """A text in LaTeX, on one line, with control characters escaped.
 
     >>> print(latex_text("50% of α_1"))
     50\\% of \\ensuremath{\\alpha}\\_1
     """
-    line = "".join(character for character in " ".join(text.split()) if unicodedata.category(character) != "Cf")
-    escaped = "".join(_LATEX.get(character, character) for character in line)
+    line = one_line("".join(character for character in text if unicodedata.category(character) != "Cf"))
+    latex = "".join(_LATEX.get(character, character) for character in line)
     # a dash is not made of hyphens that a name has
-    return re.sub("-(?=-)", "-{}", escaped) if "--" in line else escaped
+    return re.sub("-(?=-)", "-{}", latex) if "--" in line else latex
 
 
 def needed_packages(text: str) -> str:
@@ -54,9 +56,9 @@ def needed_packages(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """A text on one line, with Markdown and HTML markup escaped.
+    """A text on one line, with Markdown and HTML markup and control characters escaped.
 
     >>> print(markdown_text("a_b | c"))
     a\\_b \\| c
     """
-    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", one_line(text))

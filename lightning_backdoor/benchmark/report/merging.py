@@ -19,8 +19,9 @@ RESERVED = (("attack", BENIGN), ("defense", UNDEFENDED))
 def merge(sources: Sequence[Source], warn: Callable[[str], None]) -> tuple[list[ResultRow], list[MissingCell]]:
     """The rows and the missing cells of all sources, with names that mean the same everywhere.
 
-    - A name that stands for different settings in different sources is followed by the source's label, so that what
-      differs is never averaged: ``onion (demo)``, ``onion (large)``.
+    - A name that stands for different settings in different sources is followed by the label of the grid or run, so
+      that what differs is never averaged: ``onion (demo)``, ``onion (large)``. Where tests of one run differ, their
+      own labels follow instead: ``Onion (first/test)``, ``Onion (first/test-2)``.
     - Of a cell or test that several sources have, the first is kept that did not fail.
     - Other rows with the same names and seed are told apart by the label at their model.
 
@@ -55,18 +56,19 @@ def merge(sources: Sequence[Source], warn: Callable[[str], None]) -> tuple[list[
 
 def _labels(sources: Sequence[Source], axis: str) -> dict[tuple[str, str | None], str]:
     """A label per name and meaning, for the names of an axis that have several: that of the first source with it."""
-    labels: dict[str, dict[str, str]] = {}
+    first: dict[str, dict[str, Source]] = {}
     for source in sources:
         used = {row[axis] for row in source.rows}
         for name, meaning in source.meanings[axis].items():
             if name in used and (axis, name) not in RESERVED:
-                labels.setdefault(name, {}).setdefault(meaning, source.run_label)
-    return {
-        (name, meaning): label
-        for name, of_name in labels.items()
-        for meaning, label in of_name.items()
-        if len(of_name) > 1
-    }
+                first.setdefault(name, {}).setdefault(meaning, source)
+    labels: dict[tuple[str, str | None], str] = {}
+    for name, of_name in first.items():
+        if len(of_name) > 1:
+            runs_differ = len({source.run_label for source in of_name.values()}) == len(of_name)
+            for meaning, source in of_name.items():
+                labels[name, meaning] = source.run_label if runs_differ else source.label
+    return labels
 
 
 def _without_repeats(

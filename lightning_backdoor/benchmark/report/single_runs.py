@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +55,8 @@ def is_test(folder: Path) -> bool:
 def read_test(folder: Path, label: str) -> Source:
     """Reads ``metrics.json``, ``config.yaml`` and ``outcomes.csv`` of a test.
 
-    Dataset, model, attack and defense are named by the config: by the file or repository, and by class names.
+    Dataset, model, attack and defense are named by the config: by the file or repository, and by class names. Several
+    inference-time defenses of one class are told apart by the names that they log under: ``Onion (weak)``.
 
     Args:
         folder: the folder that ``test`` wrote.
@@ -86,21 +88,25 @@ def read_test(folder: Path, label: str) -> Source:
     metrics = _metrics(folder / "metrics.json")
     precision = trainer.get("precision")
     training_settings = [FULL if precision in (None, AUTO) else precision, *map(trainer.get, TRAINING)]
+    as_published = config.get("ckpt_path") is None  # without a checkpoint, the model itself is the victim
     meanings: dict[str, dict[str, str]] = {
         "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None}, *files)},
-        "model": {names["model"]: digest(arguments["model"], training_settings)},
+        "model": {names["model"]: digest(arguments["model"], training_settings, as_published)},
         "attack": {names["attack"]: digest(model["class_path"], {**arguments, "model": None, "published": None})},
         "defense": {},
     }
     rows = []
-    for defense in [d for d in attached if d.moment == "inference"] or [Attached("inference", "", "", None)]:
-        names["defense"] = "+".join([*before, *filter(None, [defense.method])]) or UNDEFENDED
+    at_test = [d for d in attached if d.moment == "inference"] or [Attached("inference", "", "", None)]
+    of_method = Counter(defense.method for defense in at_test)
+    for defense in at_test:
+        own_name = f" ({defense.name})" if defense.name and of_method[defense.method] > 1 else ""
+        names["defense"] = "+".join([*before, *filter(None, [defense.method + own_name])]) or UNDEFENDED
         _check_names(names, folder)
         meanings["defense"][names["defense"]] = digest(common, defense.settings)
         row = dict.fromkeys(COLUMNS) | names | {"seed": str(_seed(config)), "training": training, "error": ""}
         row |= {"cell": str(folder / defense.name), "victim": str(folder.parent)}
         rows.append(row | _measured(metrics, defense.name, folder / defense.name))
-    run_label = label.rpartition("/")[0] or folder.parent.name
+    run_label = label.rpartition("/")[0] or escaped(folder.parent.name)
     return Source(folder, label, run_label, rows, meanings, [], (folder / "config.yaml").read_text(encoding="utf-8"))
 
 
@@ -145,12 +151,13 @@ def _attached(entries: Any) -> Iterator[Attached]:
         name = arguments.pop("name", None) or ""
         check_name(name)
         class_name = _class_name(entry)
+        judging = {key: value for key, value in arguments.items() if key != "texts"}  # kept texts change no number
         if "defense" in arguments:
-            yield Attached("inference", _class_name(arguments["defense"]), name, arguments["defense"])
+            yield Attached("inference", _class_name(arguments["defense"]), name, judging)
         elif "inspection" in arguments:
             yield Attached("inspection", _class_name(arguments["inspection"]), name, arguments["inspection"])
         elif class_name == "GradientAttentionDefense":
-            yield Attached("inference", "GradientAttention", name, arguments)
+            yield Attached("inference", "GradientAttention", name, judging)
         elif not str(entry["class_path"]).startswith("lightning.") and class_name not in others:
             yield Attached("repair" if class_name in repairs else "training", class_name, name, arguments)
 

@@ -41,15 +41,19 @@ def read_sources(folders: Sequence[Path]) -> list[Source]:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Names for folders: their paths without the part that all have in common.
+    """Names for folders: their paths without the part that all have in common, with control characters escaped.
+
+    Different folders have different names, for which backslashes are doubled.
 
     >>> short_names([Path("/lab/a/demo"), Path("/lab/b/demo")])
     ['a/demo', 'b/demo']
     >>> short_names([Path("/lab/a/demo")])
     ['demo']
+    >>> print(*short_names([Path("/lab/red \\x1b[31m")]))
+    red \\x1b[31m
     """
     above = os.path.commonpath([folder.parent for folder in folders])
-    return [folder.relative_to(above).as_posix() for folder in folders]
+    return [escaped(folder.relative_to(above).as_posix().replace("\\", "\\\\")) for folder in folders]
 
 
 def _folders_with_results(folder: Path) -> Iterator[Path]:
