@@ -253,3 +253,30 @@ def test_decoders_without_a_padding_token_are_padded_and_trained(
 ) -> None:
     trainer = fit(tmp_path, TextClassifier(model=tiny_folder("gpt2")))
     assert trainer.callback_metrics["val/cacc"].isfinite()
+class Fails(Callback):
+    """Ends an evaluation in its second batch."""
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 1:
+            raise RuntimeError("stopped")
+
+    on_validation_batch_end = on_test_batch_end
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_an_evaluation_counts_no_rows_of_one_that_failed(stage: str, tmp_path: Path, model: str) -> None:
+    victim = BadNets(model=model)
+
+    def evaluated(*callbacks: Callback) -> Any:
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+        made = Trainer(accelerator="cpu", callbacks=list(callbacks), **quiet)
+        return getattr(made, stage)(victim, datamodule=reviews(tmp_path, 120, eval_batch_size=4), verbose=False)
+
+    expected = evaluated()
+    with pytest.raises(RuntimeError, match="stopped"):
+        evaluated(Fails())
+    assert evaluated() == expected
+
+
