@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -266,6 +267,14 @@ class TextClassifier(ExportedClassifier):
         self._has_begun = True
         problem = f"cannot begin a victim that was trained under {self.training_defense}"
         self._published_error = InputError("published", problem, "make a new one")
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Adds no callbacks; Lightning asks for them first of all in a run, which keeps nothing of an earlier one.
+
+        A fit thus starts from the published weights also after one that failed, for which ``teardown`` is not called.
+        """
+        self._has_begun, self._random_states = False, {}
+        return super().configure_callbacks()
+
 
     def teardown(self, stage: str) -> None:
         """Resets the flag, so that the next fit starts from the published weights again."""

@@ -235,6 +235,31 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, model: str
         assert torch.equal(value, ends[1][name]), name
 
 
+def test_a_fit_that_resumes_nothing_draws_by_its_seed(tmp_path: Path, model: str) -> None:
+    states = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 0:
+                states.append(torch.get_rng_state())
+
+    class Refuses(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+            raise RuntimeError("stopped")
+
+    victim, path = TextClassifier(model=model, labels=["negative", "positive"]), tmp_path / "one.ckpt"
+    victim.configure_model()
+    trainer = fit(tmp_path, victim, callbacks=[Look()])
+    trainer.save_checkpoint(path)
+    trainer.test(victim, datamodule=reviews(tmp_path, 120), ckpt_path=path, verbose=False, weights_only=True)
+    fit(tmp_path, victim, callbacks=[Look()])
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path, victim, path, max_epochs=2, callbacks=[Refuses()])
+    fit(tmp_path, victim, callbacks=[Look()])
+    assert len(states) == 3
+    assert all(torch.equal(state, states[0]) for state in states)
+
+
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path, model: str) -> None:
     victims = [BadNets(model=model, learning_rate=1e-3) for _ in range(2)]
     for victim in victims:
@@ -243,16 +268,6 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path, model: str) -> Non
         assert torch.equal(value, victims[1].network.state_dict()[name]), name
 
 
-def test_bf16_mixed_precision_trains(tmp_path: Path, model: str) -> None:
-    trainer = fit(tmp_path, TextClassifier(model=model), precision="bf16-mixed")
-    assert trainer.callback_metrics["train/loss"].isfinite()
-
-
-def test_decoders_without_a_padding_token_are_padded_and_trained(
-    tmp_path: Path, tiny_folder: Callable[[str], str]
-) -> None:
-    trainer = fit(tmp_path, TextClassifier(model=tiny_folder("gpt2")))
-    assert trainer.callback_metrics["val/cacc"].isfinite()
 class Fails(Callback):
     """Ends an evaluation in its second batch."""
 
@@ -280,3 +295,13 @@ def test_an_evaluation_counts_no_rows_of_one_that_failed(stage: str, tmp_path: P
     assert evaluated() == expected
 
 
+def test_bf16_mixed_precision_trains(tmp_path: Path, model: str) -> None:
+    trainer = fit(tmp_path, TextClassifier(model=model), precision="bf16-mixed")
+    assert trainer.callback_metrics["train/loss"].isfinite()
+
+
+def test_decoders_without_a_padding_token_are_padded_and_trained(
+    tmp_path: Path, tiny_folder: Callable[[str], str]
+) -> None:
+    trainer = fit(tmp_path, TextClassifier(model=tiny_folder("gpt2")))
+    assert trainer.callback_metrics["val/cacc"].isfinite()
