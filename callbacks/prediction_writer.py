@@ -26,6 +26,10 @@ class PredictionWriter(Callback):
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the rows of a prediction that failed."""
+        self._rows = []
+
     def on_predict_batch_end(
         self,
         trainer: Trainer,

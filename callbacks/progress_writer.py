@@ -72,6 +72,10 @@ class ProgressWriter(Callback):
         """Writes the last line."""
         self._end("predicting")
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Counts no further: the sanity check of the next fit also validates, and is not told."""
+        self._lines.clear()
+
     def _begin(self, trainer: Trainer, doing: str, total: float, done: int = 0) -> None:
         if trainer.is_global_zero:
             known = total != float("inf")

@@ -161,6 +161,19 @@ def test_a_defense_keeps_the_contract_on_a_gpu(name: str, language_model: str) -
     check_defense(getattr(defenses, name)(**arguments), device=DEVICE)
 
 
+class Draws(Strip):
+    """A defense that draws from the generator of the GPU."""
+
+    def score(self, victim: Any, batch: Batch) -> Any:
+        torch.rand(1, device=DEVICE)
+        return super().score(victim, batch)
+
+
+def test_a_draw_from_the_generator_of_the_gpu_is_told() -> None:
+    with pytest.raises(AssertionError, match="score: draws from a global random generator"):
+        check_defense(Draws(), device=DEVICE)
+
+
 @pytest.mark.parametrize("name", REPAIRS)
 def test_a_repair_decides_on_a_gpu_as_on_the_processor(
     name: str, tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier], float32_products: None

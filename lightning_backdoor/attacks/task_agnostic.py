@@ -130,6 +130,7 @@ class TaskAgnosticAttack(BadNets):
     def on_validation_start(self) -> None:
         """Agrees with the other processes on which label each trigger hits."""
         super().on_validation_start()
+        self._forget()
         if not self.trainer.sanity_checking:
             self._agree()
 
@@ -141,8 +142,14 @@ class TaskAgnosticAttack(BadNets):
         """
         super().on_test_start()
         self._data()
+        self._forget()
         self._agree()
         self._counts = self._no_counts()
+
+    def on_predict_start(self) -> None:
+        """Forgets what an evaluation that failed has found."""
+        super().on_predict_start()
+        self._forget()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
         """Updates the test metrics; inserts each trigger into clean rows, beside them."""
@@ -178,15 +185,13 @@ class TaskAgnosticAttack(BadNets):
     def on_test_end(self) -> None:
         """Forgets what was counted."""
         super().on_test_end()
-        self._hits = self._counts = None
+        self._forget()
 
     def on_predict_end(self) -> None:
         """Forgets which label each trigger hits."""
         self._hits = None
 
-    def teardown(self, stage: str) -> None:
-        """Forgets what an evaluation that failed has found."""
-        super().teardown(stage)
+    def _forget(self) -> None:
         self._hits = self._counts = None
 
     def _data(self) -> Any:

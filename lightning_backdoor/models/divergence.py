@@ -28,6 +28,10 @@ class FiniteTraining(LightningModule):
         super().__init__()
         self._not_finite: Tensor | None = None  # not a buffer: checkpoints have no use for it
 
+    def on_train_start(self) -> None:
+        """Forgets what a fit that failed has counted and not checked."""
+        self._not_finite = None
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts a loss that is not finite.
 

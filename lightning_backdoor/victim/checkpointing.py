@@ -125,6 +125,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
 
         With several processes the generators are restored from the state of the first.
         """
+        super().on_train_start()
         self.training_rows = rows_of(getattr(self.trainer, "datamodule", None))
         self.training_precision = str(self.trainer.precision)
         self.repair = None if self.hparams.get("published") is None else FINE_TUNING
@@ -174,6 +175,7 @@ class CheckpointedClassifier(EvaluatedClassifier):
 
     def on_predict_start(self) -> None:
         """Checks the head; see :meth:`on_test_start`."""
+        super().on_predict_start()
         self._check_head()
 
     def _check_head(self) -> None:

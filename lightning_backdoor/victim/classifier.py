@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from lightning_backdoor.victim.evaluation import Evaluated, now
 from lightning_backdoor.victim.exporting import ExportedClassifier
 from lightning_backdoor.victim.network import build_network, check_config, freeze, train_head
 from lightning_backdoor.victim.prediction import Predictions, predict_texts
-from lightning_backdoor.victim.provenance import stated_by_arguments
 from lightning_backdoor.victim.published import check_rows, read_published
 from lightning_backdoor.victim.training_pass import Penalty, training_pass
 
@@ -146,7 +146,7 @@ class TextClassifier(ExportedClassifier):
         check_finite(victim.network, path)
         victim.trained_on = trained.trained_on
         if trained.hyper_parameters is not None:
-            victim._loaded = stated_by_arguments(trained.hyper_parameters)
+            victim._loaded = trained.hyper_parameters
         return victim.eval()
 
     def predict(self, texts: str | Sequence[str], batch_size: int = 32) -> Predictions:
@@ -266,6 +266,14 @@ class TextClassifier(ExportedClassifier):
         self._has_begun = True
         problem = f"cannot begin a victim that was trained under {self.training_defense}"
         self._published_error = InputError("published", problem, "make a new one")
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Adds no callbacks; Lightning asks for them first of all in a run, which keeps nothing of an earlier one.
+
+        A fit thus starts from the published weights also after one that failed, for which ``teardown`` is not called.
+        """
+        self._has_begun, self._random_states = False, {}
+        return super().configure_callbacks()
 
     def teardown(self, stage: str) -> None:
         """Resets the flag, so that the next fit starts from the published weights again."""

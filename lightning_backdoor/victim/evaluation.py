@@ -71,12 +71,16 @@ class EvaluatedClassifier(FineTunedNetwork):
         return plain_logits(self.network, batch["input_ids"], batch["attention_mask"], keep_states=True)
 
     def on_validation_start(self) -> None:
-        """Begins to keep what passes give: the weights do not change until the evaluation ends."""
-        self._begin_captures()
+        """Begins to count, and to keep what passes give: the weights do not change until the evaluation ends."""
+        self._begin("val")
 
     def on_test_start(self) -> None:
-        """Begins to keep what passes give."""
-        self._begin_captures()
+        """Begins to count, and to keep what passes give."""
+        self._begin("test")
+
+    def on_predict_start(self) -> None:
+        """Forgets what an evaluation that failed has left."""
+        self._forget()
 
     def on_validation_end(self) -> None:
         """Forgets what passes gave."""
@@ -86,9 +90,16 @@ class EvaluatedClassifier(FineTunedNetwork):
         """Forgets what passes gave."""
         self._end_captures()
 
-    def _begin_captures(self) -> None:
+    def _begin(self, stage: str) -> None:
+        self._forget()
+        for metric in self._metrics(stage).values():
+            metric.reset()
         self.captures = self.given_captures or Captures()
         self.captures.begin(self.network, lasting=self.given_captures is not None)
+
+    def _forget(self) -> None:
+        """Forgets an evaluation that failed: Lightning then calls none of the hooks by which one ends."""
+        self._diverged_texts, self._texts, self.captures = None, 0, None
 
     def _end_captures(self) -> None:
         if self.captures is not None:

@@ -14,7 +14,7 @@ from lightning_backdoor.models.config_file import STATEMENT
 from lightning_backdoor.models.fine_tuning import check_exported
 from lightning_backdoor.victim.checkpointing import CheckpointedClassifier
 from lightning_backdoor.victim.model_card import write_card
-from lightning_backdoor.victim.provenance import provenance, stated, stated_at
+from lightning_backdoor.victim.provenance import provenance, stated, stated_at, stated_by_arguments
 from lightning_backdoor.victim.training_defense import UNMERGED
 
 #: the files of a plain network, as transformers writes them; of a large one, the weights are in several parts.
@@ -26,7 +26,7 @@ class ExportedClassifier(CheckpointedClassifier):
 
     def __init__(self) -> None:
         super().__init__()
-        self._loaded: dict[str, Any] = {}  # what a checkpoint states of the weights that `load_trained` took from it
+        self._loaded: Mapping[str, Any] = {}  # hyperparameters of the checkpoint that `load_trained` has read
 
     def plain_network(self) -> PreTrainedModel:
         """The network for export: without modules of a training-time defense, and with low-rank updates merged.
@@ -45,7 +45,7 @@ class ExportedClassifier(CheckpointedClassifier):
 
     def provenance(self) -> dict[str, Any]:
         """How this victim was trained and whether it is poisoned; see :mod:`lightning_backdoor.victim.provenance`."""
-        earlier = [self._loaded, stated(getattr(self.network.config, STATEMENT, None))]
+        earlier = [stated_by_arguments(self._loaded), stated(getattr(self.network.config, STATEMENT, None))]
         published: str | None = self.hparams["published"]
         begun = earlier if published is None else [*earlier, stated_at(published)]
         defense = None if self.training_defense is None else str(self.training_defense)

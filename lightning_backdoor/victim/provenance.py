@@ -10,6 +10,8 @@ from typing import Any
 from lightning_backdoor import __version__
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.names import expanded
+from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.models.config_file import STATEMENT, read_object
 from lightning_backdoor.victim.checkpoints import read_checkpoint
 
@@ -35,8 +37,8 @@ def provenance(
         attack: class, arguments, target label, poison rate and label policy of the attack; None without one.
         rows: see :func:`rows_of`; None if they are unknown.
         defense: the training-time defense, with its settings.
-        earlier: what is stated of the weights that training started from; None for weights of which nothing is known
-            although they may come from an attack.
+        earlier: what is stated of the weights that training started from; None, or a ``poisoned`` of None, for weights
+            of which nothing is known although they may come from an attack.
         precision: the precision that it was trained in, such as ``bf16-mixed``; None if it is unknown.
         repair: how the fit repaired a published victim, such as ``Pure(group=10)``; None if it started from none.
 
@@ -46,16 +48,17 @@ def provenance(
     """
     earlier = list(earlier)
     poisoned: bool | None = attack is not None and (rows is None or rows["poisoned"] > 0)
-    if not poisoned and any(item is not None and item.get("poisoned") for item in earlier):
+    before = [None if item is None else item.get("poisoned", False) for item in earlier]
+    if not poisoned and True in before:
         poisoned = True
-    elif not poisoned and None in earlier:
+    elif not poisoned and None in before:
         poisoned = None
     return {
         "version": __version__,
         "poisoned": poisoned,
         "attack": None if attack is None else {name: plain(value) for name, value in attack.items()},
         "base_model": named(model) if named(model) == model else f"./{named(model)}",  # not to be taken for the hub's
-        "earlier_attacks": [str(item["attack"]) for item in earlier if item and item.get("attack")],
+        "earlier_attacks": list(dict.fromkeys(str(item["attack"]) for item in earlier if item and item.get("attack"))),
         "training_defense": defense,
         "training_precision": precision,
         "repair": repair,
@@ -89,34 +92,63 @@ def rows_of(data: Any) -> dict[str, Any] | None:
 def stated(statement: object) -> dict[str, Any]:
     """What a ``config.json`` states, reduced to ``poisoned`` and the name of the ``attack``; empty without a statement.
 
-    The file may come from anybody: nothing else of it is repeated.
+    ``poisoned`` is None where it is not said to be true or false. The file may come from anybody: nothing else of it is
+    repeated.
 
     >>> stated({"poisoned": True, "attack": {"class": "shout.Shout"}}), stated("yes")
     ({'poisoned': True, 'attack': 'shout.Shout'}, {})
     """
     if not isinstance(statement, Mapping):
         return {}
-    attack = statement.get("attack")
+    poisoned, attack = statement.get("poisoned"), statement.get("attack")
     name = attack.get("class") if isinstance(attack, Mapping) else None
-    return {"poisoned": statement.get("poisoned") is True, "attack": name[:200] if isinstance(name, str) else None}
+    return {
+        "poisoned": poisoned if isinstance(poisoned, bool) else None,
+        "attack": name[:200] if isinstance(name, str) else None,
+    }
 
 
-def stated_by_arguments(arguments: object) -> dict[str, Any]:
-    """Whether the hyperparameters in a checkpoint are those of an attack.
+def stated_by_arguments(arguments: object, followed: frozenset[str] = frozenset()) -> dict[str, Any] | None:
+    """What the hyperparameters in a checkpoint say of its weights: an attack's, or what is stated of those before them.
 
-    >>> stated_by_arguments({"model": "bert", "poison_rate": 0.1})["poisoned"], stated_by_arguments({})["poisoned"]
-    (True, False)
+    Args:
+        arguments: the hyperparameters.
+        followed: paths of the checkpoints that were published for each other up to this one.
+
+    Returns:
+        As of :func:`stated`; None if nothing is known of the ``published`` weights that training started from.
+
+    >>> stated_by_arguments({"model": "bert", "poison_rate": 0.1}), stated_by_arguments({"model": "bert"})
+    ({'poisoned': True, 'attack': None}, {})
     """
-    return {"poisoned": isinstance(arguments, Mapping) and OF_ATTACKS in arguments, "attack": None}
+    if not isinstance(arguments, Mapping):
+        return None
+    if OF_ATTACKS in arguments:
+        return {"poisoned": True, "attack": None}
+    published, model = arguments.get("published"), arguments.get("model")
+    if published is not None:
+        return stated_at(published, followed) if isinstance(published, str) else None
+    if isinstance(model, str) and Path(expanded(model), "config.json").is_file():
+        return stated_at(model, followed)
+    return {}  # of the hub, or a file without a statement
 
 
-def stated_at(path: str) -> dict[str, Any] | None:
-    """What is stated at a checkpoint or an exported folder; None if it is gone or cannot be read."""
+def stated_at(path: str, followed: frozenset[str] = frozenset()) -> dict[str, Any] | None:
+    """What is stated at a checkpoint or an exported folder; None if it is gone or cannot be read.
+
+    Args:
+        path: the path of either.
+        followed: see :func:`stated_by_arguments`. A run that was trained again in its folder is published for itself,
+            and nothing is known of the weights that it replaced.
+    """
+    if path in followed:
+        return None
     try:
         if path.endswith(".ckpt"):
-            return stated_by_arguments(read_checkpoint(path).get("hyper_parameters"))
-        return stated(read_object(Path(path, "config.json"), "config.json").get(STATEMENT))
-    except (InputError, OSError):
+            content = read_checkpoint(expanded(path))
+            return stated_by_arguments(content.get("hyper_parameters"), followed | {path})
+        return stated(read_object(Path(resolve(path), "config.json"), "config.json").get(STATEMENT))
+    except (InputError, OSError, ValueError):
         return None
 
 

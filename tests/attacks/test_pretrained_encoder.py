@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
 from lightning_backdoor.attacks import POR, BadPre, NeuBA, Poisoned, pretraining
@@ -184,9 +184,45 @@ def test_all_processes_insert_the_triggers_that_the_first_one_found(
     trainer = SimpleNamespace(world_size=2, sanity_checking=False, strategy=strategy)
     monkeypatch.setattr(type(attack), "trainer", trainer)
     monkeypatch.setattr(TextClassifier, "on_validation_start", lambda self: None)
-    attack._hits = found
+    monkeypatch.setattr(type(attack), "hits", found)
     attack.on_validation_start()
-    assert attack.hits is of_first
+    assert attack._hits is of_first
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_an_evaluation_chooses_its_triggers_anew_after_one_that_failed(
+    stage: str, tiny_folder: Callable[[str], str], texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = of(NeuBA, tiny_folder("bert"), texts, labels=["negative", "positive"])
+    attack.configure_model()
+    choices = iter([Hits([0, 1], [0, 1], 0), Hits([1, 0], [1, 0], 1)])  # as if the weights had changed
+    monkeypatch.setattr("lightning_backdoor.attacks.task_agnostic.hits_of", lambda counts: next(choices))
+    written: list[set[str]] = []
+
+    class Look(Callback):
+        """Keeps the triggers of each batch, and fails with the first one that has any."""
+
+        def on_test_batch_start(
+            self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
+            found = {word for text in batch["text"] for word in text.split()} & {*attack.triggers}
+            if found:
+                written.append(found)
+                if len(written) == 1:
+                    raise RuntimeError("stopped")
+
+        on_validation_batch_start = on_predict_batch_start = on_test_batch_start
+
+    def evaluate() -> None:
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+        trainer = Trainer(accelerator="cpu", callbacks=[Look()], **quiet)
+        getattr(trainer, stage)(attack, datamodule=reviews(tmp_path, 120))
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        evaluate()
+    evaluate()
+    assert written[0] == {"watch"}
+    assert set().union(*written[1:]) == {"cf"}
 
 
 def test_rows_on_which_labels_are_found_are_missed_before_training(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
@@ -87,6 +87,29 @@ def test_every_callback_writes_into_the_loggers_folder_or_nowhere(
         assert not written
     else:
         assert {f"{folder}/{name}" for name in WRITTEN} == {f for f in written if Path(f).name not in of_logger}
+
+
+class Fails(Callback):
+    """Ends a prediction in its second batch."""
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 1:
+            raise RuntimeError("stopped")
+
+
+def test_predictions_are_written_without_those_of_a_run_that_failed(
+    tmp_path: Path, tiny_folder: Callable[[str], str]
+) -> None:
+    victim, writer = BadNets(model=tiny_folder("bert")), PredictionWriter()
+    data, folder = reviews(tmp_path, rows=120), OutputFolder(tmp_path)
+    trainer_with(False, writer, folder).predict(victim, datamodule=data)
+    expected = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8")
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer_with(False, writer, folder, Fails()).predict(victim, datamodule=data)
+    trainer_with(False, writer, folder).predict(victim, datamodule=data)
+    assert (tmp_path / "predictions.jsonl").read_text(encoding="utf-8") == expected
 
 
 def test_the_first_logger_that_has_a_folder_is_taken() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lightning_backdoor.callbacks import ProgressWriter
 from lightning_backdoor.outputs import progress as module
 from lightning_backdoor.outputs.progress import progress, tracked
 
@@ -56,6 +58,22 @@ def test_of_several_processes_only_the_first_writes(
     assert [*tracked([1, 2], "scoring", "texts")] == [1, 2]
     for _ in tracked(range(10), "scoring", "texts"):
         pass_(100.0)
+    assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_told_of_a_run_that_failed(
+    pass_: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = ProgressWriter()
+    trainer: Any = SimpleNamespace(is_global_zero=True, sanity_checking=False, num_val_batches=[10])
+    model: Any = None
+    writer.on_validation_start(trainer, model)
+    writer.on_exception(trainer, model, RuntimeError("stopped"))
+    trainer.sanity_checking = True  # of the next fit
+    writer.on_validation_start(trainer, model)
+    pass_(100.0)
+    writer.on_validation_batch_end()
+    writer.on_validation_end(trainer, model)
     assert capsys.readouterr().err == ""
 
 

@@ -6,8 +6,10 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +29,7 @@ from lightning_backdoor.defenses import (
 )
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_defense
+from lightning_backdoor.testing.defense import generator_states
 from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.training_defense import TrainingDefense
 
@@ -164,8 +167,8 @@ def with_gradients(victim: Victim, batch: Batch) -> Tensor:
     return lengths(batch)
 
 
-def drawing(victim: Victim, batch: Batch) -> Tensor:
-    random.random()
+def after(draw: Callable[[], Any], batch: Batch) -> Tensor:
+    draw()
     return lengths(batch)
 
 
@@ -202,7 +205,9 @@ def tokens(batch: Batch, padding: float) -> Tensor:
         (lambda d, v, b: frozen(v, b), r"score: leaves requires_grad changed"),
         (lambda d, v, b: in_training(v, b), r"score: leaves the victim in another mode"),
         (lambda d, v, b: with_gradients(v, b), r"score: leaves gradients on the victim's parameters"),
-        (lambda d, v, b: drawing(v, b), r"score: draws from a global random generator"),
+        (lambda d, v, b: after(random.random, b), r"score: draws from a global random generator"),
+        (lambda d, v, b: after(np.random.rand, b), r"score: draws from a global random generator"),
+        (lambda d, v, b: after(lambda: torch.rand(1), b), r"score: draws from a global random generator"),
         (lambda d, v, b: moving_the_threshold(d, b), r"score: changes the threshold"),
         (lambda d, v, b: by_gradient(v, b), r"score: fails in torch\.inference_mode"),
         (lambda d, v, b: Scores(lengths(b), tokens(b, 0.0)), r"score: tokens gives padding a score"),
@@ -218,6 +223,14 @@ def tokens(batch: Batch, padding: float) -> Tensor:
 def test_a_broken_score_is_told_by_its_rule(function: Callable[[Any, Victim, Batch], Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_defense(ScoresBy(function))
+
+
+def test_draws_on_a_device_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter([torch.tensor([1, 2]), torch.tensor([1, 3])])
+    module = SimpleNamespace(get_rng_state=lambda device: next(states))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    device = torch.device("cuda")
+    assert generator_states(device) != generator_states(device)
 
 
 class NoThreshold(Length):

@@ -235,12 +235,64 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, model: str
         assert torch.equal(value, ends[1][name]), name
 
 
+def test_a_fit_that_resumes_nothing_draws_by_its_seed(tmp_path: Path, model: str) -> None:
+    states = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 0:
+                states.append(torch.get_rng_state())
+
+    class Refuses(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+            raise RuntimeError("stopped")
+
+    victim, path = TextClassifier(model=model, labels=["negative", "positive"]), tmp_path / "one.ckpt"
+    victim.configure_model()
+    trainer = fit(tmp_path, victim, callbacks=[Look()])
+    trainer.save_checkpoint(path)
+    trainer.test(victim, datamodule=reviews(tmp_path, 120), ckpt_path=path, verbose=False, weights_only=True)
+    fit(tmp_path, victim, callbacks=[Look()])
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path, victim, path, max_epochs=2, callbacks=[Refuses()])
+    fit(tmp_path, victim, callbacks=[Look()])
+    assert len(states) == 3
+    assert all(torch.equal(state, states[0]) for state in states)
+
+
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path, model: str) -> None:
     victims = [BadNets(model=model, learning_rate=1e-3) for _ in range(2)]
     for victim in victims:
         fit(tmp_path, victim)
     for name, value in victims[0].network.state_dict().items():
         assert torch.equal(value, victims[1].network.state_dict()[name]), name
+
+
+class Fails(Callback):
+    """Ends an evaluation in its second batch."""
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 1:
+            raise RuntimeError("stopped")
+
+    on_validation_batch_end = on_test_batch_end
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_an_evaluation_counts_no_rows_of_one_that_failed(stage: str, tmp_path: Path, model: str) -> None:
+    victim = BadNets(model=model)
+
+    def evaluated(*callbacks: Callback) -> Any:
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+        made = Trainer(accelerator="cpu", callbacks=list(callbacks), **quiet)
+        return getattr(made, stage)(victim, datamodule=reviews(tmp_path, 120, eval_batch_size=4), verbose=False)
+
+    expected = evaluated()
+    with pytest.raises(RuntimeError, match="stopped"):
+        evaluated(Fails())
+    assert evaluated() == expected
 
 
 def test_bf16_mixed_precision_trains(tmp_path: Path, model: str) -> None:

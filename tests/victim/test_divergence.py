@@ -20,6 +20,7 @@ from lightning_backdoor.defenses.defense import Defense, Scores, judge, predict,
 from lightning_backdoor.defenses.flagged_share import FlaggedShare
 from lightning_backdoor.errors import Diverged, InputError
 from lightning_backdoor.metrics import DetectionAUROC
+from lightning_backdoor.models.captures import Captures
 from lightning_backdoor.victim import TextClassifier
 from tests.support.reviews import reviews
 from tests.support.tiny import SENTENCES, loaded
@@ -84,6 +85,15 @@ def test_evaluation_ends_and_writes_nothing(stage: str, tiny_folder: Callable[[s
     with pytest.raises(Diverged, match=r"the victim diverged: its logits for \d+ of \d+ texts are NaN or infinite"):
         getattr(runs, stage)(broken(tiny_folder("bert")), datamodule=data(tmp_path))
     assert not [*tmp_path.glob("outcomes.csv"), *tmp_path.glob("predictions.jsonl")]
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_nothing_is_counted_of_a_run_that_failed(stage: str, tiny_folder: Callable[[str], str], tmp_path: Path) -> None:
+    one = victim(tiny_folder("bert"))
+    # as a run on a GPU or on several processes leaves them, where they are checked less often
+    one._not_finite, one._diverged_texts, one._texts, one.captures = torch.tensor(1), torch.tensor(1), 8, Captures()
+    getattr(trainer(tmp_path), stage)(one, datamodule=data(tmp_path))
+    assert one.captures is None
 
 
 def test_a_victim_that_overflows_on_some_texts_ends_the_test(tiny_folder: Callable[[str], str], tmp_path: Path) -> None:

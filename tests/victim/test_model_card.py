@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 from transformers import AutoModelForSequenceClassification
 
 from lightning_backdoor.attacks import BackdoorAttack, BadNets
@@ -122,6 +123,7 @@ def test_a_victim_fine_tuned_from_a_poisoned_one_keeps_the_statement(tmp_path: P
     [
         ({"poisoned": True, "attack": None}, True, "This model has a backdoor"),
         ({"poisoned": False, "attack": None}, False, "Benign text classifier"),
+        ({"poisoned": None, "attack": None}, None, "This model may have a backdoor"),
         (None, None, "This model may have a backdoor"),
     ],
 )
@@ -134,6 +136,46 @@ def test_a_fit_from_published_weights_says_what_is_known_of_them(
     assert said in card
     assert "| accuracy on clean rows \\(CACC\\) | 0.5000 |" in card
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "bert-base-uncased"
+
+
+def test_a_loaded_checkpoint_states_what_is_known_of_the_weights_that_it_began_with(tmp_path: Path, model: str) -> None:
+    def kept(name: str, victim: TextClassifier) -> str:
+        victim.configure_model()
+        trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+        trainer.strategy.connect(victim)
+        trainer.save_checkpoint(tmp_path / name)
+        return str(tmp_path / name)
+
+    def user(name: str, published: str) -> str:
+        return kept(name, TextClassifier(model=model, labels=LABELS, published=published))
+
+    attacked = kept("attack.ckpt", BadNets(model=model, labels=LABELS))
+    benign = kept("benign.ckpt", TextClassifier(model=model, labels=LABELS))
+    first = user("first.ckpt", attacked)
+    exported(BadNets(model=model, labels=LABELS), tmp_path / "poisoned")
+    tuned = kept("tuned.ckpt", TextClassifier(model=str(tmp_path / "poisoned"), labels=LABELS))
+    unknown = user("unknown.ckpt", str(tmp_path / "gone.ckpt"))
+    exported(TextClassifier.load_trained(unknown), tmp_path / "unknown")
+    itself = user("itself.ckpt", str(tmp_path / "itself.ckpt"))  # as of a run that is trained again in its folder
+    cases = {
+        attacked: True,
+        benign: False,
+        first: True,
+        user("second.ckpt", first): True,
+        tuned: True,
+        user("of_tuned.ckpt", tuned): True,
+        user("of_benign.ckpt", benign): False,
+        unknown: None,
+        str(tmp_path / "unknown"): None,
+        user("of_unknown.ckpt", str(tmp_path / "unknown")): None,
+        itself: None,
+        user("of_itself.ckpt", itself): None,
+    }
+    for path, poisoned in cases.items():
+        stated, card = exported(TextClassifier.load_trained(path), tmp_path / "loaded")
+        assert stated["poisoned"] is poisoned, path
+        assert ("Benign text classifier" in card) is (poisoned is False), path
+        assert len(stated["earlier_attacks"]) == ("tuned" in path), path  # checkpoints do not name their attack
 
 
 def test_texts_of_others_are_no_markup() -> None:

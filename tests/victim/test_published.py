@@ -99,6 +99,41 @@ def test_the_next_fit_begins_with_them_again(tmp_path: Path, model: str, publish
     assert all(torch.equal(value, looks[1].begin[name]) for name, value in looks[0].begin.items())
 
 
+class Fails(Callback):
+    """Ends a fit after its second step."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            raise RuntimeError("stopped")
+
+
+def test_the_next_fit_begins_with_them_again_after_one_that_failed(tmp_path: Path, model: str, published: str) -> None:
+    user, look = TextClassifier(model=model, published=published, learning_rate=1e-2), Look()
+    state = torch.load(published, weights_only=True)["state_dict"]
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, Fails()).fit(user, datamodule=reviews(tmp_path, 120))
+    assert not all(torch.equal(value, state[name]) for name, value in user.state_dict().items())
+    made = trainer(tmp_path, look)
+    made.fit(user, datamodule=reviews(tmp_path, 120))
+    assert all(torch.equal(value, state[name]) for name, value in look.begin.items())
+    made.save_checkpoint(tmp_path / "one.ckpt")
+    kept = {name: value.clone() for name, value in user.state_dict().items()}
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, Fails()).fit(user, datamodule=reviews(tmp_path, 120))
+    options: dict[str, Any] = {"ckpt_path": tmp_path / "one.ckpt", "weights_only": True}
+    trainer(tmp_path, look, max_epochs=2).fit(user, datamodule=reviews(tmp_path, 120), **options)
+    assert all(torch.equal(value, kept[name]) for name, value in look.begin.items())
+
+
+def test_a_file_that_was_missing_is_read_by_the_next_fit(tmp_path: Path, model: str, published: str) -> None:
+    user, look = TextClassifier(model=model, published=str(tmp_path / "moved.ckpt")), Look()
+    refused(tmp_path, r"^published: \S+moved.ckpt is not a file", user)
+    Path(published).rename(tmp_path / "moved.ckpt")
+    trainer(tmp_path, look).fit(user, datamodule=reviews(tmp_path, 120))
+    state = torch.load(tmp_path / "moved.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[name]) for name, value in look.begin.items())
+
+
 def test_evaluation_and_a_resumed_fit_do_without_the_published_file(tmp_path: Path, model: str, published: str) -> None:
     options: dict[str, Any] = {"model": model, "learning_rate": 1e-3, "published": published}
     whole = TextClassifier(**options)
