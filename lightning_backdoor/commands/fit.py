@@ -168,11 +168,12 @@ def _export(cli: RunCLI) -> None:
     is_victim = isinstance(cli.model, TextClassifier)
     with replaced_folder(cli.folder / "model") as folder:
         cli.model.save_pretrained(folder, **({"metrics": metrics} if is_victim else {}))
-    if not cli.config.keep_last:
+    if is_victim and isinstance(cli.datamodule, BackdoorDataModule):
+        write_calibration(cli.datamodule, cli.folder)
+    if not cli.config.keep_last:  # after all files, since a run without it is taken for complete
         remove_last(cli.trainer, cli.folder)
     sys.stdout.write(escaped(f"checkpoint: {best}\nmodel: {cli.folder / 'model'}\n", keep="\n"))
     if isinstance(cli.model, TextClassifier) and isinstance(cli.datamodule, BackdoorDataModule):
-        write_calibration(cli.datamodule, cli.folder)
         sys.stdout.write(selected_text(cli.model, cli.datamodule, cli.callbacks, metrics))
         why = cli.model.training_defense.unmergeable if cli.model.training_defense else ""
         if why:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -185,6 +186,23 @@ def test_a_run_that_keeps_its_last_checkpoint_is_trained_longer(
     args = ["fit", "-c", str(tmp_path / "longer" / "config.yaml"), "--ckpt_path", str(longer)]
     assert main([*args, "--trainer.max_epochs", "2"]) == 0
     assert torch.load(longer, weights_only=True)["global_step"] == 2 * before
+
+
+def test_a_run_without_its_calibration_texts_is_not_complete(
+    workspace: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "", "calibration.jsonl")
+
+    folder = workspace / "interrupted"
+    args = ["fit", "-c", "data.yaml", "--data.max_rows", "{train: 32, validation: 60, test: 30}", "--run_dir"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_backdoor.commands.fit.write_calibration", full)
+        assert main([*args, folder.name]) == 1
+    assert not (folder / "calibration.jsonl").exists()
+    assert main([*args, folder.name, "--ckpt_path", "last"]) == 0
+    assert (folder / "calibration.jsonl").exists()
+    assert not (folder / "checkpoints" / "last.ckpt").exists()
 
 
 FAILED_STARTS = {
