@@ -245,6 +245,25 @@ def test_a_command_that_fails_leaves_no_folder(
     assert not (workspace / "never_started").exists()
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_command_does_not_write_to_the_folder_that_another_has_made_in_the_meantime(
+    command: str, run: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = run / f"{command}-9"
+    numbered = [run / (command if number == 1 else f"{command}-{number}") for number in range(1, 9)]
+    for folder in numbered:
+        folder.mkdir(exist_ok=True)
+
+    def read(*args: object) -> None:
+        other.mkdir()
+        (other / "config.yaml").write_text("of another command", encoding="utf-8")
+
+    in_process.setattr("lightning_backdoor.commands.fit.check_input", read)
+    assert main([command, *options(run)]) == 2
+    assert f"error: run_dir: another command has begun to write to {other}; start" in capsys.readouterr().err
+    assert [path.read_text(encoding="utf-8") for path in other.iterdir()] == ["of another command"]
+
+
 @pytest.fixture
 def in_process(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The workspace as working directory, for commands that are run in this process."""
