@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from lightning_backdoor.commands.parsing.option_parser import check_options
 from lightning_backdoor.commands.quick_imports import quick_imports
 from lightning_backdoor.commands.run_folder import VARIABLE
 from lightning_backdoor.commands.signals import Ended, ended_by_signals, ending_line, forget_what_is_left
+from lightning_backdoor.commands.slurm_step import tasks_together
 from lightning_backdoor.commands.streams import drop_output, prepare_streams
 from lightning_backdoor.commands.threads import let_waiting_threads_sleep
 from lightning_backdoor.errors import InputError, did_you_mean, known_error
@@ -59,6 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = sys.argv[1:] if args is None else list(args)
     import_path = sys.path[:]
+    speaks = _first_process() or not _runs_with_others(args)  # asked now, since Lightning removes WORLD_SIZE later
     prepare_streams()
     let_waiting_threads_sleep()
     try:
@@ -79,17 +82,17 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # an error of the last lines is reported here, not when the interpreter exits
             return status
     except Ended as ended:
-        _report(ending_line(str(ended)))
+        _report(ending_line(str(ended)), speaks)
         return 128 + ended.number
     except KeyboardInterrupt:
-        _report(ending_line("interrupted"))
+        _report(ending_line("interrupted"), speaks)
         return 130
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         drop_output()
         return 1
     except Exception as error:
         if _interrupted(error):
-            _report("interrupted")
+            _report("interrupted", speaks)
             return 130
         line, status = known_error(error)
         if not line:
@@ -98,7 +101,7 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except OSError:  # it is the output that cannot be written
             drop_output()
-        _report(f"error: {line}", by_all=status == 1)  # a full disk may be that of another process alone
+        _report(f"error: {line}", speaks or status == 1)  # a full disk may be that of another process alone
         return status
     finally:
         os.environ.pop(VARIABLE, None)  # another command in this process must write to its own folder
@@ -203,14 +206,24 @@ def _interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _report(line: str, by_all: bool = False) -> None:
-    """Writes a line to standard error, in the first process of a launch or in all of them."""
-    if by_all or _first_process():
+def _report(line: str, speaks: bool) -> None:
+    """Writes a line to standard error, if this process is one that speaks."""
+    if speaks:
         with suppress(OSError):  # it may be closed, or a file on a full disk
             sys.stderr.write(f"{line}\n")
 
 
+def _runs_with_others(args: Sequence[str]) -> bool:
+    """Whether the processes of a launch run a command together, and not each a command of its own, such as a shard."""
+    command, options = args[:1], " ".join(args[1:])
+    if command == ["scan"]:
+        together = re.search(r"--(devices|num[-_]nodes)[= ](?!1( |$))", options) is not None
+    else:
+        together = command in (["fit"], ["validate"], ["test"], ["predict"])
+    return together and (int(os.environ.get("WORLD_SIZE", "1")) > 1 or tasks_together() > 1)
+
+
 def _first_process() -> bool:
-    """Whether this is the first process of its launch, which alone prints errors."""
+    """Whether this is the first process of its launch."""
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return all(rank == "0" for rank in ranks)

@@ -96,16 +96,29 @@ def test_an_unknown_command_is_reported_in_one_line(capsys: pytest.CaptureFixtur
     assert printed.out == ""
 
 
-@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
-def test_only_the_first_process_prints_an_error(
+#: variables of a launch of two processes, by the one that numbers them.
+LAUNCHES = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "SLURM_PROCID": "SLURM_NTASKS"}
+TOGETHER = (["fit", "--modle", "x"], ["test", "-c", "no.yaml"], ["scan", "--devices=2"], ["scan", "--num_nodes", "2"])
+EACH_ITS_OWN = (["fly"], ["list", "nonsense"], ["report", "nowhere"], ["scan", "--shard", "4/16", "--devices", "1"])
+
+
+@pytest.mark.parametrize("variable", LAUNCHES)
+def test_only_the_first_of_the_processes_that_run_a_command_together_prints_an_error(
     variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    errors = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv(variable, rank)
-        assert main(["fly"]) == 2
-        errors.append(capsys.readouterr().err.count("error"))
-    assert errors == [1, 0]
+    monkeypatch.setattr(os, "environ", {name: os.environ[name] for name in os.environ if "SLURM" not in name})
+    monkeypatch.setenv(LAUNCHES[variable], "2")
+    for commands, expected in ((TOGETHER, [1, 0]), (EACH_ITS_OWN, [1, 1])):
+        for args in commands:
+            errors = []
+            for rank in ("0", "1"):
+                monkeypatch.setenv(variable, rank)
+                assert main(args) == 2
+                errors.append(capsys.readouterr().err.count("error"))
+            assert errors == expected, args
+    monkeypatch.setenv(LAUNCHES[variable], "1")  # a process alone, whatever number it has
+    assert main(TOGETHER[0]) == 2
+    assert "error" in capsys.readouterr().err
 
 
 def test_an_error_of_a_constructor_is_reported_in_one_line(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:

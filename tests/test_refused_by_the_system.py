@@ -91,6 +91,7 @@ def test_the_first_process_reports_input_and_every_process_its_own_disk(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for number, reported in ((errno.ENOENT, 0), (errno.ENOSPC, 1)):
         monkeypatch.setattr("lightning_backdoor.cli._run", raising(OSError(number, "")))
         main(["fit"])

@@ -8,7 +8,8 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,21 +146,20 @@ class WandbRuns:
         parts, seed = ([*map(str, names[:4])], names[4]) if len(names) > 4 else ([*map(str, names)], None)
         named = run_names(parts, seed, job_type, self.tags)
         try:
-            run = self._begin(**named, **arguments)
-            try:
-                log(run)
-            except BaseException:
-                run.finish(exit_code=1)
-                raise
-            run.finish()
+            with _artifacts_in(self.folder.resolve() / "wandb"):
+                run = self._begin(**named, **arguments)
+                try:
+                    log(run)
+                except BaseException:
+                    run.finish(exit_code=1)
+                    raise
+                run.finish()
         except Exception as error:
             self._offline |= isinstance(error, TimeoutError)  # from the upload at the end
             _warn(f"the run {named['name']!r} is incomplete", error)
 
     def _begin(self, *, id: str, config: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # files of artifacts are kept here too, where `wandb sync` finds them
-        os.environ.setdefault("WANDB_DATA_DIR", str(self.folder.resolve() / "wandb"))
         # the same cell in another folder is another run
         arguments["id"] = hashlib.sha256(f"{self.folder.resolve()}/{id}".encode()).hexdigest()[:16]
         arguments |= {**self._project, "dir": str(self.folder), "config": {"grid": self.name, **(config or {})}}
@@ -173,6 +173,18 @@ class WandbRuns:
             self._offline = True
             wandb.teardown()  # drops the run that did not start and still holds the id
         return _init(**arguments, mode="offline")
+
+
+@contextmanager
+def _artifacts_in(folder: Path) -> Iterator[None]:
+    """Makes W&B keep files of artifacts in a folder, where ``wandb sync`` finds them, unless the user names another."""
+    given = "WANDB_DATA_DIR" in os.environ
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder))
+    try:
+        yield
+    finally:
+        if not given:  # another grid in this process has a folder of its own
+            os.environ.pop("WANDB_DATA_DIR", None)
 
 
 def _init(**arguments: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_backdoor.callbacks.failures import FailsAlone
@@ -47,6 +48,7 @@ def run(command: str, args: list[str], session: Session | None = None) -> None:
     """
     hide_noise()
     hide_bars_of_transformers()
+    inherits = VARIABLE in os.environ
     try:
         cli = RunCLI(command, args)
     except Complete as complete:
@@ -54,11 +56,17 @@ def run(command: str, args: list[str], session: Session | None = None) -> None:
         return
     when_ended(lambda: what_is_kept(cli.folder) if command == "fit" else NOTHING_KEPT)
     with nullcontext() if session is None else session.of(cli):
-        _run_checked(cli, args)
+        _run_checked(cli, args, inherits)
 
 
-def _run_checked(cli: RunCLI, args: list[str]) -> None:
-    """Checks the input, then runs the command and writes what it leaves."""
+def _run_checked(cli: RunCLI, args: list[str], inherits: bool) -> None:
+    """Checks the input, then runs the command and writes what it leaves.
+
+    Args:
+        cli: the parsed command.
+        args: its options.
+        inherits: whether the process that started this one, or the grid, has chosen the folder.
+    """
     check_input(cli, args)
     if not cli.trainer.is_global_zero:  # the processes of a launch share a folder, which the first one keeps
         cli.folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +75,8 @@ def _run_checked(cli: RunCLI, args: list[str]) -> None:
     # created late, so that invalid input leaves no empty folder
     fits = cli.command == "fit"
     only = only_fit(cli.folder, resume=bool(cli.config.ckpt_path)) if fits else nullcontext()
-    with removed_if_failed(cli.folder), only:
+    only_new = not (fits or inherits or _shares_its_folder(cli.trainer))
+    with removed_if_failed(cli.folder, only_new), only:
         if fits:
             _say_what_is_trained_on(cli)
         try:
@@ -80,6 +89,13 @@ def _run_checked(cli: RunCLI, args: list[str]) -> None:
             _export(cli)
         else:
             _write_results(cli)
+
+
+def _shares_its_folder(trainer: Trainer) -> bool:
+    """Whether other processes of the command, which this one does not start, may have made its folder already."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    started = environment is not None and environment.creates_processes_externally
+    return trainer.world_size > 1 and (trainer.num_nodes > 1 or started)
 
 
 def _say_what_is_trained_on(cli: RunCLI) -> None:
@@ -168,11 +184,12 @@ def _export(cli: RunCLI) -> None:
     is_victim = isinstance(cli.model, TextClassifier)
     with replaced_folder(cli.folder / "model") as folder:
         cli.model.save_pretrained(folder, **({"metrics": metrics} if is_victim else {}))
-    if not cli.config.keep_last:
+    if is_victim and isinstance(cli.datamodule, BackdoorDataModule):
+        write_calibration(cli.datamodule, cli.folder)
+    if not cli.config.keep_last:  # after all files, since a run without it is taken for complete
         remove_last(cli.trainer, cli.folder)
     sys.stdout.write(escaped(f"checkpoint: {best}\nmodel: {cli.folder / 'model'}\n", keep="\n"))
     if isinstance(cli.model, TextClassifier) and isinstance(cli.datamodule, BackdoorDataModule):
-        write_calibration(cli.datamodule, cli.folder)
         sys.stdout.write(selected_text(cli.model, cli.datamodule, cli.callbacks, metrics))
         why = cli.model.training_defense.unmergeable if cli.model.training_defense else ""
         if why:

@@ -81,13 +81,26 @@ def is_complete(folder: Path) -> bool:
 
 
 @contextmanager
-def removed_if_failed(folder: Path) -> Iterator[None]:
+def removed_if_failed(folder: Path, only_new: bool = False) -> Iterator[None]:
     """Creates a folder; removes it if the block raises an error before it writes more than its config and logs' heads.
 
     A folder that exists is left as it is, and so is the folder of a command that is interrupted.
+
+    Args:
+        folder: what :func:`output_folder` has chosen.
+        only_new: whether a folder that exists is refused, since another command has taken its name in the meantime.
+
+    Raises:
+        InputError: it is refused.
     """
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=not only_new)
+    except FileExistsError:
+        if not only_new:
+            raise
+        problem = f"another command has begun to write to {folder}"
+        raise InputError("run_dir", problem, "start this one again, and it takes the next name") from None
     try:
         yield
     except Exception:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from inspect import cleandoc
+from itertools import takewhile
 from typing import NamedTuple
 
 from lightning_backdoor.files.module_sources import imported_name, imports_of, statements_of
@@ -75,14 +76,27 @@ class ClassSource(NamedTuple):
         """The base classes: the name of each, and its definition where that can be read."""
         for base in self.node.bases:
             name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
-            yield name.rpartition(".")[2], _named(self.module, name)
+            yield name.rpartition(".")[2], _named(self.module, name, before=self.node)
+
+    def line(self) -> dict[ClassSource, set[str]]:
+        """The class and all its base classes that can be read, each with the names of its own that cannot.
+
+        Each comes once, also where classes are based on each other, as they never are in a module that can be imported.
+        """
+        result: dict[ClassSource, set[str]] = {}
+        waiting = [self]
+        while waiting:
+            source = waiting.pop()
+            if source not in result:
+                bases = [*source.bases()]
+                result[source] = {name for name, base in bases if base is None}
+                waiting += [base for _, base in bases if base is not None]
+        return result
 
     def ancestors(self) -> set[str]:
         """The names of the class and of all its base classes, as far as they can be read."""
-        names = {self.name}
-        for name, base in self.bases():
-            names |= {name} if base is None else base.ancestors()
-        return names
+        line = self.line()
+        return {source.name for source in line}.union(*line.values())
 
 
 class ClassArguments(NamedTuple):
@@ -147,7 +161,7 @@ def _inherited(source: ClassSource, positional: int, keywords: set[str]) -> Clas
     by_name: dict[str, Argument] = {}
     complete = True
     for name, base in source.bases():
-        if base is None:
+        if base is None or source in base.line():
             complete &= name in ("ABC", "object", "Module", "Generic", "Protocol")
             continue
         above = class_arguments(base)
@@ -208,20 +222,20 @@ def _documented(*nodes: ast.ClassDef | ast.FunctionDef | None) -> dict[str, str]
     return result
 
 
-def _named(module: str, name: str) -> ClassSource | None:
-    """The class that a module knows by a name, which may have dots."""
+def _named(module: str, name: str, before: ast.ClassDef | None = None) -> ClassSource | None:
+    """The class that a module knows by a name, which may have dots; a base class before the class that it is of."""
     first, *rest = name.split(".")
     if not rest:
-        return _in_module(module, name)
+        return _in_module(module, name, before=before)
     imported = imported_name(module, first)
     return find_class(".".join([imported, *rest])) if imported else None
 
 
-def _in_module(module: str, name: str, depth: int = 0) -> ClassSource | None:
-    """The class that a module defines or imports under a name."""
+def _in_module(module: str, name: str, depth: int = 0, before: ast.ClassDef | None = None) -> ClassSource | None:
+    """The class that a module defines, before a certain class if one is given, or imports under a name."""
     if depth > LONGEST_CHAIN:
         return None
-    for node in statements_of(module):
+    for node in takewhile(lambda node: node is not before, statements_of(module)):
         if isinstance(node, ast.ClassDef) and node.name == name:
             return ClassSource(name, module, node)
     imported = imported_name(module, name)

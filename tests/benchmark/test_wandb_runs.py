@@ -252,6 +252,14 @@ def test_what_is_logged_twice_is_one_run_and_all_of_it_lies_in_the_folder(tmp_pa
         assert any((run.folder / "files" / "media" / "table").iterdir())
 
 
+def test_artifacts_of_a_second_grid_lie_in_its_own_folder(tmp_path: Path) -> None:
+    folder, row = left_by(tmp_path, CELL)
+    for grid in ("first", "second"):
+        WandbRuns(SETTINGS, tmp_path / grid).log_cell(CELL, row, folder, "d1g3st")
+        assert "WANDB_DATA_DIR" not in os.environ
+        assert (tmp_path / grid / "wandb" / "artifacts").is_dir()
+
+
 def test_what_cannot_be_logged_is_said_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder, row = left_by(tmp_path, CELL)
     logged = WandbRuns(SETTINGS, tmp_path / "grid")

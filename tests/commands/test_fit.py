@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -187,6 +188,23 @@ def test_a_run_that_keeps_its_last_checkpoint_is_trained_longer(
     assert torch.load(longer, weights_only=True)["global_step"] == 2 * before
 
 
+def test_a_run_without_its_calibration_texts_is_not_complete(
+    workspace: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "", "calibration.jsonl")
+
+    folder = workspace / "interrupted"
+    args = ["fit", "-c", "data.yaml", "--data.max_rows", "{train: 32, validation: 60, test: 30}", "--run_dir"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_backdoor.commands.fit.write_calibration", full)
+        assert main([*args, folder.name]) == 1
+    assert not (folder / "calibration.jsonl").exists()
+    assert main([*args, folder.name, "--ckpt_path", "last"]) == 0
+    assert (folder / "calibration.jsonl").exists()
+    assert not (folder / "checkpoints" / "last.ckpt").exists()
+
+
 FAILED_STARTS = {
     "in the model": (["--model.freeze", "[nothing]"], "freeze: the model has no part 'nothing'"),
     "in the trainer": (["--trainer.callbacks+=LearningRateMonitor", "--trainer.logger", "false"], "Cannot use"),
@@ -225,6 +243,25 @@ def test_a_command_that_fails_leaves_no_folder(
     assert main(["fit", "-c", "data.yaml", "--model.freeze", "[nothing]", "--run_dir", "never_started"]) == 2
     assert {path.name for path in run.iterdir()} == before
     assert not (workspace / "never_started").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_command_does_not_write_to_the_folder_that_another_has_made_in_the_meantime(
+    command: str, run: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = run / f"{command}-9"
+    numbered = [run / (command if number == 1 else f"{command}-{number}") for number in range(1, 9)]
+    for folder in numbered:
+        folder.mkdir(exist_ok=True)
+
+    def read(*args: object) -> None:
+        other.mkdir()
+        (other / "config.yaml").write_text("of another command", encoding="utf-8")
+
+    in_process.setattr("lightning_backdoor.commands.fit.check_input", read)
+    assert main([command, *options(run)]) == 2
+    assert f"error: run_dir: another command has begun to write to {other}; start" in capsys.readouterr().err
+    assert [path.read_text(encoding="utf-8") for path in other.iterdir()] == ["of another command"]
 
 
 @pytest.fixture

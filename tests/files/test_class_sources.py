@@ -91,6 +91,29 @@ def test_the_fields_of_a_dataclass_are_its_arguments(module: str) -> None:
     ]
 
 
+def test_a_class_may_have_the_name_of_its_base_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = "class BadNets(BadNets):\n    pass\n\n\n" * 2
+    for name, line in (("named_alike", "BadNets"), ("named_alike_by_star", "*")):
+        (tmp_path / f"{name}.py").write_text(f"from lightning_backdoor.attacks import {line}\n\n\n{twice}")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("named_alike", "named_alike_by_star"):
+        source = find_class(f"{name}.BadNets")
+        assert source is not None
+        assert "BackdoorAttack" in source.ancestors()
+        assert "poison_rate" in class_arguments(source).by_name
+
+
+def test_classes_that_are_based_on_each_other_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, other in (("First", "Second"), ("Second", "First")):
+        text = f"from in_a_circle_{other} import {other}\n\n\nclass {name}({other}, Base):\n    pass\n"
+        (tmp_path / f"in_a_circle_{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = find_class("in_a_circle_First.First")
+    assert source is not None
+    assert source.ancestors() == {"First", "Second", "Base"}
+    assert not class_arguments(source).complete
+
+
 @pytest.mark.parametrize(
     "path", ["Shout", "no_such_package.C", "lightning_backdoor.attacks.C", "lightning_backdoor.x.C", "", "json.C"]
 )

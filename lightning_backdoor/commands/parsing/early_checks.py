@@ -5,8 +5,8 @@ This takes a fraction of a second, since neither torch nor the classes are impor
 
 from __future__ import annotations
 
-import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,29 @@ def load_plain(text: str) -> Any:
         raise
     except Exception as error:  # whatever Python raises for dates and numbers that are none
         raise yaml.YAMLError(f"a value is malformed: {error}") from None
+
+
+class _OneLine(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes each text in quotes, as readers differ in what they take for a number, and each alias as a copy."""
+
+    yaml_representers = yaml.SafeDumper.yaml_representers | {
+        str: lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+    }
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def one_line_yaml(value: dict[Any, Any] | list[Any]) -> str:
+    """A mapping or list as YAML on one line, in which all that YAML has (dates, sets, infinity) is read back.
+
+    >>> one_line_yaml({"path": "no", "rate": float("inf")})
+    '{"path": "no", "rate": .inf}'
+    """
+    text: str = yaml.dump(
+        value, Dumper=_OneLine, default_flow_style=True, allow_unicode=True, sort_keys=False, width=sys.maxsize
+    )
+    return text.rstrip("\n")
 
 
 def settled(
@@ -112,10 +135,10 @@ class _Reader:
                 value = self._config(value)
             elif argument is not None and argument.type == "str" and "+" not in name and self._is_no_text(value):
                 if name.partition(".")[0] in BASES:  # in a config it may be quoted, on the command line it may not
-                    value = json.dumps(value, ensure_ascii=False)
+                    content: Any = value
                     for part in reversed(name.split(".")):
-                        value = f'{{"{part}": {value}}}'
-                    name = "config"
+                        content = {part: content}
+                    name, value = "config", one_line_yaml(content)
             elif argument is not None:
                 value = self._text(name, argument, value)
             result.append(f"--{name}={value}")
@@ -136,7 +159,7 @@ class _Reader:
             except yaml.YAMLError:
                 return text  # the parser's to refuse, or to take as text
         result = self.values.settle(name, argument, value)
-        return text if result == value else result if isinstance(result, str) else json.dumps(result)
+        return text if result == value else result if isinstance(result, str) else one_line_yaml(result)
 
     def _is_no_text(self, text: str) -> bool:
         """Whether YAML reads a text as something that is neither text nor a number, such as ``Note: good``."""
@@ -154,7 +177,7 @@ class _Reader:
         if not is_file(path):
             if self._is_mapping(given):
                 content = self._content(given, "--config")
-                return given if content is None else json.dumps(content)
+                return given if content is None else one_line_yaml(content)
             if "://" in given:
                 return given
             raise missing_config(given)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import Namespace
 
-from lightning_backdoor.commands.parsing.early_checks import settled
+from lightning_backdoor.commands.parsing.early_checks import load_plain, one_line_yaml, settled
 from lightning_backdoor.commands.parsing.known_options import ALIASES, root_options, trainer_options
 from lightning_backdoor.commands.parsing.option_parser import OptionParser
 from lightning_backdoor.commands.parsing.run_parser import RunParser, parse, run_parser
@@ -140,6 +140,34 @@ def test_every_spelling_arrives(
         encoding="utf-8",
     )
     assert parsed([*GIVEN, *options]).get(key) == value
+
+
+SOURCE = "{class_path: BackdoorDataModule, init_args: {source: {path: %s}}}"
+CORRECTED = {
+    "date": ("--data", SOURCE % "2020-01-01", "data.init_args.source.path", "2020-01-01"),
+    "characters": ("--data", SOURCE % "'😀\u2028.csv'", "data.init_args.source.path", "😀\u2028.csv"),
+    "infinity": ("--model", "{class_path: BadNets, init_args: {learning_rate: .inf}}", "learning_rate", float("inf")),
+    "number": ("--model", "{class_path: BadNets, init_args: {triggers: ['1e-3']}}", "triggers", ["1e-3"]),
+}
+
+
+@pytest.mark.parametrize(("option", "text", "key", "value"), CORRECTED.values(), ids=CORRECTED)
+def test_a_corrected_mapping_holds_the_values_that_were_given(option: str, text: str, key: str, value: object) -> None:
+    """Corrected here is the name of the class."""
+    key = key if "." in key else f"model.init_args.{key}"
+    for given in ([option, text], ["--config", f"{{{option.removeprefix('--')}: {text}}}"]):
+        assert settled("fit", [*GIVEN[:4], *given]).args[-1] != given[-1]  # as the command line reads it first
+        assert parsed([*GIVEN[:4], *given]).get(key) == value
+
+
+def test_a_value_of_any_type_of_yaml_is_read_back_from_one_line() -> None:
+    text = """{date: 2020-01-01, time: 2020-01-01 10:00:00, set: !!set {a, 3}, bytes: !!binary aGk=,
+        numbers: [.inf, 1.0e+20], texts: ["no", "1e-3", "a: b", "", "\\x7f\\n\\u2028"], null: ~, long: [%s],
+        list: &list [1, {a: 2}], same: *list}"""
+    value = load_plain(text % ", ".join(["some words"] * 100))
+    written = one_line_yaml(value)
+    assert len(written.splitlines()) == 1
+    assert load_plain(written) == value
 
 
 def test_callbacks_and_defenses_are_given_by_name() -> None:
