@@ -35,10 +35,10 @@ from lightning_backdoor.files.identity import LIBRARY
 
 #: to be changed if, and only if, the same config gives another victim (attack, poisoning, training); every
 #: victim of a grid is then trained again.
-VICTIM_FORMAT = "4"
+VICTIM_FORMAT = "5"
 #: to be changed if, and only if, a test of the same victim gives other numbers (metric, defense, table); every
 #: cell of a grid is then tested again, on the existing victims.
-RESULTS_FORMAT = "2"
+RESULTS_FORMAT = "3"
 
 #: the files and folders that a grid writes to its output folder.
 WRITTEN = frozenset(
