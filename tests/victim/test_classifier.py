@@ -153,6 +153,12 @@ def test_texts_longer_than_the_model_reads_are_refused_before_its_weights_are_lo
             loading(TextClassifier(model, labels=["no", "yes"], max_length=137))
 
 
+def test_roberta_counts_positions_from_the_one_after_its_padding(tiny_folder: Callable[[str], str]) -> None:
+    assert TextClassifier(tiny_folder("roberta"), max_length=134).load_config()
+    with pytest.raises(InputError, match=r"^max_length: 135 is beyond the 134 positions of '.*'; lower it$"):
+        TextClassifier(tiny_folder("roberta"), max_length=135).load_config()
+
+
 @pytest.mark.parametrize("option", [{"max_length": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"lora_rank": 0}])
 def test_values_out_of_range_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(option))):
