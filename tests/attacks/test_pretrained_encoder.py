@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -282,6 +283,10 @@ def test_bad_input_is_refused_before_training(tiny_folder: Callable[[str], str],
     model = tiny_folder("bert")
     with pytest.raises(InputError, match=r"^pretraining_epochs: 0 trains nothing"):
         NeuBA(pretraining_epochs=0)
+    with pytest.raises(
+        InputError, match=r"^pretraining_learning_rate: nan is not a learning rate; give a number above"
+    ):
+        NeuBA(pretraining_learning_rate=math.nan)
     with pytest.raises(InputError, match=r"^pretraining_files: is an empty list"):
         NeuBA(pretraining_files=[])
     with pytest.raises(InputError, match=r"^triggers: 7 are too many; give up to 6"):
