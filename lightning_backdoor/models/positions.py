@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
 
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
@@ -26,12 +25,11 @@ def readable_tokens(config: PreTrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None) or 0
     if positions <= 0:  # models with relative positions have -1 or nothing here
         return None
-    return positions - ((config.pad_token_id or 0) + 1 if _counts_from_padding(type(config)) else 0)
+    return positions - ((config.pad_token_id or 0) + 1 if _counts_from_padding(config) else 0)
 
 
-@cache
-def _counts_from_padding(config_class: type[PreTrainedConfig]) -> bool:
-    network_class = MODEL_MAPPING.get(config_class, None)
+def _counts_from_padding(config: PreTrainedConfig) -> bool:
+    network_class = MODEL_MAPPING.get(type(config), None)
     if not isinstance(network_class, type):  # none, or several, as of Funnel
         return False
     module = vars(sys.modules[network_class.__module__])
