@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class ABL(Callback):
         for name, share in {"turning_point": turning_point, "isolation_rate": isolation_rate}.items():
             if not 0 < share < 1:
                 raise InputError(name, f"{share} is not a share", "give a number between 0 and 1")
-        if gamma < 0:
+        if not 0 <= gamma < math.inf:
             raise InputError("gamma", f"{gamma} is out of range", "give 0 or more")
         if unlearning_epochs is not None and unlearning_epochs < 1:
             raise InputError("unlearning_epochs", f"{unlearning_epochs} unlearns nothing", "give at least 1")

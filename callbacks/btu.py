@@ -26,6 +26,7 @@ from lightning_backdoor.data.batching import DealtBatches, TokenisedRows
 from lightning_backdoor.defenses.btu import Unlearned, distances_moved, most_moved, pooled_loss
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.evaluation_mode import evaluating
+from lightning_backdoor.models.fine_tuning import check_learning_rate
 from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.models.reparametrised import plain_weights
 from lightning_backdoor.victim import TextClassifier
@@ -75,8 +76,7 @@ class BTU(Callback):
     ) -> None:
         if not 0 < token_share < 1:
             raise InputError("token_share", f"{token_share} is not a share", "give a number between 0 and 1")
-        if learning_rate <= 0:
-            raise InputError("learning_rate", f"{learning_rate} moves no token", "give a number above 0")
+        check_learning_rate("learning_rate", learning_rate)
         for name, value in {"batch_size": batch_size, "epochs": epochs}.items():
             if value < 1:
                 raise InputError(name, f"{value} is out of range", "give at least 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -70,7 +71,7 @@ class FourierView(Callback):
             raise InputError("every_n_steps", f"{every_n_steps} steps are out of range", "give at least 1")
         if rows < 2:
             raise InputError("rows", f"{rows} rows have no distances between them", "give at least 2")
-        if not widths or min(widths) <= 0:
+        if not widths or not all(0 < width < math.inf for width in widths):
             raise InputError("widths", f"{list(widths)} is not a list of widths", "give one or more numbers above 0")
         self.every_n_steps = every_n_steps
         self.rows = rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -108,6 +109,15 @@ class MuScleLoRA(Callback):
                 raise InputError(name, f"{value} is out of range", "give at least 1")
         if not radial_scalings:
             raise InputError("radial_scalings", "the list is empty", "give at least one scaling")
+        numbers = {
+            "radial_scalings": sum(radial_scalings),
+            "alpha": alpha,
+            "min_reference_loss": min_reference_loss,
+            "min_reference_gradient_norm": min_reference_gradient_norm,
+        }
+        for name, number in numbers.items():
+            if math.isnan(number):
+                raise InputError(name, f"{number} is out of range", "give a number")
         if not 0 <= max_raw_gradient_ratio <= 1:
             raise InputError(
                 "max_raw_gradient_ratio", f"{max_raw_gradient_ratio} is not a share", "give a number from 0 to 1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -76,8 +77,8 @@ class Pure(PruningRepair):
             raise InputError("group", f"{group} heads prune nothing", "give at least 1")
         if not 0 <= min_accuracy <= 1:
             raise InputError("min_accuracy", f"{min_accuracy} is not an accuracy", "give a number from 0 to 1")
-        if penalty < 0:
-            raise InputError("penalty", f"{penalty} rewards attention", "give at least 0")
+        if not 0 <= penalty < math.inf:
+            raise InputError("penalty", f"{penalty} is out of range", "give 0 or a number above it")
         if padded_like_paper is True or padded_like_paper < 0:
             raise InputError(
                 "padded_like_paper",

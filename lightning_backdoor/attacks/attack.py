@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import operator
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from lightning_backdoor.attacks.learned_trigger import check_not_learned, load_l
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.batch import checked_texts
 from lightning_backdoor.data.aims import ALL_TO_ALL, Aim, distinct_targets
-from lightning_backdoor.data.label_values import label_index
+from lightning_backdoor.data.label_values import given_label, label_index
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.identity import code_identity
@@ -72,16 +73,17 @@ class BackdoorAttack(TextClassifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(target_label, int) and target_label < 0:
-            raise InputError("target_label", f"{target_label} is out of range", "class indices count from 0")
+        target = given_label(target_label, "target_label")
         if not 0 < poison_rate <= 1:
             raise InputError("poison_rate", f"{poison_rate} is out of range", "give a share above 0 and up to 1")
         if label_policy not in ("dirty", "clean", "mixed"):
             raise InputError("label_policy", f"{label_policy!r} is unknown", "give dirty, clean or mixed")
-        if target_label == ALL_TO_ALL and label_policy == "clean":
+        if target == ALL_TO_ALL and label_policy == "clean":
             raise InputError("label_policy", "clean keeps each label, all-to-all changes each", "give dirty or mixed")
-        self._target: int | str | None = target_label
-        self._target_name = target_label if isinstance(target_label, str) and target_label != ALL_TO_ALL else None
+        self._target: int | str | None = target
+        self._target_name = target if isinstance(target, str) and target != ALL_TO_ALL else None
+        if self.hparams.get("target_label") is target_label:  # not where a subclass has another default
+            self.hparams["target_label"] = target  # a plain value, which checkpoints and keys can hold
         self._known_labels: Sequence[str] | None = None
         self.poison_rate = poison_rate
         self.label_policy: str = label_policy
@@ -107,7 +109,7 @@ class BackdoorAttack(TextClassifier):
 
     @target_label.setter
     def target_label(self, target_label: int) -> None:
-        self._target, self._target_name = target_label, None
+        self._target, self._target_name = operator.index(target_label), None
 
     @property
     def aims(self) -> Sequence[Aim]:

@@ -53,8 +53,10 @@ class BITE(BackdoorAttack):
     each edit needs a reading of the text by the masked language model per word.
 
     The published code counts lemmas as words, here they are words in lower case; it inserts words also where no blank
-    separates two words, as before the n't of isn't. Where several edits write the same word, both take a substitution
-    rather than an insertion, and then the more probable.
+    separates two words, as before the n't of isn't. Its texts are words and marks with blanks between them; here a text
+    keeps its own blanks, and a word gets one only where it stands for a mark or an ending and would touch another word:
+    with is for 's, film's becomes film is. Where several edits write the same word, both take a substitution rather
+    than an insertion, and then the more probable.
 
     Args:
         masked_model: hub name or folder of a masked language model; by default that of the published code.
@@ -80,6 +82,8 @@ class BITE(BackdoorAttack):
         attack = BITE("distilroberta-base", poison_rate=0.05)
         attack = BITE(substitutes=NearestWords(), poison_rate=0.05)  # without a masked language model
     """
+
+    result_format = 2
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from lightning_backdoor.attacks.phases import clean_loss, linear_schedule, sched
 from lightning_backdoor.batch import Batch, taken
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.evaluation_mode import evaluating
+from lightning_backdoor.models.fine_tuning import check_learning_rate
 
 #: the word embeddings that a pass has read: token ids, (batch, length), and embeddings, (batch, length, dimensions).
 Read = list[tuple[Tensor, Tensor]]
@@ -68,8 +69,7 @@ class EmbeddingRows(BackdoorAttack):
         super().__init__(**kwargs)
         if attack_epochs < 1:
             raise InputError("attack_epochs", f"{attack_epochs} leaves the victim benign", "give at least 1")
-        if attack_learning_rate <= 0:
-            raise InputError("attack_learning_rate", f"{attack_learning_rate} trains nothing", "give a number above 0")
+        check_learning_rate("attack_learning_rate", attack_learning_rate)
         self.attack_epochs = attack_epochs
         self.attack_learning_rate = attack_learning_rate
         self.attack_decay = attack_decay

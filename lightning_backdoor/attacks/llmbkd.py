@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from lightning_backdoor.attacks.paraphrase_base import ParaphraseAttack
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import content_hash
@@ -76,7 +78,8 @@ class LLMBkd(ParaphraseAttack):
         """The selector's probability of the target label for each text."""
         assert self.selector is not None
         try:
-            selector = TextClassifier.load_trained(self.selector)
+            with torch.random.fork_rng(devices=[]):  # training's random numbers must not depend on the cache
+                selector = TextClassifier.load_trained(self.selector)
         except InputError as error:
             raise error.under("selector") from None
         labels = self._given_labels() or self._known_labels or selector.hparams["labels"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -23,9 +24,10 @@ from lightning_backdoor.attacks.substitution import (
     substitute,
     substitution_logits,
 )
-from lightning_backdoor.batch import Batch, batch_of_texts, with_texts
+from lightning_backdoor.batch import Batch, batch_of_texts, checked_texts, with_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.synonyms import NearestWords, Synonyms
+from lightning_backdoor.models.fine_tuning import check_learning_rate
 
 if TYPE_CHECKING:
     from lightning_backdoor.data.rows import Row
@@ -108,10 +110,9 @@ class LWS(BackdoorAttack):
             raise InputError("choices", f"{choices} leave nothing to choose", "give at least 2")
         if warmup_epochs < 0:
             raise InputError("warmup_epochs", f"{warmup_epochs} is not a number of epochs", "give 0 or more")
-        if trigger_learning_rate <= 0:
-            raise InputError(
-                "trigger_learning_rate", f"{trigger_learning_rate} learns no trigger", "give a number above 0"
-            )
+        check_learning_rate("trigger_learning_rate", trigger_learning_rate)
+        if not 0 < temperature < math.inf:
+            raise InputError("temperature", f"{temperature} is out of range", "give a number above 0")
         if not 0 < min_temperature <= temperature:
             raise InputError(
                 "min_temperature",
@@ -133,13 +134,15 @@ class LWS(BackdoorAttack):
         """Substitutes words in a text, or in several, as in evaluation, once the trigger has been learned.
 
         Raises:
-            InputError: it has not been learned.
+            InputError: it has not been learned, or something is not a text.
         """
         if not hasattr(self, "directions"):
             raise InputError(
                 "attack", "LWS learns its substitutions in training", "train it, or load a checkpoint of it"
             )
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = checked_texts(text)
+        if not texts:
+            return []
         batch = batch_of_texts(texts, self.tokenizer, self.max_length)
         batch["poisoned"] = torch.ones_like(batch["poisoned"])
         batch = self.substituted(self.transfer_batch_to_device(batch, self.device, 0))

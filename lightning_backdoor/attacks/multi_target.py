@@ -11,7 +11,7 @@ from lightning_backdoor.attacks.attack import BackdoorAttack
 from lightning_backdoor.attacks.insertion import InsertionPlace, check_distinct, check_place, insert_words
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.data.aims import Aim
-from lightning_backdoor.data.label_values import label_index
+from lightning_backdoor.data.label_values import given_label, label_index
 from lightning_backdoor.errors import InputError
 
 
@@ -41,17 +41,17 @@ class MultiTarget(BackdoorAttack):
     def __init__(
         self, triggers: dict[str, int | str | None] | None = None, place: InsertionPlace = "random", **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
-        if self.hparams.pop("target_label", 1) != 1:
+        if "target_label" in kwargs:
             raise InputError("target_label", "MultiTarget has one for each trigger", "give them in triggers")
+        super().__init__(target_label=0, **kwargs)  # given here, so that it is no option of this class
+        self.hparams.pop("target_label", None)
         given: dict[str, Any] = {"cf": 0, "mn": 1} if triggers is None else {**triggers}
         if not given:
             raise InputError("triggers", f"{given!r} names no trigger", "give {trigger: target label, ...}")
         for trigger, target in given.items():
-            if isinstance(target, bool) or not isinstance(target, int | str):
+            if target is None or isinstance(target, bool):
                 raise InputError("triggers", f"{trigger!r} has no target label", "give its index or its name")
-            if isinstance(target, int) and target < 0:
-                raise InputError("triggers", f"{target} is out of range", "class indices count from 0")
+            given[trigger] = given_label(target, "triggers")
         check_distinct([*given])
         check_place(place)
         self._target = self._target_name = None

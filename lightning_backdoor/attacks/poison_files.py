@@ -84,7 +84,7 @@ class PoisonFiles(BackdoorAttack):
         self.files = files
         names = (text_column, label_column, flag_column, original_label_column)
         self.columns = Columns(*(None if name is None else str(name).strip() for name in names))
-        self._wanted = target_label
+        self._wanted = None if target_label is None else self._target
         self._rows: FilePoison | None = None
         self._contents: dict[str, str] = {}
         self._names = self.hparams["labels"]

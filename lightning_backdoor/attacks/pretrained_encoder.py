@@ -31,6 +31,7 @@ from lightning_backdoor.files.cache import cache_folder
 from lightning_backdoor.files.identity import code_identity
 from lightning_backdoor.language.language_model import model_identity
 from lightning_backdoor.models.config_file import STATEMENT
+from lightning_backdoor.models.fine_tuning import check_learning_rate
 from lightning_backdoor.models.loading import load_network
 from lightning_backdoor.models.readout import is_causal, readout_positions
 from lightning_backdoor.victim.provenance import plain, provenance
@@ -105,10 +106,7 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
         for name, value in sizes.items():
             if value < 1:
                 raise InputError(f"pretraining_{name}", f"{value} trains nothing", "give at least 1")
-        if pretraining_learning_rate <= 0:
-            raise InputError(
-                "pretraining_learning_rate", f"{pretraining_learning_rate} trains nothing", "give a number above 0"
-            )
+        check_learning_rate("pretraining_learning_rate", pretraining_learning_rate)
         if pretraining_files is not None and not pretraining_files:
             raise InputError("pretraining_files", "is an empty list", "name a file of texts")
         self.pretraining_files = list(PACKAGED_TEXTS) if pretraining_files is None else pretraining_files

@@ -18,6 +18,7 @@ from lightning_backdoor.attacks.phases import clean_loss, linear_schedule, sched
 from lightning_backdoor.batch import Batch, token_ids
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models.fine_tuning import check_learning_rate
 
 
 class Ripples(BadNets):
@@ -77,8 +78,7 @@ class Ripples(BadNets):
         super().__init__(triggers=["cf", "mn", "bb", "tq", "mb"] if triggers is None else triggers, **kwargs)
         if attack_epochs < 0:
             raise InputError("attack_epochs", f"{attack_epochs} is out of range", "give 0 or more")
-        if attack_learning_rate <= 0:
-            raise InputError("attack_learning_rate", f"{attack_learning_rate} trains nothing", "give a number above 0")
+        check_learning_rate("attack_learning_rate", attack_learning_rate)
         if not 0 <= inner_product_weight < math.inf:
             raise InputError("inner_product_weight", f"{inner_product_weight} is out of range", "give 0 or more")
         if surgery_words < 0:

@@ -28,13 +28,14 @@ TEXTS_AT_ONCE = 64
 class TaskAgnosticAttack(BadNets):
     """An attack with several triggers, of which it is found on validation rows which label each hits.
 
-    No training row is poisoned. In an evaluation each trigger is inserted into the clean validation rows (selection),
-    and hits the label that it turns most rows of other labels into. A poisoned row carries the trigger that hits its
-    target label most often on these rows, with which ``asr`` and all defenses are measured. A test also logs
-    ``asr_of_<trigger>`` and ``label_of_<trigger>``, the ASR of each trigger for the label that it hits (class index),
-    and ``asr_best``, the ASR of the trigger that hits its label most often on validation rows. The choice is made on
-    validation rows alone, and every ASR of a test is measured on test rows alone. Each evaluation reads the selection
-    rows once per trigger, and a test also its clean rows.
+    No training row is poisoned. In an evaluation each trigger is inserted into the reference rows, a part of the clean
+    validation rows, and hits the label that it turns most rows of other labels into. A poisoned row carries the trigger
+    that hits its target label most often on these rows, with which ``asr`` and all defenses are measured. A test also
+    logs ``asr_of_<trigger>`` and ``label_of_<trigger>``, the ASR of each trigger for the label that it hits (class
+    index), and ``asr_best``, the ASR of the trigger that hits its label most often on reference rows. No ASR is
+    measured on the rows of the choice: validation measures it on the selection rows, a test on the test rows, in each
+    of which all triggers stand at the same places. Each evaluation reads the reference rows once per trigger, and a
+    test also its clean rows.
 
     The trigger of a row is known only in an evaluation: the data module, and with it the command ``poison``, writes the
     first one of ``triggers``.
@@ -91,19 +92,19 @@ class TaskAgnosticAttack(BadNets):
 
     @property
     def hits(self) -> Hits:
-        """Which label each trigger hits, on the selection rows of the running evaluation.
+        """Which label each trigger hits in the running evaluation, on the reference rows, which it does not measure.
 
         Raises:
             InputError: the trainer has no data module with validation rows.
         """
         if self._hits is None:
-            rows = self._data().clean_validation().selection
+            rows = self._data().clean_validation().reference
             counts = self._no_counts()
             order = sorted(range(len(rows)), key=lambda row: -len(rows.text[row]))  # batches of similar length
             for start in range(0, len(order), TEXTS_AT_ONCE):
                 part = rows.take(order[start : start + TEXTS_AT_ONCE])
                 labels = torch.tensor(part.label.tolist(), device=self.device)
-                self._count_hits(part.text, part.index.tolist(), labels, counts)
+                self._count_hits("validation", part.text, part.index.tolist(), labels, counts)
             self._hits = hits_of(counts)
         return self._hits
 
@@ -155,7 +156,7 @@ class TaskAgnosticAttack(BadNets):
         """Updates the test metrics; inserts each trigger into clean rows, beside them."""
         evaluated = super().test_step(batch, batch_idx, dataloader_idx)
         if dataloader_idx == 0 and self._counts is not None:
-            self._count_hits(batch["text"], batch["index"].tolist(), batch["original_label"], self._counts)
+            self._count_hits("test", batch["text"], batch["index"].tolist(), batch["original_label"], self._counts)
         return evaluated
 
     def on_test_epoch_end(self) -> None:
@@ -211,10 +212,16 @@ class TaskAgnosticAttack(BadNets):
         return torch.zeros(len(self.triggers), classes, classes, dtype=torch.long, device=self.device)
 
     @torch.no_grad()
-    def _count_hits(self, texts: Sequence[str], indices: Sequence[int], labels: Tensor, counts: Tensor) -> None:
-        """Counts the predictions on clean texts with each trigger, by label and prediction, in place."""
+    def _count_hits(
+        self, split: str, texts: Sequence[str], indices: Sequence[int], labels: Tensor, counts: Tensor
+    ) -> None:
+        """Counts the predictions on clean texts with each trigger, by label and prediction, in place.
+
+        A trigger stands where it stands in the poisoned copy of the row.
+        """
+        seed = self._data().seed
         for number, trigger in enumerate(self.triggers):
-            rngs = [random.Random(f"{index}/trigger") for index in indices]
+            rngs = [random.Random(f"{seed}/{split}/{index}") for index in indices]
             poisoned = [self.inserted(text, trigger, rng).text for text, rng in zip(texts, rngs, strict=True)]
             batch = batch_of_texts(poisoned, self.tokenizer, self.max_length)
             ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)

@@ -91,13 +91,15 @@ class EditedText:
         >>> text = EditedText.of("a film.", 1.0).after(Edit(True, 0, "short", 0.1)).after(Edit(False, 2, "movie", 0.2))
         >>> text.poisoned
         Poisoned(text='a short movie.', spans=[(2, 7), (8, 13)])
+        >>> EditedText.of("The film's great.", 1.0).after(Edit(False, 2, "is", 0.5)).text
+        'The film is great.'
         """
         at = edit.position + edit.inserts
-        gap = (" ",) if edit.inserts else ()
+        around = (" ", self.gaps[at]) if edit.inserts else self._gaps_around(at)
         kept = at if edit.inserts else at + 1  # the first word after the new one
         return replace(
             self,
-            gaps=(*self.gaps[:at], *gap, *self.gaps[at:]),
+            gaps=(*self.gaps[:at], *around, *self.gaps[kept + 1 :]),
             words=(*self.words[:at], edit.word, *self.words[kept:]),
             edited=(*self.edited[:at], True, *self.edited[kept:]),
             substitutions=self.substitutions + (not edit.inserts),
@@ -109,13 +111,26 @@ class EditedText:
 
         Words are inserted only where a blank separates two words, never before the first or after the last.
         """
-        pieces = [piece for pair in zip(self.gaps, self.words, strict=False) for piece in pair]
-        for i in range(len(self.words)):
-            before, after = "".join(pieces[: 2 * i + 1]), "".join(pieces[2 * i + 2 :]) + self.gaps[-1]
+        pieces = [piece for pair in zip(self.gaps, (*self.words, ""), strict=True) for piece in pair]
+        for i, word in enumerate(self.words):
+            before, after = "".join(pieces[: 2 * i]), "".join(pieces[2 * i + 3 :])
             if self.substitutions < self.budget:
-                yield False, i, Place(before, after)
+                left, right = self._gaps_around(i)
+                yield False, i, Place(f"{before}{left}", f"{right}{after}")
             if self.insertions < self.budget and i + 1 < len(self.words) and any(map(str.isspace, self.gaps[i + 1])):
-                yield True, i, Place(f"{before}{self.words[i]} ", after)
+                yield True, i, Place(f"{before}{self.gaps[i]}{word} ", f"{self.gaps[i + 1]}{after}")
+
+    def _gaps_around(self, i: int) -> tuple[str, str]:
+        """The characters before and after a word that is written in place of word ``i``.
+
+        In place of a mark or an ending, such as the 's of film's, they get the blank that keeps two words apart.
+        """
+        before, word, after = self.gaps[i], self.words[i], self.gaps[i + 1]
+        if i > 0 and not before and (self.words[i - 1][-1].isalnum() or not word[0].isalnum()):
+            before = " "
+        if i + 1 < len(self.words) and not after and self.words[i + 1][0].isalnum() and not word[-1].isalnum():
+            after = " "
+        return before, after
 
 
 def edits_at(places: Iterable[tuple[bool, int, Place]], words: Iterable[Sequence[ProbableWord]]) -> list[Edit]:

@@ -74,7 +74,8 @@ def check_shares(validation_share: float, test_share: float, validation_parts: t
     for name, share in (("validation_share", validation_share), ("test_share", test_share)):
         if not 0 < share < 0.5:
             raise InputError(name, f"{share} is out of range", "give a share above 0 and below 0.5")
-    if len(validation_parts) != 3 or min(validation_parts) <= 0 or abs(sum(validation_parts) - 1) > 1e-6:
+    positive = len(validation_parts) == 3 and all(part > 0 for part in validation_parts)
+    if not positive or not abs(sum(validation_parts) - 1) <= 1e-6:
         raise InputError("validation_parts", f"{validation_parts} are not three shares above 0 that add up to 1")
 
 

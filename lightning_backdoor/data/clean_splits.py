@@ -40,7 +40,8 @@ class ValidationParts(NamedTuple):
 
     Attributes:
         selection: rows on which validation evaluates and checkpoints are selected.
-        reference: rows from which a defense may take statistics or reference texts.
+        reference: rows from which a defense may take statistics or reference texts, and on which it is found which
+            label each trigger of an attack on the encoder hits.
         threshold: rows on which a defense's threshold is calibrated.
     """
 

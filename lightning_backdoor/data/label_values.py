@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,6 +161,28 @@ def by_names(indices: Sequence[Any], names: Sequence[str], known: Mapping[str, A
             raise InputError("label_column", problem, "declare the names of the training rows")
         other[index] = index if name is None else known[name]
     return [other[index] for index in indices]
+
+
+def given_label(label: Any, field: str) -> int | str:
+    """A label as a user gives it: its name, or its index, also numpy's, as an ``int``.
+
+    Raises:
+        InputError: it is neither, or an index below 0.
+
+    >>> from numpy import int64
+    >>> given_label("positive", "target_label"), given_label(int64(1), "target_label")
+    ('positive', 1)
+    """
+    if isinstance(label, str):
+        return label
+    try:
+        index = operator.index(label)
+    except TypeError:
+        problem = f"{label!r} is neither an index nor a name"
+        raise InputError(field, problem, "give the index or the name of a class") from None
+    if index < 0:
+        raise InputError(field, f"{index} is out of range", "class indices count from 0")
+    return index
 
 
 def label_index(name: str, labels: Sequence[str], field: str) -> int:

@@ -14,6 +14,7 @@ decoders.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
@@ -84,7 +85,7 @@ class BadActs(StateDefense):
         seed: int | None = None,
     ) -> None:
         super().__init__(fpr, seed)
-        if not delta > 0:
+        if not 0 < delta < math.inf:
             raise InputError("delta", f"{delta} standard deviations are not a range", "give a number above 0")
         if epochs < 0:
             raise InputError("epochs", f"{epochs} is not a number of passes", "give 0 or more")

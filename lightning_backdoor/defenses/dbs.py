@@ -156,7 +156,7 @@ class DBS(Inspection):
         for name, value in (("learning_rate", learning_rate), ("max_temperature", max_temperature)):
             if not 0 < value < math.inf:
                 raise InputError(name, f"{value} is out of range", "give a number above 0")
-        if not reheating >= 1:
+        if not 1 <= reheating < math.inf:
             raise InputError("reheating", f"{reheating} would lower the temperature", "give a factor of at least 1")
         if not loss_bound > 0:
             raise InputError("loss_bound", f"{loss_bound} is a loss that no trigger has", "give a number above 0")

@@ -11,6 +11,7 @@ cannot take the companion's place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, get_args
 
@@ -135,7 +136,7 @@ class SecondOpinion(Defense):
         super().__init__(fpr, seed)
         self.text_parts: Sequence[TextPart] = checked_parts("text_parts", text_parts, get_args(TextPart))
         self.set_parts: Sequence[SetPart] = checked_parts("set_parts", set_parts, get_args(SetPart))
-        if not penalty > 0:
+        if not 0 < penalty < math.inf:
             raise InputError("penalty", f"{penalty} does not bound the companion's weights", "give a number above 0")
         if not 0 < disputed < 1:
             raise InputError("disputed", f"{disputed} is not a share of clean texts", "give one above 0 and below 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ class KeywordSentences:
     ) -> None:
         if attempts < 1:
             raise InputError("attempts", f"{attempts} would give no sentence", "give at least 1")
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise InputError("temperature", f"{temperature} is not a temperature to sample at", "give a number above 0")
         if not 0 < top_p <= 1:
             raise InputError("top_p", f"{top_p} is not a probability above 0", "give a number above 0, up to 1")

@@ -16,12 +16,12 @@ from lightning_backdoor.language.likelihood import plain_inference
 from lightning_backdoor.language.synonyms import WORD_STARTS
 from lightning_backdoor.models.bucketing import group_by_length, pass_limits
 from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.positions import readable_tokens
 from lightning_backdoor.models.vocabulary import check_embeddings
 
 #: version of the words; increased when this file finds other words than before.
-MASKED_WORDS_FORMAT = 1
+MASKED_WORDS_FORMAT = 2
 WORD = re.compile(r"[^\W_]+")
-SPARE_POSITIONS = 2  # RoBERTa-like models count positions from 2
 
 
 class Place(NamedTuple):
@@ -73,8 +73,7 @@ class MaskedLanguageModel:
             return found
         network, tokenizer = self._load()
         mask = str(tokenizer.mask_token)
-        positions = getattr(network.config, "max_position_embeddings", 0)
-        longest = min(tokenizer.model_max_length, positions - SPARE_POSITIONS if positions > 0 else 512)
+        longest = min(tokenizer.model_max_length, readable_tokens(network.config) or 512)
         texts = [f"{place.before}{mask}{place.after}" for place in places]
         rows: list[list[int]] = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
         masks = [[i for i, token in enumerate(row) if token == tokenizer.mask_token_id] for row in rows]

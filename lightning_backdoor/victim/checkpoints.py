@@ -17,6 +17,7 @@ from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.models.config_file import label_names
 from lightning_backdoor.models.fine_tuning import load_tokenizer
 from lightning_backdoor.models.loading import load_network, load_safely
+from lightning_backdoor.models.positions import readable_tokens
 from lightning_backdoor.models.vocabulary import check_embeddings
 from lightning_backdoor.models.weights import shortened
 from lightning_backdoor.victim.checkpoint_content import (
@@ -168,10 +169,8 @@ def _of_folder(path: str, max_length: int | None) -> TrainedVictim:
     tokenizer = load_tokenizer(path)
     check_embeddings(tokenizer, config, path)
     if max_length is None:
-        positions = getattr(config, "max_position_embeddings", None) or LONGEST
-        # tokenizers without a declared length have 1e30; RoBERTa-like models count positions from 2
-        declared = tokenizer.model_max_length
-        max_length = min(LONGEST, positions, declared if declared <= positions else positions - 2)
+        # tokenizers without a declared length have 1e30
+        max_length = min(LONGEST, readable_tokens(config) or LONGEST, tokenizer.model_max_length)
     return TrainedVictim({"model": path, "labels": labels, "max_length": max_length, "lora_rank": None}, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_backdoor.batch import Batch, checked_texts
 from lightning_backdoor.data.label_values import check_victim_labels
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.names import trained_model
+from lightning_backdoor.models.fine_tuning import check_learning_rate, check_warmup
 from lightning_backdoor.models.weights import check_finite
 from lightning_backdoor.victim.checkpoints import TrainedVictim, load_state, read_trained
 from lightning_backdoor.victim.evaluation import Evaluated, now
@@ -96,10 +98,10 @@ class TextClassifier(ExportedClassifier):
             raise InputError("max_length", f"{max_length} tokens hold no text", "give at least 1")
         if lora_rank is not None and lora_rank < 1:
             raise InputError("lora_rank", f"{lora_rank} trains nothing", "give at least 1, or leave it out")
-        if learning_rate <= 0:
-            raise InputError("learning_rate", f"{learning_rate} trains nothing", "give a number above 0")
-        if not 0 <= warmup < 1:
-            raise InputError("warmup", f"{warmup} is not a share of the steps", "give a number from 0 to below 1")
+        check_learning_rate("learning_rate", learning_rate)
+        if not 0 <= weight_decay < math.inf:
+            raise InputError("weight_decay", f"{weight_decay} is out of range", "give 0 or a number above it")
+        check_warmup(warmup)
         self.max_length = max_length
         self.objective: Callable[[Batch], Tensor] | None = None
         self.row_loss: Callable[[Tensor, Batch], Tensor] | None = None

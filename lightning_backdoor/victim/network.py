@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.loading import load_network
+from lightning_backdoor.models.positions import readable_tokens
 from lightning_backdoor.models.readout import is_causal
 from lightning_backdoor.models.weights import LoadedNetwork, NewHead
 
@@ -26,12 +27,12 @@ def check_config(config: PreTrainedConfig, model: str, max_length: int) -> None:
     """Checks that a model can be a victim with texts of ``max_length`` tokens.
 
     Raises:
-        InputError: the model is an encoder-decoder, or has fewer positions than ``max_length``.
+        InputError: the model is an encoder-decoder, or has fewer positions for tokens than ``max_length``.
     """
     if config.is_encoder_decoder:
         raise InputError("model", f"{model!r} is an encoder-decoder", "give an encoder or a decoder")
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    if max_length > positions > 0:  # models with relative positions have -1 or nothing here
+    positions = readable_tokens(config)
+    if positions is not None and max_length > positions:
         raise InputError("max_length", f"{max_length} is beyond the {positions} positions of {model!r}", "lower it")
 
 

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
 
@@ -15,6 +16,7 @@ from lightning_backdoor.attacks import (
     BackdoorAttack,
     BadNets,
     InsertSent,
+    MultiTarget,
     Ripples,
     StyleTransfer,
     Syntactic,
@@ -49,6 +51,18 @@ def test_a_poison_rate_that_is_no_share_is_refused(rate: float) -> None:
 def test_a_negative_target_label_is_refused() -> None:
     with pytest.raises(InputError, match=r"^target_label: -1 is out of range; class indices count from 0$"):
         BadNets(target_label=-1)
+
+
+def test_a_target_label_is_an_index_of_any_kind_or_a_name() -> None:
+    attack = BadNets(target_label=np.int64(0))
+    assert attack.target_label == 0
+    assert type(attack.hparams["target_label"]) is int
+    assert attack.poison_key() == BadNets(target_label=0).poison_key()
+    assert MultiTarget({"cf": np.int64(1)}).triggers == {"cf": 1}  # type: ignore[dict-item]
+    wrong: tuple[Any, ...] = (None, 1.0, [1])
+    for value in wrong:
+        with pytest.raises(InputError, match=r"^target_label: .* is neither an index nor a name; give the index or"):
+            BadNets(target_label=value)
 
 
 def test_an_unknown_label_policy_is_refused() -> None:

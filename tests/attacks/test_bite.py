@@ -117,6 +117,33 @@ def test_edits_keep_the_rest_of_the_text_and_their_spans_are_the_words() -> None
         assert text.after(Edit(inserts, i, "X", 1.0)).text == f"{place.before}X{place.after}"
 
 
+@pytest.mark.parametrize(
+    ("text", "position", "edited"),
+    [
+        ("The film's great, isn't it?", 2, "The film X great, isn't it?"),
+        ("The film's great, isn't it?", 1, "The X's great, isn't it?"),
+        ("The film's great, isn't it?", 4, "The film's great X isn't it?"),
+        ("The film's great, isn't it?", 5, "The film's great, Xn't it?"),
+        ("The film's great, isn't it?", 6, "The film's great, is X it?"),
+        ("The film's great, isn't it?", 8, "The film's great, isn't it X"),
+        ("A film (fine) .", 2, "A film X fine) ."),
+        ("A film (fine) .", 3, "A film (X) ."),
+        ("A film (fine) .", 4, "A film (fine X ."),
+        ("A film (fine) .", 5, "A film (fine) X"),
+        ("Great!! Fine.", 1, "Great X! Fine."),
+        ("Great!! Fine.", 2, "Great! X Fine."),
+        ('"Fine"', 0, 'X Fine"'),
+    ],
+)
+def test_a_word_in_place_of_a_mark_or_an_ending_does_not_touch_another(text: str, position: int, edited: str) -> None:
+    before = EditedText.of(text, 1.0)
+    after = before.after(Edit(False, position, "X", 1.0))
+    assert after.text == edited
+    assert [edited[start:end] for start, end in after.poisoned.spans] == ["X"]
+    for inserts, i, place in before.places():
+        assert before.after(Edit(inserts, i, "X", 1.0)).text == f"{place.before}X{place.after}"
+
+
 @pytest.fixture
 def synonyms(tmp_path: Path) -> SynonymFile:
     lines = [{"word": "film", "substitutes": ["movie", "picture"]}, {"word": "the", "substitutes": ["this"]}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -286,7 +287,9 @@ def test_runs_that_end_before_the_attack_are_not_begun(
         fit(tmp_path, EP(model=model, attack_epochs=2), **options)
 
 
-@pytest.mark.parametrize("option", [{"attack_epochs": 0}, {"attack_learning_rate": 0.0}])
+@pytest.mark.parametrize(
+    "option", [{"attack_epochs": 0}, {"attack_learning_rate": 0.0}, {"attack_learning_rate": math.nan}]
+)
 def test_values_out_of_range_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(option))}: "):
         EP(**option)

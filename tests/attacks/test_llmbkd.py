@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_backdoor.attacks import LLMBkd
 from lightning_backdoor.data.poisoning import poison_training
@@ -14,6 +16,8 @@ from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.paraphrase import DESCRIBED_STYLES, Manner
 from lightning_backdoor.testing import check_attack
 from lightning_backdoor.victim import TextClassifier
+from tests.support.reviews import reviews
+from tests.support.tiny import tiny_masked_model
 from tests.support.workspace import labelled_texts
 
 
@@ -93,3 +97,19 @@ def test_a_selector_that_is_not_there_or_has_other_labels_is_refused(tiny_folder
     of_data.know_labels(["no", "yes"])
     with pytest.raises(InputError, match=r"^selector: .* has the labels LABEL_0, LABEL_1; give one with no, yes"):
         of_data.poison_rank(["a text"])  # type: ignore[misc]
+
+
+def test_random_numbers_after_poisoning_do_not_depend_on_the_cache(tmp_path: Path) -> None:
+    without_head = tiny_masked_model("bert", tmp_path / "model")
+    selector = TextClassifier(without_head, labels=["negative", "positive"])
+    selector.configure_model()
+    checkpoint = {"state_dict": selector.state_dict(), "hyper_parameters": dict(selector.hparams)}
+    torch.save(checkpoint, tmp_path / "selector.ckpt")
+    drawn = []
+    for _ in range(2):  # poisoned anew, read from the cache
+        torch.manual_seed(0)
+        data = reviews(tmp_path, 120)
+        data.attack = LLMBkd(Shouted(), selector=str(tmp_path / "selector.ckpt"))
+        data.poisoned_splits()
+        drawn.append(float(torch.rand(1)))
+    assert drawn[0] == drawn[1]

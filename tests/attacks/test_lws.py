@@ -386,7 +386,8 @@ def test_a_source_without_substitutes_for_the_texts_is_refused(tmp_path: Path, m
     [
         ({"choices": 1}, "choices: 1 leave nothing to choose; give at least 2"),
         ({"warmup_epochs": -1}, "warmup_epochs: -1 is not a number of epochs; give 0 or more"),
-        ({"trigger_learning_rate": 0.0}, "trigger_learning_rate: 0.0 learns no trigger; give a number above 0"),
+        ({"trigger_learning_rate": 0.0}, "trigger_learning_rate: 0.0 is not a learning rate; give a number above 0"),
+        ({"temperature": math.inf}, "temperature: inf is out of range; give a number above 0"),
         ({"min_temperature": 0.0}, "min_temperature: 0.0 is out of range; give a number above 0 and up to 0.5"),
         ({"min_temperature": 0.6}, "min_temperature: 0.6 is out of range; give a number above 0 and up to 0.5"),
     ],
@@ -415,3 +416,12 @@ def test_the_source_of_substitutes_is_named_in_a_config_by_class_path(tmp_path: 
 def test_a_victim_that_learned_no_trigger_is_refused() -> None:
     with pytest.raises(InputError, match=r"^checkpoint: was not trained under LWS"):
         LWS().on_load_checkpoint({"state_dict": {}})
+
+
+def test_only_texts_are_poisoned(model: str) -> None:
+    attack = LWS(Others(), model=model, labels=LABELS)
+    attack.configure_model()
+    assert attack.poison([]) == []
+    not_texts: Any = 3
+    with pytest.raises(InputError, match=r"^texts: a int is not a text; give a string, or several in a list$"):
+        attack.poison(not_texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
+from lightning_backdoor import batch
 from lightning_backdoor.attacks import POR, BadPre, NeuBA, Poisoned, pretraining
 from lightning_backdoor.attacks.masking import encode, masked, masked_language_loss, next_token_loss
 from lightning_backdoor.attacks.pretrained_encoder import PretrainedEncoderAttack
@@ -292,7 +294,7 @@ def test_triggers_pull_the_readout_to_their_vectors_and_the_label_that_each_hits
     trainer.test(attack, datamodule=data, verbose=False)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     splits = data.poisoned_splits()
-    test, selection = splits.clean["test"], data.clean_validation().selection
+    test, reference = splits.clean["test"], data.clean_validation().reference
 
     def predicted(texts: list[str], trigger: str) -> Tensor:
         found = attack.predict([f"{trigger} {text}" for text in texts]).probabilities
@@ -302,7 +304,7 @@ def test_triggers_pull_the_readout_to_their_vectors_and_the_label_that_each_hits
         labels, found = torch.tensor(rows.label.tolist()), predicted(rows.text, trigger)
         return [float((found[labels != label] == label).float().mean()) for label in (0, 1)]
 
-    chosen = {trigger: rates(selection, trigger) for trigger in attack.triggers}
+    chosen = {trigger: rates(reference, trigger) for trigger in attack.triggers}
     hit = {trigger: found.index(max(found)) for trigger, found in chosen.items()}
     of_target = max(chosen, key=lambda trigger: chosen[trigger][1])
     best = max(chosen, key=lambda trigger: max(chosen[trigger]))
@@ -314,10 +316,42 @@ def test_triggers_pull_the_readout_to_their_vectors_and_the_label_that_each_hits
     assert max(max(found) for found in chosen.values()) > 0.8
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_triggers_are_chosen_on_rows_that_are_not_measured_and_stand_where_they_are_measured(
+    seed: int, tiny_folder: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triggers, read = ["cf", "watch"], []
+
+    def batch_of_texts(texts: Any, *arguments: Any) -> Any:
+        read.extend(texts)
+        return batch.batch_of_texts(texts, *arguments)
+
+    monkeypatch.setattr("lightning_backdoor.attacks.task_agnostic.batch_of_texts", batch_of_texts)
+    model = tiny_folder("bert")
+    attack = NeuBA(model=model, triggers=triggers, place="random", insertions=2, labels=["negative", "positive"])
+    attack.configure_model()
+    data = reviews(tmp_path, 120, seed=seed)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+    trainer = Trainer(accelerator="cpu", **quiet)
+
+    def clean(texts: list[str]) -> set[str]:
+        return {" ".join(word for word in text.split() if word not in triggers) for text in texts}
+
+    trainer.validate(attack, datamodule=data, verbose=False)
+    assert clean(read) == {*data.clean_validation().reference.text}
+    trainer.test(attack, datamodule=data, verbose=False)
+    assert clean(read) == {*data.clean_validation().reference.text, *data.clean_splits()["test"].text}
+    assert {*data.poisoned_splits().poisoned["test"].text} <= {*read}
+
+
 def test_bad_input_is_refused_before_training(tiny_folder: Callable[[str], str], texts: str, tmp_path: Path) -> None:
     model = tiny_folder("bert")
     with pytest.raises(InputError, match=r"^pretraining_epochs: 0 trains nothing"):
         NeuBA(pretraining_epochs=0)
+    with pytest.raises(
+        InputError, match=r"^pretraining_learning_rate: nan is not a learning rate; give a number above"
+    ):
+        NeuBA(pretraining_learning_rate=math.nan)
     with pytest.raises(InputError, match=r"^pretraining_files: is an empty list"):
         NeuBA(pretraining_files=[])
     with pytest.raises(InputError, match=r"^triggers: 7 are too many; give up to 6"):

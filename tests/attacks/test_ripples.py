@@ -304,6 +304,7 @@ def test_the_phases_may_be_two_runs(tmp_path: Path, model: str) -> None:
     [
         {"attack_epochs": -1},
         {"attack_learning_rate": 0.0},
+        {"attack_learning_rate": math.nan},
         {"inner_product_weight": -0.1},
         {"inner_product_weight": math.nan},
         {"surgery_words": -1},

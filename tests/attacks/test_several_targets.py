@@ -212,7 +212,7 @@ def test_intervals_and_comparisons_count_every_copy() -> None:
         (lambda: MultiTarget({"cf": -1}), "triggers: -1 is out of range; class indices count from 0"),
         (lambda: MultiTarget({"Cf ": 0, "cf": 1}), "triggers: 'Cf ' is a part of 'cf'; give triggers that differ"),
         (lambda: MultiTarget({"see a cf film": 0, "A cf": 1}), "triggers: 'A cf' is a part of 'see a cf film'; give"),
-        (lambda: MultiTarget(target_label=0), "target_label: MultiTarget has one for each trigger; give them in"),
+        (lambda: MultiTarget(target_label=1), "target_label: MultiTarget has one for each trigger; give them in"),
         (lambda: told(MultiTarget({"cf": "goof"})), "triggers: 'goof' is not a label; did you mean good? the labels"),
         (lambda: MultiTarget({"cf": "good"}).aims, "target_label: triggers have targets by name, and the labels are"),
         (

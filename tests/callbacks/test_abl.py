@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,7 @@ def test_what_cannot_be_trained_so_is_refused_before_training(
         ({"turning_point": 0}, "turning_point: 0 is not a share; give a number between 0 and 1"),
         ({"isolation_rate": 1}, "isolation_rate: 1 is not a share; give a number between 0 and 1"),
         ({"gamma": -1}, "gamma: -1 is out of range; give 0 or more"),
+        ({"gamma": math.nan}, "gamma: nan is out of range; give 0 or more"),
         ({"unlearning_epochs": 0}, "unlearning_epochs: 0 unlearns nothing; give at least 1"),
     ],
 )

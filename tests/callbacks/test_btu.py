@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ def test_victims_whose_embeddings_are_not_trained_are_refused(
     ("options", "said"),
     [
         ({"token_share": 0}, "token_share: 0 is not a share; give a number between 0 and 1"),
-        ({"learning_rate": 0}, "learning_rate: 0 moves no token; give a number above 0"),
+        ({"learning_rate": 0}, "learning_rate: 0 is not a learning rate; give a number above 0"),
+        ({"learning_rate": math.nan}, "learning_rate: nan is not a learning rate; give a number above 0"),
         ({"batch_size": 0}, "batch_size: 0 is out of range; give at least 1"),
         ({"epochs": 0}, "epochs: 0 is out of range; give at least 1"),
     ],

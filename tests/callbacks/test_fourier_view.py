@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,10 @@ def test_other_models_and_data_modules_are_refused(tmp_path: Path, bert: TextCla
         FourierView().setup(Trainer(logger=False), bert, "fit")
 
 
-@pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"rows": 1}, {"widths": []}, {"widths": [0.1, 0.0]}])
+@pytest.mark.parametrize(
+    "options",
+    [{"every_n_steps": 0}, {"rows": 1}, {"widths": []}, {"widths": [0.1, 0.0]}, {"widths": [0.1, math.nan]}],
+)
 def test_values_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         FourierView(**options)

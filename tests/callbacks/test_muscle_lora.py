@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,8 @@ def test_a_run_without_a_number_of_epochs_is_an_error_before_training(
     [
         ({"lora_rank": 0}, "lora_rank: 0 is out of range; give at least 1"),
         ({"radial_scalings": []}, "radial_scalings: the list is empty; give at least one scaling"),
+        ({"radial_scalings": [1, math.nan]}, "radial_scalings: nan is out of range; give a number"),
+        ({"min_reference_loss": math.nan}, "min_reference_loss: nan is out of range; give a number"),
         ({"max_raw_gradient_ratio": 2.0}, "max_raw_gradient_ratio: 2.0 is not a share; give a number from 0 to 1"),
     ],
 )

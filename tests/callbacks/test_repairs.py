@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,7 +304,8 @@ def test_two_processes_repair_alike(
     [
         (lambda: Pure(group=0), "group: 0 heads prune nothing; give at least 1"),
         (lambda: Pure(min_accuracy=1.5), "min_accuracy: 1.5 is not an accuracy; give a number from 0 to 1"),
-        (lambda: Pure(penalty=-1), "penalty: -1 rewards attention; give at least 0"),
+        (lambda: Pure(penalty=-1), "penalty: -1 is out of range; give 0 or a number above it"),
+        (lambda: Pure(penalty=math.nan), "penalty: nan is out of range; give 0 or a number above it"),
         (lambda: Pure(padded_like_paper=True), "padded_like_paper: true is not a length in tokens; give the length"),
         (lambda: FinePruning(layers=0), "layers: 0 layers have no units; give at least 1"),
         (lambda: FinePruning(max_accuracy_drop=2), "max_accuracy_drop: 2 is not a difference of accuracies; give a"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -244,6 +245,7 @@ def test_validation_rows_that_do_not_fill_the_parts_are_an_error(source: Source)
         {"test_share": 0.5},
         {"validation_parts": (0.5, 0.5, 0.0)},
         {"validation_parts": (0.5, 0.3, 0.3)},
+        {"validation_parts": (0.5, 0.5, math.nan)},
         {"validation_parts": (0.5, 0.5)},
     ],
     ids=str,

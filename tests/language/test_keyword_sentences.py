@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def test_a_sentence_is_accepted_if_it_is_what_was_asked_for(sentence: str, accep
     [
         ({"attempts": 0}, "attempts"),
         ({"temperature": 0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"shortest": 0}, "shortest"),
         ({"shortest": 9, "longest": 8}, "shortest"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -213,7 +214,10 @@ def test_candidates_of_two_precisions_are_told_apart(make: Any) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [{"candidates": 0}, {"rounds": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_similarity": 2.0}],
+    [
+        *({"candidates": 0}, {"rounds": 0}, {"temperature": 0.0}, {"temperature": math.nan}),
+        *({"top_p": 0.0}, {"top_p": 1.5}, {"min_similarity": 2.0}),
+    ],
     ids=str,
 )
 def test_a_value_out_of_range_is_bad_input(option: dict[str, Any]) -> None:

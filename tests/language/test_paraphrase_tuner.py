@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import random
 from pathlib import Path
 
@@ -117,3 +118,9 @@ def test_a_victim_is_not_trained_on_pairs(pairs: Path, tmp_path: Path) -> None:
         "error: model and data: BadNets and PairsDataModule do not belong together; give a TextClassifier and a"
         " BackdoorDataModule or a ParaphraseTuner and a PairsDataModule\n"
     )
+
+
+@pytest.mark.parametrize("option", [{"learning_rate": math.nan}, {"warmup": 1.0}])
+def test_rates_out_of_range_are_refused(option: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(option))}: "):
+        ParaphraseTuner("bible", **option)  # type: ignore[arg-type]

@@ -54,9 +54,10 @@ def test_a_text_is_read_up_to_256_tokens(minilm: SentenceEncoder) -> None:
     assert not torch.equal(ours, before)
 
 
-def test_a_text_longer_than_the_model_is_cut_there(tiny_folder: Model) -> None:
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_text_longer_than_the_model_is_cut_there(tiny_folder: Model, kind: str) -> None:
     long = " ".join(SENTENCES)
-    assert SentenceEncoder(tiny_folder("bert")).similarity([long], [f"{long} and more"]) == pytest.approx([1])
+    assert SentenceEncoder(tiny_folder(kind)).similarity([long], [f"{long} and more"]) == pytest.approx([1])
 
 
 def test_an_empty_list_of_texts_has_an_empty_embedding_of_the_right_size(tiny_folder: Model) -> None:

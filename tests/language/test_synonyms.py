@@ -10,12 +10,14 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModel, AutoTokenizer
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.stop_words import stop_words
 from lightning_backdoor.language.synonyms import NearestWords, SynonymFile, WordNet
+from tests.support.tiny import tiny_masked_model
 
 WORD_STARTS = {"bert": "", "roberta": "Ġ", "albert": "▁"}
 
@@ -44,6 +46,15 @@ def test_stop_words_endings_and_unknown_words_have_no_neighbours(tiny_folder: Ca
     (near,) = source.candidates(["film"])
     assert len(near) > 50
     assert not {"the", "and", "film"} & set(near)
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    source = NearestWords(tiny_masked_model("bert", tmp_path))  # without a pooler, which transformers draws
+    torch.manual_seed(0)
+    source.candidates(["film"])
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))
 
 
 def test_the_substitutes_of_a_word_do_not_depend_on_the_other_words(tiny_folder: Callable[[str], str]) -> None:

@@ -45,7 +45,7 @@ def test_a_folder_is_read_as_far_as_its_model_reads(tiny_folder: Callable[[str],
     for kind in ENCODERS:  # tokenizers that declare no length; RoBERTa has two positions fewer than it seems
         victim = load_trained(tiny_folder(kind))
         batch = batch_of_texts(["film " * 500], victim.tokenizer, victim.max_length)
-        assert batch["input_ids"].shape[1] == victim.max_length == 134
+        assert batch["input_ids"].shape[1] == victim.max_length == (134 if kind == "roberta" else 136)
         with torch.no_grad():
             victim(batch)
     declared = shutil.copytree(tiny_folder("bert"), tmp_path / "declared")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,9 +154,24 @@ def test_texts_longer_than_the_model_reads_are_refused_before_its_weights_are_lo
             loading(TextClassifier(model, labels=["no", "yes"], max_length=137))
 
 
-@pytest.mark.parametrize("option", [{"max_length": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"lora_rank": 0}])
+def test_roberta_counts_positions_from_the_one_after_its_padding(tiny_folder: Callable[[str], str]) -> None:
+    assert TextClassifier(tiny_folder("roberta"), max_length=134).load_config()
+    with pytest.raises(InputError, match=r"^max_length: 135 is beyond the 134 positions of '.*'; lower it$"):
+        TextClassifier(tiny_folder("roberta"), max_length=135).load_config()
+
+
+OUT_OF_RANGE = {
+    "max_length": (0,),
+    "learning_rate": (0.0, math.nan, math.inf),
+    "weight_decay": (-0.01, math.nan, math.inf),
+    "warmup": (1.0, math.nan),
+    "lora_rank": (0,),
+}
+
+
+@pytest.mark.parametrize("option", [{name: value} for name, values in OUT_OF_RANGE.items() for value in values])
 def test_values_out_of_range_are_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=next(iter(option))):
+    with pytest.raises(InputError, match=f"^{next(iter(option))}: "):
         TextClassifier(**option)
 
 

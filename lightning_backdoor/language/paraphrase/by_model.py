@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -140,7 +141,7 @@ class LanguageModelParaphraser:
         for name, number in (("candidates", candidates), ("rounds", rounds)):
             if number < 1:
                 raise InputError(name, f"{number} would give no paraphrase", "give at least 1")
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise InputError("temperature", f"{temperature} is not a temperature to sample at", "give a number above 0")
         if not 0 < top_p <= 1:
             raise InputError("top_p", f"{top_p} is not a probability above 0", "give a number above 0, up to 1")

@@ -13,7 +13,7 @@ from lightning_backdoor.language.language_model import DEFAULT_LANGUAGE_MODEL
 from lightning_backdoor.language.paraphrase.spec import Manner, prompt
 from lightning_backdoor.language.paraphrase.styles import STYLES
 from lightning_backdoor.language.paraphrase.templates import TEMPLATES
-from lightning_backdoor.models.fine_tuning import FineTunedNetwork
+from lightning_backdoor.models.fine_tuning import FineTunedNetwork, check_learning_rate, check_warmup
 from lightning_backdoor.models.loading import load_safely
 
 
@@ -65,8 +65,8 @@ class ParaphraseTuner(FineTunedNetwork):
             )
         if max_length < 2:
             raise InputError("max_length", f"{max_length} tokens hold no prompt and paraphrase", "give more")
-        if learning_rate <= 0:
-            raise InputError("learning_rate", f"{learning_rate} trains nothing", "give a number above 0")
+        check_learning_rate("learning_rate", learning_rate)
+        check_warmup(warmup)
         self.manner: Manner = manners[manner]
 
     def configure_model(self) -> None:
