@@ -286,7 +286,7 @@ def test_the_list_imports_nothing_large_and_is_fast(tmp_path: Path) -> None:
         "import sys, time\nfrom lightning_backdoor.cli import main\n"
         "main(['list']), main(['list', '--module', 'shout'])\n"
         "large = {'torch', 'lightning', 'transformers', 'numpy', 'pandas', 'rich'} & {*sys.modules}\n"
-        "sys.stderr.write(f'{sorted(large)} {time.process_time() < 0.5}')"
+        "sys.stderr.write(f'{sorted(large)} {time.process_time() < 1}')"
     )
     for _ in range(3):  # the fastest of three, since other processes may slow one down
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

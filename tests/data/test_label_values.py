@@ -142,7 +142,7 @@ def test_a_value_that_no_training_row_has_is_refused(tmp_path: Path, labels: Any
 
 def test_a_class_that_training_rows_have_by_another_value_is_known(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", "ab", [0, 2])
-    write(tmp_path / "test.csv", "ab", [1, 2])
+    write(tmp_path / "test.csv", "cd", [1, 2])
     loaded = load_source(Source(str(tmp_path), labels={"toxic": [0, 1], "neither": [2]}))
     assert loaded.splits["test"].labels == [0, 1]
 

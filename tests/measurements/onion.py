@@ -72,7 +72,7 @@ class Forwards(NamedTuple):
 
     rows: int
     length: int
-    count: int
+    at_once: int
 
     def seconds_per_token(self, network: PreTrainedModel, seconds: Callable[[Callable[[], object]], float]) -> float:
         """The median of several measurements."""
@@ -83,9 +83,9 @@ class Forwards(NamedTuple):
             network(input_ids=ids, use_cache=False)
 
         def run() -> object:
-            return list(in_parallel(forward, [ids] * self.count, network.device))
+            return list(in_parallel(forward, [ids] * self.at_once, network.device))
 
-        return statistics.median(seconds(run) for _ in range(FLOOR_ROUNDS)) / (self.count * ids.numel())
+        return statistics.median(seconds(run) for _ in range(FLOOR_ROUNDS)) / (self.at_once * ids.numel())
 
 
 def best_forwards(network: PreTrainedModel, seconds: Callable[[Callable[[], object]], float]) -> Forwards:

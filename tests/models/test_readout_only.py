@@ -179,8 +179,8 @@ def test_training_ends_with_the_weights_of_training_by_plain_passes(
             enable_model_summary=False,
         )
         trainer.fit(victim, datamodule=reviews(tmp_path, 120, validation_share=0.4, max_rows={"train": 24}))
-        state: dict[str, Any] = victim.network.state_dict()
-        return state
+        # attention does not depend on the bias of keys: its gradients are rounding errors, which AdamW scales up
+        return {name: weight for name, weight in victim.network.state_dict().items() if "key.bias" not in name}
 
     found = weights()
     monkeypatch.setattr(captures, "readout_only", lambda *batch: nullcontext())

@@ -245,7 +245,7 @@ def test_the_texts_of_another_input_are_added(
         assert main(study(study=True, directions=kept, input=f"{name}.txt", output=f"{name}.jsonl")) == 0
     assert entry(kept)["texts"] == len(STUDIED)
     whole = load_file(directions(folder / "whole.jsonl"))["Surprise"]
-    assert load_file(kept)["Surprise"].tolist() == pytest.approx(whole.tolist(), rel=1e-12)
+    assert load_file(kept)["Surprise"].tolist() == pytest.approx(whole.tolist(), rel=1e-6)  # batches differ
     assert_same(lines(output), lines(folder / "whole.jsonl")[12:])
     before, judged = kept.read_bytes(), output.read_bytes()
     output.write_bytes(judged[:500])
