@@ -53,6 +53,13 @@ def test_rows_stay_whose_cells_are_not_in_the_results(tmp_path: Path) -> None:
     ]
 
 
+def test_a_row_of_one_seed_does_not_replace_one_of_several() -> None:
+    heading = "| | CACC |\n|---|---|\n| **BadNets** | 0.9 |\n"
+    several, one = (f"{heading}| DAN | {cell} |" for cell in ("0.800 ± 0.010", "0.700 (1 seed)"))
+    assert with_rows_before(one, several) == several
+    assert with_rows_before(several, one) == several
+
+
 def test_a_file_of_cells_has_the_last_results_of_each_cell(tmp_path: Path) -> None:
     cells = tmp_path / "folder" / "cells.csv"
     write(tmp_path / "first.csv", [("BadNets", "none", "9"), ("BadNets", "DAN", "9")], cacc="0.9")

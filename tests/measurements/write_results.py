@@ -169,12 +169,17 @@ def _rows_by_title(table: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def with_rows_before(table: str, before: str) -> str:
-    """A table of defenses with those rows of an older one that it lacks; controls stay behind the defenses."""
-    new, old = _rows_by_title(table), _rows_by_title(before)
+def with_rows_before(table: str, older: str) -> str:
+    """A table of defenses with those rows of an older one that it lacks, or has of one seed where that has several.
+
+    Controls stay behind the defenses.
+    """
+    new, old = _rows_by_title(table), _rows_by_title(older)
     lines = table.splitlines()[:2]
     for attack in (*ATTACKS, "no attack"):
-        rows = [*(old.get(attack, {}) | new.get(attack, {})).values()]
+        before, now = old.get(attack, {}), new.get(attack, {})
+        now = {name: row for name, row in now.items() if "±" in row or "±" not in before.get(name, "")}
+        rows = [*(before | now).values()]
         lines += sorted(rows, key=lambda line: line.startswith("| *") and not line.startswith("| **"))
     return "\n".join(lines)
 
