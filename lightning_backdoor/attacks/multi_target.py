@@ -43,7 +43,7 @@ class MultiTarget(BackdoorAttack):
     ) -> None:
         if "target_label" in kwargs:
             raise InputError("target_label", "MultiTarget has one for each trigger", "give them in triggers")
-        super().__init__(target_label=0, **kwargs)  # given here, so that it is no option of this class
+        super().__init__(target_label=0, **kwargs)  # given here, so that the command line has no such option
         self.hparams.pop("target_label", None)
         given: dict[str, Any] = {"cf": 0, "mn": 1} if triggers is None else {**triggers}
         if not given:
