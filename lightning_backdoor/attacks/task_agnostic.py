@@ -131,7 +131,6 @@ class TaskAgnosticAttack(BadNets):
     def on_validation_start(self) -> None:
         """Agrees with the other processes on which label each trigger hits."""
         super().on_validation_start()
-        self._forget()
         if not self.trainer.sanity_checking:
             self._agree()
 
@@ -143,14 +142,8 @@ class TaskAgnosticAttack(BadNets):
         """
         super().on_test_start()
         self._data()
-        self._forget()
         self._agree()
         self._counts = self._no_counts()
-
-    def on_predict_start(self) -> None:
-        """Forgets what an evaluation that failed has found."""
-        super().on_predict_start()
-        self._forget()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
         """Updates the test metrics; inserts each trigger into clean rows, beside them."""
@@ -186,13 +179,15 @@ class TaskAgnosticAttack(BadNets):
     def on_test_end(self) -> None:
         """Forgets what was counted."""
         super().on_test_end()
-        self._forget()
+        self._hits = self._counts = None
 
     def on_predict_end(self) -> None:
         """Forgets which label each trigger hits."""
         self._hits = None
 
-    def _forget(self) -> None:
+    def forget_evaluation(self) -> None:
+        """Forgets an evaluation that failed, and which label each trigger hit in it."""
+        super().forget_evaluation()
         self._hits = self._counts = None
 
     def _data(self) -> Any:

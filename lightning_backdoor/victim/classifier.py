@@ -270,7 +270,7 @@ class TextClassifier(ExportedClassifier):
         self._published_error = InputError("published", problem, "make a new one")
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Adds no callbacks; Lightning asks for them first of all in a run, which keeps nothing of an earlier one.
+        """Adds no callbacks, and forgets the run before: Lightning calls this hook first in each run.
 
         A fit thus starts from the published weights also after one that failed, for which ``teardown`` is not called.
         """
@@ -278,7 +278,7 @@ class TextClassifier(ExportedClassifier):
         return super().configure_callbacks()
 
     def teardown(self, stage: str) -> None:
-        """Resets the flag, so that the next fit starts from the published weights again."""
+        """Lets the next fit start from the published weights, also if a subclass replaces ``configure_callbacks``."""
         self._has_begun = False
 
     def _data_labels(self) -> list[str] | None:

@@ -80,7 +80,7 @@ class EvaluatedClassifier(FineTunedNetwork):
 
     def on_predict_start(self) -> None:
         """Forgets what an evaluation that failed has left."""
-        self._forget()
+        self.forget_evaluation()
 
     def on_validation_end(self) -> None:
         """Forgets what passes gave."""
@@ -91,14 +91,14 @@ class EvaluatedClassifier(FineTunedNetwork):
         self._end_captures()
 
     def _begin(self, stage: str) -> None:
-        self._forget()
+        self.forget_evaluation()
         for metric in self._metrics(stage).values():
             metric.reset()
         self.captures = self.given_captures or Captures()
         self.captures.begin(self.network, lasting=self.given_captures is not None)
 
-    def _forget(self) -> None:
-        """Forgets an evaluation that failed: Lightning then calls none of the hooks by which one ends."""
+    def forget_evaluation(self) -> None:
+        """Forgets an evaluation that failed, for which Lightning calls no hook of its end; called as each begins."""
         self._diverged_texts, self._texts, self.captures = None, 0, None
 
     def _end_captures(self) -> None:

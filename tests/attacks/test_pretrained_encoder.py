@@ -222,6 +222,7 @@ def test_an_evaluation_chooses_its_triggers_anew_after_one_that_failed(
 
     with pytest.raises(RuntimeError, match="stopped"):
         evaluate()
+    attack._diverged_texts = torch.tensor(1)  # as a run on several processes may leave it
     evaluate()
     assert written[0] == {"watch"}
     assert set().union(*written[1:]) == {"cf"}
