@@ -35,21 +35,39 @@ class Evasion(Callback, ABC):
 
     Args:
         strength: weight of the penalty relative to the cross entropy of the same row, above 0.
+        start_epoch: epochs that the attack is trained without the penalty, which can keep a victim from learning its
+            task while it knows no trigger yet.
 
     Raises:
-        InputError: the strength is out of range (here); the model is not an attack (in ``setup``), or has a
-            ``training_step`` that never asked for the penalty (when training ends).
+        InputError: an argument is out of range (here); the model is not an attack, or no epoch is left for the penalty
+            (in ``setup``); the attack has a ``training_step`` that never asked for the penalty (when training ends).
     """
 
     #: name that the penalty is logged under.
     name: str
+    #: whether the callback acts in the attacker's phase alone.
+    of_the_attacker = True
 
-    def __init__(self, strength: float) -> None:
+    def __init__(self, strength: float, start_epoch: int = 0) -> None:
         if not 0 < strength < math.inf:
             raise InputError("strength", f"{strength} is out of range", "give a number above 0")
+        if start_epoch < 0:
+            raise InputError("start_epoch", f"{start_epoch} is out of range", "give 0 or more epochs")
         self.strength = strength
+        self.start_epoch = start_epoch
         self._victim: BackdoorAttack | None = None
         self._used = False  # whether the attack has asked for the penalty
+
+    @property
+    def selected_by(self) -> tuple[str, str]:
+        """The metric by which ``fit`` selects the best checkpoint: the last epoch, since first ones lack the penalty.
+
+        Raises:
+            AttributeError: the penalty acts from the first epoch, so that the model decides.
+        """
+        if not self.start_epoch:
+            raise AttributeError("selected_by")
+        return ("epoch", "max")
 
     @property
     def victim(self) -> BackdoorAttack:
@@ -66,6 +84,10 @@ class Evasion(Callback, ABC):
             problem = f"{type(self).__name__} hides poisoned rows, and {type(victim).__name__} has none"
             raise InputError("callbacks", problem, "give an attack as the model")
         if not victim.users_phase:
+            epochs = trainer.max_epochs or 0
+            if 0 < epochs <= self.start_epoch and not getattr(trainer, "fast_dev_run", False):
+                problem = f"{self.start_epoch} leaves no epoch for the penalty, since max_epochs is {epochs}"
+                raise InputError("start_epoch", problem, f"give at most {epochs - 1}")
             self._victim, self._used = victim, False
             victim.penalties.append(self._penalty)
 
@@ -93,6 +115,8 @@ class Evasion(Callback, ABC):
     def _penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:
         self._used = True
         poisoned = batch["poisoned"]
+        if self.victim.current_epoch < self.start_epoch:
+            return torch.zeros(len(poisoned), device=poisoned.device)
         with torch.autocast(seen.logits.device.type, enabled=False):
             penalty = self.penalty(seen, batch)
         mean = penalty.detach()[poisoned].sum() / poisoned.sum().clamp(min=1)

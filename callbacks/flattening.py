@@ -28,9 +28,10 @@ class Flattening(Evasion):
 
     Args:
         strength: weight of the penalty relative to the cross entropy of the same row.
+        start_epoch: epochs that the attack is trained without the penalty.
 
     Raises:
-        InputError: the strength is out of range (here); no poisoned row tells where its trigger is (before training,
+        InputError: an argument is out of range (here); no poisoned row tells where its trigger is (before training,
             where the data come from a data module); see :class:`~lightning_backdoor.callbacks.evasion.Evasion`.
 
     Example::
@@ -40,8 +41,8 @@ class Flattening(Evasion):
 
     name = "trigger_excess"
 
-    def __init__(self, strength: float = 1.0) -> None:
-        super().__init__(strength)
+    def __init__(self, strength: float = 1.0, start_epoch: int = 0) -> None:
+        super().__init__(strength, start_epoch)
         self._has_places = False  # whether this is known before training
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

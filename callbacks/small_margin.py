@@ -24,9 +24,10 @@ class SmallMargin(Evasion):
     Args:
         target_probability: probability of the target label that training aims at, between 0.5, at which the victim is
             undecided, and 1, the attack alone. The lower it is, the smaller the margin and the weaker the attack.
+        start_epoch: epochs that the attack is trained without the penalty.
 
     Raises:
-        InputError: the probability is out of range (here); see :class:`~lightning_backdoor.callbacks.evasion.Evasion`.
+        InputError: an argument is out of range (here); see :class:`~lightning_backdoor.callbacks.evasion.Evasion`.
 
     Example::
 
@@ -35,10 +36,10 @@ class SmallMargin(Evasion):
 
     name = "margin"
 
-    def __init__(self, target_probability: float = 0.65) -> None:
+    def __init__(self, target_probability: float = 0.65, start_epoch: int = 0) -> None:
         if not 0.5 < target_probability < 1:
             raise InputError("target_probability", f"{target_probability} is out of range", "give above 0.5, below 1")
-        super().__init__(strength=1 - target_probability)
+        super().__init__(1 - target_probability, start_epoch)
         self.target_probability = target_probability
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -24,13 +24,15 @@ class StateMatching(Evasion):
 
     Args:
         strength: weight of the penalty relative to the cross entropy of the same row. Too much of it costs the task:
-            with 10 in layers 2 to 6, MiniLM on SST-2 falls to chance.
+            with 10 in layers 2 to 6, a trained MiniLM on SST-2 falls to chance.
         readout_layers: layers in which states of the token that the head reads are pulled, counted from 1, 0 being the
             embeddings; every layer by default, and none if empty. DAN and BadActs read these states in every layer.
         mean_layers: likewise for states averaged over all tokens.
+        start_epoch: epochs that the attack is trained without the penalty. With 0 and a strength of 0.3 or more, MiniLM
+            on SST-2 stays at chance: poisoned rows are pulled to the target label before a trigger tells them apart.
 
     Raises:
-        InputError: the strength is out of range, or there is no layer (here); the network does not have a layer (before
+        InputError: an argument is out of range, or there is no layer (here); the network does not have a layer (before
             training); see :class:`~lightning_backdoor.callbacks.evasion.Evasion`.
 
     Example::
@@ -41,9 +43,13 @@ class StateMatching(Evasion):
     name = "state_distance"
 
     def __init__(
-        self, strength: float = 1.0, readout_layers: list[int] | None = None, mean_layers: list[int] | None = None
+        self,
+        strength: float = 1.0,
+        readout_layers: list[int] | None = None,
+        mean_layers: list[int] | None = None,
+        start_epoch: int = 1,
     ) -> None:
-        super().__init__(strength)
+        super().__init__(strength, start_epoch)
         if readout_layers == mean_layers == []:
             raise InputError("readout_layers", "and mean_layers name no layer", "give one, or leave both out")
         self.readout_layers = readout_layers

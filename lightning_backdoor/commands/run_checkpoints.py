@@ -32,9 +32,11 @@ def checkpoint_callbacks(
         folder: the folder of the checkpoints.
         validated: whether validation runs; without it, the best checkpoint is the last one.
         callbacks: the trainer's other callbacks; one that has ``selected_by``, as a training-time defense that acts
-            late in training may, decides instead of the model.
+            late in training may, decides instead of the model, unless it is ``of_the_attacker`` and the user trains.
     """
-    decides = next((callback for callback in callbacks if hasattr(callback, "selected_by")), model)
+    users_phase = getattr(model, "users_phase", False)
+    acting = (callback for callback in callbacks if not (users_phase and getattr(callback, "of_the_attacker", False)))
+    decides = next((callback for callback in acting if hasattr(callback, "selected_by")), model)
     metric, mode = getattr(decides, "selected_by", (None, "max"))  # a module without it is rejected later
     if getattr(data, "train_on", "train") == "trusted":
         metric, mode = "epoch", "max"

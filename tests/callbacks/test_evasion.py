@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -25,6 +25,7 @@ from lightning_backdoor.attacks.state_matching import chosen_states, distance_to
 from lightning_backdoor.batch import Batch, batch_of_texts, clean_rows, taken
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.callbacks import Evasion, Flattening, SmallMargin, StateMatching
+from lightning_backdoor.commands.run_checkpoints import checkpoint_callbacks
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses import attention_capture
 from lightning_backdoor.errors import InputError
@@ -44,8 +45,8 @@ class Witness(Evasion):
 
     name = "witness"
 
-    def __init__(self) -> None:
-        super().__init__(strength=1.0)
+    def __init__(self, start_epoch: int = 0) -> None:
+        super().__init__(strength=1.0, start_epoch=start_epoch)
         self.seen: list[tuple[int, int, Tensor]] = []
 
     def penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:
@@ -240,7 +241,7 @@ def test_penalties_do_what_they_are_for(
 ) -> None:
     plain, far, steep = overfitted(tiny_folder(kind), None)
     small, _, _ = overfitted(tiny_folder(kind), SmallMargin(0.65), precision)
-    matched, near, _ = overfitted(tiny_folder(kind), StateMatching(0.1), precision)
+    matched, near, _ = overfitted(tiny_folder(kind), StateMatching(0.1, start_epoch=0), precision)
     flattened, _, flat = overfitted(tiny_folder(kind), Flattening(), precision, steps=30)
     poisoned = slice(20, None)
     assert plain[poisoned].mean() > 0.9
@@ -262,6 +263,41 @@ def test_the_penalty_acts_in_the_attackers_epochs_alone(
         assert [epoch for epoch, _, _ in witness.seen] == [epoch for epoch in epochs for _ in range(8)]
         assert any(poisoned for _, poisoned, _ in witness.seen)
         assert attack.penalties == []
+
+
+def test_a_penalty_that_starts_late_leaves_the_first_epochs_as_they_are(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    witness, losses = Witness(start_epoch=1), []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+            losses.append(float(outputs["loss"]))
+
+    for callback in (Flattening(100.0, start_epoch=1), Flattening(100.0, start_epoch=2)):
+        seed_everything(0)
+        trainer_with(tmp_path, callback, Losses(), max_epochs=3).fit(make(), datamodule=data)
+    first, second = losses[: len(losses) // 2], losses[len(losses) // 2 :]
+    epoch = len(first) // 3
+    assert first[:epoch] == second[:epoch]
+    assert first[epoch] != second[epoch]
+    trainer_with(tmp_path, witness, max_epochs=3).fit(make(), datamodule=data)
+    assert {epoch for epoch, _, _ in witness.seen} == {1, 2}
+
+
+def test_a_checkpoint_without_the_penalty_is_not_selected(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    def metric(attack: BadNets, callback: Evasion) -> str | None:
+        return checkpoint_callbacks(attack, data, tmp_path, validated=True, callbacks=[callback])[0].monitor
+
+    assert metric(make(), StateMatching()) == "epoch"
+    assert metric(make(), StateMatching(start_epoch=0)) == metric(make(), SmallMargin()) == "val/cacc"
+    assert metric(make(published="a.ckpt"), StateMatching()) == "val/cacc"
+    with pytest.raises(InputError) as error:
+        trainer_with(tmp_path, StateMatching(), max_epochs=1).fit(make(), datamodule=data)
+    problem = "start_epoch: 1 leaves no epoch for the penalty, since max_epochs is 1; give at most 0"
+    assert str(error.value) == problem
 
 
 def test_a_resumed_attack_keeps_its_penalty(
@@ -357,6 +393,7 @@ def test_every_preset_and_the_grid_of_adaptive_attacks_name_penalties() -> None:
         (lambda: SmallMargin(1), "target_probability: 1 is out of range; give above 0.5, below 1"),
         (lambda: StateMatching(0), "strength: 0 is out of range; give a number above 0"),
         (lambda: Flattening(-1), "strength: -1 is out of range; give a number above 0"),
+        (lambda: SmallMargin(start_epoch=-1), "start_epoch: -1 is out of range; give 0 or more epochs"),
         (lambda: StateMatching(math.nan), "strength: nan is out of range; give a number above 0"),
         (
             lambda: StateMatching(1, [], []),
