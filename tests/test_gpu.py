@@ -184,7 +184,11 @@ def test_a_repair_decides_on_a_gpu_as_on_the_processor(
         fitted(tmp_path, victim, data, repair, accelerator=accelerator, devices=1)
         assert all(parameter.isfinite().all() for parameter in victim.parameters())
         decisions.append(repair.decided)
-    assert decisions[0] == decisions[1]
+    on_gpu, on_processor = decisions
+    # shares within rounding, the rest exactly
+    shares = "coefficients"
+    assert on_gpu.pop(shares, []) == pytest.approx(on_processor.pop(shares, []), rel=1e-5)
+    assert on_gpu == on_processor
 
 
 @pytest.mark.parametrize("defense", [ABL(turning_point=0.5), BTU(), LowCapacity("adapter", 2), ModerateFitting()])

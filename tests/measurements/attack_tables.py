@@ -1,9 +1,11 @@
 """The tables of attacks in ``docs/results.md``, from the grids ``attacks.yaml`` and ``adaptive.yaml``.
 
 Run ``python -m tests.measurements.attack_tables --attacks runs/attacks --adaptive runs/adaptive --write
-docs/results.md``, with the folders of the grids. ``--stealth runs/stealth`` measures the stealth of 100 poisoned test
-rows of each attack, as the command ``poison`` does, into that folder; attacks that it has are not measured again.
-Cells that have not been run are shown as dashes.
+docs/results.md``, with the folders of the grids. The grids can be run in parts, on several machines: ``--cells
+docs/cells`` adds their cells to those of its ``attacks.csv`` and ``adaptive.csv``, from which the tables are made.
+``--stealth runs/stealth`` measures the stealth of 100 poisoned test rows of each attack, as the command ``poison``
+does, into that folder; attacks that it has are not measured again. Cells that have not been run are shown as dashes,
+or, with ``--write``, stay as they are in the file.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import yaml
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED, Grid
 from lightning_backdoor.cli import main as command
-from tests.measurements.write_results import MISSING, Line, Results, mean_and_spread
-from tests.support.marked import replace_marked
+from tests.measurements.cells import Line, add_cells
+from tests.measurements.write_results import MISSING, Results, mean_and_spread
+from tests.support.marked import marked, replace_marked
 
 ATTACK_COLUMNS = {"CACC": "cacc", "ASR": "asr", "floor": "asr_floor", "FTR": "ftr"}
 DEFENSE_COLUMNS = {"ASR": "asr_defended", "AUROC": "auroc", "CACC": "cacc_defended"}
@@ -82,25 +85,54 @@ def measured_stealth(grid: Grid, folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def with_cells_before(new: str, old: str) -> str:
+    """A table whose dashes are replaced by what another has in the row and column of that name."""
+    before = {(row[0], name): cell for row, names in _rows(old) for name, cell in zip(names, row, strict=True)}
+    heading, rule, *_ = new.splitlines()
+    rows = [
+        [before.get((row[0], name), cell) if cell == MISSING else cell for name, cell in zip(names, row, strict=True)]
+        for row, names in _rows(new)
+    ]
+    return "\n".join([heading, rule, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _rows(text: str) -> list[tuple[list[str], list[str]]]:
+    """The cells of each row of a table, each with the headings."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return [(row, lines[0]) for row in lines[2:]]
+
+
+def results_of(folder: Path, cells: Path | None, name: str) -> Results:
+    """The results of a grid's folder, or those of a file of cells after they have been added to it."""
+    results = folder / "results.csv"
+    if cells is None:
+        return Results(results)
+    add_cells(results, cells / f"{name}.csv")
+    return Results(cells / f"{name}.csv")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The tables of attacks in docs/results.md.")
     parser.add_argument("--attacks", type=Path, help="folder of the grid attacks.yaml")
     parser.add_argument("--adaptive", type=Path, help="folder of the grid adaptive.yaml")
+    parser.add_argument("--cells", type=Path, help="folder of the files of cells")
     parser.add_argument("--stealth", type=Path, help="folder in which stealth is measured")
     parser.add_argument("--write", type=Path, help="file whose marked parts are replaced by the tables")
     args = parser.parse_args()
     tables: dict[str, str] = {}
     if args.attacks:
-        results = Results(args.attacks / "results.csv")
+        results = results_of(args.attacks, args.cells, "attacks")
         stealth: dict[str, dict[str, Any]] = {}
         if args.stealth:
             args.stealth.mkdir(parents=True, exist_ok=True)
             stealth = measured_stealth(Grid(Path("configs/benchmark/attacks.yaml"), args.attacks), args.stealth)
         tables |= {"attacks": attacks_table(results, stealth), "attacks under defenses": defended_table(results)}
     if args.adaptive:
-        tables["adaptive"] = defended_table(Results(args.adaptive / "results.csv"))
+        tables["adaptive"] = defended_table(results_of(args.adaptive, args.cells, "adaptive"))
     if args.write:
-        replace_marked(args.write, tables)
+        replace_marked(
+            args.write, {name: with_cells_before(new, marked(args.write, name)) for name, new in tables.items()}
+        )
     else:
         print("\n\n".join(tables.values()))
 

@@ -1,33 +1,29 @@
 """Attacks on the second opinion: victims trained to evade it, sets with few poisoned texts, and floods.
 
 Run ``python -m tests.measurements.second_opinion_attacks --data sst2 --output runs/evasion``; the same command goes on
-with an interrupted run, and prints the tables again. MiniLM is trained as ``configs/benchmark/minilm_sst2.yaml`` does,
-under one word and under a syntactic trigger, without and with the adaptive penalties of ``configs/evasion``, and tested
-in one grid. Floods and prevalence need no victims of their own: see ``second_opinion_floods.py``.
+with an interrupted run. MiniLM is trained as ``configs/benchmark/minilm_sst2.yaml`` does, under one word and under a
+syntactic trigger, without and with the adaptive penalties of ``configs/evasion``, and tested in one grid, of which
+``second_opinion_tables.py`` makes a table. Floods and prevalence need no victims of their own: see
+``second_opinion_floods.py``; their tables are printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.table import Table
 from transformers import AutoConfig
 
-from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, Cell, Grid
+from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import NEEDED, Products
 from lightning_backdoor.defenses.second_opinion_reading import MEAN, READOUT
 from lightning_backdoor.defenses.text_states import depths
 from lightning_backdoor.files.packaged import resolve
-from lightning_backdoor.outputs.outcomes import read_outcomes
-from tests.measurements.detector_auroc import auroc
-from tests.measurements.minilm_grid import config_of, console, cut_grid, options_of, results_of, run_grid
+from tests.measurements.minilm_grid import config_of, console, cut_grid, options_of, run_grid
 from tests.measurements.second_opinion_floods import flood_table
 
 SECOND_OPINION = "lightning_backdoor.defenses.SecondOpinion"
@@ -79,44 +75,6 @@ def grid_content(args: argparse.Namespace) -> dict[str, Any]:
     return content
 
 
-def attack_table(grid: Grid, args: argparse.Namespace) -> Table:
-    """What each penalty does to the attack and to each defense: means over seeds."""
-    table = Table(title="AUROC of poisoned texts that fool the victim (of all); ASR and CACC after repair at 5 %")
-    for heading in ("attack", "defense", "CACC", "ASR", "AUROC", "ASR after", "CACC after", "FPR"):
-        table.add_column(heading)
-    rows = {line["cell"]: line for line in results_of(args.output)}
-    products = Products(args.output, Journal(args.output / "journal.jsonl"))
-    for attack in dict.fromkeys(cell.attack for cell in grid.cells):
-        for defense in dict.fromkeys(cell.defense for cell in grid.cells):
-            cells = [cell for cell in grid.cells if (cell.attack, cell.defense) == (attack, defense)]
-            found = [rows[cell.id] for cell in cells if cell.id in rows]
-            if not found or defense == "none":
-                continue
-            columns = ("cacc", "asr", "auroc", "asr_defended", "cacc_defended", "fpr")
-            mean = {column: mean_of(row[column] for row in found) for column in columns}
-            fooling = mean_of(fooling_auroc(products, cell) for cell in cells if cell.id in rows)
-            area = f"{fooling} ({mean['auroc']})" if defense != CLEAN_TRAINING else "–"
-            after = (mean[column] for column in ("asr_defended", "cacc_defended", "fpr"))
-            table.add_row(attack, defense, mean["cacc"], mean["asr"], area, *after)
-        table.add_section()
-    return table
-
-
-def fooling_auroc(products: Products, cell: Cell) -> str:
-    """The AUROC of the poisoned rows that the victim predicts as the target, against all clean rows."""
-    outcomes = read_outcomes(products.folder_of(cell) / NEEDED["cell"])
-    clean = [outcome.score for outcome in outcomes if not outcome.poisoned]
-    fooling = [o.score for o in outcomes if o.poisoned and o.prediction == o.target_label]
-    if not fooling or None in clean:
-        return ""
-    return str(auroc(torch.tensor(clean), torch.tensor(fooling)))
-
-
-def mean_of(values: Iterable[str]) -> str:
-    numbers = [float(value) for value in values if value]
-    return f"{statistics.mean(numbers):.3f}" if numbers else "–"
-
-
 def plain_victims(grid: Grid, args: argparse.Namespace) -> list[tuple[str, int, Path]]:
     """Trigger, seed and checkpoint of the victims without a penalty."""
     products = Products(args.output, Journal(args.output / "journal.jsonl"))
@@ -148,8 +106,6 @@ def main() -> int:
     if status:
         return status
     grid = Grid(config_of(args.output), args.output)
-    if not args.floods:
-        console().print(attack_table(grid, args))
     for trigger, seed, checkpoint in plain_victims(grid, args):
         model = content["attacks"][f"{trigger}, no penalty"]["model"]
         console().print(flood_table(trigger, seed, checkpoint, model, content))

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from lightning_backdoor.benchmark.table import COLUMNS
+from tests.measurements.attack_tables import with_cells_before
 from tests.measurements.cells import add_cells
+from tests.measurements.second_opinion_tables import overview, table
 from tests.measurements.write_results import INFERENCE, Results, defenses_table, with_rows_before
 
 
@@ -83,3 +85,25 @@ def test_a_cell_that_failed_does_not_replace_one_that_did_not(tmp_path: Path) ->
         writer.writerow(failed)
     add_cells(tmp_path / "second.csv", cells)
     assert Results(cells).number("BadNets", "DAN", "0", "cacc") == 0.9
+
+
+def test_cells_that_were_not_run_again_stay_in_the_tables_of_attacks() -> None:
+    old = "| attack | ASR | DAN |\n| --- | --- | --- |\n| EP | 0.9 | 0.5 |\n| SOS | 0.8 | – |"
+    new = "| attack | ASR | ONION | DAN |\n| --- | --- | --- | --- |\n| EP | 1.0 | 0.3 | – |\n| LWP | 0.7 | – | – |"
+    assert with_cells_before(new, old).splitlines()[2:] == ["| EP | 1.0 | 0.3 | 0.5 |", "| LWP | 0.7 | – | – |"]
+    assert with_cells_before(new, "") == new
+
+
+def test_tables_of_second_opinion_show_means_over_seeds_and_the_distance_to_the_floor() -> None:
+    def line(defense: str, seed: str, **columns: str) -> dict[str, str]:
+        return {"dataset": "SST-2", "attack": "BadNets", "defense": defense, "seed": seed, "error": "", **columns}
+
+    lines = [line("none", seed, cacc="0.9", asr="1.0") for seed in "01"]
+    lines += [line("clean training", seed, cacc="0.9", asr=asr) for seed, asr in (("0", "0.1"), ("1", "0.2"))]
+    for seed, after in (("0", "0.3"), ("1", "0.5")):
+        columns = {"auroc_fooled": "0.75", "auroc": "0.5", "cacc": "0.9", "cacc_defended": "0.89", "fpr": "0.05"}
+        lines.append(line("DAN", seed, asr_defended=after, **columns))
+    shown = ["DAN", "0.750 ± 0.000", "0.500 ± 0.000", "0.400 ± 0.141", "0.250 ± 0.071", "-1.0 ± 0.0", "0.050 ± 0.000"]
+    assert table(lines).splitlines()[-1] == f"| {' | '.join(shown)} |"
+    row = ["BadNets", "0.900 ± 0.000", "1.000 ± 0.000", "0.150 ± 0.071", "0.750 / 0.400 / -1.0"]
+    assert overview(lines).splitlines()[-1] == f"| {' | '.join(row)} |"

@@ -9,17 +9,13 @@ the tables are made. In the tables of defenses, rows of which the file has no ce
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_backdoor.benchmark.grid import CLEAN_TRAINING, UNDEFENDED
-from tests.measurements.cells import add_cells
+from tests.measurements.cells import Line, add_cells, finished
 from tests.support.marked import marked, replace_marked
-
-#: a line of ``results.csv`` by its column names.
-Line = dict[str, str]
 
 MISSING = "–"
 SEEDS = ("0", "1", "2")
@@ -76,12 +72,11 @@ class Results:
     """The cells of a grid, found by attack, defense and seed.
 
     Args:
-        path: of ``results.csv``.
+        path: of ``results.csv``, or a file of cells.
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = [line for line in csv.DictReader(file) if not line["error"]]
+        lines = finished(path)
         self._lines = {(line["attack"], line["defense"], line["seed"]): line for line in lines}
         #: names of attacks and defenses, in the order of the grid.
         self.attacks = list(dict.fromkeys(line["attack"] for line in lines))

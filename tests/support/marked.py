@@ -13,10 +13,16 @@ def marked(path: Path, name: str) -> str:
 
 
 def replace_marked(path: Path, parts: Mapping[str, str]) -> None:
-    """Puts each text between the file's marks ``<!-- name -->`` and ``<!-- /name -->``."""
+    """Puts each text between the file's marks ``<!-- name -->`` and ``<!-- /name -->``.
+
+    Raises:
+        ValueError: the file lacks a mark; it is left as it is.
+    """
     text = path.read_text(encoding="utf-8")
     for name, lines in parts.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(begin)
+        if end not in rest:
+            raise ValueError(f"{path} has no part between {begin} and {end}")
         text = before + begin + "\n" + lines + "\n" + end + rest.partition(end)[2]
     path.write_text(text, encoding="utf-8")
