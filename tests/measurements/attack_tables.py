@@ -86,20 +86,24 @@ def measured_stealth(grid: Grid, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def with_cells_before(new: str, old: str) -> str:
-    """A table whose dashes are replaced by what another has in the row and column of that name."""
-    before = {(row[0], name): cell for row, names in _rows(old) for name, cell in zip(names, row, strict=True)}
+    """A table with what another has in the rows and columns of its names: instead of dashes, and rows it lacks."""
     heading, rule, *_ = new.splitlines()
-    rows = [
-        [before.get((row[0], name), cell) if cell == MISSING else cell for name, cell in zip(names, row, strict=True)]
-        for row, names in _rows(new)
-    ]
+    names, after, before = heading.strip("| ").split(" | "), _rows(new), _rows(old)
+    rows = []
+    for attack in dict.fromkeys([*after, *before]):
+        cells = after.get(attack, {names[0]: attack})
+        others = before.get(attack, {})
+        shown = [cells.get(name, MISSING) for name in names]
+        rows.append(
+            [others.get(name, MISSING) if cell == MISSING else cell for name, cell in zip(names, shown, strict=True)]
+        )
     return "\n".join([heading, rule, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _rows(text: str) -> list[tuple[list[str], list[str]]]:
-    """The cells of each row of a table, each with the headings."""
+def _rows(text: str) -> dict[str, dict[str, str]]:
+    """The cells of a table by the name of the row and the heading of the column."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    return [(row, lines[0]) for row in lines[2:]]
+    return {row[0]: dict(zip(lines[0], row, strict=True)) for row in lines[2:]}
 
 
 def results_of(folder: Path, cells: Path | None, name: str) -> Results:

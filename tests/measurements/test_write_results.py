@@ -88,9 +88,10 @@ def test_a_cell_that_failed_does_not_replace_one_that_did_not(tmp_path: Path) ->
 
 
 def test_cells_that_were_not_run_again_stay_in_the_tables_of_attacks() -> None:
-    old = "| attack | ASR | DAN |\n| --- | --- | --- |\n| EP | 0.9 | 0.5 |\n| SOS | 0.8 | – |"
+    old = "| attack | ASR | DAN |\n| --- | --- | --- |\n| EP | 0.9 | 0.5 |\n| SOS | 0.8 | 0.4 |"
     new = "| attack | ASR | ONION | DAN |\n| --- | --- | --- | --- |\n| EP | 1.0 | 0.3 | – |\n| LWP | 0.7 | – | – |"
-    assert with_cells_before(new, old).splitlines()[2:] == ["| EP | 1.0 | 0.3 | 0.5 |", "| LWP | 0.7 | – | – |"]
+    rows = ["| EP | 1.0 | 0.3 | 0.5 |", "| LWP | 0.7 | – | – |", "| SOS | 0.8 | – | 0.4 |"]
+    assert with_cells_before(new, old).splitlines()[2:] == rows
     assert with_cells_before(new, "") == new
 
 
