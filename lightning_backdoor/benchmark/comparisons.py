@@ -121,13 +121,14 @@ def compare_defenses(
 
 
 def _hits_compared(metric: str, pairs: Iterable[tuple[Answers, Answers]]) -> Comparison | None:
-    by_text: dict[int, list[tuple[bool, bool]]] = defaultdict(list)
+    by_text: dict[int, tuple[int, int, int]] = {}  # copies of a text, and hits among them, by both
     for first, second in pairs:
         others = second.hits.get(metric, {})
         for text, hit in first.hits.get(metric, {}).items():
-            if text in others:
-                by_text[text.index].append((hit, others[text]))
-    shares = [(sum(a for a, _ in hits) / len(hits), sum(b for _, b in hits) / len(hits)) for hits in by_text.values()]
+            if (other := others.get(text)) is not None:
+                copies, a, b = by_text.get(text.index, (0, 0, 0))
+                by_text[text.index] = copies + 1, a + hit, b + other
+    shares = [(a / copies, b / copies) for copies, a, b in by_text.values()]
     return compare(shares) if shares else None
 
 

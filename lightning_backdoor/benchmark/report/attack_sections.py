@@ -23,6 +23,7 @@ from lightning_backdoor.benchmark.statistics import Interval
 from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped, has_undefended_victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.outcomes import read_outcomes
+from lightning_backdoor.outputs.progress import tracked
 from lightning_backdoor.outputs.token_view import ViewedText, pieces
 
 #: the largest number of texts shown per cell: poisoned, clean.
@@ -79,7 +80,8 @@ def attack_sections(rows: Sequence[ResultRow], cells: Path) -> list[AttackSectio
     text_budget = TEXT_BUDGET / max(len(grouped(rows, NAMES)), 1)
     style = styles(row["defense"] for row in rows)
     names = FigureNames()
-    return [_attack_section(of_attack, cells, text_budget, style, names) for of_attack in grouped(rows, ATTACK_NAMES)]
+    attacks = tracked(grouped(rows, ATTACK_NAMES), "comparing defenses", "attacks")
+    return [_attack_section(of_attack, cells, text_budget, style, names) for of_attack in attacks]
 
 
 def _attack_section(

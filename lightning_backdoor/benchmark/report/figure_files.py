@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_backdoor.benchmark.report.figures import DASHES, PRINTED, SYMBOLS, Figure
+from lightning_backdoor.outputs.progress import tracked
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -42,7 +43,7 @@ def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
     """
     if figures:
         folder.mkdir(exist_ok=True)
-    for name, figure in figures.items():
+    for name, figure in tracked(figures.items(), "drawing figures", "figures"):
         for ending, content in figure_files(figure).items():
             (folder / f"{name}.{ending}").write_bytes(content)
 
