@@ -177,9 +177,9 @@ def lines_of(folder: Path | None, cells: Path | None) -> list[Line]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The tables of docs/second_opinion.md, from the folders of its grids.")
-    given = {"action": "append", "default": [], "metavar": "MARK[=FOLDER]"}
-    parser.add_argument("--grid", help="a grid, with a row per defense; repeatable", **given)
-    parser.add_argument("--overview", help="a grid, with a row per attack; repeatable", **given)
+    for option, rows in (("--grid", "defense"), ("--overview", "attack")):
+        text = f"a grid, with a row per {rows}; repeatable"
+        parser.add_argument(option, action="append", default=[], metavar="MARK[=FOLDER]", help=text)
     parser.add_argument("--cells", type=Path, help="folder of the files of cells, second_opinion_MARK.csv")
     parser.add_argument("--write", type=Path, help="file whose marked parts are replaced; printed by default")
     args = parser.parse_args()
