@@ -183,7 +183,7 @@ def test_a_repair_decides_on_a_gpu_as_on_the_processor(
         repair, victim = REPAIRS[name](), make()
         fitted(tmp_path, victim, data, repair, accelerator=accelerator, devices=1)
         assert all(parameter.isfinite().all() for parameter in victim.parameters())
-        decisions.append(repair.decided)
+        decisions.append(dict(repair.decided or {}))
     on_gpu, on_processor = decisions
     # shares within rounding, the rest exactly
     shares = "coefficients"
