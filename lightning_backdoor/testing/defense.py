@@ -8,6 +8,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,10 @@ def check_defense(
     are finite; the score of a text depends only on the text, not on other texts of the batch, their order, labels or
     flags; the victim's weights, modes and ``requires_grad``, and the global random generators, do not change;
     ``calibrate`` sets the thresholds from the clean texts that it is given; ``purify`` returns one of the documented
-    forms; an explanation depends on texts alone; ``state_dict`` contains thresholds and what was learned; everything
-    works in ``torch.inference_mode``. Of a defense that studies a set: the sums do not depend on labels, flags, order
-    or batches, and those of parts of the set add up to those of the whole.
+    forms, the same for the same texts, whatever their labels or flags; an explanation depends on texts alone;
+    ``state_dict`` contains thresholds and what was learned; everything works in ``torch.inference_mode``. Of a defense
+    that studies a set: the sums do not depend on labels, flags, order or batches, and those of parts of the set add up
+    to those of the whole.
 
     The rules of a data defense: ``clean`` returns a text or None for each row, the same each time. The rules of an
     inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, and depends
@@ -255,25 +257,46 @@ def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> Non
 def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:
     where, size = f"{name}.purify", len(batch["text"])
     flagged = torch.arange(size, device=victim.network.device) % 2 == 0
+    used: list[Any] = []
     with _victim_is_kept(victim, where), torch.no_grad():
-        answer: Any = defense.purify(victim, batch, flagged, defense.score(victim, batch))
-        if isinstance(answer, list):
-            require(len(answer) == size, where, f"answers {size} rows with {len(answer)} texts")
-            for text in answer:
-                require(text is None or isinstance(text, str), where, f"answers {text!r:.100}, not a text or None")
-        elif isinstance(answer, Tensor) and answer.is_floating_point():
-            require(answer.shape == (size, 2), where, f"logits are {tuple(answer.shape)}, not (batch, classes)")
-        elif isinstance(answer, Tensor):
-            found = f"{tuple(answer.shape)} {answer.dtype}"
-            is_right = answer.shape == (size,) and answer.dtype == torch.int64
-            require(is_right, where, f"predictions are {found}, not (batch,) torch.int64")
-            known = (answer >= REJECTED) & (answer < 2)
-            require(bool(known.all()), where, f"predictions are neither labels nor {REJECTED}: {answer.tolist()}")
-        else:
-            require(answer is None, where, f"answers {type(answer).__name__}, not texts, logits, predictions or None")
+        for shown in (batch, _unlabelled(batch)):
+            # scored anew, since a defense may keep what it reads in the batch for its answer
+            answer: Any = defense.purify(victim, shown, flagged, defense.score(victim, shown))
+            _check_answer(where, answer, size)
+            used.append(_of_flagged(answer, flagged))
         judge(defense, victim, batch)
+    problem = "reads labels, flags, spans or indices, or answers the same texts differently when asked again"
+    if all(isinstance(answer, Tensor) for answer in used) and used[0].shape == used[1].shape:
+        _require_close(used[1], used[0], where, problem)
+    else:
+        require(not any(isinstance(answer, Tensor) for answer in used) and used[0] == used[1], where, problem)
     if defense.explains:
         _check_explanation(name, defense, victim, taken(batch, flagged))
+
+
+def _check_answer(where: str, answer: Any, size: int) -> None:
+    """Checks that an answer of ``purify`` has one of the documented forms."""
+    if isinstance(answer, list):
+        require(len(answer) == size, where, f"answers {size} rows with {len(answer)} texts")
+        for text in answer:
+            require(text is None or isinstance(text, str), where, f"answers {text!r:.100}, not a text or None")
+    elif isinstance(answer, Tensor) and answer.is_floating_point():
+        require(answer.shape == (size, 2), where, f"logits are {tuple(answer.shape)}, not (batch, classes)")
+    elif isinstance(answer, Tensor):
+        found = f"{tuple(answer.shape)} {answer.dtype}"
+        is_right = answer.shape == (size,) and answer.dtype == torch.int64
+        require(is_right, where, f"predictions are {found}, not (batch,) torch.int64")
+        known = (answer >= REJECTED) & (answer < 2)
+        require(bool(known.all()), where, f"predictions are neither labels nor {REJECTED}: {answer.tolist()}")
+    else:
+        require(answer is None, where, f"answers {type(answer).__name__}, not texts, logits, predictions or None")
+
+
+def _of_flagged(answer: list[str | None] | Tensor | None, flagged: Tensor) -> list[str | None] | Tensor | None:
+    """The entries of an answer of ``purify`` for the flagged rows, the only ones that are used."""
+    if isinstance(answer, Tensor):
+        return answer.to(flagged.device)[flagged]
+    return answer and list(compress(answer, flagged.tolist()))
 
 
 def _check_explanation(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:

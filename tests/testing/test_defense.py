@@ -52,6 +52,13 @@ class Answers(Length):
         return self.answer
 
 
+class ReadsOfOthers(Length):
+    """Keeps all rules: the answers that depend on labels are those of texts that are not flagged."""
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor:
+        return torch.where(flagged, 1, batch["label"])
+
+
 class Cleaning(DataDefense):
     """Removes rows without words of trusted texts, and keeps all rules."""
 
@@ -105,13 +112,25 @@ class Shrinking(Repair):
         Answers([None, *["a film"] * 19]),
         Answers(torch.zeros(20, 2)),
         Answers(torch.full((20,), -1)),
+        ReadsOfOthers(),
         Cleaning(),
         MeanLogit(),
         InspectionCallback(MeanLogit()),
         Freezing(),
         Shrinking(),
     ],
-    ids=["own", "texts", "logits", "predictions", "of rows", "of a model", "in a callback", "in training", "a repair"],
+    ids=[
+        "own",
+        "texts",
+        "logits",
+        "predictions",
+        "of flagged texts",
+        "of rows",
+        "of a model",
+        "in a callback",
+        "in training",
+        "a repair",
+    ],
 )
 def test_defenses_that_keep_the_contract_pass(defense: Any) -> None:
     check_defense(defense)
@@ -281,6 +300,31 @@ class TooFewTexts(Length):
         return [*batch["text"][1:]]
 
 
+class ReadsTheFlags(Length):
+    """Rejects the poisoned texts, and answers others by their labels."""
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor:
+        return torch.where(batch["poisoned"], -1, batch["original_label"])
+
+
+class KeepsTheLabels(Length):
+    """Reads the labels when it scores, and answers with them."""
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        self.labels = batch["label"]
+        return super().score(victim, batch)
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
+        return [None if label else "a film" for label in self.labels.tolist()]
+
+
+class ReadsTheSpans(Length):
+    """Has logits of its own where it sees a span, and rejects where it sees none."""
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor | None:
+        return torch.zeros(len(flagged), 2) if any(batch["spans"]) else None
+
+
 class CalibratesToNothing(Length):
     """Leaves the thresholds where they were."""
 
@@ -304,6 +348,9 @@ class CalibratesToNothing(Length):
         (Answers(torch.full((20,), 2)), r"Answers\.purify: predictions are neither labels nor -1"),
         (Answers(torch.zeros(19, dtype=torch.long)), r"Answers\.purify: predictions are \(19,\)"),
         (Answers("texts"), r"Answers\.purify: answers str"),
+        (ReadsTheFlags(), r"ReadsTheFlags\.purify: reads labels, flags, spans or indices"),
+        (KeepsTheLabels(), r"KeepsTheLabels\.purify: reads labels, flags, spans or indices"),
+        (ReadsTheSpans(), r"ReadsTheSpans\.purify: reads labels, flags, spans or indices"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Defense) else "",
 )
