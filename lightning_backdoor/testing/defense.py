@@ -53,8 +53,8 @@ def check_defense(
     to those of the whole.
 
     The rules of a data defense: ``clean`` returns a text or None for each row, the same each time. The rules of an
-    inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, and depends
-    on texts alone.
+    inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, all of which
+    depend on texts alone, the same each time.
 
     The rules of a callback that trains: a ``fit`` on a tiny model with poisoned rows, or in the user's phase on trusted
     rows for a repair, leaves finite weights, the same each time with the same seed, and a checkpoint that loads without
@@ -336,11 +336,33 @@ def _check_inspection(inspection: Inspection, victim: TextClassifier) -> None:
         inspection.calibrate(victim, iter(threshold))
         verdict = inspection.inspect(victim, iter(clean), iter(stream))
         again = inspection.inspect(victim, iter(clean), iter([_unlabelled(batch) for batch in stream]))
-        inspection.inspect(victim, iter(clean))  # a model may be judged without a stream
+        alone = inspection.inspect(victim, iter(clean))  # a model may be judged without a stream
+    for given in (verdict, again, alone):
+        _check_verdict(where, given)
+    same = (
+        _are_close(verdict.score, again.score)
+        and verdict.suspected_label == again.suspected_label
+        and verdict.evidence.keys() == again.evidence.keys()
+        and all(_are_close(value, again.evidence[key]) for key, value in verdict.evidence.items())
+    )
+    problem = "reads labels, flags or spans of the stream, or judges the same texts differently when asked again"
+    require(same, where, f"{problem}: {verdict!r:.300} and {again!r:.300}")
+
+
+def _check_verdict(where: str, verdict: Any) -> None:
     require(isinstance(verdict, ModelVerdict), where, f"answers {type(verdict).__name__}, not ModelVerdict")
-    require(math.isfinite(verdict.score), where, f"score is {verdict.score}, not a finite number")
-    known = verdict.suspected_label in (None, 0, 1)
-    require(known, where, f"suspected_label {verdict.suspected_label} is not a label of the model or None")
+    # numbers of other types, such as tensors, cannot be written
+    is_number = type(verdict.score) in (int, float) and math.isfinite(verdict.score)
+    require(is_number, where, f"score is {verdict.score!r:.100}, not a finite number")
+    label = verdict.suspected_label
+    known = label is None or (type(label) is int and label in (0, 1))
+    require(known, where, f"suspected_label {label!r:.100} is not a label of the model or None")
     for key, value in verdict.evidence.items():
         require(isinstance(value, (int, float, str)), where, f"evidence {key} is {value!r:.100}, not a number or text")
-    require(math.isclose(verdict.score, again.score, rel_tol=1e-6), where, "reads labels, flags or spans of the stream")
+
+
+def _are_close(value: float | str, other: float | str) -> bool:
+    """Whether two numbers, or texts, of two verdicts are the same but for rounding; also where both are NaN."""
+    if isinstance(value, str) or isinstance(other, str):
+        return value == other
+    return math.isclose(value, other, rel_tol=1e-6) or (math.isnan(value) and math.isnan(other))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -79,7 +80,8 @@ class MeanLogit(Inspection):
                 for batch in (*clean_batches, *stream)
             ]
         mean = torch.cat(logits).mean(dim=0)
-        return ModelVerdict(float(mean.max()), int(mean.argmax()), {"texts": len(torch.cat(logits))})
+        evidence: dict[str, float | int | str] = {"texts": len(torch.cat(logits)), "unknown": math.nan, "of": "logits"}
+        return ModelVerdict(float(mean.max()), int(mean.argmax()), evidence)
 
 
 class Freezing(Callback):
@@ -385,7 +387,8 @@ def test_a_broken_data_defense_is_told_by_its_rule(function: Callable[[Any], Any
         check_defense(CleanedBy(function))
 
 
-TENSOR: Any = torch.ones(1)
+TENSOR: Any = torch.tensor(1.0)
+COUNT = itertools.count()
 
 
 class InspectedBy(Inspection):
@@ -404,6 +407,19 @@ class InspectedBy(Inspection):
     [
         (lambda b: 0.5, r"InspectedBy\.inspect: answers float, not ModelVerdict"),
         (lambda b: ModelVerdict(math.inf, None, {}), r"InspectedBy\.inspect: score is inf"),
+        (lambda b: ModelVerdict(TENSOR, None, {}), r"InspectedBy\.inspect: score is tensor"),
+        (lambda b: ModelVerdict(True, None, {}), r"InspectedBy\.inspect: score is True"),
+        (lambda b: ModelVerdict(0.0, TENSOR, {}), r"InspectedBy\.inspect: suspected_label tensor"),
+        (lambda b: ModelVerdict(0.0, True, {}), r"InspectedBy\.inspect: suspected_label True"),
+        (lambda b: ModelVerdict(0.0, int(b[-1]["label"][0]), {}), r"InspectedBy\.inspect: reads labels"),
+        (lambda b: ModelVerdict(0.0, 0, {"a": int(b[-1]["label"][0])}), r"InspectedBy\.inspect: reads labels"),
+        (lambda b: ModelVerdict(0.0, 0, {str(b[-1]["label"][0]): 1}), r"InspectedBy\.inspect: reads labels"),
+        (lambda b: ModelVerdict(0.0, next(COUNT) % 2, {}), r"InspectedBy\.inspect: .* differently when asked again"),
+        (lambda b: ModelVerdict(0.0, 0, {"a": next(COUNT)}), r"InspectedBy\.inspect: .* differently when asked again"),
+        (
+            lambda b: ModelVerdict(0.0, 0, {} if len(b) > 5 else {"a": TENSOR}),
+            r"InspectedBy\.inspect: evidence a is ten",
+        ),
         (lambda b: ModelVerdict(0.0, 2, {}), r"InspectedBy\.inspect: suspected_label 2"),
         (lambda b: ModelVerdict(0.0, 1, {"a": TENSOR}), r"InspectedBy\.inspect: evidence a is tensor"),
         (lambda b: ModelVerdict(float(b[-1]["poisoned"].sum()), None, {}), r"InspectedBy\.inspect: reads labels"),
