@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_backdoor.batch import Batch, collate, taken, token_ids
 from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
-from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
+from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows, cleaned_texts
 from lightning_backdoor.data.rows import clean_row
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, judge
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
@@ -52,9 +52,9 @@ def check_defense(
     that studies a set: the sums do not depend on labels, flags, order or batches, and those of parts of the set add up
     to those of the whole.
 
-    The rules of a data defense: ``clean`` returns a text or None for each row, the same each time. The rules of an
-    inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, all of which
-    depend on texts alone, the same each time.
+    The rules of a data defense: ``clean`` returns a list of a text or None for each row, the same each time. The rules
+    of an inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, all of
+    which depend on texts alone, the same each time.
 
     The rules of a callback that trains: a ``fit`` on a tiny model with poisoned rows, or in the user's phase on trusted
     rows for a repair, leaves finite weights, the same each time with the same seed, and a checkpoint that loads without
@@ -316,16 +316,17 @@ def _check_explanation(name: str, defense: Defense, victim: TextClassifier, batc
 
 
 def _check_cleaning(defense: DataDefense, victim: TextClassifier) -> None:
-    where = f"{type(defense).__name__}.clean"
+    name = type(defense).__name__
+    where = f"{name}.clean"
     rows, trusted = labelled_texts(12), TrustedRows(labelled_texts(20, seed=1), labelled_texts(20, seed=2))
     given = victim if defense.needs_victim else None
     with _victim_is_kept(victim, where):
-        answer = defense.clean(rows, trusted, given)
-        again = defense.clean(rows, trusted, given)
-    require(len(answer) == len(rows), where, f"answers {len(rows)} rows with {len(answer)} texts")
-    for text in answer:
-        require(text is None or isinstance(text, str), where, f"answers {text!r:.100}, not a text or None")
-    require(list(answer) == list(again), where, "answers the same rows differently when asked again")
+        answers = [defense.clean(rows, trusted, given) for _ in range(2)]
+    try:  # as in every run
+        answer, again = (cleaned_texts(one, len(rows), name) for one in answers)
+    except InputError as error:
+        raise AssertionError(f"{error.problem}; {error.remedy}") from error
+    require(answer == again, where, "answers the same rows differently when asked again")
 
 
 def _check_inspection(inspection: Inspection, victim: TextClassifier) -> None:

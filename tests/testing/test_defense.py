@@ -374,8 +374,16 @@ class CleanedBy(Cleaning):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda rows: [row.text for row in rows][1:], r"CleanedBy\.clean: answers 12 rows with 11 texts"),
-        (lambda rows: [row.label for row in rows], r"CleanedBy\.clean: answers 0, not a text or None"),
+        (
+            lambda rows: [row.text for row in rows][1:],
+            r"CleanedBy\.clean returns 11 texts for 12 rows; return a text or",
+        ),
+        (lambda rows: [row.label for row in rows], r"CleanedBy\.clean returns a int for a row; return a text or None"),
+        (
+            lambda rows: np.array([row.text for row in rows], dtype=object),
+            r"CleanedBy\.clean returns a ndarray; return",
+        ),
+        (lambda rows: None, r"CleanedBy\.clean returns a NoneType; return a list of texts"),
         (
             lambda rows: [str(id(object())) + str(random.Random().random()) for _ in rows],
             r"CleanedBy\.clean: answers the",
