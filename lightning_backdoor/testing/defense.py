@@ -249,6 +249,7 @@ def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> Non
     if scores.tokens is not None:
         padding = scores.tokens[batch["attention_mask"] == 0]
         require(bool(padding.isneginf().all()), where, "tokens gives padding a score; it must be -inf there")
+        require(not bool(scores.tokens.isnan().any()), where, "tokens has NaN; a token without a score is -inf")
     if scores.top is not None:
         inside = (scores.top >= -1) & (scores.top < batch["input_ids"].shape[1])
         require(bool(inside.all()), where, f"top has positions outside of the batch: {scores.top.tolist()}")
@@ -264,6 +265,8 @@ def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: B
             answer: Any = defense.purify(victim, shown, flagged, defense.score(victim, shown))
             _check_answer(where, answer, size)
             used.append(_of_flagged(answer, flagged))
+            finite = not isinstance(used[-1], Tensor) or bool(used[-1].isfinite().all())
+            require(finite, where, "logits of flagged texts are not finite")
         judge(defense, victim, batch)
     problem = "reads labels, flags, spans or indices, or answers the same texts differently when asked again"
     if all(isinstance(answer, Tensor) for answer in used) and used[0].shape == used[1].shape:

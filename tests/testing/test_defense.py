@@ -233,6 +233,10 @@ def tokens(batch: Batch, padding: float) -> Tensor:
         (lambda d, v, b: by_gradient(v, b), r"score: fails in torch\.inference_mode"),
         (lambda d, v, b: Scores(lengths(b), tokens(b, 0.0)), r"score: tokens gives padding a score"),
         (
+            lambda d, v, b: Scores(lengths(b), tokens(b, -math.inf).where(b["input_ids"] != 2, math.nan)),
+            r"score: tokens has NaN; a token without a score is -inf",
+        ),
+        (
             lambda d, v, b: Scores(lengths(b), tokens(b, -math.inf)[:, 1:]),
             r"score: tokens is \(4, \d+\) torch\.float32",
         ),
@@ -309,6 +313,13 @@ class ReadsTheFlags(Length):
         return torch.where(batch["poisoned"], -1, batch["original_label"])
 
 
+class ExplainsByNaN(Length):
+    """Its tokens have NaN in the place of -inf, except for padding."""
+
+    def explain(self, victim: Victim, batch: Batch) -> Scores:
+        return Scores(lengths(batch), tokens(batch, -math.inf).where(batch["attention_mask"] == 0, math.nan))
+
+
 class KeepsTheLabels(Length):
     """Reads the labels when it scores, and answers with them."""
 
@@ -349,8 +360,10 @@ class CalibratesToNothing(Length):
         (Answers(torch.zeros(20, 3)), r"Answers\.purify: logits are \(20, 3\)"),
         (Answers(torch.full((20,), 2)), r"Answers\.purify: predictions are neither labels nor -1"),
         (Answers(torch.zeros(19, dtype=torch.long)), r"Answers\.purify: predictions are \(19,\)"),
+        (Answers(torch.full((20, 2), math.nan)), r"Answers\.purify: logits of flagged texts are not finite"),
         (Answers("texts"), r"Answers\.purify: answers str"),
         (ReadsTheFlags(), r"ReadsTheFlags\.purify: reads labels, flags, spans or indices"),
+        (ExplainsByNaN(), r"ExplainsByNaN\.explain: tokens has NaN; a token without a score is -inf"),
         (KeepsTheLabels(), r"KeepsTheLabels\.purify: reads labels, flags, spans or indices"),
         (ReadsTheSpans(), r"ReadsTheSpans\.purify: reads labels, flags, spans or indices"),
     ],
