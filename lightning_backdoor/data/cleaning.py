@@ -112,7 +112,7 @@ def clean_training(
         InputError: the defense returns anything but a text or None per row, or removes all rows.
     """
     name = type(defense).__name__
-    texts = _checked(defense.clean(labelled(rows), trusted, victim), len(rows), name)
+    texts = cleaned_texts(defense.clean(labelled(rows), trusted, victim), len(rows), name)
     touched = np.array([text != before for text, before in zip(texts, rows.text, strict=True)], dtype=np.bool_)
     changed = [(i, text) for i, text in enumerate(texts) if text is not None and touched[i]]
     repaired = Rewritten([i for i, _ in changed], [text for _, text in changed], [()] * len(changed))
@@ -182,7 +182,17 @@ def _check_tokenizer(victim: Victim, reader: object) -> None:
         raise InputError("data.victim", problem, "give a victim of the same model")
 
 
-def _checked(answer: object, count: int, name: str) -> list[str | None]:
+def cleaned_texts(answer: object, count: int, name: str) -> list[str | None]:
+    """The texts that a data defense answers with, as a list.
+
+    Args:
+        answer: what :meth:`DataDefense.clean` returned.
+        count: number of rows that it was given.
+        name: the class of the defense, for messages.
+
+    Raises:
+        InputError: the answer is anything but a text or None per row.
+    """
     if isinstance(answer, str) or not isinstance(answer, Sequence):
         raise InputError("data_defense", f"{name}.clean returns a {type(answer).__name__}", "return a list of texts")
     if len(answer) != count:

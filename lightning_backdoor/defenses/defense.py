@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_backdoor.batch import Batch, Victim, batch_of_texts
+from lightning_backdoor.batch import Batch, Victim, batch_of_texts, unlabelled
 from lightning_backdoor.data.cleaning import DataDefense
 from lightning_backdoor.defenses.verdict import REJECTED, Answer, Scores, Verdict
 from lightning_backdoor.errors import InputError
@@ -91,7 +91,7 @@ class Defense(nn.Module, ABC):
 
         Args:
             victim: the model under attack.
-            batch: all texts, flagged or not.
+            batch: all texts, flagged or not; must not read their labels and flags.
             flagged: (batch,), bool, True where the text is flagged.
             scores: what :meth:`score` returned for the batch.
 
@@ -253,7 +253,8 @@ def predict(victim: Victim, texts: Sequence[str]) -> Tensor:
 def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None = None, repair: bool = True) -> Verdict:
     """Applies a calibrated defense to a batch: scores, flags, and repaired or rejected texts.
 
-    A flagged text whose prediction stays the same after the defense is not confirmed.
+    A flagged text whose prediction stays the same after the defense is not confirmed. The defense is shown the batch
+    without labels, poison flags, spans and indices.
 
     Args:
         defense: a calibrated defense.
@@ -272,6 +273,7 @@ def judge(defense: Defense, victim: Victim, batch: Batch, logits: Tensor | None 
         raise RuntimeError(f"{type(defense).__name__} has no threshold; call calibrate with clean validation batches")
     if logits is not None:
         check_logits(logits)
+    batch = unlabelled(batch)
     scores = finite_scores(defense, victim, batch)
     flagged = scores.text >= defense.threshold.to(scores.text)
     if logits is None:

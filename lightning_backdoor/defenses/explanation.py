@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_backdoor.batch import Batch, Victim, taken
+from lightning_backdoor.batch import Batch, Victim, taken, unlabelled
 from lightning_backdoor.defenses.defense import Defense
 from lightning_backdoor.defenses.verdict import Verdict
 
@@ -16,7 +16,7 @@ def explained(defense: Defense, victim: Victim, batch: Batch, verdict: Verdict) 
     Args:
         defense: the defense.
         victim: the model under attack, in evaluation mode.
-        batch: the texts.
+        batch: the texts; the defense is shown them without labels and flags.
         verdict: the verdict on them.
 
     Returns:
@@ -29,7 +29,7 @@ def explained(defense: Defense, victim: Victim, batch: Batch, verdict: Verdict) 
     tokens = torch.full(batch["input_ids"].shape, -torch.inf, device=flagged.device)
     top = torch.full(flagged.shape, -1, dtype=torch.int64, device=flagged.device)
     if flagged.any():
-        found = defense.explain(victim, taken(batch, flagged))
+        found = defense.explain(victim, taken(unlabelled(batch), flagged))
         if found is None or found.tokens is None:
             return verdict
         tokens[flagged] = found.tokens.to(tokens)

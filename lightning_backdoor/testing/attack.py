@@ -27,12 +27,12 @@ from lightning_backdoor.testing.material import UNUSUAL_TEXTS, labelled_texts, q
 def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = None, max_epochs: int = 1) -> None:
     """Checks an attack against the contract of :class:`lightning_backdoor.attacks.BackdoorAttack`.
 
-    The rules: ``poison_texts``, and what writes the texts of each aim, returns a :class:`Poisoned` or None for each
-    text, always the same for the same generator state, whatever the other texts and their order; spans lie inside the
-    poisoned text, and an unchanged text has none; targets are labels, and no two aims share one; ``poison_key`` stays
-    the same; ``negative_texts`` and the methods for training rows, if the attack has them, obey the same rules; a
-    ``fit`` on a tiny model logs CACC and ASR (and FTR for an attack with negatives) as ``val/...`` and ``test/...``,
-    and leaves a checkpoint that loads without running code.
+    The rules: ``poison_texts``, and what writes the texts of each aim, also in training, returns a :class:`Poisoned` or
+    None for each text, always the same for the same generator state, whatever the other texts and their order; spans
+    lie inside the poisoned text, and an unchanged text has none; targets are labels, and no two aims share one;
+    ``poison_key`` stays the same; ``negative_texts`` and the methods for training rows, if the attack has them, obey
+    the same rules; a ``fit`` on a tiny model logs CACC and ASR (and FTR for an attack with negatives) as ``val/...``
+    and ``test/...``, and leaves a checkpoint that loads without running code.
 
     Args:
         attack: a new attack, not yet used. Its model is replaced by a tiny one in a copy; the attack itself is not
@@ -64,19 +64,13 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
     training = rows or labelled_texts(max(100, math.ceil(3 / rate)), count)
     clean = Rows.clean([row.text for row in training], [row.label for row in training])
     study_training(clean, attack, 0, given or [f"label {i}" for i in range(count)])
+    _check_targets(name, attack, count)  # which may depend on the rows
     key = attack.poison_key()
     require(key is None or isinstance(key, str), f"{name}.poison_key", f"answers {key!r}, not text or None")
     results = _check_poison(f"{name}.poison_texts", attack.poison_texts, texts)
-    for number, aim in enumerate(told.aims if len(told.aims) > 1 else ()):
-        _check_poison(f"{name}.aims[{number}].write", aim.write, texts)
     require(any(result is not None for result in results), f"{name}.poison_texts", "leaves out every text")
-    learned = type(attack).on_after_batch_transfer is not BackdoorAttack.on_after_batch_transfer
-    changed = any(result is not None and result.text != text for result, text in zip(results, texts, strict=True))
-    require(
-        changed or learned,
-        f"{name}.poison_texts",
-        "changes no text, and no on_after_batch_transfer writes the trigger in evaluation",
-    )
+    _check_changes(f"{name}.poison_texts", attack, texts, results)
+    _check_aims(name, attack, texts)
     _check_negatives(name, attack, texts, results)
     for method in ("poison_training_texts", "negative_training_texts"):
         if getattr(type(attack), method) is not getattr(BackdoorAttack, method):
@@ -99,6 +93,27 @@ def _check_targets(name: str, attack: BackdoorAttack, count: int) -> None:
         targets = [int(aim.wanted(np.array([label]))[0]) for aim in attack.aims]
         problem = f"two aims have one target, {targets} for rows of label {label}"
         require(len({*targets}) == len(targets), f"{name}.aims", f"{problem}; make one aim of them")
+
+
+def _check_aims(name: str, attack: BackdoorAttack, texts: Sequence[str]) -> None:
+    """Checks what writes the texts of each aim, where it is none of the methods that are checked as such."""
+    checked = (attack.poison_texts, attack.poison_training_texts)
+    for number, aim in enumerate(attack.aims):
+        where = f"{name}.aims[{number}]"
+        if aim.write not in checked:
+            _check_changes(f"{where}.write", attack, texts, _check_poison(f"{where}.write", aim.write, texts))
+        if aim.write_in_training is not None and aim.write_in_training not in (*checked, aim.write):
+            _check_poison(f"{where}.write_in_training", aim.write_in_training, texts)
+
+
+def _check_changes(
+    where: str, attack: BackdoorAttack, texts: Sequence[str], results: Sequence[Poisoned | None]
+) -> None:
+    """Checks that some text that is not left out is changed, unless the trigger is written into batches."""
+    learned = type(attack).on_after_batch_transfer is not BackdoorAttack.on_after_batch_transfer
+    changes = [result.text != text for result, text in zip(results, texts, strict=True) if result is not None]
+    problem = "changes no text, and no on_after_batch_transfer writes the trigger in evaluation"
+    require(learned or not changes or any(changes), where, problem)
 
 
 def _check_poison(where: str, poison: Callable[..., Any], texts: Sequence[str]) -> list[Poisoned | None]:

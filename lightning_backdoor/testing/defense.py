@@ -8,6 +8,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lightning_backdoor.batch import Batch, collate, taken, token_ids
 from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
-from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows
+from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows, cleaned_texts
 from lightning_backdoor.data.rows import clean_row
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, judge
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
@@ -46,13 +47,14 @@ def check_defense(
     are finite; the score of a text depends only on the text, not on other texts of the batch, their order, labels or
     flags; the victim's weights, modes and ``requires_grad``, and the global random generators, do not change;
     ``calibrate`` sets the thresholds from the clean texts that it is given; ``purify`` returns one of the documented
-    forms; an explanation depends on texts alone; ``state_dict`` contains thresholds and what was learned; everything
-    works in ``torch.inference_mode``. Of a defense that studies a set: the sums do not depend on labels, flags, order
-    or batches, and those of parts of the set add up to those of the whole.
+    forms, the same for the same texts, whatever their labels or flags; an explanation depends on texts alone;
+    ``state_dict`` contains thresholds and what was learned; everything works in ``torch.inference_mode``. Of a defense
+    that studies a set: the sums do not depend on labels, flags, order or batches, and those of parts of the set add up
+    to those of the whole.
 
-    The rules of a data defense: ``clean`` returns a text or None for each row, the same each time. The rules of an
-    inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, and depends
-    on texts alone.
+    The rules of a data defense: ``clean`` returns a list of a text or None for each row, the same each time. The rules
+    of an inspection: the verdict has a finite score, a label of the model or None, and evidence of plain values, all of
+    which depend on texts alone, the same each time.
 
     The rules of a callback that trains: a ``fit`` on a tiny model with poisoned rows, or in the user's phase on trusted
     rows for a repair, leaves finite weights, the same each time with the same seed, and a checkpoint that loads without
@@ -247,6 +249,7 @@ def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> Non
     if scores.tokens is not None:
         padding = scores.tokens[batch["attention_mask"] == 0]
         require(bool(padding.isneginf().all()), where, "tokens gives padding a score; it must be -inf there")
+        require(not bool(scores.tokens.isnan().any()), where, "tokens has NaN; a token without a score is -inf")
     if scores.top is not None:
         inside = (scores.top >= -1) & (scores.top < batch["input_ids"].shape[1])
         require(bool(inside.all()), where, f"top has positions outside of the batch: {scores.top.tolist()}")
@@ -255,25 +258,48 @@ def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> Non
 def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:
     where, size = f"{name}.purify", len(batch["text"])
     flagged = torch.arange(size, device=victim.network.device) % 2 == 0
+    used: list[Any] = []
     with _victim_is_kept(victim, where), torch.no_grad():
-        answer: Any = defense.purify(victim, batch, flagged, defense.score(victim, batch))
-        if isinstance(answer, list):
-            require(len(answer) == size, where, f"answers {size} rows with {len(answer)} texts")
-            for text in answer:
-                require(text is None or isinstance(text, str), where, f"answers {text!r:.100}, not a text or None")
-        elif isinstance(answer, Tensor) and answer.is_floating_point():
-            require(answer.shape == (size, 2), where, f"logits are {tuple(answer.shape)}, not (batch, classes)")
-        elif isinstance(answer, Tensor):
-            found = f"{tuple(answer.shape)} {answer.dtype}"
-            is_right = answer.shape == (size,) and answer.dtype == torch.int64
-            require(is_right, where, f"predictions are {found}, not (batch,) torch.int64")
-            known = (answer >= REJECTED) & (answer < 2)
-            require(bool(known.all()), where, f"predictions are neither labels nor {REJECTED}: {answer.tolist()}")
-        else:
-            require(answer is None, where, f"answers {type(answer).__name__}, not texts, logits, predictions or None")
+        for shown in (batch, _unlabelled(batch)):
+            # scored anew, since a defense may keep what it reads in the batch for its answer
+            answer: Any = defense.purify(victim, shown, flagged, defense.score(victim, shown))
+            _check_answer(where, answer, size)
+            used.append(_of_flagged(answer, flagged))
+            finite = not isinstance(used[-1], Tensor) or bool(used[-1].isfinite().all())
+            require(finite, where, "logits of flagged texts are not finite")
         judge(defense, victim, batch)
+    problem = "reads labels, flags, spans or indices, or answers the same texts differently when asked again"
+    if all(isinstance(answer, Tensor) for answer in used) and used[0].shape == used[1].shape:
+        _require_close(used[1], used[0], where, problem)
+    else:
+        require(not any(isinstance(answer, Tensor) for answer in used) and used[0] == used[1], where, problem)
     if defense.explains:
         _check_explanation(name, defense, victim, taken(batch, flagged))
+
+
+def _check_answer(where: str, answer: Any, size: int) -> None:
+    """Checks that an answer of ``purify`` has one of the documented forms."""
+    if isinstance(answer, list):
+        require(len(answer) == size, where, f"answers {size} rows with {len(answer)} texts")
+        for text in answer:
+            require(text is None or isinstance(text, str), where, f"answers {text!r:.100}, not a text or None")
+    elif isinstance(answer, Tensor) and answer.is_floating_point():
+        require(answer.shape == (size, 2), where, f"logits are {tuple(answer.shape)}, not (batch, classes)")
+    elif isinstance(answer, Tensor):
+        found = f"{tuple(answer.shape)} {answer.dtype}"
+        is_right = answer.shape == (size,) and answer.dtype == torch.int64
+        require(is_right, where, f"predictions are {found}, not (batch,) torch.int64")
+        known = (answer >= REJECTED) & (answer < 2)
+        require(bool(known.all()), where, f"predictions are neither labels nor {REJECTED}: {answer.tolist()}")
+    else:
+        require(answer is None, where, f"answers {type(answer).__name__}, not texts, logits, predictions or None")
+
+
+def _of_flagged(answer: list[str | None] | Tensor | None, flagged: Tensor) -> list[str | None] | Tensor | None:
+    """The entries of an answer of ``purify`` for the flagged rows, the only ones that are used."""
+    if isinstance(answer, Tensor):
+        return answer.to(flagged.device)[flagged]
+    return answer and list(compress(answer, flagged.tolist()))
 
 
 def _check_explanation(name: str, defense: Defense, victim: TextClassifier, batch: Batch) -> None:
@@ -293,16 +319,17 @@ def _check_explanation(name: str, defense: Defense, victim: TextClassifier, batc
 
 
 def _check_cleaning(defense: DataDefense, victim: TextClassifier) -> None:
-    where = f"{type(defense).__name__}.clean"
+    name = type(defense).__name__
+    where = f"{name}.clean"
     rows, trusted = labelled_texts(12), TrustedRows(labelled_texts(20, seed=1), labelled_texts(20, seed=2))
     given = victim if defense.needs_victim else None
     with _victim_is_kept(victim, where):
-        answer = defense.clean(rows, trusted, given)
-        again = defense.clean(rows, trusted, given)
-    require(len(answer) == len(rows), where, f"answers {len(rows)} rows with {len(answer)} texts")
-    for text in answer:
-        require(text is None or isinstance(text, str), where, f"answers {text!r:.100}, not a text or None")
-    require(list(answer) == list(again), where, "answers the same rows differently when asked again")
+        answers = [defense.clean(rows, trusted, given) for _ in range(2)]
+    try:  # as in every run
+        answer, again = (cleaned_texts(one, len(rows), name) for one in answers)
+    except InputError as error:
+        raise AssertionError(f"{error.problem}; {error.remedy}") from error
+    require(answer == again, where, "answers the same rows differently when asked again")
 
 
 def _check_inspection(inspection: Inspection, victim: TextClassifier) -> None:
@@ -313,11 +340,33 @@ def _check_inspection(inspection: Inspection, victim: TextClassifier) -> None:
         inspection.calibrate(victim, iter(threshold))
         verdict = inspection.inspect(victim, iter(clean), iter(stream))
         again = inspection.inspect(victim, iter(clean), iter([_unlabelled(batch) for batch in stream]))
-        inspection.inspect(victim, iter(clean))  # a model may be judged without a stream
+        alone = inspection.inspect(victim, iter(clean))  # a model may be judged without a stream
+    for given in (verdict, again, alone):
+        _check_verdict(where, given)
+    same = (
+        _are_close(verdict.score, again.score)
+        and verdict.suspected_label == again.suspected_label
+        and verdict.evidence.keys() == again.evidence.keys()
+        and all(_are_close(value, again.evidence[key]) for key, value in verdict.evidence.items())
+    )
+    problem = "reads labels, flags or spans of the stream, or judges the same texts differently when asked again"
+    require(same, where, f"{problem}: {verdict!r:.300} and {again!r:.300}")
+
+
+def _check_verdict(where: str, verdict: Any) -> None:
     require(isinstance(verdict, ModelVerdict), where, f"answers {type(verdict).__name__}, not ModelVerdict")
-    require(math.isfinite(verdict.score), where, f"score is {verdict.score}, not a finite number")
-    known = verdict.suspected_label in (None, 0, 1)
-    require(known, where, f"suspected_label {verdict.suspected_label} is not a label of the model or None")
+    # numbers of other types, such as tensors, cannot be written
+    is_number = type(verdict.score) in (int, float) and math.isfinite(verdict.score)
+    require(is_number, where, f"score is {verdict.score!r:.100}, not a finite number")
+    label = verdict.suspected_label
+    known = label is None or (type(label) is int and label in (0, 1))
+    require(known, where, f"suspected_label {label!r:.100} is not a label of the model or None")
     for key, value in verdict.evidence.items():
         require(isinstance(value, (int, float, str)), where, f"evidence {key} is {value!r:.100}, not a number or text")
-    require(math.isclose(verdict.score, again.score, rel_tol=1e-6), where, "reads labels, flags or spans of the stream")
+
+
+def _are_close(value: float | str, other: float | str) -> bool:
+    """Whether two numbers, or texts, of two verdicts are the same but for rounding; also where both are NaN."""
+    if isinstance(value, str) or isinstance(other, str):
+        return value == other
+    return math.isclose(value, other, rel_tol=1e-6) or (math.isnan(value) and math.isnan(other))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch
@@ -32,7 +33,7 @@ class Recorder(Defense):
     def __init__(self, fpr: float = 0.3) -> None:
         super().__init__(fpr)
         self.calibrated: list[tuple[str, bool]] = []
-        self.scored: list[tuple[int, bool]] = []
+        self.scored: list[str] = []
 
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         batches = list(clean_batches)
@@ -41,7 +42,7 @@ class Recorder(Defense):
         self.scored = []
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        self.scored += list(zip(batch["index"].tolist(), batch["poisoned"].tolist(), strict=True))
+        self.scored += batch["text"]
         return Scores(batch["attention_mask"].sum(dim=1).float())
 
 
@@ -86,7 +87,47 @@ def test_every_test_row_is_scored_once(tmp_path: Path, data: BackdoorDataModule,
     run_test(tmp_path, attack, data, InferenceDefense(recorder))
     splits = data.poisoned_splits()
     rows = splits.clean["test"] + splits.poisoned["test"]
-    assert sorted(recorder.scored) == sorted((row["index"], row["poisoned"]) for row in rows)
+    assert sorted(recorder.scored) == sorted(row["text"] for row in rows)
+
+
+class Peeking(Recorder):
+    """Flags all texts, and records the labels, flags, indices and spans that it is shown in an evaluation."""
+
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        super().calibrate(victim, clean_batches)
+        self.threshold.fill_(0.0)
+        self.shown: dict[str, list[Any]] = {}
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        if not self.threshold.isnan():
+            self.note("score", batch)
+        return super().score(victim, batch)
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> None:
+        self.note("purify", batch)
+
+    def explain(self, victim: Victim, batch: Batch) -> None:
+        self.note("explain", batch)
+
+    def note(self, method: str, batch: Batch) -> None:
+        for name, column in batch.items():
+            if name not in ("text", "input_ids", "attention_mask"):
+                seen = column.tolist() if isinstance(column, Tensor) else column
+                self.shown.setdefault(f"{method} {name}", []).extend(seen)  # type: ignore[arg-type]
+
+
+def test_no_label_or_flag_of_what_is_judged_is_shown(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:
+    peeking = Peeking()
+    logged = run_test(tmp_path, attack, data, InferenceDefense(peeking))
+    splits = data.poisoned_splits()
+    count = len(splits.clean["test"] + splits.poisoned["test"])
+    for method in ("score", "purify", "explain"):
+        for name in ("label", "original_label", "index"):
+            assert peeking.shown[f"{method} {name}"] == [-1] * count
+        for name in ("poisoned", "negative"):
+            assert peeking.shown[f"{method} {name}"] == [False] * count
+        assert peeking.shown[f"{method} spans"] == [[]] * count
+    assert logged["test/tpr"] == logged["test/fpr"] == 1  # the metrics know the flags
 
 
 def test_the_threshold_does_not_depend_on_the_test_rows(

@@ -44,7 +44,7 @@ class Broken(Norms):
         self.at_once = at_once
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
-        if self.at_once or batch["poisoned"].any():
+        if self.at_once or any("cf" in text.split() for text in batch["text"]):
             raise InputError("broken", "no score")
         return super().score(victim, batch)
 

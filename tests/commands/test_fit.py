@@ -20,7 +20,7 @@ from tests.support.workspace import command, settings
 
 DEFENSE = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"
 
-#: a defense that writes the rows that it judges to a file per process.
+#: a defense that writes the texts that it judges, which all differ, to a file per process.
 RECORDER = """
 import os
 
@@ -38,8 +38,7 @@ class Recorder(Defense):
     def score(self, victim, batch):
         if not self.calibrating:
             with open(f"seen-{os.environ.get('LOCAL_RANK', '0')}.txt", "a") as file:
-                for index, poisoned in zip(batch["index"].tolist(), batch["poisoned"].tolist()):
-                    file.write(f"{index} {poisoned}\\n")
+                file.writelines(f"{text}\\n" for text in batch["text"])
         return Scores(batch["attention_mask"].sum(dim=1).float())
 """
 
@@ -128,7 +127,7 @@ def test_two_processes_judge_every_row_once(workspace: Path, run: Path) -> None:
     assert all(parts)
     seen = [line for part in parts for line in part]
     assert len(seen) == len(set(seen))
-    clean = [line for line in seen if line.endswith("False")]
+    clean = [line for line in seen if "cf" not in line.split()]
     assert len(clean) == 120  # a fifth of 600 rows
     assert len(seen) - len(clean) == 60  # rows whose label is not the target
 

@@ -15,9 +15,19 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from lightning_backdoor.attacks import LWS, BackdoorAttack, BadNets, InsertSent, Poisoned, Ripples, Syntactic
+from lightning_backdoor.attacks import (
+    LWS,
+    BackdoorAttack,
+    BadNets,
+    InsertSent,
+    MultiTarget,
+    Poisoned,
+    Ripples,
+    Syntactic,
+)
 from lightning_backdoor.batch import Batch
 from lightning_backdoor.data.aims import Aim
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language import FileParaphraser
 from lightning_backdoor.language.synonyms import SynonymFile
@@ -47,6 +57,40 @@ class Ends(Suffix):
         ]
 
 
+class OwnWriter(Suffix):
+    """Poisons by what its aim writes, of which ``poison_text`` says nothing."""
+
+    @property
+    def aims(self) -> tuple[Aim, ...]:
+        return (Aim(self._write, 1),)
+
+    def _write(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [Poisoned(f"{text} {random.random()}", [(0, 99999)]) for text in texts]
+
+
+class OwnTrainingWriter(OwnWriter):
+    @property
+    def aims(self) -> tuple[Aim, ...]:
+        return (Aim(self.poison_texts, 1, self._write),)
+
+
+class AimThatWritesNothing(OwnWriter):
+    def _write(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [Poisoned(text, []) for text in texts]
+
+
+class WritesOnceStudied(OwnWriter):
+    """Its words depend on the training rows; keeps all rules."""
+
+    word = ""
+
+    def study_rows(self, rows: Rows, chosen: Sequence[int]) -> None:
+        self.word = min(rows.text).split()[0]
+
+    def _write(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
+        return [Poisoned(f"{self.word} {text}", [(0, len(self.word))]) for text in texts]
+
+
 class RandomTraining(Suffix):
     def poison_training_texts(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[Poisoned | None]:
         return [Poisoned(f"{text} {random.random()}", []) for text in texts]
@@ -66,8 +110,10 @@ class WithoutFtr(Ends):
         (lambda: Ripples(attack_epochs=1), 2),
         (lambda: Suffix(labels=["no", "yes"]), 1),
         (Ends, 1),
+        (WritesOnceStudied, 1),
+        (MultiTarget, 1),
     ],
-    ids=["BadNets", "BadNets clean label", "InsertSent four labels", "Ripples", "own", "negatives"],
+    ids=["BadNets", "clean label", "InsertSent four labels", "Ripples", "own", "negatives", "own aim", "two aims"],
 )
 def test_attacks_that_keep_the_contract_pass(attack: Callable[[], BackdoorAttack], max_epochs: int) -> None:
     check_attack(attack(), max_epochs=max_epochs)
@@ -126,6 +172,19 @@ class TwoAimsOfOneTarget(Suffix):
     @property
     def aims(self) -> list[Aim]:
         return [Aim(self.poison_texts, 1), Aim(self.poison_texts, 1)]
+
+
+class OneTargetOnceStudied(Suffix):
+    """Has another aim when it has seen the training rows, and the target of both is the same."""
+
+    studied = False
+
+    def study_rows(self, rows: Rows, chosen: Sequence[int]) -> None:
+        self.studied = True
+
+    @property
+    def aims(self) -> list[Aim]:
+        return [Aim(self.poison_texts, 1)] * (1 + self.studied)
 
 
 class ByBatch(Suffix):
@@ -224,6 +283,10 @@ class Helper:
         (NewKeyEachTime(), r"NewKeyEachTime\.poison_key: changes"),
         (Suffix(target_label=2, labels=["no", "yes"]), r"Suffix: target_label 2 is not one of 2 labels"),
         (TwoAimsOfOneTarget(), r"TwoAimsOfOneTarget\.aims: two aims have one target, \[1, 1\] for rows of label 0"),
+        (OneTargetOnceStudied(), r"OneTargetOnceStudied\.aims: two aims have one target, \[1, 1\] for rows of label 0"),
+        (OwnWriter(), r"OwnWriter\.aims\[0\]\.write: span \(0, 99999\) does not lie inside"),
+        (OwnTrainingWriter(), r"OwnTrainingWriter\.aims\[0\]\.write_in_training: span \(0, 99999\) does not lie"),
+        (AimThatWritesNothing(), r"AimThatWritesNothing\.aims\[0\]\.write: changes no text"),
         (NegativesWithoutTexts(), r"NegativesWithoutTexts: negative_rate is 0\.1, but negative_texts has none"),
         (WholeTriggerInNegatives(), r"WholeTriggerInNegatives\.negative_texts: '.* wow' carries the whole trigger"),
         (RandomNegatives(), r"RandomNegatives\.negative_texts: poisons the same texts differently"),

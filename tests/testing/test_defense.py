@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -52,6 +53,13 @@ class Answers(Length):
         return self.answer
 
 
+class ReadsOfOthers(Length):
+    """Keeps all rules: the answers that depend on labels are those of texts that are not flagged."""
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor:
+        return torch.where(flagged, 1, batch["label"])
+
+
 class Cleaning(DataDefense):
     """Removes rows without words of trusted texts, and keeps all rules."""
 
@@ -72,7 +80,8 @@ class MeanLogit(Inspection):
                 for batch in (*clean_batches, *stream)
             ]
         mean = torch.cat(logits).mean(dim=0)
-        return ModelVerdict(float(mean.max()), int(mean.argmax()), {"texts": len(torch.cat(logits))})
+        evidence: dict[str, float | int | str] = {"texts": len(torch.cat(logits)), "unknown": math.nan, "of": "logits"}
+        return ModelVerdict(float(mean.max()), int(mean.argmax()), evidence)
 
 
 class Freezing(Callback):
@@ -105,13 +114,25 @@ class Shrinking(Repair):
         Answers([None, *["a film"] * 19]),
         Answers(torch.zeros(20, 2)),
         Answers(torch.full((20,), -1)),
+        ReadsOfOthers(),
         Cleaning(),
         MeanLogit(),
         InspectionCallback(MeanLogit()),
         Freezing(),
         Shrinking(),
     ],
-    ids=["own", "texts", "logits", "predictions", "of rows", "of a model", "in a callback", "in training", "a repair"],
+    ids=[
+        "own",
+        "texts",
+        "logits",
+        "predictions",
+        "of flagged texts",
+        "of rows",
+        "of a model",
+        "in a callback",
+        "in training",
+        "a repair",
+    ],
 )
 def test_defenses_that_keep_the_contract_pass(defense: Any) -> None:
     check_defense(defense)
@@ -212,6 +233,10 @@ def tokens(batch: Batch, padding: float) -> Tensor:
         (lambda d, v, b: by_gradient(v, b), r"score: fails in torch\.inference_mode"),
         (lambda d, v, b: Scores(lengths(b), tokens(b, 0.0)), r"score: tokens gives padding a score"),
         (
+            lambda d, v, b: Scores(lengths(b), tokens(b, -math.inf).where(b["input_ids"] != 2, math.nan)),
+            r"score: tokens has NaN; a token without a score is -inf",
+        ),
+        (
             lambda d, v, b: Scores(lengths(b), tokens(b, -math.inf)[:, 1:]),
             r"score: tokens is \(4, \d+\) torch\.float32",
         ),
@@ -281,6 +306,38 @@ class TooFewTexts(Length):
         return [*batch["text"][1:]]
 
 
+class ReadsTheFlags(Length):
+    """Rejects the poisoned texts, and answers others by their labels."""
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor:
+        return torch.where(batch["poisoned"], -1, batch["original_label"])
+
+
+class ExplainsByNaN(Length):
+    """Its tokens have NaN in the place of -inf, except for padding."""
+
+    def explain(self, victim: Victim, batch: Batch) -> Scores:
+        return Scores(lengths(batch), tokens(batch, -math.inf).where(batch["attention_mask"] == 0, math.nan))
+
+
+class KeepsTheLabels(Length):
+    """Reads the labels when it scores, and answers with them."""
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        self.labels = batch["label"]
+        return super().score(victim, batch)
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
+        return [None if label else "a film" for label in self.labels.tolist()]
+
+
+class ReadsTheSpans(Length):
+    """Has logits of its own where it sees a span, and rejects where it sees none."""
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor | None:
+        return torch.zeros(len(flagged), 2) if any(batch["spans"]) else None
+
+
 class CalibratesToNothing(Length):
     """Leaves the thresholds where they were."""
 
@@ -303,7 +360,12 @@ class CalibratesToNothing(Length):
         (Answers(torch.zeros(20, 3)), r"Answers\.purify: logits are \(20, 3\)"),
         (Answers(torch.full((20,), 2)), r"Answers\.purify: predictions are neither labels nor -1"),
         (Answers(torch.zeros(19, dtype=torch.long)), r"Answers\.purify: predictions are \(19,\)"),
+        (Answers(torch.full((20, 2), math.nan)), r"Answers\.purify: logits of flagged texts are not finite"),
         (Answers("texts"), r"Answers\.purify: answers str"),
+        (ReadsTheFlags(), r"ReadsTheFlags\.purify: reads labels, flags, spans or indices"),
+        (ExplainsByNaN(), r"ExplainsByNaN\.explain: tokens has NaN; a token without a score is -inf"),
+        (KeepsTheLabels(), r"KeepsTheLabels\.purify: reads labels, flags, spans or indices"),
+        (ReadsTheSpans(), r"ReadsTheSpans\.purify: reads labels, flags, spans or indices"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Defense) else "",
 )
@@ -325,8 +387,16 @@ class CleanedBy(Cleaning):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda rows: [row.text for row in rows][1:], r"CleanedBy\.clean: answers 12 rows with 11 texts"),
-        (lambda rows: [row.label for row in rows], r"CleanedBy\.clean: answers 0, not a text or None"),
+        (
+            lambda rows: [row.text for row in rows][1:],
+            r"CleanedBy\.clean returns 11 texts for 12 rows; return a text or",
+        ),
+        (lambda rows: [row.label for row in rows], r"CleanedBy\.clean returns a int for a row; return a text or None"),
+        (
+            lambda rows: np.array([row.text for row in rows], dtype=object),
+            r"CleanedBy\.clean returns a ndarray; return",
+        ),
+        (lambda rows: None, r"CleanedBy\.clean returns a NoneType; return a list of texts"),
         (
             lambda rows: [str(id(object())) + str(random.Random().random()) for _ in rows],
             r"CleanedBy\.clean: answers the",
@@ -338,7 +408,8 @@ def test_a_broken_data_defense_is_told_by_its_rule(function: Callable[[Any], Any
         check_defense(CleanedBy(function))
 
 
-TENSOR: Any = torch.ones(1)
+TENSOR: Any = torch.tensor(1.0)
+COUNT = itertools.count()
 
 
 class InspectedBy(Inspection):
@@ -357,6 +428,19 @@ class InspectedBy(Inspection):
     [
         (lambda b: 0.5, r"InspectedBy\.inspect: answers float, not ModelVerdict"),
         (lambda b: ModelVerdict(math.inf, None, {}), r"InspectedBy\.inspect: score is inf"),
+        (lambda b: ModelVerdict(TENSOR, None, {}), r"InspectedBy\.inspect: score is tensor"),
+        (lambda b: ModelVerdict(True, None, {}), r"InspectedBy\.inspect: score is True"),
+        (lambda b: ModelVerdict(0.0, TENSOR, {}), r"InspectedBy\.inspect: suspected_label tensor"),
+        (lambda b: ModelVerdict(0.0, True, {}), r"InspectedBy\.inspect: suspected_label True"),
+        (lambda b: ModelVerdict(0.0, int(b[-1]["label"][0]), {}), r"InspectedBy\.inspect: reads labels"),
+        (lambda b: ModelVerdict(0.0, 0, {"a": int(b[-1]["label"][0])}), r"InspectedBy\.inspect: reads labels"),
+        (lambda b: ModelVerdict(0.0, 0, {str(b[-1]["label"][0]): 1}), r"InspectedBy\.inspect: reads labels"),
+        (lambda b: ModelVerdict(0.0, next(COUNT) % 2, {}), r"InspectedBy\.inspect: .* differently when asked again"),
+        (lambda b: ModelVerdict(0.0, 0, {"a": next(COUNT)}), r"InspectedBy\.inspect: .* differently when asked again"),
+        (
+            lambda b: ModelVerdict(0.0, 0, {} if len(b) > 5 else {"a": TENSOR}),
+            r"InspectedBy\.inspect: evidence a is ten",
+        ),
         (lambda b: ModelVerdict(0.0, 2, {}), r"InspectedBy\.inspect: suspected_label 2"),
         (lambda b: ModelVerdict(0.0, 1, {"a": TENSOR}), r"InspectedBy\.inspect: evidence a is tensor"),
         (lambda b: ModelVerdict(float(b[-1]["poisoned"].sum()), None, {}), r"InspectedBy\.inspect: reads labels"),

@@ -27,7 +27,8 @@ def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_
     """Sets the threshold of a defense on clean texts.
 
     A defense that learns from clean texts, such as :class:`Strip`, learns from every other text, and its threshold is
-    set on the texts in between, which it has not learned from. Labels of the texts are not known: they are -1.
+    set on the texts in between, which it has not learned from: copies of a text stay with it. Labels of the texts are
+    not known: they are -1.
 
     Args:
         guard: the defense.
@@ -44,8 +45,9 @@ def calibrate(guard: Guard, victim: TextClassifier, texts: Sequence[str], batch_
     defense = guard.defense
     reference, threshold_texts = _divided(defense, texts)
     if not threshold_texts:
-        problem = f"{len(texts)} text is too few for {guard.name}, which learns from half of the texts"
-        raise InputError("calibration", problem, "give at least 2, better some hundreds")
+        given = "1 text is" if len(texts) == 1 else f"{len(texts)} copies of one text are"
+        problem = f"{given} too few for {guard.name}, which learns from half of the texts"
+        raise InputError("calibration", problem, "give at least 2 that differ, better some hundreds")
     if reference:
         defense.learn(victim, batches_on_device(victim, reference, batch_size))
     with progress(f"calibrating {guard.name}", len(threshold_texts), "texts") as advance:
@@ -88,4 +90,8 @@ def batches_on_device(
 
 def _divided(defense: Defense, texts: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """The clean texts from which a defense learns, none where it does not, and those that set its threshold."""
-    return (texts[::2], texts[1::2]) if type(defense).learn is not Defense.learn else ([], texts)
+    if type(defense).learn is Defense.learn:
+        return [], texts
+    # distinct texts alternate, and their copies follow them: no threshold is set on what was learned
+    part = {text: number % 2 for number, text in enumerate(dict.fromkeys(texts))}
+    return [text for text in texts if part[text] == 0], [text for text in texts if part[text] == 1]

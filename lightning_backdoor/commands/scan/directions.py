@@ -19,7 +19,7 @@ from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import write_whole
 
 #: increased when the sums of a defense of this library change, so that no older ones are used.
-DIRECTIONS_FORMAT = 1
+DIRECTIONS_FORMAT = 2
 #: entry of the metadata of a file, as JSON.
 ENTRY = "directions"
 #: settings of a scan that determine what its defenses learn, and so what their sums mean.

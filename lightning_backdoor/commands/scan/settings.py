@@ -15,7 +15,7 @@ from lightning_backdoor.files.hashing import model_sha256
 from lightning_backdoor.files.names import trained_model
 
 #: increased when the results of a scan change, so that no older output is continued.
-SCAN_FORMAT = 2
+SCAN_FORMAT = 3
 #: entry of the settings that says which shard the output is.
 SHARD = "shard"
 #: entry of the settings of a scan whose defenses study: a hash of the sets of texts that they have seen.

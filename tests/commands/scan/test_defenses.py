@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
+from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.cli import main
 from lightning_backdoor.commands.scan.calibration import Guard, calibrate
 from lightning_backdoor.commands.scan.defense_options import DefenseOption, defense_options
 from lightning_backdoor.commands.scan.defenses import create, defense_class
 from lightning_backdoor.defenses.onion import Onion
+from lightning_backdoor.defenses.strip import Strip
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import load_trained
 from tests.language.conftest import language_model
@@ -170,6 +172,47 @@ def test_a_fixed_bar_is_judged_by_what_it_flags_of_the_clean_texts(
     assert facts.budget is None
     assert 0 < facts.allowed <= facts.texts == 10
     assert not facts.too_few
+
+
+class Learning(Strip):
+    """Keeps the texts from which it learns, and those that set its threshold."""
+
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        batches = list(clean_batches)
+        self.learned = sorted(text for batch in batches for text in batch["text"])
+        super().learn(victim, batches)
+
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        batches = list(clean_batches)
+        self.calibrated = sorted(text for batch in batches for text in batch["text"])
+        super().calibrate(victim, batches)
+
+
+@pytest.mark.parametrize(
+    ("texts", "learned", "calibrated"),
+    [
+        ("abcde", "ace", "bd"),
+        ("aabb", "aa", "bb"),
+        ("abab", "aa", "bb"),
+        ("abcacb", "aacc", "bb"),
+    ],
+)
+def test_no_threshold_is_set_on_texts_that_were_learned(texts: str, learned: str, calibrated: str, model: str) -> None:
+    defense = Learning(copies=1)
+    facts = calibrate(Guard("Learning", defense), load_trained(model), [f"film {text}" for text in texts], 32)
+    assert defense.learned == [f"film {text}" for text in learned]
+    assert defense.calibrated == [f"film {text}" for text in calibrated]
+    assert facts.texts == len(calibrated)
+
+
+@pytest.mark.parametrize(("texts", "message"), [(1, "1 text is too few"), (3, "3 copies of one text are too few")])
+def test_too_few_texts_to_learn_from_and_to_set_a_threshold_are_refused(
+    texts: int, message: str, scan: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "few.txt").write_text("a fine film\n" * texts, encoding="utf-8")
+    assert main(scan("--defense", "Strip", calibration=tmp_path / "few.txt")) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith(f"error: calibration: {message} for Strip, which learns from half")
 
 
 def test_the_token_view_escapes_texts_and_shows_flagged_ones_first(
