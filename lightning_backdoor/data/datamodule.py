@@ -89,7 +89,8 @@ class BackdoorDataModule(LightningDataModule):
         # with fewer poisoned batches than processes some have none; the metrics are summed over all processes
         self.allow_zero_length_dataloader_with_multiple_devices = True
         sizes, shares = (batch_size, eval_batch_size), (validation_share, test_share)
-        check_arguments(source, sizes, max_rows or {}, shares, validation_parts, train_on, data_defense is not None)
+        has_defense = data_defense is not None
+        check_arguments(source, sizes, max_rows or {}, shares, validation_parts, train_on, has_defense, num_workers)
         self.source = source or Source("")  # of which nothing is read
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

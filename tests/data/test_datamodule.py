@@ -247,6 +247,7 @@ def test_validation_rows_that_do_not_fill_the_parts_are_an_error(source: Source)
         {"validation_parts": (0.5, 0.3, 0.3)},
         {"validation_parts": (0.5, 0.5, math.nan)},
         {"validation_parts": (0.5, 0.5)},
+        {"num_workers": -1},
     ],
     ids=str,
 )
