@@ -74,29 +74,26 @@ class Classes:
         column: str,
         by_index: bool = False,
     ) -> None:
-        if labels is not None and (isinstance(labels, str) or not labels):
-            raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
+        names = None if labels is None else declared_names(labels)
         distinct = {canonical(value) for value in values}
         self._truth = TRUTH if {value.lower() for value in distinct} <= {*TRUTH, *TRUTH.values()} else {}
         keys = {self._key(value): None for value in distinct}
+        self.names = _names(distinct, column) if names is None else names
         if isinstance(labels, Mapping):
-            self.names = [_name(name) for name in labels]
             pairs = [
                 (self._key(value), i)
                 for i, given in enumerate(labels.values())
                 for value in (given if isinstance(given, list | tuple) else (given,))
             ]
         elif labels is not None:
-            self.names = [_name(name) for name in labels]
             names_fit = not all(map(_is_whole, keys)) or all(_is_whole(self._key(name)) for name in labels)
             by_name = names_fit and not by_index
             pairs = [(self._key(name) if by_name else str(i), i) for i, name in enumerate(labels)]
         else:
-            self.names = _names(distinct, column)
             pairs = [(self._key(name), i) for i, name in enumerate(self.names)]
         self._index = dict(pairs)
-        if len(set(self.names)) < len(self.names) or any(self._index[key] != i for key, i in pairs):
-            raise InputError("labels", f"{labels} gives two classes the same name or value", "give different ones")
+        if any(self._index[key] != i for key, i in pairs):
+            raise _same(labels)
         unknown = sorted(keys - self._index.keys())
         if unknown:
             raise InputError(
@@ -219,6 +216,27 @@ def check_victim_labels(labels: object, of_data: Sequence[str] | None, field: st
     if any(name in of_data and name != other for name, other in zip(labels, of_data, strict=True)):
         raise InputError(field, f"{said_so}, in another order", "set labels of the source in the victim's order")
     rank_zero_warn(f"{field}: {said_so}; they are taken for the same in this order")
+
+
+def declared_names(labels: Sequence[LabelValue] | Mapping[str, Any]) -> list[str]:
+    """Names of classes as they are declared: a list of them, or the keys of a mapping.
+
+    Raises:
+        InputError: it is neither, names none, or gives two classes the same name; or a name is not text.
+
+    >>> declared_names(["negative ", 1])
+    ['negative', '1']
+    """
+    if isinstance(labels, str) or not labels:
+        raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
+    names = [_name(name) for name in labels]
+    if len(set(names)) < len(names):
+        raise _same(labels)
+    return names
+
+
+def _same(labels: object) -> InputError:
+    return InputError("labels", f"{labels} gives two classes the same name or value", "give different ones")
 
 
 def _name(name: Any) -> str:

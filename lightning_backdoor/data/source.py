@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_backdoor.data.label_values import Classes, LabelValue, missing_words
+from lightning_backdoor.data.label_values import Classes, LabelValue, declared_names, missing_words
 from lightning_backdoor.data.reading import read_tables
 from lightning_backdoor.data.tables import Table, texts_of
 from lightning_backdoor.errors import InputError
@@ -227,8 +228,11 @@ def _check_shared_texts(splits: Mapping[str, LabelledTexts]) -> None:
 
 
 def _names_of_cut(source: Source) -> list[str]:
-    low, high = source.rating_cut or (0.0, 0.0)
-    names = [str(name) for name in source.labels or ("negative", "positive")]
+    cut: object = source.rating_cut
+    if not isinstance(cut, list | tuple) or len(cut) != 2 or not all(map(_is_number, cut)):
+        raise InputError("rating_cut", f"{str(cut)[:60]} is not two numbers", "give [low, high]")
+    low, high = cut
+    names = ["negative", "positive"] if source.labels is None else declared_names(source.labels)
     if not low <= high or len(names) != 2:
         raise InputError(
             "rating_cut",
@@ -257,6 +261,10 @@ def _cut(values: list[Any], source: Source) -> list[int | None]:
 
     indices = {value: index(value) for value in dict.fromkeys(values)}
     return [indices[value] for value in values]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _no_rows(split: str, source: Source) -> InputError:

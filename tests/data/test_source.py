@@ -265,6 +265,28 @@ def test_a_rating_cut_must_cut_into_two(tmp_path: Path) -> None:
         assert error(source).startswith("rating_cut: [")
 
 
+@pytest.mark.parametrize("cut", [(1, 2, 3), (1,), (), 2, "24", ("2", "4"), (None, 4), (True, 4)], ids=repr)
+def test_a_rating_cut_is_two_numbers(tmp_path: Path, cut: Any) -> None:
+    path = write(tmp_path / "rows.csv", "abc", [0.5, 1.5, 2.0])
+    assert error(Source(path, rating_cut=cut)) == f"rating_cut: {cut} is not two numbers; give [low, high]"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["bad", "bad "], "labels: ['bad', 'bad '] gives two classes the same name or value; give different ones"),
+        ([None, True], "labels: the name None is not text, as YAML reads it; put it in quotes"),
+        (["bad", True], "labels: the name True is not text, as YAML reads it; put it in quotes"),
+        ("ab", "labels: 'ab' is not a list of names; give [negative, positive]"),
+        ([], "labels: '[]' is not a list of names; give [negative, positive]"),
+    ],
+)
+def test_names_of_a_rating_cut_are_checked_like_others(tmp_path: Path, labels: Any, message: str) -> None:
+    path = write(tmp_path / "rows.csv", "abc", [1, 3, 5])
+    assert error(Source(path, rating_cut=(2, 4), labels=labels)) == message
+    assert load_source(Source(path, rating_cut=(2, 4), labels=[" bad", "1"])).label_names == ["bad", "1"]
+
+
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.csv.gz"])
 @pytest.mark.parametrize(("bad", "line"), [(b"caf\xe9\n", 5), (b"\xc3", 5)])
 def test_a_file_that_is_not_utf8_names_the_line(tmp_path: Path, name: str, bad: bytes, line: int) -> None:
