@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_backdoor.data.label_values import Classes, LabelValue, declared_names, missing_words
+from lightning_backdoor.data.label_values import Classes, LabelValue, declared_names, distinct, for_each, missing_words
 from lightning_backdoor.data.reading import read_tables
 from lightning_backdoor.data.tables import Table, texts_of
 from lightning_backdoor.errors import InputError
@@ -117,7 +117,7 @@ def load_source(source: Source) -> Loaded:
     if source.rating_cut is None:
         # a column that declares its names holds indices
         by_index = source.labels is None and declared is not None
-        classes = Classes(set(tables["train"].columns[column]), declared, column, by_index)
+        classes = Classes(tables["train"].columns[column], declared, column, by_index)
         names = classes.names
         labels = {split: _class_indices(_values(split, tables, column, classes), classes, split) for split in tables}
     else:
@@ -164,12 +164,12 @@ def _check_labels(values: list[Any], split: str, source: Source, by_words: bool)
     """Checks that every row has a label; ``by_words`` if words such as ``nan`` may stand for a missing one."""
     if not values:
         raise _no_rows(split, source)
-    column, distinct = str(source.label_column), set(values)
-    missing = {value for value in distinct if value is None or value != value or not str(value).strip()}
+    column, different = str(source.label_column), distinct(values)
+    missing = {value for value in different if value is None or value != value or not str(value).strip()}
     if missing:
         row = next(row for row, value in enumerate(values, start=1) if value in missing)
         raise InputError("label_column", f"{column!r} is empty in row {row} of {split}", "label every row")
-    words = missing_words(distinct) if by_words else set()
+    words = missing_words(different) if by_words else set()
     if words:
         row, value = next((row, value) for row, value in enumerate(values, start=1) if value in words)
         raise InputError(
@@ -189,16 +189,15 @@ def _values(split: str, tables: Mapping[str, Table], column: str, classes: Class
 
 def _class_indices(values: list[Any], classes: Classes, split: str) -> list[int | None]:
     """The class of each value; every one is a class of the training rows."""
-    index = {value: classes.index(value) for value in set(values)}
-    unknown = {value for value, label in index.items() if label is None}
-    if unknown:
-        row, value = next((row, value) for row, value in enumerate(values, start=1) if value in unknown)
+    labels = for_each(values, classes.index)
+    if None in labels:
+        row = labels.index(None)
         raise InputError(
             "label_column",
-            f"{classes.unknown(value)}, but row {row} of {split} has it",
+            f"{classes.unknown(values[row])}, but row {row + 1} of {split} has it",
             f"label all rows alike, or leave {split} out by splits",
         )
-    return [index[value] for value in values]
+    return labels
 
 
 def _texts(table: Table, split: str, source: Source) -> list[str]:
