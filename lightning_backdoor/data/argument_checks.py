@@ -18,7 +18,7 @@ def check_arguments(
     shares: tuple[float, float],
     validation_parts: tuple[float, float, float],
     train_on: str,
-    has_data_defense: bool,
+    data_defense: DataDefense | None,
     num_workers: int,
 ) -> None:
     """Checks the arguments of :class:`lightning_backdoor.data.BackdoorDataModule`.
@@ -30,7 +30,7 @@ def check_arguments(
     check_batch_sizes(*batch_sizes)
     check_max_rows(max_rows)
     check_shares(*shares, validation_parts)
-    check_train_on(train_on, has_data_defense)
+    check_train_on(train_on, data_defense is not None)
     check_workers(num_workers)
 
 
