@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -31,7 +32,7 @@ class Source:
 
     Args:
         path: hub name, folder (in any layout that ``datasets`` loads, or written by ``save_to_disk``), csv, tsv, jsonl
-            or parquet file, or a ``package://`` name of one of these.
+            or parquet file, or a ``package://`` name of one of these; a ``Path`` becomes text.
         name: configuration of a hub data set that has several.
         splits: for ``train``, ``validation`` and ``test``, the split, or the file in the folder ``path``, to use. Not
             needed for splits and files with the usual names; a missing split is cut from the training rows.
@@ -59,6 +60,10 @@ class Source:
     # not in repr, by which checkpoints of earlier versions know their source
     quoting: bool | None = field(default=None, repr=False)
     joined_by: str = field(default=" ", repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.path, os.PathLike):
+            self.path = os.fspath(self.path)
 
     @property
     def text_columns(self) -> list[str]:

@@ -95,6 +95,13 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path, name: 
     assert load_source(Source(str(file))).splits["train"].texts == TEXTS
 
 
+def test_a_path_is_the_text_of_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv")
+    source = Source(Path(path))  # type: ignore[arg-type]
+    assert load_source(source).splits["train"].texts == TEXTS
+    assert repr(source) == repr(Source(path))  # by which checkpoints know it
+
+
 def test_a_missing_text_is_an_empty_one(tmp_path: Path) -> None:
     loaded = load_source(Source(write(tmp_path / "rows.jsonl", [None, "fine"], [0, 1])))
     assert loaded.splits["train"].texts == ["", "fine"]
