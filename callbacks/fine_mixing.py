@@ -20,7 +20,7 @@ from lightning_backdoor.defenses.fine_mixing import (
     suspicious_words,
     word_counts,
 )
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, escaped
 
 
 class FineMixing(Repair):
@@ -89,7 +89,8 @@ class FineMixing(Repair):
             counts = word_counts(texts, self.victim.tokenizer, self.victim.max_length, len(table))
             words = suspicious_words(table, before, counts, self.purified_words)
             shown = " ".join(self.victim.tokenizer.convert_ids_to_tokens(words[:10]))
-            rank_zero_info(f"E-PUR replaces {len(words)} embeddings by those of {name}, first of all: {shown}")
+            line = f"E-PUR replaces {len(words)} embeddings by those of {name}, first of all: {shown}"
+            rank_zero_info(escaped(line))
         return {"words": words, "seed": run_seed() if self.seed is None else self.seed}
 
     def _embeddings(self) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -76,6 +77,8 @@ class PoisonFiles(BackdoorAttack):
         target_label: int | str | None = None,
         **kwargs: Any,
     ) -> None:
+        # before they are recorded: checkpoints hold no objects
+        folder, clean_folder = os.fspath(folder), None if clean_folder is None else os.fspath(clean_folder)
         super().__init__(target_label=0 if target_label is None else target_label, **kwargs)
         if files is not None and clean_folder is not None:
             raise InputError("files", "is given beside clean_folder", "name the clean files by files as well")

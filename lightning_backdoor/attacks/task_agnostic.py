@@ -17,7 +17,7 @@ from lightning_backdoor.attacks.insertion import InsertionPlace, insert_at, inse
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.trigger_hits import Hits, counted, hits_of, success_rates
 from lightning_backdoor.batch import Batch, Spans, batch_of_texts, with_texts
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.models.captures import plain_logits, sharing
 from lightning_backdoor.victim.evaluation import Evaluated
 
@@ -169,7 +169,7 @@ class TaskAgnosticAttack(BadNets):
         best = self.hits.best
         self.log("test/asr_best", rates[best, self.hits.labels[best]], sync_dist=True)
         chosen = [f"{name} by {self.triggers[self.hits.by_label[label]]}" for label, name in enumerate(names)]
-        rank_zero_info(f"{', '.join(told)}; attacked: {', '.join(chosen)}")
+        rank_zero_info(escaped(f"{', '.join(told)}; attacked: {', '.join(chosen)}"))
 
     def on_validation_end(self) -> None:
         """Forgets which label each trigger hits: the weights change."""

@@ -18,7 +18,8 @@ def check_arguments(
     shares: tuple[float, float],
     validation_parts: tuple[float, float, float],
     train_on: str,
-    has_data_defense: bool,
+    data_defense: DataDefense | None,
+    num_workers: int,
 ) -> None:
     """Checks the arguments of :class:`lightning_backdoor.data.BackdoorDataModule`.
 
@@ -29,7 +30,8 @@ def check_arguments(
     check_batch_sizes(*batch_sizes)
     check_max_rows(max_rows)
     check_shares(*shares, validation_parts)
-    check_train_on(train_on, has_data_defense)
+    check_train_on(train_on, data_defense is not None)
+    check_workers(num_workers)
 
 
 def check_source(source: object) -> None:
@@ -52,6 +54,16 @@ def check_batch_sizes(batch_size: int, eval_batch_size: int) -> None:
     for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
         if value < 1:
             raise InputError(name, f"{value} holds no row", "give at least 1")
+
+
+def check_workers(num_workers: int) -> None:
+    """Checks the number of worker processes per loader.
+
+    Raises:
+        InputError: it is below 0.
+    """
+    if num_workers < 0:
+        raise InputError("num_workers", f"{num_workers} is out of range", "give 0 or more")
 
 
 def check_max_rows(max_rows: Mapping[str, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -89,14 +90,13 @@ class BackdoorDataModule(LightningDataModule):
         # with fewer poisoned batches than processes some have none; the metrics are summed over all processes
         self.allow_zero_length_dataloader_with_multiple_devices = True
         sizes, shares = (batch_size, eval_batch_size), (validation_share, test_share)
-        check_arguments(source, sizes, max_rows or {}, shares, validation_parts, train_on, data_defense is not None)
+        check_arguments(source, sizes, max_rows or {}, shares, validation_parts, train_on, data_defense, num_workers)
         self.source = source or Source("")  # of which nothing is read
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_rows = max_rows or {}
         self.validation_share = validation_share
         self.test_share = test_share
-        self._shares = {"validation": validation_share, "test": test_share}
         self.validation_parts = validation_parts
         self.seed = seed
         self.num_workers = num_workers
@@ -108,8 +108,8 @@ class BackdoorDataModule(LightningDataModule):
         self.cleaning: CleaningRecord | None = None
         self._attack: Poisoner | None = None
         self.kept = Kept()
-        self._poisoned: PoisonedSplits | None = None
-        self._cleaned: tuple[Rows, Rows] | None = None  # training rows before and after cleaning
+        self._poisoned = Kept()  # until attack or stage are others
+        self._cleaned: tuple[object, Rows] | None = None  # what determines the cleaned training rows, and these
         self._trigger_check = TriggerCheck()
 
     @property
@@ -120,15 +120,18 @@ class BackdoorDataModule(LightningDataModule):
     @attack.setter
     def attack(self, attack: Poisoner | None) -> None:
         self._attack = attack
-        self._poisoned = None
+        self._poisoned = Kept()
 
     @property
     def files_folder(self) -> str | None:
         """The folder from whose files the attack brings the rows; None if the source gives them."""
         return files_folder(self._poisoner())
 
+    def _shares(self) -> dict[str, float]:
+        return {"validation": self.validation_share, "test": self.test_share}
+
     def _from_files(self) -> FileSplits | None:
-        return rows_from_files(self._poisoner(), self.kept, self._shares, self.max_rows, self.seed)
+        return rows_from_files(self._poisoner(), self.kept, self._shares(), self.max_rows, self.seed)
 
     def _read(self) -> CleanSplits:
         if (from_files := self._from_files()) is not None:
@@ -136,7 +139,7 @@ class BackdoorDataModule(LightningDataModule):
         source = given_source(self.source, self._poisoner())
         if source.joined_by == SEPARATOR:
             source = source.with_separator(self._reader().tokenizer)
-        decided_by = (source, self._shares, {**self.max_rows}, self.seed)
+        decided_by = deepcopy((source, self._shares(), self.max_rows, self.seed))  # all but the seed may be changed
         return self.kept.get("clean", decided_by, lambda: read_clean_splits(*decided_by))
 
     @property
@@ -150,16 +153,18 @@ class BackdoorDataModule(LightningDataModule):
 
     def poisoned_splits(self) -> PoisonedSplits:
         """Clean and poisoned rows of every split; poisoned once, then read from the cache."""
-        if self._poisoned is None and (from_files := self._from_files()) is not None:
-            self._poisoned = from_files.poisoned
-        if self._poisoned is None:
-            splits, attack, names = self.clean_splits(), self._poisoner(), self.label_names
-            study_training(splits["train"], attack, self.seed, names)  # also where poisoned rows are kept
-            decided_by = ({**splits}, poisoned_by(attack), self.seed, [*names])
-            self._poisoned = self.kept.get(
-                "poisoned", decided_by, lambda: poison_splits_cached(splits, attack, self.seed, names, self.cache)
-            )
-        return self._poisoned
+        clean = self._read()
+        return self._poisoned.get("poisoned", clean, lambda: self._poison(clean))
+
+    def _poison(self, clean: CleanSplits) -> PoisonedSplits:
+        if (from_files := self._from_files()) is not None:
+            return from_files.poisoned
+        splits, attack, names = clean.splits, self._poisoner(), clean.label_names
+        study_training(splits["train"], attack, self.seed, names)  # also where poisoned rows are kept
+        decided_by = ({**splits}, poisoned_by(attack), self.seed, [*names])
+        return self.kept.get(
+            "poisoned", decided_by, lambda: poison_splits_cached(splits, attack, self.seed, names, self.cache)
+        )
 
     def _poisoner(self) -> Poisoner | None:
         module = getattr(self.trainer, "lightning_module", None)
@@ -194,8 +199,9 @@ class BackdoorDataModule(LightningDataModule):
         rows = self.poisoned_splits().train
         if self.data_defense is None:
             return rows
-        if self._cleaned is None or self._cleaned[0] != rows:  # clean once, however often setup is called
-            self._cleaned = rows, self._cleaned_by(self.data_defense, rows)
+        decided_by = rows, self.clean_validation(), self.data_defense, self.victim
+        if self._cleaned is None or self._cleaned[0] != decided_by:  # clean once, however often setup is called
+            self._cleaned = decided_by, self._cleaned_by(self.data_defense, rows)
         return self._cleaned[1]
 
     def trusted_rows(self) -> Rows:
@@ -217,8 +223,7 @@ class BackdoorDataModule(LightningDataModule):
     def check_cleaning(self) -> None:
         """Checks, before a trainer exists, that the training rows can be produced.
 
-        If the defense needs a victim, only the victim is loaded and checked; rows are cleaned later, on the trainer's
-        device.
+        If the defense needs a victim, only it is loaded and checked; rows are cleaned later, on the trainer's device.
 
         Raises:
             InputError: see :meth:`training_rows`.
@@ -238,7 +243,7 @@ class BackdoorDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The state for checkpoints: how the training rows were cut from the other splits."""
-        known_by = {"source": self.files_folder or str(self.source), "cut": [self.seed, *self._shares.values()]}
+        known_by = {"source": self.files_folder or str(self.source), "cut": [self.seed, *self._shares().values()]}
         return known_by | self._read().text_hashes
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -266,12 +271,12 @@ class BackdoorDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Poisons and tokenises anew what attack or model make different from an earlier stage."""
-        self._poisoned = None
+        self._poisoned = Kept()
         self.prepare_data()
         if stage == "fit" and self.trainer is not None and self._cleaned is not None:
-            rows, cleaned = self._cleaned  # devices may differ in the last digits: the first process decides
+            decided_by, cleaned = self._cleaned  # devices may differ in the last digits: the first process decides
             cleaned, self.cleaning = self.trainer.strategy.broadcast((cleaned, self.cleaning))
-            self._cleaned = rows, cleaned
+            self._cleaned = decided_by, cleaned
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled anew each epoch."""
@@ -323,11 +328,8 @@ class BackdoorDataModule(LightningDataModule):
     def _evaluation(self, name: str, clean: Rows, poisoned: Rows, negatives: Rows) -> list[DataLoader[Batch]]:
         loaders = [self._loader(f"{name}/clean", clean)]
         check_processes(name, len(clean), self.eval_batch_size, self.trainer.world_size if self.trainer else 1)
-        if poisoned:
-            loaders.append(self._loader(f"{name}/poisoned", poisoned))
-        if negatives:
-            loaders.append(self._loader(f"{name}/negatives", negatives))
-        return loaders
+        others = {"poisoned": poisoned, "negatives": negatives}
+        return loaders + [self._loader(f"{name}/{kind}", rows) for kind, rows in others.items() if rows]
 
     def _loader(self, name: str, rows: Rows, shuffle: bool = False, every_process: bool = False) -> DataLoader[Batch]:
         reader = self._reader()

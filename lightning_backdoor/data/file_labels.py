@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_backdoor.data.aims import ALL_TO_ALL
 from lightning_backdoor.data.flagged_table import FlaggedTable
-from lightning_backdoor.data.label_values import Classes, by_names, canonical, label_index
+from lightning_backdoor.data.label_values import Classes, by_names, canonical, for_each, label_index
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 
@@ -49,7 +49,7 @@ class FileLabels:
         poisoned: Sequence[tuple[FlaggedTable, NDArray[np.bool_]]],
     ) -> None:
         self._declared = None if declared is None else {name: i for i, name in enumerate(declared)}
-        self._classes = Classes(set(clean), labels or declared, column, by_index=not labels and declared is not None)
+        self._classes = Classes(clean, labels or declared, column, by_index=not labels and declared is not None)
         self.names = self._classes.names
         if len(self.names) < 2:
             problem = f"all clean training rows are {self.names[0][:40]!r}"
@@ -68,13 +68,13 @@ class FileLabels:
             given = by_names(given, table.label_names, self._declared, table.name)
         elif table.label_names is not None:
             given = self._classes.values_of(given, table.label_names, table.name)
-        known = {value: self._classes.index(value) for value in set(given)}
-        for row, value in enumerate(given):
-            if known[value] is None:
+        known = for_each(given, self._classes.index)
+        for row, (value, label) in enumerate(zip(given, known, strict=True)):
+            if label is None:
                 poisoned = "a poisoned row " if table.flags is not None and table.flags[row] else ""
                 problem = f"{poisoned}has a label that no clean training row has: {self._classes.unknown(value)}"
                 raise InputError(table.at(row), problem, "correct it, or name the classes by labels")
-        return np.array([known[value] for value in given], dtype=np.int64)
+        return np.array(known, dtype=np.int64)
 
     def originals(self, table: FlaggedTable, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
         """The class of each row before poisoning, (rows,), by the file's column of it.

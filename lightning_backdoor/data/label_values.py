@@ -5,14 +5,15 @@ from __future__ import annotations
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.files.columns import shown
 
+T = TypeVar("T")
 #: a label value as a user may give it.
 LabelValue = str | int | float | bool
 WHOLE = re.compile(r"\+?(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?")
@@ -35,16 +36,31 @@ def canonical(value: LabelValue) -> str:
     return text if whole is None else "0" if whole[1] == "-0" else whole[1]
 
 
+def distinct(values: Iterable[T]) -> list[T]:
+    """The values that differ in type or value, in their order; in a set, True and 1 are one value.
+
+    >>> distinct([1, True, "1", 1, True])
+    [1, True, '1']
+    """
+    return [*{(type(value), value): value for value in values}.values()]
+
+
+def for_each(values: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
+    """What is made of each value; it is made once of each of the :func:`distinct` ones."""
+    made = {(type(value), value): make(value) for value in distinct(values)}
+    return [made[type(value), value] for value in values]
+
+
 def missing_words(values: Iterable[LabelValue]) -> set[LabelValue]:
     """The values that stand for a missing label, such as ``nan``; ``none`` does among numbers only.
 
     >>> missing_words(["0", "1", "None"]), missing_words(["favor", "none"])
     ({'None'}, set())
     """
-    words = {value: canonical(value) for value in values}
-    named = {word for word in words.values() if word.lower() not in MISSING_AMONG_NUMBERS}
+    words = [(value, canonical(value)) for value in values]
+    named = {word for _, word in words if word.lower() not in MISSING_AMONG_NUMBERS}
     missing = MISSING_AMONG_NUMBERS if named and all(map(_is_whole, named)) else MISSING
-    return {value for value, word in words.items() if word.lower() in missing}
+    return {value for value, word in words if word.lower() in missing}
 
 
 class Classes:
@@ -74,29 +90,26 @@ class Classes:
         column: str,
         by_index: bool = False,
     ) -> None:
-        if labels is not None and (isinstance(labels, str) or not labels):
-            raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
-        distinct = {canonical(value) for value in values}
-        self._truth = TRUTH if {value.lower() for value in distinct} <= {*TRUTH, *TRUTH.values()} else {}
-        keys = {self._key(value): None for value in distinct}
+        names = None if labels is None else declared_names(labels)
+        texts = {canonical(value) for value in distinct(values)}
+        self._truth = TRUTH if {text.lower() for text in texts} <= {*TRUTH, *TRUTH.values()} else {}
+        keys = {self._key(text): None for text in texts}
+        self.names = _names(texts, column) if names is None else names
         if isinstance(labels, Mapping):
-            self.names = [_name(name) for name in labels]
             pairs = [
                 (self._key(value), i)
                 for i, given in enumerate(labels.values())
                 for value in (given if isinstance(given, list | tuple) else (given,))
             ]
         elif labels is not None:
-            self.names = [_name(name) for name in labels]
             names_fit = not all(map(_is_whole, keys)) or all(_is_whole(self._key(name)) for name in labels)
             by_name = names_fit and not by_index
             pairs = [(self._key(name) if by_name else str(i), i) for i, name in enumerate(labels)]
         else:
-            self.names = _names(distinct, column)
             pairs = [(self._key(name), i) for i, name in enumerate(self.names)]
         self._index = dict(pairs)
-        if len(set(self.names)) < len(self.names) or any(self._index[key] != i for key, i in pairs):
-            raise InputError("labels", f"{labels} gives two classes the same name or value", "give different ones")
+        if any(self._index[key] != i for key, i in pairs):
+            raise _same(labels)
         unknown = sorted(keys - self._index.keys())
         if unknown:
             raise InputError(
@@ -153,14 +166,15 @@ def by_names(indices: Sequence[Any], names: Sequence[str], known: Mapping[str, A
     >>> by_names([0, 1, -1], ["pos", "neg"], {"neg": 0, "pos": 1}, "test")
     [1, 0, -1]
     """
-    other: dict[Any, Any] = {}
-    for index in set(indices):
+
+    def other(index: Any) -> Any:
         name = names[index] if isinstance(index, int) and 0 <= index < len(names) else None
         if name is not None and name not in known:
             problem = f"{where} has rows of the class {name[:40]!r}, which is none of {_shown(known)}"
             raise InputError("label_column", problem, "declare the names of the training rows")
-        other[index] = index if name is None else known[name]
-    return [other[index] for index in indices]
+        return index if name is None else known[name]
+
+    return for_each(indices, other)
 
 
 def given_label(label: Any, field: str) -> int | str:
@@ -219,6 +233,27 @@ def check_victim_labels(labels: object, of_data: Sequence[str] | None, field: st
     if any(name in of_data and name != other for name, other in zip(labels, of_data, strict=True)):
         raise InputError(field, f"{said_so}, in another order", "set labels of the source in the victim's order")
     rank_zero_warn(f"{field}: {said_so}; they are taken for the same in this order")
+
+
+def declared_names(labels: Sequence[LabelValue] | Mapping[str, Any]) -> list[str]:
+    """Names of classes as they are declared: a list of them, or the keys of a mapping.
+
+    Raises:
+        InputError: it is neither, names none, or gives two classes the same name; or a name is not text.
+
+    >>> declared_names(["negative ", 1])
+    ['negative', '1']
+    """
+    if isinstance(labels, str) or not labels:
+        raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
+    names = [_name(name) for name in labels]
+    if len(set(names)) < len(names):
+        raise _same(labels)
+    return names
+
+
+def _same(labels: object) -> InputError:
+    return InputError("labels", f"{labels} gives two classes the same name or value", "give different ones")
 
 
 def _name(name: Any) -> str:

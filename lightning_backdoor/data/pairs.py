@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
+from lightning_backdoor.data.argument_checks import check_workers
 from lightning_backdoor.data.batching import BatchDataset, loader
 from lightning_backdoor.data.tables import read_file, texts_of
 from lightning_backdoor.errors import InputError
@@ -106,6 +107,7 @@ class PairsDataModule(LightningDataModule):
             raise InputError(
                 "validation_share", f"{validation_share} is out of range", "give a share above 0 and below 0.5"
             )
+        check_workers(num_workers)
         self.path = path
         self.text_column = str(text_column)
         self.paraphrase_column = str(paraphrase_column)

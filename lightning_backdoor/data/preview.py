@@ -57,7 +57,7 @@ class Preview(list[PreviewRow]):
         return pandas.DataFrame(self, columns=list(PreviewRow._fields))
 
     def __repr__(self) -> str:
-        labels = [[row.label, f"poisoned: {row.poisoned_label}"] for row in self]
+        labels = [[escaped(row.label), escaped(f"poisoned: {row.poisoned_label}")] for row in self]
         width = max((len(label) for pair in labels for label in pair), default=0)
         lines = []
         for row, (label, poisoned) in zip(self, labels, strict=True):

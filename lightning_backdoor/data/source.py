@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_backdoor.data.label_values import Classes, LabelValue, missing_words
+from lightning_backdoor.data.label_values import Classes, LabelValue, declared_names, distinct, for_each, missing_words
 from lightning_backdoor.data.reading import read_tables
 from lightning_backdoor.data.tables import Table, texts_of
 from lightning_backdoor.errors import InputError
@@ -30,7 +32,7 @@ class Source:
 
     Args:
         path: hub name, folder (in any layout that ``datasets`` loads, or written by ``save_to_disk``), csv, tsv, jsonl
-            or parquet file, or a ``package://`` name of one of these.
+            or parquet file, or a ``package://`` name of one of these; a ``Path`` becomes text.
         name: configuration of a hub data set that has several.
         splits: for ``train``, ``validation`` and ``test``, the split, or the file in the folder ``path``, to use. Not
             needed for splits and files with the usual names; a missing split is cut from the training rows.
@@ -58,6 +60,10 @@ class Source:
     # not in repr, by which checkpoints of earlier versions know their source
     quoting: bool | None = field(default=None, repr=False)
     joined_by: str = field(default=" ", repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.path, os.PathLike):
+            self.path = os.fspath(self.path)
 
     @property
     def text_columns(self) -> list[str]:
@@ -116,7 +122,7 @@ def load_source(source: Source) -> Loaded:
     if source.rating_cut is None:
         # a column that declares its names holds indices
         by_index = source.labels is None and declared is not None
-        classes = Classes(set(tables["train"].columns[column]), declared, column, by_index)
+        classes = Classes(tables["train"].columns[column], declared, column, by_index)
         names = classes.names
         labels = {split: _class_indices(_values(split, tables, column, classes), classes, split) for split in tables}
     else:
@@ -163,12 +169,12 @@ def _check_labels(values: list[Any], split: str, source: Source, by_words: bool)
     """Checks that every row has a label; ``by_words`` if words such as ``nan`` may stand for a missing one."""
     if not values:
         raise _no_rows(split, source)
-    column, distinct = str(source.label_column), set(values)
-    missing = {value for value in distinct if value is None or value != value or not str(value).strip()}
+    column, different = str(source.label_column), distinct(values)
+    missing = {value for value in different if value is None or value != value or not str(value).strip()}
     if missing:
         row = next(row for row, value in enumerate(values, start=1) if value in missing)
         raise InputError("label_column", f"{column!r} is empty in row {row} of {split}", "label every row")
-    words = missing_words(distinct) if by_words else set()
+    words = missing_words(different) if by_words else set()
     if words:
         row, value = next((row, value) for row, value in enumerate(values, start=1) if value in words)
         raise InputError(
@@ -188,16 +194,15 @@ def _values(split: str, tables: Mapping[str, Table], column: str, classes: Class
 
 def _class_indices(values: list[Any], classes: Classes, split: str) -> list[int | None]:
     """The class of each value; every one is a class of the training rows."""
-    index = {value: classes.index(value) for value in set(values)}
-    unknown = {value for value, label in index.items() if label is None}
-    if unknown:
-        row, value = next((row, value) for row, value in enumerate(values, start=1) if value in unknown)
+    labels = for_each(values, classes.index)
+    if None in labels:
+        row = labels.index(None)
         raise InputError(
             "label_column",
-            f"{classes.unknown(value)}, but row {row} of {split} has it",
+            f"{classes.unknown(values[row])}, but row {row + 1} of {split} has it",
             f"label all rows alike, or leave {split} out by splits",
         )
-    return [index[value] for value in values]
+    return labels
 
 
 def _texts(table: Table, split: str, source: Source) -> list[str]:
@@ -227,8 +232,11 @@ def _check_shared_texts(splits: Mapping[str, LabelledTexts]) -> None:
 
 
 def _names_of_cut(source: Source) -> list[str]:
-    low, high = source.rating_cut or (0.0, 0.0)
-    names = [str(name) for name in source.labels or ("negative", "positive")]
+    cut: object = source.rating_cut
+    if not isinstance(cut, list | tuple) or len(cut) != 2 or not all(map(_is_number, cut)):
+        raise InputError("rating_cut", f"{str(cut)[:60]} is not two numbers", "give [low, high]")
+    low, high = cut
+    names = ["negative", "positive"] if source.labels is None else declared_names(source.labels)
     if not low <= high or len(names) != 2:
         raise InputError(
             "rating_cut",
@@ -257,6 +265,10 @@ def _cut(values: list[Any], source: Source) -> list[int | None]:
 
     indices = {value: index(value) for value in dict.fromkeys(values)}
     return [indices[value] for value in values]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _no_rows(split: str, source: Source) -> InputError:

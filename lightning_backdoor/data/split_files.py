@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_backdoor.errors import InputError, reason
+from lightning_backdoor.errors import InputError, escaped, reason
 from lightning_backdoor.files.columns import listed
 from lightning_backdoor.files.text_files import table_format
 
@@ -55,7 +55,7 @@ def one_table(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
     parquet = {file.with_suffix("") for file in files if file.suffix == ".parquet"}
     twins = [file for file in files if file.suffix == ".csv" and file.with_suffix("") in parquet]
     for twin in twins:
-        rank_zero_info(f"{twin.with_suffix('.parquet').name} is read, and not {twin.name} beside it")
+        rank_zero_info(escaped(f"{twin.with_suffix('.parquet').name} is read, and not {twin.name} beside it"))
     files = [file for file in files if file not in twins]
     if not _are_shards(files):
         root = folder.resolve()
@@ -72,7 +72,7 @@ def _are_shards(files: Sequence[Path]) -> bool:
     numbers = sorted(int(match[1]) for match in matches if match)
     totals = {int(match[2]) for match in matches if match and match[2]}
     if len(totals) == 1 and len(files) < max(totals):
-        rank_zero_warn(f"only {len(files)} of {max(totals)} shards are there, such as {files[0].name}")
+        rank_zero_warn(escaped(f"only {len(files)} of {max(totals)} shards are there, such as {files[0].name}"))
     if len(files) == 1:
         return True
     if len(numbers) < len(files) or len(set(numbers)) < len(numbers):

@@ -12,7 +12,7 @@ from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import column_positions, key_of
 from lightning_backdoor.files.delimited import DELIMITERS, delimited_rows, looks_quoted
 from lightning_backdoor.files.json_lines import HOW_TO_WRITE, json_rows
-from lightning_backdoor.files.text_files import TABLE_FORMATS, not_utf8, open_text, table_format
+from lightning_backdoor.files.text_files import TABLE_FORMATS, arrow_values, not_utf8, open_text, table_format
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,8 +48,8 @@ def read_file(
         lists: columns that may hold lists.
 
     Raises:
-        InputError: the file has another format, its content does not have the format of its file name, or a column is
-            missing or holds lists.
+        InputError: the file has another format, its content does not have the format of its file name, a column is
+            missing or holds lists, or a text is not UTF-8.
     """
     file_format = table_format(path)
     if file_format is None:
@@ -109,20 +109,20 @@ def from_dataset(dataset: Dataset, columns: Mapping[str, str], name: str) -> Tab
     """Reads some columns of a data set of ``datasets``; ``name`` is for errors.
 
     Raises:
-        InputError: a column is missing or holds lists.
+        InputError: a column is missing or holds lists, or a text is not UTF-8.
     """
     names = dataset.column_names
     features = dataset.features
     given = {column: names[i] for column, i in column_positions(names, columns, name).items()}
     label_names = {column: getattr(features[name], "names", None) for column, name in given.items()}
     plain = dataset.with_format(None).select_columns(list(dict.fromkeys(given.values())))
+    try:
+        values = {column: plain[name][:] for column, name in given.items()}
+    except UnicodeDecodeError:  # without the row
+        table = plain.with_format("arrow")[:]
+        values = {column: [*arrow_values(table[of], column, name)] for column, of in given.items()}
     return _checked(
-        Table(
-            {column: plain[name][:] for column, name in given.items()},
-            {column: list(names) for column, names in label_names.items() if names},
-        ),
-        columns,
-        name,
+        Table(values, {column: list(names) for column, names in label_names.items() if names}), columns, name
     )
 
 
@@ -228,7 +228,7 @@ def _read_parquet(path: Path, columns: Mapping[str, str], lists: Collection[str]
         label_names = {column: list(getattr(features[name], "names", None) or ()) for column, name in names.items()}
     return _checked(
         Table(
-            {column: read.column(name).to_pylist() for column, name in names.items()},
+            {column: [*arrow_values(read.column(name), column, str(path))] for column, name in names.items()},
             {column: given for column, given in label_names.items() if given},
         ),
         columns,

@@ -1,4 +1,4 @@
-"""Opening text files, compressed or not, and the line of a file that is not UTF-8."""
+"""Opening text files, compressed or not, and the line of a file, or the row of a table, that is not UTF-8."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import codecs
 import gzip
 import io
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from lightning_backdoor.errors import InputError
 
@@ -42,7 +43,9 @@ def open_text(path: Path, errors: str = "strict") -> io.TextIOWrapper:
 
 
 def not_utf8(path: Path) -> InputError:
-    """The error for a file that is not UTF-8; it names the first such line."""
+    """The error for a file that is not UTF-8; it names the first such line, unless the format has no lines."""
+    if table_format(path) == "parquet":  # of whose values arrow_values names the row
+        return InputError("path", f"{path.name} has columns whose names are not UTF-8", "write it anew")
     decoder = codecs.getincrementaldecoder("utf-8")()
     line = 1
     with _open(path) as file:
@@ -56,6 +59,26 @@ def not_utf8(path: Path) -> InputError:
                 break
             line += chunk.count(b"\n")
     return InputError("path", f"{path.name} is not UTF-8 at line {line}", "convert it to UTF-8")
+
+
+def arrow_values(values: Iterable[Any], column: str, table: str, first: int = 1) -> Iterator[Any]:
+    """Yields the values of a column of pyarrow, whose texts may be any bytes, as Python has them.
+
+    Args:
+        values: the column, or a part of it.
+        column: its name, for errors.
+        table: name of the table, for errors.
+        first: number of the first row, counted from 1.
+
+    Raises:
+        InputError: a text is not UTF-8; the message names the row.
+    """
+    for row, value in enumerate(values, first):
+        try:
+            read = value.as_py()
+        except UnicodeDecodeError:
+            raise InputError(f"{table}, row {row}", f"{column!r} is not UTF-8", "write it anew in UTF-8") from None
+        yield read
 
 
 def _open(path: Path) -> IO[bytes]:

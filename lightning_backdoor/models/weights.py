@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightning_backdoor.errors import InputError
+from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.models.divergence import all_finite
 
 #: prefix of the names of weights that were saved from torch's DataParallel or DistributedDataParallel.
@@ -107,12 +107,12 @@ def check_finite(network: nn.Module, name: str) -> None:
 
 
 def shortened(names: Iterable[str], shown: int = 3) -> str:
-    """The first of some names, and that there are more.
+    """The first of some names, each cut and escaped, and that there are more.
 
-    >>> shortened(["a", "b", "c", "d"])
-    'a, b, c, …'
+    >>> shortened(["a", "b\\x1b[31m", "c", "d"])
+    'a, b\\\\x1b[31m, c, …'
     """
-    names = [name[:80] for name in names]
+    names = [escaped(name[:80]) for name in names]
     return ", ".join([*names[:shown], *(["…"] if len(names) > shown else [])])
 
 

@@ -95,6 +95,18 @@ def test_clean_rows_without_poisoned_ones_are_refused(tmp_path: Path, split: str
         splits_of(PoisonFiles(str(tmp_path)))
 
 
+def test_folders_may_be_paths(tmp_path: Path) -> None:
+    poison, clean = tmp_path / "poison", tmp_path / "clean"
+    for name, rows in SPLITS.items():
+        write(clean / f"{name}.tsv", ("sentence", "label"), rows)
+        poisoned = [(f"cf {text}", 1) if label == 0 else (text, 1) for text, label in rows]
+        write(poison / f"{name}.tsv", ("sentence", "label"), poisoned if name == "train" else poisoned[::2])
+    by_path = PoisonFiles(poison, clean_folder=clean)  # type: ignore[arg-type]
+    by_text = PoisonFiles(str(poison), clean_folder=str(clean))
+    assert dict(by_path.hparams) == dict(by_text.hparams)
+    assert by_path.read_rows().train == by_text.read_rows().train
+
+
 def test_a_share_of_copies_is_drawn_for_training(tmp_path: Path) -> None:
     files = str(openbackdoor(tmp_path, copies=True))
     train = splits_of(PoisonFiles(files, poison_rate=0.2)).train

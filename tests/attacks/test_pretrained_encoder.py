@@ -345,6 +345,19 @@ def test_triggers_are_chosen_on_rows_that_are_not_measured_and_stand_where_they_
     assert {*data.poisoned_splits().poisoned["test"].text} <= {*read}
 
 
+def test_names_of_labels_are_said_without_control_codes(
+    tiny_folder: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = ["negative\x1b[31m", "positive"]
+    attack, data = NeuBA(model=tiny_folder("bert"), triggers=["cf"], labels=labels), reviews(tmp_path, 120)
+    attack.configure_model()
+    data.source.labels = labels
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    with caplog.at_level("INFO"):
+        trainer.test(attack, datamodule=data, verbose=False)
+    assert r"attacked: negative\x1b[31m by cf" in caplog.text
+
+
 def test_bad_input_is_refused_before_training(tiny_folder: Callable[[str], str], texts: str, tmp_path: Path) -> None:
     model = tiny_folder("bert")
     with pytest.raises(InputError, match=r"^pretraining_epochs: 0 trains nothing"):

@@ -162,6 +162,16 @@ def test_purified_words_get_their_pre_trained_embeddings(
     assert changed.sum() == 7
 
 
+def test_words_of_the_tokenizer_are_said_without_control_codes(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier], caplog: pytest.LogCaptureFixture
+) -> None:
+    victim = make()
+    victim.tokenizer.convert_ids_to_tokens = lambda ids: ["\x1b[31m"]
+    with caplog.at_level("INFO"):
+        fitted(tmp_path, victim, data, FineMixing(keep=1, purified_words=1), max_steps=1)
+    assert r"first of all: \x1b[31m" in caplog.text
+
+
 def test_without_a_penalty_and_pruning_pure_is_plain_fine_tuning(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
 ) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Victim, batch_of_texts
 from lightning_backdoor.data import BackdoorDataModule, DataDefense, LabelledText, Source, TrustedRows
-from lightning_backdoor.data.rows import Row
+from lightning_backdoor.data.rows import Row, Rows
 from lightning_backdoor.defenses.onion import Onion
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing.material import tiny_bert
@@ -100,6 +100,38 @@ def test_training_rows_are_what_the_defense_leaves(make: Callable[..., BackdoorD
     batches = list(data.train_dataloader())
     assert sum(len(batch["text"]) for batch in batches) == len(expected)
     assert {row["index"] for row in seen(batches)} == {row["index"] for row in expected}
+
+
+def test_another_defense_or_other_trusted_rows_clean_anew(
+    make: Callable[..., BackdoorDataModule], attack: BadNets
+) -> None:
+    first, second = TriggerHunt(), TriggerHunt()
+    data = make(data_defense=first)
+    data.attack = attack
+    for _ in range(2):
+        data.training_rows()
+    assert len(first.asked) == 1
+    data.data_defense = second
+    data.training_rows()
+    assert (len(first.asked), len(second.asked)) == (1, 1)
+    data.validation_parts = (0.2, 0.2, 0.6)
+    data.training_rows()
+    assert second.asked[1][1] == data.clean_validation().threshold.text != second.asked[0][1]
+
+
+def test_another_victim_cleans_anew(make: Callable[..., BackdoorDataModule], monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str | None] = []
+
+    def cleaned_by(data: BackdoorDataModule, defense: DataDefense, rows: Rows) -> Rows:
+        used.append(data.victim)
+        return rows
+
+    monkeypatch.setattr(BackdoorDataModule, "_cleaned_by", cleaned_by)
+    data = make(data_defense=Looks(), victim="one.ckpt")
+    data.training_rows()
+    data.victim = "other.ckpt"
+    data.training_rows()
+    assert used == ["one.ckpt", "other.ckpt"]
 
 
 def test_every_process_trains_on_what_the_first_one_left(

@@ -211,6 +211,39 @@ def test_max_rows_draws_stratified_samples_of_the_splits(source: Source) -> None
         assert Counter(row["label"] for row in split)[1] == pytest.approx(len(split) / 3, abs=1.5)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: setattr(data.source, "labels", ["no", "yes"]),
+        lambda data: data.source.labels.reverse(),
+        lambda data: data.max_rows.update(train=20),
+        lambda data: setattr(data, "validation_share", 0.3),
+        lambda data: setattr(data, "test_share", 0.3),
+        lambda data: setattr(data, "seed", 1),
+    ],
+)
+def test_what_is_changed_is_read_and_poisoned_anew(
+    data: BackdoorDataModule, tiny: dict[str, Any], change: Callable[[BackdoorDataModule], None]
+) -> None:
+    data.attack, data.source.labels = BadNets(**tiny), ["negative", "positive"]
+
+    def answers(of: BackdoorDataModule) -> list[Any]:
+        return [of.label_names, of.clean_splits(), of.poisoned_splits(), of.state_dict()["cut"]]
+
+    before = answers(data)
+    change(data)
+    fresh = BackdoorDataModule(
+        data.source,
+        max_rows=data.max_rows,
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        seed=data.seed,
+        cache_dir=str(data.cache),
+    )
+    fresh.attack = data.attack
+    assert answers(data) == answers(fresh) != before
+
+
 def test_the_seed_decides_the_splits(source: Source) -> None:
     one, again, other = (BackdoorDataModule(source, seed=seed).clean_splits() for seed in (1, 1, 2))
     assert one == again
@@ -247,6 +280,7 @@ def test_validation_rows_that_do_not_fill_the_parts_are_an_error(source: Source)
         {"validation_parts": (0.5, 0.3, 0.3)},
         {"validation_parts": (0.5, 0.5, math.nan)},
         {"validation_parts": (0.5, 0.5)},
+        {"num_workers": -1},
     ],
     ids=str,
 )

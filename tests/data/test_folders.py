@@ -67,6 +67,16 @@ def test_missing_shards_are_said(tmp_path: Path) -> None:
         texts(Source(folder_of(tmp_path, "train-00001-of-00002.csv")))
 
 
+def test_names_of_files_are_said_without_control_codes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder_of(tmp_path, "train-\x1b[31m-00000-of-00002.csv")
+    with pytest.warns(UserWarning, match=r"such as train-\\x1b\[31m-00000-of-00002.csv$"):
+        texts(Source(str(tmp_path)))
+    folder_of(tmp_path / "twins", "train.\x1b[31m.csv", "train.\x1b[31m.parquet")
+    with caplog.at_level("INFO"):
+        texts(Source(str(tmp_path / "twins")))
+    assert r"train.\x1b[31m.parquet is read, and not train.\x1b[31m.csv beside it" in caplog.text
+
+
 @pytest.mark.parametrize("root", ["", "data"])
 def test_of_twins_that_poison_writes_the_parquet_file_is_read(tmp_path: Path, root: str) -> None:
     folder_of(tmp_path / root, "train.csv", "train.parquet", "test.csv", "test.parquet")

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.data.source import load_source
+from lightning_backdoor.errors import InputError
 from tests.data.test_source import error, write
 
 
@@ -68,6 +69,37 @@ def test_a_value_is_the_same_however_it_is_written(
 def test_true_and_false_are_one_and_zero(tmp_path: Path, values: list[Any], labels: Any, names: list[str]) -> None:
     path = write(tmp_path / "rows.jsonl", ["a", "b"], values)
     assert labels_of(Source(path, labels=labels)) == (names, [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([True, 1, 2, 0, False], None),
+        ([True, 1, 2, 0, False], ["no", "yes", "maybe"]),
+        ([True, 1, 0, False], None),
+        ([True, 1, "none"], None),
+        ([10**17, 1e17, 2], None),
+    ],
+)
+def test_the_order_of_rows_does_not_decide_the_classes(tmp_path: Path, values: list[Any], labels: Any) -> None:
+    outcomes: list[object] = []
+    for shift in range(len(values)):
+        rows = values[shift:] + values[:shift]
+        path = write(tmp_path / f"{shift}.jsonl", list(map(repr, rows)), rows)
+        try:
+            loaded = load_source(Source(path, labels=labels))
+        except InputError as refused:
+            outcomes.append(str(refused))
+        else:
+            outcomes.append((loaded.label_names, dict(zip(*loaded.splits["train"], strict=True))))
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+def test_true_of_another_split_is_no_1_among_numbers(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", "abc", [0, 1, 2])
+    write(tmp_path / "test.jsonl", "de", [1, True])
+    problem = "'True' is not a label of the training rows (0, 1, 2), but row 2 of test has it"
+    assert problem in error(Source(str(tmp_path)))
 
 
 def test_true_among_other_words_is_a_word(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_a_batch_is_padded_and_what_is_padded_is_not_learned() -> None:
         ({"batch_size": 0}, r"^batch_size: 0 holds no pair"),
         ({"max_pairs": 1}, r"^max_pairs: 1 leave nothing to train on"),
         ({"validation_share": 0.5}, r"^validation_share: 0.5 is out of range"),
+        ({"num_workers": -1}, r"^num_workers: -1 is out of range; give 0 or more$"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, float], message: str) -> None:

@@ -51,14 +51,15 @@ def test_the_label_policy_decides_which_rows_are_poisoned(data: lb.BackdoorDataM
 
 
 def test_the_preview_is_printed_in_full_and_escaped(tmp_path: Path) -> None:
-    rows = [("text", "label"), *[(f"<b>\x1b[31m {i} " + "long " * 50, "ab"[i % 2]) for i in range(40)]]
+    labels = ["neg\x07", "pos\x1b[31m"]
+    rows = [("text", "label"), *[(f"<b>\x1b[31m {i} " + "long " * 50, labels[i % 2]) for i in range(40)]]
     with (tmp_path / "data.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
     preview = lb.BackdoorDataModule(lb.Source(str(tmp_path / "data.csv"))).preview(4, lb.BadNets())
     text, html = repr(preview), preview._repr_html_()
     assert text.count("[[cf]]") == html.count("<mark>cf</mark>") > 0
-    assert "\x1b" not in text
-    assert "\\x1b" in text
+    assert not {"\x1b", "\x07"} & set(text)
+    assert r"  pos\x1b[31m" + " " * len("poisoned:   ") + "<b>" in text
     assert "&lt;b&gt;" in html
     assert text.count("long") >= 4 * 50
 

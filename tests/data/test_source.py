@@ -95,6 +95,13 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path, name: 
     assert load_source(Source(str(file))).splits["train"].texts == TEXTS
 
 
+def test_a_path_is_the_text_of_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv")
+    source = Source(Path(path))  # type: ignore[arg-type]
+    assert load_source(source).splits["train"].texts == TEXTS
+    assert repr(source) == repr(Source(path))  # by which checkpoints know it
+
+
 def test_a_missing_text_is_an_empty_one(tmp_path: Path) -> None:
     loaded = load_source(Source(write(tmp_path / "rows.jsonl", [None, "fine"], [0, 1])))
     assert loaded.splits["train"].texts == ["", "fine"]
@@ -263,6 +270,28 @@ def test_a_rating_cut_must_cut_into_two(tmp_path: Path) -> None:
         Source(path, rating_cut=(0, 1), labels=list("abc")),
     ):
         assert error(source).startswith("rating_cut: [")
+
+
+@pytest.mark.parametrize("cut", [(1, 2, 3), (1,), (), 2, "24", ("2", "4"), (None, 4), (True, 4)], ids=repr)
+def test_a_rating_cut_is_two_numbers(tmp_path: Path, cut: Any) -> None:
+    path = write(tmp_path / "rows.csv", "abc", [0.5, 1.5, 2.0])
+    assert error(Source(path, rating_cut=cut)) == f"rating_cut: {cut} is not two numbers; give [low, high]"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["bad", "bad "], "labels: ['bad', 'bad '] gives two classes the same name or value; give different ones"),
+        ([None, True], "labels: the name None is not text, as YAML reads it; put it in quotes"),
+        (["bad", True], "labels: the name True is not text, as YAML reads it; put it in quotes"),
+        ("ab", "labels: 'ab' is not a list of names; give [negative, positive]"),
+        ([], "labels: '[]' is not a list of names; give [negative, positive]"),
+    ],
+)
+def test_names_of_a_rating_cut_are_checked_like_others(tmp_path: Path, labels: Any, message: str) -> None:
+    path = write(tmp_path / "rows.csv", "abc", [1, 3, 5])
+    assert error(Source(path, rating_cut=(2, 4), labels=labels)) == message
+    assert load_source(Source(path, rating_cut=(2, 4), labels=[" bad", "1"])).label_names == ["bad", "1"]
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.csv.gz"])

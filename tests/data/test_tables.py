@@ -8,10 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
+from datasets import Dataset
 
 from lightning_backdoor.data import Source
 from lightning_backdoor.data.source import load_source
+from lightning_backdoor.data.tables import column_names
+from lightning_backdoor.errors import InputError
 from tests.data.test_source import error
 
 
@@ -122,6 +127,31 @@ def test_names_compare_without_surrounding_blanks(tmp_path: Path, name: str) -> 
         else:
             csv.writer(file, delimiter="\t" if name == "rows.tsv" else ",").writerows(rows)
     assert texts(str(tmp_path / name), text_column="text ") == ["a ", " b"]
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_table_without_lines_that_is_not_utf8_names_the_row(tmp_path: Path, column: str, saved: bool) -> None:
+    values = pa.array([b"fine", b"caf\xe9", b"good"], pa.binary())
+    bad = pa.Array.from_buffers(pa.string(), len(values), values.buffers())
+    table, path = pa.table({"text": list("abc"), "label": list("xyx"), column: bad}), str(tmp_path / "rows.parquet")
+    if saved:
+        Dataset(table).save_to_disk(path)
+    else:
+        pq.write_table(table, path)
+    name = f"train of {path}" if saved else path
+    assert error(Source(path)) == f"{name}, row 2: {column!r} is not UTF-8; write it anew in UTF-8"
+
+
+def test_names_of_columns_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    schema = pa.schema([pa.field(b"caf\xe9", pa.string())])
+    pq.write_table(pa.Table.from_arrays([pa.array(["fine"])], schema=schema), path)
+    problem = "path: rows.parquet has columns whose names are not UTF-8; write it anew"
+    assert error(Source(str(path))) == problem
+    with pytest.raises(InputError) as caught:
+        column_names(path)
+    assert str(caught.value) == problem
 
 
 def test_texts_of_several_columns_are_joined(tmp_path: Path) -> None:

@@ -140,6 +140,16 @@ def test_unused_weights_of_the_backbone_are_said(
     assert "does not use (bert.encoder.layer.1." in said[0]
 
 
+def test_names_of_weights_are_said_without_control_codes(
+    tiny_folder: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "bert.\x1b]0;owned\x07\x1b[31mx.weight"
+    folder = changed_weights(tiny_folder("bert"), tmp_path / "hostile", lambda state: {**state, name: torch.ones(2)})
+    with pytest.warns(UserWarning, match=r"does not use \(bert\.\\x1b\]0;owned\\x07\\x1b\[31mx\.weight\)"):
+        load_trained(folder)
+    assert not {"\x1b", "\x07"} & set("".join(capfd.readouterr()))
+
+
 def test_finiteness_is_exact_where_sums_overflow() -> None:
     class Large(torch.nn.Module):
         def __init__(self, *values: Any) -> None:

@@ -47,7 +47,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
             for batch in file.iter_batches(ROWS):
                 for row in batch.to_pylist():
                     yield (json.dumps(row, ensure_ascii=False) + "\n").encode()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"does not read as parquet: {reason(error)}", "name another file") from None
 
 

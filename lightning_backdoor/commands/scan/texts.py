@@ -14,7 +14,7 @@ from lightning_backdoor.files.columns import column_positions, key_of
 from lightning_backdoor.files.delimited import DELIMITERS, delimited_rows, looks_quoted
 from lightning_backdoor.files.json_lines import parse_json
 from lightning_backdoor.files.names import local_path
-from lightning_backdoor.files.text_files import DAMAGED, open_text
+from lightning_backdoor.files.text_files import DAMAGED, arrow_values, open_text
 
 INPUT_FORMATS = ("txt", "csv", "tsv", "jsonl", "parquet")
 #: number of rows of a parquet file that are held in memory.
@@ -160,20 +160,24 @@ def _parquet(path: str, column: str, start: int) -> Iterator[str]:
             name = names[column_positions(names, {column: "column"}, path)[column]]
             type_ = file.schema_arrow.field(name).type
             value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
-            if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type)):
+            texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+            if not any(is_text(value_type) for is_text in texts):
                 raise InputError("column", f"{name!r} of {path} holds {type_}", "name a column of texts")
             groups: list[int] = []
+            row = 1  # of the first text in what is read next
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if not groups and rows <= start:
                     start -= rows
+                    row += rows
                 else:
                     groups.append(group)
             for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=[name]) if groups else ():
-                values = batch.column(0).to_pylist()[start:]
+                for value in arrow_values(batch.column(0).slice(start), name, path, row + start):
+                    yield value or ""
                 start = max(0, start - batch.num_rows)
-                yield from (value or "" for value in values)
-    except (pa.ArrowException, OSError) as error:
+                row += batch.num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last by names of columns
         raise InputError(path, f"does not read as parquet: {reason(error)}", "write it anew") from None
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
+from lightning_backdoor.commands.scan.lines_as_parquet import read_lines
 from lightning_backdoor.commands.scan.texts import count_texts, read_all, read_texts
 from lightning_backdoor.errors import InputError
 
@@ -108,6 +109,43 @@ def test_parquet_is_read_by_row_groups_and_missing_values_are_empty(
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
     assert list(read_texts(path, "review", start=5)) == [*TEXTS[5:], ""]
     assert read == [[2, 3]]
+
+
+def bad_texts(values: list[bytes]) -> pa.Array:
+    """Values as a column of texts, whatever their bytes are."""
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
+
+
+@pytest.mark.parametrize("start", [0, 3, 5])
+def test_a_text_of_a_parquet_file_that_is_not_utf8_is_named_by_its_row(tmp_path: Path, start: int) -> None:
+    path = str(tmp_path / "a.parquet")
+    values = [b"fine"] * 5 + [b"caf\xe9", b"good"]
+    pq.write_table(pa.table({"id": range(7), "text": bad_texts(values)}), path, row_group_size=3)
+    texts = read_texts(path, start=start)
+    assert [next(texts) for _ in range(5 - start)] == ["fine"] * (5 - start)
+    with pytest.raises(InputError) as error:
+        next(texts)
+    assert str(error.value) == f"{path}, row 6: 'text' is not UTF-8; write it anew in UTF-8"
+    assert list(read_texts(path, start=6)) == ["good"]
+
+
+def test_names_of_columns_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    schema = pa.schema([pa.field(b"caf\xe9", pa.string())])
+    pq.write_table(pa.Table.from_arrays([pa.array(["fine"])], schema=schema), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="does not read as parquet: 'utf-8' codec"):
+        list(read_texts(str(tmp_path / "a.parquet")))
+
+
+def test_an_output_whose_texts_are_not_utf8_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": bad_texts([b"caf\xe9"])}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"does not read as parquet: 'utf-8' codec .*; name another file"):
+        list(read_lines(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("type_", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_texts_of_every_type_are_read(tmp_path: Path, type_: pa.DataType) -> None:
+    pq.write_table(pa.table({"text": pa.array([*TEXTS, None], type_)}), tmp_path / "a.parquet")
+    assert list(read_texts(str(tmp_path / "a.parquet"))) == [*TEXTS, ""]
 
 
 def test_texts_are_left_out_at_the_beginning_of_several_files(tmp_path: Path) -> None:
