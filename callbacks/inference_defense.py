@@ -84,10 +84,10 @@ class InferenceDefense(FailsAlone):
         gate: whether nothing is repaired or rejected while nothing in the set speaks of a backdoor.
 
     Raises:
-        InputError: ``prevalence`` is not a positive number, or given without a gate for a defense that does not study
-            the set; the name cannot be that of a folder, two defenses log under the same name (in Python, the Trainer
-            itself refuses two defenses of the same class and name), or there is neither clean validation data nor a
-            checkpoint to take a threshold from; a gate always needs clean validation data.
+        InputError: ``texts`` is negative; ``prevalence`` is not a positive number, or given without a gate for a
+            defense that does not study the set; the name cannot be that of a folder, two defenses log under the same
+            name (in Python, the Trainer itself refuses two defenses of the same class and name), or there is neither
+            clean validation data nor a checkpoint to take a threshold from; a gate always needs clean validation data.
 
     Example::
 
@@ -104,6 +104,8 @@ class InferenceDefense(FailsAlone):
         gate: bool = False,
     ) -> None:
         check_name(name)
+        if texts < 0:
+            raise InputError("texts", f"{texts} is not a number of texts", "give 0 or more")
         if prevalence is not None and not 0 < prevalence < math.inf:
             problem = f"{prevalence} is not a number of poisoned rows per clean row"
             raise InputError("prevalence", problem, "give a number above 0, such as 0.01")
