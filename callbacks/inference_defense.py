@@ -20,6 +20,7 @@ from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.processes import check_logits_of_all, of_all_processes, result_of_each
 from lightning_backdoor.callbacks.set_study import study_set
 from lightning_backdoor.callbacks.shared import (
+    check_reference,
     check_unique,
     data_module,
     learn_and_calibrate,
@@ -140,9 +141,7 @@ class InferenceDefense(FailsAlone):
         Raises:
             InputError: there are too few rows, or rows of too few classes.
         """
-        trusted = self.defense.learns_from == "trusted"
-        rows = data.trusted_rows() if trusted else data.clean_validation().reference
-        self.defense.check_reference(rows.label.tolist(), len(data.label_names))
+        check_reference(self.defense, data)
 
     def state_dict(self) -> dict[str, Any]:
         """The buffers of the defense, including its threshold."""
