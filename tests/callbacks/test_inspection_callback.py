@@ -214,10 +214,11 @@ def test_it_needs_the_rows_of_a_data_module(tmp_path: Path, data: BackdoorDataMo
 def test_clean_rows_that_do_not_suffice_are_told_before_training(tmp_path: Path, attack: BadNets) -> None:
     few = reviews(tmp_path, validation_parts=(0.49, 0.05, 0.46))
     inspection = InspectionCallback(FlaggedShare(Dan()))
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "fast_dev_run": True}
     with pytest.raises(InputError, match=r"^reference rows"):
-        Trainer(accelerator="cpu", logger=False, callbacks=[inspection]).fit(attack, datamodule=few)
+        Trainer(callbacks=[inspection], **options).fit(attack, datamodule=few)
     with pytest.raises(InputError, match=r"^datamodule: an inspection needs the clean rows"):
-        Trainer(accelerator="cpu", logger=False, callbacks=[inspection]).fit(attack, few.train_dataloader())
+        Trainer(callbacks=[inspection], **options).fit(attack, few.train_dataloader())
     assert not hasattr(attack, "network")
 
 

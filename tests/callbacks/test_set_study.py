@@ -121,7 +121,7 @@ def test_a_prevalence_above_that_of_the_rows_is_refused_before_training(
     most = poisoned / clean
     said = rf"^prevalence: 2\.0 of \d+ clean rows is \d+, but only \d+ poisoned rows are there; give at most {most}$"
     for stage in ("fit", "test"):
-        trainer = trainer_with(tmp_path, InferenceDefense(LongerThanUsual(), prevalence=2.0))
+        trainer = trainer_with(tmp_path, InferenceDefense(LongerThanUsual(), prevalence=2.0), max_epochs=1)
         with pytest.raises(InputError, match=said):
             getattr(trainer, stage)(attack, datamodule=data)
     assert not hasattr(attack, "network")
