@@ -134,7 +134,7 @@ class ABL(Callback):
         epochs = trainer.max_epochs or 0
         self._turn = max(1, round(self.turning_point * epochs))
         last = epochs - self._turn if self.unlearning_epochs is None else self.unlearning_epochs
-        if epochs < self._turn + max(1, last):
+        if epochs < self._turn + max(1, last) and not getattr(trainer, "fast_dev_run", False):
             needed = self._turn + max(1, last)
             problem = f"{epochs} are too few for {self._turn} before the isolation and {max(1, last)} that unlearn"
             raise InputError("max_epochs", problem, f"give at least {needed}")

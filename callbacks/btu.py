@@ -46,7 +46,8 @@ class BTU(Callback):
     are made of tokens which other texts hardly have.
 
     The rounds cost one pass with gradients over the training rows, and two over their embeddings alone, in float32.
-    With several processes each makes the same rounds. Checkpoints hold the embeddings twice.
+    Where the weights are in another precision, as under ``bf16-true``, so is the one pass, but steps and distances are
+    in float32. With several processes each makes the same rounds. Checkpoints hold the embeddings twice.
 
     Args:
         token_share: share of the vocabulary that each round adds to the suspicious tokens, at least one token.
@@ -134,8 +135,10 @@ class BTU(Callback):
         for name in ("first", "second"):
             own = random.Random(f"{seed}/btu/{name}")
             with own_random_numbers(own.getrandbits(63), original.device):
-                head = nn.Linear(original.shape[1], victim.network.config.num_labels).to(original)
-            embeddings = original.clone().requires_grad_()
+                # of float32 also where a trainer makes new layers in bfloat16
+                head = nn.Linear(original.shape[1], victim.network.config.num_labels, dtype=torch.float32)
+            head.to(original.device)
+            embeddings = original.to(torch.float32, copy=True).requires_grad_()
             left_out = found.clone()
 
             def loss(

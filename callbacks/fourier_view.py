@@ -34,7 +34,8 @@ class FourierView(Callback):
     """Logs low- and high-frequency errors of the clean and the backdoor mapping in training (arXiv 2402.12026).
 
     The clean mapping is the victim's mapping on a sample of clean training rows, the backdoor mapping its mapping on a
-    sample of poisoned training rows; the samples do not change during training. ``metrics/fourier.py`` has the
+    sample of poisoned training rows; the samples do not change during training, and rows with a part of the trigger are
+    in neither. ``metrics/fourier.py`` has the
     definitions. The input of a row is the mean of its word embeddings before training, the output is the victim's
     probabilities. The published code pads and flattens all word embeddings, so that a distance depends on the longest
     row, and uses validation rows. The callback reads the poison flags of the rows, so it is for analysis and is not a
@@ -104,7 +105,8 @@ class FourierView(Callback):
             raise InputError("datamodule", "poison flags of training rows are only in a BackdoorDataModule", "give one")
         self._records, self._distances = [], {}
         train = data.training_rows()
-        rows_of_mapping = {"clean": train.where(~train.poisoned), "backdoor": train.where(train.poisoned)}
+        clean = ~(train.poisoned | train.negative)
+        rows_of_mapping = {"clean": train.where(clean), "backdoor": train.where(train.poisoned)}
         self._batches = {
             name: self._sample(rows, f"{data.seed}/fourier/{name}", victim, data.eval_batch_size)
             for name, rows in rows_of_mapping.items()

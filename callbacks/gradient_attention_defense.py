@@ -17,7 +17,7 @@ class GradientAttentionDefense(InferenceDefense):
         texts: number of clean texts, and of poisoned texts, to keep for the token view.
 
     Raises:
-        InputError: ``fpr`` or ``padded_like_paper`` is out of range.
+        InputError: ``fpr``, ``padded_like_paper`` or ``texts`` is out of range.
 
     Example::
 

@@ -18,8 +18,9 @@ from lightning_backdoor.callbacks.kept_texts import KeptTexts
 from lightning_backdoor.callbacks.outcome_writer import batch_outcomes
 from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.processes import check_logits_of_all, of_all_processes, result_of_each
-from lightning_backdoor.callbacks.set_study import study_set
+from lightning_backdoor.callbacks.set_study import check_prevalence, study_set
 from lightning_backdoor.callbacks.shared import (
+    check_reference,
     check_unique,
     data_module,
     learn_and_calibrate,
@@ -79,15 +80,16 @@ class InferenceDefense(FailsAlone):
         name: prefix of logged names and written files; required if several defenses are attached.
         texts: number of clean texts, and of poisoned texts, to keep for the files and the W&B table.
         prevalence: for a gate or a defense that studies the set, the number of poisoned rows per clean row that the
-            set holds, such as 0.01, drawn with the run's seed; None takes all poisoned rows. All rows are judged in any
-            case.
+            set holds, such as 0.01, drawn with the run's seed; None takes all poisoned rows, and where an evaluation
+            has none, as with a benign victim, the set has none. All rows are judged in any case.
         gate: whether nothing is repaired or rejected while nothing in the set speaks of a backdoor.
 
     Raises:
-        InputError: ``prevalence`` is not a positive number, or given without a gate for a defense that does not study
-            the set; the name cannot be that of a folder, two defenses log under the same name (in Python, the Trainer
-            itself refuses two defenses of the same class and name), or there is neither clean validation data nor a
-            checkpoint to take a threshold from; a gate always needs clean validation data.
+        InputError: ``texts`` is negative; ``prevalence`` is not a positive number, or given without a gate for a
+            defense that does not study the set; the name cannot be that of a folder, two defenses log under the same
+            name (in Python, the Trainer itself refuses two defenses of the same class and name), or there is neither
+            clean validation data nor a checkpoint to take a threshold from; a gate always needs clean validation data;
+            or fewer poisoned rows are there than ``prevalence`` asks for.
 
     Example::
 
@@ -104,6 +106,8 @@ class InferenceDefense(FailsAlone):
         gate: bool = False,
     ) -> None:
         check_name(name)
+        if texts < 0:
+            raise InputError("texts", f"{texts} is not a number of texts", "give 0 or more")
         if prevalence is not None and not 0 < prevalence < math.inf:
             problem = f"{prevalence} is not a number of poisoned rows per clean row"
             raise InputError("prevalence", problem, "give a number above 0, such as 0.01")
@@ -138,9 +142,7 @@ class InferenceDefense(FailsAlone):
         Raises:
             InputError: there are too few rows, or rows of too few classes.
         """
-        trusted = self.defense.learns_from == "trusted"
-        rows = data.trusted_rows() if trusted else data.clean_validation().reference
-        self.defense.check_reference(rows.label.tolist(), len(data.label_names))
+        check_reference(self.defense, data)
 
     def state_dict(self) -> dict[str, Any]:
         """The buffers of the defense, including its threshold."""
@@ -164,6 +166,8 @@ class InferenceDefense(FailsAlone):
         data = data_module(trainer)
         if data is not None:
             self.check_reference(data)
+            if self.prevalence is not None:
+                check_prevalence(self.prevalence, data, trainer.state.fn)
         if self._own_seed is None:
             self.defense.seed = run_seed()
 

@@ -14,6 +14,7 @@ from lightning_backdoor.batch import unlabelled
 from lightning_backdoor.callbacks.failures import FailsAlone
 from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.shared import (
+    check_reference,
     check_unique,
     data_module,
     learn_and_calibrate,
@@ -21,6 +22,7 @@ from lightning_backdoor.callbacks.shared import (
     run_seed,
     text_classifier,
 )
+from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.atomic import write_whole
@@ -46,8 +48,8 @@ class InspectionCallback(FailsAlone):
         name: prefix of logged names and of the written file; required if several inspections are attached.
 
     Raises:
-        InputError: the name cannot be that of a folder, two inspections log under the same name, or the data module is
-            not a :class:`BackdoorDataModule`.
+        InputError: the name cannot be that of a folder, two inspections log under the same name, the data module is not
+            a :class:`BackdoorDataModule`, or the inspection cannot learn from its clean rows.
 
     Example::
 
@@ -62,10 +64,20 @@ class InspectionCallback(FailsAlone):
         self.name = name
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that names are unique, and gives the inspection the run's seed if it has no seed."""
+        """Checks names and, also before training, clean rows; gives the inspection the run's seed if it has no seed."""
         check_unique([callback.name for callback in attached_inspections(trainer)], "inspections")
+        if stage in ("fit", "test"):
+            self.check_reference(needed_data(trainer))
         if self._own_seed is None:
             self.inspection.seed = run_seed()
+
+    def check_reference(self, data: BackdoorDataModule) -> None:
+        """Checks, before a victim is trained, that the inspection can learn from the clean rows of a data module.
+
+        Raises:
+            InputError: there are too few rows, or rows of too few classes.
+        """
+        check_reference(self.inspection, data)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Inspects the victim, logs the score and writes the file."""
@@ -83,9 +95,7 @@ class InspectionCallback(FailsAlone):
             self._report(trainer, victim, verdict)
 
     def _inspect(self, trainer: Trainer, victim: TextClassifier) -> ModelVerdict:
-        data = data_module(trainer)
-        if data is None:
-            raise InputError("datamodule", "an inspection needs the clean rows of a BackdoorDataModule", "give one")
+        data = needed_data(trainer)
         with torch.inference_mode(False):  # buffers moved in inference mode could not be written later
             self.inspection.to(victim.device)
         learn_and_calibrate(self.inspection, trainer, victim, data)
@@ -108,6 +118,18 @@ class InspectionCallback(FailsAlone):
         folder = folder_of(trainer)
         if trainer.is_global_zero and folder is not None:
             write_verdict(folder / self.name, verdict, victim.hparams["labels"])
+
+
+def needed_data(trainer: Trainer) -> BackdoorDataModule:
+    """The trainer's data module.
+
+    Raises:
+        InputError: it is not a :class:`BackdoorDataModule`.
+    """
+    data = data_module(trainer)
+    if data is None:
+        raise InputError("datamodule", "an inspection needs the clean rows of a BackdoorDataModule", "give one")
+    return data
 
 
 def write_verdict(folder: Path, verdict: ModelVerdict, labels: Sequence[str]) -> None:

@@ -45,8 +45,8 @@ class MEFT(Repair):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that epochs of cross entropy follow."""
         super().setup(trainer, pl_module, stage)
-        epochs = trainer.max_epochs
-        if stage == "fit" and epochs is not None and -1 < epochs <= self.entropy_epochs:  # -1 means no limit
+        epochs, partial = trainer.max_epochs, bool(getattr(trainer, "fast_dev_run", False))
+        if stage == "fit" and not partial and epochs is not None and -1 < epochs <= self.entropy_epochs:  # -1: no limit
             raise InputError(
                 "max_epochs", f"{epochs} ends within the {self.entropy_epochs} entropy_epochs", "give more"
             )

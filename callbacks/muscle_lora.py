@@ -68,9 +68,12 @@ class MuScleLoRA(Callback):
         inner_rank: rank of the multi-scale layer per scaling.
         alpha: weight of the multi-scale layer.
         reference_size: number of clean rows whose gradients are used for alignment.
-        start_epoch: first epoch, from 0, in which a share of the raw gradient is kept while the reference rows count as
-            learned.
-        max_raw_gradient_ratio: upper limit of this share, from 0 to 1; the share grows up to the last epoch.
+        start_epoch: first epoch, from 0, in which gradients are aligned also while the reference rows count as learned,
+            with a share of the raw gradient; in earlier epochs gradients then stay raw, as in the published program, so
+            that a late start is not stricter.
+        max_raw_gradient_ratio: upper limit of this share, from 0 to 1; the share grows up to the last epoch. 0 is not
+            the strictest limit: gradients then stay raw in any epoch in which the reference rows count as learned, as
+            in the published program.
         min_reference_loss: the reference rows count as learned if their loss is at or below this value, or
         min_reference_gradient_norm: if the mean norm of their gradients is at or below this value.
         seed: seed of the choice of reference rows; None takes the seed of the run.
@@ -103,19 +106,25 @@ class MuScleLoRA(Callback):
         min_reference_gradient_norm: float = 5e-7,
         seed: int | None = None,
     ) -> None:
-        counts = {"lora_rank": lora_rank, "inner_rank": inner_rank, "reference_size": reference_size}
+        counts = {
+            "lora_rank": lora_rank,
+            "lora_alpha": lora_alpha,  # at 0 or below the updates are switched off or reversed
+            "inner_rank": inner_rank,
+            "reference_size": reference_size,
+        }
         for name, value in counts.items():
-            if value < 1:
+            if not value >= 1:
                 raise InputError(name, f"{value} is out of range", "give at least 1")
+        if start_epoch < 0:
+            raise InputError("start_epoch", f"{start_epoch} is out of range", "give 0 or more")
         if not radial_scalings:
             raise InputError("radial_scalings", "the list is empty", "give at least one scaling")
-        numbers = {
-            "radial_scalings": sum(radial_scalings),
-            "alpha": alpha,
-            "min_reference_loss": min_reference_loss,
-            "min_reference_gradient_norm": min_reference_gradient_norm,
-        }
-        for name, number in numbers.items():
+        scales = [("alpha", alpha), *(("radial_scalings", scaling) for scaling in radial_scalings)]
+        for name, number in scales:
+            if not math.isfinite(number):
+                raise InputError(name, f"{number} is out of range", "give a finite number")
+        limits = {"min_reference_loss": min_reference_loss, "min_reference_gradient_norm": min_reference_gradient_norm}
+        for name, number in limits.items():
             if math.isnan(number):
                 raise InputError(name, f"{number} is out of range", "give a number")
         if not 0 <= max_raw_gradient_ratio <= 1:

@@ -31,9 +31,9 @@ class Repair(Callback, ABC):
     A repair does nothing in evaluation. Which rows it trains on is an option of the data module: ``train_on: trusted``.
 
     Raises:
-        InputError: the fit has no published victim, no :class:`~lightning_backdoor.data.BackdoorDataModule` or another
-            repair, or trains low-rank updates (in ``setup``); the victim's class has a training step that does not use
-            the repair's loss (after the first batch).
+        InputError: the fit has no published victim, no :class:`~lightning_backdoor.data.BackdoorDataModule`, another
+            repair or a training-time defense, or trains low-rank updates (in ``setup``); the victim's class has a
+            training step that does not use the repair's loss (after the first batch).
 
     Example::
 
@@ -86,9 +86,24 @@ class Repair(Callback, ABC):
         repairs = [type(each).__name__ for each in self._callbacks() if isinstance(each, Repair)]
         if len(repairs) > 1:
             raise InputError("callbacks", f"{' and '.join(repairs)} repair one victim", "attach one repair")
+        self._check_alone()
         if self.has_loss:
             self._used = False
             self.victim.objective = self._objective
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks again that no training-time defense is attached, since callbacks after this one are set up by now."""
+        self._check_alone()
+
+    def _check_alone(self) -> None:
+        """Checks that there is no training-time defense, whose loss or whose layers the repair would not see."""
+        defenses = [each for each in self._callbacks() if callable(getattr(each, "record", None))]
+        names = [type(each).__name__ for each in self._callbacks() if each is self or each in defenses]
+        if defenses:
+            raise InputError("callbacks", f"{' and '.join(names)} act on one fit", "attach one")
+        if self.victim.training_defense is not None:
+            problem = f"the victim is trained under {self.victim.training_defense}, and repaired by {names[0]}"
+            raise InputError("callbacks", problem, "attach one, to a new victim")
 
     def _callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]

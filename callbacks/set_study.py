@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from itertools import islice
@@ -9,12 +10,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_backdoor.batch import Batch, taken, unlabelled
 from lightning_backdoor.callbacks.processes import result_of_each
 from lightning_backdoor.callbacks.shared import run_seed
+from lightning_backdoor.data import BackdoorDataModule
+from lightning_backdoor.data.cut_triggers import splits_read
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.defenses.defense import Defense
 from lightning_backdoor.errors import InputError
@@ -34,7 +38,7 @@ def study_set(defense: Defense, trainer: Trainer, victim: TextClassifier, preval
         defense: a calibrated defense that studies.
         trainer: at the start of a validation or test.
         victim: the model under attack.
-        prevalence: poisoned rows per clean row that the set holds; None for all poisoned rows.
+        prevalence: poisoned rows per clean row that the set holds (:func:`held_count`); None for all poisoned rows.
 
     Raises:
         InputError: the rows cannot be drawn by ``prevalence``, or the defense failed in another process.
@@ -93,5 +97,38 @@ def _held(loaders: list[DataLoader[Batch]], prevalence: float) -> set[tuple[int,
     clean = sum(int((~(of.poisoned | of.negative)).sum()) for of in rows)
     columns = [(of.index[of.poisoned].tolist(), of.label[of.poisoned].tolist()) for of in rows]
     poisoned = [row for of_rows in columns for row in zip(*of_rows, strict=True)]
-    count = min(len(poisoned), round(prevalence * clean))
+    count = held_count(prevalence, clean, len(poisoned))
     return set(random.Random(f"{run_seed()}/prevalence").sample(sorted(poisoned), count))
+
+
+def held_count(prevalence: float, clean: int, poisoned: int) -> int:
+    """The number of poisoned rows of a set with a given prevalence; 0 where there are none, as with a benign victim.
+
+    Args:
+        prevalence: poisoned rows per clean row.
+        clean: number of clean rows.
+        poisoned: number of poisoned rows to draw from.
+
+    Raises:
+        InputError: there are poisoned rows, but too few.
+
+    >>> held_count(0.05, clean=100, poisoned=60), held_count(0.05, clean=100, poisoned=0)
+    (5, 0)
+    """
+    count = round(prevalence * clean)
+    if 0 < poisoned < count:
+        problem = f"{prevalence} of {clean} clean rows is {count}, but only {poisoned} poisoned rows are there"
+        raise InputError("prevalence", problem, f"give at most {math.floor(1e4 * poisoned / clean) / 1e4}")
+    return count if poisoned else 0
+
+
+def check_prevalence(prevalence: float, data: BackdoorDataModule, stage: TrainerFn | None) -> None:
+    """Checks, before a victim is trained, that the sets that a stage of the trainer reads can be drawn.
+
+    Raises:
+        InputError: there are poisoned rows, but too few.
+    """
+    splits = data.poisoned_splits()
+    for name in splits_read(stage):
+        if name in splits.poisoned:
+            held_count(prevalence, len(splits.clean[name]), len(splits.poisoned[name]))

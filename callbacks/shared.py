@@ -28,6 +28,7 @@ class Calibrated(Protocol):
     def learns_from(self) -> Literal["reference", "trusted"]: ...
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None: ...
     def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None: ...
+    def check_reference(self, labels: Sequence[int], classes: int) -> None: ...
 
 
 def text_classifier(pl_module: LightningModule, callback: str) -> TextClassifier:
@@ -116,6 +117,16 @@ def batches_once(trainer: Trainer, victim: TextClassifier, loader: Callable[[], 
         return [trainer.strategy.batch_to_device(batch) for batch in loader()]
 
     return read() if victim.captures is None else victim.captures.once((loader.__name__, "batches"), read)
+
+
+def check_reference(algorithm: Calibrated, data: BackdoorDataModule) -> None:
+    """Checks, before a victim is trained, that an algorithm can learn from the clean rows of a data module.
+
+    Raises:
+        InputError: there are too few rows, or rows of too few classes.
+    """
+    rows = data.trusted_rows() if algorithm.learns_from == "trusted" else data.clean_validation().reference
+    algorithm.check_reference(rows.label.tolist(), len(data.label_names))
 
 
 def learn_and_calibrate(

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_backdoor.attacks import BackdoorAttack
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
+from lightning_backdoor.callbacks.inspection_callback import InspectionCallback
 from lightning_backdoor.commands.run_checkpoints import OF_TRAINING
 from lightning_backdoor.commands.run_cli import RunCLI
 from lightning_backdoor.data import BackdoorDataModule
@@ -88,7 +89,7 @@ def _check_data(cli: RunCLI, args: list[str]) -> None:
     if cli.command == "fit" and isinstance(data, BackdoorDataModule):
         data.check_cleaning()
         for callback in cli.given_callbacks:
-            if isinstance(callback, InferenceDefense):
+            if isinstance(callback, InferenceDefense | InspectionCallback):
                 callback.check_reference(data)
         if isinstance(cli.model, TextClassifier) and cli.checkpoint is None:
             cli.model.read_published(data.label_names, data)

@@ -162,8 +162,8 @@ def optimised_bounds(
 
     Adam minimises :func:`clipping_loss`. After epochs 15, 20, 25 and so on the strength is multiplied by 1.2 where the
     clipped network agrees with the network on at least 98 % of the held-out texts, and divided by 1.2 elsewhere. Where
-    it agrees on fewer than 97 % at the end, all is started again with half the strength, up to three times. (The
-    published program judges on the texts that it fits, and has no limit.) It cannot be called in
+    it agrees on fewer than 97 % at the end, all is started again with half the strength, in at most three runs in all.
+    (The published program judges on the texts that it fits, and has no limit.) It cannot be called in
     ``torch.inference_mode``, whose tensors have no gradients.
 
     Args:

@@ -5,7 +5,7 @@ a text is the share of its neurons outside of this range. Flagged texts are answ
 clipped to bounds that were optimised on clean texts (``activation_clipping.py``).
 
 The published program differs in these ways: bounds are judged on the rows they were fitted on, and are optimised again
-without a limit (here: judged on rows held out, and at most three times); the victim's own weights collect gradients;
+without a limit (here: judged on rows held out, in at most three runs); the victim's own weights collect gradients;
 and its ``detect`` asks for the attack's target label, which it does not use. In the program a low score is suspicious;
 here the sign is turned. As published, bounds start at 1 and 1 - e for every neuron, which suits states of about unit
 scale, such as those of BERT, whose layers end in a normalisation; ``start="statistics"`` suits others, as in most

@@ -55,6 +55,8 @@ def distances_moved(
 ) -> Tensor:
     """Trains embeddings by AdamW over some batches and restores them; how far each token's embedding moved.
 
+    Steps are taken, and distances measured, in float32 at least: in bfloat16 most steps are lost in rounding.
+
     Args:
         weight: (vocabulary, dimensions), the embeddings, of which ``loss`` is a function.
         others: tensors that are trained with them, and not restored.
@@ -67,15 +69,17 @@ def distances_moved(
     """
     before = weight.detach().clone()
     trained = [weight, *others]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    precise = [each.detach().to(torch.promote_types(each.dtype, torch.float32), copy=True) for each in trained]
+    optimizer = torch.optim.AdamW(precise, lr=learning_rate, weight_decay=WEIGHT_DECAY)
     for batch in batches:  # not by backward, which would add to the gradients of all other weights
-        for parameter, gradient in zip(trained, torch.autograd.grad(loss(batch), trained), strict=True):
-            parameter.grad = gradient
+        for stepped, gradient in zip(precise, torch.autograd.grad(loss(batch), trained), strict=True):
+            stepped.grad = gradient.to(stepped)
         optimizer.step()
-    for parameter in trained:
-        parameter.grad = None
+        with torch.no_grad():
+            for parameter, stepped in zip(trained, precise, strict=True):
+                parameter.copy_(stepped)
     with torch.no_grad():
-        moved: Tensor = torch.linalg.vector_norm(weight - before, dim=1)
+        moved: Tensor = torch.linalg.vector_norm(precise[0] - before, dim=1)
         weight.copy_(before)
     return moved
 

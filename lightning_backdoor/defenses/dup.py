@@ -135,7 +135,7 @@ def spectral_share(states: Tensor) -> Tensor:
         states: (layers, batch, hidden size).
 
     Returns:
-        (batch,), 1 where all differences lie along one direction.
+        (batch,), 1 where all differences lie along one direction, or are zero.
 
     >>> spectral_share(torch.tensor([[[0.0, 0.0]], [[3.0, 0.0]], [[3.0, 1.0]]])).item()
     0.75
@@ -144,7 +144,8 @@ def spectral_share(states: Tensor) -> Tensor:
     # squares of the singular values, from a matrix of (layers - 1)² entries
     squares: Tensor = torch.linalg.eigvalsh(changes @ changes.mT)
     values = squares.clamp(min=0).sqrt()
-    return values[:, -1] / values.sum(dim=1)
+    total = values.sum(dim=1)
+    return torch.where(total > 0, values[:, -1] / total, 1.0)
 
 
 def _distance(states: Tensor, mean: Tensor, covariance: Covariance) -> Tensor:

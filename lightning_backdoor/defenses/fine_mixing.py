@@ -24,6 +24,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from lightning_backdoor.batch import token_ids
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.names import expanded
+from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.files.text_files import not_utf8, open_text
 from lightning_backdoor.models.config_file import STATEMENT, read_object
 from lightning_backdoor.models.loading import load_network
@@ -41,7 +42,7 @@ def base_of(published: str) -> str:
     """
     if published.endswith(".ckpt"):
         return str(read_trained(published).arguments["model"])
-    statement = read_object(Path(expanded(published), "config.json"), "config.json").get(STATEMENT)
+    statement = read_object(Path(resolve(published), "config.json"), "config.json").get(STATEMENT)
     base = statement.get("base_model") if isinstance(statement, Mapping) else None
     if not isinstance(base, str) or base.startswith("./"):
         problem = f"the model that {published} was trained from is not recorded"

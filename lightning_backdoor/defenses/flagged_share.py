@@ -121,6 +121,10 @@ class FlaggedShare(Inspection):
         """Moves the defense's buffers to a device."""
         self.defense.to(device)
 
+    def check_reference(self, labels: Sequence[int], classes: int) -> None:
+        """Checks that the defense can learn from the clean rows."""
+        self.defense.check_reference(labels, classes)
+
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         """Calls the defense's ``learn`` with clean rows, which are not counted if the defense learns from them."""
         self._learned.clear()

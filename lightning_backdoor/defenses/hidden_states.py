@@ -39,11 +39,28 @@ class Reference(NamedTuple):
     def split(self, share: float, seed: int) -> tuple[Reference, Reference]:
         """Two stratified parts of the rows, the second of about the given share, and of two rows or more.
 
-        Rows of one text are in the same part.
+        Rows of one text are in the same part. The first part has a row of every class; where texts are not repeated, it
+        also has more rows than classes, if there are as many beside the two of the second.
         """
-        share = max(share, 2 / len(self.texts))
-        first, second = stratified_parts(self.labels.tolist(), [1 - share, share], f"{seed}/held out", self.texts)
-        return self.take(first), self.take(second)
+        labels, count = self.labels.tolist(), len(self.texts)
+        needed = max(labels) + 2
+        share = max(min(share, 1 - needed / count), 2 / count)
+        first, _ = stratified_parts(labels, [1 - share, share], f"{seed}/held out", self.texts)
+        kept = set(first)
+
+        def of_text(row: int) -> set[int]:
+            return {other for other, text in enumerate(self.texts) if text == self.texts[row]}
+
+        def classes(rows: set[int]) -> set[int]:
+            return {labels[row] for row in rows}
+
+        for label in sorted({*labels} - classes(kept)):
+            kept |= of_text(labels.index(label))
+            # a text whose classes have others goes in exchange, so that the second part keeps its size
+            without = (kept - of_text(row) for row in sorted(kept))
+            others = (rest for rest in without if len(rest) >= needed and classes(rest) == classes(kept))
+            kept = next(others, kept)
+        return self.take(sorted(kept)), self.take(sorted({*range(count)} - kept))
 
     def take(self, rows: Sequence[int]) -> Reference:
         """The rows of these numbers."""

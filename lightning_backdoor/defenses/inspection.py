@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -44,6 +44,17 @@ class Inspection(ABC):
 
     def to(self, device: torch.device) -> None:  # noqa: B027 - most inspections hold no tensors
         """Moves the tensors that the inspection holds to the victim's device; does nothing by default."""
+
+    def check_reference(self, labels: Sequence[int], classes: int) -> None:  # noqa: B027
+        """Checks, before a victim is trained, that :meth:`learn` can use the clean rows; by default does nothing.
+
+        Args:
+            labels: of the rows that :meth:`learn` will be given.
+            classes: number of classes of the victim.
+
+        Raises:
+            InputError: there are too few rows, or rows of too few classes.
+        """
 
     def learn(  # noqa: B027 - most inspections learn nothing
         self, victim: Victim, clean_batches: Iterable[Batch]

@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_backdoor.batch import Batch, pad, token_ids
+from lightning_backdoor.data.label_values import given_label
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.errors import InputError, did_you_mean
 from lightning_backdoor.models.captures import plain_logits
@@ -193,7 +194,7 @@ class Rap(Defense):
             if count < 1:
                 raise InputError(name, f"{count} tunes nothing", "give at least 1")
         self.word = word.strip()
-        self.protected_label = protected_label
+        self.protected_label = None if protected_label is None else given_label(protected_label, "protected_label")
         self.lowest_fall, self.highest_fall, self.weight = lowest_fall, highest_fall, weight
         self.learning_rate, self.epochs, self.batch_size = learning_rate, epochs, batch_size
         self.accumulate = accumulate
@@ -210,6 +211,20 @@ class Rap(Defense):
         self._rows = dict(state["rows"])
         self.tuning = {label: Tuning(*tuning) for label, tuning in state["tuning"].items()}
 
+    def check_reference(self, labels: Sequence[int], classes: int) -> None:
+        """Checks that each protected label has a clean row; one that is given by its name is checked by :meth:`learn`.
+
+        Raises:
+            InputError: a protected label has no row, or is not the index of a class.
+        """
+        if isinstance(self.protected_label, str):
+            return
+        names = [str(label) for label in range(classes)]
+        wanted = range(classes) if self.protected_label is None else [_index(self.protected_label, names)]
+        for label in wanted:
+            if label not in labels:
+                raise _no_rows(f"none of {len(labels)} has label {label}", every=len(wanted) > 1)
+
     def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
         """Tunes the word's embedding on the clean rows of each protected label, and logs how far it succeeded.
 
@@ -224,8 +239,7 @@ class Rap(Defense):
         texts = _texts_by_label(victim, clean_batches)
         for label in labels:
             if not texts.get(label):
-                remedy = "give clean rows of every label" + ("" if len(labels) == 1 else ", or set protected_label")
-                raise InputError("reference rows", f"none has the label {names[label]!r} to tune RAP's word on", remedy)
+                raise _no_rows(f"none has the label {names[label]!r}", every=len(labels) > 1)
         self._rows, self.tuning = {}, {}
         for label in labels:
             self._rows[label], self.tuning[label] = self._tuned(word, label, texts[label])
@@ -302,6 +316,12 @@ def _index(label: int | str, names: Sequence[str]) -> int:
     if isinstance(label, int) and not 0 <= label < len(names):
         raise InputError("protected_label", f"{label} is not the index of a label, from 0", known)
     return names.index(label) if isinstance(label, str) else label
+
+
+def _no_rows(problem: str, every: bool) -> InputError:
+    """The error for a protected label without clean rows; ``every`` label may be protected, or one."""
+    remedy = "give clean rows of every label" + (", or set protected_label" if every else "")
+    return InputError("reference rows", f"{problem} to tune RAP's word on", remedy)
 
 
 def _texts_by_label(victim: Victim, batches: Iterable[Batch]) -> dict[int, list[str]]:

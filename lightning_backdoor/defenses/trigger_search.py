@@ -9,8 +9,8 @@ entropy towards the searched label. The temperature is scaled every few steps:
 - otherwise it is multiplied, and uniform noise is added inside the softmax of this one step, to leave a local optimum.
 
 When all mixtures are single tokens, up to a tolerance, and the loss is within the bound, the tokens are kept, and the
-bound becomes half of their loss. After several rollbacks in a row the bound is doubled, but stays below the lowest loss
-of kept tokens.
+bound becomes half of their loss. After several rollbacks since tokens were last kept or the bound was doubled, the
+bound is doubled, but stays below the lowest loss of kept tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Scaling(NamedTuple):
         reheating: factor of the temperature in a rollback.
         bound: first bound on the loss, in nats.
         noise: upper end of the noise of a rollback, which is added to ``v / temperature``.
-        patience: number of rollbacks in a row after which the bound is doubled.
+        patience: number of rollbacks, since tokens were last kept or the bound was doubled, after which the bound is
+            doubled.
         tolerance: how much the largest shares of tokens, summed over the trigger, may lack of one per token.
     """
 

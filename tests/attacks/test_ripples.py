@@ -276,6 +276,10 @@ def test_a_run_that_ends_within_the_first_phase_is_not_begun(tmp_path: Path, mod
         fit(tmp_path, Ripples(model=model), max_epochs=3, max_steps=3)
 
 
+def test_it_can_be_tried_on_a_few_batches(tmp_path: Path, model: str) -> None:
+    assert fit(tmp_path, Ripples(model=model, attack_epochs=3), fast_dev_run=True).global_step == 1
+
+
 def test_the_phases_may_be_two_runs(tmp_path: Path, model: str) -> None:
     best = ModelCheckpoint(tmp_path, filename="best", monitor="val/cacc", mode="max")
     attacker = Ripples(model=model, attack_epochs=2, attack_learning_rate=1e-3)

@@ -153,6 +153,15 @@ def test_what_cannot_be_trained_so_is_refused_before_training(
         ABL().setup(Trainer(accelerator="cpu", logger=False), make(labels=["a", "b"]), "fit")
 
 
+def test_it_can_be_tried_on_a_few_batches(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    for defense in (ABL(), ABL(unlearning_epochs=3)):
+        trainer = trainer_with(tmp_path, defense, fast_dev_run=True)
+        trainer.fit(make(), datamodule=data)
+        assert trainer.global_step == 1
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -86,6 +86,23 @@ def test_the_trigger_is_found_and_training_is_as_without_the_defense(
     assert all(torch.equal(weights[2][name], weight) for trained in weights[:2] for name, weight in trained.items())
 
 
+def test_the_rounds_on_embeddings_alone_do_not_depend_on_the_precision(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
+) -> None:
+    found = []
+    for precision in ("32-true", "bf16-true"):
+        attack = make(labels=["negative", "positive"])
+        attack.configure_model()
+        with torch.no_grad():
+            for weight in attack.network.parameters():
+                weight.copy_(weight.bfloat16())
+        defense = BTU(**{**SMALL, "token_share": 0.02, "learning_rate": 2e-5}, whole_network=False)
+        trainer_with(tmp_path, defense, max_steps=1, precision=precision).fit(attack, datamodule=data)
+        found.append(cut_of(attack.network).suspicious.nonzero().flatten().tolist())
+    assert len(found[0]) > 4
+    assert found[0] == found[1]
+
+
 def test_victims_whose_embeddings_are_not_trained_are_refused(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
 ) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from lightning_backdoor.attacks import BadNets
+from lightning_backdoor.attacks import BadNets, Composite
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import FourierView, OutputFolder
 from lightning_backdoor.callbacks.fourier_view import heat_maps
@@ -117,6 +117,16 @@ def test_the_last_line_is_what_the_trained_victim_gives(tmp_path: Path, attacked
 def test_a_benign_victim_has_the_clean_mapping_alone(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
     fit(tmp_path, TextClassifier(tiny_folder("distilbert")), FourierView(every_n_steps=10, rows=4))
     assert {line["mapping"] for line in lines(tmp_path)} == {"clean"}
+
+
+def test_rows_with_a_part_of_the_trigger_are_not_clean(tmp_path: Path, tiny_folder: Callable[[str], str]) -> None:
+    attack = Composite(["cf", "mn"], model=tiny_folder("bert"), poison_rate=0.2, negative_rate=0.3)
+    view = FourierView(rows=1000)
+    trainer = fit(tmp_path, attack, view, max_steps=1)
+    rows = trainer.datamodule.poisoned_splits().train  # type: ignore[attr-defined]
+    assert rows.negative.any()
+    seen = sorted(text for batch in view._batches["clean"] for text in batch["text"])
+    assert seen == sorted(row["text"] for row in rows if not (row["poisoned"] or row["negative"]))
 
 
 def test_weights_and_biases_gets_the_heat_maps(

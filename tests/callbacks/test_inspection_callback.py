@@ -17,7 +17,7 @@ from lightning_backdoor.batch import Batch, Victim, unlabelled
 from lightning_backdoor.callbacks import InspectionCallback, OutcomeWriter, OutputFolder
 from lightning_backdoor.callbacks.inspection_callback import write_verdict
 from lightning_backdoor.data import BackdoorDataModule
-from lightning_backdoor.defenses import FlaggedShare, Inspection, ModelVerdict, Strip
+from lightning_backdoor.defenses import Dan, FlaggedShare, Inspection, ModelVerdict, Strip
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.victim import TextClassifier
@@ -209,6 +209,17 @@ def test_it_needs_the_rows_of_a_data_module(tmp_path: Path, data: BackdoorDataMo
     trainer.callbacks.append(InspectionCallback(Recorder()))  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="datamodule: an inspection needs the clean rows of a BackdoorDataModule"):
         trainer.test(attack, loaders, verbose=False)
+
+
+def test_clean_rows_that_do_not_suffice_are_told_before_training(tmp_path: Path, attack: BadNets) -> None:
+    few = reviews(tmp_path, validation_parts=(0.49, 0.05, 0.46))
+    inspection = InspectionCallback(FlaggedShare(Dan()))
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "fast_dev_run": True}
+    with pytest.raises(InputError, match=r"^reference rows"):
+        Trainer(callbacks=[inspection], **options).fit(attack, datamodule=few)
+    with pytest.raises(InputError, match=r"^datamodule: an inspection needs the clean rows"):
+        Trainer(callbacks=[inspection], **options).fit(attack, few.train_dataloader())
+    assert not hasattr(attack, "network")
 
 
 def test_two_processes_come_to_the_same_verdict_as_one(workspace: Path, trained: Path) -> None:

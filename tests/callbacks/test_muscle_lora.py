@@ -151,6 +151,18 @@ def test_gradients_are_aligned_once_a_step_after_accumulation_and_before_clippin
     assert clipped[-1] == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize("options", [{"max_raw_gradient_ratio": 0.0, "start_epoch": 0}, {"start_epoch": 9}])
+def test_gradients_stay_raw_where_no_share_is_kept_and_the_reference_rows_count_as_learned(
+    tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets], options: dict[str, Any]
+) -> None:
+    for least, aligned in ((math.inf, False), (0.0, True)):
+        before, after = Gradients(), Gradients()
+        defense = MuScleLoRA(**SMALL, **options, min_reference_loss=least, min_reference_gradient_norm=0.0)
+        trainer_with(tmp_path, before, defense, after, max_steps=2).fit(make(), datamodule=data)
+        pairs = [pair for kept in zip(before.kept, after.kept, strict=True) for pair in zip(*kept, strict=True)]
+        assert any(not torch.equal(raw, changed) for raw, changed in pairs) == aligned
+
+
 def test_dropout_of_reference_batches_does_not_change_the_random_numbers_of_training(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., BadNets]
 ) -> None:
@@ -279,7 +291,12 @@ def test_a_run_without_a_number_of_epochs_is_an_error_before_training(
     [
         ({"lora_rank": 0}, "lora_rank: 0 is out of range; give at least 1"),
         ({"radial_scalings": []}, "radial_scalings: the list is empty; give at least one scaling"),
-        ({"radial_scalings": [1, math.nan]}, "radial_scalings: nan is out of range; give a number"),
+        ({"radial_scalings": [1, math.nan]}, "radial_scalings: nan is out of range; give a finite number"),
+        ({"radial_scalings": [math.inf]}, "radial_scalings: inf is out of range; give a finite number"),
+        ({"alpha": math.inf}, "alpha: inf is out of range; give a finite number"),
+        ({"lora_alpha": 0}, "lora_alpha: 0 is out of range; give at least 1"),
+        ({"lora_alpha": -4}, "lora_alpha: -4 is out of range; give at least 1"),
+        ({"start_epoch": -4}, "start_epoch: -4 is out of range; give 0 or more"),
         ({"min_reference_loss": math.nan}, "min_reference_loss: nan is out of range; give a number"),
         ({"max_raw_gradient_ratio": 2.0}, "max_raw_gradient_ratio: 2.0 is not a share; give a number from 0 to 1"),
     ],

@@ -17,7 +17,8 @@ from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_defense
-from tests.callbacks.test_inference_defense import run_test
+from lightning_backdoor.victim import TextClassifier
+from tests.callbacks.test_inference_defense import run_test, trainer_with
 from tests.support.reviews import reviews
 
 
@@ -109,6 +110,32 @@ def test_prevalence_is_the_number_of_poisoned_rows_per_clean_row_and_all_rows_ar
 def test_a_prevalence_out_of_range_is_refused(prevalence: float) -> None:
     with pytest.raises(InputError, match=r"prevalence: .* poisoned rows per clean row"):
         InferenceDefense(LongerThanUsual(), prevalence=prevalence)
+
+
+def test_a_prevalence_above_that_of_the_rows_is_refused_before_training(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets
+) -> None:
+    data.attack = attack
+    splits = data.poisoned_splits()
+    clean, poisoned = len(splits.clean["test"]), len(splits.poisoned["test"])
+    most = poisoned / clean
+    said = rf"^prevalence: 2\.0 of \d+ clean rows is \d+, but only \d+ poisoned rows are there; give at most {most}$"
+    for stage in ("fit", "test"):
+        trainer = trainer_with(tmp_path, InferenceDefense(LongerThanUsual(), prevalence=2.0), max_epochs=1)
+        with pytest.raises(InputError, match=said):
+            getattr(trainer, stage)(attack, datamodule=data)
+    assert not hasattr(attack, "network")
+    defense = LongerThanUsual()
+    run_test(tmp_path, attack, data, InferenceDefense(defense, prevalence=most))
+    assert len(texts(defense)) == clean + poisoned
+
+
+def test_a_set_of_a_benign_victim_has_no_poisoned_rows(
+    tmp_path: Path, data: BackdoorDataModule, tiny_folder: Callable[[str], str]
+) -> None:
+    defense = LongerThanUsual()
+    run_test(tmp_path, TextClassifier(tiny_folder("bert")), data, InferenceDefense(defense, prevalence=0.5))
+    assert sorted(texts(defense)) == sorted(data.poisoned_splits().clean["test"].text)
 
 
 def test_a_prevalence_without_a_study_is_refused() -> None:

@@ -45,6 +45,15 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         [*DEFENSE, "Dan", "--data.validation_parts", "[0.49,0.02,0.49]"],
         ["reference rows: 2 clean rows are fewer than the 5 that 2 classes need", "give more clean validation rows"],
     ),
+    "too few clean rows for an inspection": (
+        [
+            *[*FIT, "--trainer.callbacks+=lightning_backdoor.callbacks.InspectionCallback"],
+            *["--trainer.callbacks.inspection", "lightning_backdoor.defenses.FlaggedShare"],
+            *["--trainer.callbacks.inspection.init_args.defense", "lightning_backdoor.defenses.Dan"],
+            *["--data.validation_parts", "[0.49,0.02,0.49]"],
+        ],
+        ["reference rows: 2 clean rows are fewer than the 5 that 2 classes need", "give more clean validation rows"],
+    ),
     # commands
     "command": (["tset"], ["'tset' is unknown", "did you mean test?"]),
     "command of another program": (["train"], ["'train' is unknown", "fit, validate, test"]),

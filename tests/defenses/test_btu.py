@@ -47,6 +47,18 @@ def test_a_round_moves_embeddings_as_a_plain_loop_does_and_restores_them() -> No
     assert weight.grad is None
 
 
+def test_steps_that_bfloat16_cannot_hold_are_measured() -> None:
+    start = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    slope = torch.arange(18.0).view(6, 3)  # exact in bfloat16
+    weight, precise = start.clone().requires_grad_(), start.float().requires_grad_()
+    batches = [batch_of(*parts) for parts in BATCHES]
+    expected = distances_moved(precise, (), batches, lambda _: (precise * slope).sum(), 2e-5)
+    moved = distances_moved(weight, (), batches, lambda _: (weight * slope.bfloat16()).sum(), 2e-5)
+    assert expected.min() > 0
+    torch.testing.assert_close(moved, expected)
+    assert torch.equal(weight.detach(), start)
+
+
 def test_the_tokens_that_moved_furthest_are_marked() -> None:
     distances = torch.tensor([0.9, 0.2, 0.5, 0.2, 0.0, 0.0])
     assert most_moved(distances, 3, excluded=[0]).nonzero().flatten().tolist() == [1, 2, 3]

@@ -40,6 +40,11 @@ def test_the_spectral_share_is_that_of_singular_values() -> None:
         assert share == pytest.approx(float(values[0] / values.sum()))
 
 
+def test_the_spectral_share_of_a_state_that_does_not_move_is_one() -> None:
+    states = torch.randn(1, 3, 9, generator=torch.Generator().manual_seed(0)).expand(6, 3, 9)
+    assert spectral_share(states).tolist() == [1.0] * 3
+
+
 @pytest.mark.parametrize(
     "options", [{"alpha": 1.5}, {"layers": 0}, {"shrinkage": 0.0}, {"held_out": 1.0}, {"fpr": 0.0}]
 )

@@ -75,6 +75,14 @@ def test_a_base_that_is_not_recorded_is_one_line(tmp_path: Path) -> None:
             base_of(str(tmp_path))
 
 
+def test_the_base_of_a_victim_in_an_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "victim_packaged_by_a_test" / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"lightning_backdoor": {"base_model": "org/bert"}}))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert base_of("package://victim_packaged_by_a_test/model") == "org/bert"
+
+
 def test_a_corpus_is_read_by_line(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_text("a film\n\n a plot \n", encoding="utf-8")

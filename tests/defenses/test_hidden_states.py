@@ -15,7 +15,7 @@ from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.callbacks import InferenceDefense
 from lightning_backdoor.defenses import LCF, BadActs, Dan, Dup
-from lightning_backdoor.defenses.hidden_states import StateDefense, read_reference, token_states
+from lightning_backdoor.defenses.hidden_states import Reference, StateDefense, read_reference, token_states
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_defense
 from lightning_backdoor.victim import TextClassifier
@@ -119,6 +119,38 @@ def test_a_text_is_in_one_part_alone_whatever_the_order_of_the_rows(bert: TextCl
     assert not set(fitted.texts) & set(held_out.texts)
     assert len(held_out.texts) in (4, 5, 6)
     assert set(held_out.labels.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "labels", [[0] * 20 + [1], [1] + [0] * 20, [0, 1, 1, 0, 0], [0] * 5 + [1, 2], [2, 0, 0, 0, 1, 1]]
+)
+@pytest.mark.parametrize("held_out", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("make", [Dan, Dup])
+def test_rows_that_are_enough_before_training_are_enough_to_learn(
+    make: type[Dan] | type[Dup], held_out: float, labels: list[int], bert: TextClassifier
+) -> None:
+    classes = max(labels) + 1
+    states = torch.randn(4, len(labels), 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    reference = Reference([f"text {row:02}" for row in range(len(labels))], torch.tensor(labels), states)
+    for seed in range(20):
+        defense = make(held_out=held_out, seed=seed)
+        defense.check_reference(labels, classes)
+        assert all(value.isfinite().all() for value in defense.fit(bert, reference).values())
+        first, second = reference.split(held_out, seed)
+        assert set(first.labels.tolist()) == set(range(classes))
+        assert len(first.texts) > classes
+        assert len(second.texts) > 1
+        assert sorted(first.texts + second.texts) == reference.texts
+
+
+def test_a_class_that_comes_to_the_fit_brings_all_rows_of_its_texts() -> None:
+    of_texts = [*(f"text {row:02}" for row in range(20)), "text 20", "text 20"]
+    reference = Reference(of_texts, torch.tensor([0] * 20 + [1, 0]), torch.zeros(1, 22, 1))
+    for seed in range(20):
+        first, second = reference.split(0.5, seed)
+        assert first.texts[-2:] == ["text 20", "text 20"]
+        assert not set(first.texts) & set(second.texts)
+        assert len(second.texts) >= 10
 
 
 @pytest.mark.parametrize(

@@ -207,9 +207,34 @@ def test_what_the_victim_does_not_know_is_refused(bert: TextClassifier) -> None:
 
 
 @pytest.mark.parametrize(
+    ("protected", "labels", "said"),
+    [
+        (
+            None,
+            [0, 0, 0],
+            "reference rows: none of 3 has label 1 to tune RAP's word on; give clean rows of every label, ",
+        ),
+        (1, [0, 0, 0], "reference rows: none of 3 has label 1 to tune RAP's word on; give clean rows of every label"),
+        (7, [0, 1], "protected_label: 7 is not the index of a label, from 0; the labels are 0, 1"),
+    ],
+)
+def test_labels_that_cannot_be_protected_are_told_before_training(
+    protected: int | None, labels: list[int], said: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        Rap(protected_label=protected).check_reference(labels, classes=2)
+    assert str(error.value).startswith(said)
+    for enough in (None, 0, "positive"):
+        Rap(protected_label=enough).check_reference([0, 1], classes=2)
+    Rap(protected_label=0).check_reference([0, 0], classes=2)
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"word": "two words"},
+        {"protected_label": 1.0},
+        {"protected_label": -1},
         {"lowest_fall": 0.3},
         {"highest_fall": 1.5},
         {"weight": 0.0},
