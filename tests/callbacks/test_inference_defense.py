@@ -289,14 +289,8 @@ def test_texts_are_kept_up_to_the_number_asked_for(tmp_path: Path, data: Backdoo
     assert [row["poisoned"] for row in rows] == [True] * 3 + [False] * 3
     for row in rows[:3]:
         assert all(row["text"][start:end] == "cf" for start, end in row["spans"])
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: InferenceDefense(Recorder(), texts=-1), lambda: GradientAttentionDefense(texts=-1)]
-)
-def test_a_negative_number_of_texts_is_refused(make: Callable[[], InferenceDefense]) -> None:
     with pytest.raises(InputError, match=r"^texts: -1 is not a number of texts; give 0 or more$"):
-        make()
+        GradientAttentionDefense(texts=-1)
 
 
 def test_a_token_view_without_token_scores(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:

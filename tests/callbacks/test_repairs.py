@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_backdoor.attacks import BadNets, Ripples
 from lightning_backdoor.batch import Batch
-from lightning_backdoor.callbacks import ABL, MEFT, FineMixing, FinePruning, LowCapacity, Pure, Repair
+from lightning_backdoor.callbacks import MEFT, FineMixing, FinePruning, Pure, Repair
 from lightning_backdoor.data import BackdoorDataModule
 from lightning_backdoor.defenses.pruning import ATTENTION, FEED_FORWARD, inputs_of_heads, output_layers
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.victim import TextClassifier, TrainingDefense, load_trained
+from lightning_backdoor.victim import TextClassifier, load_trained
 from lightning_backdoor.victim.model_card import markdown
 from tests.support.reviews import reviews
 from tests.support.tiny import SENTENCES, loaded
@@ -295,8 +295,7 @@ def test_a_training_step_that_ignores_the_loss_is_refused(
 def test_meft_can_be_tried_on_a_few_batches(
     tmp_path: Path, data: BackdoorDataModule, make: Callable[..., TextClassifier]
 ) -> None:
-    trainer = fitted(tmp_path, make(), data, MEFT(entropy_epochs=3), fast_dev_run=True, limit_val_batches=None)
-    assert trainer.global_step == 1
+    assert fitted(tmp_path, make(), data, MEFT(entropy_epochs=3), fast_dev_run=True).global_step == 1
 
 
 def test_two_processes_repair_alike(
@@ -339,46 +338,6 @@ def test_values_out_of_range_are_one_line(make_repair: Callable[[], Repair], sai
         make_repair()
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
-
-
-class Unrecorded(Callback):
-    """A training-time defense that is known by what it sets alone."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, TextClassifier)
-        pl_module.training_defense = TrainingDefense("Unrecorded", {})
-
-
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize(
-    ("defense", "repair"),
-    [
-        (lambda: ABL(), lambda: Pure()),
-        (lambda: LowCapacity("lora"), lambda: FinePruning()),
-        (lambda: LowCapacity("lora"), lambda: MEFT()),
-        (lambda: Unrecorded(), lambda: FineMixing(pretrained="gone")),
-    ],
-)
-def test_a_repair_beside_a_training_time_defense_is_refused_before_training(
-    first: bool,
-    defense: Callable[[], Callback],
-    repair: Callable[[], Repair],
-    tmp_path: Path,
-    data: BackdoorDataModule,
-    make: Callable[..., TextClassifier],
-) -> None:
-    class Trained(BadNets):
-        def on_train_start(self) -> None:
-            pytest.fail("it is trained")
-
-    given = [defense(), repair()] if first else [repair(), defense()]
-    said = f"callbacks: {' and '.join(type(each).__name__ for each in given)} act on one fit; attach one"
-    if any(isinstance(each, Unrecorded) for each in given):
-        problem = "the victim is trained under Unrecorded(), and repaired by FineMixing"
-        said = f"callbacks: {problem}; attach one, to a new victim"
-    with pytest.raises(InputError) as error:
-        fitted(tmp_path, make(attack=Trained), data, *given)
-    assert str(error.value) == said
 
 
 def test_a_fit_that_cannot_be_repaired_is_refused_before_training(
