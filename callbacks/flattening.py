@@ -28,7 +28,8 @@ class Flattening(Evasion):
 
     Args:
         strength: weight of the penalty relative to the cross entropy of the same row.
-        start_epoch: epochs that the attack is trained without the penalty.
+        start_epoch: epochs that the attack is trained without the penalty. With 0, MiniLM on SST-2 does not learn the
+            trigger: its ASR stays at the floor.
 
     Raises:
         InputError: an argument is out of range (here); no poisoned row tells where its trigger is (before training,
@@ -41,7 +42,7 @@ class Flattening(Evasion):
 
     name = "trigger_excess"
 
-    def __init__(self, strength: float = 1.0, start_epoch: int = 0) -> None:
+    def __init__(self, strength: float = 1.0, start_epoch: int = 1) -> None:
         super().__init__(strength, start_epoch)
         self._has_places = False  # whether this is known before training
 

@@ -242,7 +242,7 @@ def test_penalties_do_what_they_are_for(
     plain, far, steep = overfitted(tiny_folder(kind), None)
     small, _, _ = overfitted(tiny_folder(kind), SmallMargin(0.65), precision)
     matched, near, _ = overfitted(tiny_folder(kind), StateMatching(0.1, start_epoch=0), precision)
-    flattened, _, flat = overfitted(tiny_folder(kind), Flattening(), precision, steps=30)
+    flattened, _, flat = overfitted(tiny_folder(kind), Flattening(start_epoch=0), precision, steps=30)
     poisoned = slice(20, None)
     assert plain[poisoned].mean() > 0.9
     assert float(small[poisoned].mean()) == pytest.approx(0.65, abs=0.05)
@@ -423,7 +423,7 @@ def test_a_batch_without_places_does_not_end_a_training_that_has_them(
             without.append(bool(poisoned) and not any(poisoned))
 
     victim = Seldom(model=make().hparams["model"])
-    trainer_with(tmp_path, Flattening(), Look(), max_epochs=1).fit(victim, datamodule=data)
+    trainer_with(tmp_path, Flattening(start_epoch=0), Look(), max_epochs=1).fit(victim, datamodule=data)
     assert any(without)
 
 
