@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,10 +21,11 @@ from lightning_backdoor.callbacks import InferenceDefense, InspectionCallback
 from lightning_backdoor.data.cleaning import DataDefense, LabelledText, TrustedRows, cleaned_texts
 from lightning_backdoor.data.rows import clean_row
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, judge
-from lightning_backdoor.defenses.inspection import Inspection, ModelVerdict
+from lightning_backdoor.defenses.inspection import Inspection
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.testing.material import labelled_texts, quiet, require, tiny_bert
 from lightning_backdoor.testing.training import check_training
+from lightning_backdoor.testing.verdict import check_verdict, same_verdicts
 from lightning_backdoor.victim import TextClassifier
 
 #: tolerances of a text's score between batches, since padding changes the last digits.
@@ -342,31 +342,6 @@ def _check_inspection(inspection: Inspection, victim: TextClassifier) -> None:
         again = inspection.inspect(victim, iter(clean), iter([_unlabelled(batch) for batch in stream]))
         alone = inspection.inspect(victim, iter(clean))  # a model may be judged without a stream
     for given in (verdict, again, alone):
-        _check_verdict(where, given)
-    same = (
-        _are_close(verdict.score, again.score)
-        and verdict.suspected_label == again.suspected_label
-        and verdict.evidence.keys() == again.evidence.keys()
-        and all(_are_close(value, again.evidence[key]) for key, value in verdict.evidence.items())
-    )
+        check_verdict(where, given)
     problem = "reads labels, flags or spans of the stream, or judges the same texts differently when asked again"
-    require(same, where, f"{problem}: {verdict!r:.300} and {again!r:.300}")
-
-
-def _check_verdict(where: str, verdict: Any) -> None:
-    require(isinstance(verdict, ModelVerdict), where, f"answers {type(verdict).__name__}, not ModelVerdict")
-    # numbers of other types, such as tensors, cannot be written
-    is_number = type(verdict.score) in (int, float) and math.isfinite(verdict.score)
-    require(is_number, where, f"score is {verdict.score!r:.100}, not a finite number")
-    label = verdict.suspected_label
-    known = label is None or (type(label) is int and label in (0, 1))
-    require(known, where, f"suspected_label {label!r:.100} is not a label of the model or None")
-    for key, value in verdict.evidence.items():
-        require(isinstance(value, (int, float, str)), where, f"evidence {key} is {value!r:.100}, not a number or text")
-
-
-def _are_close(value: float | str, other: float | str) -> bool:
-    """Whether two numbers, or texts, of two verdicts are the same but for rounding; also where both are NaN."""
-    if isinstance(value, str) or isinstance(other, str):
-        return value == other
-    return math.isclose(value, other, rel_tol=1e-6) or (math.isnan(value) and math.isnan(other))
+    require(same_verdicts(verdict, again), where, f"{problem}: {verdict!r:.300} and {again!r:.300}")
