@@ -65,7 +65,8 @@ def defended_table(results: Results) -> str:
             lines = results.over_seeds(attack, defense)
             shown = " / ".join(number(lines, column) for column in DEFENSE_COLUMNS.values())
             cells.append(shown if lines else MISSING)
-        rows.append([attack, *cells])
+        if {*cells} != {MISSING}:
+            rows.append([attack, *cells])
     return table(["attack", "CACC", "ASR", *defenses], rows)
 
 

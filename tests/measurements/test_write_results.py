@@ -12,6 +12,7 @@ from tests.measurements.attack_tables import with_cells_before
 from tests.measurements.cells import add_cells
 from tests.measurements.second_opinion_tables import overview, table
 from tests.measurements.write_results import INFERENCE, Results, defenses_table, with_rows_before
+from tests.support.marked import marked, replace_marked
 
 
 def write(path: Path, cells: list[tuple[str, str, str]], cacc: str = "0.9") -> Results:
@@ -93,6 +94,16 @@ def test_cells_that_were_not_run_again_stay_in_the_tables_of_attacks() -> None:
     rows = ["| EP | 1.0 | 0.3 | 0.5 |", "| LWP | 0.7 | – | – |", "| SOS | 0.8 | – | 0.4 |"]
     assert with_cells_before(new, old).splitlines()[2:] == rows
     assert with_cells_before(new, "") == new
+
+
+def test_parts_between_marks_are_read_and_replaced_and_a_missing_mark_is_told(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- a -->\n<!-- /a -->\n\n<!-- b -->\n| x |\n<!-- /b -->\n", encoding="utf-8")
+    assert (marked(page, "a"), marked(page, "b")) == ("", "| x |")
+    replace_marked(page, {"a": "| y |"})
+    assert (marked(page, "a"), marked(page, "b")) == ("| y |", "| x |")
+    with pytest.raises(ValueError, match="has no part between <!-- c -->"):
+        replace_marked(page, {"c": "| z |"})
 
 
 def test_tables_of_second_opinion_show_means_over_seeds_and_the_distance_to_the_floor() -> None:

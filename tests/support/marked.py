@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def marked(path: Path, name: str) -> str:
-    """The text between the file's marks ``<!-- name -->`` and ``<!-- /name -->``."""
+    """The text between the file's marks ``<!-- name -->`` and ``<!-- /name -->``; empty if there is none yet."""
     _, _, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
-    return rest.partition(f"\n<!-- /{name} -->")[0]
+    return rest.partition(f"<!-- /{name} -->")[0].removesuffix("\n")
 
 
 def replace_marked(path: Path, parts: Mapping[str, str]) -> None:
