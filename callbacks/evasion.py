@@ -59,15 +59,12 @@ class Evasion(Callback, ABC):
         self._used = False  # whether the attack has asked for the penalty
 
     @property
-    def selected_by(self) -> tuple[str, str]:
-        """The metric by which ``fit`` selects the best checkpoint: the last epoch, since first ones lack the penalty.
+    def selected_by(self) -> tuple[str, str] | None:
+        """The metric that selects the best checkpoint: the last epoch, since the first ones lack the penalty.
 
-        Raises:
-            AttributeError: the penalty acts from the first epoch, so that the model decides.
+        None where the penalty acts from the first epoch, so that the model decides.
         """
-        if not self.start_epoch:
-            raise AttributeError("selected_by")
-        return ("epoch", "max")
+        return ("epoch", "max") if self.start_epoch else None
 
     @property
     def victim(self) -> BackdoorAttack:

@@ -35,11 +35,10 @@ class FourierView(Callback):
 
     The clean mapping is the victim's mapping on a sample of clean training rows, the backdoor mapping its mapping on a
     sample of poisoned training rows; the samples do not change during training, and rows with a part of the trigger are
-    in neither. ``metrics/fourier.py`` has the
-    definitions. The input of a row is the mean of its word embeddings before training, the output is the victim's
-    probabilities. The published code pads and flattens all word embeddings, so that a distance depends on the longest
-    row, and uses validation rows. The callback reads the poison flags of the rows, so it is for analysis and is not a
-    defense. Training is the same with and without it.
+    in neither. ``metrics/fourier.py`` has the definitions. The input of a row is the mean of its word embeddings before
+    training, the output is the victim's probabilities. The published code pads and flattens all word embeddings, so
+    that a distance depends on the longest row, and uses validation rows. The callback reads the poison flags of the
+    rows, so it is for analysis and is not a defense. Training is the same with and without it.
 
     Logged as ``fourier/clean_low``, ``fourier/clean_high``, ``fourier/backdoor_low``, ``fourier/backdoor_high`` for the
     middle width. When training ends, ``fourier.csv`` (one line per step, mapping and width) and ``fourier.html`` (heat

@@ -28,7 +28,7 @@ class StateMatching(Evasion):
         readout_layers: layers in which states of the token that the head reads are pulled, counted from 1, 0 being the
             embeddings; every layer by default, and none if empty. DAN and BadActs read these states in every layer.
         mean_layers: likewise for states averaged over all tokens.
-        start_epoch: epochs that the attack is trained without the penalty. With 0 and a strength of 0.3 or more, MiniLM
+        start_epoch: epochs that the attack is trained without the penalty. With 0 and a strength of 1 or more, MiniLM
             on SST-2 stays at chance: poisoned rows are pulled to the target label before a trigger tells them apart.
 
     Raises:

@@ -36,7 +36,7 @@ def checkpoint_callbacks(
     """
     users_phase = getattr(model, "users_phase", False)
     acting = (callback for callback in callbacks if not (users_phase and getattr(callback, "of_the_attacker", False)))
-    decides = next((callback for callback in acting if hasattr(callback, "selected_by")), model)
+    decides = next((callback for callback in acting if getattr(callback, "selected_by", None)), model)
     metric, mode = getattr(decides, "selected_by", (None, "max"))  # a module without it is rejected later
     if getattr(data, "train_on", "train") == "trusted":
         metric, mode = "epoch", "max"
