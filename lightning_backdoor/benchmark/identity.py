@@ -38,7 +38,7 @@ from lightning_backdoor.files.identity import LIBRARY
 VICTIM_FORMAT = "5"
 #: to be changed if, and only if, a test of the same victim gives other numbers (metric, defense, table); every
 #: cell of a grid is then tested again, on the existing victims.
-RESULTS_FORMAT = "3"
+RESULTS_FORMAT = "4"
 
 #: the files and folders that a grid writes to its output folder.
 WRITTEN = frozenset(

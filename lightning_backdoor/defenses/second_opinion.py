@@ -5,7 +5,7 @@ regression on the states of a *public* encoder, fitted on the trusted rows, is t
 than a fine-tuned victim, but free of the backdoor. Where the victim is much surer of its answer than the companion, the
 answer is disputed. All disputed texts of a set, taken together, show the direction in which a backdoor moves the
 victim's hidden states, along which its other texts are found (``disputed_directions.py``). Flagged texts are answered
-by the companion. Parts of the victim itself, such as its early layers or a pruned copy, keep some of the backdoor and
+by the companion where it is certain, or where the flag is beyond doubt. Parts of the victim itself, such as its early layers or a pruned copy, keep some of the backdoor and
 cannot take the companion's place.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_backdoor.batch import Batch, Victim
 from lightning_backdoor.defenses.companion import Companion, fit_companion, margin
-from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, threshold_at_fpr
+from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, threshold_at_fpr, victim_logits
 from lightning_backdoor.defenses.disputed_directions import (
     FOLDS,
     along_directions,
@@ -40,6 +40,8 @@ from lightning_backdoor.models.captures import Reads
 
 #: a class that the victim predicts for fewer trusted rows takes the mean of all of them.
 FEWEST_PREDICTED = 5
+#: texts that this budget flags are answered by the companion however certain it is.
+STRICT = BUDGETS.index(0.01)
 
 
 class SecondOpinion(Defense):
@@ -65,6 +67,9 @@ class SecondOpinion(Defense):
       (:func:`lightning_backdoor.defenses.disputed_directions.directions_of`).
     - *mean*: the same of the mean states of all tokens after layers 2, 3, 4 and 5.
     - With a set, the score is ``Z(text) + Z(readout) + Z(mean)``.
+    - A flagged text is answered by the companion if its score is one that at most 1 % of threshold rows reach, or if
+      the companion's margin for its own answer is at least ``certainty * b``. The victim's answer to others stands:
+      most of them are clean, and the companion is the weaker model.
 
     A set is studied by :meth:`study`, whose sums may be added over processes and sets, and :meth:`adopt`. Trusted rows
     without labels, as in ``scan``, count as the class that the victim predicts. A text costs one pass of the victim and
@@ -81,6 +86,8 @@ class SecondOpinion(Defense):
             differences; None asks the victim's own record.
         penalty: weight of the companion's penalty, above 0.
         disputed: share of clean texts, above 0 and below 1, that may be disputed.
+        certainty: the smallest margin, in means of the companion's margins, with which it answers a text that is
+            flagged, but not by a budget of 1 %; with 0 it answers all flagged texts.
         fpr: share of clean texts, above 0 and below 1, that the threshold may flag.
         seed: unused, since nothing is drawn.
 
@@ -130,6 +137,7 @@ class SecondOpinion(Defense):
         base_known: bool | None = None,
         penalty: float = 1000.0,
         disputed: float = 0.10,
+        certainty: float = 0.2,
         fpr: float = 0.05,
         seed: int | None = None,
     ) -> None:
@@ -140,9 +148,12 @@ class SecondOpinion(Defense):
             raise InputError("penalty", f"{penalty} does not bound the companion's weights", "give a number above 0")
         if not 0 < disputed < 1:
             raise InputError("disputed", f"{disputed} is not a share of clean texts", "give one above 0 and below 1")
+        if not 0 <= certainty < math.inf:
+            raise InputError("certainty", f"{certainty} is not a margin", "give a number from 0")
         self.encoder = encoder
         self.penalty = penalty
         self.disputed = disputed
+        self.certainty = certainty
         self.reader = Reader(self.text_parts, self.set_parts, encoder, base_known)
         for name in self.learned:
             self.register_buffer(name, torch.empty(0))
@@ -273,8 +284,11 @@ class SecondOpinion(Defense):
         return Scores(score.float(), logits=read.logits[0].float(), flagged_alone=alone)
 
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> Tensor:
-        """The companion's logits, (batch, classes)."""
-        return self.companion_logits(victim, batch)
+        """The companion's logits, and the victim's own where the companion is too uncertain; (batch, classes)."""
+        found = self.companion_logits(victim, batch)
+        certain = margin(found, found.argmax(dim=1)) >= self.certainty * self.margins[1]
+        answers = certain | (scores.text >= self.budget_thresholds[STRICT])
+        return torch.where(answers[:, None], found, victim_logits(victim, batch, scores))
 
     @torch.no_grad()
     def companion_logits(self, victim: Victim, batch: Batch) -> Tensor:

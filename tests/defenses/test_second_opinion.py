@@ -299,7 +299,7 @@ def test_a_checkpoint_restores_what_was_adopted(bert: TextClassifier, encoder: s
 
 
 def test_a_flagged_text_is_answered_by_the_companion(bert: TextClassifier, encoder: str) -> None:
-    defense = calibrated(bert, encoder)
+    defense = calibrated(bert, encoder, certainty=0)
     batch = next(batches(bert, SET))
     defense.threshold.fill_(float(defense.score(bert, batch).text.median()))
     verdict = judge(defense, bert, batch)
@@ -307,6 +307,32 @@ def test_a_flagged_text_is_answered_by_the_companion(bert: TextClassifier, encod
     assert torch.equal(verdict.defended_prediction, answers.where(verdict.flagged, verdict.prediction))
     assert (answers == batch["label"]).float().mean() > 0.8  # a word tells the class
     assert verdict.confirmed.any()
+
+
+@pytest.mark.parametrize("certainty", [0.5, 1.0, 1e6])
+def test_an_uncertain_companion_answers_what_the_strict_budget_flags(
+    certainty: float, bert: TextClassifier, encoder: str
+) -> None:
+    defense = calibrated(bert, encoder, certainty=certainty)
+    (kept,) = batches(bert, THRESHOLD, len(THRESHOLD))
+    of_threshold_rows = defense.companion_logits(bert, kept)
+    (batch,) = batches(bert, SET, len(SET))
+    scores = defense.score(bert, batch).text
+    defense.threshold.fill_(float(scores.quantile(0.2)))
+    defense.budget_thresholds[0] = float(scores.quantile(0.8))
+    verdict = judge(defense, bert, batch)
+    companion = defense.companion_logits(bert, batch)
+    lowest = certainty * float((of_threshold_rows[:, 1] - of_threshold_rows[:, 0]).abs().mean())
+    expected, kinds = [], set()
+    for row in range(len(SET)):
+        certain = abs(float(companion[row, 1] - companion[row, 0])) >= lowest
+        flagged, strict = scores[row] >= defense.threshold, scores[row] >= defense.budget_thresholds[0]
+        answered = flagged and (strict or certain)
+        expected.append(int(companion[row].argmax() if answered else verdict.prediction[row]))
+        kinds.add((bool(flagged), bool(strict), certain))
+    assert verdict.defended_prediction.tolist() == expected
+    assert {(True, True, False), (True, False, False), (False, False, False)} <= kinds
+    assert certainty > 1 or (True, False, True) in kinds
 
 
 def test_trusted_rows_without_labels_count_as_what_the_victim_predicts(bert: TextClassifier, encoder: str) -> None:
@@ -442,6 +468,7 @@ def test_a_second_judgement_reads_what_is_kept(bert: TextClassifier, encoder: st
         ({"set_parts": ["gap"]}, "set_parts: 'gap' is not one of its parts; give some of text, readout, mean"),
         ({"penalty": 0.0}, "penalty: 0.0 does not bound the companion's weights; give a number above 0"),
         ({"disputed": 1.0}, "disputed: 1.0 is not a share of clean texts; give one above 0 and below 1"),
+        ({"certainty": -0.1}, "certainty: -0.1 is not a margin; give a number from 0"),
         ({"fpr": 0.0}, "fpr: 0.0 is not a share of clean texts; give a number above 0 and below 1"),
     ],
 )
