@@ -5,8 +5,8 @@ regression on the states of a *public* encoder, fitted on the trusted rows, is t
 than a fine-tuned victim, but free of the backdoor. Where the victim is much surer of its answer than the companion, the
 answer is disputed. All disputed texts of a set, taken together, show the direction in which a backdoor moves the
 victim's hidden states, along which its other texts are found (``disputed_directions.py``). Flagged texts are answered
-by the companion where it is certain, or where the flag is beyond doubt. Parts of the victim itself, such as its early layers or a pruned copy, keep some of the backdoor and
-cannot take the companion's place.
+by the companion, unless it is uncertain and the flag is a weak one. Parts of the victim itself, such as its early
+layers or a pruned copy, keep some of the backdoor and cannot take the companion's place.
 """
 
 from __future__ import annotations
