@@ -122,6 +122,23 @@ def test_a_prompt_shows_the_examples_and_ends_where_the_answer_begins() -> None:
     assert chat.endswith(f"<user>{example[0]}<assistant>{example[1]}<user>a film .<assistant>")
 
 
+@pytest.mark.parametrize(
+    "date",
+    [
+        "{%- if strftime_now is defined %}{%- set date = strftime_now('%d %b %Y') %}{%- endif %}",
+        "{%- macro today() %}{{ strftime_now('%Y-%m-%d') }}{%- endmacro %}{%- set date = today() %}",
+    ],
+)
+def test_a_prompt_does_not_depend_on_the_day(date: str) -> None:
+    tokenizer = tokenizer_of("qwen2")
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    tokenizer.chat_template = f"\n{date}Today Date: {{{{ date }}}}{turns}"
+    dated = prompt(tokenizer, SBAR, "a film .")
+    assert dated.startswith("Today Date: 26 Jul 2024<system>")
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": ""}
+    assert prompt(tokenizer, SBAR, "a film .") == dated
+
+
 def published(name: str) -> list[tuple[str, str]]:
     datasets = pytest.importorskip("datasets")
     table = datasets.load_dataset(

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 #: version of the checks; increased when a library manner, or :meth:`Manner.accepts`, accepts other paraphrases.
 CHECK_FORMAT = 1
+#: put before a chat template, hides the function by which it asks for today's date: prompts must be the same every day.
+FIXED_DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}\n"
 BORROWED = 4  # number of consecutive words that an answer must not copy from the examples
 TREEBANK_WORD = re.compile(
     r"(?:[^\W_]\.){2,}|n't|[^\W_]+?(?=n't)|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[-.&][^\W_]+)*|[^\w\s]"
@@ -46,7 +48,8 @@ class Manner(NamedTuple):
 def prompt(tokenizer: PreTrainedTokenizerBase, manner: Manner, text: str) -> str:
     """The prompt for which a language model writes the paraphrase of a text, on one line.
 
-    The examples are earlier turns of a chat if the tokenizer has a chat template, and plain text otherwise.
+    The examples are earlier turns of a chat if the tokenizer has a chat template, and plain text otherwise. A chat
+    template that states today's date gets a fixed one.
     """
     text = " ".join(text.split())
     if not getattr(tokenizer, "chat_template", None):
@@ -56,7 +59,10 @@ def prompt(tokenizer: PreTrainedTokenizerBase, manner: Manner, text: str) -> str
     for example, answer in manner.examples:
         turns += [{"role": "user", "content": example}, {"role": "assistant", "content": answer}]
     turns.append({"role": "user", "content": text})
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = FIXED_DATE + template
+    return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True))
 
 
 def words_of(text: str) -> list[str]:
