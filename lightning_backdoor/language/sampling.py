@@ -20,6 +20,7 @@ from transformers import DynamicCache, DynamicLayer, PreTrainedModel, PreTrained
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.likelihood import plain_inference
+from lightning_backdoor.language.packed_rows import cache_layers
 from lightning_backdoor.models.positions import readable_tokens
 
 PROCESSOR_BATCH = 48  # requests per batch on a processor
@@ -68,8 +69,10 @@ def answers(
             (nucleus sampling, arXiv 1904.09751), at most 256 tokens.
 
     Raises:
-        InputError: a prompt and its answer need more positions than the model has.
+        InputError: a prompt and its answer need more positions than the model has, or the model does not keep what it
+            has read as keys and values alone.
     """
+    _check_cache(network)
     prompts = list(dict.fromkeys(request.prompt for request in requests))
     ids = dict(zip(prompts, tokenizer(prompts, add_special_tokens=False)["input_ids"], strict=True)) if prompts else {}
     positions = readable_tokens(network.config.get_text_config())
@@ -94,6 +97,19 @@ def answers(
                 text = tokenizer.decode(answer.ids, skip_special_tokens=True)
                 texts[i] = text.strip().partition("\n")[0].strip()
     return texts
+
+
+def _check_cache(network: PreTrainedModel) -> None:
+    """Refuses models that would ignore the cache, and those with a layer whose rows cannot be repeated and selected."""
+    takes_cache = "past_key_values" in inspect.signature(network.forward).parameters
+    # where a layer has recurrent states beside keys and values, only the latter are repeated and selected
+    if not takes_cache or not all(
+        hasattr(layer, "batch_select_indices") and not hasattr(layer, "recurrent_states")
+        for layer in cache_layers(network)
+    ):
+        raise InputError(
+            "model", "it does not keep what it has read as keys and values alone", "give a transformer such as gpt2"
+        )
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.paraphrase.spec import Manner, prompt
 from lightning_backdoor.language.paraphrase.styles import STYLES
 from lightning_backdoor.language.paraphrase.templates import TEMPLATES
@@ -120,6 +121,41 @@ def test_a_prompt_shows_the_examples_and_ends_where_the_answer_begins() -> None:
     example = SBAR.examples[-1]
     assert chat.startswith(f"<system>{SBAR.instruction}")
     assert chat.endswith(f"<user>{example[0]}<assistant>{example[1]}<user>a film .<assistant>")
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "{%- if strftime_now is defined %}{%- set date = strftime_now('%d %b %Y') %}{%- endif %}",
+        "{%- macro today() %}{{ strftime_now('%Y-%m-%d') }}{%- endmacro %}{%- set date = today() %}",
+    ],
+)
+def test_a_prompt_does_not_depend_on_the_day(date: str) -> None:
+    tokenizer = tokenizer_of("qwen2")
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    tokenizer.chat_template = f"\n{date}Today Date: {{{{ date }}}}{turns}"
+    dated = prompt(tokenizer, SBAR, "a film .")
+    assert dated.startswith("Today Date: 26 Jul 2024<system>")
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": ""}
+    assert prompt(tokenizer, SBAR, "a film .") == dated
+
+
+def test_the_instruction_begins_the_first_turn_where_a_chat_template_refuses_a_system_turn() -> None:
+    tokenizer = tokenizer_of("qwen2")
+    alternate = "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}" + alternate + "<{{ m.role }}>{{ m.content }}{% endfor %}"
+    example = SBAR.examples[0]
+    begins = f"<user>{SBAR.instruction}\n\n{example[0]}<assistant>{example[1]}<user>"
+    assert prompt(tokenizer, SBAR, "a film .").startswith(begins)
+    alone = prompt(tokenizer, SBAR._replace(examples=()), "a film .")
+    assert alone == f"<user>{SBAR.instruction}\n\na film ."
+
+
+def test_a_chat_template_that_fails_is_bad_input() -> None:
+    tokenizer = tokenizer_of("qwen2")
+    tokenizer.chat_template = "{{ raise_exception('tools only') }}"
+    with pytest.raises(InputError, match=r"^model: its chat template fails: tools only; give another model$"):
+        prompt(tokenizer, SBAR, "a film .")
 
 
 def published(name: str) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.sampling import REPEATED, SamplingRequest, answers
@@ -169,3 +169,22 @@ def test_a_prompt_beyond_the_positions_is_bad_input(loaded: Any) -> None:
     network, tokenizer = loaded("llama")
     with pytest.raises(InputError, match=r"^model: it has 256 positions, and \d+ are needed"):
         answers(network, tokenizer, requests(max_tokens=250))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("rwkv", {}),  # no cache: each answer followed from the last token of its prompt alone
+        ("mamba", {}),  # recurrent states in place of keys and values
+        # both: of a layer's rows, only the keys and values were selected
+        ("falcon_h1", {"num_attention_heads": 4, "num_key_value_heads": 2, "mamba_d_ssm": 32, "mamba_n_heads": 4}),
+    ],
+)
+def test_a_model_that_does_not_keep_keys_and_values_alone_is_bad_input(
+    loaded: Any, kind: str, settings: dict[str, int]
+) -> None:
+    _, tokenizer = loaded("llama")
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **settings)).eval()
+    with pytest.raises(InputError, match=r"^model: it does not keep .* as keys and values alone; give a transformer"):
+        answers(network, tokenizer, requests())

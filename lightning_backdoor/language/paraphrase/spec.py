@@ -6,10 +6,15 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from lightning_backdoor.errors import InputError, reason
 
 #: version of the checks; increased when a library manner, or :meth:`Manner.accepts`, accepts other paraphrases.
 CHECK_FORMAT = 1
+#: put before a chat template, hides the function by which it asks for today's date: prompts must be the same every day.
+FIXED_DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}\n"
 BORROWED = 4  # number of consecutive words that an answer must not copy from the examples
 TREEBANK_WORD = re.compile(
     r"(?:[^\W_]\.){2,}|n't|[^\W_]+?(?=n't)|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[-.&][^\W_]+)*|[^\w\s]"
@@ -46,17 +51,37 @@ class Manner(NamedTuple):
 def prompt(tokenizer: PreTrainedTokenizerBase, manner: Manner, text: str) -> str:
     """The prompt for which a language model writes the paraphrase of a text, on one line.
 
-    The examples are earlier turns of a chat if the tokenizer has a chat template, and plain text otherwise.
+    The examples are earlier turns of a chat if the tokenizer has a chat template, and plain text otherwise. A chat
+    template that states today's date gets a fixed one. The instruction is the system turn, or begins the first turn of
+    the user where the template refuses a system turn.
+
+    Raises:
+        InputError: the chat template fails on both.
     """
     text = " ".join(text.split())
     if not getattr(tokenizer, "chat_template", None):
         shown = "".join(f"Text: {example}\nAnswer:\n{answer}\n\n" for example, answer in manner.examples)
         return f"{tokenizer.bos_token or ''}{manner.instruction}\n\n{shown}Text: {text}\nAnswer:\n"
-    turns = [{"role": "system", "content": manner.instruction}]
+    turns = []
     for example, answer in manner.examples:
         turns += [{"role": "user", "content": example}, {"role": "assistant", "content": answer}]
     turns.append({"role": "user", "content": text})
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    try:
+        return _chat(tokenizer, [{"role": "system", "content": manner.instruction}, *turns])
+    except TemplateError:  # Gemma 2 and Mistral 0.2, among others, refuse a system turn
+        turns[0]["content"] = f"{manner.instruction}\n\n{turns[0]['content']}"
+    try:
+        return _chat(tokenizer, turns)
+    except TemplateError as error:
+        raise InputError("model", f"its chat template fails: {reason(error)}", "give another model") from error
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """The turns of a chat as text, up to where the next answer begins."""
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = FIXED_DATE + template
+    return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True))
 
 
 def words_of(text: str) -> list[str]:
