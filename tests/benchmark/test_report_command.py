@@ -19,7 +19,7 @@ from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.report import page
 from lightning_backdoor.benchmark.report.single_runs import read_test
 from lightning_backdoor.benchmark.results import collect_results
-from lightning_backdoor.benchmark.table import COLUMNS, csv_text
+from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, csv_text
 from lightning_backdoor.cli import main
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 from tests.benchmark.example import Example, example
@@ -70,7 +70,7 @@ def single_test(
     for entry in callbacks or ():
         name = entry["init_args"].get("name", "")
         prefix = f"test/{name}/" if name else "test/"
-        metrics |= {f"{prefix}asr_defended": 0.25, f"{prefix}auroc": None}
+        metrics |= {f"{prefix}asr_defended": 0.25, f"{prefix}auroc": None, f"{prefix}fpr": 0.0}
         (folder / name).mkdir(exist_ok=True)
         write_outcomes(folder / name / "outcomes.csv", [Outcome(0, True, "a", "b", "b", "a", True, True, 1.0)])
     if not callbacks:
@@ -269,6 +269,43 @@ def test_defenses_of_one_class_in_a_test_are_told_apart_by_their_names(
     table = Path("report/table.md").read_text(encoding="utf-8")
     assert "0.900 ±0.000" in table
     assert "0.250 ±0.000" in table
+
+
+@pytest.mark.parametrize(("failed", "other"), [("weak", ""), ("", "weak"), ("weak", "strong")])
+def test_a_defense_that_failed_alone_in_a_test_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failed: str, other: str
+) -> None:
+    folder = tmp_path / "run" / "test"
+    strip = judging(failed, 0.1)
+    strip["init_args"]["defense"] = {"class_path": "stub.Strip"}
+    single_test(folder, callbacks=[judging(other, 0.1), strip])
+    metrics = {"test/cacc": 0.9, "test/asr": 1.0}
+    metrics |= {f"test/{other}/{name}".replace("//", "/"): 0.5 for name in ("cacc_defended", "auroc", "tpr", "fpr")}
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (folder / failed / "outcomes.csv").unlink()
+    _, rows, _ = report(capsys, tmp_path)
+    by_defense = {row["defense"]: row for row in rows}
+    assert (by_defense["Onion"]["auroc"], by_defense["Onion"]["error"]) == ("0.5", "")
+    assert by_defense["Strip"]["error"] == "the test has no numbers of it"
+    assert not [name for name in NUMBERS if by_defense["Strip"][name]]
+    page = Path("report/report.html").read_text(encoding="utf-8")
+    assert "1 of 2 cells (1 failed)" in page
+    assert "failed: the test has no numbers of it" in page
+
+
+def test_the_scores_of_a_defense_without_a_name_are_those_of_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"class_path": "lightning_backdoor.callbacks.GradientAttentionDefense", "init_args": {"name": "ga"}}
+    single_test(tmp_path / "run" / "test", callbacks=[judging("", 0.1), other])
+    path = tmp_path / "run" / "test" / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**metrics, "test/tpr": 0.75, "test/ftr": 0.5}), encoding="utf-8")
+    _, rows, _ = report(capsys, tmp_path)
+    assert {row["defense"]: (row["tpr"], row["ftr"]) for row in rows} == {
+        "Onion": ("0.75", "0.5"),
+        "GradientAttention": ("", "0.5"),
+    }
 
 
 def test_a_gate_tells_tests_apart_and_the_number_of_kept_texts_does_not(
