@@ -17,7 +17,9 @@ import yaml
 
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.report import page
+from lightning_backdoor.benchmark.report.merging import merge
 from lightning_backdoor.benchmark.report.single_runs import read_test
+from lightning_backdoor.benchmark.report.sources import read_sources
 from lightning_backdoor.benchmark.results import collect_results
 from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, csv_text
 from lightning_backdoor.cli import main
@@ -165,6 +167,38 @@ def test_one_name_for_different_settings_is_followed_by_the_folders(
     grid(tmp_path / "c", seeds=(2,), base={"trainer": {"max_epochs": 9}})
     _, rows, _ = report(capsys, Path("a"), Path("c"))
     assert {row["model"] for row in rows} == {"minilm (a)", "minilm (c)"}
+
+
+def test_benign_victims_of_different_settings_are_told_apart_with_all_that_is_judged_by_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benign = {"class_path": "TextClassifier", "init_args": {"learning_rate": 0.5}}
+    attacks = {"none": benign, "badnets": SETTINGS["attacks"]["badnets"]}
+    grid(tmp_path / "a")
+    made = grid(tmp_path / "b", seeds=(1,), attacks=attacks)
+    (tmp_path / "b" / "results.csv").write_text(csv_text(made.rows[:-1], COLUMNS), encoding="utf-8")
+    _, rows, _ = report(capsys, Path("a"), Path("b"))
+    assert {(row["model"], row["seed"]) for row in rows} == {("minilm (a)", "0"), ("minilm (b)", "1")}
+    assert {row["attack"] for row in rows} == {"none", "badnets"}
+    assert {row["valid"] for row in rows if row["attack"] == "badnets"} == {"yes"}
+    _, (cell,) = merge(read_sources([Path("a"), Path("b")]), print)
+    assert cell.names["model"] == "minilm (b)"
+    for seed, attack in enumerate(("TextClassifier", "TextClassifier", "stub.Shout")):
+        single_test(tmp_path / "tests" / str(seed), seed=seed, attack=attack)
+    config = tmp_path / "tests" / "1" / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("target_label: 1", "weight_decay: 1"), "utf-8")
+    _, rows, _ = report(capsys, Path("tests"))
+    assert [row["model"] for row in rows] == ["minilm (0)", "minilm (1)", "minilm"]
+
+
+@pytest.mark.parametrize("benign", ["TextClassifier", "lightning_backdoor.victim.classifier.TextClassifier"])
+def test_benign_victims_mean_the_same_however_their_class_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], benign: str
+) -> None:
+    grid(tmp_path / "a")
+    grid(tmp_path / "b", (1,), attacks={"none": {"class_path": benign}, "badnets": SETTINGS["attacks"]["badnets"]})
+    _, rows, _ = report(capsys, Path("a"), Path("b"))
+    assert {row["model"] for row in rows} == {"minilm"}
 
 
 def test_a_published_checkpoint_is_not_the_victim_that_is_trained_from_it(

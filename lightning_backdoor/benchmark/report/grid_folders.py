@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import Fragment
+from lightning_backdoor.benchmark.fragments import BENIGN as BENIGN_CLASS
+from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.benchmark.grid_file import GridFile
 from lightning_backdoor.benchmark.missing import NOT_RUN, MissingCell
 from lightning_backdoor.benchmark.names import name_problem, of_csv_field
@@ -121,7 +122,9 @@ def _meanings(grid: GridFile | None, benign: str | None, label: str, rows: list[
         "attack": {name: digest(entry) for name, entry in grid.axes["attacks"].items() if name != benign},
         "defense": {name: digest(entry) for name, entry in grid.axes["defenses"].items()},
     }
-    result["attack"][BENIGN] = digest(grid.axes["attacks"].get(benign or ""))
+    if benign is not None:  # whose class may be left out, or given by any of its names
+        named: Fragment = {"model": {"class_path": BENIGN_CLASS}}
+        result["attack"][BENIGN] = digest(compose(named, grid.axes["attacks"][benign], named))
     return result
 
 
