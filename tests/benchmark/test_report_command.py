@@ -143,6 +143,19 @@ def test_a_grid_gives_its_own_numbers_and_links(tmp_path: Path, capsys: pytest.C
     assert "ROC" in html
 
 
+def test_the_words_of_an_inspection_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = grid(tmp_path / "demo")
+    made.inspect("share", {"none": [0.5], "badnets": [2.0]})
+    cell = made.cells / made.row(attack="badnets", defense="share")["cell"]
+    found = {"evidence": {"words": "cf (p < 1e-9)"}}
+    (cell / "inspection.json").write_text(json.dumps(found), encoding="utf-8")
+    (tmp_path / "demo" / "results.csv").write_text(csv_text(made.rows, COLUMNS), encoding="utf-8")
+    assert report(capsys, Path("demo"))[0] == 0
+    html = Path("report/report.html").read_text(encoding="utf-8")
+    assert "Words that stand out (p)" in html
+    assert "cf (p &lt; 1e-9)" in html
+
+
 def test_seeds_of_grids_with_the_same_settings_are_put_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
