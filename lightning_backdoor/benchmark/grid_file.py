@@ -203,13 +203,14 @@ class GridFile:
             return {"model": {"init_args": {"model": entry}}}
         entry = with_class_paths(entry)
         if isinstance(entry, dict) and "class_path" in entry and role:
+            if not _has_named_arguments(entry):
+                raise self._error(f"{field} is {entry!r}", "give names and values as init_args")
             return of_class_path(role, entry)
         if not isinstance(entry, dict) or not set(entry) <= {"data", "model", "trainer"}:
             remedy = "give the path of a YAML file, a class_path with init_args, or any of data, model and trainer"
             raise self._error(f"{field} is {entry!r}", remedy)
         for part, options in entry.items():
-            arguments = options.get("init_args") if isinstance(options, dict) else None
-            if not isinstance(options, dict) or not isinstance(arguments, dict | None):
+            if not isinstance(options, dict) or not _has_named_arguments(options):
                 raise self._error(f"{field}.{part} is {options!r}", "give names and values, as the commands take them")
         return entry
 
@@ -247,6 +248,11 @@ class GridFile:
         if value is not None and not isinstance(value, dict):
             raise self._error(f"{key} is {value!r}", "give names and values, or {}")
         return value
+
+
+def _has_named_arguments(entry: Mapping[str, Any]) -> bool:
+    """Whether the arguments of a class are names and values, to which no list can be appended."""
+    return isinstance(entry.get("init_args"), dict | None) and "init_args+" not in entry
 
 
 def _unwritable(content: Any) -> Iterator[str]:

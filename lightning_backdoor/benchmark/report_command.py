@@ -71,8 +71,12 @@ def _write(sources: Sequence[Source], options: argparse.Namespace, folder: Path,
 
     rows, missing = merge(sources, _say)
     results = collect_results(rows, BENIGN, folder.resolve(), missing)
-    for row in rows:  # the page's links
-        row["cell"] = Path(os.path.relpath(row["cell"], folder.resolve())).as_posix()
+    links = {row["cell"]: Path(os.path.relpath(row["cell"], folder.resolve())).as_posix() for row in rows}
+    for row in rows:
+        row["cell"] = links[row["cell"]]
+    for number, inspected in enumerate(results.inspections):  # whose words are found by the cells' names
+        words = {links[cell]: of_cell for cell, of_cell in inspected.words.items()}
+        results.inspections[number] = inspected._replace(words=words)
     choice = Choice(_names(options.columns), _names(options.attacks), options.percent, options.caption, options.label)
     title = options.title or _title([source.label for source in sources])
     table = PaperTable(results.summaries, title, choice)

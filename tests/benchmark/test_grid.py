@@ -119,6 +119,15 @@ def test_what_a_run_reads_is_part_of_its_identity(tmp_path: Path, monkeypatch: p
         ({"attacks": {"x": {"loss": 3}}}, "attacks.x is {'loss': 3}; give the path"),
         ({"attacks": {"x": "no.yaml"}}, "no.yaml cannot be read"),
         (
+            {"attacks": {"x": {"class_path": "a.B", "init_args": [1]}}},
+            "attacks.x is {'class_path': 'a.B', 'init_args': [1]}; give names and values as init_args",
+        ),
+        ({"models": {"x": {"model": {"init_args+": [1]}}}}, "models.x.model is {'init_args+': [1]}; give names"),
+        (
+            {"defenses": {"x": {"inference": {"class_path": "a.B", "init_args": "fpr"}}}},
+            "defenses.x.inference is {'class_path': 'a.B', 'init_args': 'fpr'}; give names and values as init_args",
+        ),
+        (
             {"defenses": {"x": {"class_path": "a.B"}}},
             "defenses.x is {'class_path': 'a.B'}; give any of data, training, repair, inference, inspection",
         ),

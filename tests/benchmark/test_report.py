@@ -138,6 +138,19 @@ def test_texts_of_a_cell_are_few_of_each_kind_and_the_rest_is_counted(tmp_path: 
     assert f"{40 - CLEAN_TEXTS - POISONED_TEXTS} more in the cell" in page
 
 
+@pytest.mark.parametrize(
+    "changed", [{"text": None}, {"purified_text": 3}, {"tokens": [[1]]}, {"spans": [[0]]}, {"score": None}, None]
+)
+def test_a_line_that_is_no_text_is_refused(tmp_path: Path, changed: dict[str, object] | None) -> None:
+    made = example(tmp_path, attacks=("badnets",), seeds=(0,))
+    path = tmp_path / made.row(attack="badnets", defense="strip")["cell"] / "texts.jsonl"
+    whole = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    line = {"poisoned": True, "text": "a"} if changed is None else {**whole, **changed}
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"texts\.jsonl: is not a file of texts"):
+        report_html("Grid", made.results, "", "")
+
+
 def test_long_texts_do_not_swell_the_page(tmp_path: Path) -> None:
     made = example(tmp_path, attacks=("badnets",), defenses={"onion": 1.0}, seeds=(0,), n_texts=20)
     for path in tmp_path.glob("*/texts.jsonl"):

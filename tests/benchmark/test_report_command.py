@@ -17,9 +17,11 @@ import yaml
 
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.report import page
+from lightning_backdoor.benchmark.report.merging import merge
 from lightning_backdoor.benchmark.report.single_runs import read_test
+from lightning_backdoor.benchmark.report.sources import read_sources
 from lightning_backdoor.benchmark.results import collect_results
-from lightning_backdoor.benchmark.table import COLUMNS, csv_text
+from lightning_backdoor.benchmark.table import COLUMNS, NUMBERS, csv_text
 from lightning_backdoor.cli import main
 from lightning_backdoor.outputs.outcomes import Outcome, write_outcomes
 from tests.benchmark.example import Example, example
@@ -70,7 +72,7 @@ def single_test(
     for entry in callbacks or ():
         name = entry["init_args"].get("name", "")
         prefix = f"test/{name}/" if name else "test/"
-        metrics |= {f"{prefix}asr_defended": 0.25, f"{prefix}auroc": None}
+        metrics |= {f"{prefix}asr_defended": 0.25, f"{prefix}auroc": None, f"{prefix}fpr": 0.0}
         (folder / name).mkdir(exist_ok=True)
         write_outcomes(folder / name / "outcomes.csv", [Outcome(0, True, "a", "b", "b", "a", True, True, 1.0)])
     if not callbacks:
@@ -141,6 +143,19 @@ def test_a_grid_gives_its_own_numbers_and_links(tmp_path: Path, capsys: pytest.C
     assert "ROC" in html
 
 
+def test_the_words_of_an_inspection_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = grid(tmp_path / "demo")
+    made.inspect("share", {"none": [0.5], "badnets": [2.0]})
+    cell = made.cells / made.row(attack="badnets", defense="share")["cell"]
+    found = {"evidence": {"words": "cf (p < 1e-9)"}}
+    (cell / "inspection.json").write_text(json.dumps(found), encoding="utf-8")
+    (tmp_path / "demo" / "results.csv").write_text(csv_text(made.rows, COLUMNS), encoding="utf-8")
+    assert report(capsys, Path("demo"))[0] == 0
+    html = Path("report/report.html").read_text(encoding="utf-8")
+    assert "Words that stand out (p)" in html
+    assert "cf (p &lt; 1e-9)" in html
+
+
 def test_seeds_of_grids_with_the_same_settings_are_put_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +180,38 @@ def test_one_name_for_different_settings_is_followed_by_the_folders(
     grid(tmp_path / "c", seeds=(2,), base={"trainer": {"max_epochs": 9}})
     _, rows, _ = report(capsys, Path("a"), Path("c"))
     assert {row["model"] for row in rows} == {"minilm (a)", "minilm (c)"}
+
+
+def test_benign_victims_of_different_settings_are_told_apart_with_all_that_is_judged_by_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benign = {"class_path": "TextClassifier", "init_args": {"learning_rate": 0.5}}
+    attacks = {"none": benign, "badnets": SETTINGS["attacks"]["badnets"]}
+    grid(tmp_path / "a")
+    made = grid(tmp_path / "b", seeds=(1,), attacks=attacks)
+    (tmp_path / "b" / "results.csv").write_text(csv_text(made.rows[:-1], COLUMNS), encoding="utf-8")
+    _, rows, _ = report(capsys, Path("a"), Path("b"))
+    assert {(row["model"], row["seed"]) for row in rows} == {("minilm (a)", "0"), ("minilm (b)", "1")}
+    assert {row["attack"] for row in rows} == {"none", "badnets"}
+    assert {row["valid"] for row in rows if row["attack"] == "badnets"} == {"yes"}
+    _, (cell,) = merge(read_sources([Path("a"), Path("b")]), print)
+    assert cell.names["model"] == "minilm (b)"
+    for seed, attack in enumerate(("TextClassifier", "TextClassifier", "stub.Shout")):
+        single_test(tmp_path / "tests" / str(seed), seed=seed, attack=attack)
+    config = tmp_path / "tests" / "1" / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("target_label: 1", "weight_decay: 1"), "utf-8")
+    _, rows, _ = report(capsys, Path("tests"))
+    assert [row["model"] for row in rows] == ["minilm (0)", "minilm (1)", "minilm"]
+
+
+@pytest.mark.parametrize("benign", ["TextClassifier", "lightning_backdoor.victim.classifier.TextClassifier"])
+def test_benign_victims_mean_the_same_however_their_class_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], benign: str
+) -> None:
+    grid(tmp_path / "a")
+    grid(tmp_path / "b", (1,), attacks={"none": {"class_path": benign}, "badnets": SETTINGS["attacks"]["badnets"]})
+    _, rows, _ = report(capsys, Path("a"), Path("b"))
+    assert {row["model"] for row in rows} == {"minilm"}
 
 
 def test_a_published_checkpoint_is_not_the_victim_that_is_trained_from_it(
@@ -269,6 +316,43 @@ def test_defenses_of_one_class_in_a_test_are_told_apart_by_their_names(
     table = Path("report/table.md").read_text(encoding="utf-8")
     assert "0.900 ±0.000" in table
     assert "0.250 ±0.000" in table
+
+
+@pytest.mark.parametrize(("failed", "other"), [("weak", ""), ("", "weak"), ("weak", "strong")])
+def test_a_defense_that_failed_alone_in_a_test_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failed: str, other: str
+) -> None:
+    folder = tmp_path / "run" / "test"
+    strip = judging(failed, 0.1)
+    strip["init_args"]["defense"] = {"class_path": "stub.Strip"}
+    single_test(folder, callbacks=[judging(other, 0.1), strip])
+    metrics = {"test/cacc": 0.9, "test/asr": 1.0}
+    metrics |= {f"test/{other}/{name}".replace("//", "/"): 0.5 for name in ("cacc_defended", "auroc", "tpr", "fpr")}
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (folder / failed / "outcomes.csv").unlink()
+    _, rows, _ = report(capsys, tmp_path)
+    by_defense = {row["defense"]: row for row in rows}
+    assert (by_defense["Onion"]["auroc"], by_defense["Onion"]["error"]) == ("0.5", "")
+    assert by_defense["Strip"]["error"] == "the test has no numbers of it"
+    assert not [name for name in NUMBERS if by_defense["Strip"][name]]
+    page = Path("report/report.html").read_text(encoding="utf-8")
+    assert "1 of 2 cells (1 failed)" in page
+    assert "failed: the test has no numbers of it" in page
+
+
+def test_the_scores_of_a_defense_without_a_name_are_those_of_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"class_path": "lightning_backdoor.callbacks.GradientAttentionDefense", "init_args": {"name": "ga"}}
+    single_test(tmp_path / "run" / "test", callbacks=[judging("", 0.1), other])
+    path = tmp_path / "run" / "test" / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**metrics, "test/tpr": 0.75, "test/ftr": 0.5}), encoding="utf-8")
+    _, rows, _ = report(capsys, tmp_path)
+    assert {row["defense"]: (row["tpr"], row["ftr"]) for row in rows} == {
+        "Onion": ("0.75", "0.5"),
+        "GradientAttention": ("", "0.5"),
+    }
 
 
 def test_a_gate_tells_tests_apart_and_the_number_of_kept_texts_does_not(

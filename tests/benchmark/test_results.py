@@ -12,6 +12,7 @@ import pytest
 from lightning_backdoor.benchmark import results, summaries
 from lightning_backdoor.benchmark.console import Progress, print_table
 from lightning_backdoor.benchmark.report import attack_sections
+from lightning_backdoor.benchmark.report.grid_folders import read_grid
 from lightning_backdoor.benchmark.report.page import report_html
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import Products
@@ -47,6 +48,18 @@ def test_outcomes_of_each_cell_are_opened_once(tmp_path: Path, monkeypatch: pyte
     assert {cell.id: opened[cell.id] for cell in grid.cells} == {cell.id: 1 for cell in grid.cells}
     # attacks with each and with all seeds, pairs of defenses, ASR, CACC, PACC and both AUROC
     assert len(written.comparisons) == 2 * 3 * 3 * 5
+
+
+def test_results_are_read_with_the_grid_that_they_were_written_for(tmp_path: Path) -> None:
+    grid = stub_grid(tmp_path / "grid.yaml", attacks=1, defenses=1, seeds=1)
+    write_results(grid, tmp_path, "")
+    changed = stub_grid(tmp_path / "changed.yaml", attacks=2, defenses=1, seeds=1)
+    (tmp_path / "grids" / "0.yaml").write_text(changed.as_yaml(), encoding="utf-8")  # of a launch that goes on
+    found = read_grid(tmp_path, "grid")
+    assert [cell.names for cell in found.missing] == [cell.names for cell in grid.cells]
+    assert found.configuration == grid.as_yaml()
+    (tmp_path / "grids" / "results.yaml").unlink()  # as an earlier version left it
+    assert read_grid(tmp_path, "grid").configuration == changed.as_yaml()
 
 
 def test_seeds_are_put_together_once_for_all_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,8 @@ def test_a_plan_says_the_space_of_the_victims_to_be_trained(model: Path, tmp_pat
     kept, more = size_text(2 * 4 * size), size_text(3 * 2 * size)
     assert disk_text(victims, 2) == f"disk: about {kept} for 4 victims to be trained; up to {more} more meanwhile\n"
     assert disk_text([], 2) == "disk: nothing is to be trained\n"
+    victims[0].config["model"]["init_args"]["model"] = ["a"]
+    assert "not known for 1 victims of ['a'], each" in disk_text(victims[:1], 1)
 
 
 def test_a_config_without_a_model_has_the_default_of_the_classifier() -> None:

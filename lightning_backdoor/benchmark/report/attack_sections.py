@@ -127,15 +127,16 @@ def _shown_texts(path: Path, budget: float) -> tuple[list[dict[str, Any]], int]:
         with path.open(encoding="utf-8") as file:
             texts: list[ViewedText] = [json.loads(line) for line in file]
         poisoned, clean = ([text for text in texts if text["poisoned"] is side] for side in (True, False))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # alternately, so that a small budget keeps texts of both kinds
+        in_turn = chain.from_iterable(zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS]))
+        shown: list[dict[str, Any]] = []
+        for text in filter(None, in_turn):
+            budget -= 300 + len(text["text"]) + len(text["purified_text"] or "") + 40 * len(text["tokens"])
+            if shown and budget < 0:
+                break
+            cut = pieces(text["text"], text["tokens"], text["spans"])
+            shown.append({**text, "score": float(text["score"]), "pieces": cut})
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         problem = f"is not a file of texts ({type(error).__name__}: {error})"
         raise InputError(str(path), problem, "test the victim again, which writes it") from None
-    # alternately, so that a small budget keeps texts of both kinds
-    in_turn = chain.from_iterable(zip_longest(poisoned[:POISONED_TEXTS], clean[:CLEAN_TEXTS]))
-    shown: list[dict[str, Any]] = []
-    for text in filter(None, in_turn):
-        budget -= 300 + len(text["text"]) + len(text["purified_text"] or "") + 40 * len(text["tokens"])
-        if shown and budget < 0:
-            break
-        shown.append({**text, "pieces": pieces(text["text"], text["tokens"], text["spans"])})
     return sorted(shown, key=lambda text: not text["poisoned"]), len(texts) - len(shown)

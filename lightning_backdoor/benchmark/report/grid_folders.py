@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import Fragment
+from lightning_backdoor.benchmark.fragments import BENIGN as BENIGN_CLASS
+from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.benchmark.grid_file import GridFile
 from lightning_backdoor.benchmark.missing import NOT_RUN, MissingCell
 from lightning_backdoor.benchmark.names import name_problem, of_csv_field
@@ -19,6 +20,8 @@ from lightning_backdoor.files.names import check_name
 
 #: columns without which a file is not a ``results.csv``; version 0.1.0 wrote fewer columns than this version.
 NEEDED = (*NAMES, "seed", "cell", "error")
+#: the grid that ``results.csv`` was written for, in the output folder; each launch adds its grid beside it at once.
+GRID_OF_RESULTS = Path("grids", "results.yaml")
 
 
 def is_grid(folder: Path) -> bool:
@@ -27,7 +30,9 @@ def is_grid(folder: Path) -> bool:
 
 
 def read_grid(folder: Path, label: str) -> Source:
-    """Reads ``results.csv`` of a grid, and the grid itself, as it was last run, from ``grids/``.
+    """Reads ``results.csv`` of a grid, and the grid that it was written for, from ``grids/``.
+
+    In a folder of an earlier version, which does not say which grid that is, it is the newest.
 
     Args:
         folder: the output folder.
@@ -40,15 +45,17 @@ def read_grid(folder: Path, label: str) -> Source:
     if not path.is_file():
         raise InputError("RUNS", f"{escaped(str(path))} is missing", "run the grid's command, which writes it")
     rows = [_row(line, path, number) for number, line in enumerate(_lines(path), 2)]
-    kept = sorted(folder.glob("grids/*.yaml"), key=lambda file: file.stat().st_mtime_ns)
-    grid = GridFile(kept[-1]) if kept else None
+    kept = folder / GRID_OF_RESULTS
+    if not kept.is_file():
+        kept = max(folder.glob("grids/*.yaml"), key=lambda file: file.stat().st_mtime_ns, default=kept)
+    grid = GridFile(kept) if kept.is_file() else None
     missing = _missing(grid, rows)
     benign = BENIGN if grid is None else grid.benign
     for names in (*rows, *(cell.names for cell in missing)):
         names["attack"] = BENIGN if names["attack"] == benign else names["attack"]
     for row in rows:
         row["cell"] = str(folder / "cells" / row["cell"])
-    configuration = "" if not kept else kept[-1].read_text(encoding="utf-8")
+    configuration = "" if grid is None else kept.read_text(encoding="utf-8")
     configuration = precision_comment(folder, (row["victim"] for row in rows)) + configuration
     return Source(folder, label, label, rows, _meanings(grid, benign, label, rows), missing, configuration)
 
@@ -121,7 +128,9 @@ def _meanings(grid: GridFile | None, benign: str | None, label: str, rows: list[
         "attack": {name: digest(entry) for name, entry in grid.axes["attacks"].items() if name != benign},
         "defense": {name: digest(entry) for name, entry in grid.axes["defenses"].items()},
     }
-    result["attack"][BENIGN] = digest(grid.axes["attacks"].get(benign or ""))
+    if benign is not None:  # whose class may be left out, or given by any of its names
+        named: Fragment = {"model": {"class_path": BENIGN_CLASS}}
+        result["attack"][BENIGN] = digest(compose(named, grid.axes["attacks"][benign], named))
     return result
 
 

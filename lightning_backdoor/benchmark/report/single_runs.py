@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.fragments import full_class_path, is_benign, read_yaml
 from lightning_backdoor.benchmark.grid_file import UNDEFENDED
+from lightning_backdoor.benchmark.metrics import METRICS
 from lightning_backdoor.benchmark.names import name_problem
 from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
 from lightning_backdoor.benchmark.table import COLUMNS, NAMES, ResultRow, measured
@@ -25,6 +26,8 @@ TRAINING = (
     *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches"),
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
 )
+#: the metrics of an inference-time defense; all others are those of the victim.
+OF_DEFENSES = {f"test/{metric.name}" for metric in METRICS if metric.part in ("defended", "detection", "cost")}
 #: the attack whose files are the dataset of a run.
 POISON_FILES = ("lightning_backdoor.attacks.PoisonFiles", "lightning_backdoor.attacks.poison_files.PoisonFiles")
 
@@ -56,7 +59,8 @@ def read_test(folder: Path, label: str) -> Source:
     """Reads ``metrics.json``, ``config.yaml`` and ``outcomes.csv`` of a test.
 
     Dataset, model, attack and defense are named by the config: by the file or repository, and by class names. Several
-    inference-time defenses of one class are told apart by the names that they log under: ``Onion (weak)``.
+    inference-time defenses of one class are told apart by the names that they log under: ``Onion (weak)``. A defense
+    that failed while others went on has an error and no numbers.
 
     Args:
         folder: the folder that ``test`` wrote.
@@ -105,7 +109,12 @@ def read_test(folder: Path, label: str) -> Source:
         meanings["defense"][names["defense"]] = digest(common, defense.settings)
         row = dict.fromkeys(COLUMNS) | names | {"seed": str(_seed(config)), "training": training, "error": ""}
         row |= {"cell": str(folder / defense.name), "victim": str(folder.parent)}
-        rows.append(row | _measured(metrics, defense.name, folder / defense.name))
+        fpr = f"test/{defense.name}/fpr" if defense.name else "test/fpr"
+        if defense.method and fpr not in metrics:  # which every defense that has finished has logged
+            row["error"] = "the test has no numbers of it"
+        else:
+            row |= _measured(metrics, defense.name, folder / defense.name)
+        rows.append(row)
     run_label = label.rpartition("/")[0] or escaped(folder.parent.name)
     return Source(folder, label, run_label, rows, meanings, [], (folder / "config.yaml").read_text(encoding="utf-8"))
 
@@ -121,7 +130,7 @@ def _measured(metrics: Mapping[str, float | None], name: str, folder: Path) -> R
     """The numbers of one defense: its own metrics, which are logged under its name, and the victim's."""
     prefix = f"test/{name}/"
     own = {f"test/{key.removeprefix(prefix)}": value for key, value in metrics.items() if key.startswith(prefix)}
-    shared = {key: value for key, value in metrics.items() if key.count("/") == 1}
+    shared = {key: value for key, value in metrics.items() if key.count("/") == 1 and not (name and key in OF_DEFENSES)}
     outcomes = read_outcomes(folder / "outcomes.csv") if (folder / "outcomes.csv").is_file() else []
     record = (folder.parent.parent if name else folder.parent) / "cleaning.json"
     return measured(shared | own, outcomes, _metrics(record) if record.is_file() else {})
