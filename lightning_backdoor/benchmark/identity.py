@@ -8,8 +8,8 @@ A config names files in three ways, and only these are read:
 - *Path fields*, by the name of the argument: ``path``, ``file``, ``folder``, ``model``, ``encoder``, ``published``,
   ``victim``, ``selector``, ``pretrained``, ``corpus``, and names that end in ``_path``, ``_file``, ``_folder``,
   ``_model`` or ``_encoder``, or in the plural of these. Files and folders count with their content, and so do the files
-  that a source's ``splits`` names outside of its ``path``, and those that an attack's ``files`` names in its
-  ``folder``.
+  that a source's ``splits`` names outside of its ``path`` or in subfolders that do not count, and those that an
+  attack's ``files`` names in its ``folder``.
 - *Arguments of a user's own class*: whatever their names, files count with their content if the text that names them
   has a dot or a slash.
 - *Class paths*: the modules in the working directory that they name, with the ``__init__.py`` of packages unless it is
@@ -101,13 +101,23 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
 
 
 def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The files of a source's splits that do not lie in its folder."""
+    """The files of a source's splits that do not count with its folder."""
     folder, splits = source.get("path"), source.get("splits")
     if not isinstance(folder, str) or not isinstance(splits, dict):
         return
+    surrounds = _surrounds(folder)
     for name in splits.values():
-        if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
+        if isinstance(name, str) and (surrounds or Path(name).is_absolute() or ".." in Path(name).parts):
             yield "path", str(Path(folder, name))
+
+
+def _surrounds(folder: str) -> bool:
+    """Whether a folder is the working directory or one around it, of which a run does not read all."""
+    try:
+        path = Path(folder).expanduser()
+        return path.is_dir() and Path.cwd().is_relative_to(path.resolve())
+    except (OSError, RuntimeError, ValueError):  # no name of a folder, no home, or no permission
+        return False
 
 
 def _files_of_roles(attack: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -154,8 +164,8 @@ def _files(name: str, roles: Iterable[str]) -> Iterator[tuple[Path, Path]]:
             path = path.expanduser() if "path" in roles else path
             within = [path]
             if path.is_dir():
-                surrounding = Path.cwd().is_relative_to(path.resolve())
-                within = sorted(path.iterdir() if surrounding else path.rglob("*")) if "path" in roles else []
+                whole = not _surrounds(name)
+                within = sorted(path.rglob("*") if whole else path.iterdir()) if "path" in roles else []
         except (OSError, RuntimeError, ValueError):  # no name of a file, no home, or no permission
             within = []
         yield from ((path, file) for file in within)

@@ -161,6 +161,21 @@ def test_files_in_a_folder_around_the_run_count(inside: Path, monkeypatch: pytes
     assert len(ids) == 3
 
 
+@pytest.mark.parametrize("path", [".", "..", "absolute"])
+def test_splits_in_subfolders_of_a_folder_around_the_run_count(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (inside / "run" / "data").mkdir(parents=True)
+    monkeypatch.chdir(inside / "run")
+    names = {"train": "data/one.csv"} if path != ".." else {"train": "run/data/one.csv"}
+    source = {"path": str(inside / "run") if path == "absolute" else path, "splits": names}
+    ids = {id_of({"data": {"init_args": {"source": source}}})}
+    for content in ("1", "2"):
+        (inside / "run" / "data" / "one.csv").write_text(content, encoding="utf-8")
+        ids.add(id_of({"data": {"init_args": {"source": source}}}))
+    assert len(ids) == 3
+
+
 @pytest.mark.parametrize("key", ["cache_dir", "save_dir", "dirpath", "device"])
 def test_a_folder_that_is_written_to_does_not_count(inside: Path, key: str) -> None:
     config = of_class(BADNETS, **{key: "./written"})
