@@ -16,8 +16,9 @@ A config names files in three ways, and only these are read:
   empty.
 
 Any other text, such as a trigger, is a text, even if a file has this name. Folders are read with their subfolders,
-except for the working directory and the folders around it, which hold much that a run does not read, and for the output
-folder of the grid.
+except for the output folder of the grid, and for the working directory and the folders around it, which hold much that
+a run does not read, such as its log: of these only the files directly in them count, and for a source only the tables
+that it can read.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 
 from lightning_backdoor.files.hashing import file_chunks
 from lightning_backdoor.files.identity import LIBRARY
+from lightning_backdoor.files.split_names import readable_tables
 
 #: to be changed if, and only if, the same config gives another victim (attack, poisoning, training); every
 #: victim of a grid is then trained again.
@@ -75,6 +77,7 @@ def identity(content: Any, code_format: str, output: Path | None = None) -> str:
 def forget_files() -> None:
     """Forgets the hashes of files, since files or the working directory may have changed."""
     _digest.cache_clear()
+    _tables.cache_clear()
 
 
 def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tuple[str, str]]:
@@ -91,8 +94,12 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
     elif isinstance(content, dict):
         if isinstance(content.get("class_path"), str):
             own_class = not content["class_path"].startswith(_KNOWN_PACKAGES)
+        by_tables = key == "source" and _surrounds(content.get("path"))
         for name, value in content.items():
-            yield from _names(value, name, own_class)
+            if name != "path" or not by_tables:
+                yield from _names(value, name, own_class)
+        if by_tables:
+            yield from (("path", file) for file in _tables(content["path"], json.dumps(content.get("splits"))))
         yield from _split_files(content)
         yield from _files_of_roles(content)
     elif isinstance(content, list):
@@ -111,11 +118,23 @@ def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "path", str(Path(folder, name))
 
 
-def _surrounds(folder: str) -> bool:
-    """Whether a folder is the working directory or one around it, of which a run does not read all."""
+@cache
+def _tables(folder: str, splits: str) -> list[str]:
+    """The tables that a source, whose ``splits`` are given as JSON, can read in a folder around the working directory.
+
+    Empty if the folder cannot be read or the splits are no texts, which is refused before anything is trained.
+    """
     try:
-        path = Path(folder).expanduser()
-        return path.is_dir() and Path.cwd().is_relative_to(path.resolve())
+        return [str(file) for file in readable_tables(Path(folder).expanduser(), json.loads(splits))]
+    except (AttributeError, OSError, TypeError, ValueError):
+        return []
+
+
+def _surrounds(folder: object) -> bool:
+    """Whether something names the working directory or a folder around it, of which a run does not read all."""
+    try:
+        path = Path(folder).expanduser() if isinstance(folder, str) else None
+        return path is not None and path.is_dir() and Path.cwd().is_relative_to(path.resolve())
     except (OSError, RuntimeError, ValueError):  # no name of a folder, no home, or no permission
         return False
 

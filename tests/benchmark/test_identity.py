@@ -176,6 +176,42 @@ def test_splits_in_subfolders_of_a_folder_around_the_run_count(
     assert len(ids) == 3
 
 
+@pytest.mark.parametrize("path", [".", "..", "absolute"])
+@pytest.mark.parametrize(
+    ("splits", "read"),
+    [
+        ({"train": "rows.csv", "test": "train"}, ("rows.csv", "train.csv")),
+        (None, ("train.csv", "dev.jsonl", "test-0.parquet")),
+        (None, ("data/train.csv", "data/valid.csv.gz")),
+        ({"train": "train", "test": "dev"}, ("data/train.csv", "data/dev.tsv")),
+        (None, ("data/train-00000-of-00001.parquet",)),
+        (None, ("reviews.csv",)),
+    ],
+    ids=str,
+)
+def test_of_a_folder_around_the_run_a_source_reads_its_tables_alone(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, path: str, splits: dict[str, str] | None, read: tuple[str, ...]
+) -> None:
+    around = inside / "around"
+    (around / "data").mkdir(parents=True)
+    (around / "run").mkdir()
+    monkeypatch.chdir(around / "run" if path == ".." else around)
+    source = {"path": str(around) if path == "absolute" else path, "splits": splits}
+    config = {"data": {"init_args": {"source": source}}}
+    for name in read:
+        (around / name).write_text("1", encoding="utf-8")
+    ids = [id_of(config)]
+    for name in ("grid.log", "grid.yaml", "slurm-1.out", "data/notes.txt"):
+        (around / name).write_text("2", encoding="utf-8")
+    if splits or "train.csv" in read:  # all splits are found, so that no other table is read
+        (around / "other.csv").write_text("2", encoding="utf-8")
+    assert id_of(config) == ids[0]
+    for name in read:
+        (around / name).write_text("2", encoding="utf-8")
+        ids.append(id_of(config))
+    assert len({*ids}) == len(read) + 1
+
+
 @pytest.mark.parametrize("key", ["cache_dir", "save_dir", "dirpath", "device"])
 def test_a_folder_that_is_written_to_does_not_count(inside: Path, key: str) -> None:
     config = of_class(BADNETS, **{key: "./written"})
