@@ -31,6 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lightning_backdoor.files.atomic import partial_path
 from lightning_backdoor.files.hashing import file_chunks
 from lightning_backdoor.files.identity import LIBRARY
 from lightning_backdoor.files.split_names import readable_tables
@@ -42,11 +43,12 @@ VICTIM_FORMAT = "5"
 #: cell of a grid is then tested again, on the existing victims.
 RESULTS_FORMAT = "4"
 
-#: the files and folders that a grid writes to its output folder.
+_RESULTS = ("results.csv", "comparisons.csv", "report.html")
+#: the files and folders that a grid writes to its output folder, or leaves there if it is killed while it writes.
 WRITTEN = frozenset(
     {
-        *("cells", "victims", "grids", "wandb", "submitit", "journal.jsonl", "log.txt"),
-        *("results.csv", "comparisons.csv", "report.html"),
+        *("cells", "victims", "grids", "figures", "wandb", "submitit", "journal.jsonl", "log.txt"),
+        *(*_RESULTS, *(partial_path(Path(name)).name for name in _RESULTS)),
     }
 )
 _PATH_FIELD = re.compile(r"(.*_)?(path|file|folder|model|encoder)s?|published|victim|selector|pretrained|corpus")

@@ -255,6 +255,20 @@ def test_data_beside_what_a_grid_writes_counts(inside: Path, path: str) -> None:
     assert seen[0] != seen[1]
 
 
+@pytest.mark.parametrize(
+    "name", ["figures/roc.svg", ".results.csv.partial", ".comparisons.csv.partial", ".report.html.partial"]
+)
+def test_of_data_in_the_output_folder_nothing_counts_that_a_grid_writes(inside: Path, name: str) -> None:
+    output = (inside / "folder").resolve()
+    output.mkdir()
+    (output / "train.csv").write_text("1", encoding="utf-8")
+    config = {"data": {"init_args": {"source": {"path": "folder"}}}}
+    before = id_of(config, output)
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text("written", encoding="utf-8")
+    assert id_of(config, output) == before
+
+
 @pytest.mark.parametrize("path", [".", "..", "/"])
 def test_of_a_folder_around_the_run_only_its_own_files_count(inside: Path, path: str) -> None:
     config = of_class(BADNETS, model=path)
