@@ -25,10 +25,10 @@ BENIGN = "lightning_backdoor.victim.TextClassifier"
 def compose(*fragments: Fragment) -> Fragment:
     """Merges fragments, later ones overriding earlier ones, as the command line does with ``--config`` files.
 
-    Mappings are merged, ``NAME+`` appends to the list ``NAME``, and anything else is replaced. A class that replaces
-    another one takes none of the other's arguments, except for ``model`` and ``data`` of the config itself: an attack
-    keeps the arguments of the model entry, and a dataset keeps the arguments of the base. (The command line imports the
-    classes, and keeps the arguments that the new class also has.)
+    Mappings are merged, ``NAME+`` appends to ``NAME``, a list or a single entry, and anything else is replaced. A class
+    that replaces another one takes none of the other's arguments, except for ``model`` and ``data`` of the config
+    itself: an attack keeps the arguments of the model entry, and a dataset keeps the arguments of the base. (The
+    command line imports the classes, and keeps the arguments that the new class also has.)
 
     >>> compose({"trainer": {"callbacks": ["A"], "devices": 1}}, {"trainer": {"callbacks+": ["B"], "devices": 2}})
     {'trainer': {'callbacks': ['A', 'B'], 'devices': 2}}
@@ -39,7 +39,8 @@ def compose(*fragments: Fragment) -> Fragment:
             name = key.removesuffix("+")
             below = result.get(name)
             if key != name:
-                result[name] = [*(below or []), *(value if isinstance(value, list) else [value])]
+                kept = below if isinstance(below, list) else [below] if below else []
+                result[name] = [*kept, *(value if isinstance(value, list) else [value])]
             elif isinstance(value, dict):
                 below = below if isinstance(below, dict) else {}
                 replaced = "class_path" in value and value["class_path"] != below.get("class_path")

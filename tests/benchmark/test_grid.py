@@ -56,6 +56,16 @@ def test_a_training_time_defense_makes_another_victim(tmp_path: Path) -> None:
     assert attached["init_args"] == {"defense": strip}
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_a_single_callback_of_the_base_stays_beside_a_defense(tmp_path: Path, several: bool) -> None:
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    base = {"trainer": {"callbacks": [stopping] if several else stopping}}
+    cell = grid(tmp_path, base=base).cells[1]
+    given, attached = cell.config["trainer"]["callbacks"]
+    assert given == stopping
+    assert attached["class_path"].endswith("InferenceDefense")
+
+
 def test_later_entries_win_and_presets_are_read_from_the_grids_own_folder(tmp_path: Path) -> None:
     (tmp_path / "presets").mkdir()
     preset = {"model": {"class_path": "shout.Shout", "init_args": {"learning_rate": 0.1}}, "trainer": {"max_epochs": 9}}
