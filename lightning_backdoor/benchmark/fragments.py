@@ -122,6 +122,26 @@ def _callbacks(given: Any) -> Any:
     return {"class_path": full_class_path(given)} if isinstance(given, str) else given
 
 
+def at_test(fragment: Fragment) -> Fragment | None:
+    """The fragment of a defense that acts at test, with its callback appended to those of the victim's training.
+
+    The callback logs without a name prefix, since a cell has only one defense.
+
+    Returns:
+        The fragment, or None if it does not have exactly one callback.
+
+    >>> at_test({"trainer": {"callbacks": {"class_path": "a.B", "init_args": {"name": "b", "texts": 3}}}})
+    {'trainer': {'callbacks+': [{'class_path': 'a.B', 'init_args': {'texts': 3}}]}}
+    """
+    trainer = dict(fragment.get("trainer", {}))
+    given = compose({"callbacks+": trainer.pop("callbacks", None) or []})
+    callbacks = compose(given, {"callbacks+": trainer.pop("callbacks+", None) or []})["callbacks"]
+    if len(callbacks) != 1 or not isinstance(callbacks[0], dict):
+        return None
+    arguments = {name: value for name, value in (callbacks[0].get("init_args") or {}).items() if name != "name"}
+    return {**fragment, "trainer": {**trainer, "callbacks+": [{**callbacks[0], "init_args": arguments}]}}
+
+
 @cache
 def full_class_path(name: str) -> str:
     """The class path of a public class given by its name, alone or after the package's; any other text as it is.
