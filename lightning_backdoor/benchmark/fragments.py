@@ -25,10 +25,10 @@ BENIGN = "lightning_backdoor.victim.TextClassifier"
 def compose(*fragments: Fragment) -> Fragment:
     """Merges fragments, later ones overriding earlier ones, as the command line does with ``--config`` files.
 
-    Mappings are merged, ``NAME+`` appends to the list ``NAME``, and anything else is replaced. A class that replaces
-    another one takes none of the other's arguments, except for ``model`` and ``data`` of the config itself: an attack
-    keeps the arguments of the model entry, and a dataset keeps the arguments of the base. (The command line imports the
-    classes, and keeps the arguments that the new class also has.)
+    Mappings are merged, ``NAME+`` appends to ``NAME``, a list or a single entry, and anything else is replaced. A class
+    that replaces another one takes none of the other's arguments, except for ``model`` and ``data`` of the config
+    itself: an attack keeps the arguments of the model entry, and a dataset keeps the arguments of the base. (The
+    command line imports the classes, and keeps the arguments that the new class also has.)
 
     >>> compose({"trainer": {"callbacks": ["A"], "devices": 1}}, {"trainer": {"callbacks+": ["B"], "devices": 2}})
     {'trainer': {'callbacks': ['A', 'B'], 'devices': 2}}
@@ -39,7 +39,8 @@ def compose(*fragments: Fragment) -> Fragment:
             name = key.removesuffix("+")
             below = result.get(name)
             if key != name:
-                result[name] = [*(below or []), *(value if isinstance(value, list) else [value])]
+                kept = below if isinstance(below, list) else [below] if below else []
+                result[name] = [*kept, *(value if isinstance(value, list) else [value])]
             elif isinstance(value, dict):
                 below = below if isinstance(below, dict) else {}
                 replaced = "class_path" in value and value["class_path"] != below.get("class_path")
@@ -119,6 +120,26 @@ def _callbacks(given: Any) -> Any:
     if isinstance(given, list):
         return [_callbacks(entry) for entry in given]
     return {"class_path": full_class_path(given)} if isinstance(given, str) else given
+
+
+def at_test(fragment: Fragment) -> Fragment | None:
+    """The fragment of a defense that acts at test, with its callback appended to those of the victim's training.
+
+    The callback logs without a name prefix, since a cell has only one defense.
+
+    Returns:
+        The fragment, or None if it does not have exactly one callback.
+
+    >>> at_test({"trainer": {"callbacks": {"class_path": "a.B", "init_args": {"name": "b", "texts": 3}}}})
+    {'trainer': {'callbacks+': [{'class_path': 'a.B', 'init_args': {'texts': 3}}]}}
+    """
+    trainer = dict(fragment.get("trainer", {}))
+    given = compose({"callbacks+": trainer.pop("callbacks", None) or []})
+    callbacks = compose(given, {"callbacks+": trainer.pop("callbacks+", None) or []})["callbacks"]
+    if len(callbacks) != 1 or not isinstance(callbacks[0], dict):
+        return None
+    arguments = {name: value for name, value in (callbacks[0].get("init_args") or {}).items() if name != "name"}
+    return {**fragment, "trainer": {**trainer, "callbacks+": [{**callbacks[0], "init_args": arguments}]}}
 
 
 @cache

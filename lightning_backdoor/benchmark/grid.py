@@ -165,7 +165,7 @@ class Grid(GridFile):
                 remedy = f"leave it out, by exclude: [{{model: {model}, defense: {name}}}]"
                 raise self._error(problem, remedy)
             victim = self._victim((dataset, model, attack), seed, name, moments)
-            at_test = [_unnamed(moments[moment]) for moment in ("inference", "inspection") if moment in moments]
+            at_test = [moments[moment] for moment in ("inference", "inspection") if moment in moments]
             yield self._cell(attack, name, victim, *at_test)
 
     def _cell(self, attack: str, defense: str, victim: PlannedVictim, *fragments: Fragment) -> Cell:
@@ -249,12 +249,3 @@ def init_arg(argument: tuple[str, str], value: str) -> Fragment:
     """A fragment that sets an argument, given as part and name, such as ``("model", "published")``."""
     part, name = argument
     return {part: {"init_args": {name: value}}}
-
-
-def _unnamed(fragment: Fragment) -> Fragment:
-    """A fragment whose only callback logs without a name prefix, since a cell has only one defense."""
-    callbacks = fragment.get("trainer", {}).get("callbacks+")
-    if not isinstance(callbacks, list) or len(callbacks) != 1:
-        return fragment
-    arguments = {name: value for name, value in (callbacks[0].get("init_args") or {}).items() if name != "name"}
-    return {**fragment, "trainer": {**fragment["trainer"], "callbacks+": [{**callbacks[0], "init_args": arguments}]}}

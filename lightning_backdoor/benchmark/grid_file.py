@@ -11,6 +11,7 @@ from typing import Any
 from lightning_backdoor.benchmark.fragments import (
     BENIGN,
     Fragment,
+    at_test,
     compose,
     is_benign,
     read_yaml,
@@ -186,6 +187,12 @@ class GridFile:
         for key, moment in moments.items():
             if not moment and key != "repair":  # an empty repair is plain fine-tuning on the training rows
                 raise self._error(f"{field}.{key} is empty", "give a defense, or leave it out")
+            if key in CALLBACKS:
+                fragment = at_test(moment)
+                if fragment is None:
+                    remedy = "give one under trainer.callbacks+, and any other in an entry of its own"
+                    raise self._error(f"{field}.{key} does not have exactly one callback", remedy)
+                moments[key] = fragment
         if bool(moments) == (name == UNDEFENDED):
             raise self._error(f"{field} is {entry!r}", f"the entry without a defense, and no other, is {UNDEFENDED}")
         if "repair" in moments and "training" in moments:

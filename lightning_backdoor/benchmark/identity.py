@@ -8,16 +8,17 @@ A config names files in three ways, and only these are read:
 - *Path fields*, by the name of the argument: ``path``, ``file``, ``folder``, ``model``, ``encoder``, ``published``,
   ``victim``, ``selector``, ``pretrained``, ``corpus``, and names that end in ``_path``, ``_file``, ``_folder``,
   ``_model`` or ``_encoder``, or in the plural of these. Files and folders count with their content, and so do the files
-  that a source's ``splits`` names outside of its ``path``, and those that an attack's ``files`` names in its
-  ``folder``.
+  that a source's ``splits`` names outside of its ``path`` or in subfolders that do not count, and those that an
+  attack's ``files`` names in its ``folder``.
 - *Arguments of a user's own class*: whatever their names, files count with their content if the text that names them
   has a dot or a slash.
 - *Class paths*: the modules in the working directory that they name, with the ``__init__.py`` of packages unless it is
   empty.
 
 Any other text, such as a trigger, is a text, even if a file has this name. Folders are read with their subfolders,
-except for the working directory and the folders around it, which hold much that a run does not read, and for the output
-folder of the grid.
+except for the output folder of the grid, and for the working directory and the folders around it, which hold much that
+a run does not read, such as its log: of these only the files directly in them count, and for a source only the tables
+that it can read.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lightning_backdoor.files.atomic import partial_path
 from lightning_backdoor.files.hashing import file_chunks
 from lightning_backdoor.files.identity import LIBRARY
+from lightning_backdoor.files.split_names import readable_tables
 
 #: to be changed if, and only if, the same config gives another victim (attack, poisoning, training); every
 #: victim of a grid is then trained again.
@@ -40,11 +43,12 @@ VICTIM_FORMAT = "5"
 #: cell of a grid is then tested again, on the existing victims.
 RESULTS_FORMAT = "4"
 
-#: the files and folders that a grid writes to its output folder.
+_RESULTS = ("results.csv", "comparisons.csv", "report.html")
+#: the files and folders that a grid writes to its output folder, or leaves there if it is killed while it writes.
 WRITTEN = frozenset(
     {
-        *("cells", "victims", "grids", "wandb", "submitit", "journal.jsonl", "log.txt"),
-        *("results.csv", "comparisons.csv", "report.html"),
+        *("cells", "victims", "grids", "figures", "wandb", "submitit", "journal.jsonl", "log.txt"),
+        *(*_RESULTS, *(partial_path(Path(name)).name for name in _RESULTS)),
     }
 )
 _PATH_FIELD = re.compile(r"(.*_)?(path|file|folder|model|encoder)s?|published|victim|selector|pretrained|corpus")
@@ -75,6 +79,7 @@ def identity(content: Any, code_format: str, output: Path | None = None) -> str:
 def forget_files() -> None:
     """Forgets the hashes of files, since files or the working directory may have changed."""
     _digest.cache_clear()
+    _tables.cache_clear()
 
 
 def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tuple[str, str]]:
@@ -91,8 +96,12 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
     elif isinstance(content, dict):
         if isinstance(content.get("class_path"), str):
             own_class = not content["class_path"].startswith(_KNOWN_PACKAGES)
+        by_tables = key == "source" and _surrounds(content.get("path"))
         for name, value in content.items():
-            yield from _names(value, name, own_class)
+            if name != "path" or not by_tables:
+                yield from _names(value, name, own_class)
+        if by_tables:
+            yield from (("path", file) for file in _tables(content["path"], json.dumps(content.get("splits"))))
         yield from _split_files(content)
         yield from _files_of_roles(content)
     elif isinstance(content, list):
@@ -101,13 +110,35 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
 
 
 def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The files of a source's splits that do not lie in its folder."""
+    """The files of a source's splits that do not count with its folder."""
     folder, splits = source.get("path"), source.get("splits")
     if not isinstance(folder, str) or not isinstance(splits, dict):
         return
+    surrounds = _surrounds(folder)
     for name in splits.values():
-        if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
+        if isinstance(name, str) and (surrounds or Path(name).is_absolute() or ".." in Path(name).parts):
             yield "path", str(Path(folder, name))
+
+
+@cache
+def _tables(folder: str, splits: str) -> list[str]:
+    """The tables that a source, whose ``splits`` are given as JSON, can read in a folder around the working directory.
+
+    Empty if the folder cannot be read or the splits are no texts, which is refused before anything is trained.
+    """
+    try:
+        return [str(file) for file in readable_tables(Path(folder).expanduser(), json.loads(splits))]
+    except (AttributeError, OSError, TypeError, ValueError):
+        return []
+
+
+def _surrounds(folder: object) -> bool:
+    """Whether something names the working directory or a folder around it, of which a run does not read all."""
+    try:
+        path = Path(folder).expanduser() if isinstance(folder, str) else None
+        return path is not None and path.is_dir() and Path.cwd().is_relative_to(path.resolve())
+    except (OSError, RuntimeError, ValueError):  # no name of a folder, no home, or no permission
+        return False
 
 
 def _files_of_roles(attack: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -154,8 +185,8 @@ def _files(name: str, roles: Iterable[str]) -> Iterator[tuple[Path, Path]]:
             path = path.expanduser() if "path" in roles else path
             within = [path]
             if path.is_dir():
-                surrounding = Path.cwd().is_relative_to(path.resolve())
-                within = sorted(path.iterdir() if surrounding else path.rglob("*")) if "path" in roles else []
+                whole = not _surrounds(name)
+                within = sorted(path.rglob("*") if whole else path.iterdir()) if "path" in roles else []
         except (OSError, RuntimeError, ValueError):  # no name of a file, no home, or no permission
             within = []
         yield from ((path, file) for file in within)

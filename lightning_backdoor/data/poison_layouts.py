@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lightning_backdoor.data.reading import SPLITS
 from lightning_backdoor.data.split_files import one_table
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import listed
 from lightning_backdoor.files.names import local_path
 from lightning_backdoor.files.packaged import resolve
+from lightning_backdoor.files.split_names import SPLITS
 from lightning_backdoor.files.text_files import table_format
 
 #: what a file may hold: rows of which some are poisoned, clean rows, poisoned rows, poisoned rows to add to clean ones.

@@ -12,12 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from lightning_backdoor.data.split_files import one_table, split_files
+from lightning_backdoor.data.split_files import one_table
 from lightning_backdoor.data.tables import Table, from_dataset, joined, read_file, same_classes
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.columns import listed
 from lightning_backdoor.files.names import local_path
 from lightning_backdoor.files.packaged import resolve
+from lightning_backdoor.files.split_names import SPLITS, split_files
 from lightning_backdoor.files.text_files import table_format
 
 if TYPE_CHECKING:
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
     #: a split: the files that are its table, or a table that ``datasets`` has read.
     Part: TypeAlias = list[Path] | Dataset
 
-#: for each split, the names under which sources may have it.
-SPLITS = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
 #: upper limit on the files in a folder of tables; ``datasets`` takes minutes to look through a home folder.
 MOST_FILES = 5000
 

@@ -1,47 +1,19 @@
-"""The files of each split in a folder: one file, or the numbered shards of one table."""
+"""Whether the files of a split are one table: one file, or its numbered shards."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_backdoor.errors import InputError, escaped, reason
+from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.columns import listed
-from lightning_backdoor.files.text_files import table_format
 
 #: a shard's number, and the number of shards if the name has it: ``train-00000-of-00002.parquet``, ``train_1.csv``.
 SHARD = re.compile(r"(?<![.\d])(\d+)(?:-of-(\d+))?(?=(?:\.[A-Za-z]\w*)+$)")
-
-
-def split_files(folder: Path, wanted: Mapping[str, Sequence[str]], loosely: bool) -> dict[str, list[Path]]:
-    """The files directly in a folder that are named after a split, such as ``train.csv``, or given by full name.
-
-    Args:
-        folder: the folder.
-        wanted: for each split, the names under which the folder may have it.
-        loosely: whether, next to a file named exactly after the training split, names that begin with a split's name
-            count as well, such as ``test-00000-of-00001.parquet``; as ``datasets`` reads them.
-
-    Raises:
-        InputError: the folder cannot be read.
-    """
-    try:
-        tables = [file for file in sorted(folder.iterdir()) if file.is_file() and table_format(file)]
-    except OSError as error:
-        raise InputError("path", f"{folder} cannot be read: {reason(error)}", "give another folder") from None
-    files = {}
-    for split, names in wanted.items():
-        named = [folder / name for name in names if (folder / name).is_file()]
-        files[split] = named or [file for file in tables if _stem(file) in names or _stem(file).lower() in names]
-    if loosely and files["train"]:
-        for split, names in wanted.items():
-            begins = re.compile(rf"({'|'.join(names)})[-._ 0-9]", re.IGNORECASE)
-            files[split] = files[split] or [file for file in tables if begins.match(file.name)]
-    return {split: paths for split, paths in files.items() if paths}
 
 
 def one_table(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
@@ -82,7 +54,3 @@ def _are_shards(files: Sequence[Path]) -> bool:
     return len(others) == 1 and (
         len(totals) == 1 or (first in (0, 1) and numbers == [*range(first, first + len(numbers))])
     )
-
-
-def _stem(file: Path) -> str:
-    return file.name.split(".")[0]

@@ -17,12 +17,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
     A process that is killed while it writes leaves ``.NAME.partial`` behind, which the next call overwrites.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def partial_path(path: Path) -> Path:
+    """The file that :func:`write_whole` writes before it replaces ``path``."""
+    return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager

@@ -56,6 +56,16 @@ def test_a_training_time_defense_makes_another_victim(tmp_path: Path) -> None:
     assert attached["init_args"] == {"defense": strip}
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_a_single_callback_of_the_base_stays_beside_a_defense(tmp_path: Path, several: bool) -> None:
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    base = {"trainer": {"callbacks": [stopping] if several else stopping}}
+    cell = grid(tmp_path, base=base).cells[1]
+    given, attached = cell.config["trainer"]["callbacks"]
+    assert given == stopping
+    assert attached["class_path"].endswith("InferenceDefense")
+
+
 def test_later_entries_win_and_presets_are_read_from_the_grids_own_folder(tmp_path: Path) -> None:
     (tmp_path / "presets").mkdir()
     preset = {"model": {"class_path": "shout.Shout", "init_args": {"learning_rate": 0.1}}, "trainer": {"max_epochs": 9}}
@@ -66,11 +76,16 @@ def test_later_entries_win_and_presets_are_read_from_the_grids_own_folder(tmp_pa
     assert cell.victim.config["trainer"]["devices"] == 1
 
 
-def test_a_preset_that_names_its_callback_logs_without_that_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["callbacks", "callbacks+"])
+@pytest.mark.parametrize("several", [True, False])
+def test_a_preset_that_names_its_callback_logs_without_that_name_beside_the_callbacks_of_training(
+    tmp_path: Path, key: str, several: bool
+) -> None:
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
     named = {"class_path": "lightning_backdoor.callbacks.InferenceDefense", "init_args": {"name": "mine", "texts": 3}}
-    defenses = {"mine": {"inference": {"trainer": {"callbacks+": [named]}}}}
-    cell = grid(tmp_path, defenses=defenses).cells[0]
-    assert cell.config["trainer"]["callbacks"][0]["init_args"] == {"texts": 3}
+    defenses = {"mine": {"inference": {"trainer": {key: [named] if several else named}}}}
+    cell = grid(tmp_path, defenses=defenses, base={"trainer": {"callbacks": [stopping]}}).cells[0]
+    assert cell.config["trainer"]["callbacks"] == [stopping, {**named, "init_args": {"texts": 3}}]
 
 
 def test_excluded_cells_are_left_out(tmp_path: Path) -> None:

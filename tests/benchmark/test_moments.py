@@ -188,6 +188,17 @@ def test_a_corrected_metric_gives_new_cells_and_a_corrected_attack_new_victims(
         ({"data": {}, "repair": CALLBACK}, "defenses.x.data is empty; give a defense, or leave it out"),
         ({"data": {"data": 3}}, "defenses.x.data.data is 3; give names and values"),
         ({"data": {"data": {"init_args": 3}}}, "defenses.x.data.data is {'init_args': 3}; give names and values"),
+        *(
+            ({moment: {"trainer": trainer}}, f"defenses.x.{moment} does not have exactly one callback; give one under")
+            for moment in ("inference", "inspection")
+            for trainer in (
+                {"callbacks+": [CALLBACK, CALLBACK]},
+                {"callbacks": CALLBACK, "callbacks+": [CALLBACK]},
+                {"callbacks": [3]},
+                {"callbacks": None},
+                {"limit_test_batches": 3},
+            )
+        ),
         ("onion_data.yaml", "defenses.x is 'onion_data.yaml'; give any of data,"),
     ],
 )

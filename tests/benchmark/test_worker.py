@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import shutil
@@ -22,7 +21,7 @@ import pytest
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.running import worker
 from lightning_backdoor.benchmark.running.journal import Journal, claimed
-from lightning_backdoor.benchmark.running.run_grid import Launch, worker_environment
+from lightning_backdoor.benchmark.running.run_grid import Launch
 from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.benchmark.write_results import write_results
 from lightning_backdoor.errors import InputError
@@ -302,15 +301,3 @@ def test_a_file_system_without_locks_is_said_on_one_line(tmp_path: Path, monkeyp
 def test_a_preempted_job_is_queued_again_as_it_is(tmp_path: Path) -> None:
     job = Launch(tmp_path / "grid.yaml", tmp_path, ["seed=0"], "launch")
     assert job.checkpoint().function is job
-
-
-def test_workers_share_the_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
-    found = [worker_environment(number, 3) for number in range(3)]
-    assert [environment["OMP_NUM_THREADS"] for environment in found] == ["4"] * 3
-    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in found] == ["0", "1", "0"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert worker_environment(1, 3)["CUDA_VISIBLE_DEVICES"] == "7"

@@ -20,6 +20,7 @@ from lightning_backdoor.benchmark.running.cluster import run_jobs, set_job_signa
 from lightning_backdoor.benchmark.running.journal import Journal
 from lightning_backdoor.benchmark.running.products import Products
 from lightning_backdoor.benchmark.running.run_command import check_cell
+from lightning_backdoor.benchmark.running.shares import devices_of, worker_environments
 from lightning_backdoor.benchmark.running.worker import PATIENCE, Worker
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
 from lightning_backdoor.benchmark.write_results import write_results
@@ -66,11 +67,13 @@ def run_grid(options: argparse.Namespace, folder: Path, command: str) -> int:
         sys.stdout.write(damage_text(work, damaged[work.id]))
     progress = Progress(cells, journal, options.jobs)
     jobs = min(options.jobs, progress.left())
+    in_processes = options.jobs > 1 and jobs and not options.cluster
+    environments = worker_environments(jobs, devices_of(to_run)) if in_processes else []
     try:
         if options.cluster and jobs:
             run_jobs(launch, folder / "submitit", jobs, options.cluster, grid.cluster or {}, progress.look)
-        elif options.jobs > 1 and jobs:
-            run_processes(launch, jobs, progress.look)
+        elif environments:
+            run_processes(launch, environments, progress.look)
         else:
             Worker(folder, cells, launch.name, progress.look, wandb_runs).run()
     finally:  # even after an interruption, the table has all that is done
@@ -175,15 +178,14 @@ def work(grid_file: Path, folder: Path, only: list[str], launch: str) -> None:
     Worker(folder, select(grid.cells, only), launch, wandb_runs=wandb_runs).run()
 
 
-def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
-    """Runs workers as processes, each with a share of cores and GPUs; calls ``wait`` again and again until they end."""
+def run_processes(launch: Launch, environments: Sequence[dict[str, str]], wait: Callable[[], None]) -> None:
+    """Runs a worker as a process in each environment; calls ``wait`` again and again until they end."""
     line = [sys.executable, "-P", "-m", "lightning_backdoor", "benchmark", "--config", str(launch.grid)]
     line += ["--output", str(launch.folder), "--worker", launch.name, *(f"--only={rule}" for rule in launch.only)]
     workers: list[subprocess.Popen[bytes]] = []
     with (launch.folder / "log.txt").open("ab") as log:
         try:
-            for i in range(jobs):
-                environment = worker_environment(i, jobs)
+            for environment in environments:
                 workers.append(
                     subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
                 )
@@ -199,17 +201,3 @@ def run_processes(launch: Launch, jobs: int, wait: Callable[[], None]) -> None:
                 except subprocess.TimeoutExpired:
                     worker.kill()
                     worker.wait()
-
-
-def worker_environment(number: int, jobs: int) -> dict[str, str]:
-    """Environment variables of one of several workers: its share of the cores, and one GPU if there are several."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
-    gpus = torch.cuda.device_count()
-    if gpus > 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(gpu) for gpu in range(gpus)]
-        environment["CUDA_VISIBLE_DEVICES"] = names[number % gpus]
-    return environment
