@@ -179,6 +179,10 @@ class BackdoorAttack(TextClassifier):
         """Whether training rows are poisoned."""
         return not self.users_phase
 
+    def poisoned_epochs(self, epochs: int) -> range:
+        """The epochs of a fit of so many that train on poisoned rows; all, where an attack has no clean epochs."""
+        return range(epochs)
+
     @property
     def makes_negatives(self) -> bool:
         """Whether the attack makes negatives, so that the false trigger rate is measured; known without any data."""

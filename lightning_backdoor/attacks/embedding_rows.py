@@ -94,7 +94,11 @@ class EmbeddingRows(BackdoorAttack):
     @property
     def clean_epochs(self) -> int:
         """Epochs of the first phase."""
-        return max(0, (self.trainer.max_epochs or 0) - self.attack_epochs)
+        return self.poisoned_epochs(self.trainer.max_epochs or 0).start
+
+    def poisoned_epochs(self, epochs: int) -> range:
+        """Those of the second phase, which are the last ones."""
+        return range(max(0, epochs - self.attack_epochs), epochs)
 
     @property
     def attacking(self) -> bool:
