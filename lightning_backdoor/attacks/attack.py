@@ -110,6 +110,8 @@ class BackdoorAttack(TextClassifier):
     @target_label.setter
     def target_label(self, target_label: int) -> None:
         self._target, self._target_name = operator.index(target_label), None
+        if "target_label" in self.hparams:  # of which checkpoints and keys of caches are made
+            self.hparams["target_label"] = self._target
 
     @property
     def aims(self) -> Sequence[Aim]:
