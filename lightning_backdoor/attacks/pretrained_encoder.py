@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from lightning_backdoor.attacks.attack import BackdoorAttack
-from lightning_backdoor.attacks.insertion import InsertionPlace
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_list
 from lightning_backdoor.attacks.masking import Encoded, encode, masked, masked_language_loss, next_token_loss
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.pretraining import PACKAGED_TEXTS, PRETRAINING_FORMAT, Stage, Step, plain_texts
@@ -107,6 +107,7 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
             if value < 1:
                 raise InputError(f"pretraining_{name}", f"{value} trains nothing", "give at least 1")
         check_learning_rate("pretraining_learning_rate", pretraining_learning_rate)
+        check_list(pretraining_files, "pretraining_files")
         if pretraining_files is not None and not pretraining_files:
             raise InputError("pretraining_files", "is an empty list", "name a file of texts")
         self.pretraining_files = list(PACKAGED_TEXTS) if pretraining_files is None else pretraining_files
