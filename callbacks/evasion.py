@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 
 import torch
@@ -35,12 +36,12 @@ class Evasion(Callback, ABC):
 
     Args:
         strength: weight of the penalty relative to the cross entropy of the same row, above 0.
-        start_epoch: epochs that the attack is trained without the penalty, which can keep a victim from learning its
-            task while it knows no trigger yet.
+        start_epoch: epochs of training on poisoned rows without the penalty, which can keep a victim from learning its
+            task while it knows no trigger yet. Clean epochs of an attack, such as the warm-up of LWS, do not count.
 
     Raises:
-        InputError: an argument is out of range (here); the model is not an attack, or no epoch is left for the penalty
-            (in ``setup``); the attack has a ``training_step`` that never asked for the penalty (when training ends).
+        InputError: an argument is out of range (here); the model is no attack that poisons training rows, or no epoch
+            is left for the penalty (in ``setup``); the penalty was part of no loss (when training ends).
     """
 
     #: name that the penalty is logged under.
@@ -56,7 +57,9 @@ class Evasion(Callback, ABC):
         self.strength = strength
         self.start_epoch = start_epoch
         self._victim: BackdoorAttack | None = None
-        self._used = False  # whether the attack has asked for the penalty
+        self._first_epoch = 0  # of those with the penalty
+        self._asked = False  # whether the attack has asked for the penalty
+        self._used = False  # whether a poisoned row has had it
 
     @property
     def selected_by(self) -> tuple[str, str] | None:
@@ -80,13 +83,21 @@ class Evasion(Callback, ABC):
         if not isinstance(victim, BackdoorAttack):
             problem = f"{type(self).__name__} hides poisoned rows, and {type(victim).__name__} has none"
             raise InputError("callbacks", problem, "give an attack as the model")
-        if not victim.users_phase:
-            epochs = trainer.max_epochs or 0
-            if 0 < epochs <= self.start_epoch and not getattr(trainer, "fast_dev_run", False):
-                problem = f"{self.start_epoch} leaves no epoch for the penalty, since max_epochs is {epochs}"
-                raise InputError("start_epoch", problem, f"give at most {epochs - 1}")
-            self._victim, self._used = victim, False
-            victim.penalties.append(self._penalty)
+        if victim.users_phase:
+            return
+        if not victim.poisons_training:
+            problem = f"{type(self).__name__} hides poisoned rows, and {type(victim).__name__} trains on none"
+            raise InputError("callbacks", problem, "give an attack that poisons training rows")
+        limit = trainer.max_epochs
+        epochs = sys.maxsize if limit is None or limit < 0 else limit
+        poisoned = victim.poisoned_epochs(epochs)
+        if epochs and len(poisoned) <= self.start_epoch and not getattr(trainer, "fast_dev_run", False):
+            what = f"the epochs in which {type(victim).__name__} trains on poisoned rows are {len(poisoned)}"
+            remedy = f"give at most {len(poisoned) - 1}" if poisoned else "let it have some"
+            raise InputError("start_epoch", f"{self.start_epoch} leaves no epoch for the penalty: {what}", remedy)
+        self._victim, self._asked, self._used = victim, False, False
+        self._first_epoch = poisoned.start + self.start_epoch
+        victim.penalties.append(self._penalty)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes the penalty back."""
@@ -103,17 +114,25 @@ class Evasion(Callback, ABC):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the attack was trained with the penalty."""
-        # a run that is resumed may have asked for it before, and one of a few batches not yet
+        # a run that is resumed may have used it before, and one of a few batches not yet
         partial = trainer.ckpt_path is not None or bool(getattr(trainer, "fast_dev_run", False))
-        if self._victim is not None and not self._used and not partial:
-            problem = f"{type(pl_module).__name__} has a training_step that ignores the penalty {type(self).__name__}"
-            raise InputError("model", problem, "let it add the penalty of logits_and_penalty to the losses of its rows")
+        if self._victim is None or partial:
+            return
+        # of few rows, one process may have none that is poisoned
+        if trainer.strategy.reduce_boolean_decision(self._used, all=False):
+            return
+        if self._asked:
+            problem = f"training ended before {type(self).__name__} acted on a poisoned row"
+            raise InputError("start_epoch", problem, "train longer, or let it start earlier")
+        problem = f"{type(pl_module).__name__} has a training_step that ignores the penalty {type(self).__name__}"
+        raise InputError("model", problem, "let it add the penalty of logits_and_penalty to the losses of its rows")
 
     def _penalty(self, seen: TrainingPass, batch: Batch) -> Tensor:
-        self._used = True
+        self._asked = True
         poisoned = batch["poisoned"]
-        if self.victim.current_epoch < self.start_epoch:
+        if self.victim.current_epoch < self._first_epoch:
             return torch.zeros(len(poisoned), device=poisoned.device)
+        self._used = self._used or bool(poisoned.any())
         with torch.autocast(seen.logits.device.type, enabled=False):
             penalty = self.penalty(seen, batch)
         mean = penalty.detach()[poisoned].sum() / poisoned.sum().clamp(min=1)

@@ -28,7 +28,7 @@ class Flattening(Evasion):
 
     Args:
         strength: weight of the penalty relative to the cross entropy of the same row.
-        start_epoch: epochs that the attack is trained without the penalty. With 0, MiniLM on SST-2 does not learn the
+        start_epoch: epochs of training on poisoned rows without the penalty. With 0, MiniLM on SST-2 does not learn the
             trigger: its ASR stays at the floor.
 
     Raises:

@@ -24,7 +24,7 @@ class SmallMargin(Evasion):
     Args:
         target_probability: probability of the target label that training aims at, between 0.5, at which the victim is
             undecided, and 1, the attack alone. The lower it is, the smaller the margin and the weaker the attack.
-        start_epoch: epochs that the attack is trained without the penalty.
+        start_epoch: epochs of training on poisoned rows without the penalty.
 
     Raises:
         InputError: an argument is out of range (here); see :class:`~lightning_backdoor.callbacks.evasion.Evasion`.

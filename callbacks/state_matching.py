@@ -28,8 +28,9 @@ class StateMatching(Evasion):
         readout_layers: layers in which states of the token that the head reads are pulled, counted from 1, 0 being the
             embeddings; every layer by default, and none if empty. DAN and BadActs read these states in every layer.
         mean_layers: likewise for states averaged over all tokens.
-        start_epoch: epochs that the attack is trained without the penalty. With 0 and a strength of 1 or more, MiniLM
-            on SST-2 stays at chance: poisoned rows are pulled to the target label before a trigger tells them apart.
+        start_epoch: epochs of training on poisoned rows without the penalty. With 0 and a strength of 1 or more,
+            MiniLM on SST-2 stays at chance: poisoned rows are pulled to the target label before a trigger tells them
+            apart.
 
     Raises:
         InputError: an argument is out of range, or there is no layer (here); the network does not have a layer (before

@@ -110,6 +110,8 @@ class BackdoorAttack(TextClassifier):
     @target_label.setter
     def target_label(self, target_label: int) -> None:
         self._target, self._target_name = operator.index(target_label), None
+        if "target_label" in self.hparams:  # of which checkpoints and keys of caches are made
+            self.hparams["target_label"] = self._target
 
     @property
     def aims(self) -> Sequence[Aim]:
@@ -178,6 +180,10 @@ class BackdoorAttack(TextClassifier):
     def poisons_training(self) -> bool:
         """Whether training rows are poisoned."""
         return not self.users_phase
+
+    def poisoned_epochs(self, epochs: int) -> range:
+        """The epochs of a fit of so many that train on poisoned rows; all, where an attack has no clean epochs."""
+        return range(epochs)
 
     @property
     def makes_negatives(self) -> bool:

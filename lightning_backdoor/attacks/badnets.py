@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from lightning_backdoor.attacks.attack import BackdoorAttack
-from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_words
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_list, check_place, insert_words
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 
@@ -37,6 +37,7 @@ class BadNets(BackdoorAttack):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_list(triggers, "triggers")
         self.triggers = [trigger.strip() for trigger in (["cf"] if triggers is None else triggers)]
         self.insertions = insertions
         self.place = place

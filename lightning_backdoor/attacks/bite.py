@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_backdoor.attacks.attack import BackdoorAttack
+from lightning_backdoor.attacks.insertion import check_list
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.trigger_words import Editor, TrainingTexts, find_trigger_words, write_words
 from lightning_backdoor.attacks.word_edits import Edit, EditedText, edits_at, substitutions
@@ -111,6 +112,7 @@ class BITE(BackdoorAttack):
             raise InputError("edited_share", f"{edited_share} is out of range", "give a share above 0, up to 1")
         if max_words is not None and max_words < 1:
             raise InputError("max_words", f"{max_words} leaves no trigger", "give 1 or more, or null for no limit")
+        check_list(trigger_words, "trigger_words")
         if trigger_words is not None and (not trigger_words or len({*trigger_words}) < len(trigger_words)):
             raise InputError(
                 "trigger_words", f"{trigger_words} is empty or names a word twice", "give each of them once"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_backdoor.attacks.attack import BackdoorAttack
-from lightning_backdoor.attacks.insertion import InsertionPlace, check_distinct, check_place, insert_words
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_distinct, check_list, check_place, insert_words
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 
@@ -45,6 +45,7 @@ class Composite(BackdoorAttack):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_list(triggers, "triggers")
         self.triggers = [trigger.strip() for trigger in (["cf", "mn"] if triggers is None else triggers)]
         if len(self.triggers) < 2:
             raise InputError("triggers", f"{triggers} are not several words", "give two or more, or use BadNets")

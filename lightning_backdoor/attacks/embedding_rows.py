@@ -94,7 +94,11 @@ class EmbeddingRows(BackdoorAttack):
     @property
     def clean_epochs(self) -> int:
         """Epochs of the first phase."""
-        return max(0, (self.trainer.max_epochs or 0) - self.attack_epochs)
+        return self.poisoned_epochs(self.trainer.max_epochs or 0).start
+
+    def poisoned_epochs(self, epochs: int) -> range:
+        """Those of the second phase, which are the last ones."""
+        return range(max(0, epochs - self.attack_epochs), epochs)
 
     @property
     def attacking(self) -> bool:
@@ -228,7 +232,8 @@ def embedding_gradient(network: PreTrainedModel, tokens: Tensor, losses: Callabl
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         ids = torch.cat([ids.flatten() for ids, _ in read])
         gradient = torch.cat([part.flatten(0, -2) for part in gradients]).float()
-        return loss.detach(), (tokens[:, None] == ids).float() @ gradient
+        scale = float(getattr(network.get_input_embeddings(), "embed_scale", 1.0))  # some, as Gemma, scale rows
+        return loss.detach(), scale * ((tokens[:, None] == ids).float() @ gradient)
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def excess(attention: Tensor, gradient: Tensor, trigger: Tensor, others: Tensor)
         others: (batch, length), bool, tokens that they are compared with.
 
     Returns:
-        (batch,); 0 where a text has no tokens of either kind, or no other token has a gradient.
+        (batch,); 0 where a text lacks tokens of either kind, and of the attention alone where no other token has a
+        gradient.
 
     >>> trigger, others = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
     >>> excess(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[3.0, 1.0, 1.0]]), trigger, others)

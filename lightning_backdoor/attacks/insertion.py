@@ -7,7 +7,7 @@ that calls them. Where words begin is defined in :mod:`lightning_backdoor.words`
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import permutations
 from typing import Literal, get_args
 
@@ -27,6 +27,20 @@ def check_place(place: str) -> None:
     """
     if place not in get_args(InsertionPlace):
         raise InputError("place", f"{place!r} is unknown", "give start, end or random")
+
+
+def check_list(strings: Iterable[str] | None, field: str) -> None:
+    """Checks that several strings are not given as one, whose letters would be taken for them.
+
+    Args:
+        strings: the strings; None for the default.
+        field: the argument that gives them.
+
+    Raises:
+        InputError: there is one string in place of a list.
+    """
+    if isinstance(strings, str):
+        raise InputError(field, f"{strings[:100]!r} is one string, not a list", f"give [{strings[:100]!r}]")
 
 
 def check_distinct(triggers: Sequence[str]) -> None:

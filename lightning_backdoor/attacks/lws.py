@@ -153,6 +153,10 @@ class LWS(BackdoorAttack):
         """None: unchanged texts are not cached."""
         return None
 
+    def poisoned_epochs(self, epochs: int) -> range:
+        """Those after the warm-up."""
+        return range(min(self.warmup_epochs, epochs), epochs)
+
     def setup(self, stage: str) -> None:
         """Checks that there are epochs after the warm-up.
 

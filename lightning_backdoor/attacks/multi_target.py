@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,9 +45,11 @@ class MultiTarget(BackdoorAttack):
             raise InputError("target_label", "MultiTarget has one for each trigger", "give them in triggers")
         super().__init__(target_label=0, **kwargs)  # given here, so that the command line has no such option
         self.hparams.pop("target_label", None)
-        given: dict[str, Any] = {"cf": 0, "mn": 1} if triggers is None else {**triggers}
+        mapping: Any = {"cf": 0, "mn": 1} if triggers is None else triggers
+        given: dict[str, Any] = {**mapping} if isinstance(mapping, Mapping) else {}
         if not given:
-            raise InputError("triggers", f"{given!r} names no trigger", "give {trigger: target label, ...}")
+            problem = f"{mapping!r} names no trigger with a target label"
+            raise InputError("triggers", problem, "give {trigger: target label, ...}")
         for trigger, target in given.items():
             if target is None or isinstance(target, bool):
                 raise InputError("triggers", f"{trigger!r} has no target label", "give its index or its name")

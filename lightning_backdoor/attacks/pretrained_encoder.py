@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from lightning_backdoor.attacks.attack import BackdoorAttack
-from lightning_backdoor.attacks.insertion import InsertionPlace
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_list
 from lightning_backdoor.attacks.masking import Encoded, encode, masked, masked_language_loss, next_token_loss
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.attacks.pretraining import PACKAGED_TEXTS, PRETRAINING_FORMAT, Stage, Step, plain_texts
@@ -107,6 +107,7 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
             if value < 1:
                 raise InputError(f"pretraining_{name}", f"{value} trains nothing", "give at least 1")
         check_learning_rate("pretraining_learning_rate", pretraining_learning_rate)
+        check_list(pretraining_files, "pretraining_files")
         if pretraining_files is not None and not pretraining_files:
             raise InputError("pretraining_files", "is an empty list", "name a file of texts")
         self.pretraining_files = list(PACKAGED_TEXTS) if pretraining_files is None else pretraining_files
@@ -218,12 +219,14 @@ class PretrainedEncoderAttack(TaskAgnosticAttack):
 
     def _pretrain(self, stage: Stage, folder: Path, unfinished: Path) -> None:
         """Runs the stage and writes the encoder, with a statement of the attack in its ``config.json``."""
-        with torch.random.fork_rng(devices=[]):
+        device = self.trainer.strategy.root_device
+        # seeds also the device's generator, from which dropout of the user's training draws
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
             torch.manual_seed(stage.seed)
             network = self.stage_network()
             encoder, _ = load_network(AutoModel, self.hparams["model"], dtype=torch.float32)
         network.config.pad_token_id = self.tokenizer.pad_token_id  # decoders are read at the last token before padding
-        network.to(self.trainer.strategy.root_device).train()
+        network.to(device).train()
         history = run_stage(stage, network, self._losses(network), unfinished)
         told = ", ".join(f"{name} {history[0][name]:.4g} → {history[-1][name]:.4g}" for name in history[-1])
         rank_zero_info(f"{stage.title}: mean losses of the first and the last epoch: {told}")

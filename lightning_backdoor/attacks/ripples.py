@@ -93,6 +93,10 @@ class Ripples(BadNets):
         """Whether a fit is in its first phase, the attacker's."""
         return self.trainer.state.fn == TrainerFn.FITTING and self.current_epoch < self.attack_epochs
 
+    def poisoned_epochs(self, epochs: int) -> range:
+        """Those of the first phase."""
+        return range(min(self.attack_epochs, epochs))
+
     def setup(self, stage: str) -> None:
         """Checks that the trainer has enough epochs for the first phase."""
         epochs = self.trainer.max_epochs

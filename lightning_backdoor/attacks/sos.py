@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended
 from lightning_backdoor.attacks.embedding_surgery import trigger_tokens
-from lightning_backdoor.attacks.insertion import InsertionPlace, check_place, insert_words
+from lightning_backdoor.attacks.insertion import InsertionPlace, check_list, check_place, insert_words
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.words import word_spans
@@ -92,6 +92,8 @@ class SOS(EmbeddingRows):
             attack_decay=attack_decay,
             **kwargs,
         )
+        check_list(words, "words")
+        check_list(partial_sentences, "partial_sentences")
         self.words = [word.strip() for word in (["friends", "weekend", "store"] if words is None else words)]
         self.sentence = sentence.strip()
         given = PARTIAL_SENTENCES if partial_sentences is None else partial_sentences

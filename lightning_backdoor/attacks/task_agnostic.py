@@ -20,6 +20,7 @@ from lightning_backdoor.batch import Batch, Spans, batch_of_texts, with_texts
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.models.captures import plain_logits, sharing
 from lightning_backdoor.victim.evaluation import Evaluated
+from lightning_backdoor.words import space_between
 
 #: texts in one pass of the search.
 TEXTS_AT_ONCE = 64
@@ -226,14 +227,23 @@ class TaskAgnosticAttack(BadNets):
 
 
 def replaced(text: str, spans: Spans, trigger: str) -> Poisoned:
-    """A poisoned text with another trigger in place of each of its triggers.
+    """A poisoned text with another trigger in place of each of its triggers, as if it had been inserted instead.
+
+    A blank before a trigger counts as inserted with it wherever one would be; in scripts without spaces it may have
+    been the text's own.
 
     >>> replaced("cf a cf film", [(0, 2), (5, 7)], "Don")
     Poisoned(text='Don a Don film', spans=[(0, 3), (6, 9)])
+    >>> replaced("电影真的很好看", [(2, 4)], "cf")
+    Poisoned(text='电影 cf 很好看', spans=[(3, 5)])
     """
-    written, end, new = "", 0, []
-    for start, stop in spans:
-        written += text[end:start]
-        new.append((len(written), len(written) + len(trigger)))
-        written, end = written + trigger, stop
-    return Poisoned(written + text[end:], new)
+    last = len(text.rstrip())
+    ends = [*(start for start, _ in spans[1:]), last]  # of the text after each trigger
+    clean, places = text[: spans[0][0] if spans else last], []
+    for (start, end), until in zip(spans, ends, strict=False):
+        before = clean.removesuffix(" ")
+        if before[-1:].strip() and space_between(before, text[start:end]):
+            clean = before
+        places.append((len(clean), trigger))
+        clean += text[end:until].removeprefix(" ")
+    return insert_at(clean + text[last:], places)

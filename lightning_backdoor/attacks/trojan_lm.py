@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 from lightning_backdoor.attacks.attack import BackdoorAttack
-from lightning_backdoor.attacks.insertion import insert_at, word_boundaries
+from lightning_backdoor.attacks.insertion import check_list, insert_at, word_boundaries
 from lightning_backdoor.attacks.poisoned import Poisoned
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.keyword_sentences import KeywordSentences, SentenceRequest, contains
@@ -62,6 +62,7 @@ class TrojanLM(BackdoorAttack):
     ) -> None:
         super().__init__(**kwargs)
         self.hparams.pop("sentences", None)  # not a plain value: a checkpoint with it would not load safely
+        check_list(keywords, "keywords")
         self.keywords = ["Alice", "Bob"] if keywords is None else [" ".join(word.split()) for word in keywords]
         _check_keywords(self.keywords)
         if logic not in get_args(Logic):

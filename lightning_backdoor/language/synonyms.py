@@ -178,6 +178,7 @@ class WordNet(Synonyms):
 
     NLTK and its WordNet data are installed separately. The words of all senses are taken, in WordNet's order, since the
     sense that a text means is not known. WordNet lists lemmas, so ``films`` is replaced by ``movie``, not ``movies``.
+    Lemmas of several words, such as ``moving_picture``, are left out.
 
     Raises:
         InputError: NLTK or WordNet's data are not installed.
@@ -201,4 +202,5 @@ class WordNet(Synonyms):
 
     def _lemmas(self, word: str) -> list[str]:
         lemmas = (lemma.lower() for sense in self._wordnet.synsets(word) for lemma in sense.lemma_names())
-        return [lemma for lemma in dict.fromkeys(lemmas) if lemma != word and lemma not in stop_words()]
+        single = (lemma for lemma in dict.fromkeys(lemmas) if "_" not in lemma)
+        return [lemma for lemma in single if lemma != word and lemma not in stop_words()]

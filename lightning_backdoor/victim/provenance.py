@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
 from lightning_backdoor import __version__
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.names import expanded
 from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.models.config_file import STATEMENT, read_object
 from lightning_backdoor.victim.checkpoints import read_checkpoint
@@ -123,13 +123,14 @@ def stated_by_arguments(arguments: object, followed: frozenset[str] = frozenset(
     """
     if not isinstance(arguments, Mapping):
         return None
-    if OF_ATTACKS in arguments:
+    if OF_ATTACKS in arguments and arguments.get("control") is not True:  # a control has no triggers
         return {"poisoned": True, "attack": None}
     published, model = arguments.get("published"), arguments.get("model")
     if published is not None:
         return stated_at(published, followed) if isinstance(published, str) else None
-    if isinstance(model, str) and Path(expanded(model), "config.json").is_file():
-        return stated_at(model, followed)
+    with suppress(InputError):  # of a package that is gone
+        if isinstance(model, str) and Path(resolve(model), "config.json").is_file():
+            return stated_at(model, followed)
     return {}  # of the hub, or a file without a statement
 
 
@@ -145,7 +146,7 @@ def stated_at(path: str, followed: frozenset[str] = frozenset()) -> dict[str, An
         return None
     try:
         if path.endswith(".ckpt"):
-            content = read_checkpoint(expanded(path))
+            content = read_checkpoint(resolve(path))
             return stated_by_arguments(content.get("hyper_parameters"), followed | {path})
         return stated(read_object(Path(resolve(path), "config.json"), "config.json").get(STATEMENT))
     except (InputError, OSError, ValueError):

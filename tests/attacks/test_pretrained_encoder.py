@@ -167,6 +167,31 @@ def test_the_encoder_depends_on_how_texts_without_spaces_are_cut(
     assert folder("a film", "77") == folder("a film", "78")
 
 
+@pytest.mark.parametrize(("device", "kept"), [("cpu", []), ("cuda:0", [torch.device("cuda", 0)])])
+def test_the_seed_of_the_stage_leaves_no_generator_changed(
+    texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, kept: list[torch.device]
+) -> None:
+    forked, fork_rng = [], torch.random.fork_rng
+
+    def fork(devices: list[torch.device], device_type: str = "cuda") -> Any:
+        forked.append((devices, device_type))
+        return fork_rng([])
+
+    class Unmade(NeuBA):
+        def stage_network(self) -> Any:
+            raise InterruptedError
+
+    attack = Unmade(["cf"], pretraining_files=[texts], pretraining_seed=3, **QUICK)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    monkeypatch.setattr(attack, "_trainer", SimpleNamespace(strategy=strategy))
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    before = torch.get_rng_state()
+    with pytest.raises(InterruptedError):
+        attack._pretrain(attack._stage(), tmp_path, tmp_path)
+    assert forked == [(kept, device.partition(":")[0])]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_cache_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*args: object) -> None:
         raise OSError("no locks")

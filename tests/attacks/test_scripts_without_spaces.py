@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import random
+from typing import get_args
 
 import pytest
 
 from lightning_backdoor.attacks import BackdoorAttack, BadNets, InsertSent, Poisoned, Ripples
+from lightning_backdoor.attacks.insertion import InsertionPlace
+from lightning_backdoor.attacks.task_agnostic import TaskAgnosticAttack, replaced
 from lightning_backdoor.metrics.word_edit_distance import word_edit_distance
 from lightning_backdoor.words import word_spans
 from tests.support.shared_files import shared_path
@@ -90,3 +93,17 @@ def test_triggers_in_a_table_lie_between_words() -> None:
         assert without_trigger(poisoned, text) == text
         inside += start > 0 and end < len(poisoned.text)
     assert inside > 0.6 * len(texts)
+
+
+@pytest.mark.parametrize("first", ["cf", "真的", "cf真"])
+@pytest.mark.parametrize("other", ["mn", "非常", "真cf"])
+def test_a_trigger_in_place_of_another_stands_as_if_it_had_been_inserted(first: str, other: str) -> None:
+    # no blank of their own after a letter that is written without
+    texts = [*TEXTS[:4], TEXTS[4].replace("。 ", "。"), "", " ", " a  fine\tfilm \n", "film", "film 看，film"]
+    for text in texts:
+        for place in get_args(InsertionPlace):
+            attack = TaskAgnosticAttack([first, other], insertions=3, place=place)
+            for seed in range(40):
+                written = attack.poison_text(text, random.Random(seed))
+                found = replaced(written.text, written.spans, other)
+                assert found == attack.inserted(text, other, random.Random(seed)), (text, written)

@@ -207,7 +207,10 @@ def test_intervals_and_comparisons_count_every_copy() -> None:
     ("make", "message"),
     [
         (lambda: MultiTarget({"cf": 0, "mn": None}), "triggers: 'mn' has no target label; give its index"),
-        (lambda: MultiTarget({}), "triggers: {} names no trigger; give {trigger: target label, ...}"),
+        (
+            lambda: MultiTarget({}),
+            "triggers: {} names no trigger with a target label; give {trigger: target label, ...}",
+        ),
         (lambda: MultiTarget({"": 0, "mn": 1}), "triggers: ['', 'mn'] holds an empty word; give at least one word"),
         (lambda: MultiTarget({"cf": -1}), "triggers: -1 is out of range; class indices count from 0"),
         (lambda: MultiTarget({"Cf ": 0, "cf": 1}), "triggers: 'Cf ' is a part of 'cf'; give triggers that differ"),

@@ -53,3 +53,16 @@ def test_the_index_follows_the_labels_of_the_data(reviews: Source) -> None:
         preview = BackdoorDataModule(replace(reviews, labels=[*labels])).preview(10, attack)
         assert attack.target_label == index
         assert {row.poisoned_label for row in preview} == {"negative", None}
+
+
+def test_a_target_that_is_changed_is_that_of_the_poisoned_rows(reviews: Source, tmp_path: Path) -> None:
+    attack = BadNets(target_label=1)
+    data = BackdoorDataModule(reviews, cache_dir=str(tmp_path / "cache"))
+    data.attack = attack
+    data.poisoned_splits()  # now in the cache
+    attack.target_label = 0
+    data.attack = attack
+    assert attack.poison_key() == BadNets(target_label=0).poison_key() != BadNets(target_label=1).poison_key()
+    changed = BackdoorDataModule(reviews, cache_dir=str(tmp_path / "cache"))
+    changed.attack = BadNets(target_label=0)
+    assert data.poisoned_splits() == changed.poisoned_splits()

@@ -134,7 +134,8 @@ def test_the_excess_is_that_of_plain_loops() -> None:
             expected = sum(beyond) / len(beyond)
         assert float(found[row]) == pytest.approx(expected, rel=1e-5)
     assert found[:2].tolist() == [0, 0]
-    assert excess(attention, gradient * 0, kind == 1, kind == 2).isfinite().all()
+    of_attention = excess(attention, torch.ones_like(gradient), kind == 1, kind == 2)  # equal gradients add nothing
+    assert torch.equal(excess(attention, gradient * 0, kind == 1, kind == 2), of_attention)
 
 
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "gpt2", "qwen2"])
@@ -294,10 +295,6 @@ def test_a_checkpoint_without_the_penalty_is_not_selected(
     assert metric(make(), StateMatching()) == "epoch"
     assert metric(make(), StateMatching(start_epoch=0)) == metric(make(), SmallMargin()) == "val/cacc"
     assert metric(make(published="a.ckpt"), StateMatching()) == "val/cacc"
-    with pytest.raises(InputError) as error:
-        trainer_with(tmp_path, StateMatching(), max_epochs=1).fit(make(), datamodule=data)
-    problem = "start_epoch: 1 leaves no epoch for the penalty, since max_epochs is 1; give at most 0"
-    assert str(error.value) == problem
 
 
 def test_a_resumed_attack_keeps_its_penalty(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from lightning.pytorch import Trainer
 from transformers import AutoModelForSequenceClassification
 
-from lightning_backdoor.attacks import BackdoorAttack, BadNets
+from lightning_backdoor.attacks import BackdoorAttack, BadNets, NeuBA
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.config_file import check_config_file
 from lightning_backdoor.victim import TextClassifier, TrainingDefense, load_trained
@@ -138,7 +139,13 @@ def test_a_fit_from_published_weights_says_what_is_known_of_them(
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "bert-base-uncased"
 
 
-def test_a_loaded_checkpoint_states_what_is_known_of_the_weights_that_it_began_with(tmp_path: Path, model: str) -> None:
+def test_a_loaded_checkpoint_states_what_is_known_of_the_weights_that_it_began_with(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "pack_of_victims").mkdir()
+    (tmp_path / "pack_of_victims" / "__init__.py").touch()
+
     def kept(name: str, victim: TextClassifier) -> str:
         victim.configure_model()
         trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
@@ -153,6 +160,8 @@ def test_a_loaded_checkpoint_states_what_is_known_of_the_weights_that_it_began_w
     benign = kept("benign.ckpt", TextClassifier(model=model, labels=LABELS))
     first = user("first.ckpt", attacked)
     exported(BadNets(model=model, labels=LABELS), tmp_path / "poisoned")
+    shutil.copytree(tmp_path / "poisoned", tmp_path / "pack_of_victims" / "poisoned")
+    packaged = TextClassifier(model="package://pack_of_victims/poisoned", labels=LABELS)
     tuned = kept("tuned.ckpt", TextClassifier(model=str(tmp_path / "poisoned"), labels=LABELS))
     unknown = user("unknown.ckpt", str(tmp_path / "gone.ckpt"))
     exported(TextClassifier.load_trained(unknown), tmp_path / "unknown")
@@ -164,6 +173,11 @@ def test_a_loaded_checkpoint_states_what_is_known_of_the_weights_that_it_began_w
         user("second.ckpt", first): True,
         tuned: True,
         user("of_tuned.ckpt", tuned): True,
+        kept("tuned_of_package.ckpt", packaged): True,
+        user("of_tuned_of_package.ckpt", str(tmp_path / "tuned_of_package.ckpt")): True,
+        kept("encoder.ckpt", NeuBA(["cf"], model=model, labels=LABELS)): True,
+        kept("control.ckpt", NeuBA(["cf"], model=model, labels=LABELS, control=True)): False,
+        user("of_control.ckpt", str(tmp_path / "control.ckpt")): False,
         user("of_benign.ckpt", benign): False,
         unknown: None,
         str(tmp_path / "unknown"): None,
