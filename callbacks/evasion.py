@@ -75,16 +75,17 @@ class Evasion(Callback, ABC):
         assert self._victim is not None
         return self._victim
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Adds the penalty to those of the attack, in a fit of the attacker's phase."""
-        victim = text_classifier(pl_module, type(self).__name__)
-        if stage != "fit":
-            return
+    def first_epoch(self, victim: object, trainer: Trainer) -> int | None:
+        """The first epoch of a fit with the penalty; None in the user's phase, which has no poisoned rows.
+
+        Raises:
+            InputError: the victim is no attack that poisons training rows, or no epoch is left for the penalty.
+        """
         if not isinstance(victim, BackdoorAttack):
             problem = f"{type(self).__name__} hides poisoned rows, and {type(victim).__name__} has none"
             raise InputError("callbacks", problem, "give an attack as the model")
         if victim.users_phase:
-            return
+            return None
         if not victim.poisons_training:
             problem = f"{type(self).__name__} hides poisoned rows, and {type(victim).__name__} trains on none"
             raise InputError("callbacks", problem, "give an attack that poisons training rows")
@@ -95,9 +96,15 @@ class Evasion(Callback, ABC):
             what = f"the epochs in which {type(victim).__name__} trains on poisoned rows are {len(poisoned)}"
             remedy = f"give at most {len(poisoned) - 1}" if poisoned else "let it have some"
             raise InputError("start_epoch", f"{self.start_epoch} leaves no epoch for the penalty: {what}", remedy)
-        self._victim, self._asked, self._used = victim, False, False
-        self._first_epoch = poisoned.start + self.start_epoch
-        victim.penalties.append(self._penalty)
+        return poisoned.start + self.start_epoch
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Adds the penalty to those of the attack, in a fit of the attacker's phase."""
+        victim = text_classifier(pl_module, type(self).__name__)
+        first = self.first_epoch(victim, trainer) if stage == "fit" else None
+        if first is not None and isinstance(victim, BackdoorAttack):
+            self._victim, self._first_epoch, self._asked, self._used = victim, first, False, False
+            victim.penalties.append(self._penalty)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes the penalty back."""

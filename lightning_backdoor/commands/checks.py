@@ -7,6 +7,7 @@ import shlex
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_backdoor.attacks import BackdoorAttack
+from lightning_backdoor.callbacks.evasion import Evasion
 from lightning_backdoor.callbacks.inference_defense import InferenceDefense
 from lightning_backdoor.callbacks.inspection_callback import InspectionCallback
 from lightning_backdoor.commands.run_checkpoints import OF_TRAINING
@@ -91,5 +92,7 @@ def _check_data(cli: RunCLI, args: list[str]) -> None:
         for callback in cli.given_callbacks:
             if isinstance(callback, InferenceDefense | InspectionCallback):
                 callback.check_reference(data)
+            if isinstance(callback, Evasion):
+                callback.first_epoch(cli.model, cli.trainer)  # before an attack's stage on plain texts
         if isinstance(cli.model, TextClassifier) and cli.checkpoint is None:
             cli.model.read_published(data.label_names, data)

@@ -54,6 +54,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["reference rows: 2 clean rows are fewer than the 5 that 2 classes need", "give more clean validation rows"],
     ),
+    "penalty beside an attack that poisons no training row": (  # before the attack's stage on plain texts
+        [*FIT, "--model", "NeuBA", "--trainer.callbacks+=Flattening"],
+        ["callbacks: Flattening hides poisoned rows, and NeuBA trains on none", "give an attack that poisons"],
+    ),
     # commands
     "command": (["tset"], ["'tset' is unknown", "did you mean test?"]),
     "command of another program": (["train"], ["'train' is unknown", "fit, validate, test"]),
