@@ -340,6 +340,26 @@ def test_a_defense_that_failed_alone_in_a_test_is_missing(
     assert "failed: the test has no numbers of it" in page
 
 
+@pytest.mark.parametrize("name", ["", "flags"])
+@pytest.mark.parametrize("failed", [False, True])
+def test_an_inspection_has_the_score_that_it_logged_and_one_that_failed_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, failed: bool
+) -> None:
+    inspecting = {
+        "class_path": "lightning_backdoor.callbacks.InspectionCallback",
+        "init_args": {"name": name, "inspection": {"class_path": "stub.Flags"}},
+    }
+    folder = tmp_path / "run" / "test"
+    single_test(folder, callbacks=[inspecting])
+    metrics = {"test/cacc": 0.9, "test/asr": 1.0}
+    if not failed:
+        metrics[f"test/{name}/inspection_score".replace("//", "/")] = 2.5
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    _, (row,), _ = report(capsys, tmp_path)
+    assert (row["defense"], row["inspection_score"]) == ("Flags", "" if failed else "2.5")
+    assert row["error"] == ("the test has no numbers of it" if failed else "")
+
+
 def test_the_scores_of_a_defense_without_a_name_are_those_of_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

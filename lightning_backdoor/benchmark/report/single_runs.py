@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,10 @@ class Attached(NamedTuple):
     name: str
     settings: Any
 
+    def key(self, metric: str) -> str:
+        """The name under which it logs a metric at test."""
+        return f"test/{self.name}/{metric}" if self.name else f"test/{metric}"
+
 
 def is_test(folder: Path) -> bool:
     """Whether a folder is what ``test`` wrote."""
@@ -60,7 +64,7 @@ def read_test(folder: Path, label: str) -> Source:
 
     Dataset, model, attack and defense are named by the config: by the file or repository, and by class names. Several
     inference-time defenses of one class are told apart by the names that they log under: ``Onion (weak)``. A defense
-    that failed while others went on has an error and no numbers.
+    or inspection that failed while others went on has an error and no numbers.
 
     Args:
         folder: the folder that ``test`` wrote.
@@ -87,7 +91,8 @@ def read_test(folder: Path, label: str) -> Source:
         raise InputError("RUNS", problem, "leave it out") from None
     before += [defense.method for defense in attached if defense.moment == "training"]
     training = "+".join(before)
-    before += [defense.method for defense in attached if defense.moment == "inspection"]
+    inspections = [defense for defense in attached if defense.moment == "inspection"]
+    before += [inspection.method for inspection in inspections]
     common = [data_arguments.get("data_defense"), before, [d.settings for d in attached if d.moment != "inference"]]
     metrics = _metrics(folder / "metrics.json")
     precision = trainer.get("precision")
@@ -109,11 +114,13 @@ def read_test(folder: Path, label: str) -> Source:
         meanings["defense"][names["defense"]] = digest(common, defense.settings)
         row = dict.fromkeys(COLUMNS) | names | {"seed": str(_seed(config)), "training": training, "error": ""}
         row |= {"cell": str(folder / defense.name), "victim": str(folder.parent)}
-        fpr = f"test/{defense.name}/fpr" if defense.name else "test/fpr"
-        if defense.method and fpr not in metrics:  # which every defense that has finished has logged
-            row["error"] = "the test has no numbers of it"
+        # which every defense, or inspection, that has finished has logged
+        logged = [defense.key("fpr")] if defense.method else []
+        logged += [inspection.key("inspection_score") for inspection in inspections]
+        if all(key in metrics for key in logged):
+            row |= _measured(metrics, defense.name, folder / defense.name, inspections)
         else:
-            row |= _measured(metrics, defense.name, folder / defense.name)
+            row["error"] = "the test has no numbers of it"
         rows.append(row)
     run_label = label.rpartition("/")[0] or escaped(folder.parent.name)
     return Source(folder, label, run_label, rows, meanings, [], (folder / "config.yaml").read_text(encoding="utf-8"))
@@ -126,11 +133,19 @@ def _files(class_path: str, arguments: Mapping[str, Any]) -> list[Any]:
     return [arguments["folder"], arguments.get("clean_folder"), arguments.get("files")]
 
 
-def _measured(metrics: Mapping[str, float | None], name: str, folder: Path) -> ResultRow:
-    """The numbers of one defense: its own metrics, which are logged under its name, and the victim's."""
+def _measured(
+    metrics: Mapping[str, float | None], name: str, folder: Path, inspections: Sequence[Attached]
+) -> ResultRow:
+    """The numbers of one defense: its own metrics, which are logged under its name, the victim's, and an inspection's.
+
+    A row has one score of the victim, and none where it was inspected in several ways.
+    """
     prefix = f"test/{name}/"
     own = {f"test/{key.removeprefix(prefix)}": value for key, value in metrics.items() if key.startswith(prefix)}
     shared = {key: value for key, value in metrics.items() if key.count("/") == 1 and not (name and key in OF_DEFENSES)}
+    for metric in ("inspection_score", "inspection_p_value"):
+        found = [metrics.get(inspection.key(metric)) for inspection in inspections]
+        own[f"test/{metric}"] = found[0] if len(found) == 1 else None
     outcomes = read_outcomes(folder / "outcomes.csv") if (folder / "outcomes.csv").is_file() else []
     record = (folder.parent.parent if name else folder.parent) / "cleaning.json"
     return measured(shared | own, outcomes, _metrics(record) if record.is_file() else {})
