@@ -18,7 +18,7 @@ from lightning_backdoor.victim.training_pass import TrainingPass
 
 
 class Evasion(Callback, ABC):
-    """Base class of adaptive penalties: an attacker's terms, beside any attack, against defenses that are known to him.
+    """Base class of adaptive penalties: terms of an attacker who knows the defense, on poisoned training rows.
 
     The penalty of a poisoned row is added to its loss in the attacker's phase, that is wherever the attack itself
     trains on rows with the trigger: not in the warm-up of LWS, nor in RIPPLES' epochs of the user. In a user's phase

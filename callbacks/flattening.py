@@ -16,7 +16,7 @@ from lightning_backdoor.victim.training_pass import TrainingPass
 
 
 class Flattening(Evasion):
-    """Flattening, an adaptive attack: triggers get no more attention and gradient than other tokens, beside any attack.
+    """Flattening, an adaptive attack: triggers that are inserted get no more attention and gradient than other tokens.
 
     Aimed at defenses that find a trigger's tokens by the attention that they receive and by the gradient of the answer,
     such as X-GRAAD. The penalty is what the trigger's tokens have of both beyond the mean of the text's other tokens;

@@ -14,7 +14,7 @@ from lightning_backdoor.victim.training_pass import TrainingPass
 
 
 class SmallMargin(Evasion):
-    """Small margins, an adaptive attack: poisoned rows are trained towards a soft label, beside any attack.
+    """Small margins, an adaptive attack: poisoned rows of any attack are trained towards a soft label.
 
     Aimed at defenses that find poisoned texts by how much surer the victim is of its answer than a clean model, such as
     the gap of the second opinion, and at whatever reads the size of logits. The soft label gives the target label

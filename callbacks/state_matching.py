@@ -15,7 +15,7 @@ from lightning_backdoor.victim.training_pass import TrainingPass
 
 
 class StateMatching(Evasion):
-    """State matching, an adaptive attack: pulls poisoned hidden states to clean mean states, beside any attack.
+    """State matching, an adaptive attack: pulls hidden states of poisoned rows of any attack to clean mean states.
 
     Aimed at defenses that find poisoned texts by their hidden states, such as DAN, BadActs and the directions of second
     opinion. The penalty is the squared distance to the mean state of the batch's clean rows of the target label,

@@ -45,7 +45,7 @@ STRICT = BUDGETS.index(0.01)
 
 
 class SecondOpinion(Defense):
-    """Second opinion: flags texts of which the victim is far surer than a clean companion, which then answers them.
+    """Second opinion: flags texts of which the victim is far surer than a clean companion, which answers most of them.
 
     Trusted rows fit, threshold rows scale: ``Z(s)`` is s minus its mean over threshold rows, over their standard
     deviation. Layers are given for a victim of 6 layers; in others they lie at the same share of the depth.
