@@ -112,7 +112,7 @@ def test_odd_names_write_nothing_elsewhere_and_are_no_formulas_or_markup(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["output"]
     assert {path.name for path in output.iterdir()} == {
-        *("grid.yaml", "journal.jsonl", "log.txt", "cells", "victims"),
+        *("grid.yaml", "journal.jsonl", "log.txt", "cells", "grids", "victims"),
         *("results.csv", "comparisons.csv", "report.html"),
     }
     for name, columns in (("results.csv", ("attack", "defense")), ("comparisons.csv", ("attack", "first", "second"))):
