@@ -40,8 +40,8 @@ class Evasion(Callback, ABC):
             task while it knows no trigger yet. Clean epochs of an attack, such as the warm-up of LWS, do not count.
 
     Raises:
-        InputError: an argument is out of range (here); the model is no attack that poisons training rows, or no epoch
-            is left for the penalty (in ``setup``); the penalty was part of no loss (when training ends).
+        InputError: an argument is out of range (here); the model is not an attack that poisons training rows, or the
+            penalty has no epoch left (in ``setup``); the penalty was part of no loss (when training ends).
     """
 
     #: name that the penalty is logged under.
@@ -79,7 +79,7 @@ class Evasion(Callback, ABC):
         """The first epoch of a fit with the penalty; None in the user's phase, which has no poisoned rows.
 
         Raises:
-            InputError: the victim is no attack that poisons training rows, or no epoch is left for the penalty.
+            InputError: the victim is not an attack that poisons training rows, or no epoch is left for the penalty.
         """
         if not isinstance(victim, BackdoorAttack):
             problem = f"{type(self).__name__} hides poisoned rows, and {type(victim).__name__} has none"
