@@ -19,7 +19,7 @@ def disk_text(victims: Iterable[PlannedVictim], jobs: int) -> str:
         victims: the victims to be trained.
         jobs: number of victims that may be trained at once.
     """
-    # a model that is no text, which the run will refuse, is none that is known
+    # text of any value, since only the run itself refuses a model that is not a text
     models = [str((victim.config["model"].get("init_args") or {}).get("model") or DEFAULT_MODEL) for victim in victims]
     sizes = {model: weights_bytes(model) for model in dict.fromkeys(models)}
     known = [size for model in models if (size := sizes[model]) is not None]

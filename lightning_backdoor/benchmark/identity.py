@@ -124,7 +124,7 @@ def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _tables(folder: str, splits: str) -> list[str]:
     """The tables that a source, whose ``splits`` are given as JSON, can read in a folder around the working directory.
 
-    Empty if the folder cannot be read or the splits are no texts, which is refused before anything is trained.
+    Empty if the folder cannot be read or a split is not a text: the source refuses both before anything is trained.
     """
     try:
         return [str(file) for file in readable_tables(Path(folder).expanduser(), json.loads(splits))]
