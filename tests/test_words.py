@@ -141,11 +141,11 @@ def test_the_segmenter_is_named_where_it_is_used() -> None:
 @pytest.mark.parametrize("unit", ["a fine film ", "喜欢看电影"])
 def test_long_texts_take_time_in_proportion(unit: str) -> None:
     text = unit * (600_000 // len(unit.encode()))
-    started = time.perf_counter()
+    started = time.process_time()
     spans = blank_spans(text)
     assert len(with_words(text, spans, [True, False] * (len(spans) // 2) + [True] * (len(spans) % 2))) < len(text)
     assert len(words(text)) > 100_000 / 2
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_icu_is_loaded_for_scripts_without_spaces_only(monkeypatch: pytest.MonkeyPatch) -> None:

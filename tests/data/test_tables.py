@@ -99,9 +99,9 @@ def test_what_is_not_a_table_with_these_columns_is_told_apart_at_once(
     tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     path = written(tmp_path / name, content)
-    start = time.perf_counter()
+    start = time.process_time()
     problem = error(Source(path))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert message in problem
     assert problem.isprintable()
     assert len(problem) < 1000

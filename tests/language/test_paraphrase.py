@@ -233,6 +233,6 @@ def test_a_model_that_is_missing_is_bad_input(make: Any, tmp_path: Path) -> None
 
 
 def test_making_a_paraphraser_loads_nothing() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     LanguageModelParaphraser(model="missing")
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
