@@ -177,6 +177,9 @@ class FourierView(Callback):
         victim = text_classifier(pl_module, type(self).__name__)
         first = next(iter(self._distances.values()))  # of the clean rows, where there are any
         unit = float(first[~torch.eye(len(first), dtype=torch.bool)].median())
+        if not unit > 0:
+            problem = f"most of {len(first)} rows have the same words, so that widths have no unit"
+            raise InputError("rows", problem, "give more")
         for name, batches in self._batches.items():
             with evaluating(victim), evaluation_precision(trainer):
                 logits = torch.cat([victim(trainer.strategy.batch_to_device(batch)) for batch in batches])

@@ -33,10 +33,11 @@ def two_clusters(states: Tensor, components: int, seed: int) -> tuple[Tensor, fl
     from sklearn.decomposition import PCA
     from sklearn.metrics import silhouette_score
 
-    rank = int(torch.linalg.matrix_rank((states - states.mean(dim=0)).double()))
+    states = states.double()  # in float32, the mean of equal states would differ from them
+    rank = int(torch.linalg.matrix_rank(states - states.mean(dim=0)))
     if rank == 0:
         return torch.zeros(len(states), dtype=torch.bool), 0.0
-    whitened = PCA(min(components, rank), svd_solver="full", whiten=True).fit_transform(states.double().numpy())
+    whitened = PCA(min(components, rank), svd_solver="full", whiten=True).fit_transform(states.numpy())
     cluster = torch.from_numpy(KMeans(2, n_init=10, random_state=seed).fit_predict(whitened))
     smaller = cluster == int(2 * int(cluster.sum()) <= len(cluster))
     return smaller, float(silhouette_score(whitened, cluster.numpy()))

@@ -59,18 +59,3 @@ def fit_companion(features: Tensor, labels: Tensor, penalty: float) -> Companion
     if classes == 2:
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     return Companion(mean, std, weight, bias)
-
-
-def margin(logits: Tensor, classes: Tensor) -> Tensor:
-    """By how much the logit of a class exceeds the largest of the others; (rows,), negative where it is smaller.
-
-    Args:
-        logits: (rows, classes).
-        classes: (rows,), int64, one class of each row.
-
-    >>> margin(torch.tensor([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]]), torch.tensor([1, 0])).tolist()
-    [2.0, -3.0]
-    """
-    own = classes[:, None]
-    others = logits.scatter(1, own, -torch.inf).amax(dim=1)
-    return logits.gather(1, own).squeeze(1) - others

@@ -55,6 +55,7 @@ class Dan(SplitStateDefense):
         scores = defense.score(victim, batch)  # scores.text: (batch,)
     """
 
+    tokens: ClassVar = ("readout", "mean")
     learned: ClassVar = ("means", "directions", "variances", "rest", "mean", "std")
     means: Tensor
     directions: Tensor

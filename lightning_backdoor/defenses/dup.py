@@ -135,11 +135,13 @@ def spectral_share(states: Tensor) -> Tensor:
         states: (layers, batch, hidden size).
 
     Returns:
-        (batch,), 1 where all differences lie along one direction, or are zero.
+        (batch,), 1 where all differences lie along one direction, are zero, or, of one layer, do not exist.
 
     >>> spectral_share(torch.tensor([[[0.0, 0.0]], [[3.0, 0.0]], [[3.0, 1.0]]])).item()
     0.75
     """
+    if len(states) < 2:
+        return states.new_ones(states.shape[1])
     changes = states.diff(dim=0).transpose(0, 1)
     # squares of the singular values, from a matrix of (layers - 1)² entries
     squares: Tensor = torch.linalg.eigvalsh(changes @ changes.mT)

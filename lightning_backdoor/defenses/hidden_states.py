@@ -41,6 +41,9 @@ class Reference(NamedTuple):
 
         Rows of one text are in the same part. The first part has a row of every class; where texts are not repeated, it
         also has more rows than classes, if there are as many beside the two of the second.
+
+        Raises:
+            InputError: texts are repeated so that the second part would not have two that differ.
         """
         labels, count = self.labels.tolist(), len(self.texts)
         needed = max(labels) + 2
@@ -60,7 +63,11 @@ class Reference(NamedTuple):
             without = (kept - of_text(row) for row in sorted(kept))
             others = (rest for rest in without if len(rest) >= needed and classes(rest) == classes(kept))
             kept = next(others, kept)
-        return self.take(sorted(kept)), self.take(sorted({*range(count)} - kept))
+        others = self.take(sorted({*range(count)} - kept))
+        if len({*others.texts}) < 2:
+            problem = f"{count} rows of {len({*self.texts})} texts cannot be divided into rows to fit and rows held out"
+            raise InputError("reference rows", problem, MORE)
+        return self.take(sorted(kept)), others
 
     def take(self, rows: Sequence[int]) -> Reference:
         """The rows of these numbers."""
@@ -82,6 +89,7 @@ class StateDefense(Defense):
 
     Attributes:
         learned: names of the buffers.
+        tokens: the values of ``token`` that the class has.
 
     Raises:
         InputError: a value is out of range.
@@ -89,11 +97,13 @@ class StateDefense(Defense):
 
     reads: ClassVar[Reads] = frozenset({"hidden_states"})
     learned: ClassVar[tuple[str, ...]] = ()
+    tokens: ClassVar[tuple[Token, ...]] = get_args(Token)
 
     def __init__(self, fpr: float, seed: int | None, token: Token = "readout") -> None:
         super().__init__(fpr=fpr, seed=seed)
-        if token not in get_args(Token):
-            raise InputError("token", f"{token!r} is not a token", f"give one of {', '.join(get_args(Token))}")
+        if token not in self.tokens:
+            problem = f"{token!r} is not a token of {type(self).__name__}"
+            raise InputError("token", problem, f"give one of {', '.join(self.tokens)}")
         self.token = token
         for name in self.learned:
             self.register_buffer(name, torch.empty(0))

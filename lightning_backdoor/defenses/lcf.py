@@ -44,7 +44,7 @@ class LCF(StateDefense):
         seed: not used, since nothing is drawn at random.
 
     Raises:
-        InputError: ``fpr`` is out of range.
+        InputError: a value is out of range.
 
     Example::
 
@@ -54,6 +54,7 @@ class LCF(StateDefense):
         scores = defense.score(victim, batch)  # scores.text: (batch,)
     """
 
+    tokens: ClassVar = ("readout", "last")
     learned: ClassVar = ("change_mean", "change_std", "length_mean", "length_std", "precision")
     change_mean: Tensor
     change_std: Tensor

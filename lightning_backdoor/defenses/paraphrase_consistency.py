@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lightning_backdoor.batch import Batch, pad, token_ids
 from lightning_backdoor.defenses.defense import Defense, Scores, Victim
+from lightning_backdoor.defenses.margin import margin
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.language.language_model import default_device
 from lightning_backdoor.language.paraphrase.by_model import LanguageModelParaphraser, Paraphraser
@@ -60,17 +61,6 @@ def is_paraphrase(text: str, paraphrase: str) -> bool:
     """
     words = words_of(paraphrase)
     return bool(words) and words != words_of(text) and not repeats_itself(words)
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The largest logit of another label minus the logit of the given one; (texts, classes) to (texts,), float32.
-
-    >>> margin(torch.tensor([[1.0, 3.0], [1.0, 3.0]]), torch.tensor([0, 1]))
-    tensor([ 2., -2.])
-    """
-    own = logits.float().gather(1, labels[:, None]).squeeze(1)
-    others = logits.float().scatter(1, labels[:, None], -torch.inf).max(dim=1).values
-    return others - own
 
 
 class ParaphraseConsistency(Defense):
@@ -143,7 +133,7 @@ class ParaphraseConsistency(Defense):
         input_ids, mask = (tensor.to(logits.device) for tensor in pad(ids, victim.tokenizer))
         paraphrased = plain_logits(victim.network, input_ids, mask)
         check_logits(paraphrased)
-        return Scores(margin(paraphrased, logits.argmax(dim=-1)), logits=logits)
+        return Scores(-margin(paraphrased.float(), logits.argmax(dim=-1)), logits=logits)
 
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
         """Replaces flagged texts by their paraphrases."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_backdoor.batch import Batch, Victim
-from lightning_backdoor.defenses.companion import Companion, fit_companion, margin
+from lightning_backdoor.defenses.companion import Companion, fit_companion
 from lightning_backdoor.defenses.defense import BUDGETS, Defense, Scores, threshold_at_fpr, victim_logits
 from lightning_backdoor.defenses.disputed_directions import (
     FOLDS,
@@ -30,6 +30,7 @@ from lightning_backdoor.defenses.disputed_directions import (
 )
 from lightning_backdoor.defenses.hidden_states import check_classes, make_room
 from lightning_backdoor.defenses.mahalanobis import PredictedAlike, predicted_alike
+from lightning_backdoor.defenses.margin import margin
 from lightning_backdoor.defenses.readout_tokens import readout_token_scores
 from lightning_backdoor.defenses.second_opinion_reading import Read, Reader, SetPart, TextPart, checked_parts, float_on
 from lightning_backdoor.defenses.standardising import scale_of, standardised

@@ -52,7 +52,10 @@ def check_attack(attack: BackdoorAttack, rows: Sequence[LabelledText] | None = N
         raise InputError("attack", "has a network or a published victim already", "give one fresh from its constructor")
     name = type(attack).__name__
     given = attack.hparams.get("labels")
-    count = len(given) if given else max(2, *(target + 1 for target in distinct_targets(_told(attack, 2).aims)))
+    count = len(given) if given else 2
+    if not given:
+        targets = distinct_targets(_told(attack, 2).aims)
+        count = max(count, *(label + 1 for label in [*targets, *(row.label for row in rows or [])]))
     told = _told(attack, count)
     _check_targets(name, told, count)
     rate = attack.poison_rate

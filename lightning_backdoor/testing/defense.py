@@ -135,6 +135,16 @@ def _victim_is_kept(victim: TextClassifier, where: str) -> Iterator[None]:
     )
 
 
+@contextmanager
+def _in_inference_mode(where: str) -> Iterator[None]:
+    """Runs the block in inference mode, as a trainer's test does."""
+    try:
+        with torch.inference_mode():
+            yield
+    except RuntimeError as error:
+        raise AssertionError(f"{where}: fails in torch.inference_mode: {reason(error)}") from error
+
+
 def generator_states(device: torch.device) -> list[Any]:
     """The states of the global random generators of Python, NumPy and torch, and of that of the device, to compare."""
     of_numpy = np.random.get_state(legacy=False)
@@ -162,11 +172,8 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
     for batch, score in zip(test, scores, strict=True):
         _check_scores(where, score, batch, classes=2)
     expected = torch.cat([score.text for score in scores])
-    with torch.inference_mode():  # as a trainer's test calls it
-        try:
-            copy.deepcopy(fresh).learn(victim, iter(reference))
-        except RuntimeError as error:
-            raise AssertionError(f"{name}.learn: fails in torch.inference_mode: {reason(error)}") from error
+    with _in_inference_mode(f"{name}.learn"):
+        copy.deepcopy(fresh).learn(victim, iter(reference))
     if not calibrates:
         with _victim_is_kept(victim, f"{name}.calibrate"):
             defense.calibrate(victim, iter(threshold))
@@ -176,15 +183,13 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
     require(not bool(budgets.isnan().any()), f"{name}.calibrate", f"leaves budget_thresholds at {budgets.tolist()}")
     whole = _batches(rows[40:], victim, size=20)[0]
     reverse = _batches(rows[40:][::-1], victim, size=20)[0]
-    with torch.inference_mode():
-        try:
-            defense.score(victim, whole)
-        except RuntimeError as error:
-            raise AssertionError(f"{where}: fails in torch.inference_mode: {reason(error)}") from error
+    with _in_inference_mode(where):
         _require_close(defense.score(victim, whole).text, expected, where, "depends on the other texts of the batch")
         _require_close(
             defense.score(victim, reverse).text.flip(0), expected, where, "depends on the order of the texts"
         )
+    with _in_inference_mode(f"{name}.calibrate"):
+        copy.deepcopy(defense).calibrate(victim, iter(threshold))
     _require_close(
         defense.score(victim, _unlabelled(whole)).text, expected, where, "reads labels, flags, spans or indices"
     )
@@ -259,7 +264,7 @@ def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: B
     where, size = f"{name}.purify", len(batch["text"])
     flagged = torch.arange(size, device=victim.network.device) % 2 == 0
     used: list[Any] = []
-    with _victim_is_kept(victim, where), torch.no_grad():
+    with _victim_is_kept(victim, where), _in_inference_mode(where):
         for shown in (batch, _unlabelled(batch)):
             # scored anew, since a defense may keep what it reads in the batch for its answer
             answer: Any = defense.purify(victim, shown, flagged, defense.score(victim, shown))

@@ -188,6 +188,14 @@ def test_other_models_and_data_modules_are_refused(tmp_path: Path, bert: TextCla
         FourierView().setup(Trainer(logger=False), bert, "fit")
 
 
+def test_rows_of_the_same_words_are_refused(
+    tmp_path: Path, attacked: Callable[[], BadNets], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FourierView, "_inputs", lambda self, trainer, victim, batch: torch.ones(len(batch["text"]), 3))
+    with pytest.raises(InputError, match=r"^rows: most of \d+ rows have the same words, so that widths have no unit"):
+        fit(tmp_path, attacked(), FourierView(rows=4))
+
+
 @pytest.mark.parametrize(
     "options",
     [{"every_n_steps": 0}, {"rows": 1}, {"widths": []}, {"widths": [0.1, 0.0]}, {"widths": [0.1, math.nan]}],

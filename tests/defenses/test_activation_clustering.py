@@ -50,8 +50,9 @@ def test_a_small_separate_cluster_goes(poisoned: int, distance: float, settings:
     assert not marks[60:120].any()
 
 
-def test_equal_states_are_one_cluster() -> None:
-    assert not ActivationClustering().suspicious(torch.ones(6, 4), torch.zeros(6, dtype=torch.long)).any()
+@pytest.mark.parametrize("value", [1.0, 0.1])  # of which the mean is not the value itself in float32
+def test_equal_states_are_one_cluster(value: float) -> None:
+    assert not ActivationClustering().suspicious(torch.full((50, 8), value), torch.zeros(50, dtype=torch.long)).any()
 
 
 @pytest.mark.parametrize(

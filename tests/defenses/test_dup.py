@@ -43,6 +43,7 @@ def test_the_spectral_share_is_that_of_singular_values() -> None:
 def test_the_spectral_share_of_a_state_that_does_not_move_is_one() -> None:
     states = torch.randn(1, 3, 9, generator=torch.Generator().manual_seed(0)).expand(6, 3, 9)
     assert spectral_share(states).tolist() == [1.0] * 3
+    assert spectral_share(states[:1]).tolist() == [1.0] * 3  # of a network with one layer
 
 
 @pytest.mark.parametrize(

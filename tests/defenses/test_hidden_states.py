@@ -153,6 +153,19 @@ def test_a_class_that_comes_to_the_fit_brings_all_rows_of_its_texts() -> None:
         assert len(second.texts) >= 10
 
 
+def test_repeated_texts_that_leave_nothing_to_hold_out_are_refused() -> None:
+    reference = Reference([f"text {row % 3}" for row in range(30)], torch.arange(30) % 3 % 2, torch.zeros(1, 30, 1))
+    with pytest.raises(InputError, match=r"^reference rows: 30 rows of 3 texts cannot be divided .* clean validation"):
+        reference.split(0.2, seed=0)
+
+
+@pytest.mark.parametrize("defense", [Dan, LCF])
+def test_tokens_of_other_defenses_are_refused(defense: type[Dan] | type[LCF]) -> None:
+    other = "last" if defense is Dan else "mean"
+    with pytest.raises(InputError, match=rf"^token: '{other}' is not a token of {defense.__name__}; give one of"):
+        defense(token=other)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("labels", "problem"),
     [

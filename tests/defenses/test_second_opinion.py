@@ -14,9 +14,10 @@ from torch import Tensor
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.defenses import SecondOpinion, judge, text_states
 from lightning_backdoor.defenses import second_opinion_reading as reading
-from lightning_backdoor.defenses.companion import fit_companion, margin
+from lightning_backdoor.defenses.companion import fit_companion
 from lightning_backdoor.defenses.disputed_directions import folds_of
 from lightning_backdoor.defenses.mahalanobis import ledoit_wolf
+from lightning_backdoor.defenses.margin import margin
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.captures import Captures, sharing
 from lightning_backdoor.models.prefix import insert_prefix

@@ -143,6 +143,10 @@ def test_an_attack_that_knows_some_texts_is_given_them(tmp_path: Path) -> None:
     check_attack(Syntactic(paraphraser=FileParaphraser(str(tmp_path / "pairs.jsonl"))), rows=rows)
 
 
+def test_rows_may_have_more_labels_than_the_target_implies() -> None:
+    check_attack(BadNets(), rows=labelled_texts(120, 4))
+
+
 def test_an_attack_is_left_as_it_was() -> None:
     attack = BadNets()
     hparams = dict(attack.hparams)

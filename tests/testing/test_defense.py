@@ -301,6 +301,23 @@ class LearnsByGradients(Length):
             torch.autograd.grad(learned.requires_grad_() * 2, learned)
 
 
+class CalibratesByGradients(LearnsByGradients):
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        pass
+
+    def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        super().learn(victim, ())
+        super().calibrate(victim, clean_batches)
+
+
+class AnswersByGradients(LearnsByGradients):
+    def learn(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+        pass
+
+    def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> None:
+        super().learn(victim, ())
+
+
 class TooFewTexts(Length):
     def purify(self, victim: Victim, batch: Batch, flagged: Tensor, scores: Scores) -> list[str | None]:
         return [*batch["text"][1:]]
@@ -356,6 +373,8 @@ class CalibratesToNothing(Length):
         (Answers([1] * 20), r"Answers\.purify: answers 1, not a text or None"),
         (Answers(torch.zeros(20, dtype=torch.int32)), r"Answers\.purify: predictions are \(20,\) torch\.int32"),
         (LearnsByGradients(), r"LearnsByGradients\.learn: fails in torch\.inference_mode"),
+        (CalibratesByGradients(), r"CalibratesByGradients\.calibrate: fails in torch\.inference_mode"),
+        (AnswersByGradients(), r"AnswersByGradients\.purify: fails in torch\.inference_mode"),
         (TooFewTexts(), r"TooFewTexts\.purify: answers 20 rows with 19 texts"),
         (Answers(torch.zeros(20, 3)), r"Answers\.purify: logits are \(20, 3\)"),
         (Answers(torch.full((20,), 2)), r"Answers\.purify: predictions are neither labels nor -1"),
