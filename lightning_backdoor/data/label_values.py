@@ -244,7 +244,7 @@ def declared_names(labels: Sequence[LabelValue] | Mapping[str, Any]) -> list[str
     >>> declared_names(["negative ", 1])
     ['negative', '1']
     """
-    if isinstance(labels, str) or not labels:
+    if not isinstance(labels, list | tuple | Mapping) or not labels:
         raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
     names = [_name(name) for name in labels]
     if len(set(names)) < len(names):

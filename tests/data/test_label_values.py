@@ -146,7 +146,7 @@ def test_a_word_for_a_missing_label_may_be_the_name_of_a_class(tmp_path: Path) -
     assert labels_of(Source(path, labels={"no": [0], "yes": [1], "?": ["nan"]})) == (["no", "yes", "?"], [0, 1, 2])
 
 
-@pytest.mark.parametrize("labels", [[], {}, "neg,pos"])
+@pytest.mark.parametrize("labels", [[], {}, "neg,pos", 3, 0.5, {"neg", "pos"}, object()])
 def test_labels_are_a_list_of_names(tmp_path: Path, labels: Any) -> None:
     path = write(tmp_path / "rows.csv", "ab", [0, 1])
     assert "is not a list of names" in error(Source(path, labels=labels))
