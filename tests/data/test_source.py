@@ -239,7 +239,7 @@ def test_lists_are_neither_texts_nor_labels(tmp_path: Path) -> None:
     assert "label_column: 'label'" in error(Source(write(tmp_path / "labels.jsonl", "ab", [[0], [1]])))
 
 
-@pytest.mark.parametrize("rating", ["good", "nan"])
+@pytest.mark.parametrize("rating", ["good", "nan", "inf", "-Infinity", "1e400", "1_0"])
 def test_a_rating_that_is_no_number_is_an_error(tmp_path: Path, rating: str) -> None:
     path = write(tmp_path / "rows.csv", "abc", [-2, rating, 2])
     message = error(Source(path, rating_cut=(-1, 1)))
@@ -286,6 +286,11 @@ def test_a_rating_cut_is_two_numbers(tmp_path: Path, cut: Any) -> None:
         (["bad", True], "labels: the name True is not text, as YAML reads it; put it in quotes"),
         ("ab", "labels: 'ab' is not a list of names; give [negative, positive]"),
         ([], "labels: '[]' is not a list of names; give [negative, positive]"),
+        (
+            {"bad": [1, 2], "good": [4, 5]},
+            "labels: a mapping to values has no effect, since rating_cut decides the classes; give a list of two names,"
+            " or leave rating_cut out",
+        ),
     ],
 )
 def test_names_of_a_rating_cut_are_checked_like_others(tmp_path: Path, labels: Any, message: str) -> None:
