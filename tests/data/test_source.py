@@ -332,6 +332,16 @@ def test_the_line_is_right_in_a_large_file(tmp_path: Path) -> None:
         ("rows.jsonl", b'{"text": "a", "label": 0}\n["b", 1]\n', "{path}, line 2: is not an object; write one row"),
         ("rows.jsonl", b'{"text": "a\\ud83d", "label": 0}\n', "{path}, line 1: 'text' contains half of a character ("),
         ("rows.json", b'[{"text": "a", "label": 0},\n 7]', "{path}, row 2: is not an object; write one row"),
+        (
+            "rows.jsonl",
+            b'{"text": "a", "label": 0}\n{"text": "b", "label": 1, "text": "c"}\n',
+            "{path}, line 2: has the key 'text' twice; give each key once",
+        ),
+        (
+            "rows.json",
+            b'[{"text": "a", "label": 0},\n {"label": 0, "label": 1}]',
+            "{path}, row 2: has the key 'label' t",
+        ),
         ("rows.parquet", b"no parquet", "path: rows.parquet does not read as parquet: "),
         ("rows.csv.gz", b"not compressed", "path: rows.csv.gz does not read as csv: "),
         (
