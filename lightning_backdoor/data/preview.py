@@ -20,7 +20,7 @@ class PreviewRow(NamedTuple):
     """A training row, and the poison that it has if the attack chooses it.
 
     Attributes:
-        index: the row's position in its source.
+        index: the row's position in its source; rows that ``rating_cut`` leaves out are not counted.
         label: name of its label.
         text: its text.
         poisoned_text: the text with the trigger; None without an attack, in a row that the attack's label policy never
