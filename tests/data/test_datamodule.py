@@ -586,19 +586,11 @@ def test_a_checkpoint_is_not_calibrated_on_the_trusted_rows_that_it_was_trained_
         data.load_state_dict(state)
     assert str(refused.value) == (
         f"validation_parts: {count} of {len(threshold)} threshold rows are trusted rows that the checkpoint was trained"
-        " on; give source, seed, validation_parts and max_rows as they were then, or rows of other texts"
+        " on; give seed, validation_parts and max_rows as they were then"
     )
     ordinary = BackdoorDataModule(with_splits).state_dict()
     assert "trusted_texts" not in ordinary
     data.load_state_dict(ordinary)
-
-
-def test_a_checkpoint_is_not_tested_on_the_trusted_rows_that_it_was_trained_on(with_splits: Source) -> None:
-    state = BackdoorDataModule(with_splits, train_on="trusted").state_dict()
-    write(Path(with_splits.path, "more.csv"), [f"more text {i}" for i in range(40)], [i % 2 for i in range(40)])
-    other = Source(with_splits.path, splits={"train": "train", "validation": "more", "test": "validation"})
-    with pytest.raises(InputError, match=r"^source: \d+ of 120 test rows are trusted rows that the checkpoint was tr"):
-        BackdoorDataModule(other).load_state_dict(state)
 
 
 def test_a_checkpoint_of_trusted_rows_is_tested_with_the_parts_that_it_was_trained_with(
