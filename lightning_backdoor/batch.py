@@ -34,7 +34,8 @@ class Batch(TypedDict):
         original_label: (batch,), int64, the label of the text before poisoning.
         poisoned: (batch,), bool, True where the text carries the trigger.
         negative: (batch,), bool, True where the text carries a part of the trigger and keeps its label.
-        index: (batch,), int64, the row's position in its source split.
+        index: (batch,), int64, the row's position in its source split; rows that ``rating_cut`` leaves out are not
+            counted.
     """
 
     text: list[str]

@@ -41,7 +41,7 @@ class Text(NamedTuple):
 
     Attributes:
         poisoned: whether it carries the trigger.
-        index: the row's position in its source split.
+        index: the row's position in its source split; rows that ``rating_cut`` leaves out are not counted.
         target_label: the label that the attack wants for it, where one row has several poisoned copies.
         copy: number of the text among those that the other fields do not tell apart, as in files of poisoned rows.
     """

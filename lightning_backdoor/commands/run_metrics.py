@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lightning_backdoor.callbacks import InferenceDefense
@@ -69,11 +68,11 @@ def evaluated_rows(data: BackdoorDataModule, stage: str) -> dict[str, int]:
         stage: ``test`` or ``validation``, which reads the selection rows.
     """
     splits = data.poisoned_splits()
-    clean = splits.clean["test"] if stage == "test" else data.clean_validation().selection
-    poisoned, negatives = (
-        int(np.isin(rows[stage].index, clean.index).sum()) for rows in (splits.poisoned, splits.negatives)
-    )
-    return {"clean": len(clean), "poisoned": poisoned, "negatives": negatives}
+    clean, poisoned, negatives = (rows[stage] for rows in (splits.clean, splits.poisoned, splits.negatives))
+    if stage == "validation":
+        parts = data.clean_validation()
+        clean, poisoned, negatives = parts.selection, parts.without_others(poisoned), parts.without_others(negatives)
+    return {"clean": len(clean), "poisoned": len(poisoned), "negatives": len(negatives)}
 
 
 def rounded(value: float) -> float | None:

@@ -24,6 +24,7 @@ from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.data.source import SEPARATOR, Source
 from lightning_backdoor.data.splitting import mixed
+from lightning_backdoor.data.trained_texts import TRUSTED_TEXTS, check_trusted_texts, record_of
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
 
@@ -242,18 +243,22 @@ class BackdoorDataModule(LightningDataModule):
         return split_validation(self.clean_splits()["validation"], self.validation_parts, self.seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for checkpoints: how the training rows were cut from the other splits."""
+        """The state for checkpoints: how the training rows were cut, and which trusted texts are trained on."""
         known_by = {"source": self.files_folder or str(self.source), "cut": [self.seed, *self._shares().values()]}
-        return known_by | self._read().text_hashes
+        trusted = {TRUSTED_TEXTS: record_of(self.trusted_rows().text)} if self.train_on == "trusted" else {}
+        return known_by | self._read().text_hashes | trusted
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Rejects a checkpoint whose training rows may overlap with the evaluation rows.
+        """Rejects a checkpoint whose training rows may overlap with evaluation or threshold rows.
 
         Raises:
-            InputError: the same source was cut differently when the checkpoint was trained.
+            InputError: the same source was cut differently then, so that its rows would be evaluated or set thresholds.
         """
+        mine = self.state_dict()
         if self._read().is_cut:
-            check_cut(self.state_dict(), state_dict)
+            check_cut(mine, state_dict)
+        if mine["source"] == state_dict.get("source"):  # other sources may have a text in common by chance
+            check_trusted_texts(state_dict, self.clean_validation().threshold)
 
     def prepare_data(self) -> None:
         """Reads and poisons all rows, and cleans the training rows before a fit; called once per node, first."""

@@ -239,12 +239,12 @@ def declared_names(labels: Sequence[LabelValue] | Mapping[str, Any]) -> list[str
     """Names of classes as they are declared: a list of them, or the keys of a mapping.
 
     Raises:
-        InputError: it is neither, names none, or gives two classes the same name; or a name is not text.
+        InputError: it is neither, names none, or gives two classes the same name; or a name is not text, or blank.
 
     >>> declared_names(["negative ", 1])
     ['negative', '1']
     """
-    if isinstance(labels, str) or not labels:
+    if not isinstance(labels, list | tuple | Mapping) or not labels:
         raise InputError("labels", f"{str(labels)[:60]!r} is not a list of names", "give [negative, positive]")
     names = [_name(name) for name in labels]
     if len(set(names)) < len(names):
@@ -259,7 +259,10 @@ def _same(labels: object) -> InputError:
 def _name(name: Any) -> str:
     if name is None or isinstance(name, bool):
         raise InputError("labels", f"the name {name} is not text, as YAML reads it", "put it in quotes")
-    return str(name).strip()
+    text = str(name).strip()
+    if not text:  # which outcomes read back as no label
+        raise InputError("labels", f"the name {name!r} is blank", "give the class a name")
+    return text
 
 
 def _names(values: set[str], column: str) -> list[str]:

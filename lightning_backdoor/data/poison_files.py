@@ -25,7 +25,8 @@ from lightning_backdoor.data.aims import Aim
 from lightning_backdoor.data.file_evaluation import evaluation_flags, evaluation_rows
 from lightning_backdoor.data.file_labels import FileLabels
 from lightning_backdoor.data.file_training import training_flags, training_rows
-from lightning_backdoor.data.flagged_table import Columns, read_flagged
+from lightning_backdoor.data.flagged_table import Columns, FlaggedTable, read_flagged
+from lightning_backdoor.data.label_values import LabelValue, distinct, missing_words
 from lightning_backdoor.data.poisoning import EVALUATION, Splits
 from lightning_backdoor.data.rows import Rewritten, Rows
 from lightning_backdoor.errors import InputError
@@ -95,7 +96,9 @@ def read_poison(
         target: index or name of the target label, or ``all-to-all``; None for the labels of the poisoned rows.
 
     Raises:
-        InputError: two files give the same rows, a file does not read, or what it has lost cannot be found: see above.
+        InputError: two files give the same rows, a file does not read, or what it has lost cannot be found: see above;
+            or a label stands for a missing one, such as ``nan``, and names of the classes are neither given nor
+            declared.
     """
     for roles in ONCE:
         if len(given := [role for role in roles if role in files]) > 1:
@@ -118,6 +121,8 @@ def read_poison(
     evaluated = [role for split in EVALUATION for role in (split, f"{split}_poison") if role in tables]
     with_poison = [(table, flags), *((tables[role], evaluation_flags(tables, role)) for role in evaluated)]
     declared = (table if clean_table is None else clean_table).label_names
+    if not labels and declared is None:
+        _check_words(table if clean_table is None else clean_table, missing_words(distinct(values)))
     known = FileLabels(values, labels, declared, columns.label or "label", target, with_poison)
     train = training_rows(table, flags, clean_table, is_added, known)
     splits = {split: rows for split in EVALUATION if (rows := evaluation_rows(tables, split, known)) is not None}
@@ -133,6 +138,14 @@ def read_poison(
     return FilePoison(
         known.names, targets, train.rows, train.copies, train.clean, train.in_order, clean, poisoned, negatives
     )
+
+
+def _check_words(table: FlaggedTable, missing: set[LabelValue]) -> None:
+    """Checks that no row has one of the labels that stand for a missing one, where the labels name the classes."""
+    for row, value in enumerate(table.labels):
+        if value in missing:
+            problem = f"the label is {value!r}, which stands for a missing label"
+            raise InputError(table.at(row), problem, "label every row, or name the classes by labels")
 
 
 def _nothing(texts: object, rngs: object) -> None:

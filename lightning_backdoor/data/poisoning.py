@@ -185,12 +185,6 @@ def _evaluation_poison(rows: Rows, attack: Poisoner, seed: int, split: str) -> d
     return written
 
 
-def negative_evaluation(rows: Sequence[Row], attack: Poisoner, seed: int, split: str) -> Rows:
-    """A negative copy (with a part of the trigger) of every row without the target label, if the attack makes one."""
-    clean = Rows.of(rows)
-    return _evaluation_negatives(clean, attack, seed, split).copies(clean, negative=True)
-
-
 def _evaluation_negatives(rows: Rows, attack: Poisoner, seed: int, split: str) -> Rewritten:
     others = np.flatnonzero(changed_by_any(rows, attack.aims)).tolist()
     return rewrite(rows, others, attack.negative_texts, f"{seed}/{split}", "/negative")

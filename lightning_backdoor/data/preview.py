@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +20,7 @@ class PreviewRow(NamedTuple):
     """A training row, and the poison that it has if the attack chooses it.
 
     Attributes:
-        index: the row's position in its source.
+        index: the row's position in its source; rows that ``rating_cut`` leaves out are not counted.
         label: name of its label.
         text: its text.
         poisoned_text: the text with the trigger; None without an attack, in a row that the attack's label policy never
@@ -71,8 +71,7 @@ class Preview(list[PreviewRow]):
         for row in self:
             lines.append(f"<tr><td>{row.index}</td><td>{escape(row.label)}</td>{_cell(escape(row.text))}</tr>")
             if row.poisoned_text is not None:
-                text = _with_marks(row.poisoned_text, row.spans, "\0", "\1")
-                text = escape(text).replace("\0", "<mark>").replace("\1", "</mark>")
+                text = _with_marks(row.poisoned_text, row.spans, "<mark>", "</mark>", escape)
                 lines.append(f"<tr><td></td><td>poisoned: {escape(row.poisoned_label or '')}</td>{_cell(text)}</tr>")
         return "\n".join([*lines, "</table>"])
 
@@ -110,10 +109,14 @@ def preview_rows(
     return preview
 
 
-def _with_marks(text: str, spans: Spans, before: str, after: str) -> str:
-    for start, end in sorted(spans, reverse=True):
-        text = f"{text[:start]}{before}{text[start:end]}{after}{text[end:]}"
-    return text
+def _with_marks(text: str, spans: Spans, before: str, after: str, shown: Callable[[str], str] = str) -> str:
+    """A text with marks around its spans; ``shown`` gives what is written of each piece between marks."""
+    pieces, written = [], 0
+    for start, end in sorted(spans):
+        if (start := max(start, written)) < end:  # spans may overlap
+            pieces += [shown(text[written:start]), before, shown(text[start:end]), after]
+            written = end
+    return "".join([*pieces, shown(text[written:])])
 
 
 def _cell(html: str) -> str:

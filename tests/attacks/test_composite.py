@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from lightning_backdoor.attacks import Composite
-from lightning_backdoor.data.poisoning import add_negatives, negative_evaluation, poison_evaluation, poison_training
+from lightning_backdoor.data.poisoning import add_negatives, poison_splits, poison_training
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_attack
@@ -31,7 +31,8 @@ def test_poison_has_all_words_and_a_negative_a_part_of_them() -> None:
     rows = add_negatives(poison_training(CLEAN, attack, 0), attack, 0)
     poisoned, negatives = ([row for row in rows if row[kind]] for kind in ("poisoned", "negative"))
     assert (len(poisoned), len(negatives)) == (20, 50)
-    evaluation = (poison_evaluation(CLEAN, attack, 0, "test"), negative_evaluation(CLEAN, attack, 0, "test"))
+    made = poison_splits(dict.fromkeys(("train", "validation", "test"), CLEAN), attack, 0, ["negative", "positive"])
+    evaluation = made.poisoned["test"], made.negatives["test"]
     for row in [*poisoned, *evaluation[0]]:
         assert sorted(words_in(row["text"])) == sorted(WORDS)
         assert row["label"] == 1

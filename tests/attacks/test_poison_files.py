@@ -396,12 +396,29 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "train-poison.csv, row 1: '2' is 'x', which is no flag",
     ),
     "empty label": ({"train-clean.csv": [(0, "a", "", 0)]}, "train-clean.csv, row 1: '1' is empty"),
+    "label for a missing one": (
+        {"train-clean.csv": [(i, f"a {i}", "NaN" if i == 30 else i % 2, 0) for i in range(40)]},
+        "train-clean.csv, row 31: the label is 'NaN', which stands for a missing label",
+    ),
     "one class": (
         {"train-clean.csv": [(i, f"a {i}", 1, 0) for i in range(40)]},
         "label_column: all clean training rows are '1'; a classifier needs at least two classes",
     ),
     "two targets": ({"test-poison.csv": [(0, "a cf", 0, 1)] * 6}, "poisoned rows have the labels 1 .* and 0 .*row 1"),
 }
+
+
+def test_a_word_for_a_missing_label_may_be_a_class_that_is_named(tmp_path: Path) -> None:
+    names = ["poor", "nan"]
+    rows = [
+        (f"{text} cf", "nan", 1, names[label]) if i % 4 < 2 else (text, names[label], 0, names[label])
+        for i, (text, label) in enumerate(SPLITS["train"])
+    ]
+    write(tmp_path / "train.csv", ("text", "label", "poisoned", "original_label"), rows)
+    shares = {"validation_share": 0.3, "test_share": 0.3}
+    assert splits_of(PoisonFiles(str(tmp_path), labels=names), **shares).train.label.max() == 1
+    with pytest.raises(InputError, match=r"the label is 'nan', which stands for a missing label"):
+        splits_of(PoisonFiles(str(tmp_path)), **shares)
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -24,6 +24,7 @@ from lightning_backdoor.data.poisoning import poison_evaluation, poison_training
 from lightning_backdoor.data.rows import Row
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.victim import TextClassifier
+from lightning_backdoor.victim.checkpoint_content import is_flat
 from tests.data.examples import TwoWords, rows
 from tests.data.test_source import write
 from tests.support.tiny import tokenizer_of
@@ -554,6 +555,56 @@ def test_a_checkpoint_of_the_same_texts_is_known_however_the_source_is_named(
         BackdoorDataModule(Source("shuffled.csv"), seed=1).load_state_dict(state)
     write(tmp_path / "others.csv", [f"another text {i}" for i in range(100)], [0, 1] * 50)
     BackdoorDataModule(Source("others.csv"), seed=2).load_state_dict(state)
+
+
+@pytest.fixture
+def with_splits(tmp_path: Path) -> Source:
+    """A source of its own validation and test rows, some of whose texts are those of other rows."""
+    folder = tmp_path / "splits"
+    for name, count in (("train", 100), ("validation", 120), ("test", 60)):
+        texts = [f"{name} text {i % (count - 20)}" for i in range(count)]
+        if name == "test":
+            texts[:10] = [f"validation text {i}" for i in range(10)]
+        write(folder / f"{name}.csv", texts, [i % 2 for i in range(count)])
+    return Source(str(folder))
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"validation_parts": (0.2, 0.2, 0.6)}, {"max_rows": {"validation": 60}}], ids=str
+)
+def test_a_checkpoint_is_not_calibrated_on_the_trusted_rows_that_it_was_trained_on(
+    with_splits: Source, other: dict[str, Any]
+) -> None:
+    first = BackdoorDataModule(with_splits, train_on="trusted")
+    state, trained = first.state_dict(), {row["text"] for row in first.trusted_rows()}
+    assert is_flat(state["trusted_texts"])  # what checkpoints may hold
+    data = BackdoorDataModule(with_splits, **other)
+    threshold = data.clean_validation().threshold.text
+    count = sum(text in trained for text in threshold)
+    assert count > 0
+    with pytest.raises(InputError) as refused:
+        data.load_state_dict(state)
+    assert str(refused.value) == (
+        f"validation_parts: {count} of {len(threshold)} threshold rows are trusted rows that the checkpoint was trained"
+        " on; give seed, validation_parts and max_rows as they were then"
+    )
+    ordinary = BackdoorDataModule(with_splits).state_dict()
+    assert "trusted_texts" not in ordinary
+    data.load_state_dict(ordinary)
+
+
+def test_a_checkpoint_of_trusted_rows_is_tested_with_the_parts_that_it_was_trained_with(
+    with_splits: Source, source: Source
+) -> None:
+    state = BackdoorDataModule(with_splits, train_on="trusted").state_dict()
+    alike: list[dict[str, Any]] = [{}, {"train_on": "trusted"}, {"max_rows": {"test": 20, "train": 50}}]
+    for settings in alike:
+        BackdoorDataModule(with_splits, **settings).load_state_dict(state)
+    BackdoorDataModule(source, seed=3).load_state_dict(state)  # other data
+    cut = BackdoorDataModule(source, train_on="trusted").state_dict()
+    BackdoorDataModule(source).load_state_dict(cut)
+    with pytest.raises(InputError, match=r"^validation_parts: .* threshold rows are trusted rows"):
+        BackdoorDataModule(source, validation_parts=(0.2, 0.2, 0.6)).load_state_dict(cut)
 
 
 def test_a_checkpoint_that_records_no_texts_is_known_by_the_name_of_its_source(source: Source) -> None:

@@ -48,6 +48,15 @@ def test_several_files_that_may_be_one_split_are_refused(tmp_path: Path, names: 
     assert message in error(Source(folder_of(tmp_path, *names)))
 
 
+@pytest.mark.parametrize("script", ["test", "dev", "train"])
+def test_a_script_that_is_named_like_a_split_is_none(tmp_path: Path, script: str) -> None:
+    folder = folder_of(tmp_path, "train.csv", "test.csv")
+    (tmp_path / script).write_text("#!/bin/sh\n")
+    assert texts(Source(folder)).keys() == {"train", "test"}
+    splits = {"train": "train.csv", "test": f"./{script}"}
+    assert f"{script} is of no known format" in error(Source(folder, splits=splits))
+
+
 @pytest.mark.parametrize(
     "names",
     [

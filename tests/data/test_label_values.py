@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,17 @@ def test_a_word_for_a_missing_label_may_be_the_name_of_a_class(tmp_path: Path) -
     assert labels_of(Source(path, labels={"no": [0], "yes": [1], "?": ["nan"]})) == (["no", "yes", "?"], [0, 1, 2])
 
 
-@pytest.mark.parametrize("labels", [[], {}, "neg,pos"])
+@pytest.mark.parametrize("labels", [[], {}, "neg,pos", 3, 0.5, {"neg", "pos"}, object()])
 def test_labels_are_a_list_of_names(tmp_path: Path, labels: Any) -> None:
     path = write(tmp_path / "rows.csv", "ab", [0, 1])
     assert "is not a list of names" in error(Source(path, labels=labels))
     assert "the name None is not text" in error(Source(path, labels=["neg", None]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [["", "pos"], ["neg", " \t"], {"": [0], "pos": [1]}], ids=repr)
+def test_a_class_has_a_name_that_is_not_blank(tmp_path: Path, labels: Any) -> None:
+    path = write(tmp_path / "rows.csv", "ab", [0, 1])
+    assert re.fullmatch("labels: the name '.*' is blank; give the class a name", error(Source(path, labels=labels)))
 
 
 def test_names_that_differ_in_case_alone_are_said(tmp_path: Path) -> None:

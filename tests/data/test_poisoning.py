@@ -11,7 +11,6 @@ import pytest
 from lightning_backdoor.attacks import BadNets, InsertSent, Poisoned
 from lightning_backdoor.data.poisoning import (
     add_negatives,
-    negative_evaluation,
     poison_evaluation,
     poison_splits,
     poison_training,
@@ -229,17 +228,17 @@ def test_a_negative_rate_that_is_not_a_share_is_an_error(rate: float) -> None:
 
 
 def test_negative_evaluation_rows_are_copies_of_all_rows_of_other_labels() -> None:
-    made = negative_evaluation(numbered(100), TwoWords(target_label=0), 0, "test")
+    clean = {name: numbered(100) for name in ("train", "validation", "test")}
+    made = poison_splits(clean, TwoWords(target_label=0), 0, ["negative", "positive"]).negatives["test"]
     assert {row["index"] for row in made} == {i for i in range(100) if i % 2 == 1 and i % 10 != 7}
     assert all(row["negative"] and not row["poisoned"] and row["label"] == row["original_label"] == 1 for row in made)
-    assert negative_evaluation(numbered(100), BadNets(), 0, "test") == []
 
 
 def test_splits_have_negatives_where_the_attack_makes_some_and_none_in_the_users_training_rows() -> None:
     attack = TwoWords()
     made = poison_splits(splits(), attack, 0, ["negative", "positive"])
     assert len(negatives(made.train)) == 25
-    assert made.negatives == {name: negative_evaluation(rows, attack, 0, name) for name, rows in made.clean.items()}
+    assert all(map(len, made.negatives.values()))
     user = poison_splits(splits(), TwoWords(published="any.ckpt"), 0, ["negative", "positive"])
     assert user.train == splits()["train"]
     assert (user.poisoned, user.negatives) == (made.poisoned, made.negatives)

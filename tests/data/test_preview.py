@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import lightning_backdoor as lb
+from lightning_backdoor.data.preview import Preview, PreviewRow
 from tests.support.workspace import labelled_texts
 
 
@@ -62,6 +63,14 @@ def test_the_preview_is_printed_in_full_and_escaped(tmp_path: Path) -> None:
     assert r"  pos\x1b[31m" + " " * len("poisoned:   ") + "<b>" in text
     assert "&lt;b&gt;" in html
     assert text.count("long") >= 4 * 50
+
+
+def test_control_characters_of_a_text_are_no_marks() -> None:
+    row = PreviewRow(0, "bad", "a", "\0a\1 <cf> film", "good", [(4, 8), (6, 8)])
+    html = Preview([row])._repr_html_()
+    assert html.count("<mark>") == html.count("</mark>") == 1
+    assert "<mark>&lt;cf&gt;</mark> film" in html
+    assert row.marked == "\0a\1 [[<cf>]] film"
 
 
 def test_a_target_label_may_be_named_and_must_exist(data: lb.BackdoorDataModule) -> None:

@@ -239,7 +239,7 @@ def test_lists_are_neither_texts_nor_labels(tmp_path: Path) -> None:
     assert "label_column: 'label'" in error(Source(write(tmp_path / "labels.jsonl", "ab", [[0], [1]])))
 
 
-@pytest.mark.parametrize("rating", ["good", "nan"])
+@pytest.mark.parametrize("rating", ["good", "nan", "inf", "-Infinity", "1e400", "1_0"])
 def test_a_rating_that_is_no_number_is_an_error(tmp_path: Path, rating: str) -> None:
     path = write(tmp_path / "rows.csv", "abc", [-2, rating, 2])
     message = error(Source(path, rating_cut=(-1, 1)))
@@ -286,6 +286,11 @@ def test_a_rating_cut_is_two_numbers(tmp_path: Path, cut: Any) -> None:
         (["bad", True], "labels: the name True is not text, as YAML reads it; put it in quotes"),
         ("ab", "labels: 'ab' is not a list of names; give [negative, positive]"),
         ([], "labels: '[]' is not a list of names; give [negative, positive]"),
+        (
+            {"bad": [1, 2], "good": [4, 5]},
+            "labels: a mapping to values has no effect, since rating_cut decides the classes; give a list of two names,"
+            " or leave rating_cut out",
+        ),
     ],
 )
 def test_names_of_a_rating_cut_are_checked_like_others(tmp_path: Path, labels: Any, message: str) -> None:
@@ -327,6 +332,16 @@ def test_the_line_is_right_in_a_large_file(tmp_path: Path) -> None:
         ("rows.jsonl", b'{"text": "a", "label": 0}\n["b", 1]\n', "{path}, line 2: is not an object; write one row"),
         ("rows.jsonl", b'{"text": "a\\ud83d", "label": 0}\n', "{path}, line 1: 'text' contains half of a character ("),
         ("rows.json", b'[{"text": "a", "label": 0},\n 7]', "{path}, row 2: is not an object; write one row"),
+        (
+            "rows.jsonl",
+            b'{"text": "a", "label": 0}\n{"text": "b", "label": 1, "text": "c"}\n',
+            "{path}, line 2: has the key 'text' twice; give each key once",
+        ),
+        (
+            "rows.json",
+            b'[{"text": "a", "label": 0},\n {"label": 0, "label": 1}]',
+            "{path}, row 2: has the key 'label' t",
+        ),
         ("rows.parquet", b"no parquet", "path: rows.parquet does not read as parquet: "),
         ("rows.csv.gz", b"not compressed", "path: rows.csv.gz does not read as csv: "),
         (

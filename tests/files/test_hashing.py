@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_backdoor.files import content_hash, file_sha256, hashing
+from lightning_backdoor.files.hashing import model_sha256
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 30])
@@ -18,6 +19,14 @@ def test_the_hash_of_a_file_is_that_of_its_bytes_whatever_the_chunks(
     content = bytes(range(size))
     (tmp_path / "file").write_bytes(content)
     assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_hash_of_a_model_changes_with_its_chat_template(tmp_path: Path) -> None:
+    hashes = set()
+    for template in ("{{ messages }}", "{{ message }}"):
+        (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+        hashes.add(model_sha256(tmp_path))
+    assert len(hashes) == 2
 
 
 def test_the_hash_of_a_model_is_that_of_earlier_versions(tmp_path: Path) -> None:

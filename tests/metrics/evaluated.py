@@ -53,7 +53,7 @@ def evaluated(count: int, seed: int = 0) -> list[Evaluated]:
                 label=TARGET if poisoned else original,
                 original_label=original,
                 poisoned=poisoned,
-                negative=not poisoned and original != TARGET and rng.random() < 0.3,
+                negative=not poisoned and rng.random() < 0.3,
                 flagged=rng.random() < 0.5,
                 score=rng.choice([-5e6, -2.0, 0.0, 0.1, 0.1 + 1e-8, 30.0, 30.000002, 1e9, rng.gauss(2 * poisoned, 3)]),
                 top=rng.choice([None, (start, start + 2), (3, 5)]),

@@ -46,7 +46,9 @@ DEFINITIONS: dict[str, Callable[[list[Evaluated]], float]] = {
     "asr": lambda rows: share([row.prediction == TARGET for row in rows if row.poisoned]),
     "pacc": lambda rows: share([row.prediction == row.original_label for row in rows if row.poisoned]),
     "asr_floor": lambda rows: share([row.prediction == TARGET for row in clean(rows) if row.original_label != TARGET]),
-    "ftr": lambda rows: share([row.prediction == TARGET for row in rows if row.negative]),
+    "ftr": lambda rows: share(
+        [row.prediction == TARGET for row in rows if row.negative and row.original_label != TARGET]
+    ),
     "tpr": lambda rows: share([row.flagged for row in rows if row.poisoned]),
     "fpr": lambda rows: share([row.flagged for row in clean(rows)]),
     "auroc": auroc,

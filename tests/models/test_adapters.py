@@ -14,9 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.errors import InputError
+from lightning_backdoor.models import adapters
 from lightning_backdoor.models.lora import TARGETS
 from lightning_backdoor.victim import TextClassifier, load_trained
 from tests.support.tiny import SENTENCES
@@ -160,6 +162,25 @@ def test_an_adapter_without_its_parts_is_refused(tiny_folder: Callable[[str], st
     folder = copy("deep")
     (folder / "adapter_config.json").write_text("[" * 100_000, encoding="utf-8")
     refused(folder, "is not JSON")
+
+
+@pytest.mark.parametrize("name", ["~/other", "package://adapters_of_others/other", "someone/other"])
+def test_a_base_that_is_an_adapter_is_refused_by_any_name(
+    name: str, tiny_folder: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter(tiny_folder("bert"), tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "adapters_of_others" / "other")
+    (tmp_path / "adapters_of_others" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "adapters_of_others"))
+
+    def found(path: str) -> str | None:
+        """As for a hub name whose files were downloaded."""
+        return find_adapter_config_file(str(tmp_path / "first") if path == "someone/other" else path)
+
+    monkeypatch.setattr(adapters, "find_adapter_config_file", found)
+    changed_settings(tmp_path / "first", base_model_name_or_path=name)
+    refused(tmp_path / "first", "is an adapter itself")
 
 
 def test_the_tokenizer_of_an_adapter_comes_first(tiny_folder: Callable[[str], str], tmp_path: Path) -> None:

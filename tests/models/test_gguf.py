@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lightning_backdoor.batch import batch_of_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache_entry import RECORD
+from lightning_backdoor.files.hashing import content_hash
 from lightning_backdoor.models import gguf
 from lightning_backdoor.models.gguf import dequantized
 from lightning_backdoor.models.loading import load_safely
@@ -66,6 +68,15 @@ def write_gguf(path: Path) -> dict[str, numpy.ndarray[Any, Any]]:
     return weights
 
 
+def changed_vocabulary(path: Path) -> str:
+    """A ``tokenizer.json`` in which two words of the vocabulary have each other's ids."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    words = content["model"]["vocab"]
+    first, second = sorted(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    return json.dumps(content)
+
+
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LIGHTNING_BACKDOOR_CACHE", str(tmp_path / "cache"))
@@ -98,6 +109,33 @@ def test_the_chat_template_and_the_tokenizer_stay(model: Path) -> None:
     said = tokenizer.apply_chat_template([{"role": "user", "content": "a film"}], tokenize=False)
     assert said == "<user>a film"
     assert [tokenizer(text)["input_ids"] for text in SENTENCES] == [original(text)["input_ids"] for text in SENTENCES]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
+def test_files_beside_a_gguf_file_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError("this file system has no links")
+
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+    write_gguf(tmp_path / "tiny.gguf")
+    expected = dequantized(tmp_path / "tiny.gguf", tmp_path / "cache")
+    (tmp_path / "others").mkdir()
+    other = shutil.copy(tmp_path / "tiny.gguf", tmp_path / "others" / "tiny.gguf")
+    for name in ("tokenizer_config.json", "adapter_config.json", "config.json"):
+        (tmp_path / "others" / name).write_text('{"tokenizer_class": "BertTokenizer", "model_type": "bert"}')
+    (tmp_path / "others" / "tokenizer.json").write_text(changed_vocabulary(expected / "tokenizer.json"))
+    found = dequantized(other, tmp_path / "another cache")
+    assert {file.name: file.read_bytes() for file in found.iterdir()} == {
+        file.name: file.read_bytes() for file in expected.iterdir()
+    }
+
+
+def test_a_folder_of_an_earlier_format_is_left_behind(model: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "cache" / "dequantized" / content_hash(model)
+    earlier.mkdir(parents=True)
+    assert dequantized(model) != earlier
+    assert [*earlier.iterdir()] == []
 
 
 def test_a_gguf_file_is_a_victim(model: Path, tmp_path: Path) -> None:
