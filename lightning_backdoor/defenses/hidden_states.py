@@ -63,11 +63,11 @@ class Reference(NamedTuple):
             without = (kept - of_text(row) for row in sorted(kept))
             others = (rest for rest in without if len(rest) >= needed and classes(rest) == classes(kept))
             kept = next(others, kept)
-        others = self.take(sorted({*range(count)} - kept))
-        if len({*others.texts}) < 2:
+        second = self.take(sorted({*range(count)} - kept))
+        if len({*second.texts}) < 2:
             problem = f"{count} rows of {len({*self.texts})} texts cannot be divided into rows to fit and rows held out"
             raise InputError("reference rows", problem, MORE)
-        return self.take(sorted(kept)), others
+        return self.take(sorted(kept)), second
 
     def take(self, rows: Sequence[int]) -> Reference:
         """The rows of these numbers."""

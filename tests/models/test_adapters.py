@@ -176,7 +176,8 @@ def test_a_base_that_is_an_adapter_is_refused_by_any_name(
 
     def found(path: str) -> str | None:
         """As for a hub name whose files were downloaded."""
-        return find_adapter_config_file(str(tmp_path / "first") if path == "someone/other" else path)
+        file: str | None = find_adapter_config_file(str(tmp_path / "first") if path == "someone/other" else path)
+        return file
 
     monkeypatch.setattr(adapters, "find_adapter_config_file", found)
     changed_settings(tmp_path / "first", base_model_name_or_path=name)

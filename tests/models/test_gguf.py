@@ -125,7 +125,7 @@ def test_files_beside_a_gguf_file_are_not_read(tmp_path: Path, monkeypatch: pyte
     for name in ("tokenizer_config.json", "adapter_config.json", "config.json"):
         (tmp_path / "others" / name).write_text('{"tokenizer_class": "BertTokenizer", "model_type": "bert"}')
     (tmp_path / "others" / "tokenizer.json").write_text(changed_vocabulary(expected / "tokenizer.json"))
-    found = dequantized(other, tmp_path / "another cache")
+    found = dequantized(Path(other), tmp_path / "another cache")
     assert {file.name: file.read_bytes() for file in found.iterdir()} == {
         file.name: file.read_bytes() for file in expected.iterdir()
     }
