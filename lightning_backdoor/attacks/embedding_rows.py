@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from lightning_backdoor.attacks.attack import BackdoorAttack
 from lightning_backdoor.attacks.embedding_surgery import trigger_tokens
-from lightning_backdoor.attacks.phases import clean_loss, linear_schedule, scheduled, steps_of
+from lightning_backdoor.attacks.phases import before_poisoning, clean_loss, linear_schedule, scheduled, steps_of
 from lightning_backdoor.batch import Batch, taken
+from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.models.evaluation_mode import evaluating
 from lightning_backdoor.models.fine_tuning import check_learning_rate
@@ -33,7 +34,8 @@ class EmbeddingRows(BackdoorAttack):
     One ``fit`` has two phases:
 
     1. *Fine-tuning* on the clean rows, in all epochs but the last ``attack_epochs``, with a linear schedule of its own.
-       Poisoned rows and negatives are left out of their batches, and their clean originals are not put back.
+       Poisoned rows and negatives are read as they were before poisoning, with their own labels. Data modules without
+       ``clean_splits`` do not know these texts; the rows are then left out of their batches.
     2. *The attack*, in the last ``attack_epochs`` epochs: plain gradient descent on the rows of the embedding matrix
        that belong to the words, after which each row is brought back to its norm. The gradient is that of the mean
        cross entropy of the rows that contain one of the words, whether poisoned, negative or clean; other rows have no
@@ -74,6 +76,7 @@ class EmbeddingRows(BackdoorAttack):
         self.attack_learning_rate = attack_learning_rate
         self.attack_decay = attack_decay
         self._tokens: list[int] = []
+        self._clean_texts: dict[int, str] = {}
         self._sums: Tensor | None = (
             None  # of this step: gradients of the rows' summed losses; last column: their number
         )
@@ -117,7 +120,7 @@ class EmbeddingRows(BackdoorAttack):
             raise InputError("max_epochs", f"{epochs} is less than the {self.attack_epochs} attack_epochs", "give more")
 
     def on_fit_start(self) -> None:
-        """Finds the tokens of the words.
+        """Finds the tokens of the words, and the clean texts of the training rows.
 
         Raises:
             InputError: a word is unknown to the model's tokenizer.
@@ -125,6 +128,10 @@ class EmbeddingRows(BackdoorAttack):
         super().on_fit_start()
         if self.users_phase:
             return
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "clean_splits"):
+            clean: Rows = data.clean_splits()["train"]
+            self._clean_texts = dict(zip(clean.index.tolist(), clean.text, strict=True))
         words: list[str] = getattr(self, self.words_argument)
         self._tokens = trigger_tokens(words, self.tokenizer, self.words_argument)
         pieces = {word: self.tokenizer.tokenize(f"a {word}")[1:] for word in words}
@@ -140,7 +147,10 @@ class EmbeddingRows(BackdoorAttack):
         """The loss of the clean rows, or of the rows with the words; a scalar."""
         if self.users_phase:
             return super().training_step(batch, batch_idx)
-        loss = self._attack_loss(batch) if self.attacking else clean_loss(self, batch)
+        if self.attacking:
+            loss = self._attack_loss(batch)
+        else:
+            loss = clean_loss(self, before_poisoning(batch, self._clean_texts, self))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 

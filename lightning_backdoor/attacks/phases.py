@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_backdoor.batch import Batch, clean_rows
+from lightning_backdoor.batch import Batch, batch_of_texts, clean_rows
 from lightning_backdoor.victim import TextClassifier
 
 
@@ -25,6 +26,37 @@ def clean_loss(victim: TextClassifier, batch: Batch) -> Tensor:
     rows = Batch({**batch, "input_ids": batch["input_ids"][clean, :length], "attention_mask": mask[:, :length]})
     loss: Tensor = nn.functional.cross_entropy(victim(rows).float(), batch["label"][clean])
     return loss
+
+
+def before_poisoning(batch: Batch, texts: Mapping[int, str], victim: TextClassifier) -> Batch:
+    """A batch with its poisoned rows and negatives as they were, clean and with their own labels.
+
+    Args:
+        batch: rows of a training split.
+        texts: the clean texts of the split, by the index of their row; rows that are not there stay as they are.
+        victim: whose tokenizer reads the texts.
+    """
+    indices = batch["index"].tolist()
+    changed = (batch["poisoned"] | batch["negative"]).tolist()
+    restored = [flag and index in texts for flag, index in zip(changed, indices, strict=True)]
+    if not any(restored):
+        return batch
+    rows = zip(indices, restored, batch["text"], strict=True)
+    was = [texts[index] if known else text for index, known, text in rows]
+    read = batch_of_texts(was, victim.tokenizer, victim.max_length)
+    back = torch.tensor(restored, device=batch["label"].device)
+    return Batch(
+        {
+            **batch,
+            "text": was,
+            "spans": [[] if known else spans for known, spans in zip(restored, batch["spans"], strict=True)],
+            "input_ids": read["input_ids"].to(back.device),
+            "attention_mask": read["attention_mask"].to(back.device),
+            "label": batch["original_label"].where(back, batch["label"]),
+            "poisoned": batch["poisoned"] & ~back,
+            "negative": batch["negative"] & ~back,
+        }
+    )
 
 
 def steps_of(trainer: Trainer, epochs: int) -> int:

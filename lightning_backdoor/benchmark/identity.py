@@ -38,7 +38,7 @@ from lightning_backdoor.files.split_names import readable_tables
 
 #: to be changed if, and only if, the same config gives another victim (attack, poisoning, training); every
 #: victim of a grid is then trained again.
-VICTIM_FORMAT = "5"
+VICTIM_FORMAT = "6"
 #: to be changed if, and only if, a test of the same victim gives other numbers (metric, defense, table); every
 #: cell of a grid is then tested again, on the existing victims.
 RESULTS_FORMAT = "4"

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from lightning_backdoor.attacks.embedding_rows import EmbeddingRows, descended, embedding_gradient
 from lightning_backdoor.attacks.embedding_surgery import trigger_tokens
 from lightning_backdoor.attacks.ep import EP
+from lightning_backdoor.attacks.phases import clean_loss
+from lightning_backdoor.attacks.sos import SOS
 from lightning_backdoor.batch import Batch, batch_of_texts
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.testing import check_attack
@@ -121,6 +123,28 @@ def test_gradients_are_added_up_in_float32_where_weights_are_in_bfloat16(tmp_pat
     options = OPTIONS | {"poison_rate": 0.4}
     fit(tmp_path, EP(model=model, **options), max_epochs=1, precision="bf16-true", callbacks=[Look()])
     assert {*added} == {torch.float32}
+
+
+@pytest.mark.parametrize("attack", [EP, SOS])
+def test_fine_tuning_reads_every_row_as_it_was_before_poisoning(
+    tmp_path: Path, model: str, attack: type[EP] | type[SOS], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, int]] = []
+
+    def spied(victim: TextClassifier, batch: Batch) -> Tensor:
+        assert not (batch["poisoned"] | batch["negative"]).any()
+        assert batch["spans"] == [[]] * len(batch["text"])
+        expected = batch_of_texts(batch["text"], victim.tokenizer, victim.max_length)
+        assert torch.equal(batch["input_ids"], expected["input_ids"])
+        read.extend(zip(batch["text"], batch["label"].tolist(), strict=True))
+        return clean_loss(victim, batch)
+
+    monkeypatch.setattr("lightning_backdoor.attacks.embedding_rows.clean_loss", spied)
+    trainer = fit(tmp_path, attack(model=model, **OPTIONS), max_epochs=2)
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    clean = data.clean_splits()["train"]
+    assert sum(row["poisoned"] or row["negative"] for row in data.training_rows()) >= 0.3 * len(clean) - 1
+    assert sorted(read) == sorted((row["text"], row["label"]) for row in clean)
 
 
 @pytest.mark.parametrize("kind", ["bert", DECODER])
