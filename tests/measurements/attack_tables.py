@@ -39,6 +39,14 @@ def number(lines: list[Line], column: str) -> str:
     return mean_and_spread(lines, column).removesuffix(" (1 seed)")
 
 
+def of_texts(measured: dict[str, Any], key: str) -> str:
+    """Mean and spread over texts of a measure of stealth."""
+    if measured.get(key) is None:
+        return MISSING
+    digits = 2 if abs(measured[key]) < 100 else 0
+    return f"{measured[key]:.{digits}f} ± {measured[f'{key}_spread']:.{digits}f}"
+
+
 def attacks_table(results: Results, stealth: dict[str, dict[str, Any]]) -> str:
     """Each attack on its undefended victim, beside the clean control, and the stealth of its texts."""
     rows = []
@@ -48,7 +56,7 @@ def attacks_table(results: Results, stealth: dict[str, dict[str, Any]]) -> str:
         own = [number(lines, column) for column in ATTACK_COLUMNS.values()]
         valid = [line["valid"] for line in lines]
         measured = stealth.get(attack, {})
-        texts = [MISSING if measured.get(key) is None else f"{measured[key]:.2f}" for key in STEALTH.values()]
+        texts = [of_texts(measured, key) for key in STEALTH.values()]
         verdict = "" if not any(valid) else f"{valid.count('yes')} of {len(valid)}"
         rows.append([attack, *own, number(control, "asr"), verdict, *texts])
     return table(["attack", *ATTACK_COLUMNS, "ASR, clean training", "valid seeds", *STEALTH], rows)
