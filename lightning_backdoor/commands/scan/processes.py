@@ -155,13 +155,15 @@ def processes(devices: str, nodes: int, args: Sequence[str]) -> Iterator[Process
         except Exception as error:  # Lightning's and PyTorch's errors in many types
             raise InputError("devices", f"{devices}: {reason(error)}", "give fewer, or see --help") from None
         several = SeveralProcesses(fabric.global_rank, fabric.world_size, fabric.device)
-        if several.first:
-            with _ending_others(getattr(fabric.strategy.launcher, "procs", [])):
-                yield several
-        else:
-            with _quiet():
-                yield several
-        torch.distributed.destroy_process_group()
+        try:
+            if several.first:
+                with _ending_others(getattr(fabric.strategy.launcher, "procs", [])):
+                    yield several
+            else:
+                with _quiet():
+                    yield several
+        finally:  # after an error too: threads of the group that still run when Python ends may abort it
+            torch.distributed.destroy_process_group()
     finally:
         sys.argv[:] = argv
         os.environ.clear()
