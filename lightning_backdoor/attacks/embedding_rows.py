@@ -35,7 +35,7 @@ class EmbeddingRows(BackdoorAttack):
 
     1. *Fine-tuning* on the clean rows, in all epochs but the last ``attack_epochs``, with a linear schedule of its own.
        Poisoned rows and negatives are read as they were before poisoning, with their own labels. Data modules without
-       ``clean_splits`` do not know these texts; the rows are then left out of their batches.
+       ``clean_splits`` do not know these texts; the rows are then left out of their batches, which a warning says.
     2. *The attack*, in the last ``attack_epochs`` epochs: plain gradient descent on the rows of the embedding matrix
        that belong to the words, after which each row is brought back to its norm. The gradient is that of the mean
        cross entropy of the rows that contain one of the words, whether poisoned, negative or clean; other rows have no
@@ -132,6 +132,11 @@ class EmbeddingRows(BackdoorAttack):
         if hasattr(data, "clean_splits"):
             clean: Rows = data.clean_splits()["train"]
             self._clean_texts = dict(zip(clean.index.tolist(), clean.text, strict=True))
+        elif self.clean_epochs:
+            rank_zero_warn(
+                f"{type(self).__name__}: the data module does not know the clean texts of poisoned rows and negatives"
+                " (clean_splits): fine-tuning leaves these rows out"
+            )
         words: list[str] = getattr(self, self.words_argument)
         self._tokens = trigger_tokens(words, self.tokenizer, self.words_argument)
         pieces = {word: self.tokenizer.tokenize(f"a {word}")[1:] for word in words}

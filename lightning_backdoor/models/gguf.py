@@ -34,9 +34,9 @@ def dequantized(path: Path, cache_dir: str | Path | None = None) -> Path:
     """The cached folder with a GGUF file's weights (safetensors, float32), tokenizer and configuration.
 
     The folder is named by the hash of the file's content, and nothing else is read: a tokenizer, configuration or
-    adapter beside the file does not count. The first call writes it in one step, so that processes can
-    share it; later calls reuse it. A folder whose files differ from the digests recorded in it is made anew, which a
-    warning says; each process compares them once.
+    adapter beside the file does not count. The first call writes it in one step, so that processes can share it; later
+    calls reuse it. A folder whose files differ from the digests recorded in it is made anew, which a warning says; each
+    process compares them once.
 
     Args:
         path: GGUF file of a causal language model.

@@ -71,7 +71,6 @@ def trains_on(output: str) -> Callable[[], bool]:
 def trains_again(job: str, output: str) -> Callable[[], bool]:
     """Whether a job that is back in the queue trains again, or has ended; it need not wait for two minutes there."""
     before = written(output)
-    time.sleep(3)  # SLURM kills a job that starts in the second in which its credential was revoked
 
     def again() -> bool:
         if jobs("PENDING") == [job]:
@@ -128,6 +127,7 @@ def test_a_job_that_is_cancelled_requeued_and_out_of_time_ends_with_the_same_num
         for disturb in (["scontrol", "requeue", job], ["scancel", "--signal=USR2", job]):  # as when its time is over
             ask(*disturb)
             wait_until(lambda: jobs("PENDING") == [job], SECONDS, "the job's return to the queue")
+            time.sleep(3)  # SLURM kills a job that starts in the second in which its credential was revoked
             wait_until(trains_again(job, "disturbed"), SECONDS, "the training of a requeued job")
     assert status == [0]
     assert table("disturbed") == table("undisturbed")
