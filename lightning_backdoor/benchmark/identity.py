@@ -12,8 +12,9 @@ A config names files in three ways, and only these are read:
   attack's ``files`` names in its ``folder``.
 - *Arguments of a user's own class*: whatever their names, files count with their content if the text that names them
   has a dot or a slash.
-- *Class paths*: the modules in the working directory that they name, with the ``__init__.py`` of packages unless it is
-  empty.
+- *Class paths*: the modules that they name in the working directory, or elsewhere on the import path if the class is a
+  user's own, and the module that defines the class, with the ``__init__.py`` of packages unless it is empty. Modules
+  that these import do not count.
 
 Any other text, such as a trigger, is a text, even if a file has this name. Folders are read with their subfolders,
 except for the output folder of the grid, and for the working directory and the folders around it, which hold much that
@@ -32,8 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.files.atomic import partial_path
+from lightning_backdoor.files.class_sources import find_class
 from lightning_backdoor.files.hashing import file_chunks
 from lightning_backdoor.files.identity import LIBRARY
+from lightning_backdoor.files.module_sources import module_file
 from lightning_backdoor.files.split_names import readable_tables
 
 #: to be changed if, and only if, the same config gives another victim (attack, poisoning, training); every
@@ -55,7 +58,7 @@ _PATH_FIELD = re.compile(r"(.*_)?(path|file|folder|model|encoder)s?|published|vi
 #: name of the module of a package.
 INIT = "__init__.py"
 _CLASS_PATH = re.compile(r"\w+(\.\w+)+")
-#: packages whose classes have no path fields by other names.
+#: packages whose classes are not a user's own.
 _KNOWN_PACKAGES = (LIBRARY, "lightning.", "torch.", "torchmetrics.", "transformers.")
 
 
@@ -83,7 +86,11 @@ def forget_files() -> None:
 
 
 def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tuple[str, str]]:
-    """The texts in a config that may name what a run reads, each with its role: ``path``, ``file`` or ``module``."""
+    """The texts in a config that may name what a run reads, each with its role.
+
+    The roles are ``path``, ``file``, ``module`` for modules in the working directory, and ``class`` for a user's own
+    class, which may be anywhere on the import path.
+    """
     if isinstance(content, str):
         if content.startswith(LIBRARY):  # identified by the format number
             return
@@ -93,6 +100,9 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
             yield "file", content
         if _CLASS_PATH.fullmatch(content):
             yield "module", content
+            # a file may be named like an installed package: datasets.csv
+            if not content.startswith(_KNOWN_PACKAGES) and (key == "class_path" or find_class(content)):
+                yield "class", content
     elif isinstance(content, dict):
         if isinstance(content.get("class_path"), str):
             own_class = not content["class_path"].startswith(_KNOWN_PACKAGES)
@@ -193,5 +203,18 @@ def _files(name: str, roles: Iterable[str]) -> Iterator[tuple[Path, Path]]:
     if "module" in roles:
         parts = name.split(".")
         modules = [Path(*parts[:end]) for end in range(1, len(parts))]
-        for module in (*(path.with_suffix(".py") for path in modules), *(path / INIT for path in modules)):
-            yield module, module
+        files = [*(path.with_suffix(".py") for path in modules), *(path / INIT for path in modules)]
+        if "class" in roles:
+            here = {file.resolve() for file in files}
+            files += [file for file in _own_modules(name) if file.resolve() not in here]
+        yield from ((file, file) for file in sorted(files, key=lambda file: file.name == INIT))
+
+
+def _own_modules(class_path: str) -> list[Path]:
+    """The modules on the import path that a class path names, and the one that defines the class."""
+    parts = class_path.split(".")
+    names = [".".join(parts[:end]) for end in range(1, len(parts))]
+    source = find_class(class_path)
+    if source is not None and not source.module.startswith(_KNOWN_PACKAGES):
+        names.append(source.module)
+    return [*dict.fromkeys(file for name in names if (file := module_file(name)) is not None)]

@@ -140,6 +140,41 @@ def test_a_package_without_code_of_its_own_keeps_the_ids(inside: Path) -> None:
     assert id_of(config) == before
 
 
+@pytest.mark.parametrize("name", ["own_package.attack.Shout", "own_package.Shout", "own_module.Shout"])
+def test_an_own_class_counts_wherever_it_is_imported_from(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    package = inside / "src" / "own_package"  # as pip install -e has it
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from own_package.attack import Shout", encoding="utf-8")
+    own = inside / "src" / "own_module.py" if name.startswith("own_module") else package / "attack.py"
+    (package / "not_named.py").touch()
+    monkeypatch.syspath_prepend(str(inside / "src"))
+    ids = []
+    for content in ("class Shout: pass", "class Shout: word = 1"):
+        own.write_text(content, encoding="utf-8")
+        ids.append(id_of(of_class(BADNETS, trigger=name)))
+    assert ids[0] != ids[1]
+    (package / "not_named.py").write_text("word = 1", encoding="utf-8")
+    assert id_of(of_class(BADNETS, trigger=name)) == ids[1]
+    monkeypatch.chdir(inside / "src")  # where the same modules count once
+    assert id_of(of_class(BADNETS, trigger=name)) == ids[1]
+
+
+def test_a_file_that_is_named_like_an_installed_package_is_no_class(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = inside / "src" / "own_data"
+    package.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(inside / "src"))
+    config = of_class(BADNETS, path="own_data.csv", word=f"own_data.{'x' * 300}.y")
+    ids = set()
+    for content in ("class Source: pass", "class Source: rows = 1"):
+        (package / "__init__.py").write_text(content, encoding="utf-8")
+        ids.add(id_of(config))
+    assert len(ids) == 1
+
+
 def test_a_word_is_a_word_in_a_users_own_class_too(inside: Path) -> None:
     config = of_class("mine.Attack", words=["cf", "."], mark="done", path_length=3)
     before = id_of(config)
