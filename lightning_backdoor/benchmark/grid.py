@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.benchmark.grid_file import CLEAN_TRAINING, UNDEFENDED, GridFile
-from lightning_backdoor.benchmark.identity import RESULTS_FORMAT, VICTIM_FORMAT, forget_files, identity
+from lightning_backdoor.benchmark.identity import RESULTS_FORMAT, VICTIM_FORMAT, forget_files, identity, named_together
 from lightning_backdoor.errors import InputError, did_you_mean
 
 __all__ = ["CLEAN_TRAINING", "UNDEFENDED", "Cell", "Grid", "PlannedVictim", "all_victims", "select"]
@@ -173,7 +173,8 @@ class Grid(GridFile):
         if "callbacks" in config.get("trainer", {}):  # would replace the callbacks of the victim's training
             trained_with = victim.config["trainer"].get("callbacks") or []
             config = compose({"trainer": {"callbacks": trained_with}}, *fragments, self.test)
-        return Cell(identity([victim.id, config], RESULTS_FORMAT, self.output), attack, defense, victim, config)
+        id = identity([victim.id, config], RESULTS_FORMAT, self.output, named_together(victim.config, config))
+        return Cell(id, attack, defense, victim, config)
 
     def _victim(
         self, names: tuple[str, str, str], seed: int, defense: str, moments: Mapping[str, Fragment]

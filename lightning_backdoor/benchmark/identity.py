@@ -32,6 +32,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.files.atomic import partial_path
 from lightning_backdoor.files.class_sources import find_class
 from lightning_backdoor.files.hashing import file_chunks
@@ -62,7 +63,7 @@ _CLASS_PATH = re.compile(r"\w+(\.\w+)+")
 _KNOWN_PACKAGES = (LIBRARY, "lightning.", "torch.", "torchmetrics.", "transformers.")
 
 
-def identity(content: Any, code_format: str, output: Path | None = None) -> str:
+def identity(content: Any, code_format: str, output: Path | None = None, also: Iterable[tuple[str, str]] = ()) -> str:
     """A hash of a config, of the files and folders that it names, and of the format number of the code that runs it.
 
     Each file is read once until :func:`forget_files` is called.
@@ -71,12 +72,18 @@ def identity(content: Any, code_format: str, output: Path | None = None) -> str:
         content: the config.
         code_format: the format number.
         output: the grid's output folder, absolute; nothing that the grid writes to it counts.
+        also: further files that count, see :func:`named_together`.
     """
     named: dict[str, set[str]] = {}
-    for role, name in _names(content):
+    for role, name in (*_names(content), *also):
         named.setdefault(name, set()).add(role)
     files = {name: digest for name in sorted(named) if (digest := _digest(name, frozenset(named[name]), output))}
     return hashlib.sha256(json.dumps([code_format, content, files], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def named_together(config: Fragment, *fragments: Fragment) -> set[tuple[str, str]]:
+    """What a config names with some fragments, and not alone: a fragment's split is a file in the config's folder."""
+    return {*_names(compose(config, *fragments))} - {*_names(config)}
 
 
 def forget_files() -> None:

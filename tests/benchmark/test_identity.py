@@ -330,6 +330,29 @@ def test_special_files_do_not_hang(inside: Path) -> None:
             id_of(of_class(name, model=path, words=path, file=path))
 
 
+@pytest.mark.parametrize(
+    "test",
+    [
+        {"data": {"init_args": {"source": {"splits": {"test": "../other/words.txt"}}}}},
+        {"model": {"init_args": {"words": "other/words.txt"}}},
+    ],
+    ids=str,
+)
+def test_what_a_test_names_together_with_the_victims_config_counts(inside: Path, test: dict[str, Any]) -> None:
+    for folder in ("corpus", "other"):
+        (inside / folder).mkdir()
+    (inside / "other" / "words.txt").write_text("1", encoding="utf-8")
+    stub_grid(inside / "grid.yaml")
+    content = yaml.safe_load((inside / "grid.yaml").read_text(encoding="utf-8")) | {"test": test}
+    content["datasets"] = {"texts": {"class_path": "stub.Data", "init_args": {"source": {"path": "corpus"}}}}
+    (inside / "grid.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    before = Grid(inside / "grid.yaml").cells[0]
+    (inside / "other" / "words.txt").write_text("2", encoding="utf-8")
+    after = Grid(inside / "grid.yaml").cells[0]
+    assert after.id != before.id
+    assert after.victim.id == before.victim.id
+
+
 def test_todays_grids_keep_their_ids(inside: Path) -> None:
     grid = stub_grid(inside / "grid.yaml", 3, 3, 2, **REPAIRED)
     assert (grid.cells[0].id, grid.cells[-1].id) == ("19cf022854d70602", "7de99e37995312cd")
