@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -313,21 +312,6 @@ def test_of_a_folder_around_the_run_only_its_own_files_count(inside: Path, path:
     assert id_of(config) == before
     (inside / "config.json").write_text("{}", encoding="utf-8")
     assert (id_of(config) != before) == (path == ".")
-
-
-def test_special_files_do_not_hang(inside: Path) -> None:
-    folder = inside / "files"
-    folder.mkdir()
-    os.mkfifo(folder / "fifo")
-    (folder / "dangling").symlink_to("nowhere")
-    (folder / "loop").symlink_to("loop")
-    (folder / "around").symlink_to(folder)
-    (folder / "zero").symlink_to("/dev/zero")
-    names = ("fifo", "dangling", "loop", "around", "zero")
-    paths = ["files", *(f"files/{name}" for name in names), "/dev/zero", "x" * 5000, "nul\0", "~nobody/x"]
-    for name in (BADNETS, "mine.Attack"):
-        for path in paths:
-            id_of(of_class(name, model=path, words=path, file=path))
 
 
 @pytest.mark.parametrize(
