@@ -32,7 +32,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import Fragment, compose
+from lightning_backdoor.benchmark.fragments import Fragment
 from lightning_backdoor.benchmark.named_files import KNOWN_PACKAGES, located, named_digest, surrounds
 from lightning_backdoor.files.class_sources import find_class
 from lightning_backdoor.files.identity import LIBRARY
@@ -59,7 +59,7 @@ def identity(content: Any, code_format: str, output: Path | None = None, also: I
         content: the config.
         code_format: the format number.
         output: the grid's output folder, absolute; nothing that the grid writes to it counts.
-        also: further files that count, see :func:`named_together`.
+        also: further files that count, see :func:`named_beside`.
     """
     named: dict[str, set[str]] = {}
     for role, name in (*_names(content), *also):
@@ -68,9 +68,9 @@ def identity(content: Any, code_format: str, output: Path | None = None, also: I
     return hashlib.sha256(json.dumps([code_format, content, files], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def named_together(config: Fragment, *fragments: Fragment) -> set[tuple[str, str]]:
-    """What a config names with some fragments, and not alone: a fragment's split is a file in the config's folder."""
-    return {*_names(compose(config, *fragments))} - {*_names(config)}
+def named_beside(config: Fragment, part: Fragment) -> set[tuple[str, str]]:
+    """What a config names that a part of it does not name alone, such as a split in the part's folder."""
+    return {*_names(config)} - {*_names(part)}
 
 
 def forget_files() -> None:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.fragments import full_class_path, is_benign, read_yaml
 from lightning_backdoor.benchmark.grid_file import UNDEFENDED
+from lightning_backdoor.benchmark.meanings import BENIGN, digest
 from lightning_backdoor.benchmark.metrics import METRICS
 from lightning_backdoor.benchmark.names import name_problem
-from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
+from lightning_backdoor.benchmark.report.source import Source
 from lightning_backdoor.benchmark.table import COLUMNS, NAMES, ResultRow, measured
 from lightning_backdoor.commands.parsing.known_options import AUTO, FULL
 from lightning_backdoor.errors import InputError, escaped
