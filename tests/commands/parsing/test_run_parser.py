@@ -38,6 +38,10 @@ WRONG_OPTIONS = {
         ["--data.batch_size", "null"],
         "data.batch_size: null is not one of its values; give a value, or leave it out",
     ),
+    "penalty that comes too late": (
+        ["--trainer.callbacks+=Flattening", "--trainer.max_epochs", "1"],
+        "start_epoch: 1 leaves no epoch for the penalty: the epochs in which BadNets trains on poisoned rows are 1",
+    ),
     "null of a parent's": (["--model.poison_rate=null"], "model.poison_rate: null is not one of its values"),
     "null of a callback": (
         [GRADIENT_ATTENTION, "--trainer.callbacks.fpr=null"],
@@ -84,6 +88,7 @@ def test_check_finds_what_is_wrong_with_the_data_and_leaves_nothing_behind(
     args = ["--config", "data.yaml", "--run_dir", "never"]
     check(args)
     check([*args, "--trainer.accelerator", "gpu", "--trainer.devices", "64"])  # devices of another machine
+    check([*args, "--trainer.callbacks+=Flattening", "--trainer.max_epochs", "2"])
     for options, field in (
         (["--data.source.text_column", "body"], "text_column"),
         (["--model.model", "nowhere"], "model"),
