@@ -29,6 +29,7 @@ class Bare(Defense):
 INFERENCE = ["--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense", "--trainer.callbacks.defense"]
 GRADIENT_ATTENTION = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"
 
+CONFIGS = Path(__file__).parents[3] / "configs"
 WRONG_OPTIONS = {
     "unknown option": (["--flurb", "3"], "--flurb: there is no such option"),
     "unknown argument": (["--model.flurb", "3"], "model.flurb: BadNets has no flurb"),
@@ -81,6 +82,11 @@ def test_a_wrong_option_is_reported_in_one_line_by_the_command_and_by_check(
     assert not (working / "never").exists()
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "evasion").glob("*.yaml")), ids=lambda path: path.stem)
+def test_check_needs_no_trainer_for_a_penalty(path: Path, working: Path) -> None:
+    check(["--config", "data.yaml", "--run_dir", "never", "--config", str(path), "--trainer.max_epochs", "2"])
+
+
 def test_check_finds_what_is_wrong_with_the_data_and_leaves_nothing_behind(
     working: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +94,6 @@ def test_check_finds_what_is_wrong_with_the_data_and_leaves_nothing_behind(
     args = ["--config", "data.yaml", "--run_dir", "never"]
     check(args)
     check([*args, "--trainer.accelerator", "gpu", "--trainer.devices", "64"])  # devices of another machine
-    check([*args, "--trainer.callbacks+=Flattening", "--trainer.max_epochs", "2"])
     for options, field in (
         (["--data.source.text_column", "body"], "text_column"),
         (["--model.model", "nowhere"], "model"),
