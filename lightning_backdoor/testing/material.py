@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizer
 
 from lightning_backdoor.data.cleaning import LabelledText
@@ -16,6 +17,8 @@ from lightning_backdoor.data.cleaning import LabelledText
 #: per label, the word that determines a text's label; further labels have ``topic2``, ``topic3``, ...
 TELLING_WORDS = ("bad", "good")
 FILLING_WORDS = ("the", "a", "film", "plot", "actor", "scene", "story", "music", "very", "quite", "with", "and", "is")
+#: tolerances of what is computed of a text in two batches, since padding changes the last digits.
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 #: unusual texts that an attack must accept without an error.
 UNUSUAL_TEXTS = ("", "film", "  two  spaces  ", "naïve — 10 % café 🎬", "a\nline")
 
@@ -86,6 +89,28 @@ def require(condition: bool, where: str, problem: str) -> None:
     """Raises an ``AssertionError`` with the place and the broken rule, unless the condition holds."""
     if not condition:
         raise AssertionError(f"{where}: {problem}")
+
+
+def require_close(values: Tensor, expected: Tensor, where: str, problem: str, scale: Tensor | None = None) -> None:
+    """Raises an ``AssertionError`` unless numbers are the same but for rounding.
+
+    Args:
+        values: the numbers.
+        expected: what they are to be, of the same shape.
+        where: the place, for the message.
+        problem: the broken rule, for the message.
+        scale: scores whose spread, where it is below 1, makes the absolute tolerance as small; by default ``expected``.
+
+    >>> require_close(torch.tensor([1.0, 2.0]) * 1e-6, torch.tensor([1.0, 3.0]) * 1e-6, "score", "differs")
+    Traceback (most recent call last):
+    AssertionError: score: differs
+    """
+    scores = expected if scale is None else scale
+    finite = scores[scores.isfinite()].float()
+    spread = float(finite.max() - finite.min()) if len(finite) else 0.0
+    absolute = ABSOLUTE_TOLERANCE * min(spread, 1.0)
+    close = torch.allclose(values.float(), expected.float(), rtol=RELATIVE_TOLERANCE, atol=absolute)
+    require(close, where, problem)
 
 
 @contextmanager

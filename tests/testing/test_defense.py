@@ -42,6 +42,13 @@ class Length(Defense):
         return Scores(batch["attention_mask"].sum(dim=1).float())
 
 
+class Constant(Defense):
+    """Keeps all rules: its scores are the same for all texts, but for rounding, which depends on the batch."""
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        return Scores(1.0 + 1e-6 * batch["attention_mask"].float().mean(dim=1))
+
+
 class Answers(Length):
     """A defense that answers flagged texts with what the test gives."""
 
@@ -111,6 +118,7 @@ class Shrinking(Repair):
     "defense",
     [
         Length(),
+        Constant(),
         Answers([None, *["a film"] * 19]),
         Answers(torch.zeros(20, 2)),
         Answers(torch.full((20,), -1)),
@@ -123,6 +131,7 @@ class Shrinking(Repair):
     ],
     ids=[
         "own",
+        "constant",
         "texts",
         "logits",
         "predictions",
@@ -222,6 +231,7 @@ def tokens(batch: Batch, padding: float) -> Tensor:
         (lambda d, v, b: torch.arange(len(b["text"])).float(), r"score: depends on the other texts of the batch"),
         (lambda d, v, b: lengths(b) + b["poisoned"], r"score: reads labels, flags, spans or indices"),
         (lambda d, v, b: lengths(b) + b["original_label"], r"score: reads labels, flags, spans or indices"),
+        (lambda d, v, b: b["label"] * 1e-6, r"score: reads labels, flags, spans or indices"),
         (lambda d, v, b: nudged(v, b), r"score: changes the victim's parameters"),
         (lambda d, v, b: frozen(v, b), r"score: leaves requires_grad changed"),
         (lambda d, v, b: in_training(v, b), r"score: leaves the victim in another mode"),
