@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizer
@@ -113,10 +114,22 @@ def require_close(values: Tensor, expected: Tensor, where: str, problem: str, sc
     require(close, where, problem)
 
 
+def seed_generators() -> None:
+    """Seeds the global random generators of Python, NumPy and torch, and sets no environment variable."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides warnings within the block, and restores torch's random generator after it."""
+    """Hides warnings within the block, and restores the global random generators of the processor after it."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        yield
+        seed_generators()
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)

@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -103,6 +104,14 @@ class Freezing(Callback):
         pl_module.training_defense = TrainingDefense("Freezing", self.settings)
 
 
+class Drawing(Freezing):
+    """Keeps all rules: draws from the global generators, which a run seeds."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with torch.no_grad():
+            next(pl_module.parameters()).add_(random.random() + np.random.rand() + torch.rand(()))
+
+
 class Shrinking(Repair):
     """A repair of a third party, which keeps all rules: makes all embeddings smaller."""
 
@@ -127,6 +136,7 @@ class Shrinking(Repair):
         MeanLogit(),
         InspectionCallback(MeanLogit()),
         Freezing(),
+        Drawing(),
         Shrinking(),
     ],
     ids=[
@@ -140,11 +150,20 @@ class Shrinking(Repair):
         "of a model",
         "in a callback",
         "in training",
+        "by random numbers",
         "a repair",
     ],
 )
 def test_defenses_that_keep_the_contract_pass(defense: Any) -> None:
     check_defense(defense)
+
+
+@pytest.mark.parametrize("defense", [Drawing(), Answers(torch.zeros(1))], ids=["passes", "fails"])
+def test_the_callers_random_numbers_go_on(defense: Any) -> None:
+    before = generator_states(torch.device("cpu"))
+    with suppress(AssertionError):
+        check_defense(defense)
+    assert generator_states(torch.device("cpu")) == before
 
 
 def test_an_object_of_no_kind_is_refused() -> None:
