@@ -24,7 +24,7 @@ NAMES = (*ATTACK_NAMES, "defense")
 #: the columns that come from a cell's test.
 NUMBERS = ("n_clean", "n_poisoned", *METRIC_NAMES, *INTERVALS)
 COLUMNS = (*NAMES, "seed", *NUMBERS, "valid", "invalid_because", "cell", "victim", "training", "seconds", "error")
-#: the columns that may differ between two runs of the same grid.
+#: the columns that may differ between two runs of the same grid, on equal machines with equal numbers of threads.
 TIMINGS = ("overhead", "seconds")
 
 

@@ -68,10 +68,11 @@ def test_checkpoint_folder_run_and_module_give_the_same_numbers(inside: Path, tr
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(inside: Path, trained: Path) -> None:
-    module = data(inside)
-    runs = [lb.evaluate(trained, module, lb.BadNets(), ["Strip"], seed=seed, accelerator="cpu") for seed in (1, 1, 2)]
+    module, strip = data(inside), lb.Strip()
+    runs = [lb.evaluate(trained, module, lb.BadNets(), [strip], seed=seed, accelerator="cpu") for seed in (1, 1, 2)]
     scores = [[outcome.score for outcome in run.outcomes["Strip"]] for run in runs]
     assert scores[0] == scores[1] != scores[2]
+    assert strip.seed is None
 
 
 def test_files_are_written_where_asked_for(inside: Path, trained: Path) -> None:
