@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim
 from lightning_backdoor.benchmark.running import worker
@@ -16,7 +19,11 @@ from lightning_backdoor.benchmark.running.products import Products
 from lightning_backdoor.benchmark.running.worker import Worker
 from lightning_backdoor.benchmark.table import ResultRow
 from lightning_backdoor.benchmark.wandb_runs import WandbRuns
-from tests.benchmark.grids import stub_command, stub_grid
+from tests.benchmark.grids import REPAIRED, stub_command, stub_grid
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
 
 
 class Commands:
@@ -44,6 +51,37 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     stub = Commands()
     monkeypatch.setattr(worker, "run_command", stub)
     return stub
+
+
+def after_an_epoch(folder: Path) -> None:
+    """Leaves the folder of a victim as a kill after an epoch does."""
+    shutil.rmtree(folder / "model")
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    torch.save({"state_dict": {}}, folder / "checkpoints" / "last.ckpt")
+
+
+def before_its_record(folder: Path) -> None:
+    """Leaves the folder of a victim as a kill between the end of its training and its record does."""
+    with zipfile.ZipFile(folder / "checkpoints" / "best.ckpt", "w") as file:
+        file.writestr("weights", b"whole")
+
+
+def killed_repair(folder: Path, commands: Commands, leave: Callable[[Path], None]) -> tuple[Cell, PlannedVictim]:
+    """A cell of a repaired victim, and the victim that is repaired, after a kill in the repair."""
+    cell = stub_grid(folder / "grid.yaml", 1, 0, 1, **REPAIRED).cells[0]
+    assert cell.victim.parent is not None
+
+    def kill(command: str, of: Path) -> None:
+        if of.name == cell.victim.id:
+            leave(of)
+            raise Killed
+
+    commands.after = kill
+    with pytest.raises(Killed):
+        Worker(folder, [cell], "one").run()
+    commands.after = lambda command, folder: None
+    commands.given.clear()
+    return cell, cell.victim.parent
 
 
 class Logged(WandbRuns):
@@ -81,3 +119,39 @@ def test_a_cell_is_recorded_and_logged_with_the_victim_that_it_was_tested_with(
     assert logged.cells == [(cells[0].id, event["digest"]) for event in events]
     assert len({event["digest"] for event in events}) == 2
     assert all(Products(tmp_path, journal).is_done(cell) for cell in cells)
+
+
+@pytest.mark.parametrize("leave", [after_an_epoch, before_its_record])
+def test_a_killed_repair_begins_anew_if_its_victim_has_other_weights(
+    tmp_path: Path, commands: Commands, leave: Callable[[Path], None]
+) -> None:
+    cell, parent = killed_repair(tmp_path, commands, leave)
+    shutil.rmtree(tmp_path / "victims" / parent.id)
+    commands.weights = b"other"
+    Worker(tmp_path, [cell], "two").run()
+    assert commands.given == [(parent.id, False), (cell.victim.id, False), (cell.id, True)]
+
+
+@pytest.mark.parametrize("leave", [after_an_epoch, before_its_record])
+def test_a_killed_repair_goes_on_if_its_victim_has_the_same_weights(
+    tmp_path: Path, commands: Commands, leave: Callable[[Path], None]
+) -> None:
+    cell, parent = killed_repair(tmp_path, commands, leave)
+    shutil.rmtree(tmp_path / "victims" / parent.id)
+    Worker(tmp_path, [cell], "two").run()
+    repaired = [(cell.victim.id, True)] if leave is after_an_epoch else []
+    assert commands.given == [(parent.id, False), *repaired, (cell.id, True)]
+
+
+def test_a_killed_repair_begins_anew_if_no_weights_are_recorded_that_it_began_with(
+    tmp_path: Path, commands: Commands
+) -> None:
+    cell, _ = killed_repair(tmp_path, commands, after_an_epoch)
+    path = tmp_path / "journal.jsonl"
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for event in events:
+        if event["kind"] == "begun victim":
+            del event["needs"], event["check"]
+    path.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    Worker(tmp_path, [cell], "two").run()
+    assert commands.given == [(cell.victim.id, False), (cell.id, True)]

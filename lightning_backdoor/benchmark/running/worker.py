@@ -126,7 +126,10 @@ class Worker:
                 self.products.record_damage(work, self.products.fault(work), self.launch)
                 self.journal.refresh()
                 self.announce()
-            self._write(work, kind=f"begun {kind}")
+            begun = self.journal.get(f"begun {kind}", work.id) or {}
+            if begun.get("needs", "") != needs:  # it was begun with other weights, or does not say with which
+                empty(folder)
+            self._write(work, kind=f"begun {kind}", needs=needs)
             started = time.perf_counter()
             try:
                 facts = self._test(work, folder, log) if isinstance(work, Cell) else self._fit(work, folder, log)
