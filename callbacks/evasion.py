@@ -75,8 +75,13 @@ class Evasion(Callback, ABC):
         assert self._victim is not None
         return self._victim
 
-    def first_epoch(self, victim: object, trainer: Trainer) -> int | None:
+    def first_epoch(self, victim: object, max_epochs: int | None, fast_dev_run: bool | int = False) -> int | None:
         """The first epoch of a fit with the penalty; None in the user's phase, which has no poisoned rows.
+
+        Args:
+            victim: the model that is trained.
+            max_epochs: the trainer's; None or -1 for no limit.
+            fast_dev_run: the trainer's; such a fit may end before the penalty.
 
         Raises:
             InputError: the victim is not an attack that poisons training rows, or no epoch is left for the penalty.
@@ -89,10 +94,9 @@ class Evasion(Callback, ABC):
         if not victim.poisons_training:
             problem = f"{type(self).__name__} hides poisoned rows, and {type(victim).__name__} trains on none"
             raise InputError("callbacks", problem, "give an attack that poisons training rows")
-        limit = trainer.max_epochs
-        epochs = sys.maxsize if limit is None or limit < 0 else limit
+        epochs = sys.maxsize if max_epochs is None or max_epochs < 0 else max_epochs
         poisoned = victim.poisoned_epochs(epochs)
-        if epochs and len(poisoned) <= self.start_epoch and not getattr(trainer, "fast_dev_run", False):
+        if epochs and len(poisoned) <= self.start_epoch and not fast_dev_run:
             what = f"the epochs in which {type(victim).__name__} trains on poisoned rows are {len(poisoned)}"
             remedy = f"give at most {len(poisoned) - 1}" if poisoned else "let it have some"
             raise InputError("start_epoch", f"{self.start_epoch} leaves no epoch for the penalty: {what}", remedy)
@@ -101,7 +105,8 @@ class Evasion(Callback, ABC):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Adds the penalty to those of the attack, in a fit of the attacker's phase."""
         victim = text_classifier(pl_module, type(self).__name__)
-        first = self.first_epoch(victim, trainer) if stage == "fit" else None
+        partial = getattr(trainer, "fast_dev_run", False)
+        first = self.first_epoch(victim, trainer.max_epochs, partial) if stage == "fit" else None
         if first is not None and isinstance(victim, BackdoorAttack):
             self._victim, self._first_epoch, self._asked, self._used = victim, first, False, False
             victim.penalties.append(self._penalty)

@@ -15,6 +15,7 @@ from lightning_backdoor.callbacks.failures import FailsAlone
 from lightning_backdoor.callbacks.flagged_words import write_words
 from lightning_backdoor.callbacks.gate import Gate, gate_of
 from lightning_backdoor.callbacks.kept_texts import KeptTexts
+from lightning_backdoor.callbacks.lent_seed import LendsSeed
 from lightning_backdoor.callbacks.outcome_writer import batch_outcomes
 from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.processes import check_logits_of_all, of_all_processes, result_of_each
@@ -25,7 +26,6 @@ from lightning_backdoor.callbacks.shared import (
     data_module,
     learn_and_calibrate,
     name_prefix,
-    run_seed,
     text_classifier,
 )
 from lightning_backdoor.data import BackdoorDataModule
@@ -42,7 +42,7 @@ from lightning_backdoor.victim import TextClassifier
 from lightning_backdoor.victim.classifier import Evaluated, now
 
 
-class InferenceDefense(FailsAlone):
+class InferenceDefense(FailsAlone, LendsSeed):
     """Runs a defense in validation and test, and logs defended metrics in addition to the undefended ones.
 
     Texts are scored and flagged, then repaired or rejected. Before each evaluation, since the victim may have changed,
@@ -117,7 +117,6 @@ class InferenceDefense(FailsAlone):
         self.prevalence = prevalence
         self.gate = gate
         self.defense = defense
-        self._own_seed = defense.seed
         self.name = name
         self.texts = texts
         self._metrics: DetectionMetrics | None = None
@@ -168,8 +167,7 @@ class InferenceDefense(FailsAlone):
             self.check_reference(data)
             if self.prevalence is not None:
                 check_prevalence(self.prevalence, data, trainer.state.fn)
-        if self._own_seed is None:
-            self.defense.seed = run_seed()
+        self.lend_seed(self.defense)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrates the defense."""

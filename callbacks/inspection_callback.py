@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_backdoor.batch import unlabelled
 from lightning_backdoor.callbacks.failures import FailsAlone
+from lightning_backdoor.callbacks.lent_seed import LendsSeed
 from lightning_backdoor.callbacks.output_folder import folder_of
 from lightning_backdoor.callbacks.shared import (
     check_reference,
@@ -19,7 +20,6 @@ from lightning_backdoor.callbacks.shared import (
     data_module,
     learn_and_calibrate,
     name_prefix,
-    run_seed,
     text_classifier,
 )
 from lightning_backdoor.data import BackdoorDataModule
@@ -32,7 +32,7 @@ from lightning_backdoor.models.precision import evaluation_precision
 from lightning_backdoor.victim import TextClassifier
 
 
-class InspectionCallback(FailsAlone):
+class InspectionCallback(FailsAlone, LendsSeed):
     """Inspects the victim in a test, and logs its suspicion score.
 
     The inspection learns from the clean reference or trusted rows (``learns_from``), is calibrated on the clean
@@ -60,7 +60,6 @@ class InspectionCallback(FailsAlone):
     def __init__(self, inspection: Inspection, name: str = "") -> None:
         check_name(name)
         self.inspection = inspection
-        self._own_seed = inspection.seed
         self.name = name
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -68,8 +67,7 @@ class InspectionCallback(FailsAlone):
         check_unique([callback.name for callback in attached_inspections(trainer)], "inspections")
         if stage in ("fit", "test"):
             self.check_reference(needed_data(trainer))
-        if self._own_seed is None:
-            self.inspection.seed = run_seed()
+        self.lend_seed(self.inspection)
 
     def check_reference(self, data: BackdoorDataModule) -> None:
         """Checks, before a victim is trained, that the inspection can learn from the clean rows of a data module.

@@ -1,4 +1,4 @@
-"""A callback that writes a line a minute about a run whose progress no terminal shows."""
+"""A callback that writes a line per minute about a run whose progress no terminal shows."""
 
 from __future__ import annotations
 

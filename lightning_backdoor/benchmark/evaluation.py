@@ -243,15 +243,17 @@ def _name_of(data: object, module: BackdoorDataModule) -> str:
 def _seeded(seed: int) -> Iterator[None]:
     """Seeds a run within the block, and restores generators and seed of the process."""
     before = {name: os.environ.get(name) for name in SEED_VARIABLES}
-    with isolate_rng():
+    generators = isolate_rng()
+    generators.__enter__()
+    try:
         seed_everything(seed, verbose=False)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
+        yield
+    finally:
+        generators.__exit__(None, None, None)  # it restores nothing if it is given an error
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from lightning_backdoor.benchmark.ranking import mark_best
 from lightning_backdoor.benchmark.report.attack_sections import AttackSection, attack_sections
 from lightning_backdoor.benchmark.report.flagged_words import words_of_inspection
 from lightning_backdoor.benchmark.summaries import InspectedVictims, Summary, inspected_victims, over_seeds
-from lightning_backdoor.benchmark.table import ATTACK_NAMES, ResultRow, mark_valid
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, ResultRow, key_of, mark_valid
 
 
 class Results(NamedTuple):
@@ -48,7 +48,7 @@ class Results(NamedTuple):
     def invalid_attacks(self) -> dict[str, str]:
         """Per dataset, model and attack, joined by a dot, why the attack is not valid; valid ones are left out."""
         return {
-            " · ".join(line.names[name] for name in ATTACK_NAMES): "; ".join(line.failed_conditions)
+            " · ".join(key_of(line.names, ATTACK_NAMES)): "; ".join(line.failed_conditions)
             for line in self.summaries
             if line.failed_conditions
         }
@@ -69,7 +69,7 @@ def collect_results(
     attacks = attack_sections(rows, cells)
     summaries = over_seeds(rows)
     for attack in attacks:
-        lines = [line for line in summaries if tuple(line.names[name] for name in ATTACK_NAMES) == attack.names]
+        lines = [line for line in summaries if key_of(line.names, ATTACK_NAMES) == attack.names]
         mark_best(lines, attack.decisive, attack.working)
     comparisons = [comparison for attack in attacks for comparison in attack.comparisons]
     inspected = {row["cell"] for row in rows if row["inspection_score"] is not None and not row["error"]}

@@ -24,7 +24,7 @@ NAMES = (*ATTACK_NAMES, "defense")
 #: the columns that come from a cell's test.
 NUMBERS = ("n_clean", "n_poisoned", *METRIC_NAMES, *INTERVALS)
 COLUMNS = (*NAMES, "seed", *NUMBERS, "valid", "invalid_because", "cell", "victim", "training", "seconds", "error")
-#: the columns that may differ between two runs of the same grid.
+#: the columns that may differ between two runs of the same grid, on equal machines with equal numbers of threads.
 TIMINGS = ("overhead", "seconds")
 
 
@@ -69,9 +69,9 @@ def mark_valid(rows: Iterable[ResultRow], benign: str | None) -> None:
         benign: name of the attack entry of the benign victims; None if the grid has none.
     """
     rows = list(rows)
-    by_names = {tuple(row[name] for name in (*NAMES, "seed")): row for row in rows}
+    by_names = {key_of(row): row for row in rows}
     for group in grouped(rows, (*ATTACK_NAMES, "seed")):
-        dataset, model, attack, seed = (group[0][name] for name in (*ATTACK_NAMES, "seed"))
+        dataset, model, attack, seed = key_of(group[0], (*ATTACK_NAMES, "seed"))
         control = by_names.get((dataset, model, attack, CLEAN_TRAINING, seed), {})
         benign_row = by_names.get((dataset, model, benign, UNDEFENDED, seed), {})
         clean_asr = control.get("asr")
@@ -126,6 +126,15 @@ def has_undefended_victim(row: ResultRow) -> bool:
     return row["defense"] == UNDEFENDED or row.get("training") == ""
 
 
+def key_of(row: Mapping[str, Any], columns: Iterable[str] = (*NAMES, "seed")) -> tuple[Any, ...]:
+    """The values of a row in some columns; by default those that tell the cells of a grid apart.
+
+    >>> key_of({"attack": "badnets", "seed": 0, "asr": 1.0}, ["attack", "seed"])
+    ('badnets', 0)
+    """
+    return tuple(row[column] for column in columns)
+
+
 def grouped(rows: Iterable[ResultRow], names: Iterable[str]) -> list[list[ResultRow]]:
     """Groups rows that have the same values in some columns; groups and rows keep their order.
 
@@ -134,7 +143,7 @@ def grouped(rows: Iterable[ResultRow], names: Iterable[str]) -> list[list[Result
     """
     columns, groups = tuple(names), dict[tuple[Any, ...], list[ResultRow]]()
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in columns), []).append(row)
+        groups.setdefault(key_of(row, columns), []).append(row)
     return [*groups.values()]
 
 

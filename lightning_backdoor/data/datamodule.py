@@ -24,7 +24,7 @@ from lightning_backdoor.data.preview import Preview, preview_rows
 from lightning_backdoor.data.rows import Rows
 from lightning_backdoor.data.source import SEPARATOR, Source
 from lightning_backdoor.data.splitting import mixed
-from lightning_backdoor.data.trained_texts import TRUSTED_TEXTS, check_trusted_texts, record_of
+from lightning_backdoor.data.trained_texts import TRUSTED_TEXTS, check_trusted_texts, record_of, united
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.cache import cache_folder
 
@@ -112,6 +112,7 @@ class BackdoorDataModule(LightningDataModule):
         self._poisoned = Kept()  # until attack or stage are others
         self._cleaned: tuple[object, Rows] | None = None  # what determines the cleaned training rows, and these
         self._trigger_check = TriggerCheck()
+        self._trusted_before = ""  # record of the trusted texts of the checkpoint that was loaded
 
     @property
     def attack(self) -> Poisoner | None:
@@ -245,8 +246,9 @@ class BackdoorDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The state for checkpoints: how the training rows were cut, and which trusted texts are trained on."""
         known_by = {"source": self.files_folder or str(self.source), "cut": [self.seed, *self._shares().values()]}
-        trusted = {TRUSTED_TEXTS: record_of(self.trusted_rows().text)} if self.train_on == "trusted" else {}
-        return known_by | self._read().text_hashes | trusted
+        trusted = record_of(self.trusted_rows().text) if self.train_on == "trusted" else ""
+        record = united(self._trusted_before, trusted)
+        return known_by | self._read().text_hashes | ({TRUSTED_TEXTS: record} if record else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rejects a checkpoint whose training rows may overlap with evaluation or threshold rows.
@@ -259,6 +261,7 @@ class BackdoorDataModule(LightningDataModule):
             check_cut(mine, state_dict)
         if mine["source"] == state_dict.get("source"):  # other sources may have a text in common by chance
             check_trusted_texts(state_dict, self.clean_validation().threshold)
+            self._trusted_before = str(state_dict.get(TRUSTED_TEXTS, ""))  # of a fit that starts from it
 
     def prepare_data(self) -> None:
         """Reads and poisons all rows, and cleans the training rows before a fit; called once per node, first."""

@@ -24,6 +24,15 @@ def record_of(texts: Iterable[str]) -> str:
     return "".join(sorted({*map(_hash, texts)}))
 
 
+def united(first: str, second: str) -> str:
+    """The record of the texts of two records.
+
+    >>> united(record_of("ab"), record_of("bc")) == record_of("abc")
+    True
+    """
+    return "".join(sorted(_hashes(first) | _hashes(second)))
+
+
 def check_trusted_texts(state: Mapping[str, Any], threshold: Rows) -> None:
     """Checks that threshold rows are not trusted rows that a checkpoint was trained on.
 
@@ -34,14 +43,17 @@ def check_trusted_texts(state: Mapping[str, Any], threshold: Rows) -> None:
     Raises:
         InputError: some are.
     """
-    record = str(state.get(TRUSTED_TEXTS, ""))
-    trained = {record[start : start + DIGITS] for start in range(0, len(record), DIGITS)}
+    trained = _hashes(str(state.get(TRUSTED_TEXTS, "")))
     if count := sum(_hash(text) in trained for text in threshold.text):
         raise InputError(
             "validation_parts",
             f"{count} of {len(threshold)} threshold rows are trusted rows that the checkpoint was trained on",
             "give seed, validation_parts and max_rows as they were then",
         )
+
+
+def _hashes(record: str) -> set[str]:
+    return {record[start : start + DIGITS] for start in range(0, len(record), DIGITS)}
 
 
 def _hash(text: str) -> str:

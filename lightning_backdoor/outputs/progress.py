@@ -1,4 +1,4 @@
-"""The progress of long computations on standard error: a bar on a terminal, and without one a line a minute."""
+"""The progress of long computations on standard error: a bar on a terminal, and without one a line per minute."""
 
 from __future__ import annotations
 

@@ -23,13 +23,11 @@ from lightning_backdoor.data.rows import clean_row
 from lightning_backdoor.defenses.defense import REJECTED, Defense, Scores, judge
 from lightning_backdoor.defenses.inspection import Inspection
 from lightning_backdoor.errors import InputError, reason
-from lightning_backdoor.testing.material import labelled_texts, quiet, require, tiny_bert
+from lightning_backdoor.testing.material import labelled_texts, quiet, require, require_close, tiny_bert
 from lightning_backdoor.testing.training import check_training
 from lightning_backdoor.testing.verdict import check_verdict, same_verdicts
 from lightning_backdoor.victim import TextClassifier
 
-#: tolerances of a text's score between batches, since padding changes the last digits.
-RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 #: the base classes of what is checked.
 KINDS: tuple[type, ...] = (Defense, DataDefense, Inspection, Callback)
 
@@ -184,13 +182,11 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
     whole = _batches(rows[40:], victim, size=20)[0]
     reverse = _batches(rows[40:][::-1], victim, size=20)[0]
     with _in_inference_mode(where):
-        _require_close(defense.score(victim, whole).text, expected, where, "depends on the other texts of the batch")
-        _require_close(
-            defense.score(victim, reverse).text.flip(0), expected, where, "depends on the order of the texts"
-        )
+        require_close(defense.score(victim, whole).text, expected, where, "depends on the other texts of the batch")
+        require_close(defense.score(victim, reverse).text.flip(0), expected, where, "depends on the order of the texts")
     with _in_inference_mode(f"{name}.calibrate"):
         copy.deepcopy(defense).calibrate(victim, iter(threshold))
-    _require_close(
+    require_close(
         defense.score(victim, _unlabelled(whole)).text, expected, where, "reads labels, flags, spans or indices"
     )
     require(torch.equal(defense.threshold, set_to), where, "changes the threshold, which only calibrate may set")
@@ -198,10 +194,11 @@ def _check_inference(defense: Defense, victim: TextClassifier) -> None:
     fresh.load_state_dict(copy.deepcopy(defense.state_dict()))
     require(torch.equal(fresh.threshold, set_to), f"{name}.state_dict", "does not keep the threshold")
     kept = "does not keep what was learned: a defense restored from it scores differently"
-    _require_close(fresh.score(victim, whole).text, expected, f"{name}.state_dict", kept)
+    require_close(fresh.score(victim, whole).text, expected, f"{name}.state_dict", kept)
     defense.calibrate(victim, iter(threshold))
     where = f"{name}.calibrate"
-    _require_close(defense.threshold, set_to, where, "depends on texts scored before, not on its clean texts alone")
+    problem = "depends on texts scored before, not on its clean texts alone"
+    require_close(defense.threshold, set_to, where, problem, scale=expected)
     if defense.studies:
         _check_study(defense, fresh, victim, rows[40:])
 
@@ -219,20 +216,15 @@ def _check_study(defense: Defense, fresh: Defense, victim: TextClassifier, rows:
     shapes = [tuple(sums.shape) for sums in (whole, *parts)]
     require(len(set(shapes)) == 1, where, f"returns sums whose shape depends on the texts: {shapes}")
     together = torch.stack(parts).sum(dim=0)
-    _require_close(together, whole, where, "returns sums that depend on order, batches or processes, or do not add up")
-    _require_close(flagged, whole, where, "reads labels, flags, spans or indices")
+    require_close(together, whole, where, "returns sums that depend on order, batches or processes, or do not add up")
+    require_close(flagged, whole, where, "reads labels, flags, spans or indices")
     defense.adopt(whole)
     require(bool(defense.threshold.isfinite()), f"{name}.adopt", f"leaves the threshold at {float(defense.threshold)}")
     batch = _batches(rows, victim, size=20)[0]
     expected = defense.score(victim, batch).text
     fresh.load_state_dict(copy.deepcopy(defense.state_dict()))
     kept = "does not keep what was studied: a defense restored from it scores differently"
-    _require_close(fresh.score(victim, batch).text, expected, f"{name}.state_dict", kept)
-
-
-def _require_close(values: Tensor, expected: Tensor, where: str, problem: str) -> None:
-    close = torch.allclose(values.float(), expected.float(), rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)
-    require(close, where, problem)
+    require_close(fresh.score(victim, batch).text, expected, f"{name}.state_dict", kept)
 
 
 def _check_scores(where: str, scores: Scores, batch: Batch, classes: int) -> None:
@@ -275,7 +267,7 @@ def _check_answers(name: str, defense: Defense, victim: TextClassifier, batch: B
         judge(defense, victim, batch)
     problem = "reads labels, flags, spans or indices, or answers the same texts differently when asked again"
     if all(isinstance(answer, Tensor) for answer in used) and used[0].shape == used[1].shape:
-        _require_close(used[1], used[0], where, problem)
+        require_close(used[1], used[0], where, problem)
     else:
         require(not any(isinstance(answer, Tensor) for answer in used) and used[0] == used[1], where, problem)
     if defense.explains:
@@ -320,7 +312,7 @@ def _check_explanation(name: str, defense: Defense, victim: TextClassifier, batc
     _check_scores(where, found, batch, classes=2)
     if found.tokens is None or again is None or again.tokens is None:
         raise AssertionError(f"{where}: scores no tokens")
-    _require_close(again.tokens, found.tokens, where, "reads labels, flags, spans or indices")
+    require_close(again.tokens, found.tokens, where, "reads labels, flags, spans or indices")
 
 
 def _check_cleaning(defense: DataDefense, victim: TextClassifier) -> None:

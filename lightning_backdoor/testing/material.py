@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizer
 
 from lightning_backdoor.data.cleaning import LabelledText
@@ -16,6 +18,8 @@ from lightning_backdoor.data.cleaning import LabelledText
 #: per label, the word that determines a text's label; further labels have ``topic2``, ``topic3``, ...
 TELLING_WORDS = ("bad", "good")
 FILLING_WORDS = ("the", "a", "film", "plot", "actor", "scene", "story", "music", "very", "quite", "with", "and", "is")
+#: tolerances of what is computed of a text in two batches, since padding changes the last digits.
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 #: unusual texts that an attack must accept without an error.
 UNUSUAL_TEXTS = ("", "film", "  two  spaces  ", "naïve — 10 % café 🎬", "a\nline")
 
@@ -88,10 +92,44 @@ def require(condition: bool, where: str, problem: str) -> None:
         raise AssertionError(f"{where}: {problem}")
 
 
+def require_close(values: Tensor, expected: Tensor, where: str, problem: str, scale: Tensor | None = None) -> None:
+    """Raises an ``AssertionError`` unless numbers are the same but for rounding.
+
+    Args:
+        values: the numbers.
+        expected: what they are to be, of the same shape.
+        where: the place, for the message.
+        problem: the broken rule, for the message.
+        scale: scores whose spread, where it is below 1, makes the absolute tolerance as small; by default ``expected``.
+
+    >>> require_close(torch.tensor([1.0, 2.0]) * 1e-6, torch.tensor([1.0, 3.0]) * 1e-6, "score", "differs")
+    Traceback (most recent call last):
+    AssertionError: score: differs
+    """
+    scores = expected if scale is None else scale
+    finite = scores[scores.isfinite()].float()
+    spread = float(finite.max() - finite.min()) if len(finite) else 0.0
+    absolute = ABSOLUTE_TOLERANCE * min(spread, 1.0)
+    close = torch.allclose(values.float(), expected.float(), rtol=RELATIVE_TOLERANCE, atol=absolute)
+    require(close, where, problem)
+
+
+def seed_generators() -> None:
+    """Seeds the global random generators of Python, NumPy and torch, and sets no environment variable."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides warnings within the block, and restores torch's random generator after it."""
+    """Hides warnings within the block, and restores the global random generators of the processor after it."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        yield
+        seed_generators()
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)

@@ -16,7 +16,7 @@ from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.callbacks import Repair
 from lightning_backdoor.data import BackdoorDataModule, Source
 from lightning_backdoor.errors import Diverged
-from lightning_backdoor.testing.material import labelled_texts, require, rows_file, tiny_bert
+from lightning_backdoor.testing.material import labelled_texts, require, rows_file, seed_generators, tiny_bert
 from lightning_backdoor.victim import TextClassifier
 
 LABELS = ["negative", "positive"]
@@ -50,7 +50,7 @@ class TinyRuns:
         """Trains a victim; a published one in the user's phase, on trusted rows."""
         victim = self._victim(self.model, published)
         trainer = self._trainer([copy.deepcopy(self.callback)] if defended else [], self.max_epochs if defended else 1)
-        torch.manual_seed(0)
+        seed_generators()
         trainer.fit(victim, datamodule=self._data(published is not None))
         return victim, trainer
 

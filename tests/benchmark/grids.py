@@ -118,6 +118,8 @@ def stub_command(
         for i in range(2)
     ]
     (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+    (folder / "words.json").write_text(json.dumps([{"word": "cf", "log10_p": -9.5}]), encoding="utf-8")
+    (folder / "inspection.json").write_text(json.dumps({"evidence": {"words": "cf"}}), encoding="utf-8")
 
 
 def run_stub(folder: Path, seconds: float = 0.0) -> None:

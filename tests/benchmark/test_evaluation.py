@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas
 import pytest
+import torch
 
 import lightning_backdoor as lb
 from lightning_backdoor.cli import main
@@ -68,10 +69,19 @@ def test_checkpoint_folder_run_and_module_give_the_same_numbers(inside: Path, tr
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(inside: Path, trained: Path) -> None:
-    module = data(inside)
-    runs = [lb.evaluate(trained, module, lb.BadNets(), ["Strip"], seed=seed, accelerator="cpu") for seed in (1, 1, 2)]
+    module, strip = data(inside), lb.Strip()
+    runs = [lb.evaluate(trained, module, lb.BadNets(), [strip], seed=seed, accelerator="cpu") for seed in (1, 1, 2)]
     scores = [[outcome.score for outcome in run.outcomes["Strip"]] for run in runs]
     assert scores[0] == scores[1] != scores[2]
+    assert strip.seed is None
+
+
+def test_an_evaluation_that_fails_leaves_the_callers_random_numbers_as_they_were(inside: Path, trained: Path) -> None:
+    before, environment = torch.get_rng_state(), dict(os.environ)
+    with pytest.raises(lb.InputError, match="may have been trained on test rows"):
+        lb.evaluate(trained / "checkpoints" / "best.ckpt", data(inside, seed=5), lb.BadNets(), accelerator="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert dict(os.environ) == environment
 
 
 def test_files_are_written_where_asked_for(inside: Path, trained: Path) -> None:

@@ -55,6 +55,14 @@ def test_a_grid_names_presets_that_are_there(path: Path) -> None:
         assert cell.victim.config["model"]["class_path"].startswith("lightning_backdoor.")
 
 
+def test_the_grid_of_bert_trains_all_victims_at_the_rate_of_bert() -> None:
+    given = [
+        cell.victim.config["model"]["init_args"] for cell in Grid(ROOT / "configs" / "benchmark" / "bert.yaml").cells
+    ]
+    names = ("learning_rate", "attack_learning_rate")
+    assert {name: {some[name] for some in given if name in some} for name in names} == {name: {2e-5} for name in names}
+
+
 def test_the_ids_of_earlier_results_stay() -> None:
     first, *_, last = Grid(ROOT / "configs" / "benchmark" / "movie_reviews.yaml").cells
     # they change with what the presets say, with the data and models of the packages that these name, and with the

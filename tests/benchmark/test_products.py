@@ -160,6 +160,10 @@ CELLS: list[tuple[str, Callable[[Path], None]]] = [
     ("outcomes.csv", change),
     ("texts.jsonl", cut_at_a_line_end),
     ("texts.jsonl", Path.unlink),
+    ("words.json", cut),
+    ("words.json", Path.unlink),
+    ("inspection.json", cut),
+    ("inspection.json", change),
     ("", shutil.rmtree),
 ]
 
@@ -202,6 +206,20 @@ def test_a_file_that_another_program_has_added_is_not_taken_for_a_cells_own(run:
     added.write_text("{}", encoding="utf-8")
     assert run() == 0
     assert run.commands["test"] >= 1
+    assert run.table() == run.before
+
+
+@pytest.mark.parametrize("name", ["words.json", "inspection.json"])
+def test_words_that_an_earlier_record_does_not_have_are_read_unless_they_are_damaged(run: Run, name: str) -> None:
+    path = run.folder / "journal.jsonl"
+    text = re.sub(f', "({name}|check)": "[0-9a-f]+"', "", path.read_text(encoding="utf-8"))
+    assert name not in text
+    path.write_text(text, encoding="utf-8")
+    assert run() == 0
+    assert not run.commands
+    cut(run.cell() / name)
+    assert run() == 0
+    assert run.commands == {"test": 1}
     assert run.table() == run.before
 
 
@@ -314,7 +332,7 @@ def test_files_are_hashed_once_per_process(run: Run, monkeypatch: pytest.MonkeyP
     assert run() == 0
     assert run("--dry-run") == 0
     assert set(hashed.values()) == {1}
-    assert len(hashed) == 2 * 3 + 4 * 2
+    assert len(hashed) == 2 * 3 + 4 * 4
 
 
 def test_only_what_is_to_run_is_looked_at(run: Run) -> None:

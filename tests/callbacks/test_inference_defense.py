@@ -356,15 +356,40 @@ def test_a_run_whose_texts_a_cache_answered_has_no_overhead(
     assert math.isnan(second)
 
 
-def test_the_defense_takes_the_seed_of_the_run_where_it_has_none(
+class Seeds(Recorder):
+    """Records the seed with which it scores, and fails if it is asked to."""
+
+    fails = False
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        self.used = self.seed
+        if self.fails:
+            raise RuntimeError("asked to")
+        return super().score(victim, batch)
+
+
+def test_the_defense_takes_the_seed_of_each_run_where_it_has_none(
     tmp_path: Path, data: BackdoorDataModule, attack: BadNets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callback, own = GradientAttentionDefense(), InferenceDefense(GradientAttention(seed=7), name="own")
-    for seed in (3, 4):
+    without, own = Seeds(), Seeds()
+    own.seed = 7
+    kept = InferenceDefense(without, name="without")
+    for seed, callback in ((3, kept), (4, kept), (5, InferenceDefense(without, name="without"))):
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        run_test(tmp_path, attack, data, callback, own)
-        assert callback.defense.seed == seed
-    assert own.defense.seed == 7
+        run_test(tmp_path, attack, data, callback, InferenceDefense(own, name="own"))
+        assert (without.used, own.used) == (seed, 7)
+        assert (without.seed, own.seed) == (None, 7)
+
+
+def test_a_run_that_fails_leaves_the_defense_without_a_seed(
+    tmp_path: Path, data: BackdoorDataModule, attack: BadNets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    defense = Seeds()
+    defense.fails = True
+    with pytest.raises(RuntimeError, match="asked to"):
+        run_test(tmp_path, attack, data, InferenceDefense(defense))
+    assert (defense.used, defense.seed) == (3, None)
 
 
 def test_test_rows_cut_by_another_seed_are_refused_since_they_may_be_training_rows(

@@ -184,15 +184,22 @@ def test_a_benign_victim_is_inspected_on_clean_rows(
     assert recorder.texts("stream") == sorted(row["text"] for row in data.clean_splits()["test"])
 
 
-def test_the_inspection_takes_the_seed_of_the_run_where_it_has_none(
+def test_the_inspection_takes_the_seed_of_each_run_where_it_has_none(
     tmp_path: Path, data: BackdoorDataModule, attack: BadNets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without, own = FlaggedShare(Strip()), FlaggedShare(Strip(seed=7))
-    callbacks = [InspectionCallback(without), InspectionCallback(own, name="own")]
+    used: list[int | None] = []
+
+    class Seeds(Strip):
+        def calibrate(self, victim: Victim, clean_batches: Iterable[Batch]) -> None:
+            used.append(self.seed)
+            super().calibrate(victim, clean_batches)
+
+    without, own = FlaggedShare(Seeds()), FlaggedShare(Seeds(seed=7))
     for seed in (3, 4):
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        run_test(tmp_path, attack, data, *callbacks)
-        assert (without.seed, own.seed) == (seed, 7)
+        run_test(tmp_path, attack, data, InspectionCallback(without), InspectionCallback(own, name="own"))
+        assert (without.seed, own.seed) == (None, 7)
+    assert used == [3, 7, 4, 7]
 
 
 def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path, data: BackdoorDataModule, attack: BadNets) -> None:

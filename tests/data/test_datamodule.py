@@ -593,6 +593,16 @@ def test_a_checkpoint_is_not_calibrated_on_the_trusted_rows_that_it_was_trained_
     data.load_state_dict(ordinary)
 
 
+def test_a_checkpoint_that_is_trained_further_keeps_the_record_of_trusted_rows(with_splits: Source) -> None:
+    trusted = BackdoorDataModule(with_splits, train_on="trusted").state_dict()
+    further = BackdoorDataModule(with_splits)
+    further.load_state_dict(trusted)  # as a fit from a published victim does
+    state = further.state_dict()
+    assert state["trusted_texts"] == trusted["trusted_texts"]
+    with pytest.raises(InputError, match="are trusted rows that the checkpoint was trained on"):
+        BackdoorDataModule(with_splits, seed=1).load_state_dict(state)
+
+
 def test_a_checkpoint_of_trusted_rows_is_tested_with_the_parts_that_it_was_trained_with(
     with_splits: Source, source: Source
 ) -> None:

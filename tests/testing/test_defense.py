@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -40,6 +41,13 @@ class Length(Defense):
 
     def score(self, victim: Victim, batch: Batch) -> Scores:
         return Scores(batch["attention_mask"].sum(dim=1).float())
+
+
+class Constant(Defense):
+    """Keeps all rules: its scores are the same for all texts, but for rounding, which depends on the batch."""
+
+    def score(self, victim: Victim, batch: Batch) -> Scores:
+        return Scores(1.0 + 1e-6 * batch["attention_mask"].float().mean(dim=1))
 
 
 class Answers(Length):
@@ -96,6 +104,14 @@ class Freezing(Callback):
         pl_module.training_defense = TrainingDefense("Freezing", self.settings)
 
 
+class Drawing(Freezing):
+    """Keeps all rules: draws from the global generators, which a run seeds."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with torch.no_grad():
+            next(pl_module.parameters()).add_(random.random() + np.random.rand() + torch.rand(()))
+
+
 class Shrinking(Repair):
     """A repair of a third party, which keeps all rules: makes all embeddings smaller."""
 
@@ -111,6 +127,7 @@ class Shrinking(Repair):
     "defense",
     [
         Length(),
+        Constant(),
         Answers([None, *["a film"] * 19]),
         Answers(torch.zeros(20, 2)),
         Answers(torch.full((20,), -1)),
@@ -119,10 +136,12 @@ class Shrinking(Repair):
         MeanLogit(),
         InspectionCallback(MeanLogit()),
         Freezing(),
+        Drawing(),
         Shrinking(),
     ],
     ids=[
         "own",
+        "constant",
         "texts",
         "logits",
         "predictions",
@@ -131,11 +150,20 @@ class Shrinking(Repair):
         "of a model",
         "in a callback",
         "in training",
+        "by random numbers",
         "a repair",
     ],
 )
 def test_defenses_that_keep_the_contract_pass(defense: Any) -> None:
     check_defense(defense)
+
+
+@pytest.mark.parametrize("defense", [Drawing(), Answers(torch.zeros(1))], ids=["passes", "fails"])
+def test_the_callers_random_numbers_go_on(defense: Any) -> None:
+    before = generator_states(torch.device("cpu"))
+    with suppress(AssertionError):
+        check_defense(defense)
+    assert generator_states(torch.device("cpu")) == before
 
 
 def test_an_object_of_no_kind_is_refused() -> None:
@@ -222,6 +250,7 @@ def tokens(batch: Batch, padding: float) -> Tensor:
         (lambda d, v, b: torch.arange(len(b["text"])).float(), r"score: depends on the other texts of the batch"),
         (lambda d, v, b: lengths(b) + b["poisoned"], r"score: reads labels, flags, spans or indices"),
         (lambda d, v, b: lengths(b) + b["original_label"], r"score: reads labels, flags, spans or indices"),
+        (lambda d, v, b: b["label"] * 1e-6, r"score: reads labels, flags, spans or indices"),
         (lambda d, v, b: nudged(v, b), r"score: changes the victim's parameters"),
         (lambda d, v, b: frozen(v, b), r"score: leaves requires_grad changed"),
         (lambda d, v, b: in_training(v, b), r"score: leaves the victim in another mode"),

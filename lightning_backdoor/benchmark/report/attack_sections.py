@@ -20,7 +20,7 @@ from lightning_backdoor.benchmark.report.figure_files import FigureNames
 from lightning_backdoor.benchmark.report.figures import Figure, Style, styles
 from lightning_backdoor.benchmark.report.flagged_words import words_of_defense
 from lightning_backdoor.benchmark.statistics import Interval
-from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped, has_undefended_victim
+from lightning_backdoor.benchmark.table import ATTACK_NAMES, NAMES, ResultRow, grouped, has_undefended_victim, key_of
 from lightning_backdoor.errors import InputError
 from lightning_backdoor.outputs.outcomes import read_outcomes
 from lightning_backdoor.outputs.progress import tracked
@@ -105,7 +105,7 @@ def _attack_section(
                 if None not in (ends := (row["auroc_low"], row["auroc_high"])):
                     intervals[defense] = Interval(*ends)
             if defense not in detectors and any(outcome.score is not None for outcome in outcomes):
-                file = files.new("scores", *(row[name] for name in NAMES))
+                file = files.new("scores", *key_of(row, NAMES))
                 texts, left_out = _shown_texts(folder / "texts.jsonl", text_budget)
                 detectors[defense] = Detector(
                     defense, seed, histogram(outcomes), texts, left_out, file, words_of_defense(folder)
@@ -114,7 +114,7 @@ def _attack_section(
     if len({seed for of_seeds in by_defense.values() for seed in of_seeds}) > 1:
         comparisons += compare_defenses(rows[0], by_defense)
     working = working_defenses(by_defense, undefended)
-    names = tuple(rows[0][name] for name in ATTACK_NAMES)
+    names = key_of(rows[0], ATTACK_NAMES)
     roc = roc_figure(curves, style, intervals) if curves else None
     return AttackSection(names, roc, [*detectors.values()], comparisons, working, files.new("roc", *names))
 

@@ -14,7 +14,7 @@ from lightning_backdoor.benchmark.missing import NOT_RUN, MissingCell
 from lightning_backdoor.benchmark.names import name_problem, of_csv_field
 from lightning_backdoor.benchmark.precision import precision_comment
 from lightning_backdoor.benchmark.report.source import Source
-from lightning_backdoor.benchmark.table import COLUMNS, NAMES, NUMBERS, ResultRow
+from lightning_backdoor.benchmark.table import COLUMNS, NAMES, NUMBERS, ResultRow, key_of
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.names import check_name
 
@@ -114,7 +114,7 @@ def _row(line: dict[str, Any], path: Path, number: int) -> ResultRow:
 
 def _missing(grid: GridFile | None, rows: list[ResultRow]) -> list[MissingCell]:
     """The cells of the grid that ``results.csv`` does not have."""
-    done = {tuple(row[name] for name in (*NAMES, "seed")) for row in rows}
+    done = {key_of(row) for row in rows}
     planned = () if grid is None else grid.cell_names()
     return [MissingCell(names, NOT_RUN) for names in planned if tuple(names.values()) not in done]
 

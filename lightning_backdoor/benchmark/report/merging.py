@@ -11,7 +11,7 @@ from lightning_backdoor.benchmark.grid_file import CLEAN_TRAINING, UNDEFENDED
 from lightning_backdoor.benchmark.meanings import BENIGN, digest
 from lightning_backdoor.benchmark.missing import MissingCell
 from lightning_backdoor.benchmark.report.source import Source
-from lightning_backdoor.benchmark.table import NAMES, NUMBERS, TIMINGS, ResultRow
+from lightning_backdoor.benchmark.table import NAMES, NUMBERS, TIMINGS, ResultRow, key_of
 
 #: names that are never followed by a label, since the rules of validity look for them.
 RESERVED = (("attack", BENIGN), ("defense", UNDEFENDED))
@@ -52,17 +52,17 @@ def merge(sources: Sequence[Source], warn: Callable[[str], None]) -> tuple[list[
     kept, left_out = _without_repeats([(source, apart(source, row)) for source, row in labelled])
     for label, count in Counter(left_out).items():
         warn(f"{label}: {count} {'row' if count == 1 else 'rows'} left out, which another folder has too")
-    rows_of_names = Counter(_key(row) for _, row in kept)
-    clashing = {(source.label, row["model"]) for source, row in kept if rows_of_names[_key(row)] > 1}
+    rows_of_names = Counter(key_of(row) for _, row in kept)
+    clashing = {(source.label, row["model"]) for source, row in kept if rows_of_names[key_of(row)] > 1}
     for source, row in kept:
         if (source.label, row["model"]) in clashing:
             row["model"] += f" ({source.label})"
     rows = [row for _, row in kept]
-    done = {_key(row) for row in rows}
+    done = {key_of(row) for row in rows}
     missing = [
         cell._replace(names=apart(source, named(source, cell.names))) for source in sources for cell in source.missing
     ]
-    return rows, [cell for cell in missing if _key(cell.names) not in done]
+    return rows, [cell for cell in missing if key_of(cell.names) not in done]
 
 
 def _labels(sources: Sequence[Source], axis: str) -> dict[tuple[str, str | None], str]:
@@ -111,7 +111,7 @@ def _without_repeats(
     kept: dict[tuple[str, ...], tuple[Source, ResultRow]] = {}
     left_out = []
     for source, row in labelled:
-        key = (*_key(row), _cell_id(row))
+        key = (*key_of(row), _cell_id(row))
         if key in kept and (row["error"] or not kept[key][1]["error"]):
             left_out.append(source.label)
             continue
@@ -119,10 +119,6 @@ def _without_repeats(
             left_out.append(kept[key][0].label)
         kept[key] = source, row
     return [*kept.values()], left_out
-
-
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(row[name] for name in (*NAMES, "seed"))
 
 
 def _cell_id(row: ResultRow) -> str:

@@ -17,7 +17,7 @@ from lightning_backdoor.benchmark.report.figures import NARROW, PRINTED, Figure,
 from lightning_backdoor.benchmark.report.paper_table import DEFAULT, Choice, PaperTable
 from lightning_backdoor.benchmark.results import Results
 from lightning_backdoor.benchmark.summaries import Summary, shown_metrics
-from lightning_backdoor.benchmark.table import NAMES, ResultRow
+from lightning_backdoor.benchmark.table import NAMES, key_of
 from lightning_backdoor.files.atomic import write_whole
 from lightning_backdoor.outputs.validity import MAX_LOSS, MIN_ASR, MIN_EXCESS
 
@@ -111,12 +111,8 @@ def _with_links(results: Results, cells: str) -> list[tuple[Summary, list[CellLi
     links: dict[tuple[str, ...], list[CellLink]] = {}
     for row in results.rows:
         address = quote((cells + row["cell"]).encode("utf-8", "replace"))
-        links.setdefault(_names(row), []).append(CellLink(str(row["seed"]), f"{address}/"))
-    return [(line, links.get(_names(line.names), [])) for line in results.summaries]
-
-
-def _names(row: ResultRow) -> tuple[str, ...]:
-    return tuple(row[name] for name in NAMES)
+        links.setdefault(key_of(row, NAMES), []).append(CellLink(str(row["seed"]), f"{address}/"))
+    return [(line, links.get(key_of(line.names, NAMES), [])) for line in results.summaries]
 
 
 def _source(name: str) -> str:

@@ -11,15 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lightning_backdoor.benchmark.grid import Cell, PlannedVictim, all_victims
+from lightning_backdoor.benchmark.report.flagged_words import words_of_defense, words_of_inspection
 from lightning_backdoor.benchmark.running.journal import Event, Journal, claimed
+from lightning_backdoor.errors import InputError
 from lightning_backdoor.files.hashing import file_sha256, model_sha256
 
 Work = PlannedVictim | Cell
 
 #: the checkpoint in a victim's folder from which its cells, repairs and data defenses load it.
 CHECKPOINT = "checkpoints/best.ckpt"
+#: the files of a cell with words that are shown, and what reads them; earlier records do not have them.
+SHOWN = {"words.json": words_of_defense, "inspection.json": words_of_inspection}
 #: the files of a victim and of a cell that are read later; the journal records the SHA-256 of those that there are.
-FILES = {"victim": (CHECKPOINT, "config.yaml", "cleaning.json"), "cell": ("outcomes.csv", "texts.jsonl")}
+FILES = {"victim": (CHECKPOINT, "config.yaml", "cleaning.json"), "cell": ("outcomes.csv", "texts.jsonl", *SHOWN)}
 #: the files without which a victim or cell is not done.
 NEEDED = {"victim": CHECKPOINT, "cell": "outcomes.csv"}
 
@@ -166,8 +170,14 @@ def _difference(folder: Path, names: Iterable[str], event: Event) -> str:
     """How the files of a victim or cell differ from what the journal records; empty if they do not."""
     recorded: dict[str, str] = event["files"]
     for name in names:
-        if name not in recorded and (folder / name).exists():
+        if name in recorded or not (folder / name).exists():
+            continue
+        if name not in SHOWN:
             return f"{name} was added"
+        try:
+            SHOWN[name](folder)
+        except InputError:
+            return f"{name} is damaged"
     for name, digest in recorded.items():
         if not (folder / name).is_file():
             return f"{name} is missing"

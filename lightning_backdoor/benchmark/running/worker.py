@@ -120,12 +120,16 @@ class Worker:
     def _attempt(self, work: Work, log: int) -> None:
         """Runs and logs a cell or victim; a failure is recorded as an event and not raised."""
         kind, folder = kind_of(work), self.products.folder_of(work)
+        needs = self.products.needed_digest(work)  # now, since another launch may train the needed victim again
         if not self.products.is_done(work):
             if not self.journal.is_open(kind, work.id):
                 self.products.record_damage(work, self.products.fault(work), self.launch)
                 self.journal.refresh()
                 self.announce()
-            self._write(work, kind=f"begun {kind}")
+            begun = self.journal.get(f"begun {kind}", work.id) or {}
+            if begun.get("needs", "") != needs:  # it was begun with other weights, or does not say with which
+                empty(folder)
+            self._write(work, kind=f"begun {kind}", needs=needs)
             started = time.perf_counter()
             try:
                 facts = self._test(work, folder, log) if isinstance(work, Cell) else self._fit(work, folder, log)
@@ -137,14 +141,12 @@ class Worker:
                 known = isinstance(error, InputError | CommandError | Diverged)
                 self._write(work, error=message if known else f"{type(error).__name__}: {message}")
                 return
-            facts["needs"] = self.products.needed_digest(work)
-            self._write(work, seconds=round(time.perf_counter() - started, 3), **facts)
+            self._write(work, seconds=round(time.perf_counter() - started, 3), needs=needs, **facts)
         event = self.journal.get(kind, work.id)
         if self.wandb_runs is None or event is None:
             return
         if isinstance(work, Cell):
-            victim = self.journal.get("victim", work.victim.id) or {}
-            self.wandb_runs.log_cell(work, event["row"], folder, victim.get("digest", "unknown"))
+            self.wandb_runs.log_cell(work, event["row"], folder, needs or "unknown")
         else:
             self.wandb_runs.log_victim(work, folder, event["digest"])
         self._write(work, kind=f"record of {kind}")

@@ -29,6 +29,7 @@ class Bare(Defense):
 INFERENCE = ["--trainer.callbacks+=lightning_backdoor.callbacks.InferenceDefense", "--trainer.callbacks.defense"]
 GRADIENT_ATTENTION = "--trainer.callbacks+=lightning_backdoor.callbacks.GradientAttentionDefense"
 
+CONFIGS = Path(__file__).parents[3] / "configs"
 WRONG_OPTIONS = {
     "unknown option": (["--flurb", "3"], "--flurb: there is no such option"),
     "unknown argument": (["--model.flurb", "3"], "model.flurb: BadNets has no flurb"),
@@ -37,6 +38,10 @@ WRONG_OPTIONS = {
     "null": (
         ["--data.batch_size", "null"],
         "data.batch_size: null is not one of its values; give a value, or leave it out",
+    ),
+    "penalty that comes too late": (
+        ["--trainer.callbacks+=Flattening", "--trainer.max_epochs", "1"],
+        "start_epoch: 1 leaves no epoch for the penalty: the epochs in which BadNets trains on poisoned rows are 1",
     ),
     "null of a parent's": (["--model.poison_rate=null"], "model.poison_rate: null is not one of its values"),
     "null of a callback": (
@@ -75,6 +80,11 @@ def test_a_wrong_option_is_reported_in_one_line_by_the_command_and_by_check(
         check(args)
     assert lines == [f"error: {error.value}"]
     assert not (working / "never").exists()
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "evasion").glob("*.yaml")), ids=lambda path: path.stem)
+def test_check_needs_no_trainer_for_a_penalty(path: Path, working: Path) -> None:
+    check(["--config", "data.yaml", "--run_dir", "never", "--config", str(path), "--trainer.max_epochs", "2"])
 
 
 def test_check_finds_what_is_wrong_with_the_data_and_leaves_nothing_behind(
