@@ -96,11 +96,12 @@ def read_test(folder: Path, label: str) -> Source:
     before += [inspection.method for inspection in inspections]
     common = [data_arguments.get("data_defense"), before, [d.settings for d in attached if d.moment != "inference"]]
     metrics = _metrics(folder / "metrics.json")
+    texts = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("texts")  # not by earlier versions
     precision = trainer.get("precision")
     training_settings = [FULL if precision in (None, AUTO) else precision, *map(trainer.get, TRAINING)]
     as_published = config.get("ckpt_path") is None  # without a checkpoint, the model itself is the victim
     meanings: dict[str, dict[str, str]] = {
-        "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None}, *files)},
+        "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None}, texts, *files)},
         "model": {names["model"]: digest(arguments["model"], training_settings, as_published)},
         "attack": {names["attack"]: digest(model["class_path"], {**arguments, "model": None, "published": None})},
         "defense": {},
