@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.benchmark.grid_file import CLEAN_TRAINING, UNDEFENDED, GridFile
-from lightning_backdoor.benchmark.identity import RESULTS_FORMAT, VICTIM_FORMAT, forget_files, identity
+from lightning_backdoor.benchmark.identity import RESULTS_FORMAT, VICTIM_FORMAT, forget_files, identity, named_beside
+from lightning_backdoor.benchmark.meanings import meanings_with_files
 from lightning_backdoor.errors import InputError, did_you_mean
 
 __all__ = ["CLEAN_TRAINING", "UNDEFENDED", "Cell", "Grid", "PlannedVictim", "all_victims", "select"]
@@ -126,6 +127,7 @@ class Grid(GridFile):
     Attributes:
         cells: all cells, in the order of the axes, seeds before defenses; the cells of an attack and a seed begin with
             the control.
+        meanings: what each name stands for, see :func:`lightning_backdoor.benchmark.meanings.meanings_with_files`.
 
     Raises:
         InputError: the file is missing or malformed, or defines no cell; the message names the key and the value.
@@ -138,6 +140,7 @@ class Grid(GridFile):
         forget_files()
         axes = product(self.axes["datasets"], self.axes["models"], self.axes["attacks"], self.seeds)
         self.cells = [cell for names in axes for cell in self._group(*names)]
+        self.meanings = meanings_with_files(self, self.output)  # now, since files may change while cells run
         if not self.cells:
             if self.checkpoints and {*self.axes["attacks"]} <= {self.benign}:
                 raise self._error("attacks has none whose trigger a checkpoint is tested with", "give one")
@@ -173,7 +176,9 @@ class Grid(GridFile):
         if "callbacks" in config.get("trainer", {}):  # would replace the callbacks of the victim's training
             trained_with = victim.config["trainer"].get("callbacks") or []
             config = compose({"trainer": {"callbacks": trained_with}}, *fragments, self.test)
-        return Cell(identity([victim.id, config], RESULTS_FORMAT, self.output), attack, defense, victim, config)
+        files = named_beside(compose(victim.config, config), victim.config)
+        id = identity([victim.id, config], RESULTS_FORMAT, self.output, files)
+        return Cell(id, attack, defense, victim, config)
 
     def _victim(
         self, names: tuple[str, str, str], seed: int, defense: str, moments: Mapping[str, Fragment]

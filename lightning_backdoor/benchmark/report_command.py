@@ -61,10 +61,10 @@ def main(args: list[str]) -> int:
 
 def _write(sources: Sequence[Source], options: argparse.Namespace, folder: Path, command: str) -> int:
     from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
+    from lightning_backdoor.benchmark.meanings import BENIGN
     from lightning_backdoor.benchmark.report.merging import merge
     from lightning_backdoor.benchmark.report.page import write_page
     from lightning_backdoor.benchmark.report.paper_table import Choice, PaperTable
-    from lightning_backdoor.benchmark.report.source import BENIGN
     from lightning_backdoor.benchmark.results import collect_results
     from lightning_backdoor.benchmark.table import COLUMNS, csv_text
     from lightning_backdoor.files.atomic import write_whole

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from lightning_backdoor.benchmark.comparisons import COMPARED_COLUMNS
 from lightning_backdoor.benchmark.grid import Cell, Grid
 from lightning_backdoor.benchmark.missing import DAMAGED, NOT_RUN, VICTIM_FAILED, MissingCell
 from lightning_backdoor.benchmark.precision import precision_comment
-from lightning_backdoor.benchmark.report.grid_folders import GRID_OF_RESULTS
+from lightning_backdoor.benchmark.report.grid_folders import GRID_OF_RESULTS, MEANINGS_OF_RESULTS
 from lightning_backdoor.benchmark.report.page import write_page
 from lightning_backdoor.benchmark.results import Results, collect_results
 from lightning_backdoor.benchmark.running.journal import Journal
@@ -22,8 +23,8 @@ from lightning_backdoor.files.locking import lock
 def write_results(grid: Grid, folder: Path, command: str) -> Results:
     """Writes ``results.csv``, ``comparisons.csv``, ``report.html`` and ``figures/`` of all that is done or has failed.
 
-    The grid is written beside ``results.csv``, since the folder may hold several. Concurrent callers write one after
-    another.
+    The grid, and what its names stand for, are written beside ``results.csv``, since the folder may hold several.
+    Concurrent callers write one after another.
 
     Args:
         grid: the grid whose cells are written.
@@ -41,6 +42,7 @@ def write_results(grid: Grid, folder: Path, command: str) -> Results:
         results = collect_results(rows, grid.benign, folder / "cells", missing)
         (folder / GRID_OF_RESULTS).parent.mkdir(exist_ok=True)
         write_whole(folder / GRID_OF_RESULTS, grid.as_yaml())
+        write_whole(folder / MEANINGS_OF_RESULTS, json.dumps(grid.meanings, indent=1) + "\n")
         write_whole(folder / "results.csv", csv_text(results.rows, COLUMNS))
         write_whole(folder / "comparisons.csv", csv_text(results.comparisons, COMPARED_COLUMNS))
         trained = precision_comment(folder, (row["victim"] for row in rows))

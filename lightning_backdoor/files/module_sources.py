@@ -18,7 +18,7 @@ OWN_PACKAGE = __name__.partition(".")[0]
 
 def module_file(module: str) -> Path | None:
     """The source file of a module outside of the standard library; no package is imported to find it."""
-    with suppress(LookupError):
+    with suppress(LookupError, OSError):  # OSError: too long for a file name
         return _module_file(module, os.getcwd(), tuple(sys.path))  # noqa: PTH109
     return None
 

@@ -48,6 +48,20 @@ def resolve(name: str) -> str:
     """
     if not name.startswith(SCHEME):
         return expanded(name)
+    path = packaged_path(name)
+    for published, sha256 in PUBLISHED_SHA256.items():
+        file = _published_file(published)
+        if file is not None and file.is_relative_to(path):
+            _check_sha256(file, sha256)
+    return str(path)
+
+
+def packaged_path(name: str) -> Path:
+    """The path that a ``package://`` name stands for; its files are not read.
+
+    Raises:
+        InputError: the package or the path in it is missing.
+    """
     package, _, inner = name.removeprefix(SCHEME).partition("/")
     root = _package_folder(package)
     if root is None:
@@ -60,11 +74,22 @@ def resolve(name: str) -> str:
     path = Path(os.path.normpath(root / inner))
     if not path.is_relative_to(root) or not path.exists():
         raise InputError(name, f"there is no {inner!r} in the installed package {package!r}")
-    for published, sha256 in PUBLISHED_SHA256.items():
-        owner, _, file = published.removeprefix(SCHEME).partition("/")
-        if owner == package and (root / file).is_relative_to(path):
-            _check_sha256(root / file, sha256)
-    return str(path)
+    return path
+
+
+def published_sha256(path: Path) -> str | None:
+    """The sha256 that the authors of a packaged file published, which :func:`resolve` compares with the file.
+
+    None for any other file.
+    """
+    return next((sha256 for name, sha256 in PUBLISHED_SHA256.items() if _published_file(name) == path), None)
+
+
+def _published_file(name: str) -> Path | None:
+    """The path of a file of ``PUBLISHED_SHA256``, whether or not it is there; None without its package."""
+    package, _, inner = name.removeprefix(SCHEME).partition("/")
+    root = _package_folder(package)
+    return None if root is None else root / inner
 
 
 def _package_folder(package: str) -> Path | None:

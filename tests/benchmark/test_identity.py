@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -138,6 +137,41 @@ def test_a_package_without_code_of_its_own_keeps_the_ids(inside: Path) -> None:
     before = id_of(config)
     (inside / "package" / "__init__.py").touch()
     assert id_of(config) == before
+
+
+@pytest.mark.parametrize("name", ["own_package.attack.Shout", "own_package.Shout", "own_module.Shout"])
+def test_an_own_class_counts_wherever_it_is_imported_from(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    package = inside / "src" / "own_package"  # as pip install -e has it
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from own_package.attack import Shout", encoding="utf-8")
+    own = inside / "src" / "own_module.py" if name.startswith("own_module") else package / "attack.py"
+    (package / "not_named.py").touch()
+    monkeypatch.syspath_prepend(str(inside / "src"))
+    ids = []
+    for content in ("class Shout: pass", "class Shout: word = 1"):
+        own.write_text(content, encoding="utf-8")
+        ids.append(id_of(of_class(BADNETS, trigger=name)))
+    assert ids[0] != ids[1]
+    (package / "not_named.py").write_text("word = 1", encoding="utf-8")
+    assert id_of(of_class(BADNETS, trigger=name)) == ids[1]
+    monkeypatch.chdir(inside / "src")  # where the same modules count once
+    assert id_of(of_class(BADNETS, trigger=name)) == ids[1]
+
+
+def test_a_file_that_is_named_like_an_installed_package_is_no_class(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = inside / "src" / "own_data"
+    package.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(inside / "src"))
+    config = of_class(BADNETS, path="own_data.csv", word=f"own_data.{'x' * 300}.y")
+    ids = set()
+    for content in ("class Source: pass", "class Source: rows = 1"):
+        (package / "__init__.py").write_text(content, encoding="utf-8")
+        ids.add(id_of(config))
+    assert len(ids) == 1
 
 
 def test_a_word_is_a_word_in_a_users_own_class_too(inside: Path) -> None:
@@ -280,19 +314,27 @@ def test_of_a_folder_around_the_run_only_its_own_files_count(inside: Path, path:
     assert (id_of(config) != before) == (path == ".")
 
 
-def test_special_files_do_not_hang(inside: Path) -> None:
-    folder = inside / "files"
-    folder.mkdir()
-    os.mkfifo(folder / "fifo")
-    (folder / "dangling").symlink_to("nowhere")
-    (folder / "loop").symlink_to("loop")
-    (folder / "around").symlink_to(folder)
-    (folder / "zero").symlink_to("/dev/zero")
-    names = ("fifo", "dangling", "loop", "around", "zero")
-    paths = ["files", *(f"files/{name}" for name in names), "/dev/zero", "x" * 5000, "nul\0", "~nobody/x"]
-    for name in (BADNETS, "mine.Attack"):
-        for path in paths:
-            id_of(of_class(name, model=path, words=path, file=path))
+@pytest.mark.parametrize(
+    "test",
+    [
+        {"data": {"init_args": {"source": {"splits": {"test": "../other/words.txt"}}}}},
+        {"model": {"init_args": {"words": "other/words.txt"}}},
+    ],
+    ids=str,
+)
+def test_what_a_test_names_together_with_the_victims_config_counts(inside: Path, test: dict[str, Any]) -> None:
+    for folder in ("corpus", "other"):
+        (inside / folder).mkdir()
+    (inside / "other" / "words.txt").write_text("1", encoding="utf-8")
+    stub_grid(inside / "grid.yaml")
+    content = yaml.safe_load((inside / "grid.yaml").read_text(encoding="utf-8")) | {"test": test}
+    content["datasets"] = {"texts": {"class_path": "stub.Data", "init_args": {"source": {"path": "corpus"}}}}
+    (inside / "grid.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    before = Grid(inside / "grid.yaml").cells[0]
+    (inside / "other" / "words.txt").write_text("2", encoding="utf-8")
+    after = Grid(inside / "grid.yaml").cells[0]
+    assert after.id != before.id
+    assert after.victim.id == before.victim.id
 
 
 def test_todays_grids_keep_their_ids(inside: Path) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
 
-from lightning_backdoor.benchmark.fragments import BENIGN as BENIGN_CLASS
-from lightning_backdoor.benchmark.fragments import Fragment, compose
 from lightning_backdoor.benchmark.grid_file import GridFile
+from lightning_backdoor.benchmark.meanings import BENIGN, Meanings, digest, meanings_of_text
 from lightning_backdoor.benchmark.missing import NOT_RUN, MissingCell
 from lightning_backdoor.benchmark.names import name_problem, of_csv_field
 from lightning_backdoor.benchmark.precision import precision_comment
-from lightning_backdoor.benchmark.report.source import BENIGN, Meanings, Source, digest
+from lightning_backdoor.benchmark.report.source import Source
 from lightning_backdoor.benchmark.table import COLUMNS, NAMES, NUMBERS, ResultRow, key_of
 from lightning_backdoor.errors import InputError, escaped
 from lightning_backdoor.files.names import check_name
@@ -22,6 +22,8 @@ from lightning_backdoor.files.names import check_name
 NEEDED = (*NAMES, "seed", "cell", "error")
 #: the grid that ``results.csv`` was written for, in the output folder; each launch adds its grid beside it at once.
 GRID_OF_RESULTS = Path("grids", "results.yaml")
+#: what the names of this grid stand for, with the files that it read.
+MEANINGS_OF_RESULTS = GRID_OF_RESULTS.with_suffix(".json")
 
 
 def is_grid(folder: Path) -> bool:
@@ -57,7 +59,7 @@ def read_grid(folder: Path, label: str) -> Source:
         row["cell"] = str(folder / "cells" / row["cell"])
     configuration = "" if grid is None else kept.read_text(encoding="utf-8")
     configuration = precision_comment(folder, (row["victim"] for row in rows)) + configuration
-    return Source(folder, label, label, rows, _meanings(grid, benign, label, rows), missing, configuration)
+    return Source(folder, label, label, rows, _meanings(grid, folder, label, rows), missing, configuration)
 
 
 def _lines(path: Path) -> list[dict[str, str]]:
@@ -117,21 +119,22 @@ def _missing(grid: GridFile | None, rows: list[ResultRow]) -> list[MissingCell]:
     return [MissingCell(names, NOT_RUN) for names in planned if tuple(names.values()) not in done]
 
 
-def _meanings(grid: GridFile | None, benign: str | None, label: str, rows: list[ResultRow]) -> Meanings:
-    """The settings behind each name; without the grid, names mean the same as in no other source."""
+def _meanings(grid: GridFile | None, folder: Path, label: str, rows: list[ResultRow]) -> Meanings:
+    """What each name stands for, as it was recorded; without a record by the grid, without both as in no other source.
+
+    Raises:
+        InputError: the record is damaged.
+    """
     if grid is None:
         return {axis: {row[axis]: digest(label) for row in rows} for axis in NAMES}
-    shared: Fragment = {"base": grid.base, "test": grid.test}
-    result = {
-        "dataset": {name: digest(entry) for name, entry in grid.axes["datasets"].items()},
-        "model": {n: digest(entry, shared, grid.checkpoints.get(n)) for n, entry in grid.axes["models"].items()},
-        "attack": {name: digest(entry) for name, entry in grid.axes["attacks"].items() if name != benign},
-        "defense": {name: digest(entry) for name, entry in grid.axes["defenses"].items()},
-    }
-    if benign is not None:  # whose class may be left out, or given by any of its names
-        named: Fragment = {"model": {"class_path": BENIGN_CLASS}}
-        result["attack"][BENIGN] = digest(compose(named, grid.axes["attacks"][benign], named))
-    return result
+    path = folder / MEANINGS_OF_RESULTS
+    if not path.is_file():  # of an earlier version
+        return meanings_of_text(grid)
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        return {axis: {str(name): str(meaning) for name, meaning in recorded[axis].items()} for axis in NAMES}
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
+        raise _error(path, "is not what benchmark wrote") from None
 
 
 def _error(path: Path, problem: str) -> InputError:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_backdoor.benchmark.grid_file import CLEAN_TRAINING, UNDEFENDED
+from lightning_backdoor.benchmark.meanings import BENIGN, digest
 from lightning_backdoor.benchmark.missing import MissingCell
-from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
+from lightning_backdoor.benchmark.report.source import Source
 from lightning_backdoor.benchmark.table import NAMES, NUMBERS, TIMINGS, ResultRow, key_of
 
 #: names that are never followed by a label, since the rules of validity look for them.

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from lightning_backdoor.benchmark.fragments import full_class_path, is_benign, read_yaml
 from lightning_backdoor.benchmark.grid_file import UNDEFENDED
+from lightning_backdoor.benchmark.meanings import BENIGN, digest
 from lightning_backdoor.benchmark.metrics import METRICS
 from lightning_backdoor.benchmark.names import name_problem
-from lightning_backdoor.benchmark.report.source import BENIGN, Source, digest
+from lightning_backdoor.benchmark.report.source import Source
 from lightning_backdoor.benchmark.table import COLUMNS, NAMES, ResultRow, measured
 from lightning_backdoor.commands.parsing.known_options import AUTO, FULL
 from lightning_backdoor.errors import InputError, escaped
@@ -95,11 +96,12 @@ def read_test(folder: Path, label: str) -> Source:
     before += [inspection.method for inspection in inspections]
     common = [data_arguments.get("data_defense"), before, [d.settings for d in attached if d.moment != "inference"]]
     metrics = _metrics(folder / "metrics.json")
+    texts = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("texts")  # not by earlier versions
     precision = trainer.get("precision")
     training_settings = [FULL if precision in (None, AUTO) else precision, *map(trainer.get, TRAINING)]
     as_published = config.get("ckpt_path") is None  # without a checkpoint, the model itself is the victim
     meanings: dict[str, dict[str, str]] = {
-        "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None}, *files)},
+        "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None}, texts, *files)},
         "model": {names["model"]: digest(arguments["model"], training_settings, as_published)},
         "attack": {names["attack"]: digest(model["class_path"], {**arguments, "model": None, "published": None})},
         "defense": {},

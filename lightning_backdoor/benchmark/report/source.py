@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from lightning_backdoor.benchmark.meanings import Meanings
 from lightning_backdoor.benchmark.missing import MissingCell
 from lightning_backdoor.benchmark.table import ResultRow
-
-#: name of the attack of victims that were trained without one.
-BENIGN = "none"
-#: per axis, the digest of the settings behind each name; two names mean the same if their digests are equal.
-Meanings = Mapping[str, Mapping[str, str]]
 
 
 class Source(NamedTuple):
@@ -38,8 +31,3 @@ class Source(NamedTuple):
     meanings: Meanings
     missing: list[MissingCell]
     configuration: str
-
-
-def digest(*content: Any) -> str:
-    """A digest of JSON values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
