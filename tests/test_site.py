@@ -135,7 +135,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the files that the documents have the reader write."""
     for name in ("shout.py", "length.py"):
         (tmp_path / name).write_text(python_file(name), encoding="utf-8")
-    (tmp_path / "grid.yaml").write_text(one_block("yaml", "# grid.yaml\n"), encoding="utf-8")
+    for name in ("grid.yaml", "reviews.yaml"):
+        (tmp_path / name).write_text(one_block("yaml", f"# {name}\n"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
