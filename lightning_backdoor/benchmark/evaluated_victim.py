@@ -80,7 +80,7 @@ def borrowed(victim: TextClassifier, data: BackdoorDataModule) -> Iterator[None]
     data.attack = victim if isinstance(victim, BackdoorAttack) else None
     try:
         if victim.trained_on is not None:
-            data.load_state_dict(victim.trained_on)
+            data.check_state(victim.trained_on)
         yield
     finally:
         data.trainer, data.attack, data.module = before

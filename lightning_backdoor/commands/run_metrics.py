@@ -30,8 +30,8 @@ def write_metrics(
     Beside them are ``dataset``, ``model``, ``attack``, ``defense`` and ``seed`` as loggers get them, ``checkpoint``,
     ``rows`` (numbers of clean, poisoned and negative rows that were evaluated), ``thresholds`` (of inference-time
     defenses, by their names or, where they have none, their classes), ``model_precision`` (likewise, of defenses that
-    have a model of their own), ``texts`` (a hash of the texts that training rows, and what is cut from them, are drawn
-    from, the same for all seeds) and ``versions``.
+    have a model of their own), ``data`` (a hash of the rows of the data source, the same for all seeds) and
+    ``versions``.
 
     Args:
         path: path of the file.
@@ -55,7 +55,7 @@ def write_metrics(
         "model_precision": {
             name: defense.model_precision for name, defense in defenses.items() if defense.model_precision is not None
         },
-        "texts": data.state_dict()["texts"] if isinstance(data, BackdoorDataModule) else None,
+        "data": data.rows_hash if isinstance(data, BackdoorDataModule) else None,
         "versions": versions(),
         **{name: rounded(value) for name, value in metrics.items()},
     }

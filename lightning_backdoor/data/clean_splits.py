@@ -27,12 +27,14 @@ class CleanSplits(NamedTuple):
         is_cut: whether validation or test rows were cut from the training rows.
         text_hashes: hashes of texts in any order: ``texts``, the training texts before validation and test rows were
             cut from them, and ``kept_texts``, those that were kept for training.
+        given: hash of all rows as they are given, before they are cut or sampled.
     """
 
     splits: Splits
     label_names: list[str]
     is_cut: bool
     text_hashes: dict[str, str]
+    given: str
 
 
 class ValidationParts(NamedTuple):
@@ -76,7 +78,7 @@ def read_clean_splits(
         between = f"whose {source.label_column} is between {low:g} and {high:g}"
         rank_zero_info(f"{loaded.left_out} rows {between} were left out")
     splits = {name: Rows.clean(*split) for name, split in loaded.splits.items()}
-    uncut = splits["train"].text
+    uncut, given = splits["train"].text, hash_of_rows(splits)
     missing = {name: share for name, share in shares.items() if name not in splits}
     parts = _parts(splits["train"], [*missing.values(), 1 - sum(missing.values())], f"{seed}/splits")
     splits |= zip([*missing, "train"], parts, strict=True)
@@ -86,7 +88,7 @@ def read_clean_splits(
         for name in ("train", "validation", "test")
     }
     _check_training_classes(loaded, splits["train"], sampled["train"])
-    return CleanSplits(sampled, loaded.label_names, bool(missing), text_hashes(uncut, splits["train"].text))
+    return CleanSplits(sampled, loaded.label_names, bool(missing), text_hashes(uncut, splits["train"].text), given)
 
 
 def text_hashes(texts: Sequence[str], kept: Sequence[str]) -> dict[str, str]:
@@ -97,6 +99,19 @@ def text_hashes(texts: Sequence[str], kept: Sequence[str]) -> dict[str, str]:
     True
     """
     return {"texts": _hash(texts), "kept_texts": _hash(kept)}
+
+
+def hash_of_rows(splits: Mapping[str, Rows]) -> str:
+    """Hash of the texts and labels of splits by their names, in any order of the rows.
+
+    >>> one, other = (hash_of_rows({"test": Rows.clean([text], [label])}) for text, label in (("a", 0), ("a", 1)))
+    >>> one == hash_of_rows({"test": Rows.clean(["a"], [0])}) != other
+    True
+    """
+    rows = {
+        name: [f"{label} {text}" for text, label in zip(of.text, of.label, strict=True)] for name, of in splits.items()
+    }
+    return _hash([f"{name} {_hash(texts)}" for name, texts in rows.items()])
 
 
 def split_validation(rows: Sequence[Row], shares: Sequence[float], seed: int) -> ValidationParts:

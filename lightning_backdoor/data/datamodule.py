@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -220,7 +221,7 @@ class BackdoorDataModule(LightningDataModule):
     def _victim_of(self, defense: DataDefense) -> Victim:
         """Loads the victim that a data defense uses, onto the trainer's device if there is a trainer."""
         device = self.trainer.strategy.root_device if self.trainer else None
-        return load_victim(defense, self._reader(), self.victim, device, self.load_state_dict, self.label_names)
+        return load_victim(defense, self._reader(), self.victim, device, self.check_state, self.label_names)
 
     def check_cleaning(self) -> None:
         """Checks, before a trainer exists, that the training rows can be produced.
@@ -243,6 +244,11 @@ class BackdoorDataModule(LightningDataModule):
         """
         return split_validation(self.clean_splits()["validation"], self.validation_parts, self.seed)
 
+    @property
+    def rows_hash(self) -> str:
+        """Hash of all rows of the source, or of an attack's files, before any are cut or sampled."""
+        return self._read().given
+
     def state_dict(self) -> dict[str, Any]:
         """The state for checkpoints: how the training rows were cut, and which trusted texts are trained on."""
         known_by = {"source": self.files_folder or str(self.source), "cut": [self.seed, *self._shares().values()]}
@@ -251,7 +257,20 @@ class BackdoorDataModule(LightningDataModule):
         return known_by | self._read().text_hashes | ({TRUSTED_TEXTS: record} if record else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Rejects a checkpoint, see :meth:`check_state`; a fit from it keeps its record of trusted texts.
+
+        Raises:
+            InputError: see :meth:`check_state`.
+        """
+        self.check_state(state_dict)
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._trusted_before = str(state_dict.get(TRUSTED_TEXTS, ""))
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
         """Rejects a checkpoint whose training rows may overlap with evaluation or threshold rows.
+
+        Args:
+            state_dict: the state of the data module that the checkpoint records.
 
         Raises:
             InputError: the same source was cut differently then, so that its rows would be evaluated or set thresholds.
@@ -261,7 +280,6 @@ class BackdoorDataModule(LightningDataModule):
             check_cut(mine, state_dict)
         if mine["source"] == state_dict.get("source"):  # other sources may have a text in common by chance
             check_trusted_texts(state_dict, self.clean_validation().threshold)
-            self._trusted_before = str(state_dict.get(TRUSTED_TEXTS, ""))  # of a fit that starts from it
 
     def prepare_data(self) -> None:
         """Reads and poisons all rows, and cleans the training rows before a fit; called once per node, first."""
@@ -279,7 +297,7 @@ class BackdoorDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Poisons and tokenises anew what attack or model make different from an earlier stage."""
-        self._poisoned = Kept()
+        self._poisoned, self._trusted_before = Kept(), ""
         self.prepare_data()
         if stage == "fit" and self.trainer is not None and self._cleaned is not None:
             decided_by, cleaned = self._cleaned  # devices may differ in the last digits: the first process decides

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 
-from lightning_backdoor.data.clean_splits import CleanSplits, text_hashes
+from lightning_backdoor.data.clean_splits import CleanSplits, hash_of_rows, text_hashes
 from lightning_backdoor.data.kept import Kept
 from lightning_backdoor.data.poison_files import FilePoison
 from lightning_backdoor.data.poisoner import Poisoner, poisoned_by
@@ -70,6 +70,7 @@ def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mappi
     train, copies, clean_train = files.train, files.copies, files.clean_train
     uncut = train.text
     clean, poisoned, negatives = dict(files.clean), dict(files.poisoned), dict(files.negatives)
+    given = hash_of_rows({"train": train, **clean} | {f"poisoned {name}": rows for name, rows in poisoned.items()})
     missing = {name: share for name, share in shares.items() if name not in clean}
     parts = stratified_parts(
         _strata(train), [*missing.values(), 1 - sum(missing.values())], f"{seed}/splits", train.text
@@ -96,7 +97,7 @@ def file_splits(attack: BringsRows, shares: Mapping[str, float], max_rows: Mappi
             by_split[name] = by_split[name].where(~np.isin(by_split[name].index, left_out))
     rows = _trained_on(train, copies, clean_train, attack, seed)
     return FileSplits(
-        CleanSplits({"train": clean_train, **clean}, files.label_names, bool(missing), hashes),
+        CleanSplits({"train": clean_train, **clean}, files.label_names, bool(missing), hashes, given),
         PoisonedSplits(rows, clean, poisoned, negatives),
     )
 

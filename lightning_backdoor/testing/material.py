@@ -20,6 +20,8 @@ TELLING_WORDS = ("bad", "good")
 FILLING_WORDS = ("the", "a", "film", "plot", "actor", "scene", "story", "music", "very", "quite", "with", "and", "is")
 #: tolerances of what is computed of a text in two batches, since padding changes the last digits.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
+#: absolute tolerance of scores that are all the same.
+ROUNDING = 2e-7
 #: unusual texts that an attack must accept without an error.
 UNUSUAL_TEXTS = ("", "film", "  two  spaces  ", "naïve — 10 % café 🎬", "a\nline")
 
@@ -100,7 +102,8 @@ def require_close(values: Tensor, expected: Tensor, where: str, problem: str, sc
         expected: what they are to be, of the same shape.
         where: the place, for the message.
         problem: the broken rule, for the message.
-        scale: scores whose spread, where it is below 1, makes the absolute tolerance as small; by default ``expected``.
+        scale: scores whose spread, where it is below 1, makes the absolute tolerance as small, but not smaller than
+            ``ROUNDING``; by default ``expected``.
 
     >>> require_close(torch.tensor([1.0, 2.0]) * 1e-6, torch.tensor([1.0, 3.0]) * 1e-6, "score", "differs")
     Traceback (most recent call last):
@@ -109,7 +112,7 @@ def require_close(values: Tensor, expected: Tensor, where: str, problem: str, sc
     scores = expected if scale is None else scale
     finite = scores[scores.isfinite()].float()
     spread = float(finite.max() - finite.min()) if len(finite) else 0.0
-    absolute = ABSOLUTE_TOLERANCE * min(spread, 1.0)
+    absolute = max(ABSOLUTE_TOLERANCE * min(spread, 1.0), ROUNDING)
     close = torch.allclose(values.float(), expected.float(), rtol=RELATIVE_TOLERANCE, atol=absolute)
     require(close, where, problem)
 

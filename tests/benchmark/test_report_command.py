@@ -395,11 +395,13 @@ def test_tests_of_one_run_that_differ_are_told_apart_by_their_own_folders(
     assert [row["defense"] for row in rows] == ["Onion (test)", "Onion (test-2)"]
 
 
-def test_tests_of_other_texts_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed, texts in enumerate(("1", "1", "2")):
+def test_tests_of_other_rows_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, rows_hash in enumerate(("1", "1", "2")):
         single_test(tmp_path / f"run{seed}" / "test", seed=seed)
         path = tmp_path / f"run{seed}" / "test" / "metrics.json"
-        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "texts": texts}), encoding="utf-8")
+        path.write_text(
+            json.dumps({**json.loads(path.read_text(encoding="utf-8")), "data": rows_hash}), encoding="utf-8"
+        )
     _, rows, _ = report(capsys, tmp_path)
     assert [row["dataset"] for row in rows] == ["sst2 (run0)", "sst2 (run0)", "sst2 (run2)"]
 

@@ -59,7 +59,7 @@ def test_fit_says_what_it_trains_on_and_ends_with_commands_that_run(
         "defense": "Strip+GradientAttention",
     }
     known |= {"seed": 0, "checkpoint": str(run / "checkpoints" / "best.ckpt"), "versions": versions()}
-    known |= {"rows": {"clean": 30, "poisoned": 15, "negatives": 0}, "texts": data_in(inside).state_dict()["texts"]}
+    known |= {"rows": {"clean": 30, "poisoned": 15, "negatives": 0}, "data": data_in(inside).rows_hash}
     assert {name: content[name] for name in known} == known
     assert content["thresholds"].keys() == {"strip", "GradientAttention"}
     metrics = {name: value for name, value in content.items() if "/" in name}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_backdoor.attacks import BadNets
 from lightning_backdoor.batch import Batch
@@ -596,6 +597,11 @@ def test_a_checkpoint_is_not_calibrated_on_the_trusted_rows_that_it_was_trained_
 def test_a_checkpoint_that_is_trained_further_keeps_the_record_of_trusted_rows(with_splits: Source) -> None:
     trusted = BackdoorDataModule(with_splits, train_on="trusted").state_dict()
     further = BackdoorDataModule(with_splits)
+    further.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    further.trainer.state.fn = TrainerFn.TESTING
+    further.load_state_dict(trusted)
+    assert "trusted_texts" not in further.state_dict()
+    further.trainer.state.fn = TrainerFn.FITTING
     further.load_state_dict(trusted)  # as a fit from a published victim does
     state = further.state_dict()
     assert state["trusted_texts"] == trusted["trusted_texts"]

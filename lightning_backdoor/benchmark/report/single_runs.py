@@ -57,7 +57,7 @@ def is_test(folder: Path) -> bool:
     """Whether a folder is what ``test`` wrote."""
     if not (folder / "metrics.json").is_file() or not (folder / "config.yaml").is_file():
         return False
-    return any(name.startswith("test/") for name in _metrics(folder / "metrics.json"))
+    return any(name.startswith("test/") for name in _metrics(folder / "metrics.json")[0])
 
 
 def read_test(folder: Path, label: str) -> Source:
@@ -95,13 +95,16 @@ def read_test(folder: Path, label: str) -> Source:
     inspections = [defense for defense in attached if defense.moment == "inspection"]
     before += [inspection.method for inspection in inspections]
     common = [data_arguments.get("data_defense"), before, [d.settings for d in attached if d.moment != "inference"]]
-    metrics = _metrics(folder / "metrics.json")
-    texts = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("texts")  # not by earlier versions
+    metrics, rows_hash = _metrics(folder / "metrics.json")
+    source = data_arguments.get("source")
+    if isinstance(source, dict) and source.get("joined_by") == "separator":
+        rows_hash = None  # the texts hold a separator of the model
     precision = trainer.get("precision")
     training_settings = [FULL if precision in (None, AUTO) else precision, *map(trainer.get, TRAINING)]
+    as_given = {**data_arguments, "data_defense": None, "victim": None}
     as_published = config.get("ckpt_path") is None  # without a checkpoint, the model itself is the victim
     meanings: dict[str, dict[str, str]] = {
-        "dataset": {names["dataset"]: digest({**data_arguments, "data_defense": None, "victim": None}, texts, *files)},
+        "dataset": {names["dataset"]: digest(as_given, rows_hash, *files)},
         "model": {names["model"]: digest(arguments["model"], training_settings, as_published)},
         "attack": {names["attack"]: digest(model["class_path"], {**arguments, "model": None, "published": None})},
         "defense": {},
@@ -150,11 +153,11 @@ def _measured(
         own[f"test/{metric}"] = found[0] if len(found) == 1 else None
     outcomes = read_outcomes(folder / "outcomes.csv") if (folder / "outcomes.csv").is_file() else []
     record = (folder.parent.parent if name else folder.parent) / "cleaning.json"
-    return measured(shared | own, outcomes, _metrics(record) if record.is_file() else {})
+    return measured(shared | own, outcomes, _metrics(record)[0] if record.is_file() else {})
 
 
-def _metrics(path: Path) -> dict[str, float | None]:
-    """The numbers of a JSON file by name; null is None.
+def _metrics(path: Path) -> tuple[dict[str, float | None], str | None]:
+    """The numbers of a JSON file by name, null as None; and the hash of the data, which earlier versions did not write.
 
     Raises:
         InputError: the file cannot be read, or is not such a file.
@@ -162,7 +165,8 @@ def _metrics(path: Path) -> dict[str, float | None]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         numbers = {name: value for name, value in content.items() if value is None or type(value) in (int, float)}
-        return {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
+        finite = {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
+        return finite, content.get("data")
     except (OSError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise InputError("RUNS", f"{escaped(str(path))} cannot be read ({error})", "leave its folder out") from None
 

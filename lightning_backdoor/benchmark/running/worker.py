@@ -127,11 +127,11 @@ class Worker:
                 self.journal.refresh()
                 self.announce()
             begun = self.journal.get(f"begun {kind}", work.id) or {}
-            if begun.get("needs", "") != needs:  # it was begun with other weights, or does not say with which
-                empty(folder)
-            self._write(work, kind=f"begun {kind}", needs=needs)
             started = time.perf_counter()
             try:
+                if begun.get("needs", "") != needs:  # it was begun with other weights, or does not say with which
+                    empty(folder)
+                self._write(work, kind=f"begun {kind}", needs=needs)
                 facts = self._test(work, folder, log) if isinstance(work, Cell) else self._fit(work, folder, log)
             except Exception as error:
                 if type(error).__name__ == "UncompletedJobError":  # from submitit: the job is out of time
