@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ def test_what_is_read_in_an_installed_package_counts(package: Path, config: dict
     (package / "data" / "no").mkdir()
     before = id_of(config)
     (package / "data" / "rows.csv").write_text("1", encoding="utf-8")
+    assert id_of(config) != before
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda file: {"source": {"path": "package://packaged_by_a_test/data", "splits": {"test": file}}},
+        lambda file: of_class(BADNETS, folder="package://packaged_by_a_test/data", files={"train": file}),
+    ],
+    ids=["splits", "files"],
+)
+def test_a_file_elsewhere_that_is_named_beside_a_packaged_folder_counts(
+    package: Path, inside: Path, named: Callable[[str], dict[str, Any]]
+) -> None:
+    config = named(str(inside / "test.csv"))
+    before = id_of(config)
+    (inside / "test.csv").touch()
     assert id_of(config) != before
 
 
