@@ -17,7 +17,7 @@ A config names files in three ways, and only these are read:
   that these import do not count.
 
 Any other text, such as a trigger, is a text, even if a file has this name. Folders are read with their subfolders, also
-those that are links, except for the output folder of the grid, and for the working
+those that are links, except for the output folder of the grid, for links that lead upwards, and for the working
 directory and the folders around it, which hold much that a run does not read, such as its log: of these only the files
 directly in them count, and for a source only the tables that it can read.
 """
