@@ -17,9 +17,9 @@ A config names files in three ways, and only these are read:
   that these import do not count.
 
 Any other text, such as a trigger, is a text, even if a file has this name. Folders are read with their subfolders, also
-those that are links, except for the output folder of the grid, and for the working directory and the folders around it,
-which hold much that a run does not read, such as its log: of these only the files directly in them count, and for a
-source only the tables that it can read.
+those that are links, except for the output folder of the grid, for links that lead upwards, and for the working
+directory and the folders around it, which hold much that a run does not read, such as its log: of these only the files
+directly in them count, and for a source only the tables that it can read.
 """
 
 from __future__ import annotations
@@ -69,14 +69,18 @@ def identity(content: Any, code_format: str, output: Path | None = None, also: I
 
 
 def named_beside(config: Fragment, part: Fragment) -> set[tuple[str, str]]:
-    """What a config names that a part of it does not name alone, such as a split in the part's folder."""
+    """The names, with their roles, that are found in a config but not in a part of it that is read by itself.
+
+    For example, a victim's config has a source's ``path`` and a test adds its ``splits``: the file of a split is named
+    by neither of them, only by both together.
+    """
     return {*_names(config)} - {*_names(part)}
 
 
 def forget_files() -> None:
-    """Forgets the hashes of files, since files or the working directory may have changed."""
-    named_digest.cache_clear()
-    _tables.cache_clear()
+    """Forgets the hashes of files, and where they and classes are, since all this or the directory may have changed."""
+    for known in (named_digest, _tables, _is_class, _leads_out):
+        known.cache_clear()
 
 
 def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tuple[str, str]]:
@@ -95,7 +99,7 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
         if _CLASS_PATH.fullmatch(content):
             yield "module", content
             # a file may be named like an installed package: datasets.csv
-            if not content.startswith(KNOWN_PACKAGES) and (key == "class_path" or find_class(content)):
+            if not content.startswith(KNOWN_PACKAGES) and (key == "class_path" or _is_class(content)):
                 yield "class", content
     elif isinstance(content, dict):
         if isinstance(content.get("class_path"), str):
@@ -113,6 +117,11 @@ def _names(content: Any, key: str = "", own_class: bool = False) -> Iterator[tup
             yield from _names(value, key, own_class)
 
 
+@cache  # all cells of a grid have the same texts, and a search for a class looks through the import path
+def _is_class(text: str) -> bool:
+    return find_class(text) is not None
+
+
 def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The files of a source's splits that do not count with its folder."""
     folder, splits = source.get("path"), source.get("splits")
@@ -124,6 +133,7 @@ def _split_files(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "path", _in_folder(folder, name)
 
 
+@cache
 def _leads_out(folder: str, name: str) -> bool:
     """Whether a name does not stand for a file below a folder itself: it goes upwards, or through a link."""
     below = Path(name).parent
@@ -137,7 +147,8 @@ def _leads_out(folder: str, name: str) -> bool:
 
 
 def _in_folder(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder.startswith(SCHEME) else str(Path(folder, name))
+    packaged = folder.startswith(SCHEME) and not Path(name).is_absolute()
+    return f"{folder}/{name}" if packaged else str(Path(folder, name))
 
 
 @cache

@@ -13,7 +13,7 @@ from lightning_backdoor.files.class_sources import find_class
 from lightning_backdoor.files.hashing import file_chunks
 from lightning_backdoor.files.identity import LIBRARY
 from lightning_backdoor.files.module_sources import module_file
-from lightning_backdoor.files.packaged import SCHEME, packaged_path, published_sha256
+from lightning_backdoor.files.packaged import SCHEME, packaged_path, published_files
 
 _RESULTS = ("results.csv", "comparisons.csv", "report.html")
 #: the files and folders that a grid writes to its output folder, or leaves there if it is killed while it writes.
@@ -53,6 +53,7 @@ def named_digest(name: str, roles: frozenset[str], output: Path | None) -> str |
     """Hash of the files that a name stands for; None if there are none."""
     digest = hashlib.sha256()
     exists = False
+    published = published_files() if name.startswith(SCHEME) else {}
     for path, file in _files(name, roles):
         try:
             if not file.is_file() or (output is not None and _is_output(path, file, output)):
@@ -61,8 +62,8 @@ def named_digest(name: str, roles: frozenset[str], output: Path | None) -> str |
                 continue
             exists = True
             digest.update(str(file.relative_to(path)).encode(errors="surrogateescape"))
-            published = published_sha256(file) if name.startswith(SCHEME) else None  # a run compares it with the file
-            for chunk in [published.encode()] if published else file_chunks(file):
+            # a run compares a published hash with the file
+            for chunk in [published[file].encode()] if file in published else file_chunks(file):
                 digest.update(chunk)
         except (OSError, ValueError):  # too long for a file name, or with a zero byte: the string is a text
             continue
@@ -102,10 +103,12 @@ def _files(name: str, roles: Iterable[str]) -> Iterator[tuple[Path, Path]]:
 
 
 def _within(folder: Path) -> Iterator[Path]:
-    """The files in a folder and its subfolders, and in those that are links, each folder once and not by a link first.
+    """The files in a folder and its subfolders, also in those that are links to folders elsewhere.
 
-    Links to the working directory and the folders around it are left out, and so is what Python compiles.
+    A folder that can be reached by several ways is read once, under its own name rather than that of a link to it.
+    Left out are what Python compiles, and links to folders that hold the working directory, ``folder`` or the link.
     """
+    start = os.path.realpath(folder)
     seen, waiting = set(), [folder]
     for top in waiting:
         for path, folders, files in os.walk(top):
@@ -115,11 +118,20 @@ def _within(folder: Path) -> Iterator[Path]:
                 seen.add(real)
                 yield from (Path(path, name) for name in files)
                 links = (link for name in folders if (link := Path(path, name)).is_symlink())
-                waiting += [link for link in links if not surrounds(str(link))]
+                waiting += [link for link in links if not (surrounds(str(link)) or _leads_up(link, start, real))]
+
+
+def _leads_up(link: Path, *folders: str) -> bool:
+    """Whether a link leads to one of some folders or around it, where there is much that a run does not read."""
+    return any(Path(folder).is_relative_to(os.path.realpath(link)) for folder in folders)
 
 
 def _own_modules(class_path: str) -> list[Path]:
-    """The modules on the import path that a class path names, and the one that defines the class."""
+    """The modules on the import path that a class path names, and the one that defines the class.
+
+    All classes that are not in ``KNOWN_PACKAGES`` are treated as a user's own, also those of other installed packages:
+    the sources of these modules are what identifies them.
+    """
     parts = class_path.split(".")
     names = [".".join(parts[:end]) for end in range(1, len(parts))]
     source = find_class(class_path)

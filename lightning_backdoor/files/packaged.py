@@ -77,12 +77,9 @@ def packaged_path(name: str) -> Path:
     return path
 
 
-def published_sha256(path: Path) -> str | None:
-    """The sha256 that the authors of a packaged file published, which :func:`resolve` compares with the file.
-
-    None for any other file.
-    """
-    return next((sha256 for name, sha256 in PUBLISHED_SHA256.items() if _published_file(name) == path), None)
+def published_files() -> dict[Path, str]:
+    """By file in an installed package, the sha256 that its authors published; :func:`resolve` compares the two."""
+    return {file: sha256 for name, sha256 in PUBLISHED_SHA256.items() if (file := _published_file(name)) is not None}
 
 
 def _published_file(name: str) -> Path | None:

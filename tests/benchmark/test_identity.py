@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import yaml
 
 from lightning_backdoor.benchmark.grid import Grid
 from lightning_backdoor.benchmark.identity import forget_files, identity
+from lightning_backdoor.benchmark.named_files import located
+from lightning_backdoor.files.class_sources import find_class
 from lightning_backdoor.files.public_classes import ROOMS
 from lightning_backdoor.language import NotCached, TextCache
 from tests.benchmark.grids import REPAIRED, stub_grid
@@ -335,6 +339,22 @@ def test_what_a_test_names_together_with_the_victims_config_counts(inside: Path,
     after = Grid(inside / "grid.yaml").cells[0]
     assert after.id != before.id
     assert after.victim.id == before.victim.id
+
+
+def test_each_text_is_looked_up_once_for_all_cells(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = []
+
+    def counted(look_up: Callable[[str], Any], text: str) -> Any:
+        looked_up.append(text)
+        return look_up(text)
+
+    for name, look_up in (("find_class", find_class), ("located", located)):
+        monkeypatch.setattr(f"lightning_backdoor.benchmark.identity.{name}", partial(counted, look_up))
+    source = {"path": "corpus", "splits": {"test": "test.csv"}}
+    forget_files()
+    for seed in range(3):
+        identity({"seed": seed, "source": source, "text": source}, "1")
+    assert sorted(looked_up) == ["corpus", "test.csv"]
 
 
 def test_todays_grids_keep_their_ids(inside: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from importlib import util
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,23 @@ def test_a_link_within_a_folder_changes_an_id_only_if_a_split_goes_through_it(in
     assert [len({*of_source}) for of_source in zip(*seen, strict=True)] == [1, 3]
 
 
+def test_what_is_around_a_folder_or_a_link_in_it_does_not_count(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("run", "store/corpus", "far/deep"):
+        (inside / folder).mkdir(parents=True)
+    monkeypatch.chdir(inside / "run")
+    for link, target in (("all", "store"), ("itself", "store/corpus"), ("far", "far/deep")):
+        (inside / "store" / "corpus" / link).symlink_to(inside / target)
+    for link in ("far", "store"):
+        (inside / "far" / "deep" / link).symlink_to(inside / link)
+    config = of_class(BADNETS, model="../store/corpus")
+    ids = [id_of(config)]
+    for name in ("store/log.txt", "far/log.txt", "store/corpus/x.txt", "far/deep/x.txt"):
+        (inside / name).touch()
+        ids.append(id_of(config))
+    assert ids[0] == ids[1] == ids[2]
+    assert len({*ids}) == 3
+
+
 @pytest.fixture
 def package(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installed package with a file ``data/rows.csv``."""
@@ -80,6 +100,42 @@ def test_what_is_read_in_an_installed_package_counts(package: Path, config: dict
     before = id_of(config)
     (package / "data" / "rows.csv").write_text("1", encoding="utf-8")
     assert id_of(config) != before
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda file: {"source": {"path": "package://packaged_by_a_test/data", "splits": {"test": file}}},
+        lambda file: of_class(BADNETS, folder="package://packaged_by_a_test/data", files={"train": file}),
+    ],
+    ids=["splits", "files"],
+)
+def test_a_file_elsewhere_that_is_named_beside_a_packaged_folder_counts(
+    package: Path, inside: Path, named: Callable[[str], dict[str, Any]]
+) -> None:
+    config = named(str(inside / "test.csv"))
+    before = id_of(config)
+    (inside / "test.csv").touch()
+    assert id_of(config) != before
+
+
+def test_packages_with_published_hashes_are_looked_up_once_for_all_files(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+
+    def find_spec(name: str) -> ModuleSpec | None:
+        looked_up.append(name)
+        return util.find_spec(name)
+
+    monkeypatch.setattr(packaged, "find_spec", find_spec)
+    counts = []
+    for name in ("rows.csv", "other.csv"):
+        (package / "data" / name).touch()
+        looked_up.clear()
+        id_of(of_class(BADNETS, model="package://packaged_by_a_test/data"))
+        counts.append(len(looked_up))
+    assert counts[0] == counts[1] > 0
 
 
 def test_of_a_packaged_file_with_a_published_hash_the_hash_counts_and_it_is_not_read(
