@@ -33,7 +33,7 @@ def located(name: str) -> Path:
     """The path that a name stands for.
 
     Raises:
-        RuntimeError: there is no home folder.
+        RuntimeError: the name begins with ``~``, and the user has no home folder.
         InputError: the name is that of a file in a package, which is not there.
     """
     return packaged_path(name) if name.startswith(SCHEME) else Path(name).expanduser()

@@ -93,7 +93,7 @@ def _check_data(cli: RunCLI, args: list[str]) -> None:
             if isinstance(callback, InferenceDefense | InspectionCallback):
                 callback.check_reference(data)
             if isinstance(callback, Evasion):
-                given = cli.config_init.trainer  # in a check for another machine there is no trainer
+                given = cli.config_init.trainer  # not cli.trainer: grids check cells without making a trainer
                 callback.first_epoch(cli.model, given.max_epochs, given.fast_dev_run)  # before a stage on plain texts
         if isinstance(cli.model, TextClassifier) and cli.checkpoint is None:
             cli.model.read_published(data.label_names, data)
